@@ -1,0 +1,1 @@
+"""Multi-modal semantic segmentation that does not lean on one sensor."""
