@@ -135,6 +135,6 @@ SENSORS: dict[str, Modality] = {
 }
 
 
-def subsets(names: list[str] | tuple[str, ...]) -> list[tuple[str, ...]]:
-    """All 2^M − 1 non-empty subsets of modality names: single sensors first, the full set last."""
+def subsets(names) -> list[tuple]:
+    """All 2^M − 1 non-empty subsets of M names: single sensors first, the full set last."""
     return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]

@@ -1,0 +1,53 @@
+"""Means with their spread. A difference smaller than its spread is called that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of n values, their sample standard deviation, and the 95 % interval of the mean by Student's t."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.sd:.1f} (n={self.n})" if self.n > 1 else f"{self.mean:.1f} (n=1, no spread)"
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero; for a difference: whether it is larger than its spread."""
+        return self.low > 0 or self.high < 0
+
+
+def estimate(values) -> Estimate:
+    """Mean, sample SD and 95 % t-interval of independent values (one per seed).
+
+    Raises:
+        ValueError: no value, or a NaN among them.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"expected one finite value per seed, got {values.tolist()}")
+    mean, n = float(values.mean()), values.size
+    if n == 1:
+        return Estimate(mean, math.nan, -math.inf, math.inf, 1)
+    sd = float(values.std(ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return Estimate(mean, sd, mean - half, mean + half, n)
+
+
+def paired_difference(a, b) -> Estimate:
+    """a − b, paired by seed: the spread that seeds share cancels."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"{a.size} against {b.size} values; paired runs need the same seeds")
+    return estimate(a - b)

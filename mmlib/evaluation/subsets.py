@@ -1,0 +1,159 @@
+"""One pass over a data set that scores every subset of its sensors.
+
+Each modality is encoded once; fusion is linear, so the logits of all 2^M − 1 subsets are sums of the M cached ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data.missing import remove
+from ..data.prepared import PreparedDataset, collate
+from ..modalities import Modality, subsets
+from .confusion import confusion_matrix, iou, miou
+
+
+@dataclass
+class SubsetScores:
+    """Confusion matrices of every subset and group.
+
+    Attributes:
+        modalities: name -> Modality, in order.
+        classes: K names.
+        protocol: how an absent sensor was emulated (mmlib.data.missing).
+        counts: group -> (S, K, K) int64; groups are "all", "condition=night", "case=motionblur", …; subsets in the order
+            of ``mmlib.modalities.subsets``.
+    """
+
+    modalities: dict[str, Modality]
+    classes: list[str]
+    protocol: str
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Subsets by their symbols: "R", "D", …, "RDEL"."""
+        return ["".join(self.modalities[name].symbol for name in subset) for subset in subsets(list(self.modalities))]
+
+    def miou(self, group: str = "all") -> dict[str, float]:
+        """Subset -> mIoU in per cent."""
+        return dict(zip(self.names, (100 * miou(self.counts[group])).tolist()))
+
+    def iou(self, subset: str, group: str = "all") -> dict[str, float]:
+        """Class -> IoU in per cent, NaN where the class is absent."""
+        return dict(zip(self.classes, (100 * iou(self.counts[group][self.names.index(subset)])).tolist()))
+
+    def lowered(self, group: str = "all") -> tuple[int, int]:
+        """(how often adding one sensor to a subset lowers mIoU, how many such inclusions there are)."""
+        scores = self.miou(group)
+        pairs = [(small, large) for small in scores for large in scores if len(large) == len(small) + 1 and set(small) < set(large)]
+        return sum(scores[large] < scores[small] for small, large in pairs), len(pairs)
+
+    def summary(self, group: str = "all") -> dict[str, float]:
+        """full, mean, min and (population) std over the subsets, in per cent, and the inclusions that lower mIoU."""
+        values = np.array(list(self.miou(group).values()))
+        lowered, inclusions = self.lowered(group)
+        return {"full": float(values[-1]), "mean": float(values.mean()), "min": float(values.min()), "std": float(values.std()),
+                "lowered": lowered, "inclusions": inclusions}  # fmt: skip
+
+    def to_dict(self) -> dict:
+        full = self.names[-1]
+        return {
+            "protocol": self.protocol,
+            "modalities": list(self.modalities),
+            "summary": {group: _rounded(self.summary(group)) for group in self.counts},
+            "miou": {group: _rounded(self.miou(group)) for group in self.counts},
+            "iou": {subset: _rounded(self.iou(subset)) for subset in self.names if len(subset) == 1 or subset == full},
+            "confusion": {full: self.counts["all"][-1].tolist()},
+        }
+
+    def table(self) -> str:
+        """A plain-text table: every subset and group of conditions."""
+        groups = list(self.counts)
+        width = max(len("subset"), *map(len, self.names)) + 2
+        heads = [group.removeprefix("condition=").removeprefix("case=") for group in groups]
+        columns = [max(8, len(head) + 2) for head in heads]
+        lines = [f"mIoU in %; absent sensors: {self.protocol}", "subset".ljust(width) + "".join(h.rjust(c) for h, c in zip(heads, columns))]
+        scores = [self.miou(group) for group in groups]
+        for name in self.names:
+            lines.append(name.ljust(width) + "".join(_cell(score[name], column) for score, column in zip(scores, columns)))
+        for key in ("full", "mean", "min", "std"):
+            lines.append(key.ljust(width) + "".join(_cell(self.summary(group)[key], column) for group, column in zip(groups, columns)))
+        full = self.names[-1]
+        lines += ["", f"IoU of each class in %, {full} and single sensors", "class".ljust(16) + "".join(n.rjust(8) for n in [full, *self.names[: len(self.modalities)]])]
+        per_class = [self.iou(name) for name in [full, *self.names[: len(self.modalities)]]]
+        lines += [name.ljust(16) + "".join(_cell(values[name], 8) for values in per_class) for name in self.classes]
+        lowered, inclusions = self.lowered()
+        return "\n".join([*lines, "", f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"])
+
+
+def _cell(value: float, width: int) -> str:
+    return ("–" if np.isnan(value) else f"{value:.1f}").rjust(width)
+
+
+def _rounded(values: dict) -> dict:
+    """Four decimals, NaN as None (JSON has no NaN)."""
+    return {key: None if isinstance(v, float) and np.isnan(v) else round(v, 4) for key, v in values.items()}
+
+
+def subset_matrix(count: int) -> np.ndarray:
+    """(2^M − 1, M) of 0 and 1: row s marks the members of subset s, in the order of ``mmlib.modalities.subsets``."""
+    return np.array([[float(member in subset) for member in range(count)] for subset in subsets(range(count))])
+
+
+@torch.no_grad()
+def evaluate_subsets(
+    modality_logits: Callable[[dict[str, Tensor]], dict[str, Tensor]], dataset: PreparedDataset, *, batch_size: int = 8,
+    device: torch.device | str = "cpu", protocol: str = "drop", workers: int = 0, progress: bool = False, limit: int | None = None,
+) -> SubsetScores:  # fmt: skip
+    """Score all subsets of ``dataset``'s sensors.
+
+    Args:
+        modality_logits: images name -> (B, C, H, W) to logits name -> (B, K, h, w); the caller sets eval mode.
+        protocol: "drop", "zero", "black" or "noise" (mmlib.data.missing). All but "drop" average over every sensor, so the
+            replaced sensors' logits are computed once more and take part in the mean.
+        limit: score the first ``limit`` samples only.
+
+    Raises:
+        ValueError: the data set has no labels.
+    """
+    if not dataset.labelled:
+        raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
+    names, classes = list(dataset.modalities), dataset.description.classes
+    matrix = torch.from_numpy(subset_matrix(len(names)))
+    scores = SubsetScores(dataset.modalities, classes, protocol)
+    indices = range(min(len(dataset), limit or len(dataset)))
+    loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=collate)
+    for batch in tqdm(loader, "evaluate", disable=not progress, leave=False):
+        images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
+        label = batch["label"].to(device)
+        present = _upsampled(modality_logits(images), names, label.shape[-2:])
+        absent = None
+        if protocol != "drop":
+            absent = _upsampled(modality_logits(remove(images, names, protocol, dataset.modalities)), names, label.shape[-2:])
+        for s, row in enumerate(matrix):
+            members = [m for m in range(len(names)) if row[m]]
+            fused = sum(present[m] for m in members)  # the argmax of a sum is that of a mean
+            if absent is not None:
+                fused = fused + sum(absent[m] for m in range(len(names)) if m not in members)
+            prediction = fused.argmax(1)
+            for b, groups in enumerate(zip(batch["condition"], batch["case"])):
+                counts = confusion_matrix(prediction[b], label[b], len(classes)).cpu().numpy()
+                for group in ("all", *(f"{key}={value}" for key, value in zip(("condition", "case"), groups) if value)):
+                    if group not in scores.counts:
+                        scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
+                    scores.counts[group][s] += counts
+    scores.counts = {group: scores.counts[group] for group in sorted(scores.counts, key=lambda g: (g != "all", not g.startswith("condition"), g))}
+    return scores
+
+
+def _upsampled(logits: dict[str, Tensor], names: list[str], size) -> list[Tensor]:
+    return [F.interpolate(logits[name].float(), tuple(size), mode="bilinear", align_corners=False) for name in names]

@@ -1,0 +1,1 @@
+"""Part A: a segmenter for any subset of sensors, its objective and its training."""

@@ -1,0 +1,275 @@
+"""The segmenter (Eq. 5): one shared encoder for all modalities, an all-MLP head, predictions averaged over what is present.
+
+All modalities of a mini-batch are stacked along the batch dimension, so M sensors cost one forward pass of M·B images. A
+missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an image.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..modalities import Modality
+from ..runtime import atomic_path
+
+Encoder = Literal["residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What the network is made of."""
+
+    encoder: Encoder = "residual"
+    """residual: 0.8 M parameters, GroupNorm, made for training from scratch on a CPU; pvt_v2_b*: timm's pyramid vision transformers (the paper's size class)."""
+    stem: Literal["separate", "shared"] = "separate"
+    """separate: each modality has a first layer of its own; shared: one for all, as in the paper."""
+    embed_dim: int = 0
+    """Width of the head; 0 = 48 for residual, 256 for pvt_v2."""
+    dropout: float = 0.1
+    """Dropout before the classifier."""
+    pretrained: bool = False
+    """Start pvt_v2 from ImageNet weights, fetched by timm from the Hugging Face hub."""
+    checkpointing: bool = False
+    """Recompute pvt_v2 activations in the backward pass: less memory, about a third more time."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 8 channels. Not BatchNorm: its statistics would mix modalities, and one sensor's loss would change another's output."""
+    return nn.GroupNorm(max(1, channels // 8), channels)
+
+
+class ResidualBlock(nn.Module):
+    """conv 3×3, GroupNorm, ReLU, conv 3×3, GroupNorm, plus the (projected) input, ReLU."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), group_norm(channels), nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), group_norm(channels),
+        )  # fmt: skip
+        plain = stride == 1 and channels_in == channels
+        self.shortcut = nn.Identity() if plain else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class ResidualEncoder(nn.Module):
+    """Features at strides 2, 4, 8, 16 and 32: 16, 32, 64, 96 and 128 channels."""
+
+    widths = (16, 32, 64, 96, 128)
+
+    def __init__(self, checkpointing: bool = False):
+        super().__init__()
+        self.stages = nn.ModuleList(ResidualBlock(a, b, 2) for a, b in zip(self.widths, self.widths[1:]))
+
+    def make_stem(self, channels: int) -> nn.Module:
+        width = self.widths[0]
+        return nn.Sequential(nn.Conv2d(channels, width, 5, 2, 2, bias=False), group_norm(width), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = [x]
+        for stage in self.stages:
+            features.append(stage(features[-1]))
+        return features
+
+
+class PyramidEncoder(nn.Module):
+    """timm's pvt_v2_b*: features at strides 4, 8, 16 and 32 (Wang et al. 2022)."""
+
+    def __init__(self, name: str, pretrained: bool, checkpointing: bool):
+        super().__init__()
+        import timm  # imported late: it takes seconds, and small runs do not need it
+
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        model.set_grad_checkpointing(checkpointing)
+        self.widths = tuple(model.feature_info[i]["num_chs"] for i in range(4))
+        self.stages = model.stages
+        self._patch_embed = [model.patch_embed]  # in a list, so that this template is not a parameter of the encoder
+
+    def make_stem(self, channels: int) -> nn.Module:
+        """A copy of the first layer for ``channels`` inputs; pretrained colour filters are adapted by timm's rule."""
+        from copy import deepcopy
+
+        from timm.models import adapt_input_conv
+
+        stem = deepcopy(self._patch_embed[0])
+        old = stem.proj
+        stem.proj = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+        stem.proj.weight = nn.Parameter(adapt_input_conv(channels, old.weight.detach().clone()).contiguous())
+        stem.proj.bias = nn.Parameter(old.bias.detach().clone())
+        return stem
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class MLPHead(nn.Module):
+    """SegFormer's all-MLP head with adjacent linear maps folded into one.
+
+    SegFormer maps each scale to E channels, upsamples, concatenates 4E channels and maps them back to E at stride 4. No
+    non-linearity stands between the two maps, and a 1×1 map commutes with upsampling, so one map per scale at the scale's own
+    resolution computes the same family of functions for about a twentieth of the work at E = 256. Scales are upsampled coarse to fine, each onto the next.
+    """
+
+    def __init__(self, widths: tuple[int, ...], embed_dim: int, classes: int, dropout: float):
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in widths)
+        self.norm = group_norm(embed_dim)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(embed_dim, classes, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        x = self.project[-1](features[-1])
+        for project, feature in zip(reversed(self.project[:-1]), reversed(features[:-1])):
+            x = project(feature) + F.interpolate(x, feature.shape[-2:], mode="bilinear", align_corners=False)
+        return self.classify(self.dropout(F.gelu(self.norm(x))))
+
+
+class Segmenter(nn.Module):
+    """Images of any non-empty subset of its modalities -> class logits.
+
+    Args:
+        modalities: name -> Modality (channels and statistics travel with the checkpoint).
+        classes, palette: K names and colours.
+    """
+
+    def __init__(self, modalities: dict[str, Modality], classes: list[str], palette, config: NetworkConfig = NetworkConfig()):
+        super().__init__()
+        self.modalities, self.classes, self.palette, self.config = dict(modalities), list(classes), [tuple(c) for c in palette], config
+        if config.encoder == "residual":
+            self.encoder = ResidualEncoder(config.checkpointing)
+        else:
+            self.encoder = PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
+        if config.stem == "separate":
+            self.stems = nn.ModuleDict({name: self.encoder.make_stem(m.channels) for name, m in modalities.items()})
+        else:  # every modality is brought to three channels; only those with more than three need weights for it
+            self.stems = nn.ModuleDict({"shared": self.encoder.make_stem(3)})
+            self.adapters = nn.ModuleDict({name: nn.Conv2d(m.channels, 3, 1) for name, m in modalities.items() if m.channels > 3})
+        embed_dim = config.embed_dim or (48 if config.encoder == "residual" else 256)
+        self.head = MLPHead(self.encoder.widths, embed_dim, len(classes), config.dropout)
+
+    def _stem(self, name: str, image: Tensor) -> Tensor:
+        if self.config.stem == "separate":
+            return self.stems[name](image)
+        if name in self.adapters:
+            image = self.adapters[name](image)
+        elif image.shape[1] < 3:  # 1 channel: repeated; 2 channels: a, b, a
+            image = image[:, [0, image.shape[1] - 1, 0]]
+        return self.stems["shared"](image)
+
+    def check(self, images: dict[str, Tensor]) -> None:
+        """Raise ValueError unless ``images`` holds at least one known modality, with the right channels and one size."""
+        if not images:
+            raise ValueError(f"no modality left to segment; pass at least one of {', '.join(self.modalities)}")
+        sizes = set()
+        for name, image in images.items():
+            if name not in self.modalities:
+                raise ValueError(f"unknown modality {name!r}; this network knows {', '.join(self.modalities)}")
+            if image.ndim != 4 or image.shape[1] != self.modalities[name].channels:
+                raise ValueError(f"{name}: expected (B, {self.modalities[name].channels}, H, W), got {tuple(image.shape)}")
+            sizes.add((image.shape[0], *image.shape[2:]))
+        if len(sizes) > 1:
+            raise ValueError(f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }")
+
+    def features(self, images: dict[str, Tensor]) -> list[Tensor]:
+        """Multi-scale features of all modalities given, stacked: tensors (M·B, C_j, H_j, W_j), fine to coarse."""
+        self.check(images)
+        return self.encoder(torch.cat([self._stem(name, image) for name, image in images.items()]))
+
+    def modality_logits(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4 (pvt_v2)."""
+        return dict(zip(images, self.head(self.features(images)).chunk(len(images))))
+
+    def forward(self, images: dict[str, Tensor], fuse: bool = True):
+        """Fused logits (B, K, H, W): the mean over the modalities given. ``fuse=False``: ``modality_logits`` (for training).
+
+        Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the sensors' likelihoods,
+        it costs one softmax less, and averaging probabilities scored lower in every comparison made.
+        """
+        logits = self.modality_logits(images)
+        if not fuse:
+            return logits
+        size = next(iter(images.values())).shape[-2:]
+        return F.interpolate(torch.stack(list(logits.values())).mean(0), size, mode="bilinear", align_corners=False)
+
+
+def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
+    """Write weights and everything needed to rebuild the network as one safetensors file, atomically.
+
+    ``notes`` are JSON values kept in the header (step, scores, provenance).
+    """
+    header = {
+        "config": asdict(segmenter.config), "modalities": [m.to_dict() for m in segmenter.modalities.values()],
+        "classes": segmenter.classes, "palette": segmenter.palette, "notes": notes,
+    }  # fmt: skip
+    tensors = {name: value.detach().cpu().contiguous() for name, value in segmenter.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"segmenter": json.dumps(header)})
+
+
+def read_header(path: str | Path) -> dict:
+    """The JSON header written by ``save_segmenter``; runs no code from the file.
+
+    Raises:
+        ValueError: missing, damaged, or not a segmenter.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["segmenter"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such checkpoint; train one with 'python -m mmlib train'") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a segmenter checkpoint ({type(error).__name__}: {error})") from error
+
+
+def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segmenter:
+    """Rebuild a segmenter from its file, in eval mode. Half-precision weights are brought to float32.
+
+    Raises:
+        ValueError: the file is missing, damaged, or its weights do not fit its own description.
+    """
+    header = read_header(path)
+    config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
+    segmenter = Segmenter({m["name"]: Modality(**m) for m in header["modalities"]}, header["classes"], header["palette"], config)
+    load_weights(segmenter, path)
+    return segmenter.eval().to(device)
+
+
+def load_weights(segmenter: Segmenter, path: str | Path) -> None:
+    """Copy weights of ``path`` into ``segmenter``; both must be of one configuration.
+
+    Raises:
+        ValueError: names the first differences in configuration, modalities or classes.
+    """
+    header = read_header(path)
+    problems = []
+    names = [m["name"] for m in header["modalities"]]
+    if names != list(segmenter.modalities):
+        problems.append(f"modalities {', '.join(names)} against {', '.join(segmenter.modalities)}")
+    if header["classes"] != segmenter.classes:
+        problems.append(f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against {len(segmenter.classes)}")
+    ours = asdict(segmenter.config)
+    for key in ("encoder", "stem", "embed_dim"):
+        if header["config"].get(key) != ours[key]:
+            problems.append(f"{key} {header['config'].get(key)!r} against {ours[key]!r}")
+    if problems:
+        raise ValueError(f"{path}: a checkpoint of another configuration: {'; '.join(problems)}")
+    with safe_open(path, "pt") as file:
+        state = {name: file.get_tensor(name).float() for name in file.keys()}
+    try:
+        segmenter.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights do not fit its description: {error}") from error

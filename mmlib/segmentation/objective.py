@@ -1,0 +1,105 @@
+"""The supervised terms of the objective: cross-entropy over subsets of the sensors.
+
+``full``         cross-entropy of the mean over all sensors: what most fusion networks train.
+``dropout``      of the mean over one random subset per step: modality dropout, as in the paper.
+``all-subsets``  of all 2^M − 1 subsets at once. Fusion is linear, so after one encoder pass every subset is one sum: dropout's
+                 expectation computed exactly instead of sampled. Logits are summed, as evidence: two agreeing sensors may then be surer
+                 than one. Inference does not change, for the argmax of a sum is that of a mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..evaluation.subsets import subset_matrix
+from ..modalities import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised."""
+
+    subsets: Literal["all-subsets", "dropout", "full"] = "all-subsets"
+    """Which sensor subsets the cross-entropy is taken over; dropout is the paper's."""
+    full_weight: float = 4.0
+    """all-subsets: weight of the full set against 1 for each other subset."""
+    pixels: float = 0.25
+    """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them."""
+
+
+def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
+    """A uniform draw from the 2^M − 1 non-empty subsets, in the order of ``names``."""
+    bits = int(rng.integers(1, 2 ** len(names)))
+    return [name for i, name in enumerate(names) if bits >> i & 1]
+
+
+def pixel_grid(size: tuple[int, int], share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a random sub-grid that holds about ``share`` of the pixels, without repetition."""
+    height, width = (max(1, round(length * share**0.5)) for length in size)
+    return tuple(np.sort(rng.choice(length, kept, replace=False)) for length, kept in zip(size, (height, width)))
+
+
+def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Bilinear upsampling of (N, K, h, w) to ``size`` (align_corners=False), computed at the given rows and columns only.
+
+    Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
+    """
+    def weights(length_in: int, length_out: int, kept: np.ndarray) -> Tensor:
+        centre = np.clip((kept + 0.5) * (length_in / length_out) - 0.5, 0, length_in - 1)
+        low = np.floor(centre).astype(int)
+        matrix = np.zeros((len(kept), length_in), np.float32)
+        matrix[np.arange(len(kept)), low] += 1 - (centre - low)
+        matrix[np.arange(len(kept)), np.minimum(low + 1, length_in - 1)] += centre - low
+        return torch.from_numpy(matrix).to(logits)
+
+    vertical = weights(logits.shape[-2], size[0], rows)
+    horizontal = weights(logits.shape[-1], size[1], columns)
+    return vertical @ (logits @ horizontal.T)
+
+
+def subset_cross_entropy(
+    logits: Mapping[str, Tensor], label: Tensor, config: ObjectiveConfig, valid: Tensor, rng: np.random.Generator
+) -> dict[str, Tensor]:  # fmt: skip
+    """Cross-entropy terms, each a scalar: per-pixel loss summed over this micro-batch, divided by ``valid``.
+
+    Args:
+        logits: name -> (B, K, h, w), only the modalities that take part.
+        label: (B, H, W) int64, 255 = ignore.
+        valid: number of labelled pixels the sum is divided by. Given from outside, so that micro-batches and processes with
+            different numbers of labelled pixels add up to exactly the mean of the large batch.
+        rng: draws the pixels; with ``config.pixels`` = 1 it is not used.
+
+    Returns:
+        {"supervised": total} and, for all-subsets, {"full": cross-entropy of the full set's mean} for the log.
+    """
+    size = tuple(label.shape[-2:])
+    stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
+    modalities, batch, classes = stacked.shape[:3]
+    if config.pixels < 1:
+        rows, columns = pixel_grid(size, config.pixels, rng)
+        label = label[:, torch.from_numpy(rows).to(label.device)][:, :, torch.from_numpy(columns).to(label.device)]
+        # the draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over all pixels
+        scale = size[0] * size[1] / (len(rows) * len(columns))
+    else:
+        rows, columns, scale = np.arange(size[0]), np.arange(size[1]), 1.0
+    stacked = resample(stacked.flatten(0, 1), size, rows, columns).view(modalities, batch, classes, len(rows), len(columns))
+
+    def cross_entropy(fused: Tensor) -> Tensor:
+        return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
+
+    if config.subsets != "all-subsets" or modalities == 1:
+        return {"supervised": cross_entropy(stacked.mean(0))}
+    weights = [1.0] * (2**modalities - 2) + [config.full_weight]
+    total = stacked.new_zeros(())
+    for weight, row in zip(weights, subset_matrix(modalities)):
+        total = total + weight * cross_entropy(sum(stacked[m] for m in range(modalities) if row[m]))
+    with torch.no_grad():
+        full = cross_entropy(stacked.mean(0))
+    return {"supervised": total / sum(weights), "full": full}

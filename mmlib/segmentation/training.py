@@ -1,0 +1,333 @@
+"""Training with Accelerate: one process or many, exact resume, history as JSON lines, checkpoints as safetensors.
+
+Everything random is a function of (seed, step or epoch, sample), never of a generator's state. A run that was killed and
+resumed is therefore the same run, and on a CPU the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data.prepared import PreparedDataset, collate
+from ..data.transforms import Augment
+from ..evaluation.subsets import evaluate_subsets
+from ..modalities import IGNORE_INDEX
+from ..runtime import atomic_path, derived_seed, limit_threads, provenance, seed_everything, write_json
+from .network import NetworkConfig, Segmenter, read_header, save_segmenter
+from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a segmenter on a prepared data set."""
+
+    data: str
+    """Folder of a prepared data set (python -m mmlib render, or a script of data_scripts/)."""
+    out: str
+    """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run goes on."""
+    modalities: tuple[str, ...] = ()
+    """Sensors to train on, by name; none given = all that the data set has."""
+    epochs: float = 40.0
+    """Passes over the training split."""
+    batch_size: int = 4
+    """Samples per device and step."""
+    accumulate: int = 1
+    """Micro-batches per step: the same result as a batch so many times larger."""
+    lr: float = 0.0
+    """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual (ours)."""
+    weight_decay: float = 0.01
+    """Weight decay; biases and norms have none (paper's relatives)."""
+    warmup: float = 0.05
+    """Share of the steps with linear warm-up from a tenth of the peak; the paper's 10 of 200 epochs."""
+    power: float = 0.9
+    """Power of the polynomial decay to zero (paper)."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    crop: tuple[int, int] = (0, 0)
+    """Height and width of training crops; 0 0 = whole images."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the random zoom; the paper's relatives use 0.5 2.0."""
+    jitter: float = 0.2
+    """Largest relative change of brightness and contrast of colour images."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    seed: int = 0
+    """Seed of everything random."""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """auto = bf16 on a GPU that has it, float32 elsewhere."""
+    workers: int = 0
+    """Loader processes per device."""
+    cache: bool = True
+    """Keep decoded samples in memory; switch off for data larger than memory."""
+    eval_every: float = 5.0
+    """Epochs between evaluations on the val split; 0 = only at the end."""
+    save_every: float = 5.0
+    """Epochs between saved states to resume from; 0 = only at the end."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+# Settings that may change between a run and its continuation, because they do not change its result.
+FREE = ("out", "data", "workers", "cache", "progress", "save_every")
+
+
+class StepSampler:
+    """Batches for steps ``start`` … ``steps``: lists of (index, augmentation seed), a function of (seed, position) alone.
+
+    A step's global batch is ``batch × accumulate × processes`` consecutive entries of an endless stream of permutations; process
+    r takes its slice of each micro-batch. One process with a large batch thus sees exactly what many see together.
+    """
+
+    def __init__(self, length: int, config: TrainConfig, steps: int, start: int, rank: int, processes: int):
+        self.length, self.config, self.steps, self.start, self.rank, self.processes = length, config, steps, start, rank, processes
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.config.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch, seed = self.config.batch_size, self.config.seed
+        epoch, order = -1, np.empty(0, int)
+        for micro in range(self.start * self.config.accumulate, self.steps * self.config.accumulate):
+            first = (micro * self.processes + self.rank) * batch
+            entries = []
+            for position in range(first, first + batch):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(self.length)
+                index = int(order[position % self.length])
+                entries.append((index, derived_seed(seed, "augment", epoch, index)))
+            yield entries
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Linear warm-up from 0.1 × to 1 × peak, times polynomial decay to zero. ``step`` counts from 0."""
+    peak = config.lr or (3e-3 if config.network.encoder == "residual" else 6e-5)
+    warm = config.warmup * steps
+    ramp = 0.1 + 0.9 * step / warm if step < warm else 1.0
+    return peak * ramp * (1 - step / steps) ** config.power
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and filters, none for 1-D parameters (biases, norms)."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def plan(config: TrainConfig, samples: int, processes: int = 1) -> int:
+    """Number of optimizer steps."""
+    if config.epochs <= 0 or config.batch_size < 1 or config.accumulate < 1:
+        raise ValueError(f"epochs {config.epochs}, batch size {config.batch_size}, accumulate {config.accumulate}: all must be positive")
+    return max(1, math.ceil(config.epochs * samples / (config.batch_size * config.accumulate * processes)))
+
+
+def train(config: TrainConfig) -> dict:
+    """Run or resume a training; returns the final report (also ``out/report.json``).
+
+    Writes to ``config.out``: config.json, history.jsonl (one line per logged step and evaluation), resume.safetensors,
+    last.safetensors, best.safetensors (highest mean mIoU over the subsets on val), report.json.
+
+    Raises:
+        ValueError: settings that cannot work, an ``out`` folder of other settings, or 20 steps in a row without finite gradients.
+        DataError: unreadable data.
+    """
+    limit_threads()
+    out = Path(config.out)
+    cpu = not torch.cuda.is_available()
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    # A subset of the sensors leaves the other stems without gradient, which DDP must be told.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
+    main, rank, processes = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
+
+    augment = Augment(config.crop if any(config.crop) else None, config.scale, jitter=config.jitter)
+    data = PreparedDataset(config.data, "train", config.modalities or None, augment, cache=config.cache)
+    val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
+    if not data.labelled:
+        raise ValueError(f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for part B")
+    steps = plan(config, len(data), processes)
+    per_epoch = len(data) / (config.batch_size * config.accumulate * processes)
+
+    seed_everything(derived_seed(config.seed, "weights"))
+    model = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
+    start, best, seconds = _resume(out, config, model, optimizer)
+    if main:
+        write_json(out / "config.json", asdict(config))
+        _trim_history(out / "history.jsonl", start)
+    accelerator.wait_for_everyone()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    model.to(memory_format=torch.channels_last) if not cpu else None
+
+    sampler = StepSampler(len(data), config, steps, start, rank, processes)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate, pin_memory=not cpu)
+    batches = iter(loader)
+    begun, skipped, log = time.perf_counter() - seconds, 0, {}
+    with tqdm(total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False) as bar:
+        for step in range(start, steps):
+            lr = learning_rate(step, steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # dropout inside the network
+            # One subset per step for all processes, so that their gradients are those of one large batch.
+            rng = np.random.default_rng(derived_seed(config.seed, "subset", step))
+            names = draw_subset(list(data.modalities), rng) if config.objective.subsets == "dropout" else list(data.modalities)
+            micro = [next(batches) for _ in range(config.accumulate)]
+            valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)], device=accelerator.device)
+            valid = accelerator.reduce(valid, "sum").clamp_min(1)
+            terms: dict[str, torch.Tensor] = {}
+            for m, batch in enumerate(micro):
+                images = {name: batch["images"][name].to(accelerator.device, non_blocking=True) for name in names}
+                label = batch["label"].to(accelerator.device, non_blocking=True)
+                pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
+                last = m == config.accumulate - 1
+                with accelerator.no_sync(model) if not last else accelerator.autocast():
+                    with accelerator.autocast():
+                        logits = model(images, fuse=False)
+                    found = subset_cross_entropy(logits, label, config.objective, valid, pixels)
+                    # DDP averages gradients over processes; the losses are shares of one global mean, to be summed.
+                    accelerator.backward(found["supervised"] * processes)
+                for name, value in found.items():
+                    terms[name] = terms.get(name, 0) + value.detach()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+                skipped = 0
+            else:  # never let a NaN into the weights; counted in the history
+                skipped += 1
+                if skipped >= 20:
+                    raise ValueError(f"step {step}: no finite gradient for {skipped} steps; lower --lr, or check the data for constant or NaN images")
+            optimizer.zero_grad()
+
+            done = step + 1
+            log = {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()} if done % 20 == 0 or done == steps else log
+            if main and (done % 20 == 0 or done == steps):
+                bar.set_postfix(loss=f"{log['supervised']:.3f}", refresh=False)
+                entry = {"step": done, "epoch": round(done / per_epoch, 3), "lr": lr, **log, "grad_norm": float(norm), "skipped": skipped,
+                         "seconds": round(time.perf_counter() - begun, 2)}  # fmt: skip
+                _append(out / "history.jsonl", entry)
+            bar.update()
+            if _due(done, steps, config.eval_every * per_epoch):
+                scores = evaluate(accelerator.unwrap_model(model), val, config.batch_size, accelerator.device, config.workers)
+                if main:
+                    entry = {"step": done, "epoch": round(done / per_epoch, 3), "val": scores.summary(), "miou": scores.miou()}
+                    _append(out / "history.jsonl", entry)
+                    if entry["val"]["mean"] > best:
+                        best = entry["val"]["mean"]
+                        save_segmenter(accelerator.unwrap_model(model), out / "best.safetensors", step=done, val=entry["val"])
+            if main and (_due(done, steps, config.save_every * per_epoch)):
+                _save_state(out / "resume.safetensors", accelerator.unwrap_model(model), optimizer, config, done, best, time.perf_counter() - begun)
+            accelerator.wait_for_everyone()
+
+    report = {}
+    if main:
+        network = accelerator.unwrap_model(model)
+        scores = evaluate(network, val, config.batch_size, accelerator.device, config.workers)
+        seconds = round(time.perf_counter() - begun, 1)
+        report = {
+            "provenance": provenance(seed=config.seed), "config": _public(config), "steps": steps, "seconds": seconds,
+            "parameters": sum(p.numel() for p in network.parameters()), "split": "val", "scores": scores.to_dict(),
+        }  # fmt: skip
+        save_segmenter(network, out / "last.safetensors", step=steps, val=scores.summary(), provenance=report["provenance"])
+        write_json(out / "report.json", report)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return report
+
+
+def evaluate(network: Segmenter, data: PreparedDataset, batch_size: int, device, workers: int = 0, **options):
+    """``evaluate_subsets`` of a network, which is put in eval mode for it and back after."""
+    training = network.training
+    network.eval()
+    try:
+        return evaluate_subsets(network.modality_logits, data, batch_size=batch_size, device=device, workers=workers, **options)
+    finally:
+        network.train(training)
+
+
+def _due(done: int, steps: int, every: float) -> bool:
+    return done == steps or (every > 0 and int(done / every) > int((done - 1) / every))
+
+
+def _public(config: TrainConfig) -> dict:
+    """The configuration without folders: reports name no machine's paths."""
+    return {key: value for key, value in asdict(config).items() if key not in ("out", "data", "progress")} | {"data": Path(config.data).name}
+
+
+def _append(path: Path, entry: dict) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _trim_history(path: Path, step: int) -> None:
+    """Drop lines written after the state that the run resumes from, and a line cut short by a kill."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            break
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
+    """(logged steps, evaluations) of a history.jsonl."""
+    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "val" not in line], [line for line in lines if "val" in line]
+
+
+def _save_state(path: Path, model: Segmenter, optimizer, config: TrainConfig, step: int, best: float, seconds: float) -> None:
+    """Model, optimizer and step in one file: a kill between two files can not leave them out of step."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    meta = {"step": step, "best": best, "seconds": seconds, "config": json.loads(json.dumps(asdict(config)))}
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, {"state": json.dumps(meta)})
+
+
+def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer) -> tuple[int, float, float]:
+    """Load ``out/resume.safetensors`` if there is one -> (steps done, best val mean, seconds spent)."""
+    path = out / "resume.safetensors"
+    if not path.exists():
+        if (out / "last.safetensors").exists():
+            read_header(out / "last.safetensors")
+            raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
+        return 0, -1.0, 0.0
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a state to resume from ({type(error).__name__}: {error}); delete it to start anew") from error
+    ours = json.loads(json.dumps(asdict(config)))
+    differing = [f"{key} was {meta['config'].get(key)!r}, is {value!r}" for key, value in ours.items() if key not in FREE and meta["config"].get(key) != value]
+    if differing:
+        raise ValueError(f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it")
+    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    states: dict[int, dict] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            states.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return meta["step"], meta["best"], meta["seconds"]
