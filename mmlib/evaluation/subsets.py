@@ -112,7 +112,7 @@ def subset_matrix(count: int) -> np.ndarray:
 @torch.no_grad()
 def evaluate_subsets(
     modality_logits: Callable[[dict[str, Tensor]], dict[str, Tensor]], dataset: PreparedDataset, *, batch_size: int = 8,
-    device: torch.device | str = "cpu", protocol: str = "drop", workers: int = 0, progress: bool = False, limit: int | None = None,
+    device: torch.device | str = "cpu", protocol: str = "drop", workers: int = 0, progress: bool = False, shard: tuple[int, int] = (0, 1),
 ) -> SubsetScores:  # fmt: skip
     """Score all subsets of ``dataset``'s sensors.
 
@@ -120,7 +120,7 @@ def evaluate_subsets(
         modality_logits: images name -> (B, C, H, W) to logits name -> (B, K, h, w); the caller sets eval mode.
         protocol: "drop", "zero", "black" or "noise" (mmlib.data.missing). All but "drop" average over every sensor, so the
             replaced sensors' logits are computed once more and take part in the mean.
-        limit: score the first ``limit`` samples only.
+        shard: (rank, processes): score every processes-th sample; the counts of all shards add up to those of the whole.
 
     Raises:
         ValueError: the data set has no labels.
@@ -130,7 +130,9 @@ def evaluate_subsets(
     names, classes = list(dataset.modalities), dataset.description.classes
     matrix = torch.from_numpy(subset_matrix(len(names)))
     scores = SubsetScores(dataset.modalities, classes, protocol)
-    indices = range(min(len(dataset), limit or len(dataset)))
+    for group in ["all", *sorted({g for row in dataset.rows for g in _groups(row["condition"], row["case"])}, key=lambda g: (not g.startswith("condition"), g))]:
+        scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
+    indices = range(shard[0], len(dataset), shard[1])
     loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=collate)
     for batch in tqdm(loader, "evaluate", disable=not progress, leave=False):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
@@ -145,14 +147,15 @@ def evaluate_subsets(
             if absent is not None:
                 fused = fused + sum(absent[m] for m in range(len(names)) if m not in members)
             prediction = fused.argmax(1)
-            for b, groups in enumerate(zip(batch["condition"], batch["case"])):
+            for b, (condition, case) in enumerate(zip(batch["condition"], batch["case"])):
                 counts = confusion_matrix(prediction[b], label[b], len(classes)).cpu().numpy()
-                for group in ("all", *(f"{key}={value}" for key, value in zip(("condition", "case"), groups) if value)):
-                    if group not in scores.counts:
-                        scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
+                for group in ("all", *_groups(condition, case)):
                     scores.counts[group][s] += counts
-    scores.counts = {group: scores.counts[group] for group in sorted(scores.counts, key=lambda g: (g != "all", not g.startswith("condition"), g))}
     return scores
+
+
+def _groups(condition: str, case: str) -> list[str]:
+    return [f"{key}={value}" for key, value in (("condition", condition), ("case", case)) if value]
 
 
 def _upsampled(logits: dict[str, Tensor], names: list[str], size) -> list[Tensor]:

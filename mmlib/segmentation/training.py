@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
-from ..evaluation.subsets import evaluate_subsets
+from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..modalities import IGNORE_INDEX
 from ..runtime import atomic_path, derived_seed, limit_threads, provenance, seed_everything, write_json
 from .network import NetworkConfig, Segmenter, read_header, save_segmenter
@@ -173,13 +174,14 @@ def train(config: TrainConfig) -> dict:
         write_json(out / "config.json", asdict(config))
         _trim_history(out / "history.jsonl", start)
     accelerator.wait_for_everyone()
+    if not cpu:
+        model.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(model, optimizer)
-    model.to(memory_format=torch.channels_last) if not cpu else None
 
     sampler = StepSampler(len(data), config, steps, start, rank, processes)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate, pin_memory=not cpu)
     batches = iter(loader)
-    begun, skipped, log = time.perf_counter() - seconds, 0, {}
+    begun, skipped, in_a_row, log = time.perf_counter() - seconds, 0, 0, {}
     with tqdm(total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False) as bar:
         for step in range(start, steps):
             lr = learning_rate(step, steps, config)
@@ -198,7 +200,7 @@ def train(config: TrainConfig) -> dict:
                 label = batch["label"].to(accelerator.device, non_blocking=True)
                 pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
                 last = m == config.accumulate - 1
-                with accelerator.no_sync(model) if not last else accelerator.autocast():
+                with nullcontext() if last else accelerator.no_sync(model):  # one gradient exchange a step
                     with accelerator.autocast():
                         logits = model(images, fuse=False)
                     found = subset_cross_entropy(logits, label, config.objective, valid, pixels)
@@ -209,11 +211,11 @@ def train(config: TrainConfig) -> dict:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if torch.isfinite(norm):
                 optimizer.step()
-                skipped = 0
+                in_a_row = 0
             else:  # never let a NaN into the weights; counted in the history
-                skipped += 1
-                if skipped >= 20:
-                    raise ValueError(f"step {step}: no finite gradient for {skipped} steps; lower --lr, or check the data for constant or NaN images")
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                if in_a_row == 20:
+                    raise ValueError(f"step {step}: no finite gradient for {in_a_row} steps; lower --lr, or check the data for constant or NaN images")
             optimizer.zero_grad()
 
             done = step + 1
@@ -225,7 +227,7 @@ def train(config: TrainConfig) -> dict:
                 _append(out / "history.jsonl", entry)
             bar.update()
             if _due(done, steps, config.eval_every * per_epoch):
-                scores = evaluate(accelerator.unwrap_model(model), val, config.batch_size, accelerator.device, config.workers)
+                scores = evaluate(accelerator.unwrap_model(model), val, config.batch_size, config.workers, accelerator)
                 if main:
                     entry = {"step": done, "epoch": round(done / per_epoch, 3), "val": scores.summary(), "miou": scores.miou()}
                     _append(out / "history.jsonl", entry)
@@ -237,9 +239,9 @@ def train(config: TrainConfig) -> dict:
             accelerator.wait_for_everyone()
 
     report = {}
+    network = accelerator.unwrap_model(model)
+    scores = evaluate(network, val, config.batch_size, config.workers, accelerator)
     if main:
-        network = accelerator.unwrap_model(model)
-        scores = evaluate(network, val, config.batch_size, accelerator.device, config.workers)
         seconds = round(time.perf_counter() - begun, 1)
         report = {
             "provenance": provenance(seed=config.seed), "config": _public(config), "steps": steps, "seconds": seconds,
@@ -252,14 +254,15 @@ def train(config: TrainConfig) -> dict:
     return report
 
 
-def evaluate(network: Segmenter, data: PreparedDataset, batch_size: int, device, workers: int = 0, **options):
-    """``evaluate_subsets`` of a network, which is put in eval mode for it and back after."""
-    training = network.training
+def evaluate(network: Segmenter, data: PreparedDataset, batch_size: int, workers: int, accelerator: Accelerator) -> SubsetScores:
+    """Scores of a network in training, every process taking its share of the data; the mode is put back after."""
     network.eval()
-    try:
-        return evaluate_subsets(network.modality_logits, data, batch_size=batch_size, device=device, workers=workers, **options)
-    finally:
-        network.train(training)
+    shard = (accelerator.process_index, accelerator.num_processes)
+    scores = evaluate_subsets(network.modality_logits, data, batch_size=batch_size, device=accelerator.device, workers=workers, shard=shard)
+    for group, counts in scores.counts.items():
+        scores.counts[group] = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
+    network.train()
+    return scores
 
 
 def _due(done: int, steps: int, every: float) -> bool:

@@ -1,0 +1,131 @@
+"""``python -m mmlib``: render, train, evaluate."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from .data import world
+from .data.missing import PROTOCOLS
+from .data.prepared import PreparedDataset
+from .evaluation.subsets import evaluate_subsets
+from .runtime import choose_device, limit_threads, provenance, write_json
+from .segmentation.network import load_segmenter
+from .segmentation.training import TrainConfig, train
+
+SCENES = ("street", "room")
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """Render the sensor world as a prepared data set: street or room scenes, eight registered sensors, labels."""
+
+    scene: tyro.conf.Positional[Literal["street", "room"]] = "street"
+    """Which scenes."""
+    out: str = ""
+    """Folder to write; empty = the cache ($MMLIB_DATA, else ~/.cache/mmlib), where 'train --data street' finds it."""
+    train: int = 400
+    """Number of training frames."""
+    val: int = 64
+    """Number of validation frames (for choosing)."""
+    test: int = 128
+    """Number of test frames (for reporting once). No split shares a scene with another."""
+    size: tuple[int, int] = (96, 128)
+    """Height and width in pixels."""
+    modalities: tuple[str, ...] = ()
+    """Sensors to render, by name; none given = rgb depth event lidar thermal nir dolp aolp."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a trained segmenter on every subset of its sensors."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A best.safetensors or last.safetensors written by 'train'."""
+    data: str
+    """Folder of a prepared data set, or 'street' or 'room' for the sensor world."""
+    split: str = "val"
+    """Which split; use 'test' once, at the end."""
+    protocol: Literal["drop", "zero", "black", "noise"] = "drop"
+    """What an absent sensor is replaced by: nothing, the normalised zero, a black image, noise."""
+    out: str = ""
+    """JSON file for the scores; empty = print the table only."""
+    batch_size: int = 8
+    """Samples at a time; use 1 where images differ in size."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    workers: int = 0
+    """Loader processes."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def find_data(name: str, progress: bool = True) -> str:
+    """A folder's path as it is; 'street' or 'room' = the sensor world, rendered into the cache if it is not there yet."""
+    return str(world.ensure(name, progress=progress)) if name in SCENES and not Path(name).exists() else name
+
+
+def run_render(config: RenderConfig) -> None:
+    options = {key: getattr(config, key) for key in ("train", "val", "test", "size", "progress")}
+    if config.modalities:
+        options["modalities"] = config.modalities
+    if config.out:
+        world.render_dataset(config.out, config.scene, **options)
+        print(f"rendered {config.train} + {config.val} + {config.test} frames into {config.out}")
+    else:
+        print(f"rendered into {world.ensure(config.scene, **options)}")
+
+
+def run_train(config: TrainConfig) -> None:
+    from dataclasses import replace
+
+    report = train(replace(config, data=find_data(config.data, config.progress)))
+    if report:  # on the main process only
+        scores = report["scores"]
+        summary = scores["summary"]["all"]
+        print("mIoU in % on val, by subset: " + "  ".join(f"{name} {value:.1f}" for name, value in scores["miou"]["all"].items()))
+        print(f"full {summary['full']:.1f}, mean {summary['mean']:.1f}, min {summary['min']:.1f}, std {summary['std']:.1f}; "
+              f"{report['steps']} steps, {report['seconds']:.0f} s; {config.out}/report.json")  # fmt: skip
+
+
+def run_evaluate(config: EvaluateConfig) -> None:
+    limit_threads()
+    device = choose_device(config.device)
+    network = load_segmenter(config.checkpoint, device)
+    data = PreparedDataset(find_data(config.data, config.progress), config.split, list(network.modalities))
+    if data.description.classes != network.classes:
+        raise ValueError(f"{config.checkpoint} predicts {len(network.classes)} classes ({', '.join(network.classes[:3])}, …), "
+                         f"{config.data} has {len(data.description.classes)} ({', '.join(data.description.classes[:3])}, …)")  # fmt: skip
+    # Each image is normalised by the statistics that the network was trained with, not by those of the new data.
+    data.modalities = network.modalities
+    scores = evaluate_subsets(network.modality_logits, data, batch_size=config.batch_size, device=device, protocol=config.protocol,
+                              workers=config.workers, progress=config.progress)  # fmt: skip
+    print(f"{Path(config.checkpoint).name} on {config.split}, {len(data)} samples; {scores.table()}")
+    if config.out:
+        write_json(config.out, {"provenance": provenance(), "split": config.split, "samples": len(data), "scores": scores.to_dict()})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and run it. Errors that a user can mend end in one line and exit status 2; set MMLIB_DEBUG=1 for the traceback."""
+    assert set(PROTOCOLS) == {"drop", "zero", "black", "noise"}
+    command = (
+        Annotated[RenderConfig, tyro.conf.subcommand("render", prefix_name=False)]
+        | Annotated[TrainConfig, tyro.conf.subcommand("train", prefix_name=False)]
+        | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", prefix_name=False)]
+    )
+    config = tyro.cli(command, prog="python -m mmlib", description="Multi-modal semantic segmentation that does not lean on one sensor.",
+                      args=arguments, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
+    run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate}[type(config)]
+    try:
+        run(config)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MMLIB_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
