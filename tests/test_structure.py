@@ -98,12 +98,6 @@ def test_files_stay_small():
     assert sum(lines.values()) <= MAX_PACKAGE
 
 
-def test_lines_stay_readable():
-    wide = [f"{name}:{number}" for name, path in MODULES.items() for number, line in enumerate(path.read_text().splitlines(), 1)
-            if len(line) > 140]
-    assert not wide, f"longer than 140 characters: {wide}"
-
-
 def test_importing_the_package_is_cheap():
     """`python -m mmlib --help` and the notebooks' first cell must not wait for torch."""
     assert imported_rooms((PACKAGE / "__init__.py").read_text(), "mmlib.__init__") == []
