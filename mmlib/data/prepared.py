@@ -80,6 +80,8 @@ def read_description(root: str | Path) -> Description:
         DataError: the folder or the file is missing, unreadable, or of another format version.
     """
     path = Path(root) / "dataset.json"
+    if (Path(root) / ".journal.jsonl").exists():
+        raise DataError(f"{root}: an unfinished data set; run the command that prepares it again, it goes on where it stopped")
     if not path.exists():
         hint = "run 'python -m mmlib render' for the sensor world or a script of data_scripts/ for a public data set"
         raise DataError(f"{path}: not found, so {str(root)!r} is not a prepared data set; {hint}")
@@ -267,7 +269,7 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
     """Rows of ``root/index.csv`` as dicts with the keys id, split, condition, case."""
     path = Path(root) / "index.csv"
     if not is_finished(root):
-        raise DataError(f"{path}: not found; the data set is unfinished: run the command that prepares it again, it goes on where it stopped")
+        raise DataError(f"{path}: not found, or not finished; run the command that prepares the data set again, it goes on where it stopped")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or set(COLUMNS) - set(rows[0]):

@@ -66,6 +66,7 @@ class ResidualEncoder(nn.Module):
     """Features at strides 2, 4, 8, 16 and 32: 16, 32, 64, 96 and 128 channels."""
 
     widths = (16, 32, 64, 96, 128)
+    smallest = 1  # shortest image side, in pixels
 
     def __init__(self, checkpointing: bool = False):
         super().__init__()
@@ -93,6 +94,7 @@ class PyramidEncoder(nn.Module):
         model.set_grad_checkpointing(checkpointing)
         self.widths = tuple(model.feature_info[i]["num_chs"] for i in range(4))
         self.stages = model.stages
+        self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
         self._patch_embed = [model.patch_embed]  # in a list, so that this template is not a parameter of the encoder
 
     def make_stem(self, channels: int) -> nn.Module:
@@ -180,6 +182,8 @@ class Segmenter(nn.Module):
                 raise ValueError(f"unknown modality {name!r}; this network knows {', '.join(self.modalities)}")
             if image.ndim != 4 or image.shape[1] != self.modalities[name].channels:
                 raise ValueError(f"{name}: expected (B, {self.modalities[name].channels}, H, W), got {tuple(image.shape)}")
+            if min(image.shape[2:]) < self.encoder.smallest:
+                raise ValueError(f"{name}: image of {image.shape[2]} × {image.shape[3]}; {self.config.encoder} needs {self.encoder.smallest} pixels or more a side")
             sizes.add((image.shape[0], *image.shape[2:]))
         if len(sizes) > 1:
             raise ValueError(f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }")

@@ -182,7 +182,7 @@ def train(config: TrainConfig) -> dict:
     loader = DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate, pin_memory=not cpu)
     batches = iter(loader)
     begun, skipped, in_a_row, log = time.perf_counter() - seconds, 0, 0, {}
-    with tqdm(total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False) as bar:
+    with tqdm(total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False, mininterval=1.0) as bar:
         for step in range(start, steps):
             lr = learning_rate(step, steps, config)
             for group in optimizer.param_groups:
@@ -240,7 +240,8 @@ def train(config: TrainConfig) -> dict:
 
     report = {}
     network = accelerator.unwrap_model(model)
-    scores = evaluate(network, val, config.batch_size, config.workers, accelerator)
+    if start == steps:  # the run was complete already: score it again
+        scores = evaluate(network, val, config.batch_size, config.workers, accelerator)
     if main:
         seconds = round(time.perf_counter() - begun, 1)
         report = {

@@ -1,0 +1,242 @@
+"""The prepared layout: what goes in comes out, and nothing damaged or half-written is ever taken for whole."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import toy
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmlib.data.prepared import DataError, Description, PreparedDataset, Writer, collate, is_finished, read_description, read_index
+from mmlib.modalities import SENSORS, Modality, subsets
+
+
+def test_written_pixels_come_back(tmp_path):
+    toy.make(tmp_path)
+    data = PreparedDataset(tmp_path, "train")
+    for i, row in enumerate(data.rows):
+        images, label = toy.sample(int(row["id"][-3:]))
+        stored, found = data.stored(i)
+        assert np.array_equal(found, label)
+        for name in images:
+            assert stored[name].dtype == images[name].dtype and np.array_equal(stored[name], images[name])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["uint8", "uint16", "float32"]), st.integers(1, 5), st.integers(0, 2**31))
+def test_any_dtype_and_number_of_channels(tmp_path_factory, dtype, channels, seed):
+    root = tmp_path_factory.mktemp("layout")
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 2**16 if dtype == "uint16" else 256, (5, 7, channels)).astype(dtype)
+    modality = Modality("sensor", "S", channels, dtype=dtype, scale=0.5, offset=-1.0)
+    with Writer(root, Description("any", ["a"], [(0, 0, 0)], {"sensor": modality})) as writer:
+        writer.add("x", "train", {"sensor": array}, np.zeros((5, 7), np.uint8))
+    data = PreparedDataset(root)
+    assert np.array_equal(data.stored(0)[0]["sensor"], array)
+    physical = array.astype(np.float64) * 0.5 - 1
+    assert np.allclose(data.physical(0)[0]["sensor"].numpy(), physical.transpose(2, 0, 1))
+    # statistics against numpy on the whole array
+    found = data.modalities["sensor"]
+    assert np.allclose(found.mean, physical.mean((0, 1)), atol=1e-5)
+    assert np.allclose(found.std, np.where(physical.std((0, 1)) > 1e-6, physical.std((0, 1)), 1), rtol=1e-4, atol=1e-4)
+
+
+def test_network_input_has_zero_mean_and_unit_variance(tmp_path):
+    data = PreparedDataset(toy.make(tmp_path), "train")
+    for name in data.modalities:
+        values = torch.stack([data[i]["images"][name] for i in range(len(data))]).double()
+        assert torch.allclose(values.mean((0, 2, 3)), torch.zeros(values.shape[1], dtype=torch.double), atol=1e-4)
+        assert torch.allclose(values.std((0, 2, 3)), torch.ones(values.shape[1], dtype=torch.double), atol=1e-3)
+
+
+def test_stored_and_physical_are_inverse():
+    for modality in SENSORS.values():
+        stored = np.arange(0, 256, 5).astype(modality.dtype)
+        assert np.array_equal(modality.to_stored(modality.to_physical(stored)), stored)
+    assert SENSORS["rgb"].to_stored(np.array([-1.0, 2.0])).tolist() == [0, 255]  # clipped, never wrapped
+
+
+def test_subsets_are_ordered_and_complete():
+    found = subsets("RDEL")
+    assert len(set(found)) == 15 and found[0] == ("R",) and found[-1] == tuple("RDEL")
+
+
+def test_a_killed_writer_goes_on_and_measures_the_same(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    toy.make(whole)
+    with pytest.raises(KeyboardInterrupt), Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer:
+        for i in range(7):
+            images, label = toy.sample(i)
+            writer.add(f"train_{i:03d}", "train", images, label, ("day", "night")[i % 2], ("", "", "broken")[i % 3])
+        raise KeyboardInterrupt
+    with open(broken / ".journal.jsonl", "a") as journal:  # the process died in the middle of a line
+        journal.write('{"id": "train_007", "spl')
+    with pytest.raises(DataError, match="goes on where it stopped"):
+        PreparedDataset(broken)
+    with Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer:
+        assert len(writer.done) == 7
+        for split, start, count in (("train", 0, 12), ("val", 1000, 5)):
+            for i in range(count):
+                if f"{split}_{i:03d}" not in writer.done:
+                    images, label = toy.sample(start + i)
+                    writer.add(f"{split}_{i:03d}", split, images, label, ("day", "night")[i % 2], ("", "", "broken")[i % 3])
+    for name in ("index.csv", "dataset.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    with pytest.raises(DataError, match="already holds"):
+        Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES))
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    """A real failing write: the process may not write files larger than 1,500 bytes."""
+    program = f"""
+import resource, sys
+sys.path.insert(0, {str(toy.__file__.rsplit("/", 1)[0])!r})
+import toy
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+toy.make({str(tmp_path / "full")!r}, size=(64, 96))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode != 0 and "nothing was written" in done.stderr and str(tmp_path / "full") in done.stderr
+    assert not is_finished(tmp_path / "full")
+    left = [p for p in (tmp_path / "full").rglob("*") if p.is_file() and p.name != ".journal.jsonl"]
+    assert not [p for p in left if ".tmp" in p.name]
+    toy.make(tmp_path / "full", size=(64, 96))  # with room again, the same command finishes
+    assert len(PreparedDataset(tmp_path / "full")) == 12
+
+
+def damage(root, what):
+    image = root / "rgb" / "train_000.png"
+    if what == "truncated":
+        image.write_bytes(image.read_bytes()[:100])
+    elif what == "not an image":
+        image.write_bytes(b"hello")
+    elif what == "missing file":
+        image.unlink()
+    elif what == "wrong channels":
+        Image.fromarray(np.zeros((32, 48), np.uint8)).save(image)
+    elif what == "wrong size":
+        Image.fromarray(np.zeros((30, 48, 3), np.uint8)).save(image)
+    elif what == "wrong dtype":
+        Image.fromarray(np.zeros((32, 48), np.uint8)).save(root / "depth" / "train_000.png")
+    elif what == "label id":
+        Image.fromarray(np.full((32, 48), 3, np.uint8)).save(root / "label" / "train_000.png")
+    elif what == "truncated npy":
+        path = root / "aolp" / "train_000.npy"
+        path.write_bytes(path.read_bytes()[:-10])
+    elif what == "pickled npy":
+        np.save(root / "aolp" / "train_000.npy", np.array([{}], dtype=object), allow_pickle=True)
+    elif what == "npy that claims 10 TB":
+        with open(root / "aolp" / "train_000.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**6, 1)})
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [("truncated", "cannot be read"), ("not an image", "cannot be read"), ("missing file", "not found"), ("wrong channels", "expected uint8 with 3 channels"),
+     ("wrong size", "one size is expected"), ("wrong dtype", "expected uint16 with 1 channel"), ("label id", "label id 3 out of range; expected 0 to 2"),
+     ("truncated npy", "cannot be read"), ("pickled npy", "cannot be read"), ("npy that claims 10 TB", "cannot be read")],
+)  # fmt: skip
+def test_damaged_files_are_named(tmp_path, what, message):
+    data = PreparedDataset(toy.make(tmp_path))
+    damage(tmp_path, what)
+    with pytest.raises(DataError, match=message) as error:
+        data[0]
+    assert "train_000" in str(error.value)
+
+
+def test_nan_on_disk_is_an_error(tmp_path):
+    modality = Modality("sensor", "S", 1, dtype="float32")
+    with Writer(tmp_path, Description("f", ["a"], [(0, 0, 0)], {"sensor": modality})) as writer:
+        with pytest.raises(DataError, match="NaN"):
+            writer.add("x", "train", {"sensor": np.full((4, 4, 1), np.nan, np.float32)}, np.zeros((4, 4), np.uint8))
+        writer.add("x", "train", {"sensor": np.zeros((4, 4, 1), np.float32)}, np.zeros((4, 4), np.uint8))
+    np.save(tmp_path / "sensor" / "x.npy", np.full((4, 4, 1), np.inf, np.float32))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        PreparedDataset(tmp_path)[0]
+
+
+def test_wrong_folders_and_names(tmp_path):
+    with pytest.raises(DataError, match="not a prepared data set"):
+        PreparedDataset(tmp_path / "nothing")
+    root = toy.make(tmp_path / "toy")
+    with pytest.raises(ValueError, match="unknown modality 'radar'.*has rgb, depth, aolp"):
+        PreparedDataset(root, "train", ["rgb", "radar"])
+    with pytest.raises(ValueError, match="at least one"):
+        PreparedDataset(root, "train", [])
+    with pytest.raises(DataError, match="its splits are train, val"):
+        PreparedDataset(root, "test")
+    (root / "dataset.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(DataError, match="format 99"):
+        read_description(root)
+    (root / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="not a valid description"):
+        read_description(root)
+
+
+def test_ids_can_not_leave_the_folder(tmp_path):
+    root = toy.make(tmp_path / "toy")
+    rows = (root / "index.csv").read_text()
+    (root / "index.csv").write_text(rows.replace("train_003", "../train_003"))
+    with pytest.raises(DataError, match="unsafe sample id"):
+        read_index(root)
+    (root / "index.csv").write_text(rows.replace("train_003", "train_004"))
+    with pytest.raises(DataError, match="listed twice"):
+        read_index(root)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda images, label: (images | {"radar": images["rgb"]}, label), "every sample needs all"),
+    (lambda images, label: ({k: v for k, v in images.items() if k != "depth"}, label), "every sample needs all"),
+    (lambda images, label: (images | {"rgb": images["rgb"][:-1]}, label), "differ in size"),
+    (lambda images, label: (images | {"rgb": images["rgb"][..., :2]}, label), r"expected uint8 \(H, W, 3\)"),
+    (lambda images, label: (images | {"depth": images["depth"].astype(np.float32)}, label), "expected uint16"),
+    (lambda images, label: (images, label.astype(np.int64)), "expected uint8"),
+    (lambda images, label: (images, np.where(label == 1, np.uint8(9), label)), "label id 9 out of range"),
+])  # fmt: skip
+def test_the_writer_refuses_what_breaks_the_contract(tmp_path, change, message):
+    writer = Writer(tmp_path, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES))
+    with pytest.raises(DataError, match=message):
+        writer.add("a", "train", *change(*toy.sample(0)))
+    with pytest.raises(DataError, match="use letters"):
+        writer.add("../a", "train", *toy.sample(0))
+    writer.add("a", "train", *toy.sample(0))
+    with pytest.raises(DataError, match="there already"):
+        writer.add("a", "train", *toy.sample(0))
+
+
+def test_unlabelled_data_read_as_ignored(tmp_path):
+    data = PreparedDataset(toy.make(tmp_path, labels=False))
+    assert not data.labelled and bool((data[0]["label"] == 255).all())
+
+
+def test_descriptions_refuse_nonsense():
+    with pytest.raises(ValueError, match="2 classes but 1 colours"):
+        Description("d", ["a", "b"], [(0, 0, 0)], toy.MODALITIES)
+    with pytest.raises(ValueError, match="share a symbol"):
+        Description("d", ["a"], [(0, 0, 0)], {"rgb": SENSORS["rgb"], "red": replace(SENSORS["rgb"], name="red")})
+    with pytest.raises(ValueError, match="one capital letter"):
+        Modality("rgb", "RR", 3)
+    with pytest.raises(ValueError, match="must be positive"):
+        Modality("rgb", "R", 1, mean=(0.0,), std=(0.0,))
+    with pytest.raises(ValueError, match="no statistics"):
+        SENSORS["rgb"].to_network(torch.zeros(3, 2, 2))
+
+
+def test_batches_need_one_size(tmp_path):
+    small, large = (PreparedDataset(toy.make(tmp_path / str(h), size=(h, 48)))[0] for h in (32, 40))
+    with pytest.raises(DataError, match="different sizes"):
+        collate([small, large])
+    assert collate([small, small])["images"]["aolp"].shape == (2, 2, 32, 48)
+
+
+def test_the_index_is_plain_csv(tmp_path):
+    with open(toy.make(tmp_path) / "index.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["id", "split", "condition", "case"] and len(rows) == 18
