@@ -1,0 +1,370 @@
+"""Slider panels. They are built from widgets that own their content, so that they can be tested without a browser, compare
+stably in a notebook, and carry an alternative text that follows what they show.
+
+A panel never raises inside a callback: what went wrong is written where the result would stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from html import escape
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..data.missing import degrade
+from ..data.prepared import PreparedDataset
+from ..evaluation.confusion import confusion_matrix, iou, miou
+from ..modalities import SENSORS, Modality
+from ..segmentation.network import Segmenter
+from .figures import label_picture, picture, sensor_title
+
+CASE_NAMES = {
+    "": "none",
+    "motionblur": "motion blur",
+    "overexposure": "over-exposure",
+    "underexposure": "under-exposure",
+    "lidarjitter": "jitter",
+    "eventlowres": "low resolution",
+}
+NOTHING_LEFT = "No sensor is switched on: there is nothing to average, so there is no prediction. Switch one on."
+FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
+
+
+class WorldSource:
+    """Frames of the sensor world, rendered when they are looked at.
+
+    Args:
+        scene: "street" or "room".
+        first_seed: seed of scene 0. The default lies far from those of the rendered data set, so no network has seen these scenes.
+        count: number of scenes on offer.
+    """
+
+    def __init__(self, scene: str = "street", first_seed: int = 1_900_000_000, count: int = 40, size: tuple[int, int] = (96, 128)):
+        from ..data import world
+
+        self.scene, self.first_seed, self.count, self.size, self._render = scene, first_seed, count, size, world.render_frame
+        self.classes, self.palette, self.modalities = list(world.CLASSES[scene]), world.PALETTES[scene], SENSORS
+        self.conditions = tuple(world.SCENE_CONDITIONS[scene])
+        self.cases = {name: tuple(case for case in world.FAILURES if world.CASE_SENSOR[case] == name) for name in SENSORS}
+
+    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
+        """Physical images name -> (C, H, W) of the sensors ``names``, and the label (H, W)."""
+        frame = self._render(self.scene, self.first_seed + index, condition, case, self.size, names)
+        return {name: self.modalities[name].to_physical(image).transpose(2, 0, 1) for name, image in frame.images.items()}, frame.label
+
+
+class DatasetSource:
+    """The samples of a prepared data set, as they lie on disk: no live conditions, no failure cases."""
+
+    def __init__(self, dataset: PreparedDataset):
+        self.dataset, self.count, self.modalities = dataset, len(dataset), dataset.modalities
+        self.classes, self.palette = dataset.description.classes, dataset.description.palette
+        self.conditions, self.cases = (), {}
+
+    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
+        images, label = self.dataset.physical(index)
+        return {name: images[name] for name in names}, np.asarray(label)
+
+
+class Recent:
+    """Remember the last ``size`` results of a function of hashable arguments."""
+
+    def __init__(self, function: Callable, size: int):
+        self.function, self.size, self.kept = function, size, OrderedDict()
+
+    def __call__(self, *key):
+        if key not in self.kept:
+            self.kept[key] = self.function(*key)
+            if len(self.kept) > self.size:
+                self.kept.popitem(last=False)
+        self.kept.move_to_end(key)
+        return self.kept[key]
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
+    """An <img> that fills its place without smoothing; its size is stated, so that the page does not jump when it changes."""
+    data = base64.b64encode(png_bytes(image)).decode()
+    height, width = image.shape[:2]
+    below = f'<div style="{FAMILY};text-align:center;min-height:2.7em">{caption}</div>' if caption else ""
+    return (
+        f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}" '
+        f'style="width:100%;height:auto;max-width:none;image-rendering:pixelated;display:block;border:1px solid #d9d9d9">{below}'
+    )
+
+
+class SwitchboardPanel(widgets.VBox):
+    """Dim, break or remove each sensor and watch what is predicted.
+
+    Args:
+        segmenters: what to call it -> trained network; one or two, shown side by side. All predict ``source.classes``.
+        source: a ``WorldSource`` or ``DatasetSource``, or anything with their attributes and ``frame``.
+        present: names of the sensors that are on at the start; all by default.
+
+    A sensor's image is encoded again only when that sensor changed: the panel keeps each sensor's logits and averages those of
+    the sensors that are on (Eq. 5), which is what ``Segmenter.forward`` does.
+    """
+
+    def __init__(self, segmenters: Mapping[str, Segmenter], source, present: tuple[str, ...] | None = None):
+        self.segmenters, self.source = dict(segmenters), source
+        if not self.segmenters:
+            raise ValueError("SwitchboardPanel needs at least one segmenter: {'trained': load_segmenter(path)}")
+        for name, segmenter in self.segmenters.items():
+            if list(segmenter.classes) != list(source.classes):
+                raise ValueError(
+                    f"{name!r} predicts {len(segmenter.classes)} classes, the frames have {len(source.classes)}; "
+                    "use a network trained on data of this kind"
+                )
+        known = {name: m for s in self.segmenters.values() for name, m in s.modalities.items()}
+        self.sensors: dict[str, Modality] = {
+            n: known[n] for n in sorted(known, key=lambda n: (list(SENSORS).index(n) if n in SENSORS else 99, n))
+        }
+        if missing := set(self.sensors) - set(source.modalities):
+            raise ValueError(f"the frames have no {', '.join(sorted(missing))}; they have {', '.join(source.modalities)}")
+        self._frames = Recent(source.frame, 64)
+        self._looks = Recent(self._look, 24 * len(self.sensors))
+        self._quiet, self._state = True, {}
+        self._build(present or tuple(self.sensors))
+        super().__init__([self.bar, self.cards, self.status, self.results], layout=widgets.Layout(width="100%", max_width="1100px"))
+        self._quiet = False
+        self.refresh()
+
+    def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
+        return f"SwitchboardPanel(sensors={''.join(m.symbol for m in self.sensors.values())}, networks={', '.join(self.segmenters)})"
+
+    # ---- widgets ----
+
+    def _build(self, present: tuple[str, ...]) -> None:
+        style, full = {"description_width": "52px"}, widgets.Layout(width="auto", margin="0 2px")
+        self.scene = widgets.IntSlider(
+            0,
+            0,
+            max(self.source.count - 1, 0),
+            description="scene",
+            continuous_update=False,
+            style=style,
+            tooltip="which scene to look at",
+            layout=widgets.Layout(width="300px"),
+        )
+        self.condition = widgets.ToggleButtons(
+            options=self.source.conditions or ("as recorded",),
+            description="light",
+            style=style | {"button_width": "76px"},
+            tooltips=[f"the scene in {c} conditions" for c in self.source.conditions],
+            tooltip="time of day and weather",
+        )
+        self.condition.disabled = not self.source.conditions
+        self.reset = widgets.Button(description="reset sensors", tooltip="all sensors on, untouched", layout=widgets.Layout(width="120px"))
+        self.reset.on_click(lambda _: self.set(**{name: {} for name in self.sensors}))
+        self.bar = widgets.HBox([self.scene, self.condition, self.reset], layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+        self.switch, self.gain, self.noise, self.case, self.view, cards = {}, {}, {}, {}, {}, []
+        for name, m in self.sensors.items():
+            title = sensor_title(m)
+            self.switch[name] = widgets.Checkbox(
+                name in present, description=f"{title} on", indent=False, tooltip=f"pass {name} on to the network", layout=full
+            )
+            self.gain[name] = widgets.FloatSlider(
+                1.0,
+                min=0,
+                max=1,
+                step=0.05,
+                description="gain",
+                continuous_update=False,
+                readout_format=".2f",
+                tooltip=f"{name} gain: 1 = untouched, 0 = black",
+                style=style,
+                layout=full,
+            )
+            self.noise[name] = widgets.FloatSlider(
+                0.0,
+                min=0,
+                max=1,
+                step=0.05,
+                description="noise",
+                continuous_update=False,
+                readout_format=".2f",
+                tooltip=f"{name} noise: standard deviation as a share of the range",
+                style=style,
+                layout=full,
+            )
+            cases = ("", *self.source.cases.get(name, ()))
+            self.case[name] = widgets.Dropdown(
+                options=[(CASE_NAMES.get(c, c), c) for c in cases],
+                description="failure",
+                disabled=len(cases) == 1,
+                tooltip=f"how {name} fails",
+                style=style,
+                layout=full,
+            )
+            self.view[name] = widgets.HTML()
+            controls = [self.switch[name], self.view[name], self.gain[name], self.noise[name], self.case[name]]
+            cards.append(widgets.VBox(controls, layout=widgets.Layout(border_top=f"4px solid {m.colour}", padding="2px", min_width="0")))
+        for control in (
+            self.scene,
+            self.condition,
+            *(w for group in (self.switch, self.gain, self.noise, self.case) for w in group.values()),
+        ):
+            control.observe(self._changed, "value")
+        columns = min(4, len(cards))
+        self.cards = widgets.GridBox(
+            cards, layout=widgets.Layout(grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", grid_gap="8px")
+        )
+        self.status, self.truth, self.bars = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.prediction = {name: widgets.HTML() for name in self.segmenters}
+        shares = f"repeat({1 + len(self.segmenters)}, minmax(0, 1fr)) minmax(0, {1 + 0.5 * len(self.segmenters)}fr)"
+        self.results = widgets.GridBox(
+            [self.truth, *self.prediction.values(), self.bars],
+            layout=widgets.Layout(grid_template_columns=shares, grid_gap="8px", align_items="flex-start"),
+        )
+
+    def set(self, scene: int | None = None, condition: str | None = None, **sensors: dict) -> None:
+        """Set everything at once and redraw once: ``panel.set(condition="night", rgb={"on": False}, depth={"gain": 0.5})``.
+
+        A sensor that is named takes on=True, gain=1, noise=0, case="" for what its dict leaves out.
+
+        Raises:
+            ValueError: a sensor that the panel does not have, or a setting that no sensor has.
+        """
+        for name, wanted in sensors.items():
+            if name not in self.sensors or set(wanted) - {"on", "gain", "noise", "case"}:
+                raise ValueError(f"{name}={wanted}: expected a sensor of {', '.join(self.sensors)} and a dict of on, gain, noise, case")
+        self._quiet = True
+        try:
+            for control, value in ((self.scene, scene), (self.condition, condition)):
+                if value is not None:
+                    control.value = value
+            for name, wanted in sensors.items():
+                values = {"on": True, "gain": 1.0, "noise": 0.0, "case": ""} | wanted
+                for group, key in ((self.switch, "on"), (self.gain, "gain"), (self.noise, "noise"), (self.case, "case")):
+                    group[name].value = values[key]
+        finally:
+            self._quiet = False
+        self.refresh()
+
+    # ---- what the widgets ask for ----
+
+    def _changed(self, change) -> None:
+        if not self._quiet:
+            self.refresh()
+
+    def _look(self, index: int, condition: str, name: str, case: str, gain: float, noise: float) -> tuple[np.ndarray, dict]:
+        """One sensor as it is set: its picture, and its logits (K, h, w) from every network that knows it."""
+        # Without a failure all sensors come from one rendering; a failure renders its own sensor again.
+        images = self._frames(index, condition, case, (name,) if case else tuple(self.sensors))[0]
+        physical = degrade(torch.as_tensor(images[name]), self.source.modalities[name], gain, noise, seed=index)
+        logits = {}
+        for label, segmenter in self.segmenters.items():
+            if name in segmenter.modalities:
+                with torch.inference_mode():
+                    image = segmenter.modalities[name].to_network(physical)[None].float()
+                    logits[label] = segmenter.modality_logits({name: image})[name][0]
+        return picture(self.source.modalities[name], physical), logits
+
+    def _settings(self, name: str) -> str:
+        words = [f"gain {self.gain[name].value:.2f}", f"noise {self.noise[name].value:.2f}"]
+        words += [CASE_NAMES.get(self.case[name].value, self.case[name].value)] if self.case[name].value else []
+        return ("on, " if self.switch[name].value else "off, ") + ", ".join(words)
+
+    def refresh(self) -> None:
+        """Bring every picture and number in step with the widgets."""
+        try:
+            self._refresh()
+        except Exception as error:  # a callback that raises would leave the old picture standing beside the new sliders
+            self._state["error"] = f"{type(error).__name__}: {error}"
+            self._say(f"Could not update: {escape(self._state['error'])}", "#B00020")
+
+    def _refresh(self) -> None:
+        index, condition = self.scene.value, self.condition.value
+        label = np.asarray(self._frames(index, condition, "", tuple(self.sensors))[1])
+        where = f"scene {index}, {condition}"
+        looks = {n: self._looks(index, condition, n, self.case[n].value, self.gain[n].value, self.noise[n].value) for n in self.sensors}
+        for name, (image, _) in looks.items():
+            dimmed = image if self.switch[name].value else (0.25 * image + 0.75 * 235).astype(np.uint8)
+            self.view[name].value = image_html(dimmed, f"{sensor_title(self.sensors[name])} image of {where}: {self._settings(name)}")
+        on = [name for name in self.sensors if self.switch[name].value]
+        symbols = "".join(self.sensors[name].symbol for name in on)
+        names = [self.source.classes[k] for k in np.unique(label) if k < len(self.source.classes)]
+        self.truth.value = image_html(
+            label_picture(label, self.source.palette), f"true classes of {where}: {', '.join(names)}", "<b>truth</b>"
+        )
+        self._state = {"scene": index, "condition": condition, "present": symbols, "miou": {}, "iou": {}, "error": ""}
+        for title, box in self.prediction.items():
+            logits = [looks[name][1][title] for name in on if title in looks[name][1]]
+            box.value = self._predict(title, logits, label, where, symbols)
+        self.bars.value = self._bars(label)
+        chips = " ".join(
+            f'<span style="background:{m.colour};color:white;padding:0 6px;border-radius:3px">{sensor_title(m)}</span>'
+            for m in (self.sensors[name] for name in on)
+        )
+        scores = "; ".join(f"{escape(title)}: mIoU {value:.1f} %" for title, value in self._state["miou"].items())
+        self._say(f"Averaged over {len(on)} of {len(self.sensors)} sensors: {chips} &nbsp; <b>{scores}</b>" if on else NOTHING_LEFT)
+
+    def _predict(self, title: str, logits: list, label: np.ndarray, where: str, symbols: str) -> str:
+        """The fused prediction's picture; its scores go into the state."""
+        if not logits:
+            grey = np.full((*label.shape, 3), 235, np.uint8)
+            reason = NOTHING_LEFT if not symbols else f"{title} was not trained on any sensor that is on."
+            return image_html(grey, f"no prediction of {title}: {reason}", f"<b>{escape(title)}</b><br>no prediction")
+        fused = F.interpolate(torch.stack(logits).mean(0)[None], label.shape, mode="bilinear", align_corners=False)
+        prediction = fused[0].argmax(0)
+        counts = confusion_matrix(prediction, torch.as_tensor(label.astype(np.int64)), len(self.source.classes)).numpy()
+        score = 100 * float(miou(counts))
+        self._state["miou"][title] = score
+        self._state["iou"][title] = dict(zip(self.source.classes, (100 * iou(counts)).tolist()))
+        alt = f"classes predicted by {title} from {symbols} in {where}: mIoU {score:.1f} %"
+        return image_html(
+            label_picture(prediction, self.source.palette), alt, f"<b>{escape(title)}</b> from {symbols}<br>mIoU {score:.1f} %"
+        )
+
+    def _bars(self, label: np.ndarray) -> str:
+        """IoU of each class in the frame, one bar a network, as a table that screen readers can read."""
+        rows = []
+        for k in np.unique(label):
+            if k >= len(self.source.classes):
+                continue
+            name, colour = self.source.classes[k], "#{:02x}{:02x}{:02x}".format(*self.source.palette[k])
+            cells = ""
+            for title in self.segmenters:
+                value = self._state["iou"].get(title, {}).get(name)
+                bar = (
+                    ""
+                    if value is None
+                    else f'<div style="background:{colour};outline:1px solid #8888;height:9px;width:{value:.0f}%"></div>'
+                )
+                number = "–" if value is None else f"{value:.0f}"
+                cells += (
+                    f'<td style="width:{60 / len(self.segmenters):.0f}%;padding:0 4px">{bar}</td>'
+                    f'<td style="text-align:right;padding:0 4px">{number}</td>'
+                )
+            rows.append(
+                f'<tr><th scope="row" style="text-align:left;font-weight:normal;padding:0 4px">{escape(name)}</th>{cells}</tr>'
+            )
+        heads = "".join(
+            f'<th colspan="2" scope="col" style="text-align:left;padding:0 4px">{escape(title)}</th>' for title in self.segmenters
+        )
+        return (
+            f'<table style="{FAMILY};width:100%;border-collapse:collapse;margin:0">'
+            '<caption style="caption-side:top;text-align:left">IoU of each class (%)</caption>'
+            f"<tr><td></td>{heads}</tr>{''.join(rows)}</table>"
+        )
+
+    def _say(self, html: str, colour: str = "inherit") -> None:
+        self.status.value = (
+            f'<div role="status" aria-live="polite" style="{FAMILY};color:{colour};min-height:1.6em;padding:4px 2px">{html}</div>'
+        )
+
+    def state(self) -> dict:
+        """What is shown now: scene, condition, symbols of the sensors that are on, mIoU and class IoU (per cent) of each network, error."""
+        return dict(self._state)
