@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 
 def data_dir() -> Path:
@@ -78,6 +81,40 @@ def write_json(path: str | Path, value) -> None:
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.write("\n")
+
+
+def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
+    """Write named tensors and a JSON header as one safetensors file, atomically.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; names the file.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"mmlib": json.dumps(header)})
+        except SafetensorError as error:  # the library's own type hides that it is an input/output error
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def read_tensor_header(path: str | Path) -> dict:
+    """The JSON header of a file written by ``save_tensors``; runs no code from the file.
+
+    Raises:
+        ValueError: missing, damaged, or another kind of file; names the file.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["mmlib"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of this library, or damaged ({type(error).__name__}: {error})") from error
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def provenance(command: str = "", seed: int | None = None) -> dict:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmlib.modalities import SENSORS, Modality, subsets
+from mmlib.runtime import save_tensors
 from mmlib.segmentation.network import MLPHead, NetworkConfig, Segmenter, load_segmenter, load_weights, read_header, save_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, draw_subset, pixel_grid, resample, subset_cross_entropy
 
@@ -146,12 +147,15 @@ def test_wrong_checkpoints_are_explained(tmp_path):
         load_weights(network({"rgb": MODALITIES["rgb"]}), path)
     with pytest.raises(ValueError, match="5 classes"):
         load_weights(Segmenter(MODALITIES, ["x"], [(0, 0, 0)]), path)
-    with pytest.raises(ValueError, match="no such checkpoint"):
+    with pytest.raises(ValueError, match="no such file"):
         load_segmenter(tmp_path / "none.safetensors")
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="not a segmenter checkpoint"):
+    with pytest.raises(ValueError, match="damaged"):
         load_segmenter(path)
     torch.save({"a": 1}, path)  # a pickle: refused, never executed
+    with pytest.raises(ValueError, match="damaged"):
+        load_segmenter(path)
+    save_tensors(path, {"x": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="not a segmenter checkpoint"):
         load_segmenter(path)
 

@@ -6,19 +6,16 @@ missing modality is left out of the stack: it costs nothing, and no zeros preten
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..modalities import Modality
-from ..runtime import atomic_path
+from ..runtime import read_tensor_header, read_tensors, save_tensors
 
 Encoder = Literal["residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
 
@@ -219,9 +216,7 @@ def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
         "config": asdict(segmenter.config), "modalities": [m.to_dict() for m in segmenter.modalities.values()],
         "classes": segmenter.classes, "palette": segmenter.palette, "notes": notes,
     }  # fmt: skip
-    tensors = {name: value.detach().cpu().contiguous() for name, value in segmenter.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"segmenter": json.dumps(header)})
+    save_tensors(path, segmenter.state_dict(), {"segmenter": header})
 
 
 def read_header(path: str | Path) -> dict:
@@ -230,13 +225,10 @@ def read_header(path: str | Path) -> dict:
     Raises:
         ValueError: missing, damaged, or not a segmenter.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["segmenter"])
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such checkpoint; train one with 'python -m mmlib train'") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a segmenter checkpoint ({type(error).__name__}: {error})") from error
+    header = read_tensor_header(path)
+    if "segmenter" not in header:
+        raise ValueError(f"{path}: not a segmenter checkpoint; give a best.safetensors or last.safetensors of 'python -m mmlib train'")
+    return header["segmenter"]
 
 
 def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segmenter:
@@ -271,8 +263,7 @@ def load_weights(segmenter: Segmenter, path: str | Path) -> None:
             problems.append(f"{key} {header['config'].get(key)!r} against {ours[key]!r}")
     if problems:
         raise ValueError(f"{path}: a checkpoint of another configuration: {'; '.join(problems)}")
-    with safe_open(path, "pt") as file:
-        state = {name: file.get_tensor(name).float() for name in file.keys()}
+    state = {name: value.float() for name, value in read_tensors(path).items()}
     try:
         segmenter.load_state_dict(state)
     except RuntimeError as error:

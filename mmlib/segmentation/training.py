@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -28,7 +26,8 @@ from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..modalities import IGNORE_INDEX
-from ..runtime import atomic_path, derived_seed, limit_threads, provenance, seed_everything, write_json
+from ..runtime import (atomic_path, derived_seed, limit_threads, provenance, read_tensor_header, read_tensors, save_tensors,
+                       seed_everything, write_json)
 from .network import NetworkConfig, Segmenter, read_header, save_segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
 
@@ -304,9 +303,7 @@ def _save_state(path: Path, model: Segmenter, optimizer, config: TrainConfig, st
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    meta = {"step": step, "best": best, "seconds": seconds, "config": json.loads(json.dumps(asdict(config)))}
-    with atomic_path(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, {"state": json.dumps(meta)})
+    save_tensors(path, tensors, {"state": {"step": step, "best": best, "seconds": seconds, "config": asdict(config)}})
 
 
 def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer) -> tuple[int, float, float]:
@@ -317,12 +314,10 @@ def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer) -> tupl
             read_header(out / "last.safetensors")
             raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
         return 0, -1.0, 0.0
-    try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a state to resume from ({type(error).__name__}: {error}); delete it to start anew") from error
+    meta = read_tensor_header(path).get("state")
+    if meta is None:
+        raise ValueError(f"{path}: not a state to resume from; delete it to start anew")
+    tensors = read_tensors(path)
     ours = json.loads(json.dumps(asdict(config)))
     differing = [f"{key} was {meta['config'].get(key)!r}, is {value!r}" for key, value in ours.items() if key not in FREE and meta["config"].get(key) != value]
     if differing:

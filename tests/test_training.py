@@ -1,0 +1,217 @@
+"""Training: it learns, it resumes to the last bit, and many small batches are one large batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+import torch
+from safetensors.torch import load_file
+
+from mmlib.segmentation import training
+from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
+from mmlib.segmentation.objective import ObjectiveConfig
+from mmlib.segmentation.training import StepSampler, TrainConfig, learning_rate, parameter_groups, plan, read_history, train
+
+QUIET = dict(progress=False, cache=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(toy.make(tmp_path_factory.mktemp("toy")))
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return load_file(Path(out) / "last.safetensors")
+
+
+def test_it_learns_every_subset_and_leaves_a_complete_record(data, tmp_path):
+    report = train(TrainConfig(data, str(tmp_path / "run"), epochs=25, eval_every=5, **QUIET))
+    summary = report["scores"]["summary"]["all"]
+    assert summary["full"] > 80 and summary["mean"] > 70, summary
+    steps, evaluations = read_history(tmp_path / "run" / "history.jsonl")
+    assert steps[-1]["supervised"] < 0.8 * steps[0]["supervised"] and steps[-1]["step"] == report["steps"] == 75
+    assert [e["epoch"] for e in evaluations] == [5, 10, 15, 20, 25] and set(evaluations[0]["miou"]) == {"R", "D", "A", "RD", "RA", "DA", "RDA"}
+    again = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert again["provenance"]["seed"] == 0 and again["scores"]["protocol"] == "drop" and again["config"]["epochs"] == 25
+    assert not {"out"} & set(again["config"]) and str(tmp_path) not in json.dumps(again["config"])  # no machine's paths
+    best = load_segmenter(tmp_path / "run" / "best.safetensors")
+    assert list(best.modalities) == ["rgb", "depth", "aolp"] and best.modalities["depth"].mean
+
+
+@pytest.mark.parametrize("objective", ["all-subsets", "dropout"])
+def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monkeypatch, objective):
+    config = TrainConfig(data, str(tmp_path / "whole"), epochs=4, save_every=1, eval_every=2, objective=ObjectiveConfig(subsets=objective), **QUIET)
+    train(config)
+
+    class Killed(BaseException):
+        pass
+
+    count = 0
+
+    def dying(*args):
+        nonlocal count
+        count += 1
+        if count == 9:  # two steps after the second state was saved
+            raise Killed
+        return learning_rate(*args)
+
+    cut = replace(config, out=str(tmp_path / "cut"))
+    monkeypatch.setattr(training, "learning_rate", dying)
+    with pytest.raises(Killed):
+        train(cut)
+    monkeypatch.setattr(training, "learning_rate", learning_rate)
+    assert not (tmp_path / "cut" / "last.safetensors").exists()
+    train(cut)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    histories = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_history(tmp_path / n / "history.jsonl")[1]] for n in ("whole", "cut")]
+    assert histories[0] == histories[1] and len(histories[0]) == 2
+
+
+def test_sigkill_at_any_moment(data, tmp_path):
+    """A real kill: whatever the moment, running the same command again ends in the bits of an undisturbed run."""
+    command = [sys.executable, "-c", "import sys; from mmlib.segmentation.training import *; "
+               f"train(TrainConfig({data!r}, sys.argv[1], epochs=12, save_every=0.5, eval_every=0, progress=False))"]  # fmt: skip
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")])
+    state = tmp_path / "cut" / "resume.safetensors"
+    deadline = time.time() + 120
+    while not state.exists() and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(float(np.random.default_rng(os.getpid()).uniform(0, 0.5)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, str(tmp_path / "cut")], check=True)
+    assert (tmp_path / "cut" / "report.json").exists()
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_finished_run_is_not_trained_again(data, tmp_path):
+    config = TrainConfig(data, str(tmp_path), epochs=1, **QUIET)
+    first = train(config)
+    stamp = (tmp_path / "resume.safetensors").stat().st_mtime_ns
+    assert train(config)["scores"] == first["scores"] and (tmp_path / "resume.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_another_configuration_does_not_overwrite_a_run(data, tmp_path):
+    config = TrainConfig(data, str(tmp_path), epochs=1, **QUIET)
+    train(config)
+    with pytest.raises(ValueError, match="another configuration .*lr was 0.0, is 0.1"):
+        train(replace(config, lr=0.1))
+    (tmp_path / "resume.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="resume.safetensors: not a file of this library"):
+        train(config)
+    (tmp_path / "resume.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds a trained network"):
+        train(config)
+
+
+def test_accumulated_micro_batches_are_one_large_batch(data, tmp_path):
+    quiet = dict(network=NetworkConfig(dropout=0.0), objective=ObjectiveConfig(pixels=1), epochs=2, **QUIET)
+    train(TrainConfig(data, str(tmp_path / "large"), batch_size=4, **quiet))
+    train(TrainConfig(data, str(tmp_path / "small"), batch_size=1, accumulate=4, **quiet))
+    large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
+    assert max(float((large[n] - small[n]).abs().max()) for n in large) < 2e-4  # Adam divides by small numbers; still rounding
+
+
+def test_two_processes_are_one_large_batch(data, tmp_path):
+    quiet = "network=NetworkConfig(dropout=0.0), objective=ObjectiveConfig(subsets='dropout', pixels=1), epochs=2, progress=False"
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nfrom mmlib.segmentation.training import *\n"
+                       f"train(TrainConfig({data!r}, sys.argv[1], batch_size=int(sys.argv[2]), {quiet}))\n")  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([*launch, str(program), str(tmp_path / "two"), "2"], check=True, env=environment, timeout=300)
+    train(TrainConfig(data, str(tmp_path / "one"), batch_size=4, network=NetworkConfig(dropout=0.0),
+                      objective=ObjectiveConfig(subsets="dropout", pixels=1), epochs=2, **QUIET))  # fmt: skip
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float((one[n] - two[n]).abs().max()) for n in one) < 2e-4
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["steps"] == 6
+    scores = [json.loads((tmp_path / n / "report.json").read_text())["scores"]["summary"]["all"]["mean"] for n in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], abs=0.5)  # sharded evaluation counts every sample once
+
+
+def test_the_stream_of_samples_is_a_permutation_per_epoch_whatever_the_split():
+    config = TrainConfig("", "", batch_size=3, accumulate=2, seed=7)
+    one = [entry for batch in StepSampler(10, replace(config, batch_size=6), 5, 0, 0, 1) for entry in batch]
+    ranks = [list(StepSampler(10, config, 5, 0, rank, 2)) for rank in range(2)]
+    many = [entry for first, second in zip(*ranks) for entry in first + second]
+    assert one == many  # two processes with half the batch see the same samples in the same step
+    assert sorted(index for index, _ in one[:10]) == list(range(10)) == sorted(index for index, _ in one[10:20])
+    assert len({seed for _, seed in one}) == len(one)
+    resumed = [entry for batch in StepSampler(10, replace(config, batch_size=6), 5, 2, 0, 1) for entry in batch]
+    assert resumed == one[2 * 12 :]
+
+
+def test_schedule_is_the_papers():
+    config = TrainConfig("", "", lr=6e-5, network=NetworkConfig(encoder="pvt_v2_b0"))
+    assert learning_rate(0, 200, config) == pytest.approx(6e-6)
+    assert learning_rate(10, 200, config) == pytest.approx(6e-5 * (1 - 10 / 200) ** 0.9)
+    assert learning_rate(150, 200, config) == pytest.approx(6e-5 * 0.25**0.9)
+    assert learning_rate(0, 200, replace(config, lr=0.0)) == pytest.approx(6e-6)
+    assert plan(config, 400) == 4000 and plan(replace(config, accumulate=2), 400, 4) == 500
+    with pytest.raises(ValueError, match="must be positive"):
+        plan(replace(config, epochs=0), 10)
+
+
+def test_biases_and_norms_are_not_decayed(data):
+    net = Segmenter(toy.MODALITIES, toy.CLASSES, toy.PALETTE)
+    decayed, plain = parameter_groups(net, 0.01)
+    assert decayed["weight_decay"] == 0.01 and plain["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(net.parameters()))
+
+
+def test_sensors_are_chosen_by_name(data, tmp_path):
+    report = train(TrainConfig(data, str(tmp_path), modalities=("depth", "rgb"), epochs=1, **QUIET))
+    assert report["scores"]["modalities"] == ["depth", "rgb"] and set(report["scores"]["miou"]["all"]) == {"D", "R", "DR"}
+    with pytest.raises(ValueError, match="unknown modality 'sonar'"):
+        train(TrainConfig(data, str(tmp_path / "x"), modalities=("sonar",), **QUIET))
+
+
+def test_infinite_gradients_never_reach_the_weights(data, tmp_path, monkeypatch):
+    genuine, calls = training.subset_cross_entropy, 0
+
+    def poisoned(*args):
+        nonlocal calls
+        calls += 1
+        terms = genuine(*args)
+        return terms | {"supervised": terms["supervised"] * (float("nan") if calls == 3 else 1)}
+
+    monkeypatch.setattr(training, "subset_cross_entropy", poisoned)
+    train(TrainConfig(data, str(tmp_path / "once"), epochs=2, **QUIET))
+    assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "once").values())
+    assert read_history(tmp_path / "once" / "history.jsonl")[0][-1]["skipped"] == 1
+    monkeypatch.setattr(training, "subset_cross_entropy", lambda *args: {"supervised": genuine(*args)["supervised"] * float("inf")})
+    with pytest.raises(ValueError, match="no finite gradient for 20 steps"):
+        train(TrainConfig(data, str(tmp_path / "always"), epochs=40, **QUIET))
+
+
+def test_unlabelled_data_can_not_train_a_segmenter(tmp_path):
+    with pytest.raises(ValueError, match="no labels"):
+        train(TrainConfig(str(toy.make(tmp_path / "toy", labels=False)), str(tmp_path / "out"), **QUIET))
+
+
+def test_a_full_disk_while_saving_keeps_the_last_whole_state(data, tmp_path):
+    program = ("import resource, sys; from mmlib.segmentation.training import *\n"
+               f"config = TrainConfig({data!r}, {str(tmp_path)!r}, epochs=4, save_every=1, eval_every=0, progress=False)\n"
+               "if sys.argv[1] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+               "train(config)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program, "full"], capture_output=True, text=True)
+    assert done.returncode != 0 and "nothing was written" in done.stderr and "resume.safetensors" in done.stderr
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".safetensors" or "tmp" in p.name] == []
+    subprocess.run([sys.executable, "-c", program, "room"], check=True)
+    assert (tmp_path / "last.safetensors").exists()
+
+
+def test_configuration_is_plain_json():
+    assert json.loads(json.dumps(asdict(TrainConfig("a", "b"))))["network"]["encoder"] == "residual"
