@@ -1,5 +1,6 @@
 """The NYU converter: every pixel accounted for, blocks kept together, bad folders explained. Real frames where they are at hand."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ SCRIPT = ROOT / "data_scripts" / "prepare_nyu.py"
 REAL = ROOT.parent / "shared" / "data" / "nyuv2-train"
 
 
-def frames(folder: Path, count=40) -> Path:
+def frames(folder: Path, count) -> Path:
     """Frames in the documented layout. Every label pixel encodes its own position; depth is a known ramp."""
     rng = np.random.default_rng(0)
     for name in ("rgb", "depth", "label13"):
@@ -56,10 +57,14 @@ def test_resized_frames_keep_classes_and_depths_unmixed(tmp_path):
     assert all(np.abs(levels - value).min() < 0.5 / 256 + 1e-6 for value in images["depth"].unique().tolist())  # no depth between two
 
 
-def test_division_keeps_neighbours_together(tmp_path):
-    assert run("--frames", frames(tmp_path / "frames", 130), "--out", tmp_path / "out", "--size", 24, 32).returncode == 0
-    ids = {split: sorted(int(row["id"]) for row in PreparedDataset(tmp_path / "out", split).rows) for split in ("train", "val", "test")}
-    assert ids["val"] == list(range(3 + 45, 3 + 60)) and ids["test"] == list(range(3 + 105, 3 + 120)) and len(ids["train"]) == 100
+def test_division_keeps_neighbours_together():
+    spec = importlib.util.spec_from_file_location("prepare_nyu", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_nyu"] = module
+    spec.loader.exec_module(module)
+    splits = [module.division(position) for position in range(795)]
+    assert [splits.count(name) for name in ("train", "val", "test")] == [600, 105, 90]
+    assert all(len(set(splits[first : first + 15])) == 1 for first in range(0, 795, 15))
 
 
 @pytest.mark.parametrize("damage, message", [
