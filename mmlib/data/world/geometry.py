@@ -317,11 +317,9 @@ def _trace_block(kind, prim, grid, local, f32, rays, parallel, key):
     if parallel:
         cx, cy, cz = (f32["centre"][prim, k][pick] for k in range(3))
         x, y, z = x - cx, y - cy, z - cz
-    if kind != CYLINDER:
+    if kind != CYLINDER:  # cylinders are round and never turned
         c, s = f32["cos"][prim][pick], f32["sin"][prim][pick]
         x, y = c * x + s * y, c * y - s * x
-    elif not parallel:  # round, so its frame need not be turned: undo the turn of the eye
-        pass
     h = [f32["half"][prim, k][pick] for k in range(3)]
     taper = [f32["taper"][prim, k][pick] for k in range(2)] if kind == FRUSTUM else None
     o, d = ((x, y, z), local) if parallel else (local, (x, y, z))

@@ -1,0 +1,154 @@
+"""One frame: lay out the scene, look at it, and let each requested sensor take its picture."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...modalities import SENSORS
+from . import room, sensors, street
+from .geometry import Camera, camera_view
+from .light import CONDITIONS, contact_shade, light_view, radiance, sunlit, weather
+from .looks import surface_colour
+from .sensors import CASE_SENSOR, FAILURES
+from .surfaces import look
+
+ALL = tuple(SENSORS)
+SCENES = {"street": street.layout, "room": room.layout}
+CLASSES = {"street": street.CLASSES, "room": room.CLASSES}
+PALETTES = {"street": street.PALETTE, "room": room.PALETTE}
+SCENE_CONDITIONS = {"street": CONDITIONS, "room": ("day", "dusk", "night")}  # there is no fog indoors
+SMALLEST, LARGEST = 32, 2048
+
+
+@dataclass
+class Frame:
+    """One rendered sample: what the sensors stored, and the truth behind it."""
+
+    images: dict[str, np.ndarray]  # name -> (H, W, C) in the modality's stored dtype
+    label: np.ndarray  # (H, W) uint8
+    depth: np.ndarray  # (H, W) float32, metres along the optical axis, inf = sky
+    normal: np.ndarray  # (H, W, 3) float32, world axes (x forward, y left, z up), 0 = sky
+    material: np.ndarray  # (H, W) uint8, index into materials.MATERIALS
+
+
+def check(scene: str, conditions=(), cases=(), modalities=ALL, size=(96, 128)) -> None:
+    """Raise ValueError, saying what is allowed, unless the world can render this."""
+    def known(what, values, allowed):
+        for value in values:
+            if value not in allowed:
+                raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(repr(a) for a in allowed)}")
+    known("scene", [scene], SCENES)
+    known(f"condition for a {scene}", conditions, SCENE_CONDITIONS[scene])
+    known("case", cases, ("", *FAILURES))
+    if isinstance(modalities, str) or not modalities:
+        raise ValueError(f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of {', '.join(ALL)}")
+    known("modality", modalities, ALL)
+    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, np.integer)) and SMALLEST <= n <= LARGEST for n in size)):
+        raise ValueError(f"size must be two integers (height, width), each between {SMALLEST} and {LARGEST}, got {size!r}")
+
+
+def _generator(*parts) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in parts])
+
+
+def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", size=(96, 128), modalities=ALL, supersample: int = 1) -> Frame:
+    """Render one frame. The same arguments give the same labels on any CPU, and the same images up to the last bit of exp and log.
+
+    Args:
+        scene: "street" or "room".
+        seed: non-negative integer; fixes the scene. Conditions and cases of one seed show the same scene and have equal labels.
+        condition: "day", "dusk", "night" or, outdoors only, "fog".
+        case: "" or a sensor failure: "motionblur", "overexposure", "underexposure" (rgb), "lidarjitter" (lidar), "eventlowres" (event).
+        size: (height, width) in pixels.
+        modalities: which sensors to render; a sensor's image does not depend on the others asked for.
+        supersample: rays per pixel and axis for the RGB picture (3 for figures); truth and the other sensors keep one ray per pixel.
+
+    Raises:
+        ValueError: an argument is not allowed; the message lists what is.
+    """
+    check(scene, [condition], [case], modalities, size)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+    if not isinstance(supersample, (int, np.integer)) or not 1 <= supersample <= 8:
+        raise ValueError(f"supersample must be an integer from 1 to 8, got {supersample!r}")
+    size = (int(size[0]), int(size[1]))
+    world = SCENES[scene](int(seed))
+    air = weather(scene, condition, _generator("weather", seed))
+    eye = Shot(world, air, size, two="event" in modalities, sunlight=bool({"rgb", "event", "thermal", "nir"} & set(modalities)))
+
+    def noise(name):
+        return _generator("noise", name, seed, condition, case if CASE_SENSOR.get(case) == name else "")
+
+    n = size[0] * size[1]
+    images = {}
+    first = eye.hits if eye.views == 1 else None
+    needs_light = {"rgb", "event", "nir"} & set(modalities)
+    light = eye.radiance() if needs_light else None
+    hits = first or _part(eye.hits, n)
+    broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in modalities}
+    if "rgb" in modalities:
+        picture = light[:, :n].reshape(3, *size)
+        if supersample > 1:
+            picture = Shot(world, air, (size[0] * supersample, size[1] * supersample)).radiance()
+            picture = picture.reshape(3, size[0], supersample, size[1], supersample)
+            picture = np.minimum(picture, 12 / air.exposure).mean((2, 4), dtype=np.float32)
+        images["rgb"] = sensors.rgb(picture, air, noise("rgb"), broken["rgb"])
+    if "depth" in modalities:
+        images["depth"] = sensors.depth(hits, size, air, world.indoor, noise("depth"))
+    if "event" in modalities:
+        now, before = (sensors.log_intensity(light[:, k * n : (k + 1) * n], air).reshape(size) for k in (0, 1))
+        images["event"] = sensors.events(before, now, noise("event"), background=0.002 * air.noise, case=broken["event"])
+    if "lidar" in modalities:
+        images["lidar"] = sensors.lidar(sensors.scan(world, air, noise("lidar"), broken["lidar"]), world.camera, size)
+    if "thermal" in modalities:
+        images["thermal"] = sensors.thermal(sensors.temperature(world, hits, air, eye.sun[:n]).reshape(size), noise("thermal"))
+    if "nir" in modalities:
+        images["nir"] = sensors.near_infrared(world, hits, air, eye.colour[:, :n], light[:, :n], eye.sun[:n], eye.occlusion[:n], size, noise("nir"))
+    if {"dolp", "aolp"} & set(modalities):
+        s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, eye.colour[:, :n], world.camera))
+        both = dict(zip(("dolp", "aolp"), sensors.polarisation(s1, s2, noise("polarisation"), 0.008 * air.noise)))
+        images |= {name: both[name] for name in ("dolp", "aolp") if name in modalities}
+    return Frame(
+        {name: SENSORS[name].to_stored(images[name]) for name in modalities},
+        hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(np.moveaxis(hits.normal.reshape(3, *size), 0, 2)), hits.material.reshape(size),
+    )  # fmt: skip
+
+
+def _part(hits, n):
+    """The first n hits."""
+    return type(hits)(**{name: value[..., :n] for name, value in vars(hits).items()})
+
+
+class Shot:
+    """The scene seen from one camera pose, or from the event camera's two poses at once, with the sunlight on it."""
+
+    def __init__(self, world, air, size, two=False, sunlight=True):
+        self.world, self.air, self.size = world, air, size
+        forward, yaw = world.motion
+        x, y, z = world.camera.position
+        ahead = world.camera.axes()[0]
+        # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood further back
+        back = Camera((x - forward * ahead[0], y - forward * ahead[1], z), world.camera.yaw - yaw, world.camera.pitch, world.camera.focal)
+        self.views = 1 + two
+        self.hits = look(world, [camera_view(world.camera, size)] + [camera_view(back, size, -1.0)] * two)
+        self.colour, self.glow = surface_colour(world, self.hits, 1 / (world.camera.focal * size[1]), air)
+        self.sun = np.ones(len(self.hits.t), np.float32)
+        if sunlight and (air.sunny or air.sun_now > 0 or world.indoor):
+            detail = max(1.0, math.sqrt(size[0] * size[1] / 12288))
+            if world.indoor:  # light from the ceiling and window: soft shadows under furniture
+                x0, x1, y0, y1, _ = world.room
+                view = light_view((0.05, 0.08, 0.9955), int(96 * detail), int(96 * detail), (x1 - x0) * 0.6, (y1 - y0) * 0.65, ((x0 + x1) / 2, (y0 + y1) / 2), 6.0)
+            else:
+                view = light_view(air.sun_direction, int(112 * detail), int(144 * detail), middle=(4.0, 0.0))
+            self.sun = sunlit(world, view, self.hits)
+
+    def radiance(self):
+        """Visible radiance (3, N); remembers the ambient occlusion for other sensors."""
+        self.occlusion = contact_shade(self.hits.t, [self.size] * self.views)
+        if self.world.indoor:
+            self.occlusion = self.occlusion * (np.float32(0.5) + np.float32(0.5) * self.sun)
+        return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion, self.world.camera.position, self.world.camera.axes()[0])

@@ -1,0 +1,282 @@
+"""The eight sensors: each turns hits, light and heat into its image in physical units (see ``mmlib.modalities.SENSORS``).
+
+Noise comes from one generator per sensor, so asking for fewer sensors, or breaking one of them (``FAILURES``), leaves every other image as it was.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+from .geometry import ring_view
+from .looks import surface_colour
+from .materials import MATERIAL, PATTERN, column
+from .surfaces import look
+
+FAILURES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
+CASE_SENSOR = {"motionblur": "rgb", "overexposure": "rgb", "underexposure": "rgb", "lidarjitter": "lidar", "eventlowres": "event"}
+LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
+_TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))  # display gamma
+f32 = np.float32
+
+
+# ---------------------------------------------------------------- visible light
+def rgb(radiance, weather, rng, case="") -> np.ndarray:
+    """Camera picture (H, W, 3) in 0..1 from radiance (3, H, W): glare, exposure, photon and read noise, film-like curve, display gamma."""
+    width = radiance.shape[2]
+    light = radiance * f32(weather.exposure)
+    if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
+        excess = np.minimum(np.maximum(light - f32(0.9), 0), f32(8))
+        halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * f32(0.45)
+        light = light + halo + gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)[:, : light.shape[1], :width] * f32(0.30)
+    if case == "motionblur":
+        light = _smear(light, rng)
+    light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
+    sigma = np.sqrt(light * f32(0.0009) + f32(1.6e-5)) * f32(math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1))
+    light = np.maximum(light + sigma * rng.standard_normal(light.shape, f32), 0)
+    light = light * (1 + light * f32(1 / 9)) / (1 + light)
+    return np.moveaxis(_TONE[(np.minimum(light, 1) * 4096).astype(np.int32)], 0, 2)
+
+
+def _smear(light, rng):
+    """Linear motion blur over a tenth of the picture's width, in a random direction."""
+    height, width = light.shape[1:]
+    angle, length = (rng.random() - 0.5) * 1.2, width * (0.07 + 0.06 * rng.random())
+    steps = max(5, int(length))
+    rows, cols = np.arange(height)[:, None], np.arange(width)[None]
+    out = np.zeros_like(light)
+    for k in range(steps):
+        shift = (k / (steps - 1) - 0.5) * length
+        out += light[:, np.clip(rows + int(round(shift * math.sin(angle))), 0, height - 1), np.clip(cols + int(round(shift * math.cos(angle))), 0, width - 1)]
+    return out / f32(steps)
+
+
+# ---------------------------------------------------------------- range
+def depth_step(z, indoor: bool):
+    """Quantisation step of the depth camera in metres at depth z: it measures disparity (1 / z), so the step grows with z squared."""
+    return (0.0028 if indoor else 0.0006) * z * z
+
+
+def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
+    """Depth (H, W, 1) in metres, 0 = no measurement.
+
+    Range 8 m indoors, 60 m outdoors. Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range, surfaces seen at
+    grazing angles, glass and other mirrors, a few at random, and distant things in fog.
+    """
+    z = hits.t
+    far = 8.0 if indoor else 60.0
+    k = f32(0.0028 if indoor else 0.0006)
+    chance = rng.random(z.shape, f32)
+    jitter = np.clip(rng.standard_normal(z.shape, f32), -4, 4) * f32(0.5)
+    good = np.isfinite(z) & (z < far)
+    z = np.where(good, z, 1)
+    disparity = np.maximum(np.rint(1 / (z * k) + jitter), 1)
+    loss = f32(0.004) + np.clip(1 - hits.facing / f32(0.09), 0, 1) + f32(0.55) * column("gloss")[hits.material] ** 2 + (1 - np.exp(f32(-0.6 * weather.haze) * z)) * (weather.haze > 0.01)
+    return np.where(good & (chance > loss), 1 / (disparity * k), 0).reshape(*shape, 1)
+
+
+def lidar_rings(indoor: bool):
+    """Elevations (descending) and azimuths (ascending) of the scanner in radians: 40 rings, dense around the horizon, every 0.45 degrees."""
+    up, down = (24, -38) if indoor else (9, -25)
+    u = np.linspace(1, -1, 40)
+    bend = 0.45 * u + 0.55 * u**3
+    return np.radians(np.where(u > 0, bend * up, -bend * down)), np.radians(np.arange(-42, 42.01, 0.45))
+
+
+def lidar_mount(camera, indoor):
+    """The scanner sits on the roof above the camera (indoors: on the same pole), level, with the camera's heading."""
+    x, y, z = camera.position
+    return (x, y, z + (0.10 if indoor else 0.35)), camera.yaw
+
+
+def scan(world, weather, rng, case="") -> dict[str, np.ndarray]:
+    """One sweep of the LiDAR: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the points are), range, intensity, and ring.
+
+    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold decides which points return; mirrors swallow most; fog
+    returns a few false points near the sensor. ``lidarjitter`` turns every ring by its own small angle and the whole sensor by one.
+    """
+    elevations, azimuths = lidar_rings(world.indoor)
+    mount, yaw = lidar_mount(world.camera, world.indoor)
+    hits = look(world, [ring_view(mount, yaw, elevations, azimuths)])
+    surface_colour(world, hits, None, weather)  # windows and car glass are glass for the LiDAR too
+    n = len(hits.t)
+    chance, noise, level = rng.random(n, f32), rng.standard_normal(n, f32), rng.standard_normal(n, f32)
+    reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
+    retro = column("retro")[hits.material] * (1 - f32(0.6) * column("gloss")[hits.material])
+    power = retro * hits.facing * np.exp(f32(-2 * weather.haze) * reach) / (reach * reach)
+    good = (power > f32(4e-6) * np.exp(f32(0.5) * level)) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * column("gloss")[hits.material] ** 2)
+    measured = reach + f32(0.02) * np.clip(noise, -4, 4)
+    if weather.haze > 0.01:
+        ghost = (chance > 0.985) & (reach > 6)
+        measured, good = np.where(ghost, 2 + np.abs(noise) * 1.5, measured), good | ghost
+    intensity = 100 * retro * np.sqrt(hits.facing)
+    ring = np.repeat(np.arange(len(elevations)), len(azimuths))
+    direction = hits.direction
+    if case == "lidarjitter":
+        turn_, tip = rng.standard_normal(len(elevations)).astype(f32) * f32(math.radians(1.2)), f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
+        turn_, a = turn_[ring] + f32(math.radians(1.5) * rng.standard_normal()), direction
+        c, s = np.cos(turn_), np.sin(turn_)
+        direction = np.stack([c * a[0] - s * a[1], s * a[0] + c * a[1], a[2] + tip])
+        measured = measured + f32(0.10) * rng.standard_normal(n, f32)
+    keep = np.flatnonzero(good)
+    points = (direction * measured)[:, keep] + np.array(mount, f32)[:, None]
+    return {"x": points[0], "y": points[1], "z": points[2], "range": measured[keep], "intensity": intensity[keep], "ring": ring[keep]}
+
+
+def lidar(points, camera, size) -> np.ndarray:
+    """Points projected into the camera: (H, W, 3) = range m, intensity in percent, height above ground m; 0 = no point; the nearest point wins."""
+    height, width = size
+    column_, row, depth_ = camera.project(points["x"], points["y"], points["z"], size)
+    j, i = np.floor(column_).astype(np.int64), np.floor(row).astype(np.int64)
+    seen = np.flatnonzero((depth_ > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
+    seen = seen[np.argsort(-points["range"][seen], kind="stable")]
+    image = np.zeros((height, width, 3), f32)
+    image[i[seen], j[seen]] = np.stack([points["range"], points["intensity"], np.maximum(points["z"], 0)], 1)[seen]
+    return image
+
+
+# ---------------------------------------------------------------- events
+def log_intensity(radiance, weather) -> np.ndarray:
+    """What an event pixel sees: the log of luminance above its dark current (works at night until that floor)."""
+    return np.log(np.tensordot(LUMA, radiance, 1) * f32(weather.exposure) + f32(0.03))
+
+
+def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -> np.ndarray:
+    """Event counts (H, W, 2) = brighter, darker between two log-intensity images (H, W).
+
+    A pixel fires once per ``threshold`` of log change. With ``rng``: every pixel's threshold differs a little, and pixels also fire at random.
+    """
+    height, width = before.shape
+    change = after - before
+    if case == "eventlowres":  # an array with a quarter of the rows and columns
+        rows, cols = np.minimum(np.arange(height) // 4, (height - 1) // 4), np.minimum(np.arange(width) // 4, (width - 1) // 4)
+        total = np.add.reduceat(np.add.reduceat(change, np.arange(0, height, 4), 0), np.arange(0, width, 4), 1)
+        area = np.bincount(rows)[:, None] * np.bincount(cols)[None]
+        change = (total / area).astype(f32)
+    if rng is None:
+        scale, noise = f32(threshold), np.zeros((2, *change.shape), f32)
+    else:
+        scale = f32(threshold) * (1 + f32(0.08) * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
+        noise = (rng.random((2, *change.shape), f32) < background).astype(f32)
+    counts = np.minimum(np.stack([np.floor(np.maximum(change, 0) / scale), np.floor(np.maximum(-change, 0) / scale)]) + noise, 8)
+    if case == "eventlowres":
+        counts = counts[:, rows[:, None], cols[None]]
+    return np.moveaxis(counts, 0, 2)
+
+
+# ---------------------------------------------------------------- heat
+def temperature(world, hits, weather, sun_share) -> np.ndarray:
+    """Apparent temperature (N,) in degrees Celsius before the detector: reads the weather's heat fields only, never its light.
+
+    surface = air + warmth * (sun now + what is left of the sun before) + own heat; a share 1 - emissivity of what the camera sees is the sky's or the
+    surroundings' reflection; fog slowly replaces everything by its own temperature.
+    """
+    m = hits.material
+    solid = np.isfinite(hits.t)
+    s = weather.sun_direction
+    cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
+    now = f32(weather.sun_now) * cosine * sun_share
+    if world.indoor:
+        now = now * world.facts["sunbeam"](s, *hits.where)
+    surface = f32(weather.air) + column("warmth")[m] * (now + f32(weather.sun_before) * column("keep")[m] * (f32(0.6) + f32(0.4) * cosine))
+    own = world.heat[hits.prim]
+    pattern = world.pattern[hits.prim]
+    engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
+    if engine.any():
+        reach = np.clip(0.5 + hits.local[0] / world.half[hits.prim, 0].astype(f32), 0, 1)
+        own = np.where(engine, own * (f32(0.25) + f32(0.75) * reach), own)
+    pane = (m == MATERIAL["glass"]) & ((pattern == PATTERN["facade"]) | (pattern == PATTERN["window"]))
+    indoors, outdoors = (f32(weather.air), f32(9.0)) if world.indoor else (f32(20.0), f32(weather.air))
+    surface = surface + own + pane * f32(0.35) * ((outdoors - indoors) if world.indoor else np.maximum(indoors - outdoors, 0))
+    up = np.clip(hits.normal[2] + f32(0.3), 0, 1)
+    around = f32(weather.air) + (f32(weather.sky_temperature) - f32(weather.air)) * up
+    emissivity = column("emissivity")[m]
+    seen = emissivity * surface + (1 - emissivity) * around
+    low = (1 - np.clip(hits.direction[2], 0, 1)) ** 6
+    sky = f32(weather.sky_temperature) + (f32(weather.air) - f32(weather.sky_temperature)) * low
+    through = np.where(solid, np.exp(f32(-weather.haze_heat) * np.where(solid, hits.t, 0)), 1)
+    return np.where(solid, seen * through + f32(weather.air) * (1 - through), sky)
+
+
+def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
+    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, faint column pattern."""
+    width = temperatures.shape[1]
+    image = gaussian_filter(temperatures, 0.5 + width / 1000)
+    noise = rng.standard_normal(image.shape, f32) * f32(netd) + rng.standard_normal(width, f32) * f32(0.4 * netd)
+    return (image + noise)[..., None]
+
+
+# ---------------------------------------------------------------- near infrared, polarisation
+def near_infrared(world, hits, weather, colour, sky_colour, sun_share, occlusion, shape, rng) -> np.ndarray:
+    """850 nm picture (H, W, 1) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the dark an illuminator beside the lens."""
+    luma = LUMA @ colour
+    base = LUMA @ world.colour
+    own = column("nir")[hits.material]
+    albedo = np.clip(np.where(own < 0, -own * luma, own * np.clip(luma / (base[hits.prim] + f32(1e-3)), 0.4, 1.3)), 0, 0.9)
+    solid = np.isfinite(hits.t)
+    s = weather.sun_direction
+    cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
+    direct = cosine * sun_share * (world.facts["sunbeam"](s, *hits.where) if world.indoor else 1)
+    distance = np.where(solid, hits.t, 1e3).astype(f32)
+    light = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion + f32(weather.nir_sun) * direct
+    light = light + f32(weather.nir_flash * (6.0 if world.indoor else 60.0)) * hits.facing / (distance * distance + f32(8.0 if world.indoor else 40.0))
+    out = np.where(solid, albedo * light, (LUMA @ sky_colour) * f32(0.22))
+    if not world.indoor:
+        through = np.exp(f32(-weather.haze) * distance) if weather.haze > 0.01 else f32(1)
+        out = out * through + f32(weather.nir_sky) * (1 - through)
+    out = out * f32(1.6)
+    out = out + np.sqrt(out * f32(0.0006) + f32(1.5e-5)) * rng.standard_normal(out.shape, f32)
+    return _TONE[(np.clip(out / (1 + out * f32(0.35)), 0, 1) * 4096).astype(np.int32)].reshape(*shape, 1)
+
+
+def fresnel_polarisation(cosine, index):
+    """Degree of linear polarisation of (diffusely re-emitted, mirror-reflected) light at an angle with this cosine, refractive index n.
+
+    Diffuse light is polarised in the plane of normal and view, mirrored light across it (Atkinson & Hancock 2006).
+    """
+    sine2 = np.clip(1 - cosine * cosine, 0, 1)
+    n2 = index * index
+    root = np.sqrt(n2 - sine2)
+    diffuse = (index - 1 / index) ** 2 * sine2 / (2 + 2 * n2 - (index + 1 / index) ** 2 * sine2 + 4 * cosine * root)
+    mirror = 2 * sine2 * cosine * root / (n2 - sine2 - n2 * sine2 + 2 * sine2 * sine2 + f32(1e-6))
+    return np.clip(diffuse, 0, 1), np.clip(mirror, 0, 1)
+
+
+def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the rows, s2 > 0: rising to the right)."""
+    _, right, up = (np.array(a, f32) for a in camera.axes())
+    across = hits.normal + hits.direction * hits.facing  # the normal's part perpendicular to the line of sight
+    a, b = right @ across, up @ across
+    size = a * a + b * b + f32(1e-9)
+    cos2, sin2 = (a * a - b * b) / size, 2 * a * b / size
+    index = column("index")[hits.material]
+    diffuse, mirror = fresnel_polarisation(hits.facing, index)
+    base = ((index - 1) / (index + 1)) ** 2
+    shine = (f32(0.03) + column("gloss")[hits.material]) * (base + (1 - base) * (1 - hits.facing) ** 5)
+    body = (LUMA @ colour) * f32(0.55) + f32(0.02)
+    degree = (body * diffuse - shine * mirror) / (body + shine)
+    sky_sun = sum(hits.direction[k] * f32(weather.sun_direction[k]) for k in range(3))
+    rayleigh = f32(0.75) * (1 - sky_sun * sky_sun) / (1 + sky_sun * sky_sun) * f32(1 - 0.7 * weather.clouds)
+    s = [np.array(weather.sun_direction, f32) @ axis for axis in (right, up)]
+    view = [axis @ hits.direction for axis in (right, up)]
+    p, q = s[0] - view[0] * sky_sun, s[1] - view[1] * sky_sun  # towards the sun; the sky is polarised across it
+    norm = p * p + q * q + f32(1e-9)
+    solid = np.isfinite(hits.t)
+    rayleigh = rayleigh * (weather.haze < 0.01) * weather.sunny
+    s1 = np.where(solid, degree * cos2, -rayleigh * (p * p - q * q) / norm)
+    s2 = np.where(solid, degree * sin2, -rayleigh * 2 * p * q / norm)
+    if not world.indoor:
+        through = np.where(solid, np.exp(f32(-weather.haze) * np.where(solid, hits.t, 0)), 1)
+        s1, s2 = s1 * through, s2 * through
+    return s1, s2
+
+
+def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
+    """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle is noise where the degree is near zero."""
+    if rng is not None:
+        s1, s2 = (s + f32(noise) * rng.standard_normal(s.shape, f32) for s in (s1, s2))
+    degree = np.sqrt(s1 * s1 + s2 * s2)
+    safe = np.maximum(degree, f32(1e-9))
+    return np.clip(degree, 0, 1)[..., None], np.stack([np.where(degree > 0, s1 / safe, 1), s2 / safe], -1)
