@@ -16,7 +16,9 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 
 def pytest_collection_finish(session):
-    if session.config.option.collectonly or not any(item.path.suffix == ".ipynb" or item.get_closest_marker("browser") for item in session.items):
+    if session.config.option.collectonly or not any(
+        item.path.suffix == ".ipynb" or item.get_closest_marker("browser") for item in session.items
+    ):
         return
     from mmlib.data import world
 

@@ -30,7 +30,9 @@ def code_cells(notebook):
 def markdown(notebook):
     """(cell number, text without code spans and fences) of each Markdown cell."""
     strip = re.compile(r"```.*?```|`[^`\n]*`", re.S)
-    return [(number, strip.sub("", text(cell["source"]))) for number, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"]
+    return [
+        (number, strip.sub("", text(cell["source"]))) for number, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"
+    ]
 
 
 def outputs(notebook):
@@ -57,8 +59,11 @@ def check_no_stderr(notebook, path):
 
 
 def check_no_errors(notebook, path):
-    return [f"cell {n} stores {o['ename']} without the tag raises-exception" for n, cell, o in outputs(notebook)
-            if o["output_type"] == "error" and "raises-exception" not in tags(cell)]  # fmt: skip
+    return [
+        f"cell {n} stores {o['ename']} without the tag raises-exception"
+        for n, cell, o in outputs(notebook)
+        if o["output_type"] == "error" and "raises-exception" not in tags(cell)
+    ]
 
 
 def check_no_machine_paths(notebook, path):
@@ -84,8 +89,14 @@ def check_no_widget_state(notebook, path):
 def check_images_have_alt_text(notebook, path):
     found = []
     for number, source in markdown(notebook):
-        found += [f"cell {number}: image {m[2]} without alt text" for m in re.finditer(r"!\[([^\]]*)\]\(([^)]*)\)", source) if len(m[1].strip()) < 8]
-        found += [f"cell {number}: <img> without alt text" for m in re.finditer(r"<img\b[^>]*>", source) if not re.search(r'alt="[^"]{8,}"', m[0])]
+        found += [
+            f"cell {number}: image {m[2]} without alt text"
+            for m in re.finditer(r"!\[([^\]]*)\]\(([^)]*)\)", source)
+            if len(m[1].strip()) < 8
+        ]
+        found += [
+            f"cell {number}: <img> without alt text" for m in re.finditer(r"<img\b[^>]*>", source) if not re.search(r'alt="[^"]{8,}"', m[0])
+        ]
     return found
 
 
@@ -117,7 +128,11 @@ def check_outputs_are_stable(notebook, path):
 
 
 def heading_anchors(notebook) -> set[str]:
-    lines = [line for _, source in [(0, text(c["source"])) for c in notebook["cells"] if c["cell_type"] == "markdown"] for line in source.splitlines()]
+    lines = [
+        line
+        for _, source in [(0, text(c["source"])) for c in notebook["cells"] if c["cell_type"] == "markdown"]
+        for line in source.splitlines()
+    ]
     names = [re.sub(r"^#+\s*", "", line).strip() for line in lines if re.match(r"#{1,6}\s", line)]
     return {name.replace(" ", "-") for name in names} | {re.sub(r"[^\w\- ]", "", name).replace(" ", "-").lower() for name in names}
 
@@ -156,14 +171,22 @@ def check_nothing_hides_from_comparison(notebook, path):
 
 def check_first_cell_names_the_module(notebook, path):
     first = notebook["cells"][0]
-    if first["cell_type"] == "markdown" and re.match(r"# \S", text(first["source"])) and re.search(r"`mmlib[\w./]*`", text(first["source"])):
+    if (
+        first["cell_type"] == "markdown"
+        and re.match(r"# \S", text(first["source"]))
+        and re.search(r"`mmlib[\w./]*`", text(first["source"]))
+    ):
         return []
     return ["the first cell must be a Markdown title that names the module it teaches, as in `mmlib.theory`"]
 
 
 def check_cell_ids_are_stable(notebook, path):
     expected = refresh_notebooks.cell_ids(notebook)
-    return [] if [cell.get("id") for cell in notebook["cells"]] == expected else ["cell ids are not the deterministic ones; run `make notebooks`"]
+    return (
+        []
+        if [cell.get("id") for cell in notebook["cells"]] == expected
+        else ["cell ids are not the deterministic ones; run `make notebooks`"]
+    )
 
 
 CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]
@@ -179,19 +202,46 @@ def test_notebook(path, check):
 
 
 def good() -> dict:
-    png = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "iVBORw0KGgo=", "text/plain": "Figure: RGB fails at night."}}
+    png = {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {"image/png": "iVBORw0KGgo=", "text/plain": "Figure: RGB fails at night."},
+    }
     return {
         "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         "nbformat": 4,
         "nbformat_minor": 5,
         "cells": [
-            {"cell_type": "markdown", "id": "cell-00", "metadata": {}, "source": ["# A title\n", "Teaches `mmlib.theory`; see [below](#What-to-remember)."]},
-            {"cell_type": "code", "id": "cell-01", "metadata": {}, "execution_count": 1, "source": ["show(fig, alt='RGB fails at night.')"], "outputs": [png]},
-            {"cell_type": "code", "id": "cell-02", "metadata": {"tags": ["nbval-ignore-output"]}, "execution_count": 2, "source": ["print(1)"],
-             "outputs": [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}]},
-            {"cell_type": "markdown", "id": "cell-03", "metadata": {}, "source": ["## What to remember\n", "1/2 of `/dev/null` is [here](../README.md)."]},
+            {
+                "cell_type": "markdown",
+                "id": "cell-00",
+                "metadata": {},
+                "source": ["# A title\n", "Teaches `mmlib.theory`; see [below](#What-to-remember)."],
+            },
+            {
+                "cell_type": "code",
+                "id": "cell-01",
+                "metadata": {},
+                "execution_count": 1,
+                "source": ["show(fig, alt='RGB fails at night.')"],
+                "outputs": [png],
+            },
+            {
+                "cell_type": "code",
+                "id": "cell-02",
+                "metadata": {"tags": ["nbval-ignore-output"]},
+                "execution_count": 2,
+                "source": ["print(1)"],
+                "outputs": [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}],
+            },
+            {
+                "cell_type": "markdown",
+                "id": "cell-03",
+                "metadata": {},
+                "source": ["## What to remember\n", "1/2 of `/dev/null` is [here](../README.md)."],
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def swap(number, **changes):

@@ -75,8 +75,12 @@ def test_a_slider_changes_picture_prediction_and_numbers(panel):
 
 
 def test_noise_scene_light_and_failure_follow_too(panel):
-    for change in [lambda: setattr(panel.noise["depth"], "value", 0.5), lambda: setattr(panel.scene, "value", 2),
-                   lambda: setattr(panel.condition, "value", "night"), lambda: setattr(panel.case["rgb"], "value", "underexposure")]:  # fmt: skip
+    for change in [
+        lambda: setattr(panel.noise["depth"], "value", 0.5),
+        lambda: setattr(panel.scene, "value", 2),
+        lambda: setattr(panel.condition, "value", "night"),
+        lambda: setattr(panel.case["rgb"], "value", "underexposure"),
+    ]:
         before = panel.state(), panel.prediction["first"].value
         change()
         assert panel.prediction["first"].value != before[1] and panel.state() != before[0]
@@ -101,7 +105,10 @@ def test_the_prediction_is_what_the_network_says(panel, segmenters):
 
 def test_numbers_agree_with_a_brute_force_count(panel):
     palette = {tuple(c): k for k, c in enumerate(stub_world.PALETTE)}
-    ids = [np.array([[palette[tuple(p)] for p in row] for row in pixels(html)]) for html in (panel.prediction["first"].value, panel.truth.value)]
+    ids = [
+        np.array([[palette[tuple(p)] for p in row] for row in pixels(html)])
+        for html in (panel.prediction["first"].value, panel.truth.value)
+    ]
     scores = [100 * ((ids[0] == k) & (ids[1] == k)).sum() / ((ids[0] == k) | (ids[1] == k)).sum() for k in np.unique(ids[1])]
     assert panel.state()["miou"]["first"] == pytest.approx(np.mean(scores))
     assert f"mIoU {np.mean(scores):.1f} %" in panel.status.value and f"mIoU {np.mean(scores):.1f} %" in alt(panel.prediction["first"].value)

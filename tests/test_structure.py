@@ -11,8 +11,16 @@ PACKAGE = ROOT / "mmlib"
 
 # Rooms from the ground up. A room may import the rooms of lower levels, itself, and nothing else of mmlib: rooms of the
 # same level (parts A and B) do not know each other.
-LEVELS = [{"modalities", "runtime"}, {"theory"}, {"data"}, {"evaluation"}, {"segmentation", "unsupervised"}, {"published"}, {"viz"},
-          {"cli", "__main__"}]
+LEVELS = [
+    {"modalities", "runtime"},
+    {"theory"},
+    {"data"},
+    {"evaluation"},
+    {"segmentation", "unsupervised"},
+    {"published"},
+    {"viz"},
+    {"cli", "__main__"},
+]
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
 # The ground floor and the command line are each one room in two files.
 SAME_ROOM = [{"modalities", "runtime"}, {"cli", "__main__"}]
@@ -104,8 +112,21 @@ def test_importing_the_package_is_cheap():
 
 
 def test_top_level_is_as_documented():
-    tracked = {"notebooks", "mmlib", "data_scripts", "environment.yml", "tests", "README.md", "pyproject.toml", "constraints.txt", "Makefile",
-               "LICENSE", ".ci", ".gitignore", "conftest.py"}
+    tracked = {
+        "notebooks",
+        "mmlib",
+        "data_scripts",
+        "environment.yml",
+        "tests",
+        "README.md",
+        "pyproject.toml",
+        "constraints.txt",
+        "Makefile",
+        "LICENSE",
+        ".ci",
+        ".gitignore",
+        "conftest.py",
+    }
     made = {".git", ".venv", "build", "dist", "runs", "mmlib.egg-info", "__pycache__", "shared"}
     extra = {path.name for path in ROOT.iterdir()} - tracked - made
     assert not {name for name in extra if not name.startswith(".")}, "a new top-level entry needs a reason"

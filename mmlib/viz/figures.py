@@ -99,8 +99,8 @@ def picture(modality: Modality, physical) -> np.ndarray:
         physical: (C, H, W) physical values, numpy or torch. 0, infinite or not-a-number ranges are holes.
 
     Returns:
-        (H, W, 3) uint8. Ranges: near is bright, on a logarithmic scale, holes black, and the points of a sparse sensor are
-        drawn larger than they are. Events: blue = brighter, orange = darker. Angles: a cyclic colour map, grey where unpolarised.
+        (H, W, 3) uint8. Ranges: near is bright, on a logarithmic scale, holes black, and where few pixels have
+        a range their points are drawn larger than they are. Events: blue = brighter, orange = darker. Angles: a cyclic colour map, grey where unpolarised.
 
     Raises:
         ValueError: wrong number of dimensions or channels, or an unknown ``modality.picture``.
@@ -129,7 +129,7 @@ def picture(modality: Modality, physical) -> np.ndarray:
 
 def _range_picture(distance: np.ndarray, modality: Modality) -> np.ndarray:
     seen = np.isfinite(distance) & (distance > 0)
-    if seen.mean() < 0.4:  # each empty pixel takes the nearest of its four neighbours' points: rings of single pixels become visible
+    if seen.mean() < 0.15:  # each empty pixel takes the nearest of its four neighbours' points: rings of single pixels become visible
         padded = np.pad(np.where(seen, distance, np.inf), 1, constant_values=np.inf)
         around = np.minimum.reduce([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
         distance = np.where(seen, distance, around)

@@ -48,11 +48,12 @@ class WorldSource:
 
     def __init__(self, scene: str = "street", first_seed: int = 1_900_000_000, count: int = 40, size: tuple[int, int] = (96, 128)):
         from ..data import world
+        from ..data.world.sensors import CASE_SENSOR
 
         self.scene, self.first_seed, self.count, self.size, self._render = scene, first_seed, count, size, world.render_frame
         self.classes, self.palette, self.modalities = list(world.CLASSES[scene]), world.PALETTES[scene], SENSORS
         self.conditions = tuple(world.SCENE_CONDITIONS[scene])
-        self.cases = {name: tuple(case for case in world.FAILURES if world.CASE_SENSOR[case] == name) for name in SENSORS}
+        self.cases = {name: tuple(case for case in world.FAILURES if CASE_SENSOR[case] == name) for name in SENSORS}
 
     def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
         """Physical images name -> (C, H, W) of the sensors ``names``, and the label (H, W)."""
@@ -147,7 +148,7 @@ class SwitchboardPanel(widgets.VBox):
     # ---- widgets ----
 
     def _build(self, present: tuple[str, ...]) -> None:
-        style, full = {"description_width": "52px"}, widgets.Layout(width="auto", margin="0 2px")
+        style, full = {"description_width": "42px"}, widgets.Layout(width="auto", margin="0 2px")
         self.scene = widgets.IntSlider(
             0,
             0,
@@ -161,7 +162,8 @@ class SwitchboardPanel(widgets.VBox):
         self.condition = widgets.ToggleButtons(
             options=self.source.conditions or ("as recorded",),
             description="light",
-            style=style | {"button_width": "76px"},
+            style=style | {"button_width": "68px"},
+            layout=widgets.Layout(width="360px"),
             tooltips=[f"the scene in {c} conditions" for c in self.source.conditions],
             tooltip="time of day and weather",
         )
@@ -348,9 +350,7 @@ class SwitchboardPanel(widgets.VBox):
                     f'<td style="width:{60 / len(self.segmenters):.0f}%;padding:0 4px">{bar}</td>'
                     f'<td style="text-align:right;padding:0 4px">{number}</td>'
                 )
-            rows.append(
-                f'<tr><th scope="row" style="text-align:left;font-weight:normal;padding:0 4px">{escape(name)}</th>{cells}</tr>'
-            )
+            rows.append(f'<tr><th scope="row" style="text-align:left;font-weight:normal;padding:0 4px">{escape(name)}</th>{cells}</tr>')
         heads = "".join(
             f'<th colspan="2" scope="col" style="text-align:left;padding:0 4px">{escape(title)}</th>' for title in self.segmenters
         )

@@ -1,0 +1,210 @@
+"""Every notebook with a slider panel, opened in JupyterLab in a real browser and used from the keyboard.
+
+Needs Chromium (Debian: ``apt-get install chromium``) and the ``test`` extra; skipped with a reason where there is none. With
+MMLIB_REQUIRE_BROWSER=1 a missing browser is a failure. Another notebook folder: MMLIB_BROWSER_NOTEBOOKS=DIR.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = Path(os.environ.get("MMLIB_BROWSER_NOTEBOOKS") or ROOT / "notebooks")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TOKEN = "browser-test"
+CELL_TIMEOUT = 180_000  # milliseconds
+
+pytestmark = pytest.mark.browser
+
+
+def has_panel(path: Path) -> bool:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return any(re.search(r"\w+Panel\(", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code")
+
+
+PANEL_NOTEBOOKS = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb")) if has_panel(path)]
+
+
+@contextmanager
+def jupyterlab(folder: Path, private: Path):
+    """JupyterLab on a free port of localhost, with settings of its own, ended with its kernels when the block ends."""
+    settings = private / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    # Cells that are not in view must be in the document, too: the tests look at all of them.
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    labconfig = private / "config" / "labconfig"
+    labconfig.mkdir(parents=True)
+    (labconfig / "page_config.json").write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(private / "config"),
+        "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--IdentityProvider.token={TOKEN}", "--expose-app-in-browser", f"--ServerApp.root_dir={folder}"]
+    command += ["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []
+    with open(private / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            if server.poll() is not None:
+                pytest.fail("JupyterLab did not start:\n" + (private / "lab.log").read_text()[-2000:])
+            try:
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            pytest.fail("JupyterLab did not answer within a minute")
+        yield address
+    finally:
+        server.terminate()  # it shuts its kernels down first
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    private = tmp_path_factory.mktemp("jupyter")
+    with jupyterlab(folder, private) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    reason = None
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason = "playwright is not installed (pip install playwright)"
+    if CHROMIUM is None:
+        reason = "no Chromium found (Debian: apt-get install chromium)"
+    if reason and os.environ.get("MMLIB_REQUIRE_BROWSER"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that records console errors and refuses, and records, requests to anything but this machine."""
+    page = browser.new_context(viewport={"width": 1280, "height": 1500}).new_page()
+    page.errors, page.outside = [], []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+
+    def gate(route):
+        if re.match(r"https?://(127\.0\.0\.1|localhost)[:/]|data:|blob:", route.request.url):
+            return route.continue_()
+        page.outside.append(route.request.url)
+        return route.abort()
+
+    page.route("**/*", gate)
+    yield page
+    page.context.close()
+
+
+def run_all(page, address: str, name: str) -> None:
+    page.goto(f"{address}/lab/tree/notebooks/{name}?reset&token={TOKEN}")
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+    )
+    finished = page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    assert finished is not False
+    page.wait_for_function(
+        """() => { const cells = [...window.jupyterapp.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code');
+                   return cells.every(c => c.model.executionCount) &&
+                          window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'; }""",
+        timeout=CELL_TIMEOUT,
+    )
+
+
+def look(panel) -> tuple[list[str], list[str], str]:
+    """What a reader gets from a panel: its pictures, their alternative texts, its words and numbers."""
+    return panel.evaluate(
+        "p => [[...p.querySelectorAll('img')].map(i => i.src), [...p.querySelectorAll('img')].map(i => i.alt), p.innerText]"
+    )
+
+
+def wait_for_change(page, panel, before, part: int):
+    for _ in range(100):
+        now = look(panel)
+        if now[part] != before[part]:
+            page.wait_for_timeout(250)  # let the rest of this event arrive
+            return look(panel)
+        page.wait_for_timeout(100)
+    pytest.fail(f"nothing changed: {before[1:]}")
+
+
+@pytest.mark.parametrize("name", PANEL_NOTEBOOKS)
+def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
+    run_all(page, lab, name)
+    assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    panel = page.locator(".jp-OutputArea-output .widget-vbox:not(.widget-vbox .widget-vbox)").first
+    panel.scroll_into_view_if_needed()
+    panel.locator("img").first.wait_for()
+    page.screenshot(path=tmp_path / "start.png")
+    panel.screenshot(path=tmp_path / "panel-start.png")
+
+    start = look(panel)
+    assert all(len(alt) > 12 for alt in start[1]), "every picture says what it shows"
+    sliders = panel.locator("[role=slider]")
+    pictures = numbers = 0
+    for index in range(sliders.count()):
+        before, handle = look(panel), sliders.nth(index)
+        low = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemin")
+        handle.focus()
+        page.keyboard.press("End" if low else "Home")
+        after = wait_for_change(page, panel, before, part=1)
+        pictures += after[0] != before[0]
+        numbers += re.findall(r"\d+\.\d %", after[2]) != re.findall(r"\d+\.\d %", before[2])
+        if index == 1:
+            panel.screenshot(path=tmp_path / "panel-moved.png")
+        page.keyboard.press("Home" if low else "End")  # back, so that one sensor's failure does not hide the next one's
+        wait_for_change(page, panel, after, part=1)
+    assert pictures == sliders.count(), "each slider changes a picture"
+    assert numbers > sliders.count() / 2, "and most of them a score"
+
+    switch = panel.locator("input[type=checkbox]").first
+    before = look(panel)
+    switch.focus()
+    page.keyboard.press("Space")
+    after = wait_for_change(page, panel, before, part=2)
+    assert after[0] != before[0] and "3 of 4 sensors" in after[2]
+    for index in range(1, panel.locator("input[type=checkbox]").count()):
+        panel.locator("input[type=checkbox]").nth(index).focus()
+        page.keyboard.press("Space")
+        after = wait_for_change(page, panel, after, part=2)
+    assert "there is no prediction" in after[2]
+    panel.screenshot(path=tmp_path / "panel-nothing-left.png")
+    assert page.errors == []
+    assert page.outside == []
+
+
+def test_a_notebook_with_a_panel_exists():
+    assert PANEL_NOTEBOOKS, "the browser tests found nothing to open"
