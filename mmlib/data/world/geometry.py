@@ -97,6 +97,8 @@ class World:
         self.cos, self.sin = t[:, 13], t[:, 14]
         self.taper, self.style, self.move = t[:, 15:17], t[:, 17:21].astype(np.float32), t[:, 21:23]
         self.heat, self.glow = t[:, 23].astype(np.float32), t[:, 24].astype(np.float32)
+        # float32 rows for the tracer: 0-2 centre, 3-5 half, 6 cos, 7 sin, 8-9 taper, 10-11 move
+        self.shape = np.ascontiguousarray(t[:, [7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 21, 22]].T.astype(np.float32))
 
     def corners(self, time: float) -> np.ndarray:
         """(P, 8, 3) corners of the bounding boxes at ``time`` (0 = picture, 1 = the event camera's second pose)."""
@@ -295,7 +297,6 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     prim = np.concatenate([p[0] for p in parts])
     grid = [np.concatenate([p[1][k] for p in parts]) for k in range(6)]
     local = [np.concatenate([p[2][k] for p in parts]).astype(np.float32) for k in range(3)]
-    f32 = {name: getattr(world, name).astype(np.float32) for name in ("centre", "half", "cos", "sin", "taper")}
     with np.errstate(all="ignore"):
         for kind in range(4):
             chosen = np.flatnonzero(world.kind[prim] == kind)
@@ -303,25 +304,25 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
             cuts = np.searchsorted(done, np.arange(CHUNK, done[-1] if len(done) else 0, CHUNK), side="right")
             for block in np.split(chosen, np.unique(cuts)):
                 if len(block):
-                    _trace_block(kind, prim[block], [g[block] for g in grid], [q[block] for q in local], f32, rays, parallel, key)
+                    _trace_block(kind, prim[block], [g[block] for g in grid], [q[block] for q in local], world.shape, rays, parallel, key)
     hit = key != MISS
     t = np.where(hit, (key >> np.uint64(32)).astype(np.uint32).view(np.float32), np.float32(np.inf))
     return t, np.where(hit, (key & np.uint64(0xFFFFFFFF)).astype(np.int64), -1)
 
 
-def _trace_block(kind, prim, grid, local, f32, rays, parallel, key):
+def _trace_block(kind, prim, grid, local, shape, rays, parallel, key):
     ray, counts = _pairs(*grid)
     pick = np.repeat(np.arange(len(prim)), counts)
     x, y, z = rays[0][ray], rays[1][ray], rays[2][ray]
     local = [q[pick] for q in local]
     if parallel:
-        cx, cy, cz = (f32["centre"][prim, k][pick] for k in range(3))
+        cx, cy, cz = (shape[k][prim][pick] for k in range(3))
         x, y, z = x - cx, y - cy, z - cz
     if kind != CYLINDER:  # cylinders are round and never turned
-        c, s = f32["cos"][prim][pick], f32["sin"][prim][pick]
+        c, s = shape[6][prim][pick], shape[7][prim][pick]
         x, y = c * x + s * y, c * y - s * x
-    h = [f32["half"][prim, k][pick] for k in range(3)]
-    taper = [f32["taper"][prim, k][pick] for k in range(2)] if kind == FRUSTUM else None
+    h = [shape[3 + k][prim][pick] for k in range(3)]
+    taper = [shape[8 + k][prim][pick] for k in range(2)] if kind == FRUSTUM else None
     o, d = ((x, y, z), local) if parallel else (local, (x, y, z))
     t_in, t_out = intersect(kind, o, d, h, taper)
     good = np.flatnonzero((t_in <= t_out) & (t_in > np.float32(NEAR)))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from .geometry import View, World, turn, trace
-from .materials import MATERIAL, column, texture
+from .materials import MATERIAL, cloud_cover, column
 
 CONDITIONS = ("day", "dusk", "night", "fog")
 SHADOW_SPREAD = 2.5  # metres: cells of the light map grow like sqrt(x^2 + spread^2) away from the camera
@@ -62,40 +62,41 @@ def weather(scene: str, condition: str, rng) -> Weather:
         sun_direction = (ca, sa, 0.55 + 0.3 * height)
         common = dict(sun_direction=tuple(v / math.sqrt(ca * ca + sa * sa + sun_direction[2] ** 2) for v in sun_direction), air=21.0, sky_temperature=20.0, nir_flash=0.35)
         return {
-            "day": Weather(sun=(1.5, 1.38, 1.15), ambient=(0.50, 0.51, 0.53), zenith=(0.9, 1.25, 1.7), horizon=(1.7, 1.75, 1.8), outside=(1.6, 1.6, 1.5), exposure=1.15 + 0.2 * vary,
+            "day": Weather(sun=(1.5, 1.38, 1.15), ambient=(0.34, 0.33, 0.32), zenith=(0.8, 1.25, 1.9), horizon=(1.9, 1.95, 2.0), outside=(1.6, 1.6, 1.55), exposure=1.9 + 0.3 * vary,
                            nir_sun=1.2, nir_sky=0.45, sun_now=0.8, **common),
-            "dusk": Weather(ambient=(0.20, 0.17, 0.17), zenith=(0.10, 0.14, 0.34), horizon=(0.75, 0.36, 0.22), outside=(0.10, 0.09, 0.10), lamps=0.75, windows=0.6,
-                            exposure=1.45, noise=1.6, nir_sky=0.15, **common),
+            "dusk": Weather(ambient=(0.12, 0.10, 0.10), zenith=(0.10, 0.14, 0.34), horizon=(0.75, 0.36, 0.22), outside=(0.10, 0.09, 0.10), lamps=0.75, windows=0.6,
+                            exposure=1.7, noise=1.6, nir_sky=0.15, **common),
             "night": Weather(ambient=(0.012, 0.014, 0.024), zenith=(0.010, 0.014, 0.035), horizon=(0.03, 0.03, 0.05), outside=(0.02, 0.02, 0.025), lamps=0.13, windows=0.5,
                              exposure=2.6, noise=4.0, nir_sky=0.01, **common),
         }[condition]
-    if condition == "dusk":
-        azimuth, tilt = 0.9 * (azimuth / math.pi - 1), math.radians(7 + 9 * height)
-    else:
-        tilt = math.radians(34 + 24 * height)
+    swing = azimuth / math.pi - 1  # -1..1
+    if condition == "dusk":  # low, ahead of the camera
+        azimuth, tilt = 0.7 * swing, math.radians(6 + 9 * height)
+    else:  # mostly behind the camera, and never along the street, so that trees and houses cast shadows across it
+        azimuth, tilt = math.copysign((1.75 if vary < 0.7 else 0.75) + 0.75 * abs(swing), swing), math.radians(38 + 20 * height)
     ca, sa = turn(azimuth)
     ct, st = turn(tilt)
     sun_direction = (ct * ca, ct * sa, st)
     return {
-        "day": Weather(sun_direction, (1.02, 0.94, 0.80), (0.30, 0.345, 0.42), (0.16, 0.34, 0.72), (0.62, 0.74, 0.86), 0.35 + 0.6 * vary, 0.0018, exposure=1.35,
+        "day": Weather(sun_direction, (1.30, 1.19, 0.98), (0.24, 0.285, 0.36), (0.13, 0.30, 0.70), (0.58, 0.72, 0.88), 0.3 + 0.6 * vary, 0.0016, exposure=1.55,
                        nir_sun=0.85, nir_sky=0.16, air=20.0, sky_temperature=-14.0, sun_now=0.9, sun_before=0.3, haze_heat=0.0008),
-        "dusk": Weather(sun_direction, (0.58, 0.30, 0.13), (0.145, 0.140, 0.185), (0.10, 0.15, 0.34), (0.86, 0.43, 0.22), 0.5 + 0.5 * vary, 0.003, lamps=0.55, windows=0.30, car_lights=0.7,
+        "dusk": Weather(sun_direction, (0.58, 0.30, 0.13), (0.145, 0.140, 0.185), (0.10, 0.14, 0.32), (0.72, 0.36, 0.18), 0.4 + 0.5 * vary, 0.003, lamps=0.55, windows=0.30, car_lights=0.7,
                         headlights=0.10, exposure=2.0, noise=1.6, nir_sun=0.45, nir_sky=0.08, air=16.0, sky_temperature=-12.0, sun_now=0.2, sun_before=0.75, haze_heat=0.0008),
         "night": Weather(sun_direction, ambient=(0.0050, 0.0058, 0.0100), zenith=(0.0022, 0.003, 0.0075), horizon=(0.014, 0.0125, 0.0145), clouds=0.3, haze=0.0025, lamps=1.0, windows=0.42,
-                         car_lights=1.0, headlights=1.0, exposure=4.2, noise=4.0, nir_sky=0.004, nir_flash=1.0, air=9.0, sky_temperature=-20.0, sun_before=0.5, haze_heat=0.0008),
+                         car_lights=1.0, headlights=1.0, exposure=4.0, noise=3.0, nir_sky=0.004, nir_flash=1.0, air=9.0, sky_temperature=-20.0, sun_before=0.5, haze_heat=0.0008),
         "fog": Weather(sun_direction, ambient=(0.50, 0.52, 0.54), zenith=(0.60, 0.62, 0.64), horizon=(0.60, 0.62, 0.64), haze=0.032 + 0.03 * vary, windows=0.12, lamps=0.25, car_lights=0.9,
                        headlights=0.02, exposure=1.25, noise=1.2, nir_sun=0.0, nir_sky=0.55, air=8.0, sky_temperature=6.0, sun_now=0.05, sun_before=0.15, haze_heat=0.008),
     }[condition]
 
 
 # ---------------------------------------------------------------- shadows
-def light_view(direction, rows, cols, reach=110.0, side=45.0, middle=(0.0, 0.0), spread=SHADOW_SPREAD) -> View:
+def light_view(direction, rows, cols, reach=80.0, side=36.0, middle=(0.0, 0.0), spread=SHADOW_SPREAD) -> View:
     """Parallel rays from a far light, one for each cell of a grid on the ground; cells are small near ``middle`` and grow with distance."""
     lx, ly, lz = direction
     top = 60.0
 
     def index(value, span, n, centre):
-        return (np.arcsinh((value - centre) / spread) / math.asinh(span / spread) + 1) / 2 * n
+        return (np.arcsinh((value - centre) * (1 / spread)) / math.asinh(span / spread) + 1) / 2 * n
 
     def place(cells, span, n, centre):
         return centre + spread * np.sinh((2 * (np.arange(cells) + 0.5) / n - 1) * math.asinh(span / spread))
@@ -118,20 +119,30 @@ def light_view(direction, rows, cols, reach=110.0, side=45.0, middle=(0.0, 0.0),
 
 
 def sunlit(world: World, view: View, hits) -> np.ndarray:
-    """Share of direct light (N,) 0..1 at each hit: a light map compared at the four nearest cells. No convex primitive shades itself."""
+    """Share of direct light (N,) 0..1 at each hit: a light map compared at the four nearest cells.
+
+    No convex primitive shades itself; outdoors, faces turned away from the light keep 1 (they get none of it anyway).
+    """
     t, owner = trace(world, [view])
     height = np.where(np.isfinite(t), view.height(t), np.float32(-1)).astype(np.float32)
-    row, col = view.lookup(*hits.where)
+    lx, ly, lz = (-np.float32(v) for v in view.along)
+    towards = hits.normal[0] * lx + hits.normal[1] * ly + hits.normal[2] * lz > 0
+    chosen = np.flatnonzero(np.isfinite(hits.t) & (towards | world.indoor))
+    out = np.ones(len(hits.t), np.float32)
+    x, y, z = np.take(hits.where, chosen, 1)
+    prim = hits.prim[chosen]
+    row, col = view.lookup(x, y, z)
     row, col = np.clip(row, 0, view.rows - 1.001), np.clip(col, 0, view.cols - 1.001)
     r, c = row.astype(np.int64), col.astype(np.int64)
-    fr, fc = row - r, col - c
+    fr, fc = (row - r).astype(np.float32), (col - c).astype(np.float32)
     cell = r * view.cols + c
-    z = hits.where[2] + np.float32(0.06)
+    z = z + np.float32(0.06)
     shade = np.zeros(len(z), np.float32)
     for step, weight in ((0, (1 - fr) * (1 - fc)), (1, (1 - fr) * fc), (view.cols, fr * (1 - fc)), (view.cols + 1, fr * fc)):
         at = cell + step
-        shade += weight * ((height[at] > z) & (owner[at] != hits.prim))
-    return 1 - shade
+        shade += weight * ((height[at] > z) & (owner[at] != prim))
+    out[chosen] -= shade
+    return out
 
 
 def contact_shade(t, shapes) -> np.ndarray:
@@ -157,8 +168,8 @@ def sky(weather: Weather, direction) -> np.ndarray:
     out = horizon + (zenith - horizon) * np.clip(blend * 1.25, 0, 1)
     if weather.clouds > 0:
         flat = 1 / (up + np.float32(0.12))
-        cover = texture(np.full(z.shape, MATERIAL["render"]), x * flat * 1.1 + weather.clouds * 31, y * flat * 1.1, np.float32(0.01) * flat)
-        cover = np.clip((cover - (1.0 - 0.75 * weather.clouds)) * 2.2 + 0.35, 0, 1) * np.clip(up * 6, 0, 1)
+        cover = cloud_cover(x * flat * 0.30 + weather.clouds * 31, y * flat * 0.22)
+        cover = np.clip((cover - (0.85 - 0.55 * weather.clouds)) * 2.6, 0, 1) * np.clip(up * 6, 0, 1)
         bright = horizon * 0.75 + np.array(weather.sun, np.float32)[:, None] * 0.35 + np.array(weather.ambient, np.float32)[:, None] * 0.25
         out += (bright - out) * (cover * np.float32(0.8))
     if weather.sunny:
@@ -180,7 +191,7 @@ def radiance(world: World, hits, weather: Weather, colour, glow, sun_share, occl
     nx, ny, nz = hits.normal
     solid = np.isfinite(hits.t)
     ambient = np.array(weather.ambient, f32)[:, None]
-    light = ambient * ((f32(0.72) + f32(0.28) * nz) * occlusion)
+    light = ambient * ((f32(0.92) + f32(0.08) * nz if world.indoor else f32(0.72) + f32(0.28) * nz) * occlusion)
     if weather.sunny:
         s = weather.sun_direction
         cosine = np.clip(nx * f32(s[0]) + ny * f32(s[1]) + nz * f32(s[2]), 0, 1)
@@ -188,6 +199,12 @@ def radiance(world: World, hits, weather: Weather, colour, glow, sun_share, occl
             sun_share = sun_share * world.facts["sunbeam"](s, *hits.where)
         light = light + np.array(weather.sun, f32)[:, None] * (cosine * sun_share)
     x, y, z = hits.where
+    if world.indoor and world.facts["pane"]:  # daylight from the window, a small area light
+        px, py, pz, ox, oy = world.facts["pane"]
+        dx, dy, dz = f32(px) - x, f32(py) - y, f32(pz) - z
+        inv2 = 1 / (dx * dx + dy * dy + dz * dz + f32(0.4))
+        cosine = np.clip((nx * dx + ny * dy + nz * dz) * np.sqrt(inv2) + f32(0.10), 0, 1) * np.clip(-(dx * f32(ox) + dy * f32(oy)) * np.sqrt(inv2) + f32(0.15), 0, 1)
+        light = light + np.array(weather.outside, f32)[:, None] * (f32(1.5) * cosine * inv2 * occlusion)
     if weather.lamps > 0:
         for lx, ly, lz, r, g, b, downward in world.lights:
             dx, dy, dz = f32(lx) - x, f32(ly) - y, f32(lz) - z

@@ -18,7 +18,7 @@ def surface_colour(world, hits, pixel, weather):
     """Reflectance (3, N) and own light (3, N) of hits; sets ``hits.material`` where a pattern changes it.
 
     Args:
-        pixel: angle that one pixel covers, radians (chooses the texture's level of detail); None = patterns only, no texture.
+        pixel: angle that one pixel covers, radians (chooses the texture's level of detail).
     """
     colour = world.colour[:, hits.prim]
     ground = hits.prim == world.count
@@ -35,8 +35,6 @@ def surface_colour(world, hits, pixel, weather):
         index = np.flatnonzero(painted == PATTERN[name])
         if len(index):
             rule(Patch(world, hits, index, colour, glow, weather))
-    if pixel is None:
-        return colour, glow
     shift = (hits.prim % 17).astype(np.float32) * np.float32(0.37)
     s = np.where(hits.axis == 0, hits.local[1], hits.local[0]) + shift
     v = np.where(hits.axis == 2, hits.local[1], hits.local[2]) + shift
@@ -53,8 +51,7 @@ class Patch:
     def __init__(self, world, hits, index, colour, glow, weather):
         self.index, self.prim, self.axis = index, hits.prim[index], hits.axis[index]
         self.x, self.y, self.z = hits.local[:, index]
-        half = world.half.astype(np.float32)[self.prim]
-        self.hx, self.hy, self.hz = half[:, 0], half[:, 1], half[:, 2]
+        self.hx, self.hy, self.hz = np.take(world.shape[3:6], self.prim, 1)
         self.style = world.style[self.prim].T
         self.heat = world.heat[self.prim]
         self.colour, self.glow, self.material, self.weather = colour, glow, hits.material, weather
@@ -119,7 +116,7 @@ def _facade(p: Patch):
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)
     warm = WARM[:, None] * curtain + COOL[:, None] * (1 - curtain) * 0.7
-    inside = np.where(lit, (0.9 + 0.8 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - 0.6))), 0)
+    inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - 0.6))), 0)
     p.set(glass, np.stack([0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]), GLASS, warm * inside)
     p.set(mullion, (0.55, 0.53, 0.5), RENDER, np.zeros(3))
 
@@ -158,7 +155,7 @@ def _bus(p: Patch):
     pane = p.flank & (up > 0.42) & (up < 0.80) & ((p.s % 1.5) > 0.12)
     pane |= p.flank & ((np.abs(p.x) - 0.55 * p.hx) ** 2 < 0.36) & (up > 0.12) & (up < 0.82) & (np.abs(np.abs(p.x) - 0.55 * p.hx) > 0.04)
     screen = (p.front & (up > 0.36) & (up < 0.80) | p.back & (up > 0.52) & (up < 0.82)) & (out < 0.90)
-    p.set(pane | screen, (0.04, 0.05, 0.055), GLASS, np.array([[0.9], [0.85], [0.65]]) * (running * (p.flank | p.back)))
+    p.set(pane | screen, (0.04, 0.05, 0.055), GLASS, np.array([[0.34], [0.32], [0.25]]) * (running * (p.flank | p.back)))
     display = (p.front | p.back | (p.flank & (np.abs(p.x) < 1.0))) & (up > 0.84) & (up < 0.95) & (out * (p.axis == 0) < 0.7)
     p.set(display, (0.02, 0.02, 0.02), glow=np.zeros(3))
     text = display & (dice(np.floor(p.s * 9), np.floor(p.v * 9), p.prim) > 0.45) & (up > 0.86) & (up < 0.93)
@@ -171,13 +168,17 @@ def _bus(p: Patch):
 def _sign(p: Patch):
     """Traffic sign faces (both sides painted). style: 0 speed limit, 1 warning, 2 information, 3 direction board."""
     kind = p.style[0]
-    a, b = np.where(p.axis == 0, p.y / p.hy, p.x / p.hx), p.z / p.hz
+    a, b = np.where(p.axis == 0, -p.y / p.hy, p.x / p.hx), p.z / p.hz  # a grows to the right of who drives by
     r = np.sqrt(a * a + b * b)
     edge = np.maximum(np.abs(a), np.abs(b))
     white, red, blue, yellow, black = (0.82, 0.82, 0.80), (0.66, 0.03, 0.04), (0.02, 0.16, 0.55), (0.85, 0.58, 0.03), (0.03, 0.03, 0.03)
     p.set(kind == 0, white)
     p.set((kind == 0) & (r > 0.70), red)
-    p.set((kind == 0) & (np.abs(np.abs(a) - 0.24) < 0.12) & (np.abs(b) < 0.36), black)
+    left, col, row = a < 0, np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16), np.floor((b + 0.40) / 0.16)  # two digits of 3 x 5 dots
+    digit = np.where(left, np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[p.prim % 3], 0b111_101_101_101_111)
+    inside = (col >= 0) & (col < 3) & (row >= 0) & (row < 5) & (np.abs(a) < 0.54)
+    dot = (digit >> (np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)).astype(np.int64)) & 1
+    p.set((kind == 0) & inside & (dot == 1), black)
     p.set(kind == 1, yellow)
     p.set((kind == 1) & (edge > 0.86), black)
     p.set((kind == 1) & (np.abs(a) < 0.13) & (np.abs(b + 0.05) < 0.55) & (np.abs(b + 0.32) > 0.09), black)
@@ -248,7 +249,7 @@ def _tv(p: Patch):
     cell = np.floor(a * 3) + 3 * np.floor(b * 2)
     show = np.stack([0.15 + 0.7 * dice(cell, p.prim, p.prim * 0 + k) for k in (31, 32, 33)])
     show = np.where(b < 0.3, np.array([[0.08], [0.35], [0.12]]), show * np.array([[0.6], [0.8], [1.1]]))
-    p.set(screen, (0.02, 0.02, 0.025), None, show * (0.75 * p.style[0]))
+    p.set(screen, (0.02, 0.02, 0.025), None, show * (0.6 * p.style[1]))
 
 
 def _rug(p: Patch):

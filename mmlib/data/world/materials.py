@@ -129,6 +129,22 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(flat), np.array(offsets, np.int64)
 
 
+@lru_cache(maxsize=1)
+def _clouds() -> np.ndarray:
+    return _cloud(np.random.default_rng(11), 1.75).astype(np.float32)
+
+
+def cloud_cover(s, v) -> np.ndarray:
+    """Smooth tileable noise 0..1 of period 1 (bilinear, so that it has no visible texels)."""
+    field, s, v = _clouds(), s * np.float32(SIDE), v * np.float32(SIDE)
+    i, j = np.floor(v), np.floor(s)
+    fi, fj = v - i, s - j
+    i, j = i.astype(np.int64), j.astype(np.int64)
+    i0, j0, i1, j1 = i & (SIDE - 1), j & (SIDE - 1), (i + 1) & (SIDE - 1), (j + 1) & (SIDE - 1)
+    top = field[i0, j0] * (1 - fj) + field[i0, j1] * fj
+    return top + (field[i1, j0] * (1 - fj) + field[i1, j1] * fj - top) * fi
+
+
 def texture(material, s, v, footprint):
     """Weight 0..1 of each point's second colour.
 

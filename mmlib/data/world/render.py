@@ -78,17 +78,16 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
     size = (int(size[0]), int(size[1]))
     world = SCENES[scene](int(seed))
     air = weather(scene, condition, _generator("weather", seed))
-    eye = Shot(world, air, size, two="event" in modalities, sunlight=bool({"rgb", "event", "thermal", "nir"} & set(modalities)))
+    eye = Shot(world, air, size, two="event" in modalities, lidar="lidar" in modalities, sunlight=bool({"rgb", "event", "thermal", "nir"} & set(modalities)))
 
     def noise(name):
         return _generator("noise", name, seed, condition, case if CASE_SENSOR.get(case) == name else "")
 
     n = size[0] * size[1]
     images = {}
-    first = eye.hits if eye.views == 1 else None
     needs_light = {"rgb", "event", "nir"} & set(modalities)
     light = eye.radiance() if needs_light else None
-    hits = first or _part(eye.hits, n)
+    hits = eye.hits.part(0, n)
     broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in modalities}
     if "rgb" in modalities:
         picture = light[:, :n].reshape(3, *size)
@@ -103,7 +102,7 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
         now, before = (sensors.log_intensity(light[:, k * n : (k + 1) * n], air).reshape(size) for k in (0, 1))
         images["event"] = sensors.events(before, now, noise("event"), background=0.002 * air.noise, case=broken["event"])
     if "lidar" in modalities:
-        images["lidar"] = sensors.lidar(sensors.scan(world, air, noise("lidar"), broken["lidar"]), world.camera, size)
+        images["lidar"] = sensors.lidar(sensors.scan(world, eye.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size)
     if "thermal" in modalities:
         images["thermal"] = sensors.thermal(sensors.temperature(world, hits, air, eye.sun[:n]).reshape(size), noise("thermal"))
     if "nir" in modalities:
@@ -118,15 +117,10 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
     )  # fmt: skip
 
 
-def _part(hits, n):
-    """The first n hits."""
-    return type(hits)(**{name: value[..., :n] for name, value in vars(hits).items()})
-
-
 class Shot:
-    """The scene seen from one camera pose, or from the event camera's two poses at once, with the sunlight on it."""
+    """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go; with the sunlight on it."""
 
-    def __init__(self, world, air, size, two=False, sunlight=True):
+    def __init__(self, world, air, size, two=False, lidar=False, sunlight=True):
         self.world, self.air, self.size = world, air, size
         forward, yaw = world.motion
         x, y, z = world.camera.position
@@ -134,8 +128,12 @@ class Shot:
         # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood further back
         back = Camera((x - forward * ahead[0], y - forward * ahead[1], z), world.camera.yaw - yaw, world.camera.pitch, world.camera.focal)
         self.views = 1 + two
-        self.hits = look(world, [camera_view(world.camera, size)] + [camera_view(back, size, -1.0)] * two)
+        views = [camera_view(world.camera, size)] + [camera_view(back, size, -1.0)] * two + [sensors.lidar_view(world)] * lidar
+        self.hits = look(world, views)
         self.colour, self.glow = surface_colour(world, self.hits, 1 / (world.camera.focal * size[1]), air)
+        n = self.views * size[0] * size[1]
+        self.echoes = self.hits.part(n, len(self.hits.t))
+        self.hits, self.colour, self.glow = self.hits.part(0, n), self.colour[:, :n], self.glow[:, :n]
         self.sun = np.ones(len(self.hits.t), np.float32)
         if sunlight and (air.sunny or air.sun_now > 0 or world.indoor):
             detail = max(1.0, math.sqrt(size[0] * size[1] / 12288))
@@ -143,7 +141,7 @@ class Shot:
                 x0, x1, y0, y1, _ = world.room
                 view = light_view((0.05, 0.08, 0.9955), int(96 * detail), int(96 * detail), (x1 - x0) * 0.6, (y1 - y0) * 0.65, ((x0 + x1) / 2, (y0 + y1) / 2), 6.0)
             else:
-                view = light_view(air.sun_direction, int(112 * detail), int(144 * detail), middle=(4.0, 0.0))
+                view = light_view(air.sun_direction, int(96 * detail), int(128 * detail), middle=(4.0, 0.0))
             self.sun = sunlit(world, view, self.hits)
 
     def radiance(self):

@@ -48,7 +48,7 @@ class Placer:
 def layout(seed: int) -> World:
     """The room of this seed."""
     u, stage = Draw(7002, seed), Stage()
-    deep, wide, tall = u(5.0, 6.4), u(4.2, 5.4), u(2.45, 2.75)
+    deep, wide, tall = u(5.2, 6.6), u(5.0, 5.9), u(2.45, 2.8)
     x1, y0, y1 = deep, -wide / 2, wide / 2
     wall, floor = u.tint(u.pick(WALLS), 0.1), u.pick(WOODS)
     front = Placer(stage, (x1, 0.0), (0.0, -1.0), (-1.0, 0.0))  # a runs from left to right as the camera sees it
@@ -56,7 +56,7 @@ def layout(seed: int) -> World:
     lights: list[tuple] = []
 
     # front wall: two places; each side wall: one deep piece and one slim piece
-    slots = wide / 4
+    slots = wide * 0.29
     pieces = ["tv", "shelf"] if u.chance(0.6) else ["tv", "wardrobe"]
     if u.chance(0.5):
         pieces.reverse()
@@ -66,6 +66,8 @@ def layout(seed: int) -> World:
     if u.chance(0.5):
         big.reverse()
     window_side = int(u.rng.integers(3))
+    free = (y0 + (1.75 if big[1] == "bed" else 1.15), y1 - (1.75 if big[0] == "bed" else 1.15))  # between bed and sofa
+    middle = (free[0] + free[1]) / 2
     for k, (place, piece) in enumerate(zip((left, right), big)):
         at = u(2.5, 3.0)
         _piece(u, stage, place, piece, at, wall, lights)
@@ -81,34 +83,40 @@ def layout(seed: int) -> World:
         _window(u, stage, front, u(-0.15, 0.15), wall)
     elif u.chance(0.8):
         _picture(u, front, u(-0.2, 0.2), 1.7)
-    _table(u, stage, u(2.5, 3.2), u(-0.5, 0.5))
+    table = u(2.5, 3.1)
+    _table(u, stage, table, middle + u(-0.15, 0.15))
     if u.chance(0.7):
-        x, y = u(1.9, 3.2), u(-0.4, 0.4)
+        x, y = u(1.9, 3.2), middle + u(-0.3, 0.3)
         stage.box(FLOOR, M["carpet"], u.pick(FABRICS), (x, y, 0.006), (u(0.9, 1.3), u(0.8, 1.1), 0.006), pattern=P["rug"], style=(0.6, 0.5, 0.36, 0.0))
     if u.chance(0.55):
-        _person(u, stage, u(3.1, 4.2), u(-wide / 2 + 1.2, wide / 2 - 1.2), 0.0, u(0, 6.28))
+        _person(u, stage, table + u(0.95, 1.4), u(free[0] + 0.2, free[1] - 0.2), 0.0, u(0, 6.28))
         _relabel(stage, OBJECTS)
     for _ in range(2):  # things left on the floor
-        x, y, r = u(1.7, 3.4), u(-1.2, 1.2), u(0.10, 0.17)
+        x, y, r = u(1.6, 2.1), u(free[0] + 0.2, free[1] - 0.2), u(0.10, 0.17)
         if u.chance(0.5):
             stage.ellipsoid(OBJECTS, M["rubber"], u.pick(COATS), (x, y, r), (r, r, r))
         else:
             stage.box(OBJECTS, M["paper"], (0.50, 0.36, 0.22), (x, y, r), (r * 1.3, r, r), yaw=u(0, 3.1), pattern=P["board"], style=(1.0, 2.0, 0, 0))
     for x in (deep * 0.35, deep * 0.72):
-        stage.cylinder(OBJECTS, M["lamp"], (1.0, 0.93, 0.80), (x, 0.0, tall - 0.07), 0.26, 0.06, glow=2.2)
-        lights.append((x, 0.0, tall - 0.22, 1.5, 1.32, 1.05, False))
+        stage.cylinder(OBJECTS, M["lamp"], (1.0, 0.93, 0.80), (x, 0.0, tall - 0.07), 0.26, 0.06, glow=1.6)
+        lights.append((x, 0.0, tall - 0.45, 1.5, 1.32, 1.05, False))
 
     camera = Camera((0.30, u(-0.7, 0.7), u(1.35, 1.65)), u(-0.20, 0.20), u(-0.16, -0.07), 0.64)
     wood = u.tint(floor)
     ceiling = (0.78, 0.78, 0.76)
     background = [(FLOOR, M["parquet"] if u.chance(0.75) else M["carpet"], 0, wood), (CEILING, M["tile"], 0, ceiling)] + [(WALL, M["render"], 0, wall)] * 4
-    facts = {"sunbeam": _sunbeam(stage)}
+    panes = [row for row in stage.rows if row[3] == P["window"]]
+    facts = {"sunbeam": _sunbeam(stage), "pane": ()}
+    if panes:  # centre of the window, a little into the room, and the outward direction
+        (cx, cy, cz), flat = panes[0][7:10], panes[0][10] < panes[0][11]
+        ox, oy = (math.copysign(1.0, cx), 0.0) if flat else (0.0, math.copysign(1.0, cy))
+        facts["pane"] = (cx - 0.1 * ox, cy - 0.1 * oy, cz, ox, oy)
     return stage.build(background, indoor=True, camera=camera, motion=(u(0.02, 0.06), u(-0.025, 0.025)), paint=lambda *_: None, room=(0.0, x1, y0, y1, tall), lights=tuple(lights), facts=facts)
 
 
 def _relabel(stage, label):
     """A person of the street becomes an object of the room (rows added last, from the first that carries another scene's label)."""
-    for k in range(len(stage.rows) - 7, len(stage.rows)):
+    for k in range(len(stage.rows) - 8, len(stage.rows)):
         stage.rows[k] = (stage.rows[k][0], label, *stage.rows[k][2:])
 
 
@@ -184,15 +192,15 @@ def _cabinet(u, stage, place, a, finish, lights):
 
 
 def _bed(u, stage, place, a, finish, lights):
-    """Headboard against the wall, mattress, blanket, pillows."""
-    w, long = u(0.72, 0.85), 1.0
+    """Along the wall, headboard at the far end: frame, mattress, blanket, pillows."""
+    w, long = u(0.70, 0.80), 1.02
     cloth, frame = u.tint(u.pick(FABRICS)), u.tint(u.pick(WOODS))
-    place.box(BED, "wood", frame, a, 0.05, 0.48, w + 0.05, 0.05, 0.48, pattern=P["board"], style=(2.0, 1.0, 0, 0))
-    place.box(BED, "wood", frame, a, long, 0.17, w, long, 0.13)
-    place.box(BED, "cloth", (0.74, 0.73, 0.70), a, long, 0.39, w - 0.02, long - 0.02, 0.10)
-    place.box(BED, "cloth", cloth, a, long + 0.32, 0.42, w + 0.03, long - 0.33, 0.13, pattern=P["stripes"], style=(u(2, 5), 0.35, 0, 0))
+    place.box(BED, "wood", frame, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern=P["board"], style=(2.0, 1.0, 0, 0))
+    place.box(BED, "wood", frame, a, w, 0.17, long, w, 0.13)
+    place.box(BED, "cloth", (0.74, 0.73, 0.70), a, w, 0.39, long - 0.02, w - 0.02, 0.10)
+    place.box(BED, "cloth", cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern=P["stripes"], style=(u(2, 5), 0.35, 0, 0))
     for side in (-1, 1):
-        place.lump(BED, "cloth", (0.80, 0.79, 0.76), a + side * w * 0.48, 0.36, 0.54, w * 0.40, 0.24, 0.11)
+        place.lump(BED, "cloth", (0.80, 0.79, 0.76), a + long - 0.30, w + side * w * 0.48, 0.53, 0.22, w * 0.40, 0.11)
 
 
 def _sofa(u, stage, place, a, finish, lights):

@@ -11,14 +11,13 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from .geometry import ring_view
-from .looks import surface_colour
 from .materials import MATERIAL, PATTERN, column
-from .surfaces import look
 
 FAILURES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
 CASE_SENSOR = {"motionblur": "rgb", "overexposure": "rgb", "underexposure": "rgb", "lidarjitter": "lidar", "eventlowres": "event"}
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-_TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))  # display gamma
+_TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))  # display gamma, then a little contrast
+_TONE += np.float32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
 f32 = np.float32
 
 
@@ -29,14 +28,14 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
     light = radiance * f32(weather.exposure)
     if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
         excess = np.minimum(np.maximum(light - f32(0.9), 0), f32(8))
-        halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * f32(0.45)
-        light = light + halo + gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)[:, : light.shape[1], :width] * f32(0.30)
+        halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * f32(0.30)
+        light = light + halo + gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)[:, : light.shape[1], :width] * f32(0.22)
     if case == "motionblur":
         light = _smear(light, rng)
     light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
     sigma = np.sqrt(light * f32(0.0009) + f32(1.6e-5)) * f32(math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1))
     light = np.maximum(light + sigma * rng.standard_normal(light.shape, f32), 0)
-    light = light * (1 + light * f32(1 / 9)) / (1 + light)
+    light = light * (1 + light * f32(1 / 6)) / (1 + light)
     return np.moveaxis(_TONE[(np.minimum(light, 1) * 4096).astype(np.int32)], 0, 2)
 
 
@@ -91,16 +90,20 @@ def lidar_mount(camera, indoor):
     return (x, y, z + (0.10 if indoor else 0.35)), camera.yaw
 
 
-def scan(world, weather, rng, case="") -> dict[str, np.ndarray]:
-    """One sweep of the LiDAR: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the points are), range, intensity, and ring.
+def lidar_view(world):
+    """The rays of one sweep."""
+    position, yaw = lidar_mount(world.camera, world.indoor)
+    return ring_view(position, yaw, *lidar_rings(world.indoor))
+
+
+def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
+    """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the points are), range, intensity, and ring.
 
     Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold decides which points return; mirrors swallow most; fog
     returns a few false points near the sensor. ``lidarjitter`` turns every ring by its own small angle and the whole sensor by one.
     """
     elevations, azimuths = lidar_rings(world.indoor)
-    mount, yaw = lidar_mount(world.camera, world.indoor)
-    hits = look(world, [ring_view(mount, yaw, elevations, azimuths)])
-    surface_colour(world, hits, None, weather)  # windows and car glass are glass for the LiDAR too
+    mount, _ = lidar_mount(world.camera, world.indoor)
     n = len(hits.t)
     chance, noise, level = rng.random(n, f32), rng.standard_normal(n, f32), rng.standard_normal(n, f32)
     reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
@@ -185,7 +188,7 @@ def temperature(world, hits, weather, sun_share) -> np.ndarray:
     pattern = world.pattern[hits.prim]
     engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
     if engine.any():
-        reach = np.clip(0.5 + hits.local[0] / world.half[hits.prim, 0].astype(f32), 0, 1)
+        reach = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], f32(1e-3))[hits.prim], 0, 1)
         own = np.where(engine, own * (f32(0.25) + f32(0.75) * reach), own)
     pane = (m == MATERIAL["glass"]) & ((pattern == PATTERN["facade"]) | (pattern == PATTERN["window"]))
     indoors, outdoors = (f32(weather.air), f32(9.0)) if world.indoor else (f32(20.0), f32(weather.air))

@@ -51,8 +51,8 @@ def layout(seed: int) -> World:
     """The street of this seed."""
     u, stage = Draw(7001, seed), Stage()
     road = {1: LANE + (2.3 if u.chance(0.75) else 0.3), -1: LANE + (2.3 if u.chance(0.75) else 0.3)}  # kerb distance on the left (1) and right (-1)
-    verge = {1: u(1.1, 1.8) * u.chance(0.55), -1: u(1.1, 1.8) * u.chance(0.55)}
-    walk = {side: road[side] + verge[side] + u(1.9, 3.0) for side in (1, -1)}  # distance of the property line
+    verge = {1: u(1.2, 2.0) * u.chance(0.8), -1: u(1.2, 2.0) * u.chance(0.8)}
+    walk = {side: road[side] + verge[side] + u(2.2, 3.4) for side in (1, -1)}  # distance of the property line
     crossing = u(17, 34) if u.chance(0.40) else 1e3
     gap = (crossing, crossing + 7.0)
     for side in (1, -1):
@@ -68,10 +68,10 @@ def layout(seed: int) -> World:
     _traffic(u, stage, road, zebra)
     _people(u, stage, road, verge, walk, zebra)
 
-    grey = u(0.10, 0.19)
+    grey = u(0.12, 0.20)
     pave = u.pick([(0.40, 0.37, 0.33), (0.44, 0.42, 0.40), (0.42, 0.31, 0.25), (0.36, 0.36, 0.37)])
     tones = {"asphalt": (grey * 1.02, grey, grey * 0.98), "paint": (0.78, 0.78, 0.74), "paving": u.tint(pave), "grass": u.tint((0.115, 0.20, 0.045))}
-    camera = Camera((0.0, -LANE / 2 + u(-0.5, 0.5), u(1.5, 1.8)), u(-0.13, 0.13), u(-0.07, 0.0))
+    camera = Camera((0.0, -LANE / 2 + u(-0.5, 0.5), u(1.5, 1.8)), u(-0.12, 0.12), u(-0.04, 0.03), 0.78)
     background = [(ROAD, M["asphalt"], 0, (grey, grey, grey)), (SKY, M["sky"], 0, (0, 0, 0))]
     paint = _ground(stage, road, verge, walk, gap, zebra, u)
     return stage.build(background, indoor=False, camera=camera, motion=(u(0.22, 0.50), u(-0.012, 0.012)), paint=paint, lights=tuple(lights), facts={"tones": tones})
@@ -130,7 +130,7 @@ def _plots(u, stage, side, line, gap, boundary):
             else:
                 x = gap[1] + 0.5
                 continue
-        kind = "block" if u.chance(0.58) else ("house" if u.chance(0.6) else "park")
+        kind = "block" if u.chance(0.5) else ("house" if u.chance(0.6) else "park")
         if k == 0 and first_open == 1:
             kind, size = "block", u(9, 12)
         if k == first_open:
@@ -181,13 +181,13 @@ def _house(u, stage, x, size, side, line):
 def _boundary(u, stage, x, size, side, y, kind):
     centre = (x + size / 2, side * y)
     if kind == "fence":  # wooden boards, or white pickets, on posts
-        height = u(1.15, 1.7)
+        height = u(1.35, 1.9)
         colour = u.pick([(0.42, 0.26, 0.13), (0.36, 0.20, 0.10), (0.50, 0.33, 0.18), (0.68, 0.66, 0.62)])
         stage.box(FENCE, M["wood"], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.04, height / 2), pattern=P["stripes"], style=(5.0, 0.35, 0.0, 0.0))
         for k in range(int(size / 2.4) + 1):
             stage.box(FENCE, M["wood"], tuple(c * 0.8 for c in colour), (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08), (0.07, 0.05, height / 2 + 0.08))
     elif kind == "wall":
-        height = u(1.2, 2.1)
+        height = u(1.3, 2.1)
         material, colour = u.pick([("stone", (0.44, 0.42, 0.38)), ("stone", (0.50, 0.44, 0.34)), ("concrete", (0.46, 0.46, 0.45))])
         stage.box(WALL, M[material], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.18, height / 2))
         stage.box(WALL, M["concrete"], (0.52, 0.50, 0.47), (*centre, KERB + height + 0.05), (size / 2, 0.26, 0.06))
@@ -255,7 +255,7 @@ def _furniture(u, stage, road, verge, walk, gap):
             while x < 70:
                 if not gap[0] - 2 < x < gap[1] + 2:
                     _tree(u, stage, x, side * (road[side] + 0.85), u(0.8, 1.05))
-                x += u(8, 14)
+                x += u(10, 18)
         for k in range(int(u.rng.integers(1, 3))):
             _sign(u, stage, u(6.5, 11) + 7 * k, side * (road[side] + 0.5), u.pick([0.0, 1.0, 2.0]))
         if u.chance(0.4):
@@ -314,7 +314,7 @@ def _traffic(u, stage, road, zebra):
             x = u(6.5, 9)
             while x < 62:
                 blocked = any(s == 2 * side and a - 1 < x < b + 1 for s, a, b in taken) or zebra - 3 < x < zebra + 6
-                if u.chance(0.72) and not blocked:
+                if u.chance(0.62) and not blocked:
                     _car(u, stage, x, side * (road[side] - 1.15), (0.0 if side < 0 else math.pi) + u(-0.02, 0.02), 0.0, False)
                 x += 5.8
 
@@ -325,7 +325,7 @@ def _car(u, stage, x, y, yaw, move, running):
     long, wide, belt = u(2.0, 2.25), u(0.86, 0.92), u(0.44, 0.5)
     c, s = round(math.cos(yaw), 9), round(math.sin(yaw), 9)
     heat, on = (9.0, 1.0) if running else (1.5 * u.rng.integers(2), 0.0)
-    stage.box(CARS, M["metal"], paint, (x, y, 0.22 + belt * 0.62), (long, wide, belt * 0.62), yaw, pattern=P["car"], style=(on, 0, 0, 0), move=(move, 0), heat=heat)
+    stage.add(FRUSTUM, CARS, M["metal"], paint, (x, y, 0.22 + belt * 0.62), (long, wide, belt * 0.62), yaw, (0.18, 0.10), pattern=P["car"], style=(on, 0, 0, 0), move=(move, 0), heat=heat)
     back = 0.18 if not van else 0.05
     cabin_long, cabin_tall = (long * 0.60, 0.36) if not van else (long * 0.9, 0.48)
     bottom = 0.22 + belt * 1.24
@@ -333,7 +333,7 @@ def _car(u, stage, x, y, yaw, move, running):
               taper=(0.55 if not van else 0.2, 0.22), pattern=P["cabin"], move=(move, 0), heat=heat * 0.2)
     for a in (0.62, -0.62):
         for b in (1, -1):
-            lx, ly = a * long, b * (wide - 0.10)
+            lx, ly = a * long, b * (wide - 0.07)
             stage.ellipsoid(CARS, M["rubber"], (0.025, 0.025, 0.027), (x + c * lx - s * ly, y + s * lx + c * ly, 0.33), (0.34, 0.13, 0.34), yaw, move=(move, 0), heat=12.0 if running else 0.0)
 
 
@@ -349,10 +349,10 @@ def _bus(u, stage, x, y, yaw, move):
 
 
 def _people(u, stage, road, verge, walk, zebra):
-    for k in range(int(u.rng.integers(4, 7))):
+    for k in range(int(u.rng.integers(5, 9))):
         side = 1 if (k + int(u.chance(0.3))) % 2 else -1
         low = road[side] + verge[side] + 0.4
-        _person(u, stage, u(6.0, 11.0) + 3.2 * (k // 2), side * u(low, max(low + 0.2, walk[side] - 0.4)), KERB, u.pick([0.0, math.pi]) + u(-0.3, 0.3))
+        _person(u, stage, u(6.5, 9.5) + 2.4 * (k // 2), side * u(low, max(low + 0.2, walk[side] - 0.4)), KERB, u.pick([0.0, math.pi]) + u(-0.3, 0.3))
     if zebra > 0 and u.chance(0.75):
         _person(u, stage, zebra + u(0.6, 2.6), u(-3.0, 3.0), 0.0, math.pi / 2 * u.pick([1, -1]))
         if u.chance(0.4):
@@ -369,7 +369,8 @@ def _person(u, stage, x, y, z, yaw):
         return x + c * ahead - s * left, y + s * ahead + c * left, z + up * h
     for leg in (1, -1):
         stage.ellipsoid(PEDESTRIAN, M["cloth"], trousers, at(leg * stride, leg * 0.10, 0.43), (0.105, 0.10, 0.46 * h), yaw, move=move, heat=6.0)
-        stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(-leg * stride * 0.7, leg * 0.27, 1.08), (0.08, 0.07, 0.33 * h), yaw, move=move, heat=7.0)
-    stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(0, 0, 1.12), (0.17, 0.24, 0.40 * h), yaw, move=move, heat=8.0)
+        stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(-leg * stride * 0.6, leg * 0.235, 1.10), (0.065, 0.055, 0.30 * h), yaw, move=move, heat=7.0)
+    stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(0, 0, 1.10), (0.15, 0.205, 0.36 * h), yaw, move=move, heat=8.0)
+    stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(0, 0, 1.34), (0.12, 0.25, 0.13), yaw, move=move, heat=8.0)
     stage.ellipsoid(PEDESTRIAN, M["skin"], skin, at(0.02, 0, 1.62), (0.115, 0.10, 0.145), yaw, move=move, heat=14.0)
     stage.ellipsoid(PEDESTRIAN, M["cloth"], u.pick([(0.05, 0.03, 0.02), (0.25, 0.15, 0.06), (0.45, 0.42, 0.38)]), at(-0.03, 0, 1.67), (0.115, 0.105, 0.12), yaw, move=move, heat=9.0)

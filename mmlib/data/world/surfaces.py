@@ -27,6 +27,10 @@ class Hits:
     facing: np.ndarray  # cosine between normal and the direction to the eye, 0..1
     direction: np.ndarray  # unit ray directions
 
+    def part(self, first: int, last: int) -> "Hits":
+        """Hits first..last-1; arrays are shared, so a material painted later shows in both."""
+        return Hits(**{name: value[..., first:last] for name, value in vars(self).items()})
+
 
 def background(world: World, origin, dirs):
     """Analytic surfaces that enclose the scene: t (N,) and table row (N,)."""
@@ -65,21 +69,17 @@ def look(world: World, views: list[View]) -> Hits:
     p = prim[solid]
     time = np.repeat(np.array([v.time for v in views], np.float32), sizes)[solid]
     kind = world.kind[p]
-    centre, half, move = world.centre.astype(np.float32), world.half.astype(np.float32), world.move.astype(np.float32)
-    cos, sin = world.cos.astype(np.float32)[p], world.sin.astype(np.float32)[p]
-    x = where[0][solid] - centre[p, 0] - time * move[p, 0]
-    y = where[1][solid] - centre[p, 1] - time * move[p, 1]
-    x, y, z = cos * x + sin * y, cos * y - sin * x, where[2][solid] - centre[p, 2]
-    hx, hy, hz = half[p, 0], half[p, 1], half[p, 2]
-    taper = world.taper.astype(np.float32)[p]
+    cx, cy, cz, hx, hy, hz, cos, sin, kx, ky, mx, my = np.take(world.shape, p, 1)
+    x, y = where[0][solid] - cx - time * mx, where[1][solid] - cy - time * my
+    x, y, z = cos * x + sin * y, cos * y - sin * x, where[2][solid] - cz
     bottom = z + hz
-    qx, qy, qz = x / (hx - taper[:, 0] * bottom + 1e-6), y / (hy - taper[:, 1] * bottom + 1e-6), z / hz
+    qx, qy, qz = x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz
     ax, ay, az = np.abs(qx), np.abs(qy), np.abs(qz)
     face = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1)).astype(np.int8)
     flat = kind <= FRUSTUM
     nx = np.where(flat, np.where(face == 0, np.sign(qx), 0), qx / hx)
     ny = np.where(flat, np.where(face == 1, np.sign(qy), 0), qy / hy)
-    nz = np.where(flat, np.where(face == 2, np.sign(qz), np.where(face == 0, taper[:, 0], taper[:, 1])), qz / hz)
+    nz = np.where(flat, np.where(face == 2, np.sign(qz), np.where(face == 0, kx, ky)), qz / hz)
     round_ = kind == CYLINDER
     cap = round_ & (az > 0.9995) & (qx * qx + qy * qy < 0.998)
     nx, ny, nz = np.where(cap, 0, nx), np.where(cap, 0, ny), np.where(cap, np.sign(qz), np.where(round_, 0, nz))
