@@ -1,18 +1,19 @@
-"""``python -m mmlib``: render, train, evaluate."""
+"""``python -m mmlib``: render, train, evaluate, compare."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from .data import world
-from .data.missing import PROTOCOLS
 from .data.prepared import PreparedDataset
+from .evaluation.statistics import estimate, paired_difference
 from .evaluation.subsets import evaluate_subsets
 from .runtime import choose_device, limit_threads, provenance, write_json
 from .segmentation.network import load_segmenter
@@ -38,7 +39,7 @@ class RenderConfig:
     size: tuple[int, int] = (96, 128)
     """Height and width in pixels."""
     modalities: tuple[str, ...] = ()
-    """Sensors to render, by name; none given = rgb depth event lidar thermal nir dolp aolp."""
+    """Sensors to render, by name, of rgb depth event lidar thermal nir dolp aolp; none given = the first four."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -50,7 +51,7 @@ class EvaluateConfig:
     checkpoint: tyro.conf.Positional[str]
     """A best.safetensors or last.safetensors written by 'train'."""
     data: str
-    """Folder of a prepared data set, or 'street' or 'room' for the sensor world."""
+    """Folder of a prepared data set, or 'street' or 'room' for the sensor world (rendered on first use)."""
     split: str = "val"
     """Which split; use 'test' once, at the end."""
     protocol: Literal["drop", "zero", "black", "noise"] = "drop"
@@ -63,6 +64,26 @@ class EvaluateConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = 0
     """Loader processes."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Score finished runs on one split and compare them: mean and spread over seeds, differences paired by seed."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders written by 'train'. Runs that differ in nothing but the seed form a group; the first group is the reference."""
+    split: str = "test"
+    """Which split."""
+    checkpoint: Literal["last", "best"] = "last"
+    """last = after the final step (nothing was chosen); best = chosen on val."""
+    data: str = ""
+    """Data set; empty = the one each run was trained on."""
+    protocol: Literal["drop", "zero", "black", "noise"] = "drop"
+    """What an absent sensor is replaced by."""
+    out: str = ""
+    """JSON file for the result; empty = print the table only."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -84,8 +105,6 @@ def run_render(config: RenderConfig) -> None:
 
 
 def run_train(config: TrainConfig) -> None:
-    from dataclasses import replace
-
     report = train(replace(config, data=find_data(config.data, config.progress)))
     if report:  # on the main process only
         scores = report["scores"]
@@ -112,17 +131,67 @@ def run_evaluate(config: EvaluateConfig) -> None:
         write_json(config.out, {"provenance": provenance(), "split": config.split, "samples": len(data), "scores": scores.to_dict()})
 
 
+def group_name(config: dict, others: list[dict]) -> str:
+    """What tells this configuration from the others, in one line: "subsets dropout, epochs 37.5"."""
+    flat = [{k: v for key, value in c.items() for k, v in (value.items() if isinstance(value, dict) else {key: value}.items())} for c in (config, *others)]
+    differing = [key for key in flat[0] if key != "seed" and any(f.get(key) != flat[0][key] for f in flat[1:])]
+    return ", ".join(f"{key.replace('_', ' ')} {flat[0][key]}" for key in differing) or "all runs"
+
+
+def run_compare(config: CompareConfig) -> None:
+    limit_threads()
+    runs, groups = [], {}
+    for folder in map(Path, config.runs):
+        if not (folder / "report.json").exists():
+            raise ValueError(f"{folder}: no report.json, so no finished run of 'train'")
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        runs.append((folder, report, settings))
+    public = [{k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs]
+    for (folder, report, settings), own in zip(runs, public):
+        network = load_segmenter(folder / f"{config.checkpoint}.safetensors")
+        data = PreparedDataset(find_data(config.data or settings["data"], config.progress), config.split, list(network.modalities))
+        data.modalities = network.modalities
+        scores = evaluate_subsets(network.modality_logits, data, protocol=config.protocol, progress=config.progress)
+        name = group_name(own, [p for p in public if p != own])
+        group = groups.setdefault(name, {"config": own, "seeds": [], "seconds": [], "steps": report["steps"], "summary": {}, "miou": {}, "iou": {}})
+        group["seeds"].append(report["config"]["seed"])
+        group["seconds"].append(report["seconds"])
+        for key, values in (("summary", scores.to_dict()["summary"]), ("miou", scores.to_dict()["miou"]), ("iou", scores.to_dict()["iou"])):
+            for part, entries in values.items():
+                for entry, value in entries.items():
+                    group[key].setdefault(part, {}).setdefault(entry, []).append(value)
+    _print_comparison(groups, config)
+    if config.out:
+        write_json(config.out, {"provenance": provenance(), "split": config.split, "protocol": config.protocol, "checkpoint": config.checkpoint, "groups": groups})
+
+
+def _print_comparison(groups: dict, config: CompareConfig) -> None:
+    reference = next(iter(groups))
+    print(f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; mean ± sd over seeds")
+    for name, group in groups.items():
+        summary = group["summary"]["all"]
+        print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {sum(group['seconds']) / len(group['seconds']):.0f} s)")
+        print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in ("full", "mean", "min", "std")))
+        print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in group["miou"]["all"].items()))
+        if name != reference and group["seeds"] == groups[reference]["seeds"] and len(group["seeds"]) > 1:
+            for key in ("full", "mean"):
+                d = paired_difference(summary[key], groups[reference]["summary"]["all"][key])
+                verdict = "" if d.clear else " - smaller than its spread"
+                print(f"  {key} minus '{reference}': {d.mean:+.1f}, 95 % interval [{d.low:+.1f}, {d.high:+.1f}]{verdict}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. Errors that a user can mend end in one line and exit status 2; set MMLIB_DEBUG=1 for the traceback."""
-    assert set(PROTOCOLS) == {"drop", "zero", "black", "noise"}
     command = (
         Annotated[RenderConfig, tyro.conf.subcommand("render", prefix_name=False)]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", prefix_name=False)]
+        | Annotated[CompareConfig, tyro.conf.subcommand("compare", prefix_name=False)]
     )
     config = tyro.cli(command, prog="python -m mmlib", description="Multi-modal semantic segmentation that does not lean on one sensor.",
                       args=arguments, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
-    run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate}[type(config)]
+    run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare}[type(config)]
     try:
         run(config)
     except (ValueError, OSError) as error:

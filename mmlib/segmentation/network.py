@@ -25,7 +25,7 @@ class NetworkConfig:
     """What the network is made of."""
 
     encoder: Encoder = "residual"
-    """residual: 0.8 M parameters, GroupNorm, made for training from scratch on a CPU; pvt_v2_b*: timm's pyramid vision transformers (the paper's size class)."""
+    """residual: 0.5 M parameters, GroupNorm, made for training from scratch on a CPU; pvt_v2_b*: timm's pyramid vision transformers (the paper's size class)."""
     stem: Literal["separate", "shared"] = "separate"
     """separate: each modality has a first layer of its own; shared: one for all, as in the paper."""
     embed_dim: int = 0

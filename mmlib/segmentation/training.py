@@ -37,7 +37,7 @@ class TrainConfig:
     """Train a segmenter on a prepared data set."""
 
     data: str
-    """Folder of a prepared data set (python -m mmlib render, or a script of data_scripts/)."""
+    """Folder of a prepared data set (from a script of data_scripts/), or 'street' or 'room' for the sensor world (rendered on first use)."""
     out: str
     """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run goes on."""
     modalities: tuple[str, ...] = ()

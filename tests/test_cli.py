@@ -1,0 +1,87 @@
+"""The command line as a stranger meets it: help, the whole path from rendering to comparison, and errors of one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import toy
+
+from mmlib import cli
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "mmlib", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("command", ["", "render", "train", "evaluate", "compare"])
+def test_help_is_there_for_every_command(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*([command] if command else []), "--help"])
+    out = capsys.readouterr().out
+    assert not end.value.code and "usage: python -m mmlib" in out
+    if command == "":
+        assert all(name in out for name in ("render", "train", "evaluate", "compare"))
+
+
+def test_from_rendering_to_comparison(tmp_path, capsys):
+    world = tmp_path / "street"
+    cli.main(["render", "street", "--out", str(world), "--train", "6", "--val", "2", "--test", "2", "--size", "48", "64", "--no-progress"])
+    quick = ["--data", str(world), "--epochs", "1", "--batch-size", "3", "--no-progress"]
+    for seed in (0, 1):
+        for kind in ("full", "all-subsets"):
+            cli.main(["train", *quick, "--out", str(tmp_path / f"{kind}-{seed}"), "--subsets", kind, "--seed", str(seed)])
+    assert "mIoU in % on val, by subset: R " in capsys.readouterr().out
+
+    cli.main(["evaluate", str(tmp_path / "full-0" / "best.safetensors"), "--data", str(world), "--protocol", "black", "--out", str(tmp_path / "scores.json"), "--no-progress"])
+    out = capsys.readouterr().out
+    assert "absent sensors: black" in out and "RDEL" in out and "Pedestrian" in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["split"] == "val" and len(scores["scores"]["miou"]["all"]) == 15 and scores["provenance"]["torch"]
+
+    folders = [str(tmp_path / f"{kind}-{seed}") for kind in ("full", "all-subsets") for seed in (0, 1)]
+    cli.main(["compare", *folders, "--split", "test", "--out", str(tmp_path / "compared.json"), "--no-progress"])
+    out = capsys.readouterr().out
+    assert "subsets full  (seeds 0, 1" in out and "mean minus 'subsets full'" in out and "95 % interval" in out
+    compared = json.loads((tmp_path / "compared.json").read_text())
+    assert list(compared["groups"]) == ["subsets full", "subsets all-subsets"]
+    group = compared["groups"]["subsets full"]
+    assert group["seeds"] == [0, 1] and len(group["miou"]["all"]["RDEL"]) == 2 and len(group["iou"]["R"]["Sky"]) == 2
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["train", "--data", "nowhere", "--out", "{tmp}/run"], "'nowhere' is not a prepared data set"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--modalities", "rgb", "sonar"], "unknown modality 'sonar'"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"], "must be positive"),
+    (["evaluate", "none.safetensors", "--data", "{toy}"], "none.safetensors: no such file"),
+    (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
+    (["compare", "{tmp}"], "no report.json"),
+    (["render", "street", "--out", "{toy}", "--no-progress"], "already holds a finished data set"),
+    (["render", "street", "--out", "{tmp}/w", "--modalities", "sonar", "--no-progress"], "sonar"),
+    (["render", "street", "--out", "{tmp}/w", "--size", "0", "10", "--no-progress"], "size"),
+])  # fmt: skip
+def test_errors_are_one_line(tmp_path, arguments, message):
+    data = toy.make(tmp_path / "toy")
+    with pytest.raises(SystemExit) as end:
+        cli.main([a.format(tmp=tmp_path, toy=data) for a in arguments])
+    assert end.value.code.startswith("error: ") and message in end.value.code and "\n" not in end.value.code
+
+
+def test_a_checkpoint_of_other_classes_or_sensors_is_refused(tmp_path):
+    data = toy.make(tmp_path / "toy")
+    cli.main(["train", "--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "1", "--no-progress"])
+    world = tmp_path / "street"
+    cli.main(["render", "street", "--out", str(world), "--train", "1", "--val", "1", "--test", "1", "--size", "48", "64", "--no-progress"])
+    with pytest.raises(SystemExit, match="unknown modality 'aolp'.*has rgb, depth, event, lidar"):
+        cli.main(["evaluate", str(tmp_path / "run" / "last.safetensors"), "--data", str(world), "--no-progress"])
+    cli.main(["train", "--data", str(data), "--out", str(tmp_path / "rd"), "--modalities", "rgb", "depth", "--epochs", "1", "--no-progress"])
+    with pytest.raises(SystemExit, match="predicts 3 classes"):
+        cli.main(["evaluate", str(tmp_path / "rd" / "last.safetensors"), "--data", str(world), "--no-progress"])
+
+
+def test_the_process_itself_ends_in_one_line_and_a_status(tmp_path):
+    done = run("evaluate", "none.safetensors", "--data", "x")
+    assert done.returncode == 1 and done.stderr == "error: none.safetensors: no such file\n"
+    assert "Traceback" in run("evaluate", "none.safetensors", "--data", "x", MMLIB_DEBUG="1").stderr
