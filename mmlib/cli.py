@@ -154,9 +154,10 @@ def run_compare(config: CompareConfig) -> None:
         data.modalities = network.modalities
         scores = evaluate_subsets(network.modality_logits, data, protocol=config.protocol, progress=config.progress)
         name = group_name(own, [p for p in public if p != own])
-        group = groups.setdefault(name, {"config": own, "seeds": [], "seconds": [], "steps": report["steps"], "summary": {}, "miou": {}, "iou": {}})
+        group = groups.setdefault(name, {"config": own, "seeds": [], "seconds": [], "cpu_seconds": [], "steps": report["steps"], "summary": {}, "miou": {}, "iou": {}})
         group["seeds"].append(report["config"]["seed"])
         group["seconds"].append(report["seconds"])
+        group["cpu_seconds"].append(report["cpu_seconds"])
         for key, values in (("summary", scores.to_dict()["summary"]), ("miou", scores.to_dict()["miou"]), ("iou", scores.to_dict()["iou"])):
             for part, entries in values.items():
                 for entry, value in entries.items():
@@ -171,7 +172,7 @@ def _print_comparison(groups: dict, config: CompareConfig) -> None:
     print(f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; mean ± sd over seeds")
     for name, group in groups.items():
         summary = group["summary"]["all"]
-        print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {sum(group['seconds']) / len(group['seconds']):.0f} s)")
+        print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {sum(group['cpu_seconds']) / len(group['seeds']):.0f} CPU s)")
         print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in ("full", "mean", "min", "std")))
         print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in group["miou"]["all"].items()))
         if name != reference and group["seeds"] == groups[reference]["seeds"] and len(group["seeds"]) > 1:

@@ -134,7 +134,7 @@ class MLPHead(nn.Module):
         x = self.project[-1](features[-1])
         for project, feature in zip(reversed(self.project[:-1]), reversed(features[:-1])):
             x = project(feature) + F.interpolate(x, feature.shape[-2:], mode="bilinear", align_corners=False)
-        return self.classify(self.dropout(F.gelu(self.norm(x))))
+        return self.classify(self.dropout(F.relu(self.norm(x))))
 
 
 class Segmenter(nn.Module):
