@@ -163,7 +163,7 @@ class SwitchboardPanel(widgets.VBox):
             options=self.source.conditions or ("as recorded",),
             description="light",
             style=style | {"button_width": "68px"},
-            layout=widgets.Layout(width="360px"),
+            layout=widgets.Layout(width="400px"),
             tooltips=[f"the scene in {c} conditions" for c in self.source.conditions],
             tooltip="time of day and weather",
         )
@@ -340,11 +340,8 @@ class SwitchboardPanel(widgets.VBox):
             cells = ""
             for title in self.segmenters:
                 value = self._state["iou"].get(title, {}).get(name)
-                bar = (
-                    ""
-                    if value is None
-                    else f'<div style="background:{colour};outline:1px solid #8888;height:9px;width:{value:.0f}%"></div>'
-                )
+                fill = f'<div style="background:{colour};height:9px;width:{value or 0:.0f}%"></div>'
+                bar = f'<div style="border:1px solid #8886;background:#8882">{fill}</div>'  # the frame is 100 % wide
                 number = "–" if value is None else f"{value:.0f}"
                 cells += (
                     f'<td style="width:{60 / len(self.segmenters):.0f}%;padding:0 4px">{bar}</td>'

@@ -130,18 +130,25 @@ def page(browser):
 
 
 def run_all(page, address: str, name: str) -> None:
+    """Open a notebook, run all of its cells and wait for the end; a cell that raised fails the test with its message."""
     page.goto(f"{address}/lab/tree/notebooks/{name}?reset&token={TOKEN}")
+    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.context.ready")
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    # Stored counts are cleared when a cell is queued, so a count in every cell means that this run came to its end or to an error.
+    page.wait_for_timeout(1000)
     page.wait_for_function(
-        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
-    )
-    finished = page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    assert finished is not False
-    page.wait_for_function(
-        """() => { const cells = [...window.jupyterapp.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code');
-                   return cells.every(c => c.model.executionCount) &&
-                          window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'; }""",
+        """() => { const panel = window.jupyterapp.shell.currentWidget;
+                   const cells = panel.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.source.trim());
+                   const failed = cells.some(c => c.model.outputs.toJSON().some(o => o.output_type === 'error'));
+                   return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",
         timeout=CELL_TIMEOUT,
     )
+    errors = page.evaluate(
+        """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')
+                 .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)"""
+    )
+    assert errors == []
 
 
 def look(panel) -> tuple[list[str], list[str], str]:
