@@ -151,23 +151,29 @@ class View:
     along: tuple = ()
 
 
-def _clipped_edges(corners, position, axes):
-    """The 12 edges of each box in a frame (forward, right, up), cut at the near plane: depth, right, up, all (P, 24), and which count."""
+def _outlines(corners, position, axes):
+    """Corners in a frame (forward, right, up), boxes that reach behind the eye cut at the near plane: (3, P, 24), and the in-view ones (P,)."""
     px, py, pz = (corners[..., k] - position[k] for k in range(3))
     q = np.stack([px * a[0] + py * a[1] + pz * a[2] for a in axes])  # (3, P, 8)
-    a, b = q[:, :, _EDGES[:, 0]], q[:, :, _EDGES[:, 1]]  # (3, P, 12)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cut = (NEAR - a[0]) / (b[0] - a[0])
-        first = np.where(a[0] < NEAR, a + (b - a) * cut, a)
-        last = np.where(b[0] < NEAR, a + (b - a) * cut, b)
-    good = (a[0] >= NEAR) | (b[0] >= NEAR)
-    points = np.concatenate([first, last], 2)
+    before = q[0] >= NEAR
+    points = np.concatenate([q, q[:, :, :1].repeat(16, 2)], 2)
+    cut = np.flatnonzero(before.any(1) & ~before.all(1))
+    if len(cut):  # ends of the 12 edges, moved onto the near plane; an edge wholly behind it is replaced by one that is not
+        a, b = q[:, cut][:, :, _EDGES[:, 0]], q[:, cut][:, :, _EDGES[:, 1]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = (NEAR - a[0]) / (b[0] - a[0])
+            first, last = np.where(a[0] < NEAR, a + (b - a) * share, a), np.where(b[0] < NEAR, a + (b - a) * share, b)
+        ends = np.concatenate([first, last], 2)
+        good = np.tile((a[0] >= NEAR) | (b[0] >= NEAR), 2)
+        fallback = np.take_along_axis(ends, good.argmax(1)[None, :, None].repeat(3, 0), 2)
+        points[:, cut] = np.where(good, ends, fallback)
     points[0] = np.maximum(points[0], NEAR)
-    return points, np.concatenate([good, good], 1)
+    return points, before.any(1)
 
 
-def _extent(values, good):
-    return np.where(good, values, np.inf).min(1), np.where(good, values, -np.inf).max(1)
+def _extent(values, seen):
+    """Smallest and largest of each row; rows that are not seen get an empty interval."""
+    return np.where(seen, values.min(1), np.inf), np.where(seen, values.max(1), -np.inf)
 
 
 def _rectangle(low_row, high_row, low_col, high_col, rows, cols):
@@ -187,8 +193,9 @@ def camera_view(camera: Camera, size, time=0.0) -> View:
     dirs = np.stack([(forward[k] + v[:, None] * up[k] + u[None, :] * right[k]).ravel() for k in range(3)]).astype(np.float32)
 
     def bounds(corners):
-        (depth, across, above), good = _clipped_edges(corners, camera.position, (forward, right, up))
-        (u0, u1), (v0, v1) = _extent(across / depth * f, good), _extent(above / depth * f, good)
+        (depth, across, above), seen = _outlines(corners, camera.position, (forward, right, up))
+        scale = f / depth
+        (u0, u1), (v0, v1) = _extent(across * scale, seen), _extent(above * scale, seen)
         return _rectangle(height / 2 - v1 - 0.5, height / 2 - v0 - 0.5, u0 + width / 2 - 0.5, u1 + width / 2 - 0.5, height, width)
 
     return View(height, width, time, bounds, camera.position, dirs)
@@ -205,15 +212,15 @@ def ring_view(position, yaw, elevations, azimuths) -> View:
     step = azimuths[1] - azimuths[0]
 
     def bounds(corners):
-        (depth, left, above), good = _clipped_edges(corners, position, ((c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)))
-        side, climb = left / depth, above / depth
-        (a0, a1), (e0, e1) = _extent(np.arctan(side), good), _extent(climb, good)
+        (depth, left, above), seen = _outlines(corners, position, ((c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)))
+        (a0, a1), (e0, e1) = (_extent(v / depth, seen) for v in (left, above))
+        a0, a1 = np.arctan(a0), np.arctan(a1)
         # the slope above / horizontal range lies between climb and climb * cos(largest azimuth)
         shrink = np.cos(np.clip(np.maximum(np.abs(a0), np.abs(a1)), 0, 1.57))
         e0, e1 = np.where(e0 > 0, e0 * shrink, e0), np.where(e1 < 0, e1 * shrink, e1)
         r0, r1 = np.searchsorted(-slope, -e1 - 1e-6), np.searchsorted(-slope, -e0 + 1e-6)
         _, _, c0, c1 = _rectangle(e0, e0, (a0 - azimuths[0]) / step, (a1 - azimuths[0]) / step, 1, len(azimuths))
-        return r0, np.where(good.any(1), r1, r0), c0, c1
+        return r0, np.where(seen, r1, r0), c0, c1
 
     return View(len(elevations), len(azimuths), 0.0, bounds, position, dirs)
 
@@ -280,9 +287,11 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     else:
         rays = views[0].dirs if len(views) == 1 else np.concatenate([v.dirs for v in views], 1)
     key = np.full(rays.shape[1], MISS)
-    parts, first = [], 0
+    parts, first, corners = [], 0, {}
     for view in views:
-        r0, r1, c0, c1 = view.bounds(world.corners(view.time))
+        if view.time not in corners:
+            corners[view.time] = world.corners(view.time)
+        r0, r1, c0, c1 = view.bounds(corners[view.time])
         prim = np.flatnonzero((r1 > r0) & (c1 > c0))
         c, s = world.cos[prim], world.sin[prim]
         fx, fy, fz = view.along if parallel else view.origin

@@ -14,11 +14,12 @@ GLASS, METAL, RENDER, CLOTH = (MATERIAL[n] for n in ("glass", "metal", "render",
 WARM, COOL = np.array([1.0, 0.72, 0.38], np.float32), np.array([0.75, 0.88, 1.0], np.float32)
 
 
-def surface_colour(world, hits, pixel, weather):
+def surface_colour(world, hits, pixel, weather, textured):
     """Reflectance (3, N) and own light (3, N) of hits; sets ``hits.material`` where a pattern changes it.
 
     Args:
         pixel: angle that one pixel covers, radians (chooses the texture's level of detail).
+        textured: how many hits, from the first, get their texture (the LiDAR's, at the end, need none).
     """
     colour = world.colour[:, hits.prim]
     ground = hits.prim == world.count
@@ -35,14 +36,19 @@ def surface_colour(world, hits, pixel, weather):
         index = np.flatnonzero(painted == PATTERN[name])
         if len(index):
             rule(Patch(world, hits, index, colour, glow, weather))
-    shift = (hits.prim % 17).astype(np.float32) * np.float32(0.37)
-    s = np.where(hits.axis == 0, hits.local[1], hits.local[0]) + shift
-    v = np.where(hits.axis == 2, hits.local[1], hits.local[2]) + shift
-    size = np.where(np.isfinite(hits.t), hits.t, 1) * np.float32(pixel) / np.maximum(hits.facing, np.float32(0.2))
-    weight = texture(hits.material, s, v, size)
-    gain = 1 + (column("gain")[hits.material] - 1) * weight
-    shade = np.array([m.shade for m in MATERIALS], np.float32).T[:, hits.material]
-    return colour * gain + shade * weight, glow
+    seen = hits.part(0, textured)
+    solid = np.flatnonzero(np.isfinite(seen.t))
+    axis, material = seen.axis[solid], seen.material[solid]
+    x, y, z = np.take(seen.local, solid, 1)
+    shift = (np.arange(len(world.label)) % 17).astype(np.float32)[seen.prim[solid]] * np.float32(0.37)
+    s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
+    weight = texture(material, s, v, seen.t[solid] * np.float32(pixel) / np.maximum(seen.facing[solid], np.float32(0.2)))
+    colour[:, solid] *= 1 + (column("gain") - 1)[material] * weight
+    for k, m in enumerate(MATERIALS):
+        if any(m.shade):
+            chosen = np.flatnonzero(material == k)
+            colour[:, solid[chosen]] += np.array(m.shade, np.float32)[:, None] * weight[chosen]
+    return colour, glow
 
 
 class Patch:
@@ -63,15 +69,19 @@ class Patch:
         self.front, self.back, self.flank, self.top = side & (self.x > 0), side & (self.x <= 0), self.axis == 1, self.axis == 2
 
     def set(self, mask, rgb, material=None, glow=None):
-        """Where ``mask``: reflectance (3 numbers or (3, n)), material index, own light (3 numbers or (3, n))."""
+        """Where ``mask`` (or at these positions): reflectance, own light (3 numbers, or (3, n) for all hits of the patch, or for the chosen), material."""
+        mask = np.flatnonzero(mask) if mask.dtype == bool else mask
         chosen = self.index[mask]
-        rgb = np.asarray(rgb, np.float32)
-        self.colour[:, chosen] = rgb[:, None] if rgb.ndim == 1 else rgb[:, mask]
+        if not len(chosen):
+            return
+        def values(v):
+            v = np.asarray(v, np.float32)
+            return v[:, None] if v.ndim == 1 else (v if v.shape[1] in (1, len(mask)) else v[:, mask])
+        self.colour[:, chosen] = values(rgb)
         if material is not None:
             self.material[chosen] = material
         if glow is not None:
-            glow = np.asarray(glow, np.float32)
-            self.glow[:, chosen] = glow[:, None] if glow.ndim == 1 else glow[:, mask]
+            self.glow[:, chosen] = values(glow)
 
     def dim(self, mask, factor):
         self.colour[:, self.index[mask]] *= np.float32(factor)
@@ -90,9 +100,7 @@ def _facade(p: Patch):
     j = np.floor(level)
     fv = level - j
     full = (j >= 0) & (p.v < p.tall - 0.9 + 0 * j) & (base + (j + 1) * storey < p.tall + 0.3)
-    left = np.choose(kind.astype(int), [0.24, 0.30, 0.05, 0.05])
-    low = np.choose(kind.astype(int), [0.28, 0.12, 0.34, 0.10])
-    high = np.choose(kind.astype(int), [0.84, 0.86, 0.88, 0.94])
+    left, low, high = np.array([(0.24, 0.30, 0.05, 0.05), (0.28, 0.12, 0.34, 0.10), (0.84, 0.86, 0.88, 0.94)], np.float32)[:, kind.astype(np.int64)]
     pane = full & wall & (fu > left) & (fu < 1 - left) & (fv > low) & (fv < high)
     reveal = full & wall & (fu > left - 0.05) & (fu < 1.05 - left) & (fv > low - 0.07) & (fv < high + 0.04)
     ledge = wall & ((p.v > p.tall - 0.45) | ((shops > 0) & (p.v > 3.3) & (p.v < 3.6)))
@@ -110,15 +118,15 @@ def _facade(p: Patch):
     p.set(letters, (0.85, 0.85, 0.8), glow=np.array([0.9, 0.85, 0.7]) * p.weather.lamps)
     door = wall & (shops == 0) & (i == np.floor(n / 2)) & (np.abs(fu - 0.5) * p.wide / n < 0.6) & (p.v < 2.3)
     p.set(door, np.stack([0.10 + 0.25 * hue, 0.09 + 0.06 * hue, 0.10 + 0.1 * (1 - hue)]), MATERIAL["wood"])
-    glass = (pane | shop) & ~door
     mullion = pane & ((np.abs(fu - 0.5) * p.wide / n < 0.05) | ((kind < 2) & (np.abs(fv - 0.62) < 0.025)))
-    chance = dice(p.prim, i.astype(np.int64), j.astype(np.int64) + 11)
+    glass = np.flatnonzero((pane | shop) & ~door & ~mullion)
+    prim, i, j, shop, fv = p.prim[glass], i[glass].astype(np.int64), j[glass].astype(np.int64), shop[glass], fv[glass]
+    chance, tint = dice(prim, i, j + 11), tint[glass]
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)
-    warm = WARM[:, None] * curtain + COOL[:, None] * (1 - curtain) * 0.7
-    inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - 0.6))), 0)
-    p.set(glass, np.stack([0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]), GLASS, warm * inside)
-    p.set(mullion, (0.55, 0.53, 0.5), RENDER, np.zeros(3))
+    inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))), 0)
+    p.set(glass, np.stack([0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]), GLASS, (WARM[:, None] * curtain + COOL[:, None] * (1 - curtain) * 0.7) * inside)
+    p.set(mullion, (0.55, 0.53, 0.5), RENDER)
 
 
 def _car(p: Patch):

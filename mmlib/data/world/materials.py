@@ -38,10 +38,10 @@ class Material:
 
 MATERIALS = (
     Material("sky"),
-    Material("asphalt", "asphalt", 3.2, 0.55, gloss=0.04, nir=-1.25, retro=0.15, warmth=20, keep=0.5),
-    Material("paint", "asphalt", 2.1, 0.8, gloss=0.05, nir=-1.0, retro=0.7, warmth=14, keep=0.45),
-    Material("paving", "slabs", 2.4, 0.72, gloss=0.03, nir=-1.2, retro=0.35, warmth=14, keep=0.45),
-    Material("grass", "grass", 2.6, 0.62, (0.03, 0.02, 0.0), nir=0.50, retro=0.45, warmth=4, keep=0.0),
+    Material("asphalt", "asphalt", 3.2, 0.55, gloss=0.04, nir=-0.85, retro=0.15, warmth=20, keep=0.5),
+    Material("paint", "asphalt", 2.1, 0.8, gloss=0.05, nir=-0.9, retro=0.7, warmth=14, keep=0.45),
+    Material("paving", "slabs", 2.4, 0.72, gloss=0.03, nir=-1.0, retro=0.35, warmth=14, keep=0.45),
+    Material("grass", "grass", 2.6, 0.62, (0.03, 0.02, 0.0), nir=0.60, retro=0.45, warmth=4, keep=0.0),
     Material("render", "plaster", 5.0, 0.82, gloss=0.02, nir=-1.15, retro=0.5, warmth=11, keep=0.4),
     Material("brick", "brick", 2.0, 0.55, (0.20, 0.19, 0.17), gloss=0.02, nir=-1.6, retro=0.4, warmth=13, keep=0.5),
     Material("stone", "stone", 2.6, 0.55, (0.02, 0.02, 0.02), gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5),
@@ -49,7 +49,7 @@ MATERIALS = (
     Material("metal", "plain", 1.0, 1.0, gloss=0.35, index=1.9, nir=-1.0, retro=0.25, emissivity=0.80, warmth=16, keep=0.05),
     Material("glass", "plain", 1.0, 1.0, gloss=1.0, index=1.52, nir=0.05, retro=0.04, emissivity=0.86, warmth=4, keep=0.1),
     Material("rubber", "plain", 1.0, 1.0, gloss=0.02, nir=0.06, retro=0.08, warmth=14, keep=0.2),
-    Material("leaf", "leaf", 1.5, 0.38, gloss=0.03, nir=0.58, retro=0.5, warmth=3, keep=0.0),
+    Material("leaf", "leaf", 1.5, 0.38, gloss=0.03, nir=0.75, retro=0.5, warmth=3, keep=0.0),
     Material("bark", "bark", 1.0, 0.5, nir=0.32, retro=0.3, warmth=6, keep=0.2),
     Material("skin", "plain", 1.0, 1.0, gloss=0.03, nir=0.55, retro=0.45, emissivity=0.98, warmth=0, keep=0.0),
     Material("cloth", "weave", 0.5, 0.75, nir=0.45, retro=0.35, warmth=4, keep=0.0),

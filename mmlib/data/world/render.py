@@ -130,8 +130,8 @@ class Shot:
         self.views = 1 + two
         views = [camera_view(world.camera, size)] + [camera_view(back, size, -1.0)] * two + [sensors.lidar_view(world)] * lidar
         self.hits = look(world, views)
-        self.colour, self.glow = surface_colour(world, self.hits, 1 / (world.camera.focal * size[1]), air)
         n = self.views * size[0] * size[1]
+        self.colour, self.glow = surface_colour(world, self.hits, 1 / (world.camera.focal * size[1]), air, n)
         self.echoes = self.hits.part(n, len(self.hits.t))
         self.hits, self.colour, self.glow = self.hits.part(0, n), self.colour[:, :n], self.glow[:, :n]
         self.sun = np.ones(len(self.hits.t), np.float32)

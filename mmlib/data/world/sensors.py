@@ -11,7 +11,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from .geometry import ring_view
-from .materials import MATERIAL, PATTERN, column
+from .materials import MATERIAL, PATTERN, column, dice
+from .surfaces import FRONT
 
 FAILURES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
 CASE_SENSOR = {"motionblur": "rgb", "overexposure": "rgb", "underexposure": "rgb", "lidarjitter": "lidar", "eventlowres": "event"}
@@ -99,7 +100,7 @@ def lidar_view(world):
 def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the points are), range, intensity, and ring.
 
-    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold decides which points return; mirrors swallow most; fog
+    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in fog, which scatters back) decides which points return; mirrors swallow most; fog
     returns a few false points near the sensor. ``lidarjitter`` turns every ring by its own small angle and the whole sensor by one.
     """
     elevations, azimuths = lidar_rings(world.indoor)
@@ -109,7 +110,7 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
     retro = column("retro")[hits.material] * (1 - f32(0.6) * column("gloss")[hits.material])
     power = retro * hits.facing * np.exp(f32(-2 * weather.haze) * reach) / (reach * reach)
-    good = (power > f32(4e-6) * np.exp(f32(0.5) * level)) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * column("gloss")[hits.material] ** 2)
+    good = (power > f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(f32(0.5) * level)) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * column("gloss")[hits.material] ** 2)
     measured = reach + f32(0.02) * np.clip(noise, -4, 4)
     if weather.haze > 0.01:
         ghost = (chance > 0.985) & (reach > 6)
@@ -184,7 +185,9 @@ def temperature(world, hits, weather, sun_share) -> np.ndarray:
     if world.indoor:
         now = now * world.facts["sunbeam"](s, *hits.where)
     surface = f32(weather.air) + column("warmth")[m] * (now + f32(weather.sun_before) * column("keep")[m] * (f32(0.6) + f32(0.4) * cosine))
-    own = world.heat[hits.prim]
+    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, hits.prim * 0 + 77) - f32(0.5)) * f32(1.2)  # no two things are equally warm
+    if world.indoor:  # warm air rises; the far wall is an outer wall
+        own = own + f32(0.7) * (hits.where[2] - f32(1.2)) - f32(1.3) * (hits.prim == world.count + FRONT)
     pattern = world.pattern[hits.prim]
     engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
     if engine.any():
@@ -217,7 +220,7 @@ def near_infrared(world, hits, weather, colour, sky_colour, sun_share, occlusion
     luma = LUMA @ colour
     base = LUMA @ world.colour
     own = column("nir")[hits.material]
-    albedo = np.clip(np.where(own < 0, -own * luma, own * np.clip(luma / (base[hits.prim] + f32(1e-3)), 0.4, 1.3)), 0, 0.9)
+    albedo = np.clip(np.where(own < 0, -own * luma, own * (f32(0.3) + f32(0.7) * np.clip(luma / (base[hits.prim] + f32(1e-3)), 0.4, 1.3))), 0, 0.9)
     solid = np.isfinite(hits.t)
     s = weather.sun_direction
     cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
@@ -225,11 +228,11 @@ def near_infrared(world, hits, weather, colour, sky_colour, sun_share, occlusion
     distance = np.where(solid, hits.t, 1e3).astype(f32)
     light = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion + f32(weather.nir_sun) * direct
     light = light + f32(weather.nir_flash * (6.0 if world.indoor else 60.0)) * hits.facing / (distance * distance + f32(8.0 if world.indoor else 40.0))
-    out = np.where(solid, albedo * light, (LUMA @ sky_colour) * f32(0.22))
+    out = np.where(solid, albedo * light, np.maximum(sky_colour[0] * f32(0.52) - sky_colour[2] * f32(0.18), f32(0.0)) + f32(0.02) * sky_colour[0])  # blue scatters, 850 nm does not
     if not world.indoor:
         through = np.exp(f32(-weather.haze) * distance) if weather.haze > 0.01 else f32(1)
         out = out * through + f32(weather.nir_sky) * (1 - through)
-    out = out * f32(1.6)
+    out = out * f32(1.8)
     out = out + np.sqrt(out * f32(0.0006) + f32(1.5e-5)) * rng.standard_normal(out.shape, f32)
     return _TONE[(np.clip(out / (1 + out * f32(0.35)), 0, 1) * 4096).astype(np.int32)].reshape(*shape, 1)
 

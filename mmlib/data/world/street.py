@@ -184,7 +184,7 @@ def _boundary(u, stage, x, size, side, y, kind):
         height = u(1.35, 1.9)
         colour = u.pick([(0.42, 0.26, 0.13), (0.36, 0.20, 0.10), (0.50, 0.33, 0.18), (0.68, 0.66, 0.62)])
         stage.box(FENCE, M["wood"], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.04, height / 2), pattern=P["stripes"], style=(5.0, 0.35, 0.0, 0.0))
-        for k in range(int(size / 2.4) + 1):
+        for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
             stage.box(FENCE, M["wood"], tuple(c * 0.8 for c in colour), (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08), (0.07, 0.05, height / 2 + 0.08))
     elif kind == "wall":
         height = u(1.3, 2.1)
@@ -209,8 +209,9 @@ def _tree(u, stage, x, y, scale=1.0):
     wide, tall = u(1.4, 2.1) * scale, u(1.3, 1.9) * scale
     centre = trunk + tall * 0.9
     stage.ellipsoid(VEGETATION, M["leaf"], green, (x, y, centre), (wide * 0.85, wide * 0.85, tall))
-    for k in range(5):
-        a = 2 * math.pi * (k / 5 + u(0, 0.15))
+    lumps = 5 if x < 32 else 3
+    for k in range(lumps):
+        a = 2 * math.pi * (k / lumps + u(0, 0.15))
         c, s = round(math.cos(a), 9), round(math.sin(a), 9)
         r = wide * u(0.48, 0.66)
         stage.ellipsoid(VEGETATION, M["leaf"], u.tint(green, 0.12), (x + c * wide * 0.62, y + s * wide * 0.62, centre + tall * u(-0.45, 0.5)), (r, r, r * u(0.75, 1.0)))
@@ -331,7 +332,7 @@ def _car(u, stage, x, y, yaw, move, running):
     bottom = 0.22 + belt * 1.24
     stage.add(FRUSTUM, CARS, M["metal"], paint, (x - c * back * long, y - s * back * long, bottom + cabin_tall * 0.75), (cabin_long, wide * 0.94, cabin_tall * 0.75), yaw,
               taper=(0.55 if not van else 0.2, 0.22), pattern=P["cabin"], move=(move, 0), heat=heat * 0.2)
-    for a in (0.62, -0.62):
+    for a in (0.62, -0.62) if x < 42 else ():
         for b in (1, -1):
             lx, ly = a * long, b * (wide - 0.07)
             stage.ellipsoid(CARS, M["rubber"], (0.025, 0.025, 0.027), (x + c * lx - s * ly, y + s * lx + c * ly, 0.33), (0.34, 0.13, 0.34), yaw, move=(move, 0), heat=12.0 if running else 0.0)

@@ -95,7 +95,7 @@ def look(world: World, views: list[View]) -> Hits:
         axis[others] = np.array([2, 2, 0, 0, 1, 1], np.int8)[which]
     else:
         towards = np.array([(0, 0, 1), (0, 0, 0)], np.float32)
-    normal[:, others] = towards[which].T
+    normal[:, others] = np.take(towards.T, which, 1)
     direction = dirs / np.sqrt(dirs[0] * dirs[0] + dirs[1] * dirs[1] + dirs[2] * dirs[2])
     facing = np.clip(-(normal[0] * direction[0] + normal[1] * direction[1] + normal[2] * direction[2]), 0, 1)
     return Hits(t, prim, label, material, where, normal, local, axis, facing, direction)
