@@ -176,7 +176,7 @@ def test_memory_stays_bounded(panel):
 def test_its_text_form_is_constant_and_short(panel):
     text = repr(panel)
     panel.gain["rgb"].value = 0.2
-    assert repr(panel) == text == "SwitchboardPanel(sensors=RDEL, networks=first, second)" and len(text) < 110
+    assert repr(panel) == text == "SwitchboardPanel(sensors=RDEL, networks=first | second)" and len(text) < 110
 
 
 def controls(widget):

@@ -143,7 +143,7 @@ class SwitchboardPanel(widgets.VBox):
         self.refresh()
 
     def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
-        return f"SwitchboardPanel(sensors={''.join(m.symbol for m in self.sensors.values())}, networks={', '.join(self.segmenters)})"
+        return f"SwitchboardPanel(sensors={''.join(m.symbol for m in self.sensors.values())}, networks={' | '.join(self.segmenters)})"
 
     # ---- widgets ----
 
