@@ -41,30 +41,34 @@ def make_world(*primitives, scene="street", seed=0):
     for p in primitives:
         stage.add(**({"label": 0, "material": MATERIAL["concrete"], "colour": (0.5, 0.5, 0.5)} | p))
     background = [(5, MATERIAL["asphalt"], 0, (0.1, 0.1, 0.1)), (11, MATERIAL["sky"], 0, (0, 0, 0))]
-    return stage.build(background, indoor=False, camera=Camera((0.0, 0.0, 1.5), 0.0, 0.0), motion=(0.0, 0.0), paint=lambda *_: None, facts=full.facts | {"tones": {}})
+    return stage.build(background, indoor=False, camera=Camera((0.0, 0.0, 1.5), 0.0, 0.0), motion=(0.0, 0.0), paint=lambda *_: None,
+        facts=full.facts | {"tones": {}})
 
 
 # ---------------------------------------------------------------- determinism
-SUMS = {"street-0-96": "51a92fb00f4c", "street-1-48": "9efd81656f1f",
-        "street-700000-48": "8306ac54d75f", "room-0-96": "5c8fb5561bbd",
-        "room-1-48": "e6e648dac1d2", "room-900001-48": "de608d1c9831"}
+SUMS = {
+    "street-0-96": "461447606ba0", "street-1-48": "2e5dea96fb03", "street-700000-48": "20e0cf713395",
+    "room-0-96": "eff4407b4f14", "room-1-48": "63b49775fead", "room-900001-48": "0a99740bd04f",
+}
 
 
 def test_label_checksums():
     """Integers that must come out the same on every CPU and operating system."""
-    got = {f"{s}-{k}-{h}": checksum(render_frame(s, k, "day", size=(h, h * 4 // 3), modalities=("depth",)).label) for s, k, h in [tuple(int(v) if v.isdigit() else v for v in key.split("-")) for key in SUMS]}
+    got = {f"{s}-{k}-{h}": checksum(render_frame(s, k, "day", size=(h, h * 4 // 3), modalities=("depth",)).label) for s, k,
+        h in [tuple(int(v) if v.isdigit() else v for v in key.split("-")) for key in SUMS]}
     assert got == SUMS
 
 
-@pytest.mark.parametrize("features", ["", "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3"])
-def test_labels_do_not_depend_on_simd(features):
-    """The same labels, depth and normals from numpy with other vector instructions, in a fresh process."""
+def test_labels_do_not_depend_on_simd():
+    """The same labels and depth from numpy without its newer vector instructions, in a fresh process."""
+    features = "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR AVX2 FMA3"
     code = ("import hashlib, json; from mmlib.data.world import render_frame; out = []\n"
             "for scene, seed in (('street', 3), ('room', 3)):\n"
             "    f = render_frame(scene, seed, 'day', size=(48, 64), modalities=('depth',))\n"
             "    out += [hashlib.sha256(a.tobytes()).hexdigest()[:12] for a in (f.label, f.depth)]\n"
             "print(json.dumps(out))")
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"NPY_DISABLE_CPU_FEATURES": features})
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": features})
     assert run.returncode == 0, run.stderr
     here = []
     for scene in ("street", "room"):
@@ -144,8 +148,10 @@ def test_a_larger_picture_shows_the_same_content():
 
 @pytest.mark.parametrize("call", [
     dict(scene="forest"), dict(scene="street", condition="rain"), dict(scene="room", condition="fog"), dict(scene="street", case="dirt"),
-    dict(scene="street", modalities=("rgb", "radar")), dict(scene="street", modalities=()), dict(scene="street", modalities="rgb"), dict(scene="street", size=(96,)),
-    dict(scene="street", size=(8, 8)), dict(scene="street", size=(96.0, 128)), dict(scene="street", seed=-1), dict(scene="street", seed=1.5), dict(scene="street", supersample=0),
+    dict(scene="street", modalities=("rgb", "radar")), dict(scene="street", modalities=()), dict(scene="street", modalities="rgb"),
+    dict(scene="street", size=(96,)),
+    dict(scene="street", size=(8, 8)), dict(scene="street", size=(96.0, 128)), dict(scene="street", seed=-1),
+    dict(scene="street", seed=1.5), dict(scene="street", supersample=0),
 ])  # fmt: skip
 def test_wrong_arguments_say_what_is_allowed(call):
     with pytest.raises(ValueError, match="expected|must be"):
@@ -162,6 +168,7 @@ def f32(*values):
     return [np.array([v], np.float32) for v in values]
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")  # upright walls of a frustum without taper: the tracer ignores it too
 def test_intersections_against_closed_forms():
     o, d = f32(-10, 0.3, 0.2), f32(1, 0, 0)
     near, far = intersect(BOX, o, f32(1, 1e-6, 1e-6), f32(2, 1, 1))
@@ -177,7 +184,8 @@ def test_intersections_against_closed_forms():
     assert near[0] == pytest.approx(10 - 0.8, abs=1e-4) and far[0] == pytest.approx(10.8, abs=1e-4)
     for kind, oy in ((BOX, 1.1), (ELLIPSOID, 1.1), (CYLINDER, 2.1), (FRUSTUM, 0.9)):
         with np.errstate(all="ignore"):
-            near, far = intersect(kind, f32(-10, oy, 0.2), f32(1, 1e-6, 1e-6), f32(2, 2 if kind in (CYLINDER, FRUSTUM) else 1, 1), f32(1, 1))
+            near, far = intersect(kind, f32(-10, oy, 0.2), f32(1, 1e-6, 1e-6), f32(2, 2 if kind in (CYLINDER, FRUSTUM) else 1, 1),
+                f32(1, 1))
         assert not near[0] <= far[0]
 
 
@@ -250,7 +258,8 @@ def test_depth_error_is_within_what_the_sensor_states(scene, far, frames):
     assert (error < 3.2 * step + 1 / 256 + 0.02 * frame.depth[seen] * (step > 1)).all() and error.max() > 0
     assert not measured[np.isinf(frame.depth) | (frame.depth > far)].any()
     assert seen.mean() > 0.4
-    inverse = 1 / (measured[seen].astype(np.float64) * (0.0028 if scene == "room" else 0.0006))  # disparities are whole numbers, up to the stored 1/256 m
+    # disparities are whole numbers, up to the stored 1/256 m
+    inverse = 1 / (measured[seen].astype(np.float64) * (0.0028 if scene == "room" else 0.0006))
     tolerance = inverse / measured[seen] / 256
     fine = tolerance < 0.2
     assert (np.abs(inverse - np.rint(inverse))[fine] < tolerance[fine] + 1e-3).all() and fine.any()
@@ -283,10 +292,10 @@ def test_lidar_points_lie_on_the_true_surface_and_project_where_they_say():
 
 
 def test_lidar_thins_out_in_fog_and_jitter_moves_it():
-    world = SCENES["street"](3)
-    clear, fog, jitter = sweep(world), sweep(world, "fog"), sweep(world, case="lidarjitter")
-    assert len(fog["x"]) < 0.9 * len(clear["x"])
-    assert np.percentile(fog["range"], 95) < 0.85 * np.percentile(clear["range"], 95)
+    worlds = [SCENES["street"](seed) for seed in range(6)]
+    clear, fog = (np.concatenate([sweep(world, condition)["range"] for world in worlds]) for condition in ("day", "fog"))
+    assert len(fog) < 0.9 * len(clear) and np.percentile(fog, 95) < 0.85 * np.percentile(clear, 95)
+    clear, jitter = sweep(worlds[3]), sweep(worlds[3], case="lidarjitter")
     assert len(jitter["x"]) == len(clear["x"])
     moved = np.sqrt(sum((jitter[k] - clear[k]) ** 2 for k in "xyz"))
     assert 0.05 < np.median(moved) < 2
@@ -362,7 +371,8 @@ def test_fresnel_polarisation_has_its_known_values():
 
 def polarised(lean):
     """Stokes parameters in the middle of a picture of a wall that leans by yaw ``lean``."""
-    world = make_world(dict(kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, material=MATERIAL["rubber"]))  # no texture
+    # no texture
+    world = make_world(dict(kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, material=MATERIAL["rubber"]))
     air = weather("street", "fog", np.random.default_rng(0))
     shot = Shot(world, dataclasses.replace(air, haze=0.0), SIZE)
     s1, s2 = sensors.stokes(world, shot.hits, dataclasses.replace(air, haze=0.0), shot.colour, world.camera)

@@ -40,7 +40,8 @@ def test_every_split_mixes_conditions_and_failures(scene):
         for case in FAILURES:
             hit = [r["condition"] for r in rows if r["case"] == case]
             assert len(hit) == 12 and set(hit) == set(SCENE_CONDITIONS[scene])
-        assert {r["case"] for r in samples(scene, split, 300, ("depth", "lidar"))} == {"", "lidarjitter"}  # only sensors that are there can fail
+        # only sensors that are there can fail
+        assert {r["case"] for r in samples(scene, split, 300, ("depth", "lidar"))} == {"", "lidarjitter"}
     assert samples("street", "train", 10)[9]["id"] == "street_000009_dusk_overexposure"
     assert samples("street", "val", 1)[0]["id"] == "street_700000_day"
 
@@ -89,7 +90,8 @@ def test_a_folder_with_another_data_set_is_refused(tmp_path):
         render_dataset(tmp_path / "a", "room", **SMALL)
 
 
-@pytest.mark.parametrize("wrong", [dict(scene="moon"), dict(train=-1), dict(train=1.5), dict(val=10**6), dict(train=0, val=0, test=0), dict(modalities=("sonar",)), dict(size=(1, 1)), dict(workers=0)])
+@pytest.mark.parametrize("wrong", [dict(scene="moon"), dict(train=-1), dict(train=1.5), dict(val=10**6), dict(train=0, val=0, test=0),
+    dict(modalities=("sonar",)), dict(size=(1, 1)), dict(workers=0)])
 def test_wrong_arguments(tmp_path, wrong):
     with pytest.raises(ValueError, match="expected|must|ask for"):
         render_dataset(tmp_path / "x", **(dict(scene="room") | SMALL | wrong))

@@ -1,4 +1,5 @@
-"""Milliseconds per frame of the sensor world: ``OMP_NUM_THREADS=1 python tests/benchmarks/world.py [--size 96 128] [--frames 24] [--repeats 5]``.
+"""Milliseconds per frame of the sensor world: ``OMP_NUM_THREADS=1 python tests/benchmarks/world.py [--size 96 128] [--frames 24]
+[--repeats 5]``.
 
 Prints the median over repeats of the mean over frames (different scenes, conditions taking turns); asserts nothing about time.
 """
@@ -18,7 +19,8 @@ def main():
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(f"{args.size[0]}x{args.size[1]}, {args.frames} frames, median of {args.repeats} repeats, ms per frame (process CPU time in brackets)")
+    print(f"{args.size[0]}x{args.size[1]}, {args.frames} frames, "
+          f"median of {args.repeats} repeats, ms per frame (process CPU time in brackets)")
     for scene, conditions in SCENE_CONDITIONS.items():
         render_frame(scene, 0, "day", size=tuple(args.size))  # build the textures once
         for names in SETS:

@@ -33,7 +33,8 @@ def samples(scene: str, split: str, count: int, modalities=ALL) -> list[dict]:
     for k in range(count):
         seed, condition = FIRST_SEED[split] + k, conditions[k % len(conditions)]
         case = cases[k // 5 % len(cases)] if k % 5 == 4 and cases else ""
-        rows.append({"id": "_".join(filter(None, (scene, f"{seed:06d}", condition, case))), "split": split, "seed": seed, "condition": condition, "case": case})
+        name = "_".join(filter(None, (scene, f"{seed:06d}", condition, case)))
+        rows.append({"id": name, "split": split, "seed": seed, "condition": condition, "case": case})
     return rows
 
 
@@ -68,8 +69,9 @@ def render_dataset(root: str | Path, scene: str = "street", train: int = 400, va
     Raises:
         ValueError: an argument is not allowed. DataError: the folder holds another data set.
     """
-    root, counts, modalities = Path(root), {"train": train, "val": val, "test": test}, tuple(modalities) if not isinstance(modalities, str) else modalities
+    root, counts = Path(root), {"train": train, "val": val, "test": test}
     _check(scene, counts, size, modalities)
+    modalities = tuple(modalities)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers={workers!r}: expected an integer of at least 1")
     description = Description(
@@ -93,9 +95,11 @@ def digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 
-def ensure(scene: str = "street", train: int = 400, val: int = 64, test: int = 128, size=(96, 128), modalities=("rgb", "depth", "event", "lidar"),
-           progress: bool = True, workers: int = 1) -> Path:
-    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet. Arguments as in ``render_dataset``."""
+def ensure(scene: str = "street", train: int = 400, val: int = 64, test: int = 128, size=(96, 128),
+           modalities=("rgb", "depth", "event", "lidar"), progress: bool = True, workers: int = 1) -> Path:
+    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet. Arguments as in
+    ``render_dataset``.
+    """
     _check(scene, {"train": train, "val": val, "test": test}, size, modalities)
     symbols = "".join(SENSORS[name].symbol for name in modalities)
     root = data_dir() / "world" / f"{scene}-{size[0]}x{size[1]}-{symbols}-{train}-{val}-{test}-{digest()}"

@@ -1,9 +1,10 @@
 """Convex primitives, ray grids and the tracer that finds which primitive each ray meets first.
 
-World axes: x forward along the street (or into the room), y left, z up; metres. A scene is a few hundred *convex* primitives plus an analytic
-background (ground plane, or the inside of a room). Every ray grid (camera, second pose of the event camera, LiDAR rings, light map) is a "view".
-Each primitive is tested only against the rays inside its bounding rectangle in that grid, and all (primitive, ray) pairs of one kind are
-intersected in one vectorised pass; the nearest hit is kept with an atomic minimum over keys that pack distance and primitive.
+World axes: x forward along the street (or into the room), y left, z up; metres. A scene is a few hundred *convex* primitives plus an
+analytic background (ground plane, or the inside of a room). Every ray grid (camera, second pose of the event camera, LiDAR rings, light
+map) is a "view". Each primitive is tested only against the rays inside its bounding rectangle in that grid, and all (primitive, ray)
+pairs of one kind are intersected in one vectorised pass; the nearest hit is kept with an atomic minimum over keys that pack distance and
+primitive.
 
 Labels must be the same bits on every CPU. So whatever decides visibility uses +, -, *, /, sqrt, floor and comparisons only, one numpy call
 each (IEEE 754 rounds these the same everywhere); no matmul, no reductions in floating point, no trigonometry except ``turn``.
@@ -40,8 +41,8 @@ class Stage:
     def __init__(self):
         self.rows: list[tuple] = []
 
-    def add(self, kind, label, material, colour, centre, half, yaw=0.0, taper=(0.0, 0.0), pattern=0, style=(0.0, 0.0, 0.0, 0.0), move=(0.0, 0.0),
-            heat=0.0, glow=0.0):
+    def add(self, kind, label, material, colour, centre, half, yaw=0.0, taper=(0.0, 0.0), pattern=0, style=(0.0, 0.0, 0.0, 0.0),
+            move=(0.0, 0.0), heat=0.0, glow=0.0):
         """One primitive.
 
         Args:
@@ -152,7 +153,9 @@ class View:
 
 
 def _outlines(corners, position, axes):
-    """Corners in a frame (forward, right, up), boxes that reach behind the eye cut at the near plane: (3, P, 24), and the in-view ones (P,)."""
+    """Corners in a frame (forward, right, up), boxes that reach behind the eye cut at the near plane: (3, P, 24), and the in-view ones
+    (P,).
+    """
     px, py, pz = (corners[..., k] - position[k] for k in range(3))
     q = np.stack([px * a[0] + py * a[1] + pz * a[2] for a in axes])  # (3, P, 8)
     before = q[0] >= NEAR
@@ -179,7 +182,8 @@ def _extent(values, seen):
 def _rectangle(low_row, high_row, low_col, high_col, rows, cols):
     """Grid indices whose centres lie between the bounds (with a hair of margin), clipped to the grid."""
     def inside(low, high, n):
-        return np.clip(np.ceil(np.nan_to_num(low) - 1e-3), 0, n).astype(np.int64), np.clip(np.floor(np.nan_to_num(high) + 1e-3) + 1, 0, n).astype(np.int64)
+        first, last = np.ceil(np.nan_to_num(low) - 1e-3), np.floor(np.nan_to_num(high) + 1e-3) + 1
+        return np.clip(first, 0, n).astype(np.int64), np.clip(last, 0, n).astype(np.int64)
     return *inside(low_row, high_row, rows), *inside(low_col, high_col, cols)
 
 
@@ -202,7 +206,7 @@ def camera_view(camera: Camera, size, time=0.0) -> View:
 
 
 def ring_view(position, yaw, elevations, azimuths) -> View:
-    """A LiDAR's rays, one row per ring: unit directions from elevation (descending) and azimuth (ascending, radians, |azimuth| < 90 deg)."""
+    """A LiDAR's rays, one row per ring: unit directions from elevations (descending) and azimuths (ascending, below a right angle)."""
     c, s = turn(yaw)
     slope = np.tan(elevations)
     flat = 1 / np.sqrt(1 + slope * slope)

@@ -1,7 +1,7 @@
 """Weather and light: what each condition means for visible light, near infrared and heat, and the radiance that reaches a camera.
 
-Radiance is in units where a white wall in full sun is about 1. Light fields and heat fields of ``Weather`` are separate on purpose: switching the light
-off changes nothing in the thermal image; night is colder there only because its heat fields say so.
+Radiance is in units where a white wall in full sun is about 1. Light fields and heat fields of ``Weather`` are separate on purpose:
+switching the light off changes nothing in the thermal image; night is colder there only because its heat fields say so.
 """
 
 from __future__ import annotations
@@ -59,16 +59,20 @@ def weather(scene: str, condition: str, rng) -> Weather:
     azimuth, height, vary = 2 * math.pi * rng.random(), rng.random(), rng.random()
     if scene == "room":
         ca, sa = turn(0.6 * (azimuth / math.pi - 1) + (1 if vary > 0.5 else -1) * 0.5)
-        sun_direction = (ca, sa, 0.55 + 0.3 * height)
-        common = dict(sun_direction=tuple(v / math.sqrt(ca * ca + sa * sa + sun_direction[2] ** 2) for v in sun_direction), air=21.0, sky_temperature=20.0, nir_flash=0.35)
+        rise = 0.55 + 0.3 * height
+        size = math.sqrt(ca * ca + sa * sa + rise * rise)
+        common = dict(sun_direction=(ca / size, sa / size, rise / size), sky_temperature=20.0, nir_flash=0.35)
         return {
-            "day": Weather(sun=(1.5, 1.38, 1.15), ambient=(0.34, 0.33, 0.32), zenith=(0.8, 1.25, 1.9), horizon=(1.9, 1.95, 2.0), outside=(1.6, 1.6, 1.55), exposure=1.9 + 0.3 * vary,
-                           nir_sun=1.2, nir_sky=0.45, sun_now=0.8, **common),
-            "dusk": Weather(ambient=(0.12, 0.10, 0.10), zenith=(0.10, 0.14, 0.34), horizon=(0.75, 0.36, 0.22), outside=(0.10, 0.09, 0.10), lamps=0.75, windows=0.6,
-                            exposure=1.7, noise=1.6, nir_sky=0.15, **common),
-            "night": Weather(ambient=(0.012, 0.014, 0.024), zenith=(0.010, 0.014, 0.035), horizon=(0.03, 0.03, 0.05), outside=(0.02, 0.02, 0.025), lamps=0.13, windows=0.5,
-                             exposure=2.6, noise=4.0, nir_sky=0.01, **common),
-        }[condition]
+            "day": Weather(
+                sun=(1.5, 1.38, 1.15), ambient=(0.34, 0.33, 0.32), zenith=(0.8, 1.25, 1.9), horizon=(1.9, 1.95, 2.0),
+                outside=(1.6, 1.6, 1.55), exposure=1.9 + 0.3 * vary, nir_sun=1.2, nir_sky=0.45, air=22.0, sun_now=0.8, **common),
+            "dusk": Weather(
+                ambient=(0.12, 0.10, 0.10), zenith=(0.10, 0.14, 0.34), horizon=(0.75, 0.36, 0.22), outside=(0.10, 0.09, 0.10),
+                lamps=0.75, windows=0.6, exposure=1.7, noise=1.6, nir_sky=0.15, air=21.0, **common),
+            "night": Weather(
+                ambient=(0.012, 0.014, 0.024), zenith=(0.010, 0.014, 0.035), horizon=(0.03, 0.03, 0.05), outside=(0.02, 0.02, 0.025),
+                lamps=0.13, windows=0.5, exposure=2.6, noise=4.0, nir_sky=0.01, air=19.5, **common),
+        }[condition]  # fmt: skip
     swing = azimuth / math.pi - 1  # -1..1
     if condition == "dusk":  # low, ahead of the camera
         azimuth, tilt = 0.7 * swing, math.radians(6 + 9 * height)
@@ -78,15 +82,23 @@ def weather(scene: str, condition: str, rng) -> Weather:
     ct, st = turn(tilt)
     sun_direction = (ct * ca, ct * sa, st)
     return {
-        "day": Weather(sun_direction, (1.30, 1.19, 0.98), (0.24, 0.285, 0.36), (0.13, 0.30, 0.70), (0.58, 0.72, 0.88), 0.3 + 0.6 * vary, 0.0016, exposure=1.55,
-                       nir_sun=0.85, nir_sky=0.16, air=20.0, sky_temperature=-14.0, sun_now=0.9, sun_before=0.3, haze_heat=0.0008),
-        "dusk": Weather(sun_direction, (0.58, 0.30, 0.13), (0.145, 0.140, 0.185), (0.10, 0.14, 0.32), (0.72, 0.36, 0.18), 0.4 + 0.5 * vary, 0.003, lamps=0.55, windows=0.30, car_lights=0.7,
-                        headlights=0.10, exposure=2.0, noise=1.6, nir_sun=0.45, nir_sky=0.08, air=16.0, sky_temperature=-12.0, sun_now=0.2, sun_before=0.75, haze_heat=0.0008),
-        "night": Weather(sun_direction, ambient=(0.0050, 0.0058, 0.0100), zenith=(0.0022, 0.003, 0.0075), horizon=(0.014, 0.0125, 0.0145), clouds=0.3, haze=0.0025, lamps=1.0, windows=0.42,
-                         car_lights=1.0, headlights=1.0, exposure=4.0, noise=3.0, nir_sky=0.004, nir_flash=1.0, air=9.0, sky_temperature=-20.0, sun_before=0.5, haze_heat=0.0008),
-        "fog": Weather(sun_direction, ambient=(0.50, 0.52, 0.54), zenith=(0.60, 0.62, 0.64), horizon=(0.60, 0.62, 0.64), haze=0.032 + 0.03 * vary, windows=0.12, lamps=0.25, car_lights=0.9,
-                       headlights=0.02, exposure=1.25, noise=1.2, nir_sun=0.0, nir_sky=0.55, air=8.0, sky_temperature=6.0, sun_now=0.05, sun_before=0.15, haze_heat=0.008),
-    }[condition]
+        "day": Weather(
+            sun_direction, sun=(1.30, 1.19, 0.98), ambient=(0.24, 0.285, 0.36), zenith=(0.13, 0.30, 0.70), horizon=(0.58, 0.72, 0.88),
+            clouds=0.3 + 0.6 * vary, haze=0.0016, exposure=1.55, nir_sun=0.85, nir_sky=0.16,
+            air=20.0, sky_temperature=-14.0, sun_now=0.9, sun_before=0.3, haze_heat=0.0008),
+        "dusk": Weather(
+            sun_direction, sun=(0.58, 0.30, 0.13), ambient=(0.145, 0.140, 0.185), zenith=(0.10, 0.14, 0.32), horizon=(0.72, 0.36, 0.18),
+            clouds=0.4 + 0.5 * vary, haze=0.003, lamps=0.55, windows=0.30, car_lights=0.7, headlights=0.10, exposure=2.0, noise=1.6,
+            nir_sun=0.45, nir_sky=0.08, air=16.0, sky_temperature=-12.0, sun_now=0.2, sun_before=0.75, haze_heat=0.0008),
+        "night": Weather(
+            sun_direction, ambient=(0.0050, 0.0058, 0.0100), zenith=(0.0022, 0.003, 0.0075), horizon=(0.014, 0.0125, 0.0145), clouds=0.3,
+            haze=0.0025, lamps=1.0, windows=0.42, car_lights=1.0, headlights=1.0, exposure=4.0, noise=3.0, nir_sky=0.004, nir_flash=1.0,
+            air=9.0, sky_temperature=-20.0, sun_before=0.5, haze_heat=0.0008),
+        "fog": Weather(
+            sun_direction, ambient=(0.50, 0.52, 0.54), zenith=(0.60, 0.62, 0.64), horizon=(0.60, 0.62, 0.64), haze=0.032 + 0.03 * vary,
+            lamps=0.25, windows=0.12, car_lights=0.9, headlights=0.02, exposure=1.25, noise=1.2, nir_sky=0.55,
+            air=8.0, sky_temperature=6.0, sun_now=0.05, sun_before=0.15, haze_heat=0.008),
+    }[condition]  # fmt: skip
 
 
 # ---------------------------------------------------------------- shadows
@@ -113,7 +125,11 @@ def light_view(direction, rows, cols, reach=80.0, side=36.0, middle=(0.0, 0.0), 
         return *inside(row.min(1), row.max(1), rows), *inside(col.min(1), col.max(1), cols)
 
     view = View(rows, cols, 0.0, bounds, starts=starts, along=(-lx, -ly, -lz))
-    view.lookup = lambda x, y, z: (index(y - z * (ly / lz), side, rows, middle[1]) - 0.5, index(x - z * (lx / lz), reach, cols, middle[0]) - 0.5)
+    def lookup(x, y, z):
+        """Row and column of the light map (not rounded) on the ray through a point."""
+        return index(y - z * (ly / lz), side, rows, middle[1]) - 0.5, index(x - z * (lx / lz), reach, cols, middle[0]) - 0.5
+
+    view.lookup = lookup
     view.height = lambda t: top - t * lz
     return view
 
@@ -185,7 +201,8 @@ def radiance(world: World, hits, weather: Weather, colour, glow, sun_share, occl
     """Visible radiance (3, N) towards the camera.
 
     Args:
-        colour, glow: reflectance and own light (3, N); sun_share, occlusion: (N,) 0..1; eye: camera position; heading: its unit forward vector.
+        colour, glow: reflectance and own light (3, N); sun_share, occlusion: (N,) 0..1; eye: camera position; heading: its unit forward
+        vector.
     """
     f32 = np.float32
     nx, ny, nz = hits.normal
@@ -203,7 +220,9 @@ def radiance(world: World, hits, weather: Weather, colour, glow, sun_share, occl
         px, py, pz, ox, oy = world.facts["pane"]
         dx, dy, dz = f32(px) - x, f32(py) - y, f32(pz) - z
         inv2 = 1 / (dx * dx + dy * dy + dz * dz + f32(0.4))
-        cosine = np.clip((nx * dx + ny * dy + nz * dz) * np.sqrt(inv2) + f32(0.10), 0, 1) * np.clip(-(dx * f32(ox) + dy * f32(oy)) * np.sqrt(inv2) + f32(0.15), 0, 1)
+        inv = np.sqrt(inv2)
+        cosine = np.clip((nx * dx + ny * dy + nz * dz) * inv + f32(0.10), 0, 1)
+        cosine = cosine * np.clip(f32(0.15) - (dx * f32(ox) + dy * f32(oy)) * inv, 0, 1)
         light = light + np.array(weather.outside, f32)[:, None] * (f32(1.5) * cosine * inv2 * occlusion)
     if weather.lamps > 0:
         for lx, ly, lz, r, g, b, downward in world.lights:

@@ -69,7 +69,9 @@ class Patch:
         self.front, self.back, self.flank, self.top = side & (self.x > 0), side & (self.x <= 0), self.axis == 1, self.axis == 2
 
     def set(self, mask, rgb, material=None, glow=None):
-        """Where ``mask`` (or at these positions): reflectance, own light (3 numbers, or (3, n) for all hits of the patch, or for the chosen), material."""
+        """Where ``mask`` (or at these positions): reflectance, own light (3 numbers, or (3, n) for all hits of the patch, or for the
+        chosen), material.
+        """
         mask = np.flatnonzero(mask) if mask.dtype == bool else mask
         chosen = self.index[mask]
         if not len(chosen):
@@ -88,7 +90,9 @@ class Patch:
 
 
 def _facade(p: Patch):
-    """Storeys of windows with frames and mullions; on the ground floor doors, or shops with sign boards. style: pitch, storey, kind, shops."""
+    """Storeys of windows with frames and mullions; on the ground floor doors, or shops with sign boards. style: pitch, storey, kind,
+    shops.
+    """
     pitch, storey, kind, shops = p.style
     wall = p.axis != 2
     n = np.maximum(1, np.floor(p.wide / pitch + 0.5))
@@ -100,7 +104,8 @@ def _facade(p: Patch):
     j = np.floor(level)
     fv = level - j
     full = (j >= 0) & (p.v < p.tall - 0.9 + 0 * j) & (base + (j + 1) * storey < p.tall + 0.3)
-    left, low, high = np.array([(0.24, 0.30, 0.05, 0.05), (0.28, 0.12, 0.34, 0.10), (0.84, 0.86, 0.88, 0.94)], np.float32)[:, kind.astype(np.int64)]
+    frames = np.array([(0.24, 0.30, 0.05, 0.05), (0.28, 0.12, 0.34, 0.10), (0.84, 0.86, 0.88, 0.94)], np.float32)
+    left, low, high = frames[:, kind.astype(np.int64)]  # of a bay and a storey, for the four kinds of facade
     pane = full & wall & (fu > left) & (fu < 1 - left) & (fv > low) & (fv < high)
     reveal = full & wall & (fu > left - 0.05) & (fu < 1.05 - left) & (fv > low - 0.07) & (fv < high + 0.04)
     ledge = wall & ((p.v > p.tall - 0.45) | ((shops > 0) & (p.v > 3.3) & (p.v < 3.6)))
@@ -125,7 +130,8 @@ def _facade(p: Patch):
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)
     inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))), 0)
-    p.set(glass, np.stack([0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]), GLASS, (WARM[:, None] * curtain + COOL[:, None] * (1 - curtain) * 0.7) * inside)
+    glow = (WARM[:, None] * curtain + COOL[:, None] * (1 - curtain) * 0.7) * inside
+    p.set(glass, np.stack([0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]), GLASS, glow)
     p.set(mullion, (0.55, 0.53, 0.5), RENDER)
 
 
@@ -183,7 +189,8 @@ def _sign(p: Patch):
     p.set(kind == 0, white)
     p.set((kind == 0) & (r > 0.70), red)
     left, col, row = a < 0, np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16), np.floor((b + 0.40) / 0.16)  # two digits of 3 x 5 dots
-    digit = np.where(left, np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[p.prim % 3], 0b111_101_101_101_111)
+    first = np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[p.prim % 3]  # 3, 5 or 7
+    digit = np.where(left, first, 0b111_101_101_101_111)
     inside = (col >= 0) & (col < 3) & (row >= 0) & (row < 5) & (np.abs(a) < 0.54)
     dot = (digit >> (np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)).astype(np.int64)) & 1
     p.set((kind == 0) & inside & (dot == 1), black)
@@ -194,7 +201,8 @@ def _sign(p: Patch):
     p.set((kind >= 2) & (edge > 0.90), white)
     p.set((kind == 2) & (np.abs(a) < 0.5) & (np.abs(b) < 0.55) & ((np.abs(a) > 0.28) | (np.abs(b) < 0.12)), white)
     rows = (np.abs(np.abs(b) - 0.38) < 0.16) & (np.abs(a + 0.15) < 0.55) & (dice(np.floor(a * 14), np.floor(b * 1.6), p.prim) > 0.35)
-    p.set((kind == 3) & (rows | ((np.abs(a - 0.68) < 0.08) & (np.abs(b) < 0.6)) | ((np.abs(a - 0.68) < 0.9 * (0.66 - b)) & (b > 0.45) & (b < 0.66))), white)
+    shaft, tip = (np.abs(a - 0.68) < 0.08) & (np.abs(b) < 0.6), (np.abs(a - 0.68) < 0.9 * (0.66 - b)) & (b > 0.45) & (b < 0.66)
+    p.set((kind == 3) & (rows | shaft | tip), white)
 
 
 def _books(p: Patch):
@@ -202,7 +210,8 @@ def _books(p: Patch):
     width = 0.038 + 0.02 * dice(p.prim, p.prim * 0, p.prim * 0 + 1)
     k = np.floor(p.s / width)
     tint, tone = dice(k, p.prim, p.prim * 0 + 2), dice(k, p.prim, p.prim * 0 + 9)
-    palette = np.array([(0.55, 0.08, 0.06), (0.07, 0.18, 0.42), (0.08, 0.30, 0.16), (0.70, 0.55, 0.20), (0.62, 0.58, 0.50), (0.28, 0.12, 0.30), (0.75, 0.30, 0.08), (0.05, 0.05, 0.06)], np.float32)
+    palette = np.array([(0.55, 0.08, 0.06), (0.07, 0.18, 0.42), (0.08, 0.30, 0.16), (0.70, 0.55, 0.20), (0.62, 0.58, 0.50),
+        (0.28, 0.12, 0.30), (0.75, 0.30, 0.08), (0.05, 0.05, 0.06)], np.float32)
     rgb = palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone)
     p.set(~p.top, rgb)
     p.set(p.top, (0.7, 0.67, 0.58))
@@ -212,16 +221,17 @@ def _books(p: Patch):
 
 
 def _picture(p: Patch):
-    """A frame, a mount and a small landscape or abstract painting; every picture differs."""
+    """A frame, a mount and a small landscape or abstract painting. style: which one, 0..1."""
     a, b = p.s / p.wide, p.v / p.tall
     border = np.minimum(np.minimum(p.s, p.wide - p.s), np.minimum(p.v, p.tall - p.v))
-    one = dice(p.prim, p.prim * 0 + 2, p.prim * 0)
+    one = p.style[0]
+    key = np.floor(one * 1000)
     sky = np.stack([0.55 + 0.35 * b * one, 0.45 + 0.25 * b, 0.35 + 0.5 * b * (1 - one)])
     hill = b < 0.35 + 0.18 * np.sin(a * (5 + 6 * one) + one * 9) + 0.10 * np.sin(a * 17)
     land = np.stack([0.10 + 0.5 * one * b, 0.22 + 0.3 * (1 - one) * a, 0.10 + 0.25 * b])
     art = np.where(hill, land, sky)
     blocks = np.floor(a * 4) + 5 * np.floor(b * 3)
-    bold = np.stack([dice(blocks, p.prim, p.prim * 0 + k) for k in (21, 22, 23)]) ** 1.5 * 0.8
+    bold = np.stack([dice(blocks, key, p.prim * 0 + k) for k in (21, 22, 23)]) ** 1.5 * 0.8
     art = np.where(one > 0.55, bold, art)
     sun = (a - 0.3 - 0.4 * one) ** 2 * (p.wide / p.tall) ** 2 + (b - 0.7) ** 2 < 0.012
     art = np.where(sun, np.array([[0.9], [0.7], [0.25]]), art)
@@ -249,13 +259,13 @@ def _window(p: Patch):
 
 
 def _tv(p: Patch):
-    """Bezel and screen; style: 1 on. Shows a bright programme."""
+    """Bezel and screen. style: which programme, 0..1; 1 on."""
     a, b = p.s / p.wide, p.v / p.tall
     border = np.minimum(np.minimum(p.s, p.wide - p.s), np.minimum(p.v, p.tall - p.v))
     p.set(border > -1, (0.015, 0.015, 0.017))
     screen = (border > 0.025) & (p.axis != 2)
     cell = np.floor(a * 3) + 3 * np.floor(b * 2)
-    show = np.stack([0.15 + 0.7 * dice(cell, p.prim, p.prim * 0 + k) for k in (31, 32, 33)])
+    show = np.stack([0.15 + 0.7 * dice(cell, np.floor(p.style[0] * 1000), p.prim * 0 + k) for k in (31, 32, 33)])
     show = np.where(b < 0.3, np.array([[0.08], [0.35], [0.12]]), show * np.array([[0.6], [0.8], [1.1]]))
     p.set(screen, (0.02, 0.02, 0.025), None, show * (0.6 * p.style[1]))
 

@@ -105,7 +105,8 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
     tone, joint = _blocks(rng, 24, 8, 0.006)
     made["brick"] = np.where(joint, 1.0, np.clip(0.55 * tone * mid, 0, 1))
     tone, joint = _blocks(rng, 8, 1, 0.010)
-    made["plank"] = np.where(joint, 1.0, np.clip(0.5 * tone + 0.35 * np.roll(mid, 7, 0)[(np.arange(SIDE) * 8) % SIDE][:, np.arange(SIDE) // 4], 0, 1)).T
+    grain = mid[(np.arange(SIDE) * 8) % SIDE][:, np.arange(SIDE) // 4]
+    made["plank"] = np.where(joint, 1.0, np.clip(0.5 * tone + 0.35 * grain, 0, 1)).T
     made["leaf"] = np.clip(1.6 * mid - 0.35 + 0.5 * (fine - 0.5), 0, 1)
     made["grass"] = np.clip(0.9 * mid + 0.6 * (fine - 0.5) + 0.3 * (soft - 0.5), 0, 1)
     tone, joint = _blocks(rng, 4, 4, 0.008)

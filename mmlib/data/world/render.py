@@ -47,7 +47,8 @@ def check(scene: str, conditions=(), cases=(), modalities=ALL, size=(96, 128)) -
     if isinstance(modalities, str) or not modalities:
         raise ValueError(f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of {', '.join(ALL)}")
     known("modality", modalities, ALL)
-    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, np.integer)) and SMALLEST <= n <= LARGEST for n in size)):
+    pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, np.integer)) for n in size)
+    if not (pair and all(SMALLEST <= n <= LARGEST for n in size)):
         raise ValueError(f"size must be two integers (height, width), each between {SMALLEST} and {LARGEST}, got {size!r}")
 
 
@@ -55,7 +56,8 @@ def _generator(*parts) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in parts])
 
 
-def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", size=(96, 128), modalities=ALL, supersample: int = 1) -> Frame:
+def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", size=(96, 128), modalities=ALL,
+                 supersample: int = 1) -> Frame:
     """Render one frame. The same arguments give the same labels on any CPU, and the same images up to the last bit of exp and log.
 
     Args:
@@ -78,7 +80,8 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
     size = (int(size[0]), int(size[1]))
     world = SCENES[scene](int(seed))
     air = weather(scene, condition, _generator("weather", seed))
-    eye = Shot(world, air, size, two="event" in modalities, lidar="lidar" in modalities, sunlight=bool({"rgb", "event", "thermal", "nir"} & set(modalities)))
+    sunlight = bool({"rgb", "event", "thermal", "nir"} & set(modalities))
+    eye = Shot(world, air, size, "event" in modalities, "lidar" in modalities, sunlight)
 
     def noise(name):
         return _generator("noise", name, seed, condition, case if CASE_SENSOR.get(case) == name else "")
@@ -106,14 +109,16 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
     if "thermal" in modalities:
         images["thermal"] = sensors.thermal(sensors.temperature(world, hits, air, eye.sun[:n]).reshape(size), noise("thermal"))
     if "nir" in modalities:
-        images["nir"] = sensors.near_infrared(world, hits, air, eye.colour[:, :n], light[:, :n], eye.sun[:n], eye.occlusion[:n], size, noise("nir"))
+        images["nir"] = sensors.near_infrared(world, hits, air, eye.colour[:, :n], light[:, :n], eye.sun[:n], eye.occlusion[:n], size,
+                                              noise("nir"))
     if {"dolp", "aolp"} & set(modalities):
         s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, eye.colour[:, :n], world.camera))
         both = dict(zip(("dolp", "aolp"), sensors.polarisation(s1, s2, noise("polarisation"), 0.008 * air.noise)))
         images |= {name: both[name] for name in ("dolp", "aolp") if name in modalities}
     return Frame(
         {name: SENSORS[name].to_stored(images[name]) for name in modalities},
-        hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(np.moveaxis(hits.normal.reshape(3, *size), 0, 2)), hits.material.reshape(size),
+        hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(np.moveaxis(hits.normal.reshape(3, *size), 0, 2)),
+        hits.material.reshape(size),
     )  # fmt: skip
 
 
@@ -139,7 +144,8 @@ class Shot:
             detail = max(1.0, math.sqrt(size[0] * size[1] / 12288))
             if world.indoor:  # light from the ceiling and window: soft shadows under furniture
                 x0, x1, y0, y1, _ = world.room
-                view = light_view((0.05, 0.08, 0.9955), int(96 * detail), int(96 * detail), (x1 - x0) * 0.6, (y1 - y0) * 0.65, ((x0 + x1) / 2, (y0 + y1) / 2), 6.0)
+                middle, cells = ((x0 + x1) / 2, (y0 + y1) / 2), int(96 * detail)
+                view = light_view((0.05, 0.08, 0.9955), cells, cells, (x1 - x0) * 0.6, (y1 - y0) * 0.65, middle, 6.0)
             else:
                 view = light_view(air.sun_direction, int(96 * detail), int(128 * detail), middle=(4.0, 0.0))
             self.sun = sunlit(world, view, self.hits)
@@ -149,4 +155,5 @@ class Shot:
         self.occlusion = contact_shade(self.hits.t, [self.size] * self.views)
         if self.world.indoor:
             self.occlusion = self.occlusion * (np.float32(0.5) + np.float32(0.5) * self.sun)
-        return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion, self.world.camera.position, self.world.camera.axes()[0])
+        eye, heading = self.world.camera.position, self.world.camera.axes()[0]
+        return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion, eye, heading)

@@ -1,7 +1,7 @@
 """A room: furniture along three walls, a table with chairs, pictures, a window, a television, books, lamps, a person.
 
-Built-in ambiguities, so that no single sensor is enough: some furniture is painted like the wall (RGB cannot tell, depth can); pictures, window and
-television lie flat on the wall (depth cannot tell, RGB can); the television and people are warm; night frames are dark.
+Built-in ambiguities, so that no single sensor is enough: some furniture is painted like the wall (RGB cannot tell, depth can); pictures,
+window and television lie flat on the wall (depth cannot tell, RGB can); the television and people are warm; night frames are dark.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import numpy as np
 from .geometry import FRUSTUM, Camera, Stage, World
 from .materials import MATERIAL as M
 from .materials import PATTERN as P
-from .street import COATS, Draw, _person
+from .props import COATS, Draw, person
 
 CLASSES = ["bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall", "window"]
-PALETTE = [(0, 0, 255), (233, 89, 48), (0, 218, 0), (149, 0, 240), (222, 241, 24), (255, 206, 206), (0, 224, 229), (106, 136, 204), (117, 29, 41),
+PALETTE = [(0, 0, 255), (233, 89, 48), (0, 218, 0), (149, 0, 240), (222, 241, 24), (255, 206, 206), (0, 224, 229), (106, 136, 204),
+    (117, 29, 41),
            (240, 35, 235), (0, 167, 156), (249, 139, 0), (225, 229, 194)]  # SceneNet's colours for the NYU-13 classes
 BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(13)
-WALLS = [(0.62, 0.58, 0.50), (0.50, 0.56, 0.56), (0.60, 0.50, 0.40), (0.48, 0.55, 0.46), (0.66, 0.64, 0.62), (0.42, 0.48, 0.58), (0.58, 0.46, 0.44)]
+WALLS = [(0.62, 0.58, 0.50), (0.50, 0.56, 0.56), (0.60, 0.50, 0.40), (0.48, 0.55, 0.46), (0.66, 0.64, 0.62), (0.42, 0.48, 0.58),
+    (0.58, 0.46, 0.44)]
 WOODS = [(0.40, 0.23, 0.11), (0.24, 0.12, 0.06), (0.52, 0.36, 0.20), (0.60, 0.47, 0.30)]
-FABRICS = [(0.42, 0.08, 0.07), (0.08, 0.20, 0.32), (0.14, 0.28, 0.16), (0.48, 0.30, 0.08), (0.30, 0.30, 0.33), (0.45, 0.36, 0.27), (0.25, 0.10, 0.28)]
+FABRICS = [(0.42, 0.08, 0.07), (0.08, 0.20, 0.32), (0.14, 0.28, 0.16), (0.48, 0.30, 0.08), (0.30, 0.30, 0.33), (0.45, 0.36, 0.27),
+    (0.25, 0.10, 0.28)]
 
 
 class Placer:
@@ -69,13 +72,14 @@ def layout(seed: int) -> World:
     free = (y0 + (1.75 if big[1] == "bed" else 1.15), y1 - (1.75 if big[0] == "bed" else 1.15))  # between bed and sofa
     middle = (free[0] + free[1]) / 2
     for k, (place, piece) in enumerate(zip((left, right), big)):
-        at = u(2.5, 3.0)
+        at = u(2.8, 3.2)
         _piece(u, stage, place, piece, at, wall, lights)
-        slim = u.pick(["shelf", "cabinet", "lamp"]) if pieces[0] != "shelf" and pieces[1] != "shelf" and k == 0 else u.pick(["cabinet", "lamp", "plant", "shelf"])
+        slim = u.pick(["shelf", "cabinet", "lamp"]) if pieces[0] != "shelf" and pieces[1] != "shelf" and k == 0 else u.pick(["cabinet",
+            "lamp", "plant", "shelf"])
         if deep - at > 2.2:
             _piece(u, stage, place, slim, min(deep - 0.75, at + 1.9), wall, lights)
         if window_side == k:
-            _window(u, stage, place, at + u(-0.2, 0.5), wall)
+            _window(u, stage, place, at + u(0.2, 0.9), wall)
         else:
             for a in (at - 0.55, at + u(0.5, 0.8)):
                 _picture(u, place, a, u(1.5, 1.75))
@@ -87,37 +91,34 @@ def layout(seed: int) -> World:
     _table(u, stage, table, middle + u(-0.15, 0.15))
     if u.chance(0.7):
         x, y = u(1.9, 3.2), middle + u(-0.3, 0.3)
-        stage.box(FLOOR, M["carpet"], u.pick(FABRICS), (x, y, 0.006), (u(0.9, 1.3), u(0.8, 1.1), 0.006), pattern=P["rug"], style=(0.6, 0.5, 0.36, 0.0))
+        stage.box(FLOOR, M["carpet"], u.pick(FABRICS), (x, y, 0.006), (u(0.9, 1.3), u(0.8, 1.1), 0.006), pattern=P["rug"],
+            style=(0.6, 0.5, 0.36, 0.0))
     if u.chance(0.55):
-        _person(u, stage, table + u(0.95, 1.4), u(free[0] + 0.2, free[1] - 0.2), 0.0, u(0, 6.28))
-        _relabel(stage, OBJECTS)
+        person(u, stage, OBJECTS, table + u(0.95, 1.4), u(free[0] + 0.2, free[1] - 0.2), 0.0, u(0, 6.28))
     for _ in range(2):  # things left on the floor
         x, y, r = u(1.6, 2.1), u(free[0] + 0.2, free[1] - 0.2), u(0.10, 0.17)
         if u.chance(0.5):
             stage.ellipsoid(OBJECTS, M["rubber"], u.pick(COATS), (x, y, r), (r, r, r))
         else:
-            stage.box(OBJECTS, M["paper"], (0.50, 0.36, 0.22), (x, y, r), (r * 1.3, r, r), yaw=u(0, 3.1), pattern=P["board"], style=(1.0, 2.0, 0, 0))
+            stage.box(OBJECTS, M["paper"], (0.50, 0.36, 0.22), (x, y, r), (r * 1.3, r, r), yaw=u(0, 3.1), pattern=P["board"],
+                style=(1.0, 2.0, 0, 0))
     for x in (deep * 0.35, deep * 0.72):
         stage.cylinder(OBJECTS, M["lamp"], (1.0, 0.93, 0.80), (x, 0.0, tall - 0.07), 0.26, 0.06, glow=1.6)
         lights.append((x, 0.0, tall - 0.45, 1.5, 1.32, 1.05, False))
 
-    camera = Camera((0.30, u(-0.7, 0.7), u(1.35, 1.65)), u(-0.20, 0.20), u(-0.16, -0.07), 0.64)
+    camera = Camera((0.30, u(-0.7, 0.7), u(1.35, 1.65)), u(-0.16, 0.16), u(-0.16, -0.07), 0.64)
     wood = u.tint(floor)
     ceiling = (0.78, 0.78, 0.76)
-    background = [(FLOOR, M["parquet"] if u.chance(0.75) else M["carpet"], 0, wood), (CEILING, M["tile"], 0, ceiling)] + [(WALL, M["render"], 0, wall)] * 4
+    background = [(FLOOR, M["parquet"] if u.chance(0.75) else M["carpet"], 0, wood),
+        (CEILING, M["tile"], 0, ceiling)] + [(WALL, M["render"], 0, wall)] * 4
     panes = [row for row in stage.rows if row[3] == P["window"]]
     facts = {"sunbeam": _sunbeam(stage), "pane": ()}
     if panes:  # centre of the window, a little into the room, and the outward direction
         (cx, cy, cz), flat = panes[0][7:10], panes[0][10] < panes[0][11]
         ox, oy = (math.copysign(1.0, cx), 0.0) if flat else (0.0, math.copysign(1.0, cy))
         facts["pane"] = (cx - 0.1 * ox, cy - 0.1 * oy, cz, ox, oy)
-    return stage.build(background, indoor=True, camera=camera, motion=(u(0.02, 0.06), u(-0.025, 0.025)), paint=lambda *_: None, room=(0.0, x1, y0, y1, tall), lights=tuple(lights), facts=facts)
-
-
-def _relabel(stage, label):
-    """A person of the street becomes an object of the room (rows added last, from the first that carries another scene's label)."""
-    for k in range(len(stage.rows) - 8, len(stage.rows)):
-        stage.rows[k] = (stage.rows[k][0], label, *stage.rows[k][2:])
+    return stage.build(background, indoor=True, camera=camera, motion=(u(0.02, 0.06), u(-0.025, 0.025)), paint=lambda *_: None,
+        room=(0.0, x1, y0, y1, tall), lights=tuple(lights), facts=facts)
 
 
 def _sunbeam(stage):
@@ -138,7 +139,8 @@ def _sunbeam(stage):
         other = 1 - k
         a = start[other] + step * np.float32(direction[other]) - np.float32(centre[other])
         b = z + step * np.float32(direction[2]) - np.float32(cz)
-        inside = (np.abs(a) < np.float32(half[other] - 0.06)) & (np.abs(b) < np.float32(hz - 0.06)) & (np.abs(a) > np.float32(0.03)) & (step > np.float32(0.05))
+        inside = (np.abs(a) < np.float32(half[other] - 0.06)) & (np.abs(b) < np.float32(hz
+            - 0.06)) & (np.abs(a) > np.float32(0.03)) & (step > np.float32(0.05))
         return inside.astype(np.float32)
 
     return beam
@@ -147,13 +149,15 @@ def _sunbeam(stage):
 # ---------------------------------------------------------------- furniture
 def _piece(u, stage, place, name, a, wall, lights):
     finish = ("render", u.tint(wall, 0.05)) if u.chance(0.4) else ("wood", u.tint(u.pick(WOODS)))  # some of it is painted like the wall
-    {"tv": _tv, "shelf": _shelf, "wardrobe": _wardrobe, "cabinet": _cabinet, "bed": _bed, "sofa": _sofa, "lamp": _lamp, "plant": _plant}[name](u, stage, place, a, finish, lights)
+    {"tv": _tv, "shelf": _shelf, "wardrobe": _wardrobe, "cabinet": _cabinet, "bed": _bed, "sofa": _sofa, "lamp": _lamp,
+        "plant": _plant}[name](u, stage, place, a, finish, lights)
 
 
 def _tv(u, stage, place, a, finish, lights):
     place.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern=P["board"], style=(3.0, 1.0, 0, 0))
     w = u(0.58, 0.74)
-    place.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern=P["tv"], style=(0, float(u.chance(0.75)), 0, 0), heat=9.0)
+    place.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern=P["tv"],
+        style=(u(), float(u.chance(0.75)), 0, 0), heat=9.0)
     for k in (-1, 1):
         r = u(0.06, 0.09)
         place.box(OBJECTS, "rubber", u.pick(COATS), a + k * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6)
@@ -173,7 +177,8 @@ def _shelf(u, stage, place, a, finish, lights):
             room = (tall - 0.06) / boards - 0.07
             if u.chance(0.88):
                 fill = u(0.75, 0.97) * w
-                place.box(BOOKS, "paper", (0.5, 0.4, 0.3), a - (w - fill) * u.pick([-0.9, 0.9]), 0.15, z + 0.02 + room / 2, fill, 0.12, room / 2, pattern=P["books"])
+                place.box(BOOKS, "paper", (0.5, 0.4, 0.3), a - (w - fill) * u.pick([-0.9, 0.9]), 0.15, z + 0.02 + room / 2, fill, 0.12,
+                    room / 2, pattern=P["books"])
             else:
                 place.lump(OBJECTS, "rubber", u.pick(COATS), a + u(-0.2, 0.2), 0.17, z + 0.02 + 0.11, 0.09, 0.09, 0.11)
 
@@ -229,7 +234,8 @@ def _plant(u, stage, place, a, finish, lights):
     stage.cylinder(OBJECTS, M["brick"], (0.45, 0.20, 0.11), (x, y, 0.0), 0.17, 0.32)
     stage.cylinder(OBJECTS, M["bark"], (0.2, 0.14, 0.08), (x, y, 0.3), 0.025, 0.5)
     for k in range(5):
-        stage.ellipsoid(OBJECTS, M["leaf"], u.tint((0.10, 0.24, 0.06), 0.2), (x + u(-0.16, 0.16), y + u(-0.16, 0.16), u(0.65, 1.25)), (u(0.14, 0.22), u(0.14, 0.22), u(0.12, 0.2)))
+        stage.ellipsoid(OBJECTS, M["leaf"], u.tint((0.10, 0.24, 0.06), 0.2), (x + u(-0.16, 0.16), y + u(-0.16, 0.16), u(0.65, 1.25)),
+            (u(0.14, 0.22), u(0.14, 0.22), u(0.12, 0.2)))
 
 
 def _window(u, stage, place, a, wall):
@@ -239,12 +245,13 @@ def _window(u, stage, place, a, wall):
     place.box(WINDOW, "render", (0.75, 0.74, 0.72), a, 0.08, z - h - 0.03, w + 0.08, 0.08, 0.025)
     cloth = u.tint(u.pick(FABRICS + WALLS))
     for side in (-1, 1):
-        place.box(WINDOW, "cloth", cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, pattern=P["stripes"], style=(11.0, 0.55, 0, 0))
+        place.box(WINDOW, "cloth", cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, pattern=P["stripes"],
+            style=(11.0, 0.55, 0, 0))
 
 
 def _picture(u, place, a, z):
     w, h = u(0.28, 0.45), u(0.24, 0.36)
-    place.box(PICTURE, "paper", (0.7, 0.7, 0.65), a, 0.012, z, w, 0.012, h, pattern=P["picture"])
+    place.box(PICTURE, "paper", (0.7, 0.7, 0.65), a, 0.012, z, w, 0.012, h, pattern=P["picture"], style=(u(), 0, 0, 0))
 
 
 def _table(u, stage, x, y):
@@ -255,7 +262,8 @@ def _table(u, stage, x, y):
     stage.box(TABLE, M["wood"], tuple(c * 0.8 for c in wood), (x, y, tall - 0.07), (hx - 0.06, hy - 0.06, 0.05))
     for a in (1, -1):
         for b in (1, -1):
-            stage.cylinder(TABLE, M["wood"], tuple(c * 0.8 for c in wood), (x + a * (hx - 0.07), y + b * (hy - 0.07), 0.0), 0.035, tall - 0.03)
+            stage.cylinder(TABLE, M["wood"], tuple(c * 0.8 for c in wood), (x + a * (hx - 0.07), y + b * (hy - 0.07), 0.0), 0.035,
+                tall - 0.03)
     spots = [(0.0, hy + 0.22, math.pi / 2), (0.0, -hy - 0.22, -math.pi / 2), (hx + 0.25, 0.0, 0.0)]
     for k, (dx, dy, yaw) in enumerate(spots):
         if k < 2 or u.chance(0.6):

@@ -1,6 +1,7 @@
 """The eight sensors: each turns hits, light and heat into its image in physical units (see ``mmlib.modalities.SENSORS``).
 
-Noise comes from one generator per sensor, so asking for fewer sensors, or breaking one of them (``FAILURES``), leaves every other image as it was.
+Noise comes from one generator per sensor, so asking for fewer sensors, or breaking one of them (``FAILURES``), leaves every other image
+as it was.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import gaussian_filter
 
 from .geometry import ring_view
 from .materials import MATERIAL, PATTERN, column, dice
@@ -30,7 +31,8 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
     if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
         excess = np.minimum(np.maximum(light - f32(0.9), 0), f32(8))
         halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * f32(0.30)
-        light = light + halo + gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)[:, : light.shape[1], :width] * f32(0.22)
+        wide = gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)
+        light = light + halo + wide[:, : light.shape[1], :width] * f32(0.22)
     if case == "motionblur":
         light = _smear(light, rng)
     light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
@@ -49,7 +51,8 @@ def _smear(light, rng):
     out = np.zeros_like(light)
     for k in range(steps):
         shift = (k / (steps - 1) - 0.5) * length
-        out += light[:, np.clip(rows + int(round(shift * math.sin(angle))), 0, height - 1), np.clip(cols + int(round(shift * math.cos(angle))), 0, width - 1)]
+        down, right = round(shift * math.sin(angle)), round(shift * math.cos(angle))
+        out += light[:, np.clip(rows + down, 0, height - 1), np.clip(cols + right, 0, width - 1)]
     return out / f32(steps)
 
 
@@ -62,8 +65,8 @@ def depth_step(z, indoor: bool):
 def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     """Depth (H, W, 1) in metres, 0 = no measurement.
 
-    Range 8 m indoors, 60 m outdoors. Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range, surfaces seen at
-    grazing angles, glass and other mirrors, a few at random, and distant things in fog.
+    Range 8 m indoors, 60 m outdoors. Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range,
+    surfaces seen at grazing angles, glass and other mirrors, a few at random, and distant things in fog.
     """
     z = hits.t
     far = 8.0 if indoor else 60.0
@@ -73,12 +76,16 @@ def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     good = np.isfinite(z) & (z < far)
     z = np.where(good, z, 1)
     disparity = np.maximum(np.rint(1 / (z * k) + jitter), 1)
-    loss = f32(0.004) + np.clip(1 - hits.facing / f32(0.09), 0, 1) + f32(0.55) * column("gloss")[hits.material] ** 2 + (1 - np.exp(f32(-0.6 * weather.haze) * z)) * (weather.haze > 0.01)
+    grazing = np.clip(1 - hits.facing / f32(0.09), 0, 1)
+    veiled = (1 - np.exp(f32(-0.6 * weather.haze) * z)) * (weather.haze > 0.01)
+    loss = f32(0.004) + grazing + f32(0.55) * column("gloss")[hits.material] ** 2 + veiled
     return np.where(good & (chance > loss), 1 / (disparity * k), 0).reshape(*shape, 1)
 
 
 def lidar_rings(indoor: bool):
-    """Elevations (descending) and azimuths (ascending) of the scanner in radians: 40 rings, dense around the horizon, every 0.45 degrees."""
+    """Elevations (descending) and azimuths (ascending) of the scanner in radians: 40 rings, dense around the horizon, every 0.45
+    degrees.
+    """
     up, down = (24, -38) if indoor else (9, -25)
     u = np.linspace(1, -1, 40)
     bend = 0.45 * u + 0.55 * u**3
@@ -98,10 +105,12 @@ def lidar_view(world):
 
 
 def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
-    """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the points are), range, intensity, and ring.
+    """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the
+    points are), range, intensity, and ring.
 
-    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in fog, which scatters back) decides which points return; mirrors swallow most; fog
-    returns a few false points near the sensor. ``lidarjitter`` turns every ring by its own small angle and the whole sensor by one.
+    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in fog, which scatters back)
+    decides which points return; mirrors swallow most; fog returns a few false points near the sensor. ``lidarjitter`` turns every ring by
+    its own small angle and the whole sensor by one.
     """
     elevations, azimuths = lidar_rings(world.indoor)
     mount, _ = lidar_mount(world.camera, world.indoor)
@@ -110,7 +119,8 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
     retro = column("retro")[hits.material] * (1 - f32(0.6) * column("gloss")[hits.material])
     power = retro * hits.facing * np.exp(f32(-2 * weather.haze) * reach) / (reach * reach)
-    good = (power > f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(f32(0.5) * level)) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * column("gloss")[hits.material] ** 2)
+    threshold = f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(f32(0.5) * level)
+    good = (power > threshold) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * column("gloss")[hits.material] ** 2)
     measured = reach + f32(0.02) * np.clip(noise, -4, 4)
     if weather.haze > 0.01:
         ghost = (chance > 0.985) & (reach > 6)
@@ -119,9 +129,9 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     ring = np.repeat(np.arange(len(elevations)), len(azimuths))
     direction = hits.direction
     if case == "lidarjitter":
-        turn_, tip = rng.standard_normal(len(elevations)).astype(f32) * f32(math.radians(1.2)), f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
-        turn_, a = turn_[ring] + f32(math.radians(1.5) * rng.standard_normal()), direction
-        c, s = np.cos(turn_), np.sin(turn_)
+        sway = np.radians(rng.standard_normal(len(elevations)) * 1.2 + rng.standard_normal() * 1.5).astype(f32)[ring]
+        tip = f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
+        a, c, s = direction, np.cos(sway), np.sin(sway)
         direction = np.stack([c * a[0] - s * a[1], s * a[0] + c * a[1], a[2] + tip])
         measured = measured + f32(0.10) * rng.standard_normal(n, f32)
     keep = np.flatnonzero(good)
@@ -130,7 +140,9 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
 
 
 def lidar(points, camera, size) -> np.ndarray:
-    """Points projected into the camera: (H, W, 3) = range m, intensity in percent, height above ground m; 0 = no point; the nearest point wins."""
+    """Points projected into the camera: (H, W, 3) = range m, intensity in percent, height above ground m; 0 = no point; the nearest point
+    wins.
+    """
     height, width = size
     column_, row, depth_ = camera.project(points["x"], points["y"], points["z"], size)
     j, i = np.floor(column_).astype(np.int64), np.floor(row).astype(np.int64)
@@ -150,7 +162,8 @@ def log_intensity(radiance, weather) -> np.ndarray:
 def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -> np.ndarray:
     """Event counts (H, W, 2) = brighter, darker between two log-intensity images (H, W).
 
-    A pixel fires once per ``threshold`` of log change. With ``rng``: every pixel's threshold differs a little, and pixels also fire at random.
+    A pixel fires once per ``threshold`` of log change. With ``rng``: every pixel's threshold differs a little, and pixels also fire at
+    random.
     """
     height, width = before.shape
     change = after - before
@@ -174,8 +187,8 @@ def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -
 def temperature(world, hits, weather, sun_share) -> np.ndarray:
     """Apparent temperature (N,) in degrees Celsius before the detector: reads the weather's heat fields only, never its light.
 
-    surface = air + warmth * (sun now + what is left of the sun before) + own heat; a share 1 - emissivity of what the camera sees is the sky's or the
-    surroundings' reflection; fog slowly replaces everything by its own temperature.
+    surface = air + warmth * (sun now + what is left of the sun before) + own heat; a share 1 - emissivity of what the camera sees is the
+    sky's or the surroundings' reflection; fog slowly replaces everything by its own temperature.
     """
     m = hits.material
     solid = np.isfinite(hits.t)
@@ -207,7 +220,9 @@ def temperature(world, hits, weather, sun_share) -> np.ndarray:
 
 
 def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
-    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, faint column pattern."""
+    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, faint column
+    pattern.
+    """
     width = temperatures.shape[1]
     image = gaussian_filter(temperatures, 0.5 + width / 1000)
     noise = rng.standard_normal(image.shape, f32) * f32(netd) + rng.standard_normal(width, f32) * f32(0.4 * netd)
@@ -216,19 +231,24 @@ def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
 
 # ---------------------------------------------------------------- near infrared, polarisation
 def near_infrared(world, hits, weather, colour, sky_colour, sun_share, occlusion, shape, rng) -> np.ndarray:
-    """850 nm picture (H, W, 1) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the dark an illuminator beside the lens."""
+    """850 nm picture (H, W, 1) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the dark an illuminator beside
+    the lens.
+    """
     luma = LUMA @ colour
     base = LUMA @ world.colour
     own = column("nir")[hits.material]
-    albedo = np.clip(np.where(own < 0, -own * luma, own * (f32(0.3) + f32(0.7) * np.clip(luma / (base[hits.prim] + f32(1e-3)), 0.4, 1.3))), 0, 0.9)
+    relief = f32(0.3) + f32(0.7) * np.clip(luma / (base[hits.prim] + f32(1e-3)), 0.4, 1.3)  # the visible texture, softened
+    albedo = np.clip(np.where(own < 0, -own * luma, own * relief), 0, 0.9)
     solid = np.isfinite(hits.t)
     s = weather.sun_direction
     cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
     direct = cosine * sun_share * (world.facts["sunbeam"](s, *hits.where) if world.indoor else 1)
     distance = np.where(solid, hits.t, 1e3).astype(f32)
     light = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion + f32(weather.nir_sun) * direct
-    light = light + f32(weather.nir_flash * (6.0 if world.indoor else 60.0)) * hits.facing / (distance * distance + f32(8.0 if world.indoor else 40.0))
-    out = np.where(solid, albedo * light, np.maximum(sky_colour[0] * f32(0.52) - sky_colour[2] * f32(0.18), f32(0.0)) + f32(0.02) * sky_colour[0])  # blue scatters, 850 nm does not
+    power, spread = (6.0, 8.0) if world.indoor else (60.0, 40.0)
+    light = light + f32(weather.nir_flash * power) * hits.facing / (distance * distance + f32(spread))
+    sky = np.maximum(sky_colour[0] * f32(0.52) - sky_colour[2] * f32(0.18), f32(0.02) * sky_colour[0])  # blue scatters, 850 nm does not
+    out = np.where(solid, albedo * light, sky)
     if not world.indoor:
         through = np.exp(f32(-weather.haze) * distance) if weather.haze > 0.01 else f32(1)
         out = out * through + f32(weather.nir_sky) * (1 - through)
@@ -251,7 +271,9 @@ def fresnel_polarisation(cosine, index):
 
 
 def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the rows, s2 > 0: rising to the right)."""
+    """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the rows, s2 > 0: rising to the
+    right).
+    """
     _, right, up = (np.array(a, f32) for a in camera.axes())
     across = hits.normal + hits.direction * hits.facing  # the normal's part perpendicular to the line of sight
     a, b = right @ across, up @ across
@@ -280,7 +302,9 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
 
 
 def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
-    """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle is noise where the degree is near zero."""
+    """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle is noise where the degree is
+    near zero.
+    """
     if rng is not None:
         s1, s2 = (s + f32(noise) * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)

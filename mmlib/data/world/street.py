@@ -1,7 +1,4 @@
-"""A street: road with markings, kerbs, verges, buildings, gardens behind fences and walls, trees, lamps, signs, traffic and people.
-
-Only ``rng.random()`` and ``rng.integers()`` are used (their exact bits are the same everywhere), and Python's own float arithmetic.
-"""
+"""A street: road with markings, kerbs, verges, buildings, gardens behind fences and walls, trees, lamps, signs, traffic and people."""
 
 from __future__ import annotations
 
@@ -9,48 +6,29 @@ import math
 
 import numpy as np
 
-from .geometry import ELLIPSOID, FRUSTUM, Camera, Stage, World
+from .geometry import FRUSTUM, Camera, Stage, World
 from .materials import MATERIAL as M
 from .materials import PATTERN as P
+from .props import KERB, Draw, bus, bush, car, person, sign, tree
 
-CLASSES = ["Building", "Fence", "Pedestrian", "Pole", "RoadLine", "Road", "SideWalk", "Vegetation", "Cars", "Wall", "TrafficSign", "Sky", "Terrain", "Bus"]
-PALETTE = [(70, 70, 70), (100, 40, 40), (220, 20, 60), (153, 153, 153), (157, 234, 50), (128, 64, 128), (244, 35, 232), (107, 142, 35), (0, 0, 142),
-           (102, 102, 156), (220, 220, 0), (70, 130, 180), (145, 170, 100), (0, 60, 100)]  # DELIVER's colours
+CLASSES = ["Building", "Fence", "Pedestrian", "Pole", "RoadLine", "Road", "SideWalk", "Vegetation", "Cars", "Wall", "TrafficSign", "Sky",
+           "Terrain", "Bus"]
+PALETTE = [(70, 70, 70), (100, 40, 40), (220, 20, 60), (153, 153, 153), (157, 234, 50), (128, 64, 128), (244, 35, 232), (107, 142, 35),
+           (0, 0, 142), (102, 102, 156), (220, 220, 0), (70, 130, 180), (145, 170, 100), (0, 60, 100)]  # DELIVER's colours
 BUILDING, FENCE, PEDESTRIAN, POLE, ROADLINE, ROAD, SIDEWALK, VEGETATION, CARS, WALL, SIGN, SKY, TERRAIN, BUS = range(14)
-LANE, KERB = 3.3, 0.15  # metres: width of a lane, height of the pavement
+LANE = 3.3  # metres: width of a lane
 
-FACADES = [("render", c) for c in [(0.62, 0.52, 0.36), (0.58, 0.38, 0.26), (0.66, 0.63, 0.56), (0.42, 0.47, 0.50), (0.60, 0.55, 0.30), (0.52, 0.34, 0.30), (0.45, 0.50, 0.40)]]
-FACADES += [("brick", c) for c in [(0.36, 0.13, 0.08), (0.42, 0.20, 0.12), (0.30, 0.15, 0.11), (0.44, 0.30, 0.19)]] + [("stone", (0.50, 0.46, 0.38)), ("stone", (0.42, 0.41, 0.40))]
-PAINTS = [(0.55, 0.03, 0.03), (0.03, 0.09, 0.30), (0.60, 0.60, 0.60), (0.03, 0.03, 0.035), (0.75, 0.75, 0.73), (0.10, 0.22, 0.20), (0.32, 0.34, 0.36), (0.60, 0.33, 0.04), (0.12, 0.30, 0.48)]
-COATS = [(0.55, 0.06, 0.06), (0.05, 0.10, 0.35), (0.60, 0.45, 0.08), (0.05, 0.05, 0.06), (0.55, 0.52, 0.48), (0.08, 0.28, 0.14), (0.50, 0.16, 0.36), (0.70, 0.30, 0.05)]
-BUSES = [(0.62, 0.05, 0.04), (0.70, 0.45, 0.02), (0.04, 0.28, 0.42), (0.10, 0.36, 0.12)]
-
-
-class Draw:
-    """Random numbers whose bits do not depend on the platform."""
-
-    def __init__(self, *key):
-        self.rng = np.random.default_rng(list(key))
-
-    def __call__(self, low=0.0, high=1.0) -> float:
-        return low + (high - low) * float(self.rng.random())
-
-    def chance(self, p) -> bool:
-        return float(self.rng.random()) < p
-
-    def pick(self, values):
-        return values[int(self.rng.integers(len(values)))]
-
-    def tint(self, colour, spread=0.15):
-        """The colour, a little lighter or darker."""
-        gain = self(1 - spread, 1 + spread)
-        return tuple(min(c * gain, 0.9) for c in colour)
+PLASTERS = [(0.62, 0.52, 0.36), (0.58, 0.38, 0.26), (0.66, 0.63, 0.56), (0.42, 0.47, 0.50), (0.60, 0.55, 0.30), (0.52, 0.34, 0.30),
+            (0.45, 0.50, 0.40)]
+BRICKS = [(0.36, 0.13, 0.08), (0.42, 0.20, 0.12), (0.30, 0.15, 0.11), (0.44, 0.30, 0.19)]
+FACADES = [("render", c) for c in PLASTERS] + [("brick", c) for c in BRICKS]
 
 
 def layout(seed: int) -> World:
     """The street of this seed."""
     u, stage = Draw(7001, seed), Stage()
-    road = {1: LANE + (2.3 if u.chance(0.75) else 0.3), -1: LANE + (2.3 if u.chance(0.75) else 0.3)}  # kerb distance on the left (1) and right (-1)
+    # kerb distance on the left (1) and right (-1)
+    road = {1: LANE + (2.3 if u.chance(0.6) else 0.3), -1: LANE + (2.3 if u.chance(0.6) else 0.3)}
     verge = {1: u(1.2, 2.0) * u.chance(0.8), -1: u(1.2, 2.0) * u.chance(0.8)}
     walk = {side: road[side] + verge[side] + u(2.2, 3.4) for side in (1, -1)}  # distance of the property line
     crossing = u(17, 34) if u.chance(0.40) else 1e3
@@ -58,7 +36,8 @@ def layout(seed: int) -> World:
     for side in (1, -1):
         for x0, x1 in ((-4, min(gap[0], 130)), (gap[1], 130)):
             if x1 > x0:
-                stage.box(SIDEWALK, M["paving"], (0.4, 0.4, 0.4), ((x0 + x1) / 2, side * (road[side] + 14), KERB / 2), ((x1 - x0) / 2, 14, KERB / 2))
+                stage.box(SIDEWALK, M["paving"], (0.4, 0.4, 0.4), ((x0 + x1) / 2, side * (road[side] + 14), KERB / 2),
+                    ((x1 - x0) / 2, 14, KERB / 2))
     fenced = 1 if u.chance(0.5) else -1
     for side in (1, -1):
         _plots(u, stage, side, walk[side], gap, "fence" if side == fenced else "wall")
@@ -70,11 +49,13 @@ def layout(seed: int) -> World:
 
     grey = u(0.12, 0.20)
     pave = u.pick([(0.40, 0.37, 0.33), (0.44, 0.42, 0.40), (0.42, 0.31, 0.25), (0.36, 0.36, 0.37)])
-    tones = {"asphalt": (grey * 1.02, grey, grey * 0.98), "paint": (0.78, 0.78, 0.74), "paving": u.tint(pave), "grass": u.tint((0.115, 0.20, 0.045))}
+    tones = {"asphalt": (grey * 1.02, grey, grey * 0.98), "paint": (0.78, 0.78, 0.74), "paving": u.tint(pave),
+        "grass": u.tint((0.115, 0.20, 0.045))}
     camera = Camera((0.0, -LANE / 2 + u(-0.5, 0.5), u(1.5, 1.8)), u(-0.12, 0.12), u(-0.04, 0.03), 0.78)
     background = [(ROAD, M["asphalt"], 0, (grey, grey, grey)), (SKY, M["sky"], 0, (0, 0, 0))]
     paint = _ground(stage, road, verge, walk, gap, zebra, u)
-    return stage.build(background, indoor=False, camera=camera, motion=(u(0.22, 0.50), u(-0.012, 0.012)), paint=paint, lights=tuple(lights), facts={"tones": tones})
+    return stage.build(background, indoor=False, camera=camera, motion=(u(0.22, 0.50), u(-0.012, 0.012)), paint=paint,
+        lights=tuple(lights), facts={"tones": tones})
 
 
 def _ground(stage, road, verge, walk, gap, zebra, u):
@@ -142,10 +123,10 @@ def _plots(u, stage, side, line, gap, boundary):
                 _house(u, stage, x, size, side, line + u(4, 6.5))
             else:
                 for _ in range(2):
-                    _tree(u, stage, x + u(1, size - 1), side * (line + u(3, 7)), u(0.8, 1.25))
+                    tree(u, stage, VEGETATION, x + u(1, size - 1), side * (line + u(3, 7)), u(0.8, 1.25))
             for _ in range(int(u.rng.integers(2, 5))):
-                _bush(u, stage, x + u(0.8, size - 0.8), side * (line + u(0.9, 2.6)))
-            _boundary(u, stage, x, size, side, line + 0.1, boundary if k <= 1 else u.pick(["fence", "wall", "hedge"]))
+                bush(u, stage, VEGETATION, x + u(0.8, size - 0.8), side * (line + u(0.9, 2.6)))
+            _boundary(u, stage, x, size, side, line + 0.1, boundary if k <= 1 else u.pick(["fence", "fence", "wall", "hedge"]))
         x, k = x + size, k + 1
 
 
@@ -160,10 +141,12 @@ def _block(u, stage, x, size, side, line):
     if u.chance(0.5):
         rise = u(1.6, 2.8)
         half = deep / 2 + 0.3
-        stage.add(FRUSTUM, BUILDING, M["roof"], u.pick([(0.30, 0.12, 0.08), (0.13, 0.13, 0.15), (0.22, 0.15, 0.12)]), (x + size / 2, y, height + rise / 2),
+        stage.add(FRUSTUM, BUILDING, M["roof"], u.pick([(0.30, 0.12, 0.08), (0.13, 0.13, 0.15), (0.22, 0.15, 0.12)]),
+            (x + size / 2, y, height + rise / 2),
                   (size / 2, half, rise / 2), taper=(0.0, half / rise * 0.98))
     else:
-        stage.box(BUILDING, M["concrete"], tuple(c * 0.8 + 0.1 for c in colour), (x + size / 2, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
+        stage.box(BUILDING, M["concrete"], tuple(c * 0.8 + 0.1 for c in colour), (x + size / 2, y, height + 0.12),
+            (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
 
 
 def _house(u, stage, x, size, side, line):
@@ -171,9 +154,11 @@ def _house(u, stage, x, size, side, line):
     storey, deep, wide = u(2.7, 3.0), u(7, 9), size * 0.36
     height = storey * int(u.rng.integers(1, 3)) + 1.2
     y = side * (line + deep / 2)
-    stage.box(BUILDING, M[material], u.tint(colour), (x + size / 2, y, height / 2), (wide, deep / 2, height / 2), pattern=P["facade"], style=(u(2.2, 3.2), storey, float(u.rng.integers(2)), 0.0))
+    stage.box(BUILDING, M[material], u.tint(colour), (x + size / 2, y, height / 2), (wide, deep / 2, height / 2), pattern=P["facade"],
+        style=(u(2.2, 3.2), storey, float(u.rng.integers(2)), 0.0))
     rise, half = u(1.8, 3.0), deep / 2 + 0.5
-    stage.add(FRUSTUM, BUILDING, M["roof"], u.pick([(0.36, 0.13, 0.08), (0.14, 0.14, 0.16), (0.26, 0.17, 0.13)]), (x + size / 2, y, height + rise / 2), (wide + 0.4, half, rise / 2),
+    stage.add(FRUSTUM, BUILDING, M["roof"], u.pick([(0.36, 0.13, 0.08), (0.14, 0.14, 0.16), (0.26, 0.17, 0.13)]),
+        (x + size / 2, y, height + rise / 2), (wide + 0.4, half, rise / 2),
               taper=(u.pick([0.0, half / rise * 0.6]), half / rise * 0.98))
     stage.box(BUILDING, M["brick"], (0.32, 0.15, 0.10), (x + size / 2 + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
 
@@ -183,71 +168,49 @@ def _boundary(u, stage, x, size, side, y, kind):
     if kind == "fence":  # wooden boards, or white pickets, on posts
         height = u(1.35, 1.9)
         colour = u.pick([(0.42, 0.26, 0.13), (0.36, 0.20, 0.10), (0.50, 0.33, 0.18), (0.68, 0.66, 0.62)])
-        stage.box(FENCE, M["wood"], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.04, height / 2), pattern=P["stripes"], style=(5.0, 0.35, 0.0, 0.0))
+        stage.box(FENCE, M["wood"], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.04, height / 2), pattern=P["stripes"],
+            style=(5.0, 0.35, 0.0, 0.0))
         for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
-            stage.box(FENCE, M["wood"], tuple(c * 0.8 for c in colour), (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08), (0.07, 0.05, height / 2 + 0.08))
+            stage.box(FENCE, M["wood"], tuple(c * 0.8 for c in colour), (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08),
+                (0.07, 0.05, height / 2 + 0.08))
     elif kind == "wall":
         height = u(1.3, 2.1)
-        material, colour = u.pick([("stone", (0.44, 0.42, 0.38)), ("stone", (0.50, 0.44, 0.34)), ("concrete", (0.46, 0.46, 0.45))])
-        stage.box(WALL, M[material], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.18, height / 2))
+        material, colour = u.pick([("stone", (0.40, 0.38, 0.34)), ("stone", (0.45, 0.38, 0.27)), ("concrete", (0.46, 0.46, 0.45))])
+        stage.box(WALL, M[material], u.tint(colour, 0.1), (*centre, KERB + height / 2), (size / 2, 0.18, height / 2))
         stage.box(WALL, M["concrete"], (0.52, 0.50, 0.47), (*centre, KERB + height + 0.05), (size / 2, 0.26, 0.06))
     else:
         height = u(1.1, 1.6)
         stage.box(VEGETATION, M["leaf"], u.tint((0.09, 0.18, 0.04)), (*centre, KERB + height / 2), (size / 2, 0.4, height / 2))
 
 
-def _tree(u, stage, x, y, scale=1.0):
-    """Trunk and a lumpy crown, or a conifer."""
-    trunk, radius = u(2.0, 2.9) * scale, u(0.15, 0.24) * scale
-    green = u.tint(u.pick([(0.10, 0.21, 0.035), (0.14, 0.25, 0.05), (0.07, 0.16, 0.04), (0.20, 0.25, 0.05)]), 0.2)
-    stage.cylinder(VEGETATION, M["bark"], (0.17, 0.12, 0.08), (x, y, 0.0), radius, trunk + 1.2)
-    if u.chance(0.2):
-        for k in range(3):
-            stage.add(FRUSTUM, VEGETATION, M["leaf"], tuple(c * 0.7 for c in green), (x, y, trunk * 0.5 + (0.9 + 1.5 * k) * scale), ((1.6 - 0.42 * k) * scale, (1.6 - 0.42 * k) * scale, 0.95 * scale),
-                      yaw=0.6 * k, taper=((1.6 - 0.42 * k) / 1.95, (1.6 - 0.42 * k) / 1.95))
-        return
-    wide, tall = u(1.4, 2.1) * scale, u(1.3, 1.9) * scale
-    centre = trunk + tall * 0.9
-    stage.ellipsoid(VEGETATION, M["leaf"], green, (x, y, centre), (wide * 0.85, wide * 0.85, tall))
-    lumps = 5 if x < 32 else 3
-    for k in range(lumps):
-        a = 2 * math.pi * (k / lumps + u(0, 0.15))
-        c, s = round(math.cos(a), 9), round(math.sin(a), 9)
-        r = wide * u(0.48, 0.66)
-        stage.ellipsoid(VEGETATION, M["leaf"], u.tint(green, 0.12), (x + c * wide * 0.62, y + s * wide * 0.62, centre + tall * u(-0.45, 0.5)), (r, r, r * u(0.75, 1.0)))
-
-
-def _bush(u, stage, x, y):
-    r = u(0.45, 0.95)
-    stage.ellipsoid(VEGETATION, M["leaf"], u.tint((0.10, 0.19, 0.05), 0.25), (x, y, KERB + r * 0.6), (r, r * u(0.8, 1.1), r * u(0.7, 1.1)))
-
-
 def _backdrop(u, stage):
     """What closes the view: far buildings and a belt of trees, so that the street does not end in nothing."""
     for k in range(7):
         y, height = -66 + 22 * k + u(-4, 4), u(8, 24)
-        stage.box(BUILDING, M["render"], u.tint(u.pick(FACADES)[1]), (u(118, 140), y, height / 2), (8, u(7, 11), height / 2), pattern=P["facade"], style=(3.0, 3.2, 0.0, 0.0))
+        stage.box(BUILDING, M["render"], u.tint(u.pick(FACADES)[1]), (u(118, 140), y, height / 2), (8, u(7, 11), height / 2),
+            pattern=P["facade"], style=(3.0, 3.2, 0.0, 0.0))
     for side in (1, -1):
         for k in range(4):
             r = u(4, 6)
-            stage.ellipsoid(VEGETATION, M["leaf"], u.tint((0.08, 0.15, 0.05)), (18 + 20 * k + u(-5, 5), side * u(32, 40), 2.5), (r * 1.5, r, r))
+            stage.ellipsoid(VEGETATION, M["leaf"], u.tint((0.08, 0.15, 0.05)), (18 + 20 * k + u(-5, 5), side * u(32, 40), 2.5),
+                (r * 1.5, r, r))
 
 
 # ---------------------------------------------------------------- poles, signs, lamps
 def _furniture(u, stage, road, verge, walk, gap):
     """Lamps, trees along the kerb, traffic signs, bollards, direction boards. Returns the lamps' lights."""
     lights = []
-    metal = u.pick([(0.10, 0.14, 0.12), (0.16, 0.16, 0.17), (0.28, 0.29, 0.30)])
+    metal = u.pick([(0.06, 0.085, 0.075), (0.07, 0.07, 0.075), (0.50, 0.51, 0.52)])
     start = u(6.0, 10.0)
-    for k in range(5):
+    for k in range(4):
         for side in (1, -1):
             x, y = start + 17 * k + (8.5 if side < 0 else 0), side * (road[side] + 0.45)
             if gap[0] - 1 < x < gap[1] + 1:
                 continue
             height, reach = 6.2, 1.5
-            stage.cylinder(POLE, M["metal"], metal, (x, y, KERB), 0.13, height)
-            stage.cylinder(POLE, M["metal"], metal, (x, y, KERB), 0.19, 0.9)
-            stage.box(POLE, M["metal"], metal, (x, y - side * reach / 2, height), (0.06, reach / 2, 0.06))
+            stage.cylinder(POLE, M["metal"], metal, (x, y, KERB), 0.16, height)
+            stage.cylinder(POLE, M["metal"], metal, (x, y, KERB), 0.23, 1.0)
+            stage.box(POLE, M["metal"], metal, (x, y - side * reach / 2, height), (0.08, reach / 2, 0.08))
             stage.box(POLE, M["lamp"], (1.0, 0.86, 0.62), (x, y - side * reach, height - 0.05), (0.16, 0.38, 0.08), glow=5.0)
             lights.append((x, y - side * reach, height - 0.3, 9.5, 7.2, 4.4, True))
     for side in (1, -1):
@@ -255,123 +218,67 @@ def _furniture(u, stage, road, verge, walk, gap):
             x = u(8, 15)
             while x < 70:
                 if not gap[0] - 2 < x < gap[1] + 2:
-                    _tree(u, stage, x, side * (road[side] + 0.85), u(0.8, 1.05))
+                    tree(u, stage, VEGETATION, x, side * (road[side] + 0.85), u(0.8, 1.05))
                 x += u(10, 18)
         for k in range(int(u.rng.integers(1, 3))):
-            _sign(u, stage, u(6.5, 11) + 7 * k, side * (road[side] + 0.5), u.pick([0.0, 1.0, 2.0]))
+            sign(u, stage, SIGN, POLE, u(6.5, 11) + 7 * k, side * (road[side] + 0.5), u.pick([0.0, 1.0, 2.0]))
         if u.chance(0.4):
             x0 = u(6, 10)
             for k in range(6):
-                stage.cylinder(POLE, M["metal"], u.pick([(0.6, 0.6, 0.58), metal]), (x0 + 1.5 * k, side * (road[side] + 0.25), KERB), 0.10, 0.95)
+                stage.cylinder(POLE, M["metal"], u.pick([(0.6, 0.6, 0.58), metal]), (x0 + 1.5 * k, side * (road[side] + 0.25), KERB),
+                    0.12, 0.95)
     if u.chance(0.65):  # direction board on two posts beside the carriageway, or over it
         x, y, wide = u(13, 24), u.pick([-1.0, 1.0]), u(1.3, 1.8)
         y0 = -road[-1] - 0.6 if y < 0 else road[1] + 0.6
         centre = y0 + (wide if y < 0 else -wide) * 0.75
         stage.box(SIGN, M["sign"], (0.02, 0.16, 0.55), (x, centre, 4.9), (0.05, wide, 0.85), pattern=P["sign"], style=(3.0, 0, 0, 0))
-        stage.cylinder(POLE, M["metal"], (0.35, 0.36, 0.37), (x + 0.12, y0, KERB), 0.14, 5.7)
+        stage.cylinder(POLE, M["metal"], (0.35, 0.36, 0.37), (x + 0.12, y0, KERB), 0.17, 5.7)
     lights.sort(key=lambda lamp: lamp[0])
     return lights[:7]
 
 
-def _sign(u, stage, x, y, kind):
-    tall = u(2.3, 2.7)
-    stage.cylinder(POLE, M["metal"], (0.42, 0.43, 0.44), (x + 0.06, y, KERB), 0.06, tall + 0.2)
-    size = u(0.40, 0.50)
-    if kind == 0.0:
-        stage.add(ELLIPSOID, SIGN, M["sign"], (0.8, 0.8, 0.8), (x, y, tall), (0.05, size, size), pattern=P["sign"], style=(0.0, 0, 0, 0))
-    else:
-        stage.box(SIGN, M["sign"], (0.8, 0.8, 0.8), (x, y, tall), (0.03, size * 0.9, size * 0.9), pattern=P["sign"], style=(kind, 0, 0, 0))
-    if u.chance(0.5):
-        stage.box(SIGN, M["sign"], (0.8, 0.8, 0.8), (x, y, tall - size - 0.25), (0.03, size * 0.9, 0.2), pattern=P["sign"], style=(3.0, 0, 0, 0))
-
-
 # ---------------------------------------------------------------- traffic and people
 def _traffic(u, stage, road, zebra):
-    bus = u.pick(["oncoming", "ahead", "stop"]) if u.chance(0.9) else ""
+    kind = u.pick(["oncoming", "ahead", "stop"]) if u.chance(0.9) else ""
     taken = []
-    if bus == "oncoming":
+    if kind == "oncoming":
         x = u(15, 26)
-        _bus(u, stage, x, LANE / 2 + 0.1, math.pi, -0.25)
+        bus(u, stage, BUS, x, LANE / 2 + 0.1, math.pi, -0.25)
         taken = [(1, x - 8, x + 8)]
-    elif bus == "ahead":
+    elif kind == "ahead":
         x = u(17, 25)
-        _bus(u, stage, x, -LANE / 2 - 0.1, 0.0, 0.25)
+        bus(u, stage, BUS, x, -LANE / 2 - 0.1, 0.0, 0.25)
         taken = [(-1, x - 8, x + 8)]
-    elif bus == "stop":
+    elif kind == "stop":
         side = u.pick([1, -1]) if road[1] > LANE + 1 and road[-1] > LANE + 1 else (1 if road[1] > LANE + 1 else -1)
         x = u(13, 20)
-        _bus(u, stage, x, side * (road[side] - 1.35), 0.0 if side < 0 else math.pi, 0.0)
+        bus(u, stage, BUS, x, side * (road[side] - 1.35), 0.0 if side < 0 else math.pi, 0.0)
         taken = [(side, x - 8, x + 8), (2 * side, x - 8, x + 8)]
     if u.chance(0.65):
         x = u(11, 40)
         if not any(s == 1 and a < x < b for s, a, b in taken):
-            _car(u, stage, x, LANE / 2 + u(-0.2, 0.3), math.pi, -0.3, True)
+            car(u, stage, CARS, x, LANE / 2 + u(-0.2, 0.3), math.pi, -0.3, True)
     if u.chance(0.65):
-        x = u(9, 13) if bus == "ahead" else u(9, 30)
+        x = u(9, 13) if kind == "ahead" else u(9, 30)
         if not any(s == -1 and a + 2 < x < b for s, a, b in taken):
-            _car(u, stage, x, -LANE / 2 + u(-0.2, 0.2), 0.0, 0.3, True)
+            car(u, stage, CARS, x, -LANE / 2 + u(-0.2, 0.2), 0.0, 0.3, True)
     for side in (1, -1):
         if road[side] > LANE + 1:
             x = u(6.5, 9)
             while x < 62:
                 blocked = any(s == 2 * side and a - 1 < x < b + 1 for s, a, b in taken) or zebra - 3 < x < zebra + 6
                 if u.chance(0.62) and not blocked:
-                    _car(u, stage, x, side * (road[side] - 1.15), (0.0 if side < 0 else math.pi) + u(-0.02, 0.02), 0.0, False)
+                    car(u, stage, CARS, x, side * (road[side] - 1.15), (0.0 if side < 0 else math.pi) + u(-0.02, 0.02), 0.0, False)
                 x += 5.8
-
-
-def _car(u, stage, x, y, yaw, move, running):
-    """Body, cabin, four wheels."""
-    paint, van = u.tint(u.pick(PAINTS)), u.chance(0.2)
-    long, wide, belt = u(2.0, 2.25), u(0.86, 0.92), u(0.44, 0.5)
-    c, s = round(math.cos(yaw), 9), round(math.sin(yaw), 9)
-    heat, on = (9.0, 1.0) if running else (1.5 * u.rng.integers(2), 0.0)
-    stage.add(FRUSTUM, CARS, M["metal"], paint, (x, y, 0.22 + belt * 0.62), (long, wide, belt * 0.62), yaw, (0.18, 0.10), pattern=P["car"], style=(on, 0, 0, 0), move=(move, 0), heat=heat)
-    back = 0.18 if not van else 0.05
-    cabin_long, cabin_tall = (long * 0.60, 0.36) if not van else (long * 0.9, 0.48)
-    bottom = 0.22 + belt * 1.24
-    stage.add(FRUSTUM, CARS, M["metal"], paint, (x - c * back * long, y - s * back * long, bottom + cabin_tall * 0.75), (cabin_long, wide * 0.94, cabin_tall * 0.75), yaw,
-              taper=(0.55 if not van else 0.2, 0.22), pattern=P["cabin"], move=(move, 0), heat=heat * 0.2)
-    for a in (0.62, -0.62) if x < 42 else ():
-        for b in (1, -1):
-            lx, ly = a * long, b * (wide - 0.07)
-            stage.ellipsoid(CARS, M["rubber"], (0.025, 0.025, 0.027), (x + c * lx - s * ly, y + s * lx + c * ly, 0.33), (0.34, 0.13, 0.34), yaw, move=(move, 0), heat=12.0 if running else 0.0)
-
-
-def _bus(u, stage, x, y, yaw, move):
-    paint = u.tint(u.pick(BUSES))
-    c, s = round(math.cos(yaw), 9), round(math.sin(yaw), 9)
-    stage.box(BUS, M["metal"], paint, (x, y, 0.3 + 1.42), (5.4, 1.25, 1.42), yaw, pattern=P["bus"], style=(1.0, 0, 0, 0), move=(move, 0), heat=6.0)
-    stage.box(BUS, M["metal"], (0.6, 0.6, 0.6), (x, y, 3.22), (4.6, 0.9, 0.11), yaw, move=(move, 0), heat=4.0)
-    for a in (3.4, -3.1):
-        for b in (1, -1):
-            lx, ly = a, b * 1.16
-            stage.ellipsoid(BUS, M["rubber"], (0.03, 0.03, 0.03), (x + c * lx - s * ly, y + s * lx + c * ly, 0.48), (0.5, 0.16, 0.5), yaw, move=(move, 0), heat=14.0)
 
 
 def _people(u, stage, road, verge, walk, zebra):
     for k in range(int(u.rng.integers(5, 9))):
         side = 1 if (k + int(u.chance(0.3))) % 2 else -1
         low = road[side] + verge[side] + 0.4
-        _person(u, stage, u(6.5, 9.5) + 2.4 * (k // 2), side * u(low, max(low + 0.2, walk[side] - 0.4)), KERB, u.pick([0.0, math.pi]) + u(-0.3, 0.3))
-    if zebra > 0 and u.chance(0.75):
-        _person(u, stage, zebra + u(0.6, 2.6), u(-3.0, 3.0), 0.0, math.pi / 2 * u.pick([1, -1]))
-        if u.chance(0.4):
-            _person(u, stage, zebra + u(0.6, 2.6), u(-3.0, 3.0), 0.0, math.pi / 2 * u.pick([1, -1]))
-
-
-def _person(u, stage, x, y, z, yaw):
-    """Legs in mid-stride, coat, arms, head. Skin is warm, clothes less so."""
-    h, coat, trousers = u(0.92, 1.06), u.tint(u.pick(COATS)), u.tint(u.pick([(0.05, 0.06, 0.12), (0.06, 0.05, 0.05), (0.25, 0.22, 0.17), (0.12, 0.14, 0.18)]))
-    skin = u.pick([(0.58, 0.38, 0.28), (0.42, 0.26, 0.18), (0.20, 0.12, 0.08)])
-    c, s = round(math.cos(yaw), 9), round(math.sin(yaw), 9)
-    move, stride = (0.05 * c, 0.05 * s), u(0.06, 0.2)
-    def at(ahead, left, up):
-        return x + c * ahead - s * left, y + s * ahead + c * left, z + up * h
-    for leg in (1, -1):
-        stage.ellipsoid(PEDESTRIAN, M["cloth"], trousers, at(leg * stride, leg * 0.10, 0.43), (0.105, 0.10, 0.46 * h), yaw, move=move, heat=6.0)
-        stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(-leg * stride * 0.6, leg * 0.235, 1.10), (0.065, 0.055, 0.30 * h), yaw, move=move, heat=7.0)
-    stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(0, 0, 1.10), (0.15, 0.205, 0.36 * h), yaw, move=move, heat=8.0)
-    stage.ellipsoid(PEDESTRIAN, M["cloth"], coat, at(0, 0, 1.34), (0.12, 0.25, 0.13), yaw, move=move, heat=8.0)
-    stage.ellipsoid(PEDESTRIAN, M["skin"], skin, at(0.02, 0, 1.62), (0.115, 0.10, 0.145), yaw, move=move, heat=14.0)
-    stage.ellipsoid(PEDESTRIAN, M["cloth"], u.pick([(0.05, 0.03, 0.02), (0.25, 0.15, 0.06), (0.45, 0.42, 0.38)]), at(-0.03, 0, 1.67), (0.115, 0.105, 0.12), yaw, move=move, heat=9.0)
+        person(u, stage, PEDESTRIAN, u(8.0, 11.0) + 2.4 * (k // 2), side * u(low, max(low + 0.2, walk[side] - 0.4)), KERB,
+            u.pick([0.0, math.pi]) + u(-0.3, 0.3))
+    if zebra > 0 and u.chance(0.85):
+        person(u, stage, PEDESTRIAN, zebra + u(0.6, 2.6), u(-3.0, 3.0), 0.0, math.pi / 2 * u.pick([1, -1]))
+        if u.chance(0.55):
+            person(u, stage, PEDESTRIAN, zebra + u(0.6, 2.6), u(-3.0, 3.0), 0.0, math.pi / 2 * u.pick([1, -1]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import BOX, CYLINDER, ELLIPSOID, FRUSTUM, View, World, trace
+from .geometry import CYLINDER, ELLIPSOID, FRUSTUM, View, World, trace
 
 FLOOR, CEILING, FRONT, BACK, RIGHT, LEFT = range(6)  # an indoor world's background surfaces, in this order
 GROUND, SKY = range(2)  # an outdoor world's
@@ -85,7 +85,9 @@ def look(world: World, views: list[View]) -> Hits:
     nx, ny, nz = np.where(cap, 0, nx), np.where(cap, 0, ny), np.where(cap, np.sign(qz), np.where(round_, 0, nz))
     length = 1 / np.sqrt(nx * nx + ny * ny + nz * nz + np.float32(1e-20))
     nx, ny, nz = nx * length, ny * length, nz * length
-    axis[solid] = np.where(kind == ELLIPSOID, np.where(np.abs(nz) > 0.75, 2, np.where(np.abs(nx) > np.abs(ny), 0, 1)), np.where(cap, 2, np.where(round_, 0, face)))
+    axis[solid] = np.where(cap, 2, np.where(round_, 0, face))
+    ball = np.flatnonzero(kind == ELLIPSOID)
+    axis[solid[ball]] = np.where(np.abs(nz[ball]) > 0.75, 2, np.where(np.abs(nx[ball]) > np.abs(ny[ball]), 0, 1))
     normal[0][solid], normal[1][solid], normal[2][solid] = cos * nx - sin * ny, sin * nx + cos * ny, nz
     local[0][solid], local[1][solid], local[2][solid] = x, np.where(round_ & ~cap, np.arctan2(y, x) * hx, y), z
     others = np.flatnonzero(prim >= world.count)
