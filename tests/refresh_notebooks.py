@@ -37,6 +37,8 @@ def clean(notebook):
         cell["metadata"] = {"tags": tags} if tags else {}
         cell["id"] = name
         for output in cell.get("outputs", []):
+            # A widget's random id points to state that is not stored; without it, viewers show the panel's text form instead of an error.
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             kept = output.get("metadata", {}).get("image/png")
             if "metadata" in output:
                 output["metadata"] = {"image/png": kept} if kept else {}

@@ -83,6 +83,8 @@ def check_no_machine_paths(notebook, path):
 def check_no_widget_state(notebook, path):
     """Saved widget state can keep GitHub from showing the notebook at all; timestamps change with every run."""
     found = ["metadata.widgets is stored; run `make notebooks`"] if "widgets" in notebook["metadata"] else []
+    kind = "application/vnd.jupyter.widget-view+json"
+    found += [f"cell {n} stores a widget id" for n, _, o in outputs(notebook) if kind in o.get("data", {})]
     return found + [f"cell {n} stores timestamps" for n, cell in code_cells(notebook) if "execution" in cell["metadata"]]
 
 
@@ -270,6 +272,7 @@ BAD = [
     (check_no_machine_paths, output(text=["C:\\Users\\someone\n"])),
     (check_no_widget_state, lambda n: n["metadata"].update(widgets={})),
     (check_no_widget_state, swap(2, metadata={"execution": {"iopub.status.busy": "2026"}})),
+    (check_no_widget_state, figure(**{"application/vnd.jupyter.widget-view+json": {"model_id": "3f"}})),
     (check_images_have_alt_text, swap(3, source=["![](../README.md)"])),
     (check_images_have_alt_text, swap(3, source=['<img src="../README.md" alt="">'])),
     (check_figures_go_through_show, figure(**{"text/plain": "<Figure size 640x480 with 1 Axes>"})),
