@@ -28,6 +28,8 @@ _EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ 
 
 def turn(angle: float) -> tuple[float, float]:
     """(cos, sin) of an angle in radians, rounded so that every math library agrees."""
+    if angle == 0:
+        return 1.0, 0.0
     return round(math.cos(angle), 9), round(math.sin(angle), 9)
 
 
@@ -152,31 +154,32 @@ class View:
     along: tuple = ()
 
 
-def _outlines(corners, position, axes):
-    """Corners in a frame (forward, right, up), boxes that reach behind the eye cut at the near plane: (3, P, 24), and the in-view ones
-    (P,).
+def _extents(corners, position, axes):
+    """Bounds of the boxes in a frame (forward, right, up): smallest and largest right / forward and up / forward, each (P,).
+
+    Boxes that reach behind the eye are cut at the near plane first; boxes wholly behind it get empty intervals (inf, -inf).
     """
     px, py, pz = (corners[..., k] - position[k] for k in range(3))
-    q = np.stack([px * a[0] + py * a[1] + pz * a[2] for a in axes])  # (3, P, 8)
-    before = q[0] >= NEAR
-    points = np.concatenate([q, q[:, :, :1].repeat(16, 2)], 2)
-    cut = np.flatnonzero(before.any(1) & ~before.all(1))
-    if len(cut):  # ends of the 12 edges, moved onto the near plane; an edge wholly behind it is replaced by one that is not
-        a, b = q[:, cut][:, :, _EDGES[:, 0]], q[:, cut][:, :, _EDGES[:, 1]]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = (NEAR - a[0]) / (b[0] - a[0])
-            first, last = np.where(a[0] < NEAR, a + (b - a) * share, a), np.where(b[0] < NEAR, a + (b - a) * share, b)
-        ends = np.concatenate([first, last], 2)
-        good = np.tile((a[0] >= NEAR) | (b[0] >= NEAR), 2)
-        fallback = np.take_along_axis(ends, good.argmax(1)[None, :, None].repeat(3, 0), 2)
-        points[:, cut] = np.where(good, ends, fallback)
-    points[0] = np.maximum(points[0], NEAR)
-    return points, before.any(1)
-
-
-def _extent(values, seen):
-    """Smallest and largest of each row; rows that are not seen get an empty interval."""
-    return np.where(seen, values.min(1), np.inf), np.where(seen, values.max(1), -np.inf)
+    depth, right, up = (px * a[0] + py * a[1] + pz * a[2] for a in axes)  # (P, 8) each
+    inv = 1 / np.maximum(depth, NEAR)
+    u, v = right * inv, up * inv
+    out = [u.min(1), u.max(1), v.min(1), v.max(1)]
+    ahead = (depth >= NEAR).sum(1)
+    for row in np.flatnonzero(ahead < 8):
+        if not ahead[row]:
+            for k in range(4):
+                out[k][row] = (np.inf, -np.inf)[k % 2]
+            continue
+        q = np.stack([depth[row], right[row], up[row]])
+        a, b = q[:, _EDGES[:, 0]], q[:, _EDGES[:, 1]]
+        cross = (a[0] < NEAR) != (b[0] < NEAR)
+        a, b = a[:, cross], b[:, cross]
+        cut = a + (b - a) * ((NEAR - a[0]) / (b[0] - a[0]))  # where edges pierce the near plane
+        points = np.concatenate([q[:, q[0] >= NEAR], cut], 1)
+        u, v = points[1] / np.maximum(points[0], NEAR), points[2] / np.maximum(points[0], NEAR)
+        for k, value in enumerate((u.min(), u.max(), v.min(), v.max())):
+            out[k][row] = value
+    return out
 
 
 def _rectangle(low_row, high_row, low_col, high_col, rows, cols):
@@ -197,9 +200,7 @@ def camera_view(camera: Camera, size, time=0.0) -> View:
     dirs = np.stack([(forward[k] + v[:, None] * up[k] + u[None, :] * right[k]).ravel() for k in range(3)]).astype(np.float32)
 
     def bounds(corners):
-        (depth, across, above), seen = _outlines(corners, camera.position, (forward, right, up))
-        scale = f / depth
-        (u0, u1), (v0, v1) = _extent(across * scale, seen), _extent(above * scale, seen)
+        u0, u1, v0, v1 = (f * bound for bound in _extents(corners, camera.position, (forward, right, up)))
         return _rectangle(height / 2 - v1 - 0.5, height / 2 - v0 - 0.5, u0 + width / 2 - 0.5, u1 + width / 2 - 0.5, height, width)
 
     return View(height, width, time, bounds, camera.position, dirs)
@@ -216,9 +217,8 @@ def ring_view(position, yaw, elevations, azimuths) -> View:
     step = azimuths[1] - azimuths[0]
 
     def bounds(corners):
-        (depth, left, above), seen = _outlines(corners, position, ((c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)))
-        (a0, a1), (e0, e1) = (_extent(v / depth, seen) for v in (left, above))
-        a0, a1 = np.arctan(a0), np.arctan(a1)
+        a0, a1, e0, e1 = _extents(corners, position, ((c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)))
+        a0, a1, seen = np.arctan(a0), np.arctan(a1), a0 <= a1
         # the slope above / horizontal range lies between climb and climb * cos(largest azimuth)
         shrink = np.cos(np.clip(np.maximum(np.abs(a0), np.abs(a1)), 0, 1.57))
         e0, e1 = np.where(e0 > 0, e0 * shrink, e0), np.where(e1 < 0, e1 * shrink, e1)

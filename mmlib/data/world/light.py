@@ -119,10 +119,11 @@ def light_view(direction, rows, cols, reach=80.0, side=36.0, middle=(0.0, 0.0), 
 
     def bounds(corners):
         a, b = corners[..., 0] - corners[..., 2] * (lx / lz), corners[..., 1] - corners[..., 2] * (ly / lz)
-        row, col = index(b, side, rows, middle[1]), index(a, reach, cols, middle[0])
+        r0, r1 = index(b.min(1), side, rows, middle[1]), index(b.max(1), side, rows, middle[1])
+        c0, c1 = index(a.min(1), reach, cols, middle[0]), index(a.max(1), reach, cols, middle[0])
         def inside(low, high, n):
             return np.clip(np.ceil(low - 0.5), 0, n).astype(np.int64), np.clip(np.floor(high - 0.5) + 1, 0, n).astype(np.int64)
-        return *inside(row.min(1), row.max(1), rows), *inside(col.min(1), col.max(1), cols)
+        return *inside(r0, r1, rows), *inside(c0, c1, cols)
 
     view = View(rows, cols, 0.0, bounds, starts=starts, along=(-lx, -ly, -lz))
     def lookup(x, y, z):
