@@ -55,9 +55,10 @@ SUMS = {
 
 def test_label_checksums():
     """Integers that must come out the same on every CPU and operating system."""
-    got = {f"{s}-{k}-{h}": checksum(render_frame(s, k, "day", size=(h, h * 4 // 3), modalities=("depth",)).label) for s, k,
-        h in [tuple(int(v) if v.isdigit() else v for v in key.split("-")) for key in SUMS]}
-    assert got == SUMS
+    for key, expected in SUMS.items():
+        scene, seed, height = key.split("-")
+        frame = render_frame(scene, int(seed), "day", size=(int(height), int(height) * 4 // 3), modalities=("depth",))
+        assert checksum(frame.label) == expected, key
 
 
 def test_labels_do_not_depend_on_simd():
@@ -146,23 +147,6 @@ def test_a_larger_picture_shows_the_same_content():
     small = render_frame("street", 4, "day", size=(48, 64), modalities=("depth",))
     large = render_frame("street", 4, "day", size=(144, 192), modalities=("depth",))
     assert (small.label == large.label[1::3, 1::3]).mean() > 0.99  # the centre of each 3 x 3 block is the same ray
-
-
-@pytest.mark.parametrize("call", [
-    dict(scene="forest"), dict(scene="street", condition="rain"), dict(scene="room", condition="fog"), dict(scene="street", case="dirt"),
-    dict(scene="street", modalities=("rgb", "radar")), dict(scene="street", modalities=()), dict(scene="street", modalities="rgb"),
-    dict(scene="street", size=(96,)),
-    dict(scene="street", size=(8, 8)), dict(scene="street", size=(96.0, 128)), dict(scene="street", seed=-1),
-    dict(scene="street", seed=1.5), dict(scene="street", supersample=0),
-])  # fmt: skip
-def test_wrong_arguments_say_what_is_allowed(call):
-    with pytest.raises(ValueError, match="expected|must be"):
-        render_frame(**({"seed": 0} | call))
-
-
-def test_fog_is_refused_indoors_with_the_allowed_conditions():
-    with pytest.raises(ValueError, match="'day', 'dusk', 'night'"):
-        render_frame("room", 0, "fog")
 
 
 # ---------------------------------------------------------------- geometry

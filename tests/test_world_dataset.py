@@ -96,3 +96,20 @@ def test_wrong_arguments(tmp_path, wrong):
     with pytest.raises(ValueError, match="expected|must|ask for"):
         render_dataset(tmp_path / "x", **(dict(scene="room") | SMALL | wrong))
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("call", [
+    dict(scene="forest"), dict(scene="street", condition="rain"), dict(scene="room", condition="fog"), dict(scene="street", case="dirt"),
+    dict(scene="street", modalities=("rgb", "radar")), dict(scene="street", modalities=()), dict(scene="street", modalities="rgb"),
+    dict(scene="street", size=(96,)),
+    dict(scene="street", size=(8, 8)), dict(scene="street", size=(96.0, 128)), dict(scene="street", seed=-1),
+    dict(scene="street", seed=1.5), dict(scene="street", supersample=0),
+])  # fmt: skip
+def test_wrong_arguments_of_a_frame_say_what_is_allowed(call):
+    with pytest.raises(ValueError, match="expected|must be"):
+        render_frame(**({"seed": 0} | call))
+
+
+def test_fog_is_refused_indoors_with_the_allowed_conditions():
+    with pytest.raises(ValueError, match="'day', 'dusk', 'night'"):
+        render_frame("room", 0, "fog")

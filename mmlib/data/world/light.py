@@ -226,13 +226,16 @@ def radiance(world: World, hits, weather: Weather, colour, glow, sun_share, occl
         cosine = cosine * np.clip(f32(0.15) - (dx * f32(ox) + dy * f32(oy)) * inv, 0, 1)
         light = light + np.array(weather.outside, f32)[:, None] * (f32(1.5) * cosine * inv2 * occlusion)
     if weather.lamps > 0:
+        by_colour = {}
         for lx, ly, lz, r, g, b, downward in world.lights:
             dx, dy, dz = f32(lx) - x, f32(ly) - y, f32(lz) - z
             inv2 = 1 / (dx * dx + dy * dy + dz * dz + f32(0.05))
             inv = np.sqrt(inv2)
             cosine = np.clip((nx * dx + ny * dy + nz * dz) * inv + f32(0.08), 0, 1)
             beam = np.clip(dz * inv, 0, 1) if downward else f32(1)
-            light = light + np.array([r, g, b], f32)[:, None] * (f32(weather.lamps) * cosine * beam * inv2)
+            by_colour[r, g, b] = by_colour.get((r, g, b), 0) + cosine * beam * inv2
+        for colour_, amount in by_colour.items():
+            light = light + np.array(colour_, f32)[:, None] * (f32(weather.lamps) * amount)
     if weather.headlights > 0:
         dx, dy, dz = x - f32(eye[0]), y - f32(eye[1]), z - f32(eye[2] - 0.7)
         r2 = dx * dx + dy * dy + dz * dz + f32(1.0)
