@@ -60,7 +60,7 @@ notebooks: $(STAMP)
 
 # The reference runs whose records lie in notebooks/results/, in order, one command a line.
 results: $(STAMP)
-	$(BIN)/python -m mmlib render
+	$(ONE_THREAD) $(BIN)/python notebooks/results/reproduce.py --jobs 1
 
 constraints: $(STAMP)
 	{ sed '/^[^#]/,$$d' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | LC_ALL=C sort -f; } > constraints.new
