@@ -59,7 +59,7 @@ class EvaluateConfig:
     out: str = ""
     """JSON file for the scores; empty = print the table only."""
     batch_size: int = 8
-    """Samples at a time; use 1 where images differ in size."""
+    """Samples at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = 0

@@ -13,7 +13,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from mmlib.data.missing import remove
-from mmlib.data.prepared import PreparedDataset, collate
+from mmlib.data.prepared import PreparedDataset, collate, write_array
 from mmlib.evaluation.confusion import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.statistics import estimate, paired_difference
 from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix
@@ -106,6 +106,20 @@ def test_shards_add_up(scored):
     parts = [evaluate_subsets(network.modality_logits, data, batch_size=1, shard=(rank, 2)) for rank in range(2)]
     for group in whole.counts:
         assert np.array_equal(whole.counts[group], parts[0].counts[group] + parts[1].counts[group])
+
+
+def test_images_of_different_sizes_are_scored_at_their_own(tmp_path, scored):
+    _, network = scored
+    data = PreparedDataset(toy.make(tmp_path), "val")
+    images, label = toy.sample(5, (40, 32))
+    for name, array in images.items():
+        path = next((tmp_path / name).glob("val_002.*"))
+        path.unlink()
+        write_array(path, array)
+    write_array(tmp_path / "label" / "val_002.png", label[..., None])
+    together, apart = (evaluate_subsets(network.modality_logits, data, batch_size=size).counts["all"] for size in (5, 1))
+    assert together[-1].sum() == apart[-1].sum() == 4 * (32 * 48 - 1) + 40 * 32 - 1
+    assert np.abs(together - apart).sum() <= 20
 
 
 def test_unlabelled_data_can_not_be_scored(tmp_path):

@@ -362,7 +362,7 @@ def collate(samples: list[dict]) -> dict:
     """Samples -> a batch: images name -> (B, C, H, W), label (B, H, W), and lists of ids, conditions and cases."""
     sizes = {tuple(sample["label"].shape) for sample in samples}
     if len(sizes) > 1:
-        raise DataError(f"samples of different sizes {sorted(sizes)} in one batch; train with a crop size, or evaluate with batch size 1")
+        raise DataError(f"samples of different sizes {sorted(sizes)} in one batch; give a crop size (--crop) to train on them")
     batch = {"images": {n: torch.stack([s["images"][n] for s in samples]) for n in samples[0]["images"]}}
     batch["label"] = torch.stack([sample["label"] for sample in samples])
     return batch | {key: [sample[key] for sample in samples] for key in ("id", "condition", "case")}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -133,8 +134,8 @@ def evaluate_subsets(
     for group in ["all", *sorted({g for row in dataset.rows for g in _groups(row["condition"], row["case"])}, key=lambda g: (not g.startswith("condition"), g))]:
         scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
     indices = range(shard[0], len(dataset), shard[1])
-    loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=collate)
-    for batch in tqdm(loader, "evaluate", disable=not progress, leave=False):
+    loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=_collate_by_size)
+    for batch in chain.from_iterable(tqdm(loader, "evaluate", disable=not progress, leave=False)):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
         label = batch["label"].to(device)
         present = _upsampled(modality_logits(images), names, label.shape[-2:])
@@ -156,6 +157,14 @@ def evaluate_subsets(
 
 def _groups(condition: str, case: str) -> list[str]:
     return [f"{key}={value}" for key, value in (("condition", condition), ("case", case)) if value]
+
+
+def _collate_by_size(samples: list[dict]) -> list[dict]:
+    """One batch per image size: samples at their native sizes need not agree."""
+    by_size: dict[tuple, list] = {}
+    for sample in samples:
+        by_size.setdefault(tuple(sample["label"].shape), []).append(sample)
+    return [collate(group) for group in by_size.values()]
 
 
 def _upsampled(logits: dict[str, Tensor], names: list[str], size) -> list[Tensor]:

@@ -82,8 +82,20 @@ class TrainConfig:
     """Show a progress bar."""
 
 
+LOG_EVERY = 20  # steps between lines of the history
 # Settings that may change between a run and its continuation, because they do not change its result.
 FREE = ("out", "data", "workers", "cache", "progress", "save_every")
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with its state."""
+
+    step: int = 0
+    best: float = -1.0  # highest mean mIoU on val so far
+    skipped: int = 0  # steps without a finite gradient
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
 
 
 class StepSampler:
@@ -168,8 +180,8 @@ def train(config: TrainConfig) -> dict:
     seed_everything(derived_seed(config.seed, "weights"))
     model = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
-    start, best, seconds, spent = _resume(out, config, model, optimizer)
-    spent -= time.process_time()  # CPU seconds of earlier processes of this run; wall time says little on a shared machine
+    progress = _resume(out, config, model, optimizer, processes)
+    start = progress.step
     if main:
         write_json(out / "config.json", asdict(config))
         _trim_history(out / "history.jsonl", start)
@@ -180,7 +192,7 @@ def train(config: TrainConfig) -> dict:
     sampler = StepSampler(len(data), config, steps, start, rank, processes)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate, pin_memory=not cpu)
     batches = iter(loader)
-    begun, skipped, in_a_row, log = time.perf_counter() - seconds, 0, 0, {}
+    begun, begun_cpu, in_a_row = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds, 0
     with tqdm(total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False, mininterval=1.0) as bar:
         for step in range(start, steps):
             lr = learning_rate(step, steps, config)
@@ -212,41 +224,39 @@ def train(config: TrainConfig) -> dict:
                 optimizer.step()
                 in_a_row = 0
             else:  # never let a NaN into the weights; counted in the history
-                skipped, in_a_row = skipped + 1, in_a_row + 1
+                progress.skipped, in_a_row = progress.skipped + 1, in_a_row + 1
                 if in_a_row == 20:
                     raise ValueError(f"step {step}: no finite gradient for {in_a_row} steps; lower --lr, or check the data for constant or NaN images")
             optimizer.zero_grad()
 
-            done = step + 1
-            log = {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()} if done % 20 == 0 or done == steps else log
-            if main and (done % 20 == 0 or done == steps):
-                bar.set_postfix(loss=f"{log['supervised']:.3f}", refresh=False)
-                entry = {"step": done, "epoch": round(done / per_epoch, 3), "lr": lr, **log, "grad_norm": float(norm), "skipped": skipped,
-                         "seconds": round(time.perf_counter() - begun, 2)}  # fmt: skip
-                _append(out / "history.jsonl", entry)
+            done = progress.step = step + 1
+            progress.seconds, progress.cpu_seconds = time.perf_counter() - begun, time.process_time() - begun_cpu
+            if done % LOG_EVERY == 0 or done == steps:
+                log = {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
+                if main:
+                    bar.set_postfix(loss=f"{log['supervised']:.3f}", refresh=False)
+                    entry = {"step": done, "epoch": round(done / per_epoch, 3), "lr": lr, **log, "grad_norm": float(norm), "skipped": progress.skipped}
+                    _append(out / "history.jsonl", entry | {"seconds": round(progress.seconds, 2)})
             bar.update()
             if _due(done, steps, config.eval_every * per_epoch):
-                scores = evaluate(accelerator.unwrap_model(model), val, config.batch_size, config.workers, accelerator)
+                scores = evaluate(accelerator.unwrap_model(model), val, config, accelerator)
                 if main:
                     entry = {"step": done, "epoch": round(done / per_epoch, 3), "val": scores.summary(), "miou": scores.miou()}
                     _append(out / "history.jsonl", entry)
-                    if entry["val"]["mean"] > best:
-                        best = entry["val"]["mean"]
+                    if entry["val"]["mean"] > progress.best:
+                        progress.best = entry["val"]["mean"]
                         save_segmenter(accelerator.unwrap_model(model), out / "best.safetensors", step=done, val=entry["val"])
-            if main and (_due(done, steps, config.save_every * per_epoch)):
-                clock = {"seconds": time.perf_counter() - begun, "cpu_seconds": spent + time.process_time()}
-                _save_state(out / "resume.safetensors", accelerator.unwrap_model(model), optimizer, config, done, best, clock)
-            accelerator.wait_for_everyone()
+            if main and _due(done, steps, config.save_every * per_epoch):
+                _save_state(out / "resume.safetensors", accelerator.unwrap_model(model), optimizer, config, processes, progress)
 
     report = {}
     network = accelerator.unwrap_model(model)
     if start == steps:  # the run was complete already: score it again
-        scores = evaluate(network, val, config.batch_size, config.workers, accelerator)
+        scores = evaluate(network, val, config, accelerator)
     if main:
-        seconds = round(time.perf_counter() - begun, 1)
         report = {
-            "provenance": provenance(seed=config.seed), "config": _public(config), "steps": steps, "seconds": seconds,
-            "cpu_seconds": round(spent + time.process_time(), 1),
+            "provenance": provenance(seed=config.seed), "config": _public(config), "steps": steps,
+            "seconds": round(progress.seconds, 1), "cpu_seconds": round(progress.cpu_seconds, 1),
             "parameters": sum(p.numel() for p in network.parameters()), "split": "val", "scores": scores.to_dict(),
         }  # fmt: skip
         save_segmenter(network, out / "last.safetensors", step=steps, val=scores.summary(), provenance=report["provenance"])
@@ -256,11 +266,11 @@ def train(config: TrainConfig) -> dict:
     return report
 
 
-def evaluate(network: Segmenter, data: PreparedDataset, batch_size: int, workers: int, accelerator: Accelerator) -> SubsetScores:
+def evaluate(network: Segmenter, data: PreparedDataset, config: TrainConfig, accelerator: Accelerator) -> SubsetScores:
     """Scores of a network in training, every process taking its share of the data; the mode is put back after."""
     network.eval()
     shard = (accelerator.process_index, accelerator.num_processes)
-    scores = evaluate_subsets(network.modality_logits, data, batch_size=batch_size, device=accelerator.device, workers=workers, shard=shard)
+    scores = evaluate_subsets(network.modality_logits, data, batch_size=config.batch_size, device=accelerator.device, workers=config.workers, shard=shard)
     for group, counts in scores.counts.items():
         scores.counts[group] = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
     network.train()
@@ -300,35 +310,37 @@ def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
     return [line for line in lines if "val" not in line], [line for line in lines if "val" in line]
 
 
-def _save_state(path: Path, model: Segmenter, optimizer, config: TrainConfig, step: int, best: float, clock: dict[str, float]) -> None:
-    """Model, optimizer and step in one file: a kill between two files can not leave them out of step."""
+def _save_state(path: Path, model: Segmenter, optimizer, config: TrainConfig, processes: int, progress: Progress) -> None:
+    """Model, optimizer and progress in one file: a kill between two files can not leave them out of step."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"state": {"step": step, "best": best, "config": asdict(config)} | clock})
+    save_tensors(path, tensors, {"state": {"config": asdict(config) | {"processes": processes}, "progress": asdict(progress)}})
 
 
-def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer) -> tuple[int, float, float, float]:
-    """Load ``out/resume.safetensors`` if there is one -> (steps done, best val mean, seconds, CPU seconds)."""
+def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer, processes: int) -> Progress:
+    """Load ``out/resume.safetensors`` into model and optimizer, if there is one."""
     path = out / "resume.safetensors"
     if not path.exists():
         if (out / "last.safetensors").exists():
-            read_header(out / "last.safetensors")
             raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
-        return 0, -1.0, 0.0, 0.0
+        return Progress()
     meta = read_tensor_header(path).get("state")
     if meta is None:
         raise ValueError(f"{path}: not a state to resume from; delete it to start anew")
-    tensors = read_tensors(path)
-    ours = json.loads(json.dumps(asdict(config)))
+    ours = json.loads(json.dumps(asdict(config) | {"processes": processes}))
     differing = [f"{key} was {meta['config'].get(key)!r}, is {value!r}" for key, value in ours.items() if key not in FREE and meta["config"].get(key) != value]
     if differing:
         raise ValueError(f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it")
-    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
     states: dict[int, dict] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
+    weights = {}
+    for name, value in read_tensors(path).items():
+        kind, rest = name.split(".", 1)
+        if kind == "model":
+            weights[rest] = value
+        else:
+            index, key = rest.split(".")
             states.setdefault(int(index), {})[key] = value
+    model.load_state_dict(weights)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return meta["step"], meta["best"], meta["seconds"], meta["cpu_seconds"]
+    return Progress(**meta["progress"])
