@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,7 +74,9 @@ def atomic_path(path: str | Path):
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, f"{error.strerror or error}; nothing was written. Free some space or choose another folder", str(path)) from error
+            free = shutil.disk_usage(path.parent).free / 1e6
+            reason = f"{error.strerror or error}, {free:.1f} MB free on its disk"
+            raise OSError(f"{path}: could not be written ({reason}); nothing was written. Make room or choose another folder") from error
         raise
 
 
