@@ -54,7 +54,7 @@ OLD_CPU_SKIP := --deselect tests/test_world.py::test_labels_do_not_depend_on_sim
 test-old-cpu: $(STAMP)
 	mkdir -p build
 	$(ONE_THREAD) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
-	  NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/cpu_features.py)" MMLIB_DATA=$(CURDIR)/build/old-cpu-data \
+	  NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/cpu_features.py)" MMLIB_DATA="$(CURDIR)/build/old-cpu-data" \
 	  $(BIN)/python -m pytest --nbval -m "not browser" --durations=5 $(OLD_CPU_SKIP) $(TEST_FLAGS)
 
 notebooks: $(STAMP)

@@ -23,7 +23,6 @@ def pytest_collection_finish(session):
     from mmlib.data import world
 
     try:
-        for scene in world.CLASSES:
-            world.ensure(scene, progress=False)
+        world.ensure("street", progress=False)  # rooms are rendered frame by frame where a notebook looks at them
     except OSError as error:
         raise pytest.UsageError(f"the embedded data set could not be rendered: {error}") from error
