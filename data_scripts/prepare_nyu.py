@@ -9,8 +9,8 @@
     label13/NNNN.png  uint8, 0..12 = the 13 classes, 255 = ignore
 
 ``NNNN`` is the official 1-based index. Consecutive frames often show one room from nearby viewpoints, so a random division would leak:
-the division into train, val and test takes whole blocks of 15 consecutive frames (of every 8 blocks the 4th is val, the 8th test). All three
-come from the official training split and none of their scores compares with published test scores.
+the division into train, val and test takes whole blocks of 15 consecutive frames (of every 8 blocks the 4th is val, the 8th test). All
+three come from the official training split and none of their scores compares with published test scores.
 """
 
 from __future__ import annotations

@@ -133,7 +133,10 @@ def run_evaluate(config: EvaluateConfig) -> None:
 
 def group_name(config: dict, others: list[dict]) -> str:
     """What tells this configuration from the others, in one line: "subsets dropout, epochs 37.5"."""
-    flat = [{k: v for key, value in c.items() for k, v in (value.items() if isinstance(value, dict) else {key: value}.items())} for c in (config, *others)]
+    flat = [
+        {k: v for key, value in c.items() for k, v in (value.items() if isinstance(value, dict) else {key: value}.items())}
+        for c in (config, *others)
+    ]
     differing = [key for key in flat[0] if key != "seed" and any(f.get(key) != flat[0][key] for f in flat[1:])]
     return ", ".join(f"{key.replace('_', ' ')} {flat[0][key]}" for key in differing) or "all runs"
 
@@ -154,7 +157,10 @@ def run_compare(config: CompareConfig) -> None:
         data.modalities = network.modalities
         scores = evaluate_subsets(network.modality_logits, data, protocol=config.protocol, progress=config.progress)
         name = group_name(own, [p for p in public if p != own])
-        group = groups.setdefault(name, {"config": own, "seeds": [], "seconds": [], "cpu_seconds": [], "steps": report["steps"], "summary": {}, "miou": {}, "iou": {}})
+        group = groups.setdefault(
+            name,
+            {"config": own, "seeds": [], "seconds": [], "cpu_seconds": [], "steps": report["steps"], "summary": {}, "miou": {}, "iou": {}},
+        )
         group["seeds"].append(report["config"]["seed"])
         group["seconds"].append(report["seconds"])
         group["cpu_seconds"].append(report["cpu_seconds"])
@@ -164,7 +170,16 @@ def run_compare(config: CompareConfig) -> None:
                     group[key].setdefault(part, {}).setdefault(entry, []).append(value)
     _print_comparison(groups, config)
     if config.out:
-        write_json(config.out, {"provenance": provenance(), "split": config.split, "protocol": config.protocol, "checkpoint": config.checkpoint, "groups": groups})
+        write_json(
+            config.out,
+            {
+                "provenance": provenance(),
+                "split": config.split,
+                "protocol": config.protocol,
+                "checkpoint": config.checkpoint,
+                "groups": groups,
+            },
+        )
 
 
 def _print_comparison(groups: dict, config: CompareConfig) -> None:
@@ -172,7 +187,8 @@ def _print_comparison(groups: dict, config: CompareConfig) -> None:
     print(f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; mean ± sd over seeds")
     for name, group in groups.items():
         summary = group["summary"]["all"]
-        print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {sum(group['cpu_seconds']) / len(group['seeds']):.0f} CPU s)")
+        cost = sum(group["cpu_seconds"]) / len(group["seeds"])
+        print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {cost:.0f} CPU s)")
         print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in ("full", "mean", "min", "std")))
         print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in group["miou"]["all"].items()))
         if name != reference and group["seeds"] == groups[reference]["seeds"] and len(group["seeds"]) > 1:
@@ -183,7 +199,7 @@ def _print_comparison(groups: dict, config: CompareConfig) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and run it. Errors that a user can mend end in one line and exit status 2; set MMLIB_DEBUG=1 for the traceback."""
+    """Parse the command line and run it. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for the traceback."""
     command = (
         Annotated[RenderConfig, tyro.conf.subcommand("render", prefix_name=False)]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", prefix_name=False)]

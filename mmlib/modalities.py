@@ -122,15 +122,44 @@ SENSORS: dict[str, Modality] = {
     m.name: m
     for m in (
         Modality("rgb", "R", 3, "reflectance", colour="#D55E00", scale=1 / 255, picture="colour", channel_names=("red", "green", "blue")),
-        Modality("depth", "D", 1, "m", 0, 80, "#0072B2", "uint16", 1 / 256, compress=True, sparse=True, picture="range", channel_names=("depth",)),
-        Modality("event", "E", 2, "events", 0, 6, "#CC79A7", compress=True, sparse=True, picture="events", channel_names=("brighter", "darker")),
-        Modality("lidar", "L", 3, "m", 0, 80, "#009E73", "uint16", 1 / 200, compress=True, sparse=True, picture="range",
-                 channel_names=("range", "intensity", "height")),
+        Modality(
+            "depth", "D", 1, "m", 0, 80, "#0072B2", "uint16", 1 / 256, compress=True, sparse=True, picture="range", channel_names=("depth",)
+        ),
+        Modality(
+            "event", "E", 2, "events", 0, 6, "#CC79A7", compress=True, sparse=True, picture="events", channel_names=("brighter", "darker")
+        ),
+        Modality(
+            "lidar",
+            "L",
+            3,
+            "m",
+            0,
+            80,
+            "#009E73",
+            "uint16",
+            1 / 200,
+            compress=True,
+            sparse=True,
+            picture="range",
+            channel_names=("range", "intensity", "height"),
+        ),
         Modality("thermal", "T", 1, "°C", -5, 45, "#E69F00", "uint16", 0.01, -100.0, picture="heat", channel_names=("temperature",)),
         Modality("nir", "N", 1, "reflectance", colour="#56B4E9", scale=1 / 255, channel_names=("near infrared",)),
         Modality("dolp", "P", 1, "fraction", colour="#B8A800", scale=1 / 255, channel_names=("degree of linear polarisation",)),
-        Modality("aolp", "A", 2, "cos, sin of 2·angle", -1, 1, "#5E5E5E", scale=2 / 255, offset=-1.0, flip_negates=(1,), picture="angle",
-                 channel_names=("cos 2·angle", "sin 2·angle")),
+        Modality(
+            "aolp",
+            "A",
+            2,
+            "cos, sin of 2·angle",
+            -1,
+            1,
+            "#5E5E5E",
+            scale=2 / 255,
+            offset=-1.0,
+            flip_negates=(1,),
+            picture="angle",
+            channel_names=("cos 2·angle", "sin 2·angle"),
+        ),
     )
 }
 

@@ -35,7 +35,19 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
             cli.main(["train", *quick, "--out", str(tmp_path / f"{kind}-{seed}"), "--subsets", kind, "--seed", str(seed)])
     assert "mIoU in % on val, by subset: R " in capsys.readouterr().out
 
-    cli.main(["evaluate", str(tmp_path / "full-0" / "best.safetensors"), "--data", str(world), "--protocol", "black", "--out", str(tmp_path / "scores.json"), "--no-progress"])
+    cli.main(
+        [
+            "evaluate",
+            str(tmp_path / "full-0" / "best.safetensors"),
+            "--data",
+            str(world),
+            "--protocol",
+            "black",
+            "--out",
+            str(tmp_path / "scores.json"),
+            "--no-progress",
+        ]
+    )
     out = capsys.readouterr().out
     assert "absent sensors: black" in out and "RDEL" in out and "Pedestrian" in out
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -76,7 +88,9 @@ def test_a_checkpoint_of_other_classes_or_sensors_is_refused(tmp_path):
     cli.main(["render", "street", "--out", str(world), "--train", "1", "--val", "1", "--test", "1", "--size", "48", "64", "--no-progress"])
     with pytest.raises(SystemExit, match="unknown modality 'aolp'.*has rgb, depth, event, lidar"):
         cli.main(["evaluate", str(tmp_path / "run" / "last.safetensors"), "--data", str(world), "--no-progress"])
-    cli.main(["train", "--data", str(data), "--out", str(tmp_path / "rd"), "--modalities", "rgb", "depth", "--epochs", "1", "--no-progress"])
+    cli.main(
+        ["train", "--data", str(data), "--out", str(tmp_path / "rd"), "--modalities", "rgb", "depth", "--epochs", "1", "--no-progress"]
+    )
     with pytest.raises(SystemExit, match="predicts 3 classes"):
         cli.main(["evaluate", str(tmp_path / "rd" / "last.safetensors"), "--data", str(world), "--no-progress"])
 

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

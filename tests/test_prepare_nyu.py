@@ -72,7 +72,8 @@ def test_division_keeps_neighbours_together():
     (lambda f: (f / "rgb" / "0003.jpg").write_bytes(b"x"), "0003.jpg: cannot be read"),
     (lambda f: Image.fromarray(np.zeros((480, 640), np.uint8)).save(f / "rgb" / "0003.jpg"), "expected an RGB image"),
     (lambda f: Image.fromarray(np.zeros((100, 640), np.uint8)).save(f / "label13" / "0003.png"), "(100, 640); expected (480, 640)"),
-    (lambda f: Image.fromarray(np.full((480, 640), 40, np.uint8)).save(f / "label13" / "0003.png"), "label id 40 out of range; expected 0 to 12"),
+    (lambda f: Image.fromarray(np.full((480, 640), 40, np.uint8)).save(f / "label13" / "0003.png"),
+     "label id 40 out of range; expected 0 to 12"),
 ])  # fmt: skip
 def test_bad_frames_are_named_and_nothing_is_taken_for_whole(tmp_path, damage, message):
     source = frames(tmp_path / "frames", 2)

@@ -162,7 +162,9 @@ def test_wrong_checkpoints_are_explained(tmp_path):
 
 def logits_and_label(batch=2, modalities=3, size=(12, 16)):
     torch.manual_seed(3)
-    logits = {name: torch.randn(batch, 5, size[0] // 2, size[1] // 2, dtype=torch.double, requires_grad=True) for name in NAMES[:modalities]}
+    logits = {
+        name: torch.randn(batch, 5, size[0] // 2, size[1] // 2, dtype=torch.double, requires_grad=True) for name in NAMES[:modalities]
+    }
     label = torch.randint(0, 5, (batch, *size))
     label[:, 0] = 255
     return logits, label
@@ -171,7 +173,13 @@ def logits_and_label(batch=2, modalities=3, size=(12, 16)):
 def brute_force(logits, label, subset, reduce):
     up = [F.interpolate(logits[n].float(), label.shape[-2:], mode="bilinear", align_corners=False) for n in subset]
     log_p = F.log_softmax(reduce(torch.stack(up), 0), 1)
-    values = [-log_p[b, label[b, y, x], y, x] for b in range(len(label)) for y in range(label.shape[1]) for x in range(label.shape[2]) if label[b, y, x] != 255]
+    values = [
+        -log_p[b, label[b, y, x], y, x]
+        for b in range(len(label))
+        for y in range(label.shape[1])
+        for x in range(label.shape[2])
+        if label[b, y, x] != 255
+    ]
     return torch.stack(values).mean()
 
 
@@ -195,7 +203,9 @@ def test_the_papers_objective_is_the_cross_entropy_of_the_mean(kind):
 def test_pixel_sampling_is_unbiased():
     logits, label = logits_and_label()
     config = ObjectiveConfig(subsets="full", pixels=0.25)
-    draws = [subset_cross_entropy(logits, label, config, (label != 255).sum(), np.random.default_rng(s))["supervised"].item() for s in range(600)]
+    draws = [
+        subset_cross_entropy(logits, label, config, (label != 255).sum(), np.random.default_rng(s))["supervised"].item() for s in range(600)
+    ]
     exact = subset_cross_entropy(logits, label, replace(config, pixels=1), (label != 255).sum(), None)["supervised"].item()
     assert abs(np.mean(draws) - exact) < 4 * np.std(draws) / 600**0.5 and np.std(draws) > 0
 
@@ -205,13 +215,18 @@ def test_micro_batches_add_up_to_the_large_batch():
     label[:2, :8] = 255  # halves with different numbers of labelled pixels
     valid, config = (label != 255).sum(), ObjectiveConfig(pixels=1)
     whole = subset_cross_entropy(logits, label, config, valid, None)["supervised"]
-    halves = [subset_cross_entropy({n: v[h] for n, v in logits.items()}, label[h], config, valid, None)["supervised"] for h in (slice(0, 2), slice(2, 4))]
+    halves = [
+        subset_cross_entropy({n: v[h] for n, v in logits.items()}, label[h], config, valid, None)["supervised"]
+        for h in (slice(0, 2), slice(2, 4))
+    ]
     assert torch.allclose(whole, sum(halves))
 
 
 def test_an_unlabelled_batch_costs_nothing_and_gives_no_nan():
     logits, label = logits_and_label()
-    found = subset_cross_entropy(logits, torch.full_like(label, 255), ObjectiveConfig(), torch.tensor(0).clamp_min(1), np.random.default_rng(0))
+    found = subset_cross_entropy(
+        logits, torch.full_like(label, 255), ObjectiveConfig(), torch.tensor(0).clamp_min(1), np.random.default_rng(0)
+    )
     found["supervised"].backward()
     assert found["supervised"] == 0 and all(bool((v.grad == 0).all()) for v in logits.values())
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from safetensors.torch import load_file
 
 from mmlib.segmentation import training
@@ -38,7 +38,15 @@ def test_it_learns_every_subset_and_leaves_a_complete_record(data, tmp_path):
     assert summary["full"] > 80 and summary["mean"] > 70, summary
     steps, evaluations = read_history(tmp_path / "run" / "history.jsonl")
     assert steps[-1]["supervised"] < 0.8 * steps[0]["supervised"] and steps[-1]["step"] == report["steps"] == 75
-    assert [e["epoch"] for e in evaluations] == [5, 10, 15, 20, 25] and set(evaluations[0]["miou"]) == {"R", "D", "A", "RD", "RA", "DA", "RDA"}
+    assert [e["epoch"] for e in evaluations] == [5, 10, 15, 20, 25] and set(evaluations[0]["miou"]) == {
+        "R",
+        "D",
+        "A",
+        "RD",
+        "RA",
+        "DA",
+        "RDA",
+    }
     again = json.loads((tmp_path / "run" / "report.json").read_text())
     assert again["provenance"]["seed"] == 0 and again["scores"]["protocol"] == "drop" and again["config"]["epochs"] == 25
     assert not {"out"} & set(again["config"]) and str(tmp_path) not in json.dumps(again["config"])  # no machine's paths
@@ -48,7 +56,9 @@ def test_it_learns_every_subset_and_leaves_a_complete_record(data, tmp_path):
 
 @pytest.mark.parametrize("objective", ["all-subsets", "dropout"])
 def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monkeypatch, objective):
-    config = TrainConfig(data, str(tmp_path / "whole"), epochs=4, save_every=1, eval_every=2, objective=ObjectiveConfig(subsets=objective), **QUIET)
+    config = TrainConfig(
+        data, str(tmp_path / "whole"), epochs=4, save_every=1, eval_every=2, objective=ObjectiveConfig(subsets=objective), **QUIET
+    )
     train(config)
 
     class Killed(BaseException):
@@ -72,7 +82,10 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     train(cut)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    histories = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_history(tmp_path / n / "history.jsonl")[1]] for n in ("whole", "cut")]
+    histories = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read_history(tmp_path / n / "history.jsonl")[1]]
+        for n in ("whole", "cut")
+    ]
     assert histories[0] == histories[1] and len(histories[0]) == 2
 
 
@@ -128,7 +141,17 @@ def test_two_processes_are_one_large_batch(data, tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import sys\nfrom mmlib.segmentation.training import *\n"
                        f"train(TrainConfig({data!r}, sys.argv[1], batch_size=int(sys.argv[2]), {quiet}))\n")  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     subprocess.run([*launch, str(program), str(tmp_path / "two"), "2"], check=True, env=environment, timeout=300)
     train(TrainConfig(data, str(tmp_path / "one"), batch_size=4, network=NetworkConfig(dropout=0.0),

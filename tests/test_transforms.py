@@ -127,7 +127,10 @@ def test_degrade_refuses(gain, noise):
 def test_missing_protocols_differ_and_are_exact():
     from dataclasses import replace
 
-    modalities = {"rgb": replace(SENSORS["rgb"], mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)), "depth": replace(SENSORS["depth"], mean=(1.0,), std=(1.0,))}
+    modalities = {
+        "rgb": replace(SENSORS["rgb"], mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)),
+        "depth": replace(SENSORS["depth"], mean=(1.0,), std=(1.0,)),
+    }
     images = {"rgb": torch.rand(2, 3, 4, 4), "depth": torch.rand(2, 1, 4, 4)}
     gone = {protocol: remove(images, ["rgb"], protocol, modalities) for protocol in PROTOCOLS}
     assert set(gone["drop"]) == {"depth"} and all(g["depth"] is images["depth"] for g in gone.values())

@@ -63,7 +63,8 @@ class Description:
     def to_dict(self) -> dict:
         return {
             "format": FORMAT, "name": self.name, "classes": list(self.classes), "palette": [list(map(int, c)) for c in self.palette],
-            "modalities": [m.to_dict() for m in self.modalities.values()], "source": self.source, "licence": self.licence, "extra": self.extra,
+            "modalities": [m.to_dict() for m in self.modalities.values()],
+            "source": self.source, "licence": self.licence, "extra": self.extra,
         }  # fmt: skip
 
     @classmethod
@@ -122,7 +123,8 @@ def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
     expected = f"expected {dtype} with {channels} channel{'s' * (channels > 1)}"
     try:
         if path.suffix == ".npy":
-            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # mmap: a header that lies about the size fails before memory is taken
+            # memory-mapped, so that a header which lies about the size fails before memory is taken
+            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
         else:
             with Image.open(path) as image:
                 mode = {"L": ("uint8", 1), "RGB": ("uint8", 3), "I;16": ("uint16", 1)}.get(image.mode, (image.mode, "unknown"))
@@ -135,7 +137,9 @@ def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found, though index.csv lists it; prepare the data set again") from error
     except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; the file is damaged or of another kind") from error
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; the file is damaged or of another kind"
+        ) from error
     if array.dtype != np.dtype(dtype) or array.ndim != 3 or array.shape[2] != channels:
         raise DataError(f"{path}: {expected} as (H, W, C), found {array.dtype} of shape {array.shape}")
     return array
@@ -198,7 +202,15 @@ class Writer:
         if kind is None:
             self._finish()
 
-    def add(self, sample_id: str, split: str, images: dict[str, np.ndarray], label: np.ndarray | None = None, condition: str = "", case: str = "") -> None:
+    def add(
+        self,
+        sample_id: str,
+        split: str,
+        images: dict[str, np.ndarray],
+        label: np.ndarray | None = None,
+        condition: str = "",
+        case: str = "",
+    ) -> None:
         """Write one sample: stored arrays (H, W, C) by modality name, and a uint8 label (H, W) or None.
 
         Raises:
@@ -210,16 +222,19 @@ class Writer:
             raise DataError(f"sample id {sample_id!r} is there already; ids must differ")
         modalities = self.description.modalities
         if set(images) != set(modalities):
-            raise DataError(f"sample {sample_id!r}: has modalities {sorted(images)}, the data set {sorted(modalities)}; every sample needs all of them")
+            raise DataError(
+                f"sample {sample_id!r}: has {sorted(images)}, the data set {sorted(modalities)}; every sample needs all of them"
+            )
         sizes = {name: images[name].shape[:2] for name in modalities} | ({"label": label.shape} if label is not None else {})
         if len(set(sizes.values())) != 1:
             raise DataError(f"sample {sample_id!r}: images differ in size {sizes}; register them to one view and size first")
         for name, modality in modalities.items():
             array = images[name]
             if array.dtype != np.dtype(modality.dtype) or array.ndim != 3 or array.shape[2] != modality.channels:
-                raise DataError(f"sample {sample_id!r}, {name}: expected {modality.dtype} (H, W, {modality.channels}), got {array.dtype} {array.shape}")
+                expected = f"{modality.dtype} (H, W, {modality.channels})"
+                raise DataError(f"sample {sample_id!r}, {name}: expected {expected}, got {array.dtype} {array.shape}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DataError(f"sample {sample_id!r}, {name}: NaN or infinite values; replace them (0 = no measurement for a sparse sensor)")
+                raise DataError(f"sample {sample_id!r}, {name}: NaN or infinite values; replace them (sparse sensor: 0 = no measurement)")
         if label is not None:
             if label.dtype != np.uint8:
                 raise DataError(f"sample {sample_id!r}: label is {label.dtype}; expected uint8")
@@ -245,7 +260,8 @@ class Writer:
             raise DataError(f"{self.root}: no sample was written; check the source folder")
         labelled = [row["labelled"] for row in self.rows.values()]
         if any(labelled) and not all(labelled):
-            raise DataError(f"{self.root}: {labelled.count(False)} of {len(labelled)} samples have no label; label all or none, or write two data sets")
+            missing = f"{labelled.count(False)} of {len(labelled)}"
+            raise DataError(f"{self.root}: {missing} samples have no label; label all or none, or write two data sets")
         modalities = {}
         for name, modality in self.description.modalities.items():
             sums = [row["sums"][name] for row in self.rows.values() if "sums" in row]
@@ -269,7 +285,7 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
     """Rows of ``root/index.csv`` as dicts with the keys id, split, condition, case."""
     path = Path(root) / "index.csv"
     if not is_finished(root):
-        raise DataError(f"{path}: not found, or not finished; run the command that prepares the data set again, it goes on where it stopped")
+        raise DataError(f"{path}: not found, or not finished; run the command that prepares the data set again, it goes on")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or set(COLUMNS) - set(rows[0]):
@@ -305,13 +321,14 @@ class PreparedDataset:
         names = list(known) if modalities is None else list(modalities)
         unknown = [name for name in names if name not in known]
         if unknown or not names or len(set(names)) != len(names):
-            problem = f"unknown modality {', '.join(map(repr, unknown))}" if unknown else f"modalities {names}: name each one once, and at least one"
+            problem = f"unknown modality {', '.join(map(repr, unknown))}" if unknown else f"{names}: name each modality once, at least one"
             raise ValueError(f"{problem}; {self.root} has {', '.join(known)}")
         self.modalities = {name: known[name] for name in names}
         rows = read_index(root)
         self.rows = [row for row in rows if row["split"] == split]
         if not self.rows:
-            raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {', '.join(sorted({row['split'] for row in rows}))}")
+            splits = ", ".join(sorted({row["split"] for row in rows}))
+            raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
         self.labelled = (self.root / "label").is_dir()
         self._cache: dict[int, tuple] | None = {} if cache else None
 
@@ -333,7 +350,7 @@ class PreparedDataset:
             label = np.full(size, IGNORE_INDEX, np.uint8)
         for name, array in (images | {"label": label}).items():
             if array.shape[:2] != size:
-                raise DataError(f"{self.root}, sample {sample_id!r}: {name} is {array.shape[:2]} but {first} is {size}; one size is expected")
+                raise DataError(f"{self.root}, {sample_id!r}: {name} is {array.shape[:2]} but {first} is {size}; one size is expected")
         if self._cache is not None:
             self._cache[index] = images, label
         return images, label
@@ -341,7 +358,8 @@ class PreparedDataset:
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Physical values (C, H, W) float32 by name, and the label (H, W) int64."""
         images, label = self.stored(index)
-        physical = {n: torch.from_numpy(np.ascontiguousarray(m.to_physical(images[n]).transpose(2, 0, 1))) for n, m in self.modalities.items()}
+        planes = {n: np.ascontiguousarray(m.to_physical(images[n]).transpose(2, 0, 1)) for n, m in self.modalities.items()}
+        physical = {name: torch.from_numpy(image) for name, image in planes.items()}
         for name, image in physical.items():
             if not torch.isfinite(image).all():
                 raise DataError(f"{self.root}, sample {self.rows[index]['id']!r}: {name} has NaN or infinite values")

@@ -89,7 +89,11 @@ class SubsetScores:
         for key in ("full", "mean", "min", "std"):
             lines.append(key.ljust(width) + "".join(_cell(self.summary(group)[key], column) for group, column in zip(groups, columns)))
         full = self.names[-1]
-        lines += ["", f"IoU of each class in %, {full} and single sensors", "class".ljust(16) + "".join(n.rjust(8) for n in [full, *self.names[: len(self.modalities)]])]
+        lines += [
+            "",
+            f"IoU of each class in %, {full} and single sensors",
+            "class".ljust(16) + "".join(n.rjust(8) for n in [full, *self.names[: len(self.modalities)]]),
+        ]
         per_class = [self.iou(name) for name in [full, *self.names[: len(self.modalities)]]]
         lines += [name.ljust(16) + "".join(_cell(values[name], 8) for values in per_class) for name in self.classes]
         lowered, inclusions = self.lowered()
@@ -131,7 +135,12 @@ def evaluate_subsets(
     names, classes = list(dataset.modalities), dataset.description.classes
     matrix = torch.from_numpy(subset_matrix(len(names)))
     scores = SubsetScores(dataset.modalities, classes, protocol)
-    for group in ["all", *sorted({g for row in dataset.rows for g in _groups(row["condition"], row["case"])}, key=lambda g: (not g.startswith("condition"), g))]:
+    for group in [
+        "all",
+        *sorted(
+            {g for row in dataset.rows for g in _groups(row["condition"], row["case"])}, key=lambda g: (not g.startswith("condition"), g)
+        ),
+    ]:
         scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
     indices = range(shard[0], len(dataset), shard[1])
     loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=_collate_by_size)

@@ -25,7 +25,7 @@ class NetworkConfig:
     """What the network is made of."""
 
     encoder: Encoder = "residual"
-    """residual: 0.5 M parameters, GroupNorm, made for training from scratch on a CPU; pvt_v2_b*: timm's pyramid vision transformers (the paper's size class)."""
+    """residual: 0.5 M parameters, for training from scratch on a CPU; pvt_v2_b*: timm's pyramid transformers (the paper's size class)."""
     stem: Literal["separate", "shared"] = "separate"
     """separate: each modality has a first layer of its own; shared: one for all, as in the paper."""
     embed_dim: int = 0
@@ -53,7 +53,9 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, 1, 1, bias=False), group_norm(channels),
         )  # fmt: skip
         plain = stride == 1 and channels_in == channels
-        self.shortcut = nn.Identity() if plain else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+        self.shortcut = (
+            nn.Identity() if plain else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
@@ -120,7 +122,8 @@ class MLPHead(nn.Module):
 
     SegFormer maps each scale to E channels, upsamples, concatenates 4E channels and maps them back to E at stride 4. No
     non-linearity stands between the two maps, and a 1×1 map commutes with upsampling, so one map per scale at the scale's own
-    resolution computes the same family of functions for about a twentieth of the work at E = 256. Scales are upsampled coarse to fine, each onto the next.
+    resolution computes the same family of functions for about a twentieth of the work at E = 256. Scales are upsampled coarse to
+    fine, each onto the next.
     """
 
     def __init__(self, widths: tuple[int, ...], embed_dim: int, classes: int, dropout: float):
@@ -180,7 +183,8 @@ class Segmenter(nn.Module):
             if image.ndim != 4 or image.shape[1] != self.modalities[name].channels:
                 raise ValueError(f"{name}: expected (B, {self.modalities[name].channels}, H, W), got {tuple(image.shape)}")
             if min(image.shape[2:]) < self.encoder.smallest:
-                raise ValueError(f"{name}: image of {image.shape[2]} × {image.shape[3]}; {self.config.encoder} needs {self.encoder.smallest} pixels or more a side")
+                size, least = f"{image.shape[2]} × {image.shape[3]}", self.encoder.smallest
+                raise ValueError(f"{name}: image of {size}; {self.config.encoder} needs {least} pixels or more a side")
             sizes.add((image.shape[0], *image.shape[2:]))
         if len(sizes) > 1:
             raise ValueError(f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }")

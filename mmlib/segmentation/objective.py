@@ -51,6 +51,7 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
 
     Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
     """
+
     def weights(length_in: int, length_out: int, kept: np.ndarray) -> Tensor:
         centre = np.clip((kept + 0.5) * (length_in / length_out) - 0.5, 0, length_in - 1)
         low = np.floor(centre).astype(int)

@@ -26,9 +26,18 @@ from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..modalities import IGNORE_INDEX
-from ..runtime import (atomic_path, derived_seed, limit_threads, provenance, read_tensor_header, read_tensors, save_tensors,
-                       seed_everything, write_json)
-from .network import NetworkConfig, Segmenter, read_header, save_segmenter
+from ..runtime import (
+    atomic_path,
+    derived_seed,
+    limit_threads,
+    provenance,
+    read_tensor_header,
+    read_tensors,
+    save_tensors,
+    seed_everything,
+    write_json,
+)
+from .network import NetworkConfig, Segmenter, save_segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
 
 
@@ -37,7 +46,7 @@ class TrainConfig:
     """Train a segmenter on a prepared data set."""
 
     data: str
-    """Folder of a prepared data set (from a script of data_scripts/), or 'street' or 'room' for the sensor world (rendered on first use)."""
+    """Folder of a prepared data set (from a script of data_scripts/), or 'street' or 'room' for the sensor world, rendered on first use."""
     out: str
     """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run goes on."""
     modalities: tuple[str, ...] = ()
@@ -193,7 +202,9 @@ def train(config: TrainConfig) -> dict:
     loader = DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate, pin_memory=not cpu)
     batches = iter(loader)
     begun, begun_cpu, in_a_row = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds, 0
-    with tqdm(total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False, mininterval=1.0) as bar:
+    with tqdm(
+        total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False, mininterval=1.0
+    ) as bar:
         for step in range(start, steps):
             lr = learning_rate(step, steps, config)
             for group in optimizer.param_groups:
@@ -226,7 +237,9 @@ def train(config: TrainConfig) -> dict:
             else:  # never let a NaN into the weights; counted in the history
                 progress.skipped, in_a_row = progress.skipped + 1, in_a_row + 1
                 if in_a_row == 20:
-                    raise ValueError(f"step {step}: no finite gradient for {in_a_row} steps; lower --lr, or check the data for constant or NaN images")
+                    raise ValueError(
+                        f"step {step}: no finite gradient for {in_a_row} steps; lower --lr, or check the data for constant or NaN images"
+                    )
             optimizer.zero_grad()
 
             done = progress.step = step + 1
@@ -235,7 +248,14 @@ def train(config: TrainConfig) -> dict:
                 log = {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
                 if main:
                     bar.set_postfix(loss=f"{log['supervised']:.3f}", refresh=False)
-                    entry = {"step": done, "epoch": round(done / per_epoch, 3), "lr": lr, **log, "grad_norm": float(norm), "skipped": progress.skipped}
+                    entry = {
+                        "step": done,
+                        "epoch": round(done / per_epoch, 3),
+                        "lr": lr,
+                        **log,
+                        "grad_norm": float(norm),
+                        "skipped": progress.skipped,
+                    }
                     _append(out / "history.jsonl", entry | {"seconds": round(progress.seconds, 2)})
             bar.update()
             if _due(done, steps, config.eval_every * per_epoch):
@@ -270,7 +290,9 @@ def evaluate(network: Segmenter, data: PreparedDataset, config: TrainConfig, acc
     """Scores of a network in training, every process taking its share of the data; the mode is put back after."""
     network.eval()
     shard = (accelerator.process_index, accelerator.num_processes)
-    scores = evaluate_subsets(network.modality_logits, data, batch_size=config.batch_size, device=accelerator.device, workers=config.workers, shard=shard)
+    scores = evaluate_subsets(
+        network.modality_logits, data, batch_size=config.batch_size, device=accelerator.device, workers=config.workers, shard=shard
+    )
     for group, counts in scores.counts.items():
         scores.counts[group] = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
     network.train()
@@ -283,7 +305,9 @@ def _due(done: int, steps: int, every: float) -> bool:
 
 def _public(config: TrainConfig) -> dict:
     """The configuration without folders: reports name no machine's paths."""
-    return {key: value for key, value in asdict(config).items() if key not in ("out", "data", "progress")} | {"data": Path(config.data).name}
+    return {key: value for key, value in asdict(config).items() if key not in ("out", "data", "progress")} | {
+        "data": Path(config.data).name
+    }
 
 
 def _append(path: Path, entry: dict) -> None:
@@ -329,9 +353,15 @@ def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer, process
     if meta is None:
         raise ValueError(f"{path}: not a state to resume from; delete it to start anew")
     ours = json.loads(json.dumps(asdict(config) | {"processes": processes}))
-    differing = [f"{key} was {meta['config'].get(key)!r}, is {value!r}" for key, value in ours.items() if key not in FREE and meta["config"].get(key) != value]
+    differing = [
+        f"{key} was {meta['config'].get(key)!r}, is {value!r}"
+        for key, value in ours.items()
+        if key not in FREE and meta["config"].get(key) != value
+    ]
     if differing:
-        raise ValueError(f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it")
+        raise ValueError(
+            f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it"
+        )
     states: dict[int, dict] = {}
     weights = {}
     for name, value in read_tensors(path).items():

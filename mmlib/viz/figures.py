@@ -99,8 +99,8 @@ def picture(modality: Modality, physical) -> np.ndarray:
         physical: (C, H, W) physical values, numpy or torch. 0, infinite or not-a-number ranges are holes.
 
     Returns:
-        (H, W, 3) uint8. Ranges: near is bright, on a logarithmic scale, holes black, and where few pixels have
-        a range their points are drawn larger than they are. Events: blue = brighter, orange = darker. Angles: a cyclic colour map, grey where unpolarised.
+        (H, W, 3) uint8. Ranges: near is bright, on a logarithmic scale, holes black, and where few pixels have a range their points
+        are drawn larger than they are. Events: blue = brighter, orange = darker. Angles: a cyclic colour map, grey where unpolarised.
 
     Raises:
         ValueError: wrong number of dimensions or channels, or an unknown ``modality.picture``.
@@ -294,7 +294,7 @@ def bars(
         if len(seeds) > 1:
             ax.errorbar(position, mean, seeds.std(ddof=1), color=INK, capsize=3, linewidth=1.2)
             ax.plot(np.full(len(seeds), position), seeds, "o", color="white", markeredgecolor=INK, markersize=3.5, zorder=3)
-        top = max(seeds.max(), mean + (seeds.std(ddof=1) if len(seeds) > 1 else 0))
+        top = max(seeds.max(), mean + (seeds.std(ddof=1) if len(seeds) > 1 else 0), 0)
         if np.isfinite(mean):
             size = 9 if len(values) < 20 else 7
             ax.annotate(f"{mean:.1f}", (position, top), (0, 3), textcoords="offset points", ha="center", fontsize=size)

@@ -99,7 +99,17 @@ def nyu(frames: str, jobs: int) -> None:
     if not (ROOT / "runs/nyu/index.csv").exists():
         if not frames:
             sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
-        call("data_scripts/prepare_nyu.py", "--frames", str(Path(frames).resolve()), "--out", "runs/nyu", "--size", "120", "160", "--no-progress")
+        call(
+            "data_scripts/prepare_nyu.py",
+            "--frames",
+            str(Path(frames).resolve()),
+            "--out",
+            "runs/nyu",
+            "--size",
+            "120",
+            "160",
+            "--no-progress",
+        )
     folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", jobs)
     call("-m", "mmlib", "compare", *folders, "--split", "val", "--out", str(RESULTS / "nyu_subsets.json"), "--no-progress")
 

@@ -1,6 +1,6 @@
 """What the segmenter's shortcuts are worth: ratios measured in one run, alternating, on one thread.
 
-    python tests/benchmarks/segmenter.py [--size 96 128] [--encoder residual] [--repeats 9]
+python tests/benchmarks/segmenter.py [--size 96 128] [--encoder residual] [--repeats 9]
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def main(options: Options) -> None:
     torch.manual_seed(0)
     modalities = {n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels) for n in NAMES}
     classes = [str(k) for k in range(CLASSES)]
-    net = Segmenter(modalities, classes, [(0, 0, 0)] * CLASSES, NetworkConfig(encoder=options.encoder)).to(memory_format=torch.channels_last)
+    net = Segmenter(modalities, classes, [(0, 0, 0)] * CLASSES, NetworkConfig(encoder=options.encoder)).to(
+        memory_format=torch.channels_last
+    )
     images = {n: torch.randn(options.batch, m.channels, *options.size).to(memory_format=torch.channels_last) for n, m in modalities.items()}
     label = torch.randint(0, CLASSES, (options.batch, *options.size))
     valid = torch.tensor(label.numel())
@@ -103,7 +105,10 @@ def main(options: Options) -> None:
         return net.head.classify(F.relu(net.head.norm(mix(x))))
 
     print(f"head at width {embed}")
-    race({"one folded map per scale": torch.no_grad()(lambda: net.head(features)), "SegFormer's two maps and concatenation": two_maps}, options.repeats)
+    race(
+        {"one folded map per scale": torch.no_grad()(lambda: net.head(features)), "SegFormer's two maps and concatenation": two_maps},
+        options.repeats,
+    )
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ def page(browser):
 def run_all(page, address: str, name: str) -> None:
     """Open a notebook, run all of its cells and wait for the end; a cell that raised fails the test with its message."""
     page.goto(f"{address}/lab/tree/notebooks/{name}?reset&token={TOKEN}")
-    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000)
+    page.wait_for_function(
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+    )
     page.evaluate("() => window.jupyterapp.shell.currentWidget.context.ready")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     # Stored counts are cleared when a cell is queued, so a count in every cell means that this run came to its end or to an error.
