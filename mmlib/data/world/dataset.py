@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import sqlite3
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ...modalities import SENSORS
@@ -23,7 +23,7 @@ LAST_SEED = {"train": 699_999, "val": 899_999, "test": 1_099_999}
 
 
 def samples(scene: str, split: str, count: int, modalities=ALL) -> list[dict]:
-    """The frames of a split, in order: dicts with id, seed, condition, case.
+    """The frames of a split, in order: dicts with id, split, seed, condition, case.
 
     Conditions take turns. Every fifth frame carries a failure of one of the sensors asked for, and these take turns too.
     """
@@ -71,9 +71,9 @@ def render_dataset(root: str | Path, scene: str = "street", train: int = 400, va
     """
     root, counts = Path(root), {"train": train, "val": val, "test": test}
     _check(scene, counts, size, modalities)
-    modalities = tuple(modalities)
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers={workers!r}: expected an integer of at least 1")
+    size, modalities = tuple(size), tuple(modalities)
     description = Description(
         f"sensor world, {scene}", CLASSES[scene], PALETTES[scene], {name: SENSORS[name] for name in modalities},
         source="rendered by mmlib.data.world", licence="Apache-2.0", extra={"scene": scene, "size": list(size), "renderer": digest()},
@@ -81,7 +81,7 @@ def render_dataset(root: str | Path, scene: str = "street", train: int = 400, va
     rows = [row for split, count in counts.items() for row in samples(scene, split, count, modalities)]
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     with pool or nullcontext(), Writer(root, description) as writer:
-        jobs = [(scene, row, tuple(size), modalities) for row in rows if row["id"] not in writer.done]
+        jobs = [(scene, row, size, modalities) for row in rows if row["id"] not in writer.done]
         with tqdm(total=len(rows), initial=len(rows) - len(jobs), desc=f"rendering {scene}", unit="frame", disable=not progress) as bar:
             for row, images, label in pool.map(_render, jobs, chunksize=4) if pool else map(_render, jobs):
                 writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
@@ -97,14 +97,15 @@ def digest() -> str:
 
 def ensure(scene: str = "street", train: int = 400, val: int = 64, test: int = 128, size=(96, 128),
            modalities=("rgb", "depth", "event", "lidar"), progress: bool = True, workers: int = 1) -> Path:
-    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet. Arguments as in
-    ``render_dataset``.
-    """
+    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet; arguments as in
+    ``render_dataset``."""
     _check(scene, {"train": train, "val": val, "test": test}, size, modalities)
     symbols = "".join(SENSORS[name].symbol for name in modalities)
     root = data_dir() / "world" / f"{scene}-{size[0]}x{size[1]}-{symbols}-{train}-{val}-{test}-{digest()}"
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(root) + ".lock"):  # two notebooks that start together render it once
+    # Two notebooks that start together render it once: the second waits for the first's exclusive transaction, which ends with its process.
+    with closing(sqlite3.connect(f"{root}.lock", timeout=1e6, isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
         if not is_finished(root):
             render_dataset(root, scene, train, val, test, size, modalities, progress, workers)
     return root

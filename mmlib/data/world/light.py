@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from .geometry import View, World, turn, trace
+from .geometry import View, cells, dot, trace, turn
 from .materials import MATERIAL, cloud_cover, column
 
 CONDITIONS = ("day", "dusk", "night", "fog")
-SHADOW_SPREAD = 2.5  # metres: cells of the light map grow like sqrt(x^2 + spread^2) away from the camera
 
 
 @dataclass(frozen=True)
@@ -101,65 +100,87 @@ def weather(scene: str, condition: str, rng) -> Weather:
     }[condition]  # fmt: skip
 
 
+def sun_cosine(hits, weather) -> np.ndarray:
+    """Cosine (N,) 0..1 between surfaces and the direction of the sun."""
+    return np.clip(dot(hits.normal, weather.sun_direction), 0, 1)
+
+
+def channels(colour) -> np.ndarray:
+    """Three numbers as a (3, 1) float32 array, ready to be multiplied with one value per ray."""
+    return np.array(colour, np.float32)[:, None]
+
+
 # ---------------------------------------------------------------- shadows
-def light_view(direction, rows, cols, reach=80.0, side=36.0, middle=(0.0, 0.0), spread=SHADOW_SPREAD) -> View:
-    """Parallel rays from a far light, one for each cell of a grid on the ground; cells are small near ``middle`` and grow with distance."""
-    lx, ly, lz = direction
-    top = 60.0
-
-    def index(value, span, n, centre):
-        return (np.arcsinh((value - centre) * (1 / spread)) / math.asinh(span / spread) + 1) / 2 * n
-
-    def place(cells, span, n, centre):
-        return centre + spread * np.sinh((2 * (np.arange(cells) + 0.5) / n - 1) * math.asinh(span / spread))
-
-    x = place(cols, reach, cols, middle[0])
-    y = place(rows, side, rows, middle[1])
-    starts = np.stack([np.tile(x + top * lx / lz, rows), np.repeat(y + top * ly / lz, cols), np.full(rows * cols, top)]).astype(np.float32)
-
-    def bounds(corners):
-        a, b = corners[..., 0] - corners[..., 2] * (lx / lz), corners[..., 1] - corners[..., 2] * (ly / lz)
-        r0, r1 = index(b.min(1), side, rows, middle[1]), index(b.max(1), side, rows, middle[1])
-        c0, c1 = index(a.min(1), reach, cols, middle[0]), index(a.max(1), reach, cols, middle[0])
-        def inside(low, high, n):
-            return np.clip(np.ceil(low - 0.5), 0, n).astype(np.int64), np.clip(np.floor(high - 0.5) + 1, 0, n).astype(np.int64)
-        return *inside(r0, r1, rows), *inside(c0, c1, cols)
-
-    view = View(rows, cols, 0.0, bounds, starts=starts, along=(-lx, -ly, -lz))
-    def lookup(x, y, z):
-        """Row and column of the light map (not rounded) on the ray through a point."""
-        return index(y - z * (ly / lz), side, rows, middle[1]) - 0.5, index(x - z * (lx / lz), reach, cols, middle[0]) - 0.5
-
-    view.lookup = lookup
-    view.height = lambda t: top - t * lz
-    return view
-
-
-def sunlit(world: World, view: View, hits) -> np.ndarray:
+def shadow(world, hits, weather, detail) -> np.ndarray:
     """Share of direct light (N,) 0..1 at each hit: a light map compared at the four nearest cells.
 
-    No convex primitive shades itself; outdoors, faces turned away from the light keep 1 (they get none of it anyway).
+    The light map is a view of the scene from a far light: parallel rays, one for each cell of a grid on the ground, so small near its
+    middle and growing like sqrt(x^2 + spread^2) away from it. Outdoors the light is the sun; indoors it stands for ceiling and window,
+    and makes soft shadows under furniture. No convex primitive shades itself; outdoors, faces turned away from the light keep 1 (they get
+    none of it anyway). ``detail`` = 1 suits pictures of 96 x 128.
     """
-    t, owner = trace(world, [view])
-    height = np.where(np.isfinite(t), view.height(t), np.float32(-1)).astype(np.float32)
-    lx, ly, lz = (-np.float32(v) for v in view.along)
-    towards = hits.normal[0] * lx + hits.normal[1] * ly + hits.normal[2] * lz > 0
-    chosen = np.flatnonzero(np.isfinite(hits.t) & (towards | world.indoor))
+    if world.indoor:
+        (x0, x1, y0, y1, _), (lx, ly, lz), spread = world.room, (0.05, 0.08, 0.9955), 6.0
+        across, up = (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2), (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2)
+    else:
+        (lx, ly, lz), spread = weather.sun_direction, 2.5
+        across, up = (int(128 * detail), 80.0, 4.0), (int(96 * detail), 36.0, 0.0)  # cells, half their extent in metres, middle
+    top, cols, rows = 60.0, across[0], up[0]  # the rays start at this height
+
+    def places(n, span, middle):
+        return middle + spread * np.sinh((2 * (np.arange(n) + 0.5) / n - 1) * math.asinh(span / spread))
+
+    def index(value, n, span, middle):
+        return (np.arcsinh((value - middle) * (1 / spread)) / math.asinh(span / spread) + 1) / 2 * n - 0.5
+
+    def cell(x, y, z):
+        """Column and row of the light map (not rounded) on the ray through a point."""
+        return index(x - z * (lx / lz), *across), index(y - z * (ly / lz), *up)
+
+    def bounds(corners):
+        col, row = cell(*corners)
+        return *cells(row.min(1), row.max(1), rows), *cells(col.min(1), col.max(1), cols)
+
+    x, y = places(*across) + top * lx / lz, places(*up) + top * ly / lz
+    starts = np.stack([np.tile(x, rows), np.repeat(y, cols), np.full(rows * cols, top)]).astype(np.float32)
+    t, owner = trace(world, [View(rows, cols, bounds, starts, (-lx, -ly, -lz))])
+    height = np.where(np.isfinite(t), top - t * lz, np.float32(-1))
+
     out = np.ones(len(hits.t), np.float32)
+    chosen = np.flatnonzero(np.isfinite(hits.t) & ((dot(hits.normal, (lx, ly, lz)) > 0) | world.indoor))
     x, y, z = np.take(hits.where, chosen, 1)
     prim = hits.prim[chosen]
-    row, col = view.lookup(x, y, z)
-    row, col = np.clip(row, 0, view.rows - 1.001), np.clip(col, 0, view.cols - 1.001)
-    r, c = row.astype(np.int64), col.astype(np.int64)
-    fr, fc = (row - r).astype(np.float32), (col - c).astype(np.float32)
-    cell = r * view.cols + c
-    z = z + np.float32(0.06)
+    col, row = cell(x, y, z)
+    col, row = np.clip(col, 0, cols - 1.001), np.clip(row, 0, rows - 1.001)
+    c, r = col.astype(np.int64), row.astype(np.int64)
+    right, down = (col - c).astype(np.float32), (row - r).astype(np.float32)
+    corner, z = r * cols + c, z + np.float32(0.06)
     shade = np.zeros(len(z), np.float32)
-    for step, weight in ((0, (1 - fr) * (1 - fc)), (1, (1 - fr) * fc), (view.cols, fr * (1 - fc)), (view.cols + 1, fr * fc)):
-        at = cell + step
+    for step, weight in ((0, (1 - down) * (1 - right)), (1, (1 - down) * right), (cols, down * (1 - right)), (cols + 1, down * right)):
+        at = corner + step
         shade += weight * ((height[at] > z) & (owner[at] != prim))
     out[chosen] -= shade
     return out
+
+
+def _facing_window(window):
+    """Across which axis (0 x, 1 y) a window looks, and in which direction (1 or -1)."""
+    centre, half = window
+    k = 0 if half[0] < half[1] else 1
+    return k, math.copysign(1.0, centre[k])
+
+
+def sunbeam(window, sun, where) -> np.ndarray:
+    """1 (N,) where the ray to the sun leaves the room through a pane of the window (centre, half sizes), else 0."""
+    if window is None:
+        return np.zeros_like(where[0])
+    (centre, half), (k, outward) = window, _facing_window(window)
+    other, direction = 1 - k, list(sun)
+    direction[k] = outward * max(abs(sun[k]), 0.45)  # the sun always stands before the window
+    step = (centre[k] - where[k]) / np.float32(direction[k])
+    a, b = (where[i] + step * direction[i] - centre[i] for i in (other, 2))
+    inside = (np.abs(a) < half[other] - 0.06) & (np.abs(a) > 0.03) & (np.abs(b) < half[2] - 0.06) & (step > 0.05)
+    return inside.astype(np.float32)
 
 
 def contact_shade(t, shapes) -> np.ndarray:
@@ -168,9 +189,8 @@ def contact_shade(t, shapes) -> np.ndarray:
     for rows, cols in shapes:
         part = slice(first, first + rows * cols)
         near = (1 / np.maximum(t[part], 0.3)).reshape(rows, cols)
-        width = max(3, cols // 18)
-        excess = (uniform_filter(near, width, mode="nearest") - near) / (near + np.float32(0.02))
-        out[part] = (1 - np.clip(excess * np.float32(1.1), 0, np.float32(0.45))).ravel()
+        excess = (uniform_filter(near, max(3, cols // 18), mode="nearest") - near) / (near + np.float32(0.02))
+        out[part] = (1 - np.clip(excess * 1.1, 0, 0.45)).ravel()
         first = part.stop
     return out
 
@@ -180,98 +200,90 @@ def sky(weather: Weather, direction) -> np.ndarray:
     """Radiance (3, n) of the sky along unit directions (3, n)."""
     x, y, z = direction
     up = np.clip(z, 0, 1)
-    blend = np.sqrt(up + np.float32(1e-4))
-    zenith, horizon = (np.array(c, np.float32)[:, None] for c in (weather.zenith, weather.horizon))
-    out = horizon + (zenith - horizon) * np.clip(blend * 1.25, 0, 1)
+    zenith, horizon, sun = channels(weather.zenith), channels(weather.horizon), channels(weather.sun)
+    out = horizon + (zenith - horizon) * np.clip(np.sqrt(up + np.float32(1e-4)) * 1.25, 0, 1)
     if weather.clouds > 0:
         flat = 1 / (up + np.float32(0.12))
         cover = cloud_cover(x * flat * 0.30 + weather.clouds * 31, y * flat * 0.22)
         cover = np.clip((cover - (0.85 - 0.55 * weather.clouds)) * 2.6, 0, 1) * np.clip(up * 6, 0, 1)
-        bright = horizon * 0.75 + np.array(weather.sun, np.float32)[:, None] * 0.35 + np.array(weather.ambient, np.float32)[:, None] * 0.25
+        bright = horizon * 0.75 + sun * 0.35 + channels(weather.ambient) * 0.25
         out += (bright - out) * (cover * np.float32(0.8))
     if weather.sunny:
-        near = np.clip(x * weather.sun_direction[0] + y * weather.sun_direction[1] + z * weather.sun_direction[2], 0, 1)
+        near = np.clip(dot(direction, weather.sun_direction), 0, 1)
         near2 = near * near
         near8 = near2 * near2 * near2 * near2
-        halo = 0.35 * near8 + 0.8 * near8**8 + 12 * (near > 0.9992)
-        out += np.array(weather.sun, np.float32)[:, None] * halo
+        out += sun * (0.35 * near8 + 0.8 * near8**8 + 12 * (near > 0.9992))  # halo and disc
     return out
 
 
-def radiance(world: World, hits, weather: Weather, colour, glow, sun_share, occlusion, eye, heading) -> np.ndarray:
-    """Visible radiance (3, N) towards the camera.
+def _from_point(hits, place, size, least):
+    """Light from a small source: vector to it, 1 / distance, 1 / distance^2 (softened by its ``size``, m^2), cosine on the surface."""
+    towards = [p - w for p, w in zip(place, hits.where)]
+    inv2 = 1 / (dot(towards, towards) + size)
+    inv = np.sqrt(inv2)
+    return towards, inv, inv2, np.clip(dot(hits.normal, towards) * inv + least, 0, 1)
 
-    Args:
-        colour, glow: reflectance and own light (3, N); sun_share, occlusion: (N,) 0..1; eye: camera position; heading: its unit forward
-        vector.
-    """
+
+def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.ndarray:
+    """Visible radiance (3, N) towards the camera: colour, glow: reflectance and own light (3, N); sun: share of direct light (N,) 0..1;
+    occlusion: share of ambient light (N,) 0..1."""
     f32 = np.float32
-    nx, ny, nz = hits.normal
     solid = np.isfinite(hits.t)
-    ambient = np.array(weather.ambient, f32)[:, None]
-    light = ambient * ((f32(0.92) + f32(0.08) * nz if world.indoor else f32(0.72) + f32(0.28) * nz) * occlusion)
+    ambient, eye, heading = channels(weather.ambient), world.camera.position, world.camera.axes()[0]
+    low, high = (0.92, 0.08) if world.indoor else (0.72, 0.28)  # more light comes from above
+    light = ambient * ((low + high * hits.normal[2]) * occlusion)
     if weather.sunny:
-        s = weather.sun_direction
-        cosine = np.clip(nx * f32(s[0]) + ny * f32(s[1]) + nz * f32(s[2]), 0, 1)
-        if world.indoor:
-            sun_share = sun_share * world.facts["sunbeam"](s, *hits.where)
-        light = light + np.array(weather.sun, f32)[:, None] * (cosine * sun_share)
-    x, y, z = hits.where
-    if world.indoor and world.facts["pane"]:  # daylight from the window, a small area light
-        px, py, pz, ox, oy = world.facts["pane"]
-        dx, dy, dz = f32(px) - x, f32(py) - y, f32(pz) - z
-        inv2 = 1 / (dx * dx + dy * dy + dz * dz + f32(0.4))
-        inv = np.sqrt(inv2)
-        cosine = np.clip((nx * dx + ny * dy + nz * dz) * inv + f32(0.10), 0, 1)
-        cosine = cosine * np.clip(f32(0.15) - (dx * f32(ox) + dy * f32(oy)) * inv, 0, 1)
-        light = light + np.array(weather.outside, f32)[:, None] * (f32(1.5) * cosine * inv2 * occlusion)
+        light = light + channels(weather.sun) * (sun_cosine(hits, weather) * sun)
+    if world.indoor and world.facts["window"]:  # daylight from the window, a small area light a little into the room
+        k, outward = _facing_window(world.facts["window"])
+        place = list(world.facts["window"][0])
+        place[k] -= 0.1 * outward
+        towards, inv, inv2, cosine = _from_point(hits, place, 0.4, 0.10)
+        cosine = cosine * np.clip(0.15 - towards[k] * outward * inv, 0, 1)
+        light = light + channels(weather.outside) * (1.5 * cosine * inv2 * occlusion)
     if weather.lamps > 0:
-        by_colour = {}
-        for lx, ly, lz, r, g, b, downward in world.lights:
-            dx, dy, dz = f32(lx) - x, f32(ly) - y, f32(lz) - z
-            inv2 = 1 / (dx * dx + dy * dy + dz * dz + f32(0.05))
-            inv = np.sqrt(inv2)
-            cosine = np.clip((nx * dx + ny * dy + nz * dz) * inv + f32(0.08), 0, 1)
-            beam = np.clip(dz * inv, 0, 1) if downward else f32(1)
+        by_colour = {}  # lamps of one colour are summed before they are coloured: three times less work
+        for *place, r, g, b, downward in world.lights:
+            towards, inv, inv2, cosine = _from_point(hits, place, 0.05, 0.08)
+            beam = np.clip(towards[2] * inv, 0, 1) if downward else 1
             by_colour[r, g, b] = by_colour.get((r, g, b), 0) + cosine * beam * inv2
-        for colour_, amount in by_colour.items():
-            light = light + np.array(colour_, f32)[:, None] * (f32(weather.lamps) * amount)
+        for lamp, amount in by_colour.items():
+            light = light + channels(lamp) * (weather.lamps * amount)
     if weather.headlights > 0:
-        dx, dy, dz = x - f32(eye[0]), y - f32(eye[1]), z - f32(eye[2] - 0.7)
-        r2 = dx * dx + dy * dy + dz * dz + f32(1.0)
+        away = [w - p for p, w in zip((eye[0], eye[1], eye[2] - 0.7), hits.where)]
+        r2 = dot(away, away) + 1
         inv = 1 / np.sqrt(r2)
-        ahead = (dx * f32(heading[0]) + dy * f32(heading[1])) * inv
-        drop = dz * inv + f32(0.03)
-        beam = np.clip((ahead - f32(0.80)) * 5, 0, 1) ** 2 * np.exp(-np.square(drop * f32(6.5)))
-        cosine = np.clip(-(nx * dx + ny * dy + nz * dz) * inv + f32(0.10), 0, 1)
+        ahead, drop = (away[0] * heading[0] + away[1] * heading[1]) * inv, away[2] * inv + 0.03
+        beam = np.clip((ahead - 0.80) * 5, 0, 1) ** 2 * np.exp(-np.square(drop * 6.5))
+        cosine = np.clip(-dot(hits.normal, away) * inv + 0.10, 0, 1)
         retro = 1 + f32(2.5) * (hits.material == MATERIAL["sign"]) + f32(1.2) * (hits.material == MATERIAL["paint"])
-        light = light + np.array([17.0, 16.2, 14.2], f32)[:, None] * (f32(weather.headlights) * beam * cosine * retro / (r2 + f32(12)))
+        light = light + channels((17.0, 16.2, 14.2)) * (weather.headlights * beam * cosine * retro / (r2 + 12))
     out = colour * light + glow
-    gloss = column("gloss")[hits.material]
-    shiny = np.flatnonzero((gloss > 0.08) & solid)
+    shiny = np.flatnonzero((column("gloss")[hits.material] > 0.08) & solid)
     if len(shiny):
-        d, n, cosine = hits.direction[:, shiny], hits.normal[:, shiny], hits.facing[shiny]
-        mirror = d + 2 * cosine * n
-        fresnel = 0.05 + 0.95 * (1 - cosine) ** 5
-        if world.indoor:
-            seen = ambient * f32(0.7) + np.zeros_like(mirror)
-        else:
-            blend = np.clip(np.sqrt(np.abs(mirror[2])) * 1.2, 0, 1)
-            zenith, horizon = (np.array(c, f32)[:, None] for c in (weather.zenith, weather.horizon))
-            above = horizon + (zenith - horizon) * blend
-            opposite = ambient * f32(0.38)
-            seen = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, opposite)
-            if weather.sunny:
-                glint = np.clip(mirror[0] * f32(s[0]) + mirror[1] * f32(s[1]) + mirror[2] * f32(s[2]), 0, 1) ** 60
-                seen = seen + np.array(weather.sun, f32)[:, None] * (glint * sun_share[shiny] * 3)
-        out[:, shiny] += seen * (fresnel * gloss[shiny] * f32(1.6))
+        out[:, shiny] += _mirrored(world, hits, weather, shiny, ambient, sun)
     if not world.indoor:
         far = np.flatnonzero(~solid)
-        if len(far):
-            out[:, far] = sky(weather, hits.direction[:, far])
+        out[:, far] = sky(weather, hits.direction[:, far])
         through = np.exp(-weather.haze * np.where(solid, hits.t, np.inf))
         if weather.haze < 0.01:  # in clear air the sky is itself; only solid things fade
             through[far] = 1
-        veil = np.array(weather.horizon, f32)[:, None] * f32(0.92)
-        out = out * through + veil * (1 - through)
+        out = out * through + channels(weather.horizon) * f32(0.92) * (1 - through)
     return out
+
+
+def _mirrored(world, hits, weather, shiny, ambient, sun):
+    """What glossy surfaces (indices ``shiny``) add by reflection: ambient light indoors; sky, houses opposite and sun outdoors."""
+    cosine = hits.facing[shiny]
+    mirror = hits.direction[:, shiny] + 2 * cosine * hits.normal[:, shiny]
+    fresnel = 0.05 + 0.95 * (1 - cosine) ** 5
+    if world.indoor:
+        seen = ambient * np.float32(0.7)
+    else:
+        zenith, horizon = channels(weather.zenith), channels(weather.horizon)
+        above = horizon + (zenith - horizon) * np.clip(np.sqrt(np.abs(mirror[2])) * 1.2, 0, 1)
+        seen = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, ambient * np.float32(0.38))
+        if weather.sunny:
+            glint = np.clip(dot(mirror, weather.sun_direction), 0, 1) ** 60
+            seen = seen + channels(weather.sun) * (glint * sun[shiny] * 3)
+    return seen * (fresnel * column("gloss")[hits.material[shiny]] * np.float32(1.6))

@@ -40,34 +40,35 @@ MATERIALS = (
     Material("sky"),
     Material("asphalt", "asphalt", 3.2, 0.55, gloss=0.04, nir=-0.85, retro=0.15, warmth=20, keep=0.5),
     Material("paint", "asphalt", 2.1, 0.8, gloss=0.05, nir=-0.9, retro=0.7, warmth=14, keep=0.45),
-    Material("paving", "slabs", 2.4, 0.72, gloss=0.03, nir=-1.0, retro=0.35, warmth=14, keep=0.45),
+    Material("paving", "slabs", 2.4, 0.72, gloss=0.03, retro=0.35, warmth=14, keep=0.45),
     Material("grass", "grass", 2.6, 0.62, (0.03, 0.02, 0.0), nir=0.60, retro=0.45, warmth=4, keep=0.0),
     Material("render", "plaster", 5.0, 0.82, gloss=0.02, nir=-1.15, retro=0.5, warmth=11, keep=0.4),
     Material("brick", "brick", 2.0, 0.55, (0.20, 0.19, 0.17), gloss=0.02, nir=-1.6, retro=0.4, warmth=13, keep=0.5),
     Material("stone", "stone", 2.6, 0.55, (0.02, 0.02, 0.02), gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5),
     Material("wood", "plank", 1.6, 0.50, gloss=0.05, nir=-1.9, retro=0.4, warmth=9, keep=0.15),
-    Material("metal", "plain", 1.0, 1.0, gloss=0.35, index=1.9, nir=-1.0, retro=0.25, emissivity=0.80, warmth=16, keep=0.05),
-    Material("glass", "plain", 1.0, 1.0, gloss=1.0, index=1.52, nir=0.05, retro=0.04, emissivity=0.86, warmth=4, keep=0.1),
-    Material("rubber", "plain", 1.0, 1.0, gloss=0.02, nir=0.06, retro=0.08, warmth=14, keep=0.2),
+    Material("metal", gloss=0.35, index=1.9, retro=0.25, emissivity=0.80, warmth=16, keep=0.05),
+    Material("glass", gloss=1.0, index=1.52, nir=0.05, retro=0.04, emissivity=0.86, warmth=4, keep=0.1),
+    Material("rubber", gloss=0.02, nir=0.06, retro=0.08, warmth=14),
     Material("leaf", "leaf", 1.5, 0.38, gloss=0.03, nir=0.75, retro=0.5, warmth=3, keep=0.0),
-    Material("bark", "bark", 1.0, 0.5, nir=0.32, retro=0.3, warmth=6, keep=0.2),
-    Material("skin", "plain", 1.0, 1.0, gloss=0.03, nir=0.55, retro=0.45, emissivity=0.98, warmth=0, keep=0.0),
+    Material("bark", "bark", 1.0, 0.5, nir=0.32, warmth=6),
+    Material("skin", gloss=0.03, nir=0.55, retro=0.45, emissivity=0.98, warmth=0, keep=0.0),
     Material("cloth", "weave", 0.5, 0.75, nir=0.45, retro=0.35, warmth=4, keep=0.0),
-    Material("sign", "plain", 1.0, 1.0, gloss=0.10, nir=0.6, retro=1.0, emissivity=0.85, warmth=9, keep=0.0),
+    Material("sign", gloss=0.10, nir=0.6, retro=1.0, emissivity=0.85, warmth=9, keep=0.0),
     Material("concrete", "plaster", 3.0, 0.75, gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5),
-    Material("roof", "slabs", 0.9, 0.6, gloss=0.03, nir=-1.3, retro=0.3, warmth=20, keep=0.1),
+    Material("roof", "slabs", 0.9, 0.6, gloss=0.03, nir=-1.3, warmth=20, keep=0.1),
     Material("parquet", "parquet", 1.8, 0.62, gloss=0.12, nir=-1.5, retro=0.35, warmth=3, keep=0.3),
-    Material("carpet", "weave", 0.7, 0.7, nir=0.4, retro=0.35, warmth=2, keep=0.2),
-    Material("paper", "plain", 1.0, 1.0, nir=0.6, retro=0.5, warmth=2, keep=0.2),
-    Material("screen", "plain", 1.0, 1.0, gloss=0.6, index=1.5, nir=0.04, retro=0.06, emissivity=0.92, warmth=0, keep=0.0),
-    Material("lamp", "plain", 1.0, 1.0, gloss=0.1, nir=0.5, retro=0.3, warmth=5, keep=0.0),
-    Material("tile", "slabs", 1.2, 0.86, gloss=0.05, nir=-1.05, retro=0.5, warmth=2, keep=0.2),
+    Material("carpet", "weave", 0.7, 0.7, nir=0.4, retro=0.35, warmth=2),
+    Material("paper", nir=0.6, retro=0.5, warmth=2),
+    Material("screen", gloss=0.6, nir=0.04, retro=0.06, emissivity=0.92, warmth=0, keep=0.0),
+    Material("lamp", gloss=0.1, nir=0.5, warmth=5, keep=0.0),
+    Material("tile", "slabs", 1.2, 0.86, gloss=0.05, nir=-1.05, retro=0.5, warmth=2),
 )
 MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
 PATTERNS = ("none", "facade", "car", "cabin", "bus", "sign", "books", "picture", "window", "tv", "rug", "board", "stripes")
 PATTERN = {name: k for k, name in enumerate(PATTERNS)}
 
 
+@lru_cache
 def column(field: str) -> np.ndarray:
     """One field of all materials as a float32 array, to be indexed with a material map."""
     return np.array([getattr(m, field) for m in MATERIALS], np.float32)
@@ -83,51 +84,57 @@ def _cloud(rng, slope):
     return np.clip(0.5 + noise / (4 * noise.std()), 0, 1)
 
 
-def _blocks(rng, courses, per_course, joint, shift=0.5):
-    """Masonry: (fresh random value per block, mask of the joints)."""
+def _masonry(rng, courses, per_course, joint, paint, shift=0.5):
+    """Courses of blocks with joints of weight 1 between them; ``paint`` turns a fresh random number per block into its weight."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     course = np.floor(y * courses).astype(int)
     u = x * per_course + shift * (course % 2)
-    block = np.floor(u).astype(int) % per_course
-    tone = rng.random((courses, per_course))[course, block]
+    tone = rng.random((courses, per_course))[course, np.floor(u).astype(int) % per_course]
     gap = np.minimum(np.minimum(u % 1, 1 - u % 1) / per_course, np.minimum(y * courses % 1, 1 - y * courses % 1) / courses)
-    return tone, gap < joint
+    return np.where(gap < joint, 1.0, paint(tone))
 
 
 @lru_cache(maxsize=1)
 def atlas() -> tuple[np.ndarray, np.ndarray]:
-    """All textures with their levels of detail as one flat float32 array of weights 0..1 of the second colour, and level offsets."""
+    """All textures with their levels of detail (SIDE, SIDE / 2, ..., 1 texels wide) as one flat float32 array of weights 0..1 of the
+    second colour, and where in it each level begins."""
     rng = np.random.default_rng(20240607)
     fine, mid, soft = _cloud(rng, 0.4), _cloud(rng, 1.0), _cloud(rng, 1.7)
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
-    made = {"plain": np.zeros((SIDE, SIDE))}
-    made["asphalt"] = np.clip(0.15 + 0.6 * fine + 0.7 * (soft - 0.5) + 0.5 * (np.abs(_cloud(rng, 1.6) - 0.5) < 0.012), 0, 1)
-    tone, joint = _blocks(rng, 24, 8, 0.006)
-    made["brick"] = np.where(joint, 1.0, np.clip(0.55 * tone * mid, 0, 1))
-    tone, joint = _blocks(rng, 8, 1, 0.010)
-    grain = mid[(np.arange(SIDE) * 8) % SIDE][:, np.arange(SIDE) // 4]
-    made["plank"] = np.where(joint, 1.0, np.clip(0.5 * tone + 0.35 * grain, 0, 1)).T
-    made["leaf"] = np.clip(1.6 * mid - 0.35 + 0.5 * (fine - 0.5), 0, 1)
-    made["grass"] = np.clip(0.9 * mid + 0.6 * (fine - 0.5) + 0.3 * (soft - 0.5), 0, 1)
-    tone, joint = _blocks(rng, 4, 4, 0.008)
-    made["slabs"] = np.where(joint, 1.0, np.clip(0.35 * tone + 0.4 * (fine - 0.3), 0, 1))
-    tone, joint = _blocks(rng, 6, 4, 0.010, 0.37)
-    made["stone"] = np.where(joint, 1.0, np.clip(0.75 * tone + 0.5 * (mid - 0.5), 0, 1))
-    made["weave"] = np.clip(0.25 + 0.25 * (np.sin(x * 2 * np.pi * 32) * np.sin(y * 2 * np.pi * 32)) + 0.7 * (fine - 0.4), 0, 1)
-    tone, joint = _blocks(rng, 14, 3, 0.004, 0.41)
-    made["parquet"] = np.where(joint, 1.0, np.clip(0.7 * tone + 0.4 * (mid - 0.4), 0, 1))
-    made["plaster"] = np.clip(0.8 * (soft - 0.15) + 0.3 * (fine - 0.5), 0, 1)
-    made["bark"] = np.clip(mid[:, (np.arange(SIDE) * 5) % SIDE] * 1.2 - 0.1, 0, 1)
-    flat, offsets = [], []
-    for name in TEXTURES:
-        level, at = made[name].astype(np.float32), []
-        while level.shape[0] >= 1:
-            at.append(sum(map(len, flat)))
-            flat.append(level.ravel())
-            n = level.shape[0] // 2
-            level = level.reshape(n, 2, n, 2).mean((1, 3)) if n else level[:0]
-        offsets.append(at)
-    return np.concatenate(flat), np.array(offsets, np.int64)
+    at = np.arange(SIDE)
+    grain = mid[at * 8 % SIDE][:, at // 4]
+    made = {
+        "plain": np.zeros((SIDE, SIDE)),
+        "asphalt": 0.15 + 0.6 * fine + 0.7 * (soft - 0.5) + 0.5 * (np.abs(_cloud(rng, 1.6) - 0.5) < 0.012),  # with cracks
+        "brick": _masonry(rng, 24, 8, 0.006, lambda tone: 0.55 * tone * mid),
+        "plank": _masonry(rng, 8, 1, 0.010, lambda tone: 0.5 * tone + 0.35 * grain).T,
+        "leaf": 1.6 * mid - 0.35 + 0.5 * (fine - 0.5),
+        "grass": 0.9 * mid + 0.6 * (fine - 0.5) + 0.3 * (soft - 0.5),
+        "slabs": _masonry(rng, 4, 4, 0.008, lambda tone: 0.35 * tone + 0.4 * (fine - 0.3)),
+        "stone": _masonry(rng, 6, 4, 0.010, lambda tone: 0.75 * tone + 0.5 * (mid - 0.5), 0.37),
+        "weave": 0.25 + 0.25 * (np.sin(x * 2 * np.pi * 32) * np.sin(y * 2 * np.pi * 32)) + 0.7 * (fine - 0.4),
+        "parquet": _masonry(rng, 14, 3, 0.004, lambda tone: 0.7 * tone + 0.4 * (mid - 0.4), 0.41),
+        "plaster": 0.8 * (soft - 0.15) + 0.3 * (fine - 0.5),
+        "bark": mid[:, at * 5 % SIDE] * 1.2 - 0.1,
+    }
+    levels = [np.stack([np.clip(made[name], 0, 1).astype(np.float32) for name in TEXTURES])]
+    while (n := levels[-1].shape[1] // 2):
+        levels.append(levels[-1].reshape(-1, n, 2, n, 2).mean((2, 4)))
+    return np.concatenate([level.ravel() for level in levels]), np.cumsum([0] + [level.size for level in levels[:-1]])
+
+
+def texture(material, s, v, footprint):
+    """Weight 0..1 of each point's second colour.
+
+    Args:
+        material (N,) indices, s and v (N,) surface coordinates in metres, footprint (N,) size of a pixel on the surface in metres.
+    """
+    flat, first = atlas()
+    which = np.array([TEXTURES.index(m.texture) for m in MATERIALS])[material]
+    per_metre = (SIDE / column("tile"))[material]
+    level = np.clip(np.frexp(footprint * per_metre)[1], 0, 8)  # one texel of this level is about one pixel
+    x, y = ((np.floor(place * per_metre).astype(np.int64) & (SIDE - 1)) >> level for place in (s, v))
+    return flat[first[level] + (((which << (8 - level)) + y) << (8 - level)) + x]
 
 
 @lru_cache(maxsize=1)
@@ -137,35 +144,18 @@ def _clouds() -> np.ndarray:
 
 def cloud_cover(s, v) -> np.ndarray:
     """Smooth tileable noise 0..1 of period 1 (bilinear, so that it has no visible texels)."""
-    field, s, v = _clouds(), s * np.float32(SIDE), v * np.float32(SIDE)
+    field, s, v = _clouds(), s * SIDE, v * SIDE
     i, j = np.floor(v), np.floor(s)
     fi, fj = v - i, s - j
-    i, j = i.astype(np.int64), j.astype(np.int64)
-    i0, j0, i1, j1 = i & (SIDE - 1), j & (SIDE - 1), (i + 1) & (SIDE - 1), (j + 1) & (SIDE - 1)
-    top = field[i0, j0] * (1 - fj) + field[i0, j1] * fj
-    return top + (field[i1, j0] * (1 - fj) + field[i1, j1] * fj - top) * fi
+    (i0, i1), (j0, j1) = ((k.astype(np.int64) & (SIDE - 1), (k.astype(np.int64) + 1) & (SIDE - 1)) for k in (i, j))
+    top, bottom = (field[row, j0] * (1 - fj) + field[row, j1] * fj for row in (i0, i1))
+    return top + (bottom - top) * fi
 
 
-def texture(material, s, v, footprint):
-    """Weight 0..1 of each point's second colour.
-
-    Args:
-        material (N,) indices, s and v (N,) surface coordinates in metres, footprint (N,) size of a pixel on the surface in metres.
-    """
-    flat, offsets = atlas()
-    which = np.array([TEXTURES.index(m.texture) for m in MATERIALS])[material]
-    per_metre = (SIDE / column("tile"))[material]
-    _, level = np.frexp(footprint * per_metre)
-    level = np.clip(level, 0, 8)
-    column_ = (np.floor(s * per_metre).astype(np.int64) & (SIDE - 1)) >> level
-    row = (np.floor(v * per_metre).astype(np.int64) & (SIDE - 1)) >> level
-    return flat[offsets[which, level] + (row << (8 - level)) + column_]
-
-
-# ---------------------------------------------------------------- patterns
 def dice(a, b, c):
-    """Deterministic number 0..1 for three integer arrays (a lit window, the tint of a book)."""
-    h = (a.astype(np.int64) * 73856093) ^ (b.astype(np.int64) * 19349663) ^ (c.astype(np.int64) * 83492791)
+    """Deterministic number 0..1 for three integers or integer arrays (a lit window, the tint of a book)."""
+    a, b, c = (np.asarray(value).astype(np.int64) for value in (a, b, c))
+    h = (a * 73856093) ^ (b * 19349663) ^ (c * 83492791)
     h = ((h & 0xFFFFFFFF) * 0x9E3779B1) & 0xFFFFFFFF
     h ^= h >> 15
     return (((h * 0x85EBCA77) & 0xFFFFFFFF) >> 8).astype(np.float32) / np.float32(1 << 24)

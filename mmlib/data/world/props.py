@@ -75,11 +75,11 @@ def sign(u, stage, label, pole, x, y, kind):
     stage.cylinder(pole, M["metal"], (0.42, 0.43, 0.44), (x + 0.09, y, KERB), 0.085, tall + 0.2)
     size = u(0.40, 0.50)
     if kind == 0.0:
-        stage.add(ELLIPSOID, label, M["sign"], (0.8, 0.8, 0.8), (x, y, tall), (0.05, size, size), pattern=P["sign"], style=(0.0, 0, 0, 0))
+        stage.add(ELLIPSOID, label, M["sign"], (0.8, 0.8, 0.8), (x, y, tall), (0.05, size, size), pattern="sign", style=(0.0, 0, 0, 0))
     else:
-        stage.box(label, M["sign"], (0.8, 0.8, 0.8), (x, y, tall), (0.03, size * 0.9, size * 0.9), pattern=P["sign"], style=(kind, 0, 0, 0))
+        stage.box(label, M["sign"], (0.8, 0.8, 0.8), (x, y, tall), (0.03, size * 0.9, size * 0.9), pattern="sign", style=(kind, 0, 0, 0))
     if u.chance(0.5):
-        stage.box(label, M["sign"], (0.8, 0.8, 0.8), (x, y, tall - size - 0.25), (0.03, size * 0.9, 0.2), pattern=P["sign"],
+        stage.box(label, M["sign"], (0.8, 0.8, 0.8), (x, y, tall - size - 0.25), (0.03, size * 0.9, 0.2), pattern="sign",
             style=(3.0, 0, 0, 0))
 
 
@@ -90,13 +90,13 @@ def car(u, stage, label, x, y, yaw, move, running):
     c, s = round(math.cos(yaw), 9), round(math.sin(yaw), 9)
     heat, on = (9.0, 1.0) if running else (1.5 * u.rng.integers(2), 0.0)
     stage.add(FRUSTUM, label, M["metal"], paint, (x, y, 0.22 + belt * 0.62), (long, wide, belt * 0.62), yaw, (0.18, 0.10),
-        pattern=P["car"], style=(on, 0, 0, 0), move=(move, 0), heat=heat)
+        pattern="car", style=(on, 0, 0, 0), move=(move, 0), heat=heat)
     back = 0.18 if not van else 0.05
     cabin_long, cabin_tall = (long * 0.60, 0.36) if not van else (long * 0.9, 0.48)
     bottom = 0.22 + belt * 1.24
     stage.add(FRUSTUM, label, M["metal"], paint, (x - c * back * long, y - s * back * long, bottom + cabin_tall * 0.75),
         (cabin_long, wide * 0.94, cabin_tall * 0.75), yaw,
-              taper=(0.55 if not van else 0.2, 0.22), pattern=P["cabin"], move=(move, 0), heat=heat * 0.2)
+              taper=(0.55 if not van else 0.2, 0.22), pattern="cabin", move=(move, 0), heat=heat * 0.2)
     for a in (0.62, -0.62) if x < 42 else ():
         for b in (1, -1):
             lx, ly = a * long, b * (wide - 0.07)
@@ -107,7 +107,7 @@ def car(u, stage, label, x, y, yaw, move, running):
 def bus(u, stage, label, x, y, yaw, move):
     paint = u.tint(u.pick(BUSES))
     c, s = round(math.cos(yaw), 9), round(math.sin(yaw), 9)
-    stage.box(label, M["metal"], paint, (x, y, 0.3 + 1.42), (5.4, 1.25, 1.42), yaw, pattern=P["bus"], style=(1.0, 0, 0, 0), move=(move, 0),
+    stage.box(label, M["metal"], paint, (x, y, 0.3 + 1.42), (5.4, 1.25, 1.42), yaw, pattern="bus", style=(1.0, 0, 0, 0), move=(move, 0),
         heat=6.0)
     stage.box(label, M["metal"], (0.6, 0.6, 0.6), (x, y, 3.22), (4.6, 0.9, 0.11), yaw, move=(move, 0), heat=4.0)
     for a in (3.4, -3.1):

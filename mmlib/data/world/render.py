@@ -11,7 +11,7 @@ import numpy as np
 from ...modalities import SENSORS
 from . import room, sensors, street
 from .geometry import Camera, camera_view
-from .light import CONDITIONS, contact_shade, light_view, radiance, sunlit, weather
+from .light import CONDITIONS, contact_shade, radiance, shadow, sunbeam, weather
 from .looks import surface_colour
 from .sensors import CASE_SENSOR, FAILURES
 from .surfaces import look
@@ -139,21 +139,16 @@ class Shot:
         self.colour, self.glow = surface_colour(world, self.hits, 1 / (world.camera.focal * size[1]), air, n)
         self.echoes = self.hits.part(n, len(self.hits.t))
         self.hits, self.colour, self.glow = self.hits.part(0, n), self.colour[:, :n], self.glow[:, :n]
-        self.sun = np.ones(len(self.hits.t), np.float32)
-        if sunlight and (air.sunny or air.sun_now > 0 or world.indoor):
-            detail = max(1.0, math.sqrt(size[0] * size[1] / 12288))
-            if world.indoor:  # light from the ceiling and window: soft shadows under furniture
-                x0, x1, y0, y1, _ = world.room
-                middle, cells = ((x0 + x1) / 2, (y0 + y1) / 2), int(96 * detail)
-                view = light_view((0.05, 0.08, 0.9955), cells, cells, (x1 - x0) * 0.6, (y1 - y0) * 0.65, middle, 6.0)
-            else:
-                view = light_view(air.sun_direction, int(96 * detail), int(128 * detail), middle=(4.0, 0.0))
-            self.sun = sunlit(world, view, self.hits)
+        self.ambient = self.sun = np.ones(n, np.float32)  # shares of ambient and direct light that shadows leave
+        daylight = air.sunny or air.sun_now > 0
+        if sunlight and (daylight or world.indoor):
+            self.sun = shadow(world, self.hits, air, max(1.0, math.sqrt(size[0] * size[1] / 12288)))
+            if world.indoor:
+                self.ambient = 0.5 + 0.5 * self.sun
+                if daylight:
+                    self.sun = self.sun * sunbeam(world.facts["window"], air.sun_direction, self.hits.where)
 
     def radiance(self):
         """Visible radiance (3, N); remembers the ambient occlusion for other sensors."""
-        self.occlusion = contact_shade(self.hits.t, [self.size] * self.views)
-        if self.world.indoor:
-            self.occlusion = self.occlusion * (np.float32(0.5) + np.float32(0.5) * self.sun)
-        eye, heading = self.world.camera.position, self.world.camera.axes()[0]
-        return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion, eye, heading)
+        self.occlusion = contact_shade(self.hits.t, [self.size] * self.views) * self.ambient
+        return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion)

@@ -91,7 +91,7 @@ def layout(seed: int) -> World:
     _table(u, stage, table, middle + u(-0.15, 0.15))
     if u.chance(0.7):
         x, y = u(1.9, 3.2), middle + u(-0.3, 0.3)
-        stage.box(FLOOR, M["carpet"], u.pick(FABRICS), (x, y, 0.006), (u(0.9, 1.3), u(0.8, 1.1), 0.006), pattern=P["rug"],
+        stage.box(FLOOR, M["carpet"], u.pick(FABRICS), (x, y, 0.006), (u(0.9, 1.3), u(0.8, 1.1), 0.006), pattern="rug",
             style=(0.6, 0.5, 0.36, 0.0))
     if u.chance(0.55):
         person(u, stage, OBJECTS, table + u(0.95, 1.4), u(free[0] + 0.2, free[1] - 0.2), 0.0, u(0, 6.28))
@@ -100,7 +100,7 @@ def layout(seed: int) -> World:
         if u.chance(0.5):
             stage.ellipsoid(OBJECTS, M["rubber"], u.pick(COATS), (x, y, r), (r, r, r))
         else:
-            stage.box(OBJECTS, M["paper"], (0.50, 0.36, 0.22), (x, y, r), (r * 1.3, r, r), yaw=u(0, 3.1), pattern=P["board"],
+            stage.box(OBJECTS, M["paper"], (0.50, 0.36, 0.22), (x, y, r), (r * 1.3, r, r), yaw=u(0, 3.1), pattern="board",
                 style=(1.0, 2.0, 0, 0))
     for x in (deep * 0.35, deep * 0.72):
         stage.cylinder(OBJECTS, M["lamp"], (1.0, 0.93, 0.80), (x, 0.0, tall - 0.07), 0.26, 0.06, glow=1.6)
@@ -111,39 +111,9 @@ def layout(seed: int) -> World:
     ceiling = (0.78, 0.78, 0.76)
     background = [(FLOOR, M["parquet"] if u.chance(0.75) else M["carpet"], 0, wood),
         (CEILING, M["tile"], 0, ceiling)] + [(WALL, M["render"], 0, wall)] * 4
-    panes = [row for row in stage.rows if row[3] == P["window"]]
-    facts = {"sunbeam": _sunbeam(stage), "pane": ()}
-    if panes:  # centre of the window, a little into the room, and the outward direction
-        (cx, cy, cz), flat = panes[0][7:10], panes[0][10] < panes[0][11]
-        ox, oy = (math.copysign(1.0, cx), 0.0) if flat else (0.0, math.copysign(1.0, cy))
-        facts["pane"] = (cx - 0.1 * ox, cy - 0.1 * oy, cz, ox, oy)
+    window = next(((row[7:10], row[10:13]) for row in stage.rows if row[3] == P["window"]), None)
     return stage.build(background, indoor=True, camera=camera, motion=(u(0.02, 0.06), u(-0.025, 0.025)), paint=lambda *_: None,
-        room=(0.0, x1, y0, y1, tall), lights=tuple(lights), facts=facts)
-
-
-def _sunbeam(stage):
-    """A function (sun direction, x, y, z) -> 1 where the ray to the sun leaves through a window pane, else 0."""
-    pane = next((row for row in stage.rows if row[3] == P["window"]), None)
-
-    def beam(sun, x, y, z):
-        if pane is None:
-            return np.zeros_like(x)
-        (cx, cy, cz), (hx, hy, hz) = pane[7:10], pane[10:13]
-        k = 0 if hx < hy else 1  # which wall
-        outward = math.copysign(1.0, (cx, cy)[k])
-        towards = [abs(sun[0]), abs(sun[1])]
-        direction = [sun[0], sun[1], sun[2]]
-        direction[k] = outward * max(towards[k], 0.45)  # the sun always stands before the window
-        start, centre, half = (x, y), (cx, cy), (hx, hy)
-        step = (np.float32(centre[k]) - start[k]) / np.float32(direction[k])
-        other = 1 - k
-        a = start[other] + step * np.float32(direction[other]) - np.float32(centre[other])
-        b = z + step * np.float32(direction[2]) - np.float32(cz)
-        inside = (np.abs(a) < np.float32(half[other] - 0.06)) & (np.abs(b) < np.float32(hz
-            - 0.06)) & (np.abs(a) > np.float32(0.03)) & (step > np.float32(0.05))
-        return inside.astype(np.float32)
-
-    return beam
+        room=(0.0, x1, y0, y1, tall), lights=tuple(lights), facts={"window": window})
 
 
 # ---------------------------------------------------------------- furniture
@@ -154,9 +124,9 @@ def _piece(u, stage, place, name, a, wall, lights):
 
 
 def _tv(u, stage, place, a, finish, lights):
-    place.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern=P["board"], style=(3.0, 1.0, 0, 0))
+    place.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3.0, 1.0, 0, 0))
     w = u(0.58, 0.74)
-    place.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern=P["tv"],
+    place.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern="tv",
         style=(u(), float(u.chance(0.75)), 0, 0), heat=9.0)
     for k in (-1, 1):
         r = u(0.06, 0.09)
@@ -178,32 +148,32 @@ def _shelf(u, stage, place, a, finish, lights):
             if u.chance(0.88):
                 fill = u(0.75, 0.97) * w
                 place.box(BOOKS, "paper", (0.5, 0.4, 0.3), a - (w - fill) * u.pick([-0.9, 0.9]), 0.15, z + 0.02 + room / 2, fill, 0.12,
-                    room / 2, pattern=P["books"])
+                    room / 2, pattern="books")
             else:
                 place.lump(OBJECTS, "rubber", u.pick(COATS), a + u(-0.2, 0.2), 0.17, z + 0.02 + 0.11, 0.09, 0.09, 0.11)
 
 
 def _wardrobe(u, stage, place, a, finish, lights):
     w, tall = u(0.6, 0.8), u(1.85, 2.15)
-    place.box(FURNITURE, *finish, a, 0.29, tall / 2, w, 0.29, tall / 2, pattern=P["board"], style=(2.0, 1.0, 0, 0))
+    place.box(FURNITURE, *finish, a, 0.29, tall / 2, w, 0.29, tall / 2, pattern="board", style=(2.0, 1.0, 0, 0))
 
 
 def _cabinet(u, stage, place, a, finish, lights):
     w, tall = u(0.45, 0.6), u(0.75, 1.1)
-    place.box(FURNITURE, *finish, a, 0.22, tall / 2, w, 0.22, tall / 2, pattern=P["board"], style=(1.0, 4.0, 0, 0))
+    place.box(FURNITURE, *finish, a, 0.22, tall / 2, w, 0.22, tall / 2, pattern="board", style=(1.0, 4.0, 0, 0))
     r = u(0.08, 0.12)
     place.lump(OBJECTS, "tile", u.pick(COATS), a - 0.2, 0.22, tall + r, r, r, r)
-    place.box(BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern=P["books"])
+    place.box(BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books")
 
 
 def _bed(u, stage, place, a, finish, lights):
     """Along the wall, headboard at the far end: frame, mattress, blanket, pillows."""
     w, long = u(0.70, 0.80), 1.02
     cloth, frame = u.tint(u.pick(FABRICS)), u.tint(u.pick(WOODS))
-    place.box(BED, "wood", frame, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern=P["board"], style=(2.0, 1.0, 0, 0))
+    place.box(BED, "wood", frame, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2.0, 1.0, 0, 0))
     place.box(BED, "wood", frame, a, w, 0.17, long, w, 0.13)
     place.box(BED, "cloth", (0.74, 0.73, 0.70), a, w, 0.39, long - 0.02, w - 0.02, 0.10)
-    place.box(BED, "cloth", cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern=P["stripes"], style=(u(2, 5), 0.35, 0, 0))
+    place.box(BED, "cloth", cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern="stripes", style=(u(2, 5), 0.35, 0, 0))
     for side in (-1, 1):
         place.lump(BED, "cloth", (0.80, 0.79, 0.76), a + long - 0.30, w + side * w * 0.48, 0.53, 0.22, w * 0.40, 0.11)
 
@@ -241,17 +211,17 @@ def _plant(u, stage, place, a, finish, lights):
 def _window(u, stage, place, a, wall):
     """Window flat on the wall, sill, curtains (NYU's 13 classes count curtains as window)."""
     w, h, z = u(0.62, 0.80), u(0.55, 0.65), 1.55
-    place.box(WINDOW, "render", (0.8, 0.8, 0.78), a, 0.012, z, w, 0.012, h, pattern=P["window"])
+    place.box(WINDOW, "render", (0.8, 0.8, 0.78), a, 0.012, z, w, 0.012, h, pattern="window")
     place.box(WINDOW, "render", (0.75, 0.74, 0.72), a, 0.08, z - h - 0.03, w + 0.08, 0.08, 0.025)
     cloth = u.tint(u.pick(FABRICS + WALLS))
     for side in (-1, 1):
-        place.box(WINDOW, "cloth", cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, pattern=P["stripes"],
+        place.box(WINDOW, "cloth", cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, pattern="stripes",
             style=(11.0, 0.55, 0, 0))
 
 
 def _picture(u, place, a, z):
     w, h = u(0.28, 0.45), u(0.24, 0.36)
-    place.box(PICTURE, "paper", (0.7, 0.7, 0.65), a, 0.012, z, w, 0.012, h, pattern=P["picture"], style=(u(), 0, 0, 0))
+    place.box(PICTURE, "paper", (0.7, 0.7, 0.65), a, 0.012, z, w, 0.012, h, pattern="picture", style=(u(), 0, 0, 0))
 
 
 def _table(u, stage, x, y):
@@ -282,7 +252,7 @@ def _chair(u, stage, x, y, yaw, seat, wood):
     def at(a, b):
         return x + c * a - s * b, y + s * a + c * b
     stage.box(CHAIR, M["carpet"], seat, (*at(0, 0), 0.45), (0.21, 0.21, 0.035), yaw)
-    stage.box(CHAIR, M["wood"], wood, (*at(0.20, 0), 0.78), (0.02, 0.20, 0.17), yaw, pattern=P["stripes"], style=(9.0, 0.4, 0, 0))
+    stage.box(CHAIR, M["wood"], wood, (*at(0.20, 0), 0.78), (0.02, 0.20, 0.17), yaw, pattern="stripes", style=(9.0, 0.4, 0, 0))
     for a in (1, -1):
         for b in (1, -1):
             stage.cylinder(CHAIR, M["wood"], wood, (*at(a * 0.18, b * 0.18), 0.0), 0.022, 0.43 if a < 0 else 0.95)

@@ -195,8 +195,6 @@ def temperature(world, hits, weather, sun_share) -> np.ndarray:
     s = weather.sun_direction
     cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
     now = f32(weather.sun_now) * cosine * sun_share
-    if world.indoor:
-        now = now * world.facts["sunbeam"](s, *hits.where)
     surface = f32(weather.air) + column("warmth")[m] * (now + f32(weather.sun_before) * column("keep")[m] * (f32(0.6) + f32(0.4) * cosine))
     own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, hits.prim * 0 + 77) - f32(0.5)) * f32(1.2)  # no two things are equally warm
     if world.indoor:  # warm air rises; the far wall is an outer wall
@@ -242,7 +240,7 @@ def near_infrared(world, hits, weather, colour, sky_colour, sun_share, occlusion
     solid = np.isfinite(hits.t)
     s = weather.sun_direction
     cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
-    direct = cosine * sun_share * (world.facts["sunbeam"](s, *hits.where) if world.indoor else 1)
+    direct = cosine * sun_share
     distance = np.where(solid, hits.t, 1e3).astype(f32)
     light = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion + f32(weather.nir_sun) * direct
     power, spread = (6.0, 8.0) if world.indoor else (60.0, 40.0)

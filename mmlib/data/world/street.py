@@ -136,7 +136,7 @@ def _block(u, stage, x, size, side, line):
     height = storey * int(u.rng.integers(2, 6)) + (3.6 if shops else 0.5) + 0.6
     kind = float(u.rng.integers(4)) if u.chance(0.7) else 0.0
     y = side * (line + deep / 2 + 0.05)
-    stage.box(BUILDING, M[material], colour, (x + size / 2, y, height / 2), (size / 2 - 0.02, deep / 2, height / 2), pattern=P["facade"],
+    stage.box(BUILDING, M[material], colour, (x + size / 2, y, height / 2), (size / 2 - 0.02, deep / 2, height / 2), pattern="facade",
               style=(u(1.9, 3.0), storey, kind, float(shops)))
     if u.chance(0.5):
         rise = u(1.6, 2.8)
@@ -154,7 +154,7 @@ def _house(u, stage, x, size, side, line):
     storey, deep, wide = u(2.7, 3.0), u(7, 9), size * 0.36
     height = storey * int(u.rng.integers(1, 3)) + 1.2
     y = side * (line + deep / 2)
-    stage.box(BUILDING, M[material], u.tint(colour), (x + size / 2, y, height / 2), (wide, deep / 2, height / 2), pattern=P["facade"],
+    stage.box(BUILDING, M[material], u.tint(colour), (x + size / 2, y, height / 2), (wide, deep / 2, height / 2), pattern="facade",
         style=(u(2.2, 3.2), storey, float(u.rng.integers(2)), 0.0))
     rise, half = u(1.8, 3.0), deep / 2 + 0.5
     stage.add(FRUSTUM, BUILDING, M["roof"], u.pick([(0.36, 0.13, 0.08), (0.14, 0.14, 0.16), (0.26, 0.17, 0.13)]),
@@ -168,7 +168,7 @@ def _boundary(u, stage, x, size, side, y, kind):
     if kind == "fence":  # wooden boards, or white pickets, on posts
         height = u(1.35, 1.9)
         colour = u.pick([(0.42, 0.26, 0.13), (0.36, 0.20, 0.10), (0.50, 0.33, 0.18), (0.68, 0.66, 0.62)])
-        stage.box(FENCE, M["wood"], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.04, height / 2), pattern=P["stripes"],
+        stage.box(FENCE, M["wood"], u.tint(colour), (*centre, KERB + height / 2), (size / 2, 0.04, height / 2), pattern="stripes",
             style=(5.0, 0.35, 0.0, 0.0))
         for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
             stage.box(FENCE, M["wood"], tuple(c * 0.8 for c in colour), (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08),
@@ -188,7 +188,7 @@ def _backdrop(u, stage):
     for k in range(7):
         y, height = -66 + 22 * k + u(-4, 4), u(8, 24)
         stage.box(BUILDING, M["render"], u.tint(u.pick(FACADES)[1]), (u(118, 140), y, height / 2), (8, u(7, 11), height / 2),
-            pattern=P["facade"], style=(3.0, 3.2, 0.0, 0.0))
+            pattern="facade", style=(3.0, 3.2, 0.0, 0.0))
     for side in (1, -1):
         for k in range(4):
             r = u(4, 6)
@@ -231,7 +231,7 @@ def _furniture(u, stage, road, verge, walk, gap):
         x, y, wide = u(13, 24), u.pick([-1.0, 1.0]), u(1.3, 1.8)
         y0 = -road[-1] - 0.6 if y < 0 else road[1] + 0.6
         centre = y0 + (wide if y < 0 else -wide) * 0.75
-        stage.box(SIGN, M["sign"], (0.02, 0.16, 0.55), (x, centre, 4.9), (0.05, wide, 0.85), pattern=P["sign"], style=(3.0, 0, 0, 0))
+        stage.box(SIGN, M["sign"], (0.02, 0.16, 0.55), (x, centre, 4.9), (0.05, wide, 0.85), pattern="sign", style=(3.0, 0, 0, 0))
         stage.cylinder(POLE, M["metal"], (0.35, 0.36, 0.37), (x + 0.12, y0, KERB), 0.17, 5.7)
     lights.sort(key=lambda lamp: lamp[0])
     return lights[:7]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import CYLINDER, ELLIPSOID, FRUSTUM, View, World, trace
+from .geometry import CYLINDER, ELLIPSOID, FRUSTUM, View, World, dot, trace
 
 FLOOR, CEILING, FRONT, BACK, RIGHT, LEFT = range(6)  # an indoor world's background surfaces, in this order
 GROUND, SKY = range(2)  # an outdoor world's
+INDOOR_NORMALS = np.array([(0, 0, 1), (0, 0, -1), (-1, 0, 0), (1, 0, 0), (0, 1, 0), (0, -1, 0)], np.float32)
+OUTDOOR_NORMALS = np.array([(0, 0, 1), (0, 0, 0)], np.float32)
 
 
 @dataclass
@@ -34,19 +36,19 @@ class Hits:
 
 def background(world: World, origin, dirs):
     """Analytic surfaces that enclose the scene: t (N,) and table row (N,)."""
-    x, y, z = (np.float32(v) for v in origin)
+    origin = np.array(origin, np.float32)[:, None]
     with np.errstate(all="ignore"):
         if not world.indoor:
-            t = -z / dirs[2]
+            t = -origin[2] / dirs[2]
             ground = (dirs[2] < 0) & (t < 2000)
-            return np.where(ground, t, np.float32(np.inf)), np.where(ground, world.count + GROUND, world.count + SKY)
-        x0, x1, y0, y1, height = (np.float32(v) for v in world.room)
-        tx = np.where(dirs[0] > 0, x1 - x, x0 - x) / dirs[0]
-        ty = np.where(dirs[1] > 0, y1 - y, y0 - y) / dirs[1]
-        tz = np.where(dirs[2] > 0, height - z, -z) / dirs[2]
+            return np.where(ground, t, np.float32(np.inf)), world.count + np.where(ground, GROUND, SKY)
+        x0, x1, y0, y1, height = world.room
+        low, high = np.array([(x0, y0, 0), (x1, y1, height)], np.float32)[..., None]
+        tx, ty, tz = np.where(dirs > 0, high - origin, low - origin) / dirs  # where the ray crosses a wall of each pair
     t = np.minimum(np.minimum(tx, ty), tz)
-    side = np.where(tx <= ty, np.where(dirs[0] > 0, FRONT, BACK), np.where(dirs[1] > 0, LEFT, RIGHT))
-    return t, world.count + np.where(tz <= t, np.where(dirs[2] > 0, CEILING, FLOOR), side)
+    ahead, left, up = dirs > 0
+    side = np.where(tx <= ty, np.where(ahead, FRONT, BACK), np.where(left, LEFT, RIGHT))
+    return t, world.count + np.where(tz <= t, np.where(up, CEILING, FLOOR), side)
 
 
 def look(world: World, views: list[View]) -> Hits:
@@ -56,48 +58,46 @@ def look(world: World, views: list[View]) -> Hits:
     back_t, back = (np.concatenate(parts) for parts in zip(*(background(world, v.origin, v.dirs) for v in views)))
     behind = (prim < 0) | (back_t < t)
     t, prim = np.where(behind, back_t, t), np.where(behind, back, prim)
+    origin_x, origin_y, origin_z, time = np.array([(*v.origin, v.time) for v in views], np.float32).T
     sizes = [v.rows * v.cols for v in views]
-    step = np.where(np.isfinite(t), t, np.float32(1))
-    where = np.empty_like(dirs)
-    for k in range(3):
-        where[k] = step * dirs[k] + np.repeat(np.array([v.origin[k] for v in views], np.float32), sizes)
+    where = np.where(np.isfinite(t), t, np.float32(1)) * dirs
+    for k, origin in enumerate((origin_x, origin_y, origin_z)):
+        where[k] += np.repeat(origin, sizes)
     label, material = world.label[prim], world.material[prim]
     world.paint(label, material, prim, *where)
 
-    normal, local, axis = np.zeros_like(dirs), where.copy(), np.full(len(t), 2, np.int8)
-    solid = np.flatnonzero(prim < world.count)
-    p = prim[solid]
-    time = np.repeat(np.array([v.time for v in views], np.float32), sizes)[solid]
-    kind = world.kind[p]
-    cx, cy, cz, hx, hy, hz, cos, sin, kx, ky, mx, my = np.take(world.shape, p, 1)
-    x, y = where[0][solid] - cx - time * mx, where[1][solid] - cy - time * my
-    x, y, z = cos * x + sin * y, cos * y - sin * x, where[2][solid] - cz
+    solid, others = np.flatnonzero(prim < world.count), np.flatnonzero(prim >= world.count)
+    normal, local, axis = np.empty_like(dirs), where.copy(), np.empty(len(t), np.int8)
+    normal[:, others] = np.take(INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS, prim[others] - world.count, 0).T
+    axis[others] = np.where(normal[0, others] != 0, 0, np.where(normal[1, others] != 0, 1, 2))
+    normal[:, solid], local[:, solid], axis[solid] = _on_primitives(world, prim[solid], where[:, solid], np.repeat(time, sizes)[solid])
+    direction = dirs / np.sqrt(dot(dirs, dirs))
+    facing = np.clip(-dot(normal, direction), 0, 1)
+    return Hits(t, prim, label, material, where, normal, local, axis, facing, direction)
+
+
+def _on_primitives(world, prim, where, time):
+    """Normal (3, n), position in the primitive's frame (3, n) and face (n,) of points on primitives at the times they were seen."""
+    kind = world.kind[prim]
+    flat, ball, pillar = kind <= FRUSTUM, kind == ELLIPSOID, kind == CYLINDER
+    cx, cy, cz, hx, hy, hz, cos, sin, kx, ky, mx, my = np.take(world.shape, prim, 1)
+    x, y, z = where[0] - cx - time * mx, where[1] - cy - time * my, where[2] - cz
+    x, y = cos * x + sin * y, cos * y - sin * x
     bottom = z + hz
-    qx, qy, qz = x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz
-    ax, ay, az = np.abs(qx), np.abs(qy), np.abs(qz)
-    face = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1)).astype(np.int8)
-    flat = kind <= FRUSTUM
-    nx = np.where(flat, np.where(face == 0, np.sign(qx), 0), qx / hx)
-    ny = np.where(flat, np.where(face == 1, np.sign(qy), 0), qy / hy)
-    nz = np.where(flat, np.where(face == 2, np.sign(qz), np.where(face == 0, kx, ky)), qz / hz)
-    round_ = kind == CYLINDER
-    cap = round_ & (az > 0.9995) & (qx * qx + qy * qy < 0.998)
-    nx, ny, nz = np.where(cap, 0, nx), np.where(cap, 0, ny), np.where(cap, np.sign(qz), np.where(round_, 0, nz))
+    q = np.stack([x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz])  # each -1..1 inside
+    ax, ay, az = np.abs(q)
+    axis = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1))
+    cap = pillar & (az > 0.9995) & (q[0] * q[0] + q[1] * q[1] < 0.998)  # a cylinder's lid
+    wall = pillar & ~cap
+
+    sign = np.sign(q)
+    nx = np.where(flat, np.where(axis == 0, sign[0], 0), q[0] / hx)
+    ny = np.where(flat, np.where(axis == 1, sign[1], 0), q[1] / hy)
+    nz = np.where(flat, np.where(axis == 2, sign[2], np.where(axis == 0, kx, ky)), q[2] / hz)
+    nx, ny, nz = np.where(cap, 0, nx), np.where(cap, 0, ny), np.where(cap, sign[2], np.where(wall, 0, nz))
     length = 1 / np.sqrt(nx * nx + ny * ny + nz * nz + np.float32(1e-20))
     nx, ny, nz = nx * length, ny * length, nz * length
-    axis[solid] = np.where(cap, 2, np.where(round_, 0, face))
-    ball = np.flatnonzero(kind == ELLIPSOID)
-    axis[solid[ball]] = np.where(np.abs(nz[ball]) > 0.75, 2, np.where(np.abs(nx[ball]) > np.abs(ny[ball]), 0, 1))
-    normal[0][solid], normal[1][solid], normal[2][solid] = cos * nx - sin * ny, sin * nx + cos * ny, nz
-    local[0][solid], local[1][solid], local[2][solid] = x, np.where(round_ & ~cap, np.arctan2(y, x) * hx, y), z
-    others = np.flatnonzero(prim >= world.count)
-    which = prim[others] - world.count
-    if world.indoor:
-        towards = np.array([(0, 0, 1), (0, 0, -1), (-1, 0, 0), (1, 0, 0), (0, 1, 0), (0, -1, 0)], np.float32)
-        axis[others] = np.array([2, 2, 0, 0, 1, 1], np.int8)[which]
-    else:
-        towards = np.array([(0, 0, 1), (0, 0, 0)], np.float32)
-    normal[:, others] = np.take(towards.T, which, 1)
-    direction = dirs / np.sqrt(dirs[0] * dirs[0] + dirs[1] * dirs[1] + dirs[2] * dirs[2])
-    facing = np.clip(-(normal[0] * direction[0] + normal[1] * direction[1] + normal[2] * direction[2]), 0, 1)
-    return Hits(t, prim, label, material, where, normal, local, axis, facing, direction)
+    axis = np.where(cap, 2, np.where(wall, 0, axis))
+    axis = np.where(ball, np.where(np.abs(nz) > 0.75, 2, np.where(np.abs(nx) > np.abs(ny), 0, 1)), axis)
+    y = np.where(wall, np.arctan2(y, x, where=wall, out=np.zeros_like(y)) * hx, y)  # metres around the pillar
+    return np.stack([cos * nx - sin * ny, sin * nx + cos * ny, nz]), np.stack([x, y, z]), axis
