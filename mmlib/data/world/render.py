@@ -77,48 +77,43 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
         raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
     if not isinstance(supersample, (int, np.integer)) or not 1 <= supersample <= 8:
         raise ValueError(f"supersample must be an integer from 1 to 8, got {supersample!r}")
-    size = (int(size[0]), int(size[1]))
-    world = SCENES[scene](int(seed))
-    air = weather(scene, condition, _generator("weather", seed))
-    sunlight = bool({"rgb", "event", "thermal", "nir"} & set(modalities))
-    eye = Shot(world, air, size, "event" in modalities, "lidar" in modalities, sunlight)
+    size = height, width = int(size[0]), int(size[1])
+    wanted, n = set(modalities), height * width
+    world, air = SCENES[scene](int(seed)), weather(scene, condition, _generator("weather", seed))
+    shot = Shot(world, air, size, "event" in wanted, "lidar" in wanted, bool({"rgb", "event", "thermal", "nir"} & wanted))
+    light = shot.radiance() if {"rgb", "event", "nir"} & wanted else None
+    hits, colour, sun = shot.hits.part(0, n), shot.colour[:, :n], shot.sun[:n]  # of the picture, without the earlier pose
+    broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in ALL}
 
     def noise(name):
-        return _generator("noise", name, seed, condition, case if CASE_SENSOR.get(case) == name else "")
+        return _generator("noise", name, seed, condition, broken.get(name, ""))
 
-    n = size[0] * size[1]
     images = {}
-    needs_light = {"rgb", "event", "nir"} & set(modalities)
-    light = eye.radiance() if needs_light else None
-    hits = eye.hits.part(0, n)
-    broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in modalities}
-    if "rgb" in modalities:
+    if "rgb" in wanted:
         picture = light[:, :n].reshape(3, *size)
         if supersample > 1:
-            picture = Shot(world, air, (size[0] * supersample, size[1] * supersample)).radiance()
-            picture = picture.reshape(3, size[0], supersample, size[1], supersample)
-            picture = np.minimum(picture, 12 / air.exposure).mean((2, 4), dtype=np.float32)
+            fine = Shot(world, air, (height * supersample, width * supersample)).radiance()
+            fine = np.minimum(fine.reshape(3, height, supersample, width, supersample), 12 / air.exposure)
+            picture = fine.mean((2, 4), dtype=np.float32)
         images["rgb"] = sensors.rgb(picture, air, noise("rgb"), broken["rgb"])
-    if "depth" in modalities:
+    if "depth" in wanted:
         images["depth"] = sensors.depth(hits, size, air, world.indoor, noise("depth"))
-    if "event" in modalities:
-        now, before = (sensors.log_intensity(light[:, k * n : (k + 1) * n], air).reshape(size) for k in (0, 1))
+    if "event" in wanted:
+        now, before = (sensors.log_intensity(part, air).reshape(size) for part in (light[:, :n], light[:, n:]))
         images["event"] = sensors.events(before, now, noise("event"), background=0.002 * air.noise, case=broken["event"])
-    if "lidar" in modalities:
-        images["lidar"] = sensors.lidar(sensors.scan(world, eye.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size)
-    if "thermal" in modalities:
-        images["thermal"] = sensors.thermal(sensors.temperature(world, hits, air, eye.sun[:n]).reshape(size), noise("thermal"))
-    if "nir" in modalities:
-        images["nir"] = sensors.near_infrared(world, hits, air, eye.colour[:, :n], light[:, :n], eye.sun[:n], eye.occlusion[:n], size,
-                                              noise("nir"))
-    if {"dolp", "aolp"} & set(modalities):
-        s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, eye.colour[:, :n], world.camera))
-        both = dict(zip(("dolp", "aolp"), sensors.polarisation(s1, s2, noise("polarisation"), 0.008 * air.noise)))
-        images |= {name: both[name] for name in ("dolp", "aolp") if name in modalities}
+    if "lidar" in wanted:
+        images["lidar"] = sensors.lidar(sensors.scan(world, shot.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size)
+    if "thermal" in wanted:
+        images["thermal"] = sensors.thermal(sensors.temperature(world, hits, air, sun).reshape(size), noise("thermal"))
+    if "nir" in wanted:
+        nir = sensors.near_infrared(world, hits, air, colour, light[:, :n], sun, shot.occlusion[:n], noise("nir"))
+        images["nir"] = nir.reshape(*size, 1)
+    if {"dolp", "aolp"} & wanted:
+        s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, colour, world.camera))
+        images["dolp"], images["aolp"] = sensors.polarisation(s1, s2, noise("polarisation"), 0.008 * air.noise)
     return Frame(
         {name: SENSORS[name].to_stored(images[name]) for name in modalities},
-        hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(np.moveaxis(hits.normal.reshape(3, *size), 0, 2)),
-        hits.material.reshape(size),
+        hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(hits.normal.T).reshape(*size, 3), hits.material.reshape(size),
     )  # fmt: skip
 
 

@@ -11,16 +11,22 @@ import math
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from .geometry import ring_view
+from .geometry import dot, ring_view
+from .light import sun_cosine
 from .materials import MATERIAL, PATTERN, column, dice
 from .surfaces import FRONT
 
-FAILURES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
 CASE_SENSOR = {"motionblur": "rgb", "overexposure": "rgb", "underexposure": "rgb", "lidarjitter": "lidar", "eventlowres": "event"}
+FAILURES = tuple(CASE_SENSOR)
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 _TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))  # display gamma, then a little contrast
 _TONE += np.float32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
 f32 = np.float32
+
+
+def _display(light):
+    """Light, 0..1 of what the sensor holds, as display values 0..1."""
+    return _TONE[(np.clip(light, 0, 1) * 4096).astype(np.int32)]
 
 
 # ---------------------------------------------------------------- visible light
@@ -29,17 +35,17 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
     width = radiance.shape[2]
     light = radiance * f32(weather.exposure)
     if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
-        excess = np.minimum(np.maximum(light - f32(0.9), 0), f32(8))
+        excess = np.clip(light - f32(0.9), 0, 8)
         halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * f32(0.30)
         wide = gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)
         light = light + halo + wide[:, : light.shape[1], :width] * f32(0.22)
     if case == "motionblur":
         light = _smear(light, rng)
     light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
-    sigma = np.sqrt(light * f32(0.0009) + f32(1.6e-5)) * f32(math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1))
+    gain = math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1)
+    sigma = np.sqrt(light * f32(0.0009) + f32(1.6e-5)) * f32(gain)
     light = np.maximum(light + sigma * rng.standard_normal(light.shape, f32), 0)
-    light = light * (1 + light * f32(1 / 6)) / (1 + light)
-    return np.moveaxis(_TONE[(np.minimum(light, 1) * 4096).astype(np.int32)], 0, 2)
+    return np.moveaxis(_display(light * (1 + light * f32(1 / 6)) / (1 + light)), 0, 2)
 
 
 def _smear(light, rng):
@@ -49,43 +55,43 @@ def _smear(light, rng):
     steps = max(5, int(length))
     rows, cols = np.arange(height)[:, None], np.arange(width)[None]
     out = np.zeros_like(light)
-    for k in range(steps):
-        shift = (k / (steps - 1) - 0.5) * length
+    for shift in (np.arange(steps) / (steps - 1) - 0.5) * length:
         down, right = round(shift * math.sin(angle)), round(shift * math.cos(angle))
         out += light[:, np.clip(rows + down, 0, height - 1), np.clip(cols + right, 0, width - 1)]
     return out / f32(steps)
 
 
 # ---------------------------------------------------------------- range
+def depth_scale(indoor: bool):
+    """(range in metres, disparity unit in 1/m) of the depth camera."""
+    return (8.0, 0.0028) if indoor else (60.0, 0.0006)
+
+
 def depth_step(z, indoor: bool):
     """Quantisation step of the depth camera in metres at depth z: it measures disparity (1 / z), so the step grows with z squared."""
-    return (0.0028 if indoor else 0.0006) * z * z
+    return depth_scale(indoor)[1] * z * z
 
 
 def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     """Depth (H, W, 1) in metres, 0 = no measurement.
 
-    Range 8 m indoors, 60 m outdoors. Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range,
-    surfaces seen at grazing angles, glass and other mirrors, a few at random, and distant things in fog.
+    Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range, surfaces seen at grazing angles,
+    glass and other mirrors, a few at random, and distant things in fog.
     """
-    z = hits.t
-    far = 8.0 if indoor else 60.0
-    k = f32(0.0028 if indoor else 0.0006)
-    chance = rng.random(z.shape, f32)
-    jitter = np.clip(rng.standard_normal(z.shape, f32), -4, 4) * f32(0.5)
-    good = np.isfinite(z) & (z < far)
-    z = np.where(good, z, 1)
-    disparity = np.maximum(np.rint(1 / (z * k) + jitter), 1)
+    far, unit = depth_scale(indoor)
+    chance = rng.random(hits.t.shape, f32)
+    jitter = np.clip(rng.standard_normal(hits.t.shape, f32), -4, 4) * f32(0.5)
+    good = np.isfinite(hits.t) & (hits.t < far)
+    z = np.where(good, hits.t, 1)
+    disparity = np.maximum(np.rint(1 / (z * f32(unit)) + jitter), 1)
     grazing = np.clip(1 - hits.facing / f32(0.09), 0, 1)
     veiled = (1 - np.exp(f32(-0.6 * weather.haze) * z)) * (weather.haze > 0.01)
     loss = f32(0.004) + grazing + f32(0.55) * column("gloss")[hits.material] ** 2 + veiled
-    return np.where(good & (chance > loss), 1 / (disparity * k), 0).reshape(*shape, 1)
+    return np.where(good & (chance > loss), 1 / (disparity * f32(unit)), 0).reshape(*shape, 1)
 
 
 def lidar_rings(indoor: bool):
-    """Elevations (descending) and azimuths (ascending) of the scanner in radians: 40 rings, dense around the horizon, every 0.45
-    degrees.
-    """
+    """Elevations (descending) and azimuths (ascending) of the scanner, radians: 40 rings, dense around the horizon, every 0.45 degrees."""
     up, down = (24, -38) if indoor else (9, -25)
     u = np.linspace(1, -1, 40)
     bend = 0.45 * u + 0.55 * u**3
@@ -100,13 +106,12 @@ def lidar_mount(camera, indoor):
 
 def lidar_view(world):
     """The rays of one sweep."""
-    position, yaw = lidar_mount(world.camera, world.indoor)
-    return ring_view(position, yaw, *lidar_rings(world.indoor))
+    return ring_view(*lidar_mount(world.camera, world.indoor), *lidar_rings(world.indoor))
 
 
 def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the
-    points are), range, intensity, and ring.
+    points are), range and intensity.
 
     Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in fog, which scatters back)
     decides which points return; mirrors swallow most; fog returns a few false points near the sensor. ``lidarjitter`` turns every ring by
@@ -117,36 +122,34 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     n = len(hits.t)
     chance, noise, level = rng.random(n, f32), rng.standard_normal(n, f32), rng.standard_normal(n, f32)
     reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
-    retro = column("retro")[hits.material] * (1 - f32(0.6) * column("gloss")[hits.material])
+    gloss = column("gloss")[hits.material]
+    retro = column("retro")[hits.material] * (1 - f32(0.6) * gloss)
     power = retro * hits.facing * np.exp(f32(-2 * weather.haze) * reach) / (reach * reach)
     threshold = f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(f32(0.5) * level)
-    good = (power > threshold) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * column("gloss")[hits.material] ** 2)
+    good = (power > threshold) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * gloss**2)
     measured = reach + f32(0.02) * np.clip(noise, -4, 4)
     if weather.haze > 0.01:
         ghost = (chance > 0.985) & (reach > 6)
         measured, good = np.where(ghost, 2 + np.abs(noise) * 1.5, measured), good | ghost
-    intensity = 100 * retro * np.sqrt(hits.facing)
-    ring = np.repeat(np.arange(len(elevations)), len(azimuths))
     direction = hits.direction
     if case == "lidarjitter":
-        sway = np.radians(rng.standard_normal(len(elevations)) * 1.2 + rng.standard_normal() * 1.5).astype(f32)[ring]
+        sway = np.radians(rng.standard_normal(len(elevations)) * 1.2 + rng.standard_normal() * 1.5).astype(f32)
         tip = f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
-        a, c, s = direction, np.cos(sway), np.sin(sway)
-        direction = np.stack([c * a[0] - s * a[1], s * a[0] + c * a[1], a[2] + tip])
+        (x, y, z), c, s = direction, *np.repeat([np.cos(sway), np.sin(sway)], len(azimuths), 1)
+        direction = np.stack([c * x - s * y, s * x + c * y, z + tip])
         measured = measured + f32(0.10) * rng.standard_normal(n, f32)
-    keep = np.flatnonzero(good)
-    points = (direction * measured)[:, keep] + np.array(mount, f32)[:, None]
-    return {"x": points[0], "y": points[1], "z": points[2], "range": measured[keep], "intensity": intensity[keep], "ring": ring[keep]}
+    x, y, z = direction * measured + np.array(mount, f32)[:, None]
+    points = {"x": x, "y": y, "z": z, "range": measured, "intensity": 100 * retro * np.sqrt(hits.facing)}
+    return {name: values[good] for name, values in points.items()}
 
 
 def lidar(points, camera, size) -> np.ndarray:
     """Points projected into the camera: (H, W, 3) = range m, intensity in percent, height above ground m; 0 = no point; the nearest point
-    wins.
-    """
+    of a pixel wins."""
     height, width = size
-    column_, row, depth_ = camera.project(points["x"], points["y"], points["z"], size)
-    j, i = np.floor(column_).astype(np.int64), np.floor(row).astype(np.int64)
-    seen = np.flatnonzero((depth_ > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
+    x, y, ahead = camera.project(points["x"], points["y"], points["z"], size)
+    j, i = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    seen = np.flatnonzero((ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
     seen = seen[np.argsort(-points["range"][seen], kind="stable")]
     image = np.zeros((height, width, 3), f32)
     image[i[seen], j[seen]] = np.stack([points["range"], points["intensity"], np.maximum(points["z"], 0)], 1)[seen]
@@ -162,65 +165,56 @@ def log_intensity(radiance, weather) -> np.ndarray:
 def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -> np.ndarray:
     """Event counts (H, W, 2) = brighter, darker between two log-intensity images (H, W).
 
-    A pixel fires once per ``threshold`` of log change. With ``rng``: every pixel's threshold differs a little, and pixels also fire at
-    random.
+    A pixel fires once per ``threshold`` of log change. With ``rng``, every pixel's threshold differs a little, and some fire at random.
     """
-    height, width = before.shape
     change = after - before
     if case == "eventlowres":  # an array with a quarter of the rows and columns
-        rows, cols = np.minimum(np.arange(height) // 4, (height - 1) // 4), np.minimum(np.arange(width) // 4, (width - 1) // 4)
-        total = np.add.reduceat(np.add.reduceat(change, np.arange(0, height, 4), 0), np.arange(0, width, 4), 1)
-        area = np.bincount(rows)[:, None] * np.bincount(cols)[None]
-        change = (total / area).astype(f32)
-    if rng is None:
-        scale, noise = f32(threshold), np.zeros((2, *change.shape), f32)
-    else:
-        scale = f32(threshold) * (1 + f32(0.08) * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
+        rows, cols = (np.arange(n) // 4 for n in change.shape)
+        total = np.add.reduceat(np.add.reduceat(change, np.arange(0, len(rows), 4), 0), np.arange(0, len(cols), 4), 1)
+        change = (total / np.outer(np.bincount(rows), np.bincount(cols))).astype(f32)
+    noise = 0
+    if rng is not None:
+        threshold = threshold * (1 + f32(0.08) * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
         noise = (rng.random((2, *change.shape), f32) < background).astype(f32)
-    counts = np.minimum(np.stack([np.floor(np.maximum(change, 0) / scale), np.floor(np.maximum(-change, 0) / scale)]) + noise, 8)
+    counts = np.minimum(np.floor(np.maximum([change, -change], 0) / threshold) + noise, 8)
     if case == "eventlowres":
         counts = counts[:, rows[:, None], cols[None]]
     return np.moveaxis(counts, 0, 2)
 
 
 # ---------------------------------------------------------------- heat
-def temperature(world, hits, weather, sun_share) -> np.ndarray:
+def temperature(world, hits, weather, sun) -> np.ndarray:
     """Apparent temperature (N,) in degrees Celsius before the detector: reads the weather's heat fields only, never its light.
 
     surface = air + warmth * (sun now + what is left of the sun before) + own heat; a share 1 - emissivity of what the camera sees is the
-    sky's or the surroundings' reflection; fog slowly replaces everything by its own temperature.
+    sky's or the surroundings' reflection; fog slowly replaces everything by its own temperature. ``sun`` (N,) is not shaded, 0..1.
     """
-    m = hits.material
-    solid = np.isfinite(hits.t)
-    s = weather.sun_direction
-    cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
-    now = f32(weather.sun_now) * cosine * sun_share
-    surface = f32(weather.air) + column("warmth")[m] * (now + f32(weather.sun_before) * column("keep")[m] * (f32(0.6) + f32(0.4) * cosine))
-    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, hits.prim * 0 + 77) - f32(0.5)) * f32(1.2)  # no two things are equally warm
-    if world.indoor:  # warm air rises; the far wall is an outer wall
+    m, pattern = hits.material, world.pattern[hits.prim]
+    air, cold_sky = f32(weather.air), f32(weather.sky_temperature)
+    cosine = sun_cosine(hits, weather)
+    before = f32(weather.sun_before) * column("keep")[m] * (f32(0.6) + f32(0.4) * cosine)
+    surface = air + column("warmth")[m] * (f32(weather.sun_now) * cosine * sun + before)
+    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - f32(0.5)) * f32(1.2)  # no two things are equally warm
+    leak = max(20.0 - weather.air, 0)  # windows of heated houses
+    if world.indoor:  # warm air rises; the far wall is an outer wall; the window is as cold as the street
         own = own + f32(0.7) * (hits.where[2] - f32(1.2)) - f32(1.3) * (hits.prim == world.count + FRONT)
-    pattern = world.pattern[hits.prim]
+        leak = 9.0 - weather.air
     engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
     if engine.any():
         reach = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], f32(1e-3))[hits.prim], 0, 1)
         own = np.where(engine, own * (f32(0.25) + f32(0.75) * reach), own)
     pane = (m == MATERIAL["glass"]) & ((pattern == PATTERN["facade"]) | (pattern == PATTERN["window"]))
-    indoors, outdoors = (f32(weather.air), f32(9.0)) if world.indoor else (f32(20.0), f32(weather.air))
-    surface = surface + own + pane * f32(0.35) * ((outdoors - indoors) if world.indoor else np.maximum(indoors - outdoors, 0))
-    up = np.clip(hits.normal[2] + f32(0.3), 0, 1)
-    around = f32(weather.air) + (f32(weather.sky_temperature) - f32(weather.air)) * up
+    surface = surface + own + pane * f32(0.35) * f32(leak)
+    around = air + (cold_sky - air) * np.clip(hits.normal[2] + f32(0.3), 0, 1)
     emissivity = column("emissivity")[m]
     seen = emissivity * surface + (1 - emissivity) * around
-    low = (1 - np.clip(hits.direction[2], 0, 1)) ** 6
-    sky = f32(weather.sky_temperature) + (f32(weather.air) - f32(weather.sky_temperature)) * low
-    through = np.where(solid, np.exp(f32(-weather.haze_heat) * np.where(solid, hits.t, 0)), 1)
-    return np.where(solid, seen * through + f32(weather.air) * (1 - through), sky)
+    sky = cold_sky + (air - cold_sky) * (1 - np.clip(hits.direction[2], 0, 1)) ** 6
+    through = np.exp(f32(-weather.haze_heat) * np.where(np.isfinite(hits.t), hits.t, 0))
+    return np.where(np.isfinite(hits.t), seen * through + air * (1 - through), sky)
 
 
 def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
-    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, faint column
-    pattern.
-    """
+    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, column pattern."""
     width = temperatures.shape[1]
     image = gaussian_filter(temperatures, 0.5 + width / 1000)
     noise = rng.standard_normal(image.shape, f32) * f32(netd) + rng.standard_normal(width, f32) * f32(0.4 * netd)
@@ -228,31 +222,27 @@ def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- near infrared, polarisation
-def near_infrared(world, hits, weather, colour, sky_colour, sun_share, occlusion, shape, rng) -> np.ndarray:
-    """850 nm picture (H, W, 1) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the dark an illuminator beside
-    the lens.
-    """
+def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> np.ndarray:
+    """850 nm picture (N,) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the dark an illuminator beside the
+    lens. ``colour``, ``light``, ``sun`` and ``occlusion`` as for (or from) ``light.radiance``."""
     luma = LUMA @ colour
-    base = LUMA @ world.colour
     own = column("nir")[hits.material]
-    relief = f32(0.3) + f32(0.7) * np.clip(luma / (base[hits.prim] + f32(1e-3)), 0.4, 1.3)  # the visible texture, softened
+    relief = f32(0.3) + f32(0.7) * np.clip(luma / ((LUMA @ world.colour)[hits.prim] + f32(1e-3)), 0.4, 1.3)  # visible texture, softened
     albedo = np.clip(np.where(own < 0, -own * luma, own * relief), 0, 0.9)
     solid = np.isfinite(hits.t)
-    s = weather.sun_direction
-    cosine = np.clip(hits.normal[0] * f32(s[0]) + hits.normal[1] * f32(s[1]) + hits.normal[2] * f32(s[2]), 0, 1)
-    direct = cosine * sun_share
     distance = np.where(solid, hits.t, 1e3).astype(f32)
-    light = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion + f32(weather.nir_sun) * direct
+    above = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion
     power, spread = (6.0, 8.0) if world.indoor else (60.0, 40.0)
-    light = light + f32(weather.nir_flash * power) * hits.facing / (distance * distance + f32(spread))
-    sky = np.maximum(sky_colour[0] * f32(0.52) - sky_colour[2] * f32(0.18), f32(0.02) * sky_colour[0])  # blue scatters, 850 nm does not
-    out = np.where(solid, albedo * light, sky)
-    if not world.indoor:
-        through = np.exp(f32(-weather.haze) * distance) if weather.haze > 0.01 else f32(1)
+    flash = f32(weather.nir_flash * power) * hits.facing / (distance * distance + f32(spread))
+    arriving = above + f32(weather.nir_sun) * (sun_cosine(hits, weather) * sun) + flash
+    sky = np.maximum(light[0] * f32(0.52) - light[2] * f32(0.18), f32(0.02) * light[0])  # blue scatters, 850 nm does not
+    out = np.where(solid, albedo * arriving, sky)
+    if weather.haze > 0.01:
+        through = np.exp(f32(-weather.haze) * distance)
         out = out * through + f32(weather.nir_sky) * (1 - through)
     out = out * f32(1.8)
     out = out + np.sqrt(out * f32(0.0006) + f32(1.5e-5)) * rng.standard_normal(out.shape, f32)
-    return _TONE[(np.clip(out / (1 + out * f32(0.35)), 0, 1) * 4096).astype(np.int32)].reshape(*shape, 1)
+    return _display(out / (1 + out * f32(0.35)))
 
 
 def fresnel_polarisation(cosine, index):
@@ -270,39 +260,37 @@ def fresnel_polarisation(cosine, index):
 
 def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray]:
     """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the rows, s2 > 0: rising to the
-    right).
-    """
+    right)."""
     _, right, up = (np.array(a, f32) for a in camera.axes())
+
+    def doubled(a, b):
+        """cos and sin of twice the angle of (a, b)."""
+        size = a * a + b * b + f32(1e-9)
+        return (a * a - b * b) / size, 2 * a * b / size
+
     across = hits.normal + hits.direction * hits.facing  # the normal's part perpendicular to the line of sight
-    a, b = right @ across, up @ across
-    size = a * a + b * b + f32(1e-9)
-    cos2, sin2 = (a * a - b * b) / size, 2 * a * b / size
     index = column("index")[hits.material]
     diffuse, mirror = fresnel_polarisation(hits.facing, index)
     base = ((index - 1) / (index + 1)) ** 2
     shine = (f32(0.03) + column("gloss")[hits.material]) * (base + (1 - base) * (1 - hits.facing) ** 5)
     body = (LUMA @ colour) * f32(0.55) + f32(0.02)
     degree = (body * diffuse - shine * mirror) / (body + shine)
-    sky_sun = sum(hits.direction[k] * f32(weather.sun_direction[k]) for k in range(3))
-    rayleigh = f32(0.75) * (1 - sky_sun * sky_sun) / (1 + sky_sun * sky_sun) * f32(1 - 0.7 * weather.clouds)
-    s = [np.array(weather.sun_direction, f32) @ axis for axis in (right, up)]
-    view = [axis @ hits.direction for axis in (right, up)]
-    p, q = s[0] - view[0] * sky_sun, s[1] - view[1] * sky_sun  # towards the sun; the sky is polarised across it
-    norm = p * p + q * q + f32(1e-9)
-    solid = np.isfinite(hits.t)
+
+    # the sky is polarised across the direction towards the sun, most at a right angle from it (Rayleigh)
+    sun = np.array(weather.sun_direction, f32)
+    near = dot(hits.direction, sun)
+    rayleigh = f32(0.75) * (1 - near * near) / (1 + near * near) * f32(1 - 0.7 * weather.clouds)
     rayleigh = rayleigh * (weather.haze < 0.01) * weather.sunny
-    s1 = np.where(solid, degree * cos2, -rayleigh * (p * p - q * q) / norm)
-    s2 = np.where(solid, degree * sin2, -rayleigh * 2 * p * q / norm)
-    if not world.indoor:
-        through = np.where(solid, np.exp(f32(-weather.haze) * np.where(solid, hits.t, 0)), 1)
-        s1, s2 = s1 * through, s2 * through
-    return s1, s2
+    towards_sun = (sun @ axis - (axis @ hits.direction) * near for axis in (right, up))
+    solid = np.isfinite(hits.t)
+    through = np.where(solid, np.exp(f32(-weather.haze) * np.where(solid, hits.t, 0)), 1)
+    of_surface, of_sky = doubled(right @ across, up @ across), doubled(*towards_sun)
+    return tuple(np.where(solid, degree * s, -rayleigh * q) * through for s, q in zip(of_surface, of_sky))
 
 
 def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
     """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle is noise where the degree is
-    near zero.
-    """
+    near zero."""
     if rng is not None:
         s1, s2 = (s + f32(noise) * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)
