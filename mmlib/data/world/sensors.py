@@ -33,17 +33,17 @@ def _display(light):
 def rgb(radiance, weather, rng, case="") -> np.ndarray:
     """Camera picture (H, W, 3) in 0..1 from radiance (3, H, W): glare, exposure, photon and read noise, film-like curve, display gamma."""
     width = radiance.shape[2]
-    light = radiance * f32(weather.exposure)
+    light = radiance * weather.exposure
     if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
-        excess = np.clip(light - f32(0.9), 0, 8)
-        halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * f32(0.30)
+        excess = np.clip(light - 0.9, 0, 8)
+        halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * 0.30
         wide = gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)
-        light = light + halo + wide[:, : light.shape[1], :width] * f32(0.22)
+        light = light + halo + wide[:, : light.shape[1], :width] * 0.22
     if case == "motionblur":
         light = _smear(light, rng)
     light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
     gain = math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1)
-    sigma = np.sqrt(light * f32(0.0009) + f32(1.6e-5)) * f32(gain)
+    sigma = np.sqrt(light * 0.0009 + 1.6e-5) * f32(gain)
     light = np.maximum(light + sigma * rng.standard_normal(light.shape, f32), 0)
     return np.moveaxis(_display(light * (1 + light * f32(1 / 6)) / (1 + light)), 0, 2)
 
@@ -80,13 +80,13 @@ def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     """
     far, unit = depth_scale(indoor)
     chance = rng.random(hits.t.shape, f32)
-    jitter = np.clip(rng.standard_normal(hits.t.shape, f32), -4, 4) * f32(0.5)
+    jitter = np.clip(rng.standard_normal(hits.t.shape, f32), -4, 4) * 0.5
     good = np.isfinite(hits.t) & (hits.t < far)
     z = np.where(good, hits.t, 1)
     disparity = np.maximum(np.rint(1 / (z * f32(unit)) + jitter), 1)
-    grazing = np.clip(1 - hits.facing / f32(0.09), 0, 1)
-    veiled = (1 - np.exp(f32(-0.6 * weather.haze) * z)) * (weather.haze > 0.01)
-    loss = f32(0.004) + grazing + f32(0.55) * column("gloss")[hits.material] ** 2 + veiled
+    grazing = np.clip(1 - hits.facing / 0.09, 0, 1)
+    veiled = (1 - np.exp(-0.6 * weather.haze * z)) * (weather.haze > 0.01)
+    loss = 0.004 + grazing + 0.55 * column("gloss")[hits.material] ** 2 + veiled
     return np.where(good & (chance > loss), 1 / (disparity * f32(unit)), 0).reshape(*shape, 1)
 
 
@@ -123,11 +123,11 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     chance, noise, level = rng.random(n, f32), rng.standard_normal(n, f32), rng.standard_normal(n, f32)
     reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
     gloss = column("gloss")[hits.material]
-    retro = column("retro")[hits.material] * (1 - f32(0.6) * gloss)
-    power = retro * hits.facing * np.exp(f32(-2 * weather.haze) * reach) / (reach * reach)
-    threshold = f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(f32(0.5) * level)
-    good = (power > threshold) & (reach < 80) & (chance > f32(0.01) + f32(0.7) * gloss**2)
-    measured = reach + f32(0.02) * np.clip(noise, -4, 4)
+    retro = column("retro")[hits.material] * (1 - 0.6 * gloss)
+    power = retro * hits.facing * np.exp(-2 * weather.haze * reach) / (reach * reach)
+    threshold = f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(0.5 * level)
+    good = (power > threshold) & (reach < 80) & (chance > 0.01 + 0.7 * gloss**2)
+    measured = reach + 0.02 * np.clip(noise, -4, 4)
     if weather.haze > 0.01:
         ghost = (chance > 0.985) & (reach > 6)
         measured, good = np.where(ghost, 2 + np.abs(noise) * 1.5, measured), good | ghost
@@ -137,7 +137,7 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
         tip = f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
         (x, y, z), c, s = direction, *np.repeat([np.cos(sway), np.sin(sway)], len(azimuths), 1)
         direction = np.stack([c * x - s * y, s * x + c * y, z + tip])
-        measured = measured + f32(0.10) * rng.standard_normal(n, f32)
+        measured = measured + 0.10 * rng.standard_normal(n, f32)
     x, y, z = direction * measured + np.array(mount, f32)[:, None]
     points = {"x": x, "y": y, "z": z, "range": measured, "intensity": 100 * retro * np.sqrt(hits.facing)}
     return {name: values[good] for name, values in points.items()}
@@ -159,7 +159,7 @@ def lidar(points, camera, size) -> np.ndarray:
 # ---------------------------------------------------------------- events
 def log_intensity(radiance, weather) -> np.ndarray:
     """What an event pixel sees: the log of luminance above its dark current (works at night until that floor)."""
-    return np.log(np.tensordot(LUMA, radiance, 1) * f32(weather.exposure) + f32(0.03))
+    return np.log(np.tensordot(LUMA, radiance, 1) * weather.exposure + 0.03)
 
 
 def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -> np.ndarray:
@@ -174,7 +174,7 @@ def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -
         change = (total / np.outer(np.bincount(rows), np.bincount(cols))).astype(f32)
     noise = 0
     if rng is not None:
-        threshold = threshold * (1 + f32(0.08) * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
+        threshold = threshold * (1 + 0.08 * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
         noise = (rng.random((2, *change.shape), f32) < background).astype(f32)
     counts = np.minimum(np.floor(np.maximum([change, -change], 0) / threshold) + noise, 8)
     if case == "eventlowres":
@@ -190,26 +190,26 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     sky's or the surroundings' reflection; fog slowly replaces everything by its own temperature. ``sun`` (N,) is not shaded, 0..1.
     """
     m, pattern = hits.material, world.pattern[hits.prim]
-    air, cold_sky = f32(weather.air), f32(weather.sky_temperature)
+    air, cold_sky = weather.air, weather.sky_temperature
     cosine = sun_cosine(hits, weather)
-    before = f32(weather.sun_before) * column("keep")[m] * (f32(0.6) + f32(0.4) * cosine)
-    surface = air + column("warmth")[m] * (f32(weather.sun_now) * cosine * sun + before)
-    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - f32(0.5)) * f32(1.2)  # no two things are equally warm
+    before = weather.sun_before * column("keep")[m] * (0.6 + 0.4 * cosine)
+    surface = air + column("warmth")[m] * (weather.sun_now * cosine * sun + before)
+    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2  # no two things are equally warm
     leak = max(20.0 - weather.air, 0)  # windows of heated houses
     if world.indoor:  # warm air rises; the far wall is an outer wall; the window is as cold as the street
-        own = own + f32(0.7) * (hits.where[2] - f32(1.2)) - f32(1.3) * (hits.prim == world.count + FRONT)
+        own = own + 0.7 * (hits.where[2] - 1.2) - f32(1.3) * (hits.prim == world.count + FRONT)
         leak = 9.0 - weather.air
     engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
     if engine.any():
-        reach = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], f32(1e-3))[hits.prim], 0, 1)
-        own = np.where(engine, own * (f32(0.25) + f32(0.75) * reach), own)
+        reach = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], 1e-3)[hits.prim], 0, 1)
+        own = np.where(engine, own * (0.25 + 0.75 * reach), own)
     pane = (m == MATERIAL["glass"]) & ((pattern == PATTERN["facade"]) | (pattern == PATTERN["window"]))
     surface = surface + own + pane * f32(0.35) * f32(leak)
-    around = air + (cold_sky - air) * np.clip(hits.normal[2] + f32(0.3), 0, 1)
+    around = air + (cold_sky - air) * np.clip(hits.normal[2] + 0.3, 0, 1)
     emissivity = column("emissivity")[m]
     seen = emissivity * surface + (1 - emissivity) * around
     sky = cold_sky + (air - cold_sky) * (1 - np.clip(hits.direction[2], 0, 1)) ** 6
-    through = np.exp(f32(-weather.haze_heat) * np.where(np.isfinite(hits.t), hits.t, 0))
+    through = np.exp(-weather.haze_heat * np.where(np.isfinite(hits.t), hits.t, 0))
     return np.where(np.isfinite(hits.t), seen * through + air * (1 - through), sky)
 
 
@@ -227,22 +227,22 @@ def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> n
     lens. ``colour``, ``light``, ``sun`` and ``occlusion`` as for (or from) ``light.radiance``."""
     luma = LUMA @ colour
     own = column("nir")[hits.material]
-    relief = f32(0.3) + f32(0.7) * np.clip(luma / ((LUMA @ world.colour)[hits.prim] + f32(1e-3)), 0.4, 1.3)  # visible texture, softened
+    relief = 0.3 + 0.7 * np.clip(luma / ((LUMA @ world.colour)[hits.prim] + 1e-3), 0.4, 1.3)  # visible texture, softened
     albedo = np.clip(np.where(own < 0, -own * luma, own * relief), 0, 0.9)
     solid = np.isfinite(hits.t)
     distance = np.where(solid, hits.t, 1e3).astype(f32)
-    above = f32(weather.nir_sky) * (f32(0.7) + f32(0.3) * hits.normal[2]) * occlusion
+    above = weather.nir_sky * (0.7 + 0.3 * hits.normal[2]) * occlusion
     power, spread = (6.0, 8.0) if world.indoor else (60.0, 40.0)
     flash = f32(weather.nir_flash * power) * hits.facing / (distance * distance + f32(spread))
-    arriving = above + f32(weather.nir_sun) * (sun_cosine(hits, weather) * sun) + flash
-    sky = np.maximum(light[0] * f32(0.52) - light[2] * f32(0.18), f32(0.02) * light[0])  # blue scatters, 850 nm does not
+    arriving = above + weather.nir_sun * (sun_cosine(hits, weather) * sun) + flash
+    sky = np.maximum(light[0] * 0.52 - light[2] * 0.18, 0.02 * light[0])  # blue scatters, 850 nm does not
     out = np.where(solid, albedo * arriving, sky)
     if weather.haze > 0.01:
-        through = np.exp(f32(-weather.haze) * distance)
-        out = out * through + f32(weather.nir_sky) * (1 - through)
-    out = out * f32(1.8)
-    out = out + np.sqrt(out * f32(0.0006) + f32(1.5e-5)) * rng.standard_normal(out.shape, f32)
-    return _display(out / (1 + out * f32(0.35)))
+        through = np.exp(-weather.haze * distance)
+        out = out * through + weather.nir_sky * (1 - through)
+    out = out * 1.8
+    out = out + np.sqrt(out * 0.0006 + 1.5e-5) * rng.standard_normal(out.shape, f32)
+    return _display(out / (1 + out * 0.35))
 
 
 def fresnel_polarisation(cosine, index):
@@ -254,7 +254,7 @@ def fresnel_polarisation(cosine, index):
     n2 = index * index
     root = np.sqrt(n2 - sine2)
     diffuse = (index - 1 / index) ** 2 * sine2 / (2 + 2 * n2 - (index + 1 / index) ** 2 * sine2 + 4 * cosine * root)
-    mirror = 2 * sine2 * cosine * root / (n2 - sine2 - n2 * sine2 + 2 * sine2 * sine2 + f32(1e-6))
+    mirror = 2 * sine2 * cosine * root / (n2 - sine2 - n2 * sine2 + 2 * sine2 * sine2 + 1e-6)
     return np.clip(diffuse, 0, 1), np.clip(mirror, 0, 1)
 
 
@@ -265,25 +265,25 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
 
     def doubled(a, b):
         """cos and sin of twice the angle of (a, b)."""
-        size = a * a + b * b + f32(1e-9)
+        size = a * a + b * b + 1e-9
         return (a * a - b * b) / size, 2 * a * b / size
 
     across = hits.normal + hits.direction * hits.facing  # the normal's part perpendicular to the line of sight
     index = column("index")[hits.material]
     diffuse, mirror = fresnel_polarisation(hits.facing, index)
     base = ((index - 1) / (index + 1)) ** 2
-    shine = (f32(0.03) + column("gloss")[hits.material]) * (base + (1 - base) * (1 - hits.facing) ** 5)
-    body = (LUMA @ colour) * f32(0.55) + f32(0.02)
+    shine = (0.03 + column("gloss")[hits.material]) * (base + (1 - base) * (1 - hits.facing) ** 5)
+    body = (LUMA @ colour) * 0.55 + 0.02
     degree = (body * diffuse - shine * mirror) / (body + shine)
 
     # the sky is polarised across the direction towards the sun, most at a right angle from it (Rayleigh)
     sun = np.array(weather.sun_direction, f32)
     near = dot(hits.direction, sun)
-    rayleigh = f32(0.75) * (1 - near * near) / (1 + near * near) * f32(1 - 0.7 * weather.clouds)
+    rayleigh = 0.75 * (1 - near * near) / (1 + near * near) * f32(1 - 0.7 * weather.clouds)
     rayleigh = rayleigh * (weather.haze < 0.01) * weather.sunny
     towards_sun = (sun @ axis - (axis @ hits.direction) * near for axis in (right, up))
     solid = np.isfinite(hits.t)
-    through = np.where(solid, np.exp(f32(-weather.haze) * np.where(solid, hits.t, 0)), 1)
+    through = np.where(solid, np.exp(-weather.haze * np.where(solid, hits.t, 0)), 1)
     of_surface, of_sky = doubled(right @ across, up @ across), doubled(*towards_sun)
     return tuple(np.where(solid, degree * s, -rayleigh * q) * through for s, q in zip(of_surface, of_sky))
 
@@ -294,5 +294,5 @@ def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
     if rng is not None:
         s1, s2 = (s + f32(noise) * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)
-    safe = np.maximum(degree, f32(1e-9))
+    safe = np.maximum(degree, 1e-9)
     return np.clip(degree, 0, 1)[..., None], np.stack([np.where(degree > 0, s1 / safe, 1), s2 / safe], -1)
