@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...modalities import SENSORS
 from . import room, sensors, street
-from .geometry import Camera, camera_view
+from .geometry import camera_view
 from .light import CONDITIONS, contact_shade, radiance, shadow, sunbeam, weather
 from .looks import surface_colour
 from .sensors import CASE_SENSOR, FAILURES
@@ -37,16 +37,13 @@ class Frame:
 
 def check(scene: str, conditions=(), cases=(), modalities=ALL, size=(96, 128)) -> None:
     """Raise ValueError, saying what is allowed, unless the world can render this."""
-    def known(what, values, allowed):
-        for value in values:
-            if value not in allowed:
-                raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(repr(a) for a in allowed)}")
-    known("scene", [scene], SCENES)
-    known(f"condition for a {scene}", conditions, SCENE_CONDITIONS[scene])
-    known("case", cases, ("", *FAILURES))
     if isinstance(modalities, str) or not modalities:
         raise ValueError(f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of {', '.join(ALL)}")
-    known("modality", modalities, ALL)
+    for what, values, allowed in (("scene", [scene], SCENES), (f"condition for a {scene}", conditions, SCENE_CONDITIONS.get(scene)),
+                                  ("case", cases, ("", *FAILURES)), ("modality", modalities, ALL)):
+        for value in values:
+            if value not in allowed:
+                raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(map(repr, allowed))}")
     pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, np.integer)) for n in size)
     if not (pair and all(SMALLEST <= n <= LARGEST for n in size)):
         raise ValueError(f"size must be two integers (height, width), each between {SMALLEST} and {LARGEST}, got {size!r}")
@@ -121,29 +118,27 @@ class Shot:
     """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go; with the sunlight on it."""
 
     def __init__(self, world, air, size, two=False, lidar=False, sunlight=True):
-        self.world, self.air, self.size = world, air, size
-        forward, yaw = world.motion
-        x, y, z = world.camera.position
-        ahead = world.camera.axes()[0]
-        # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood further back
-        back = Camera((x - forward * ahead[0], y - forward * ahead[1], z), world.camera.yaw - yaw, world.camera.pitch, world.camera.focal)
-        self.views = 1 + two
-        views = [camera_view(world.camera, size)] + [camera_view(back, size, -1.0)] * two + [sensors.lidar_view(world)] * lidar
-        self.hits = look(world, views)
-        n = self.views * size[0] * size[1]
-        self.colour, self.glow = surface_colour(world, self.hits, 1 / (world.camera.focal * size[1]), air, n)
-        self.echoes = self.hits.part(n, len(self.hits.t))
-        self.hits, self.colour, self.glow = self.hits.part(0, n), self.colour[:, :n], self.glow[:, :n]
+        self.world, self.air, self.shapes = world, air, [size] * (1 + two)
+        views = [camera_view(world.camera, size)]
+        if two:  # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood further back
+            (forward, yaw), camera, ahead = world.motion, world.camera, world.camera.axes()[0]
+            x, y, z = camera.position
+            back = replace(camera, position=(x - forward * ahead[0], y - forward * ahead[1], z), yaw=camera.yaw - yaw)
+            views.append(camera_view(back, size, -1.0))
+        hits = look(world, views + [sensors.lidar_view(world)] * lidar)
+        n = len(views) * size[0] * size[1]
+        colour, glow = surface_colour(world, hits, 1 / (world.camera.focal * size[1]), air, n)
+        self.hits, self.echoes, self.colour, self.glow = hits.part(0, n), hits.part(n, len(hits.t)), colour[:, :n], glow[:, :n]
         self.ambient = self.sun = np.ones(n, np.float32)  # shares of ambient and direct light that shadows leave
         daylight = air.sunny or air.sun_now > 0
         if sunlight and (daylight or world.indoor):
             self.sun = shadow(world, self.hits, air, max(1.0, math.sqrt(size[0] * size[1] / 12288)))
-            if world.indoor:
-                self.ambient = 0.5 + 0.5 * self.sun
-                if daylight:
-                    self.sun = self.sun * sunbeam(world.facts["window"], air.sun_direction, self.hits.where)
+        if sunlight and world.indoor:
+            self.ambient = 0.5 + 0.5 * self.sun
+            if daylight:
+                self.sun = self.sun * sunbeam(world.facts["window"], air.sun_direction, self.hits.where)
 
     def radiance(self):
         """Visible radiance (3, N); remembers the ambient occlusion for other sensors."""
-        self.occlusion = contact_shade(self.hits.t, [self.size] * self.views) * self.ambient
+        self.occlusion = contact_shade(self.hits.t, self.shapes) * self.ambient
         return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion)

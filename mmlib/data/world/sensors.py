@@ -21,6 +21,7 @@ FAILURES = tuple(CASE_SENSOR)
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 _TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))  # display gamma, then a little contrast
 _TONE += np.float32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
+DEPTH_UNIT = {True: 0.0028, False: 0.0006}  # 1/m: step of the disparity (1 / z) that the depth camera measures, by indoor
 f32 = np.float32
 
 
@@ -43,9 +44,9 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
         light = _smear(light, rng)
     light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
     gain = math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1)
-    sigma = np.sqrt(light * 0.0009 + 1.6e-5) * f32(gain)
+    sigma = np.sqrt(light * 0.0009 + 1.6e-5) * gain
     light = np.maximum(light + sigma * rng.standard_normal(light.shape, f32), 0)
-    return np.moveaxis(_display(light * (1 + light * f32(1 / 6)) / (1 + light)), 0, 2)
+    return np.moveaxis(_display(light * (1 + light * (1 / 6)) / (1 + light)), 0, 2)
 
 
 def _smear(light, rng):
@@ -58,18 +59,13 @@ def _smear(light, rng):
     for shift in (np.arange(steps) / (steps - 1) - 0.5) * length:
         down, right = round(shift * math.sin(angle)), round(shift * math.cos(angle))
         out += light[:, np.clip(rows + down, 0, height - 1), np.clip(cols + right, 0, width - 1)]
-    return out / f32(steps)
+    return out / steps
 
 
 # ---------------------------------------------------------------- range
-def depth_scale(indoor: bool):
-    """(range in metres, disparity unit in 1/m) of the depth camera."""
-    return (8.0, 0.0028) if indoor else (60.0, 0.0006)
-
-
 def depth_step(z, indoor: bool):
     """Quantisation step of the depth camera in metres at depth z: it measures disparity (1 / z), so the step grows with z squared."""
-    return depth_scale(indoor)[1] * z * z
+    return DEPTH_UNIT[indoor] * z * z
 
 
 def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
@@ -78,16 +74,16 @@ def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range, surfaces seen at grazing angles,
     glass and other mirrors, a few at random, and distant things in fog.
     """
-    far, unit = depth_scale(indoor)
+    far, unit = (8.0 if indoor else 60.0), DEPTH_UNIT[indoor]
     chance = rng.random(hits.t.shape, f32)
     jitter = np.clip(rng.standard_normal(hits.t.shape, f32), -4, 4) * 0.5
     good = np.isfinite(hits.t) & (hits.t < far)
     z = np.where(good, hits.t, 1)
-    disparity = np.maximum(np.rint(1 / (z * f32(unit)) + jitter), 1)
+    disparity = np.maximum(np.rint(1 / (z * unit) + jitter), 1)
     grazing = np.clip(1 - hits.facing / 0.09, 0, 1)
     veiled = (1 - np.exp(-0.6 * weather.haze * z)) * (weather.haze > 0.01)
     loss = 0.004 + grazing + 0.55 * column("gloss")[hits.material] ** 2 + veiled
-    return np.where(good & (chance > loss), 1 / (disparity * f32(unit)), 0).reshape(*shape, 1)
+    return np.where(good & (chance > loss), 1 / (disparity * unit), 0).reshape(*shape, 1)
 
 
 def lidar_rings(indoor: bool):
@@ -125,7 +121,7 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
     gloss = column("gloss")[hits.material]
     retro = column("retro")[hits.material] * (1 - 0.6 * gloss)
     power = retro * hits.facing * np.exp(-2 * weather.haze * reach) / (reach * reach)
-    threshold = f32(1e-5 * (1 + 40 * weather.haze)) * np.exp(0.5 * level)
+    threshold = 1e-5 * (1 + 40 * weather.haze) * np.exp(0.5 * level)
     good = (power > threshold) & (reach < 80) & (chance > 0.01 + 0.7 * gloss**2)
     measured = reach + 0.02 * np.clip(noise, -4, 4)
     if weather.haze > 0.01:
@@ -217,7 +213,7 @@ def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
     """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, column pattern."""
     width = temperatures.shape[1]
     image = gaussian_filter(temperatures, 0.5 + width / 1000)
-    noise = rng.standard_normal(image.shape, f32) * f32(netd) + rng.standard_normal(width, f32) * f32(0.4 * netd)
+    noise = rng.standard_normal(image.shape, f32) * netd + rng.standard_normal(width, f32) * (0.4 * netd)
     return (image + noise)[..., None]
 
 
@@ -233,7 +229,7 @@ def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> n
     distance = np.where(solid, hits.t, 1e3).astype(f32)
     above = weather.nir_sky * (0.7 + 0.3 * hits.normal[2]) * occlusion
     power, spread = (6.0, 8.0) if world.indoor else (60.0, 40.0)
-    flash = f32(weather.nir_flash * power) * hits.facing / (distance * distance + f32(spread))
+    flash = weather.nir_flash * power * hits.facing / (distance * distance + spread)
     arriving = above + weather.nir_sun * (sun_cosine(hits, weather) * sun) + flash
     sky = np.maximum(light[0] * 0.52 - light[2] * 0.18, 0.02 * light[0])  # blue scatters, 850 nm does not
     out = np.where(solid, albedo * arriving, sky)
@@ -279,7 +275,7 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
     # the sky is polarised across the direction towards the sun, most at a right angle from it (Rayleigh)
     sun = np.array(weather.sun_direction, f32)
     near = dot(hits.direction, sun)
-    rayleigh = 0.75 * (1 - near * near) / (1 + near * near) * f32(1 - 0.7 * weather.clouds)
+    rayleigh = 0.75 * (1 - near * near) / (1 + near * near) * (1 - 0.7 * weather.clouds)
     rayleigh = rayleigh * (weather.haze < 0.01) * weather.sunny
     towards_sun = (sun @ axis - (axis @ hits.direction) * near for axis in (right, up))
     solid = np.isfinite(hits.t)
@@ -292,7 +288,7 @@ def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
     """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle is noise where the degree is
     near zero."""
     if rng is not None:
-        s1, s2 = (s + f32(noise) * rng.standard_normal(s.shape, f32) for s in (s1, s2))
+        s1, s2 = (s + noise * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)
     safe = np.maximum(degree, 1e-9)
     return np.clip(degree, 0, 1)[..., None], np.stack([np.where(degree > 0, s1 / safe, 1), s2 / safe], -1)
