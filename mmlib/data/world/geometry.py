@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partialmethod
+from functools import partial
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Stage:
 
     def __init__(self):
         self.rows: list[tuple] = []
+        self.box, self.frustum, self.ellipsoid = (partial(self.add, kind) for kind in (BOX, FRUSTUM, ELLIPSOID))
 
     def add(self, kind, label, material, colour, centre, half, yaw=0.0, taper=(0.0, 0.0), pattern="none", style=(), move=(0.0, 0.0),
             heat=0.0, glow=0.0):
@@ -62,8 +63,6 @@ class Stage:
         material, style = MATERIAL.get(material, material), (*style, 0, 0, 0, 0)[:4]
         self.rows.append(
             (kind, label, material, PATTERN[pattern], *colour, *centre, *half, *turn(yaw), *taper, *style, *move, heat, glow))
-
-    box, frustum, ellipsoid = partialmethod(add, BOX), partialmethod(add, FRUSTUM), partialmethod(add, ELLIPSOID)
 
     def cylinder(self, label, material, colour, foot, radius, height, **more):
         """Upright cylinder that stands on ``foot`` = (x, y, z)."""

@@ -18,13 +18,14 @@ def surface_colour(world, hits, pixel, weather, textured):
         pixel: angle that one pixel covers, radians (chooses the texture's level of detail).
         textured: how many hits, from the first, get their texture (the LiDAR's, at the end, need none).
     """
-    colour = world.colour[:, hits.prim]
+    colour = np.take(world.colour, hits.prim, 1)
     if not world.indoor:  # the ground plane and kerbs carry several materials
         bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
         for name, tone in world.facts["tones"].items():
-            colour[:, bare & (hits.material == MATERIAL[name])] = np.array(tone, np.float32)[:, None]
-    lamp = world.glow[hits.prim]
-    glow = np.where(lamp > 0, colour * lamp * np.float32(weather.lamps), 0)
+            colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = np.array(tone, np.float32)[:, None]
+    glow, lamp = np.zeros_like(colour), world.glow[hits.prim]
+    on = np.flatnonzero(lamp > 0)
+    glow[:, on] = colour[:, on] * lamp[on] * np.float32(weather.lamps)
     painted = world.pattern[hits.prim]
     for name, rule in RULES.items():
         index = np.flatnonzero(painted == PATTERN[name])
@@ -36,7 +37,9 @@ def surface_colour(world, hits, pixel, weather, textured):
     shift = (prim % 17).astype(np.float32) * np.float32(0.37)  # no two things show the same piece of a texture
     s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
     weight = texture(material, s, v, seen.t[solid] * np.float32(pixel) / np.maximum(seen.facing[solid], 0.2))
-    colour[:, solid] *= 1 + (column("gain") - 1)[material] * weight
+    gain = np.ones(textured, np.float32)
+    gain[solid] += (column("gain") - 1)[material] * weight
+    colour[:, :textured] *= gain
     for k, m in enumerate(MATERIALS):
         if any(m.shade):
             chosen = np.flatnonzero(material == k)
@@ -72,6 +75,7 @@ class Patch:
         """Where a mask says so (or at these positions): reflectance, own light (3 numbers, or (3, n) for all hits of the patch, or for
         the chosen), material.
         """
+        where = np.flatnonzero(where) if where.dtype == bool else where
         chosen = self.index[where]
         for target, value in ((self.colour, colour), (self.glow, glow)):
             if value is not None:

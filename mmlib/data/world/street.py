@@ -144,7 +144,8 @@ def _block(draw, x, size, side, line):
         draw.frustum(BUILDING, "roof", draw.pick(FLAT_ROOFS), (x, y, height + rise / 2), (size / 2, half, rise / 2),
                      taper=(0.0, half / rise * 0.98))
     else:
-        draw.box(BUILDING, "concrete", tuple(c * 0.8 + 0.1 for c in colour), (x, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
+        draw.box(BUILDING, "concrete", tuple(c * 0.8 + 0.1 for c in colour), (x, y, height + 0.12),
+                 (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
 
 
 def _house(draw, x, size, side, line):

@@ -70,7 +70,9 @@ def look(world: World, views: list[View]) -> Hits:
     normal, local, axis = np.empty_like(dirs), where.copy(), np.empty(len(t), np.int8)
     normal[:, others] = np.take(INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS, prim[others] - world.count, 0).T
     axis[others] = np.where(normal[0, others] != 0, 0, np.where(normal[1, others] != 0, 1, 2))
-    normal[:, solid], local[:, solid], axis[solid] = _on_primitives(world, prim[solid], where[:, solid], np.repeat(time, sizes)[solid])
+    on_normal, on_local, axis[solid] = _on_primitives(world, prim[solid], np.take(where, solid, 1), np.repeat(time, sizes)[solid])
+    for k in range(3):
+        normal[k][solid], local[k][solid] = on_normal[k], on_local[k]
     direction = dirs / np.sqrt(dot(dirs, dirs))
     facing = np.clip(-dot(normal, direction), 0, 1)
     return Hits(t, prim, label, material, where, normal, local, axis, facing, direction)
@@ -84,13 +86,13 @@ def _on_primitives(world, prim, where, time):
     x, y, z = where[0] - cx - time * mx, where[1] - cy - time * my, where[2] - cz
     x, y = cos * x + sin * y, cos * y - sin * x
     bottom = z + hz
-    q = np.stack([x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz])  # each -1..1 inside
-    ax, ay, az = np.abs(q)
+    q = x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz  # each -1..1 inside
+    ax, ay, az = (np.abs(place) for place in q)
     axis = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1))
     cap = pillar & (az > 0.9995) & (q[0] * q[0] + q[1] * q[1] < 0.998)  # a cylinder's lid
     wall = pillar & ~cap
 
-    sign = np.sign(q)
+    sign = [np.sign(place) for place in q]
     nx = np.where(flat, np.where(axis == 0, sign[0], 0), q[0] / hx)
     ny = np.where(flat, np.where(axis == 1, sign[1], 0), q[1] / hy)
     nz = np.where(flat, np.where(axis == 2, sign[2], np.where(axis == 0, kx, ky)), q[2] / hz)
@@ -100,4 +102,4 @@ def _on_primitives(world, prim, where, time):
     axis = np.where(cap, 2, np.where(wall, 0, axis))
     axis = np.where(ball, np.where(np.abs(nz) > 0.75, 2, np.where(np.abs(nx) > np.abs(ny), 0, 1)), axis)
     y = np.where(wall, np.arctan2(y, x, where=wall, out=np.zeros_like(y)) * hx, y)  # metres around the pillar
-    return np.stack([cos * nx - sin * ny, sin * nx + cos * ny, nz]), np.stack([x, y, z]), axis
+    return (cos * nx - sin * ny, sin * nx + cos * ny, nz), (x, y, z), axis
