@@ -1,12 +1,11 @@
 """The world as a data set: which frames each split has, and rendering them into the prepared layout once."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from ...modalities import SENSORS
 from ...runtime import data_dir
 from ..prepared import Description, Writer, is_finished
-from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, check, render_frame
+from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, check, render_row
 from .sensors import CASE_SENSOR, FAILURES
 
 # Seeds of the splits lie in ranges that cannot meet, so no split ever shows another's scene.
@@ -48,12 +47,6 @@ def _check(scene, counts, size, modalities):
         raise ValueError("train, val and test are all 0; ask for at least one frame")
 
 
-def _render(job):
-    scene, row, size, modalities = job
-    frame = render_frame(scene, row["seed"], row["condition"], row["case"], size, modalities)
-    return row, frame.images, frame.label
-
-
 def render_dataset(root: str | Path, scene: str = "street", train: int = 400, val: int = 64, test: int = 128, size=(96, 128),
                    modalities=("rgb", "depth", "event", "lidar"), progress: bool = True, workers: int = 1) -> Path:
     """Render a data set in the prepared layout (see ``mmlib.data.prepared``). Killed and called again, it goes on where it stopped.
@@ -81,9 +74,10 @@ def render_dataset(root: str | Path, scene: str = "street", train: int = 400, va
     rows = [row for split, count in counts.items() for row in samples(scene, split, count, modalities)]
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     with pool or nullcontext(), Writer(root, description) as writer:
-        jobs = [(scene, row, size, modalities) for row in rows if row["id"] not in writer.done]
-        with tqdm(total=len(rows), initial=len(rows) - len(jobs), desc=f"rendering {scene}", unit="frame", disable=not progress) as bar:
-            for row, images, label in pool.map(_render, jobs, chunksize=4) if pool else map(_render, jobs):
+        todo = [row for row in rows if row["id"] not in writer.done]
+        render = partial(render_row, scene=scene, size=size, modalities=modalities)
+        with tqdm(total=len(rows), initial=len(rows) - len(todo), desc=f"rendering {scene}", unit="frame", disable=not progress) as bar:
+            for row, images, label in pool.map(render, todo, chunksize=4) if pool else map(render, todo):
                 writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
                 bar.update()
     return root

@@ -10,8 +10,6 @@ Labels must be the same bits on every CPU. So whatever decides visibility uses +
 each (IEEE 754 rounds these the same everywhere); no matmul, no reductions in floating point, no trigonometry except ``turn``.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

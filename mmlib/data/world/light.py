@@ -4,8 +4,6 @@ Radiance is in units where a white wall in full sun is about 1. Light fields and
 switching the light off changes nothing in the thermal image; night is colder there only because its heat fields say so.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Patterns are painted by rules on a primitive's own coordinates (windows on a fac
 the material (a window pane is glass for every sensor) but never the label.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .materials import MATERIAL, MATERIALS, PATTERN, column, dice, texture

@@ -3,8 +3,6 @@
 A material's numbers come from ordinary handbook ranges, rounded; they need to be plausible and mutually consistent, not exact.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -3,8 +3,6 @@
 Only ``rng.random()`` and ``rng.integers()`` are used (their bits are the same everywhere), and Python's own float arithmetic.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .geometry import Stage, turn

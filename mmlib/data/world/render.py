@@ -1,7 +1,5 @@
 """One frame: lay out the scene, look at it, and let each requested sensor take its picture."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from dataclasses import dataclass, replace
@@ -112,6 +110,12 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
         {name: SENSORS[name].to_stored(images[name]) for name in modalities},
         hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(hits.normal.T).reshape(*size, 3), hits.material.reshape(size),
     )  # fmt: skip
+
+
+def render_row(row, scene, size, modalities):
+    """What a process that renders a data set does: a row, and its images and label. It lives here, where nothing imports torch."""
+    frame = render_frame(scene, row["seed"], row["condition"], row["case"], size, modalities)
+    return row, frame.images, frame.label
 
 
 class Shot:

@@ -5,8 +5,6 @@ window and television lie flat on the wall (depth cannot tell, RGB can); the tel
 Every function draws random numbers in a fixed order: a seed's room stays the same only as long as that order does.
 """
 
-from __future__ import annotations
-
 import math
 
 from .geometry import Camera, World
@@ -111,97 +109,74 @@ def layout(seed: int) -> World:
 
 # ---------------------------------------------------------------- furniture along the walls
 def _piece(draw, wall, name, a, paint, lights):
+    """One piece of furniture at place ``a`` of a wall."""
     finish = ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.pick(WOODS)))  # some like the wall
-    PIECES[name](draw, wall, a, finish, lights)
-
-
-def _tv(draw, wall, a, finish, lights):
-    wall.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3, 1))
-    w = draw(0.58, 0.74)
-    wall.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern="tv",
-             style=(draw(), draw.chance(0.75)), heat=9.0)
-    for side in (-1, 1):
-        r = draw(0.06, 0.09)
-        wall.box(OBJECTS, "rubber", draw.pick(COATS), a + side * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6)
-
-
-def _shelf(draw, wall, a, finish, lights):
-    """Bookcase: back, sides, boards and rows of books."""
-    w, tall, deep, floors = draw(0.52, 0.68), draw(1.7, 2.1), 0.17, 5
-    wall.box(FURNITURE, *finish, a, 0.02, tall / 2, w, 0.02, tall / 2)
-    for side in (-1, 1):
-        wall.box(FURNITURE, *finish, a + side * w, deep, tall / 2, 0.025, deep, tall / 2)
-    room = (tall - 0.06) / floors - 0.07
-    for k in range(floors + 1):
-        z = 0.04 + (tall - 0.06) * k / floors
-        wall.box(FURNITURE, *finish, a, deep, z, w, deep, 0.02)
-        if k == floors:
-            break
-        if draw.chance(0.88):
-            fill = draw(0.75, 0.97) * w
-            wall.box(BOOKS, "paper", (0.5, 0.4, 0.3), a - (w - fill) * draw.pick([-0.9, 0.9]), 0.15, z + 0.02 + room / 2,
-                     fill, 0.12, room / 2, pattern="books")
-        else:
-            wall.lump(OBJECTS, "rubber", draw.pick(COATS), a + draw(-0.2, 0.2), 0.17, z + 0.02 + 0.11, 0.09, 0.09, 0.11)
-
-
-def _wardrobe(draw, wall, a, finish, lights):
-    w, tall = draw(0.6, 0.8), draw(1.85, 2.15)
-    wall.box(FURNITURE, *finish, a, 0.29, tall / 2, w, 0.29, tall / 2, pattern="board", style=(2, 1))
-
-
-def _cabinet(draw, wall, a, finish, lights):
-    w, tall = draw(0.45, 0.6), draw(0.75, 1.1)
-    wall.box(FURNITURE, *finish, a, 0.22, tall / 2, w, 0.22, tall / 2, pattern="board", style=(1, 4))
-    r = draw(0.08, 0.12)
-    wall.lump(OBJECTS, "tile", draw.pick(COATS), a - 0.2, 0.22, tall + r, r, r, r)
-    wall.box(BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books")
-
-
-def _bed(draw, wall, a, finish, lights):
-    """Along the wall, headboard at the far end: frame, mattress, blanket, pillows."""
-    w, long = draw(0.70, 0.80), 1.02
-    cloth, wood = draw.tint(draw.pick(FABRICS)), draw.tint(draw.pick(WOODS))
-    wall.box(BED, "wood", wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2, 1))
-    wall.box(BED, "wood", wood, a, w, 0.17, long, w, 0.13)
-    wall.box(BED, "cloth", (0.74, 0.73, 0.70), a, w, 0.39, long - 0.02, w - 0.02, 0.10)
-    wall.box(BED, "cloth", cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern="stripes", style=(draw(2, 5), 0.35))
-    for side in (-1, 1):
-        wall.lump(BED, "cloth", (0.80, 0.79, 0.76), a + long - 0.30, w + side * w * 0.48, 0.53, 0.22, w * 0.40, 0.11)
-
-
-def _sofa(draw, wall, a, finish, lights):
-    """Seat, back, arms and cushions."""
-    w, cloth, accent = draw(0.85, 1.0), draw.tint(draw.pick(FABRICS)), draw.pick(FABRICS)
-    wall.box(SOFA, "carpet", cloth, a, 0.46, 0.22, w, 0.44, 0.20)
-    wall.box(SOFA, "carpet", cloth, a, 0.14, 0.50, w, 0.14, 0.38)
-    for side in (-1, 1):
-        wall.box(SOFA, "carpet", cloth, a + side * w, 0.46, 0.32, 0.11, 0.46, 0.31)
-        wall.box(SOFA, "carpet", draw.tint(cloth, 0.1), a + side * (w - 0.12) * 0.5, 0.52, 0.46, (w - 0.14) * 0.48, 0.36, 0.07)
-        wall.lump(SOFA, "cloth", accent, a + side * w * 0.6, 0.36, 0.68, 0.22, 0.13, 0.20)
-
-
-def _lamp(draw, wall, a, finish, lights):
-    """Floor lamp with a warm shade."""
-    foot = wall.at(a, 0.30)
-    for radius, tall in ((0.15, 0.03), (0.02, 1.45)):
-        draw.cylinder(OBJECTS, "metal", (0.12, 0.11, 0.10), (*foot, 0.0), radius, tall)
-    draw.frustum(OBJECTS, "lamp", (1.0, 0.80, 0.52), (*foot, 1.60), (0.24, 0.24, 0.17), taper=(0.3, 0.3), glow=1.6, heat=6.0)
-    lights.append((*wall.at(a, 0.75), 1.5, 1.3, 0.95, 0.55, False))
-
-
-def _plant(draw, wall, a, finish, lights):
-    x, y = wall.at(a, 0.32)
-    draw.cylinder(OBJECTS, "brick", (0.45, 0.20, 0.11), (x, y, 0.0), 0.17, 0.32)
-    draw.cylinder(OBJECTS, "bark", (0.2, 0.14, 0.08), (x, y, 0.3), 0.025, 0.5)
-    for _ in range(5):
-        green = draw.tint((0.10, 0.24, 0.06), 0.2)
-        centre = x + draw(-0.16, 0.16), y + draw(-0.16, 0.16), draw(0.65, 1.25)
-        draw.ellipsoid(OBJECTS, "leaf", green, centre, (draw(0.14, 0.22), draw(0.14, 0.22), draw(0.12, 0.2)))
-
-
-PIECES = {"tv": _tv, "shelf": _shelf, "wardrobe": _wardrobe, "cabinet": _cabinet, "bed": _bed, "sofa": _sofa, "lamp": _lamp,
-          "plant": _plant}
+    match name:
+        case "tv":
+            wall.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3, 1))
+            w = draw(0.58, 0.74)
+            wall.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern="tv",
+                     style=(draw(), draw.chance(0.75)), heat=9.0)
+            for side in (-1, 1):
+                r = draw(0.06, 0.09)
+                wall.box(OBJECTS, "rubber", draw.pick(COATS), a + side * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6)
+        case "shelf":  # bookcase: back, sides, boards and rows of books
+            w, tall, deep, floors = draw(0.52, 0.68), draw(1.7, 2.1), 0.17, 5
+            wall.box(FURNITURE, *finish, a, 0.02, tall / 2, w, 0.02, tall / 2)
+            for side in (-1, 1):
+                wall.box(FURNITURE, *finish, a + side * w, deep, tall / 2, 0.025, deep, tall / 2)
+            room = (tall - 0.06) / floors - 0.07
+            for k in range(floors + 1):
+                z = 0.04 + (tall - 0.06) * k / floors
+                wall.box(FURNITURE, *finish, a, deep, z, w, deep, 0.02)
+                if k == floors:
+                    break
+                if draw.chance(0.88):
+                    fill = draw(0.75, 0.97) * w
+                    wall.box(BOOKS, "paper", (0.5, 0.4, 0.3), a - (w - fill) * draw.pick([-0.9, 0.9]), 0.15, z + 0.02 + room / 2,
+                             fill, 0.12, room / 2, pattern="books")
+                else:
+                    wall.lump(OBJECTS, "rubber", draw.pick(COATS), a + draw(-0.2, 0.2), 0.17, z + 0.02 + 0.11, 0.09, 0.09, 0.11)
+        case "wardrobe":
+            w, tall = draw(0.6, 0.8), draw(1.85, 2.15)
+            wall.box(FURNITURE, *finish, a, 0.29, tall / 2, w, 0.29, tall / 2, pattern="board", style=(2, 1))
+        case "cabinet":
+            w, tall = draw(0.45, 0.6), draw(0.75, 1.1)
+            wall.box(FURNITURE, *finish, a, 0.22, tall / 2, w, 0.22, tall / 2, pattern="board", style=(1, 4))
+            r = draw(0.08, 0.12)
+            wall.lump(OBJECTS, "tile", draw.pick(COATS), a - 0.2, 0.22, tall + r, r, r, r)
+            wall.box(BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books")
+        case "bed":  # along the wall, headboard at the far end: frame, mattress, blanket, pillows
+            w, long = draw(0.70, 0.80), 1.02
+            cloth, wood = draw.tint(draw.pick(FABRICS)), draw.tint(draw.pick(WOODS))
+            wall.box(BED, "wood", wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2, 1))
+            wall.box(BED, "wood", wood, a, w, 0.17, long, w, 0.13)
+            wall.box(BED, "cloth", (0.74, 0.73, 0.70), a, w, 0.39, long - 0.02, w - 0.02, 0.10)
+            wall.box(BED, "cloth", cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern="stripes", style=(draw(2, 5), 0.35))
+            for side in (-1, 1):
+                wall.lump(BED, "cloth", (0.80, 0.79, 0.76), a + long - 0.30, w + side * w * 0.48, 0.53, 0.22, w * 0.40, 0.11)
+        case "sofa":  # seat, back, arms and cushions
+            w, cloth, accent = draw(0.85, 1.0), draw.tint(draw.pick(FABRICS)), draw.pick(FABRICS)
+            wall.box(SOFA, "carpet", cloth, a, 0.46, 0.22, w, 0.44, 0.20)
+            wall.box(SOFA, "carpet", cloth, a, 0.14, 0.50, w, 0.14, 0.38)
+            for side in (-1, 1):
+                wall.box(SOFA, "carpet", cloth, a + side * w, 0.46, 0.32, 0.11, 0.46, 0.31)
+                wall.box(SOFA, "carpet", draw.tint(cloth, 0.1), a + side * (w - 0.12) * 0.5, 0.52, 0.46, (w - 0.14) * 0.48, 0.36, 0.07)
+                wall.lump(SOFA, "cloth", accent, a + side * w * 0.6, 0.36, 0.68, 0.22, 0.13, 0.20)
+        case "lamp":  # floor lamp with a warm shade
+            foot = wall.at(a, 0.30)
+            for radius, tall in ((0.15, 0.03), (0.02, 1.45)):
+                draw.cylinder(OBJECTS, "metal", (0.12, 0.11, 0.10), (*foot, 0.0), radius, tall)
+            draw.frustum(OBJECTS, "lamp", (1.0, 0.80, 0.52), (*foot, 1.60), (0.24, 0.24, 0.17), taper=(0.3, 0.3), glow=1.6, heat=6.0)
+            lights.append((*wall.at(a, 0.75), 1.5, 1.3, 0.95, 0.55, False))
+        case "plant":
+            x, y = wall.at(a, 0.32)
+            draw.cylinder(OBJECTS, "brick", (0.45, 0.20, 0.11), (x, y, 0.0), 0.17, 0.32)
+            draw.cylinder(OBJECTS, "bark", (0.2, 0.14, 0.08), (x, y, 0.3), 0.025, 0.5)
+            for _ in range(5):
+                green = draw.tint((0.10, 0.24, 0.06), 0.2)
+                centre = x + draw(-0.16, 0.16), y + draw(-0.16, 0.16), draw(0.65, 1.25)
+                draw.ellipsoid(OBJECTS, "leaf", green, centre, (draw(0.14, 0.22), draw(0.14, 0.22), draw(0.12, 0.2)))
 
 
 def _window(draw, wall, a):

@@ -4,8 +4,6 @@ Noise comes from one generator per sensor, so asking for fewer sensors, or break
 as it was.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 Every function draws random numbers in a fixed order: a seed's street stays the same only as long as that order does.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

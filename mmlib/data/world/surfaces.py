@@ -1,7 +1,5 @@
 """From first hits to surface points: position, normal, texture coordinates, label and material, for all rays at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
