@@ -212,14 +212,8 @@ def ring_view(position, yaw, elevations, azimuths) -> View:
 
 
 def intersect(kind, o, d, h, taper=None):
-    """Where rays o + t d enter and leave a convex primitive centred at the origin of its own frame.
-
-    Args:
-        o, d, h: three float32 arrays each (origin, direction, half sizes), one entry per pair.
-
-    Returns:
-        (t_in, t_out): the ray hits iff t_in <= t_out; NaN means no hit.
-    """
+    """(t_in, t_out) where rays o + t d enter and leave a convex primitive centred at the origin of its own frame; they hit it iff
+    t_in <= t_out (NaN: no hit). o, d, h: three float32 arrays each (origin, direction, half sizes), one entry per pair."""
     t_in, t_out = -np.inf, np.inf
     for k in {BOX: (2, 0, 1), FRUSTUM: (2,), CYLINDER: (2,), ELLIPSOID: ()}[kind]:  # between two parallel planes
         inv = 1 / d[k]
@@ -242,12 +236,8 @@ def intersect(kind, o, d, h, taper=None):
 
 
 def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
-    """First hit of every ray of every view (either all parallel or none), views one after another.
-
-    Returns:
-        t (N,) float32 ray parameter (inf = nothing) and prim (N,) int64 row of ``world.table`` (-1 = nothing). The background is not
-        considered here (see ``surfaces.background``).
-    """
+    """First hit of every ray of every view (either all parallel or none), views one after another: t (N,) float32 ray parameter
+    (inf = nothing) and prim (N,) int64 row of ``world.table`` (-1 = nothing). For the background see ``surfaces.background``."""
     parallel = np.ndim(views[0].origin) == 2
     rays = np.concatenate([v.origin if parallel else v.dirs for v in views], 1)
     parts, first = [], 0

@@ -10,12 +10,8 @@ from .materials import MATERIAL, MATERIALS, PATTERN, column, dice, texture
 
 
 def surface_colour(world, hits, pixel, weather, textured):
-    """Reflectance (3, N) and own light (3, N) of hits; sets ``hits.material`` where a pattern changes it.
-
-    Args:
-        pixel: angle that one pixel covers, radians (chooses the texture's level of detail).
-        textured: how many hits, from the first, get their texture (the LiDAR's, at the end, need none).
-    """
+    """Reflectance (3, N) and own light (3, N) of hits; sets ``hits.material`` where a pattern changes it. ``pixel`` is the angle that a
+    pixel covers (radians); only the first ``textured`` hits get their texture (the LiDAR's, at the end, need none)."""
     colour = np.take(world.colour, hits.prim, 1)
     if not world.indoor:  # the ground plane and kerbs carry several materials
         bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
@@ -70,9 +66,7 @@ class Patch:
         return np.minimum(np.minimum(self.s, self.wide - self.s), np.minimum(self.v, self.tall - self.v))
 
     def set(self, where, colour, material=None, glow=None):
-        """Where a mask says so (or at these positions): reflectance, own light (3 numbers, or (3, n) for all hits of the patch, or for
-        the chosen), material.
-        """
+        """Where a mask says so (or at these positions): reflectance and own light, (3,) or (3, n) for the patch or the chosen; material."""
         where = np.flatnonzero(where) if where.dtype == bool else where
         chosen = self.index[where]
         for target, value in ((self.colour, colour), (self.glow, glow)):

@@ -122,11 +122,8 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
 
 
 def texture(material, s, v, footprint):
-    """Weight 0..1 of each point's second colour.
-
-    Args:
-        material (N,) indices, s and v (N,) surface coordinates in metres, footprint (N,) size of a pixel on the surface in metres.
-    """
+    """Weight 0..1 of the second colour at points (N,) of materials (indices), at surface coordinates s, v (metres), where a pixel covers
+    ``footprint`` metres."""
     flat, first = atlas()
     which = np.array([TEXTURES.index(m.texture) for m in MATERIALS])[material]
     per_metre = (SIDE / column("tile"))[material]

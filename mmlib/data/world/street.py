@@ -18,6 +18,7 @@ PALETTE = [(70, 70, 70), (100, 40, 40), (220, 20, 60), (153, 153, 153), (157, 23
 BUILDING, FENCE, PEDESTRIAN, POLE, ROADLINE, ROAD, SIDEWALK, VEGETATION, CARS, WALL, SIGN, SKY, TERRAIN, BUS = range(14)
 LANE, KERB = 3.3, 0.15  # metres: width of a lane, height of the pavement
 SIDES = (1, -1)  # left and right of the road
+YAW = {1: math.pi, -1: 0.0}  # who drives on the left comes towards the camera
 
 PLASTERS = [(0.62, 0.52, 0.36), (0.58, 0.38, 0.26), (0.66, 0.63, 0.56), (0.42, 0.47, 0.50), (0.60, 0.55, 0.30), (0.52, 0.34, 0.30),
             (0.45, 0.50, 0.40)]
@@ -277,16 +278,14 @@ def _traffic(draw, road, zebra):
     kind = draw.pick(["oncoming", "ahead", "stop"]) if draw.chance(0.9) else ""
     wide = [side for side in SIDES if road[side] > LANE + 1]  # where cars park
     bus_x, taken = 0.0, ()  # lanes within 8 m of the bus: 1 and -1 are driven, 2 and -2 parked in
-    if kind == "oncoming":
-        bus_x, taken = draw(15, 26), (1,)
-        _bus(draw, bus_x, LANE / 2 + 0.1, math.pi, -0.25)
-    elif kind == "ahead":
-        bus_x, taken = draw(17, 25), (-1,)
-        _bus(draw, bus_x, -LANE / 2 - 0.1, 0.0, 0.25)
-    elif kind == "stop":
+    if kind == "stop":
         side = draw.pick(SIDES) if len(wide) == 2 else (wide or [-1])[0]
         bus_x, taken = draw(13, 20), (side, 2 * side)
-        _bus(draw, bus_x, side * (road[side] - 1.35), 0.0 if side < 0 else math.pi, 0.0)
+        _bus(draw, bus_x, side * (road[side] - 1.35), YAW[side], 0.0)
+    elif kind:
+        side = 1 if kind == "oncoming" else -1
+        bus_x, taken = draw(15, 26) if kind == "oncoming" else draw(17, 25), (side,)
+        _bus(draw, bus_x, side * (LANE / 2 + 0.1), YAW[side], -0.25 * side)
 
     def free(lane, x, before=8.0, behind=8.0):
         return lane not in taken or not bus_x - before < x < bus_x + behind
@@ -294,16 +293,16 @@ def _traffic(draw, road, zebra):
     if draw.chance(0.65):
         x = draw(11, 40)
         if free(1, x):
-            _car(draw, x, LANE / 2 + draw(-0.2, 0.3), math.pi, -0.3, True)
+            _car(draw, x, LANE / 2 + draw(-0.2, 0.3), YAW[1], -0.3, True)
     if draw.chance(0.65):
         x = draw(9, 13) if kind == "ahead" else draw(9, 30)
         if free(-1, x, before=6.0):
-            _car(draw, x, -LANE / 2 + draw(-0.2, 0.2), 0.0, 0.3, True)
+            _car(draw, x, -LANE / 2 + draw(-0.2, 0.2), YAW[-1], 0.3, True)
     for side in wide:
         x = draw(6.5, 9)
         while x < 62:
             if draw.chance(0.62) and free(2 * side, x, 9.0, 9.0) and not zebra - 3 < x < zebra + 6:
-                _car(draw, x, side * (road[side] - 1.15), (0.0 if side < 0 else math.pi) + draw(-0.02, 0.02), 0.0, False)
+                _car(draw, x, side * (road[side] - 1.15), YAW[side] + draw(-0.02, 0.02), 0.0, False)
             x += 5.8
 
 
