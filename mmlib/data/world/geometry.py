@@ -49,7 +49,7 @@ class Stage:
         """One primitive.
 
         Args:
-            label, material, pattern: class index; name or index in materials.MATERIALS; name in materials.PATTERNS.
+            label, material, pattern: class index; name or index in materials.MATERIALS; name in materials.PATTERN.
             colour: linear reflectance (r, g, b) in 0..1.
             half: half sizes (hx, hy, hz) about the centre, in its own frame, which is turned by ``yaw`` about z.
             taper: a FRUSTUM's half sizes hold at its bottom and shrink by (kx, ky) metres per metre of height.

@@ -16,6 +16,11 @@ from .materials import MATERIAL, cloud_cover, column
 CONDITIONS = ("day", "dusk", "night", "fog")
 
 
+def channels(colour) -> np.ndarray:
+    """Three numbers as a (3, 1) float32 array, ready to be multiplied with one value per ray."""
+    return np.array(colour, np.float32)[:, None]
+
+
 @dataclass(frozen=True)
 class Weather:
     """All that a condition changes."""
@@ -49,6 +54,10 @@ class Weather:
     @property
     def sunny(self) -> bool:
         return max(self.sun) > 0
+
+    def gradient(self, height) -> np.ndarray:
+        """Radiance (3, n) of the clear sky at heights (n,) from 0, the horizon, to 1."""
+        return channels(self.horizon) + (channels(self.zenith) - channels(self.horizon)) * np.clip(height, 0, 1)
 
 
 def weather(scene: str, condition: str, rng) -> Weather:
@@ -101,11 +110,6 @@ def weather(scene: str, condition: str, rng) -> Weather:
 def sun_cosine(hits, weather) -> np.ndarray:
     """Cosine (N,) 0..1 between surfaces and the direction of the sun."""
     return np.clip(dot(hits.normal, weather.sun_direction), 0, 1)
-
-
-def channels(colour) -> np.ndarray:
-    """Three numbers as a (3, 1) float32 array, ready to be multiplied with one value per ray."""
-    return np.array(colour, np.float32)[:, None]
 
 
 # ---------------------------------------------------------------- shadows
@@ -181,16 +185,13 @@ def sunbeam(window, sun, where) -> np.ndarray:
     return inside.astype(np.float32)
 
 
-def contact_shade(t, shapes) -> np.ndarray:
-    """Cheap ambient occlusion (N,) 0.55..1: darker where a pixel lies deeper than its surroundings (unsharp mask of inverse depth)."""
-    out, first = np.empty_like(t), 0
-    for rows, cols in shapes:
-        part = slice(first, first + rows * cols)
-        near = (1 / np.maximum(t[part], 0.3)).reshape(rows, cols)
-        excess = (uniform_filter(near, max(3, cols // 18), mode="nearest") - near) / (near + np.float32(0.02))
-        out[part] = (1 - np.clip(excess * 1.1, 0, 0.45)).ravel()
-        first = part.stop
-    return out
+def contact_shade(t, size) -> np.ndarray:
+    """Cheap ambient occlusion (N,) 0.55..1 of pictures of this size, one after another: darker where a pixel lies deeper than its
+    surroundings (unsharp mask of inverse depth)."""
+    near = (1 / np.maximum(t, 0.3)).reshape(-1, *size)
+    width = max(3, size[1] // 18)
+    excess = (uniform_filter(near, (1, width, width), mode="nearest") - near) / (near + np.float32(0.02))
+    return (1 - np.clip(excess * 1.1, 0, 0.45)).ravel()
 
 
 # ---------------------------------------------------------------- radiance
@@ -198,13 +199,12 @@ def sky(weather: Weather, direction) -> np.ndarray:
     """Radiance (3, n) of the sky along unit directions (3, n)."""
     x, y, z = direction
     up = np.clip(z, 0, 1)
-    zenith, horizon, sun = channels(weather.zenith), channels(weather.horizon), channels(weather.sun)
-    out = horizon + (zenith - horizon) * np.clip(np.sqrt(up + np.float32(1e-4)) * 1.25, 0, 1)
+    out, sun = weather.gradient(np.sqrt(up + np.float32(1e-4)) * 1.25), channels(weather.sun)
     if weather.clouds > 0:
         flat = 1 / (up + np.float32(0.12))
         cover = cloud_cover(x * flat * 0.30 + weather.clouds * 31, y * flat * 0.22)
         cover = np.clip((cover - (0.85 - 0.55 * weather.clouds)) * 2.6, 0, 1) * np.clip(up * 6, 0, 1)
-        bright = horizon * 0.75 + sun * 0.35 + channels(weather.ambient) * 0.25
+        bright = channels(weather.horizon) * 0.75 + sun * 0.35 + channels(weather.ambient) * 0.25
         out += (bright - out) * (cover * np.float32(0.8))
     if weather.sunny:
         near = np.clip(dot(direction, weather.sun_direction), 0, 1)
@@ -278,8 +278,7 @@ def _mirrored(world, hits, weather, shiny, ambient, sun):
     if world.indoor:
         seen = ambient * np.float32(0.7)
     else:
-        zenith, horizon = channels(weather.zenith), channels(weather.horizon)
-        above = horizon + (zenith - horizon) * np.clip(np.sqrt(np.abs(mirror[2])) * 1.2, 0, 1)
+        above = weather.gradient(np.sqrt(np.abs(mirror[2])) * 1.2)
         seen = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, ambient * np.float32(0.38))
         if weather.sunny:
             glint = np.clip(dot(mirror, weather.sun_direction), 0, 1) ** 60

@@ -6,6 +6,7 @@ the material (a window pane is glass for every sensor) but never the label.
 
 import numpy as np
 
+from .light import channels
 from .materials import MATERIAL, MATERIALS, PATTERN, column, dice, texture
 
 
@@ -16,7 +17,7 @@ def surface_colour(world, hits, pixel, weather, textured):
     if not world.indoor:  # the ground plane and kerbs carry several materials
         bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
         for name, tone in world.facts["tones"].items():
-            colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = np.array(tone, np.float32)[:, None]
+            colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = channels(tone)
     glow, lamp = np.zeros_like(colour), world.glow[hits.prim]
     on = np.flatnonzero(lamp > 0)
     glow[:, on] = colour[:, on] * lamp[on] * np.float32(weather.lamps)
@@ -37,7 +38,7 @@ def surface_colour(world, hits, pixel, weather, textured):
     for k, m in enumerate(MATERIALS):
         if any(m.shade):
             chosen = np.flatnonzero(material == k)
-            colour[:, solid[chosen]] += np.array(m.shade, np.float32)[:, None] * weight[chosen]
+            colour[:, solid[chosen]] += channels(m.shade) * weight[chosen]
     return colour, glow
 
 
@@ -114,7 +115,7 @@ def _facade(p: Patch):
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)  # warm, or cool light
     inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))), 0)
-    glow = (np.float32(rgb(1.0, 0.72, 0.38)) * curtain + np.float32(rgb(0.75, 0.88, 1.0)) * (1 - curtain) * 0.7) * inside
+    glow = (channels((1.0, 0.72, 0.38)) * curtain + channels((0.75, 0.88, 1.0)) * (1 - curtain) * 0.7) * inside
     p.set(glass, [0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint], "glass", glow)
     p.set(mullion, (0.55, 0.53, 0.5), "render")
 
@@ -212,8 +213,7 @@ def _window(p: Patch):
     """Seen from inside a room: white frame, panes, and the street outside (bright by day, dark blue at night)."""
     a, b = p.a, p.b
     frame = (p.border() < 0.06) | (np.abs(a - 0.5) * p.wide < 0.03) | (np.abs(b - 0.7) * p.tall < 0.025)
-    zenith, horizon, light = (np.float32(rgb(*c)) for c in (p.weather.zenith, p.weather.horizon, p.weather.outside))
-    out = horizon + (zenith - horizon) * np.clip(b * 1.2 - 0.3, 0, 1)
+    out, light = p.weather.gradient(b * 1.2 - 0.3), channels(p.weather.outside)
     house = b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4)
     tree = (np.abs(a - 0.62) ** 2 * 5 + (b - 0.34) ** 2 * 4 < 0.16) | (b < 0.14)
     pinprick = house & (dice(np.floor(a * 22), np.floor(b * 22), p.prim) < 0.35 * p.weather.windows)

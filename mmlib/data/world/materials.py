@@ -62,8 +62,8 @@ MATERIALS = (
     Material("tile", "slabs", 1.2, 0.86, gloss=0.05, nir=-1.05, retro=0.5, warmth=2),
 )
 MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
-PATTERNS = ("none", "facade", "car", "cabin", "bus", "sign", "books", "picture", "window", "tv", "rug", "board", "stripes")
-PATTERN = {name: k for k, name in enumerate(PATTERNS)}
+PATTERN = {name: k for k, name in enumerate(
+    ("none", "facade", "car", "cabin", "bus", "sign", "books", "picture", "window", "tv", "rug", "board", "stripes"))}
 
 
 @lru_cache

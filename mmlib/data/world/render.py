@@ -122,7 +122,7 @@ class Shot:
     """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go; with the sunlight on it."""
 
     def __init__(self, world, air, size, two=False, lidar=False, sunlight=True):
-        self.world, self.air, self.shapes = world, air, [size] * (1 + two)
+        self.world, self.air, self.size = world, air, size
         views = [camera_view(world.camera, size)]
         if two:  # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood further back
             (forward, yaw), camera, ahead = world.motion, world.camera, world.camera.axes()[0]
@@ -144,5 +144,5 @@ class Shot:
 
     def radiance(self):
         """Visible radiance (3, N); remembers the ambient occlusion for other sensors."""
-        self.occlusion = contact_shade(self.hits.t, self.shapes) * self.ambient
+        self.occlusion = contact_shade(self.hits.t, self.size) * self.ambient
         return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion)

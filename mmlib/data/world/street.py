@@ -136,15 +136,13 @@ def _block(draw, x, size, side, line):
     height = storey * draw.count(2, 6) + (3.6 if shops else 0.5) + 0.6
     kind = draw.count(0, 4) if draw.chance(0.7) else 0
     x, y = x + size / 2, side * (line + deep / 2 + 0.05)
-    draw.box(BUILDING, material, colour, (x, y, height / 2), (size / 2 - 0.02, deep / 2, height / 2), pattern="facade",
-             style=(draw(1.9, 3.0), storey, kind, shops))
+    half = (size / 2 - 0.02, deep / 2, height / 2)
+    draw.box(BUILDING, material, colour, (x, y, height / 2), half, pattern="facade", style=(draw(1.9, 3.0), storey, kind, shops))
     if draw.chance(0.5):
-        rise, half = draw(1.6, 2.8), deep / 2 + 0.3
-        draw.frustum(BUILDING, "roof", draw.pick(FLAT_ROOFS), (x, y, height + rise / 2), (size / 2, half, rise / 2),
-                     taper=(0.0, half / rise * 0.98))
+        _roof(draw, FLAT_ROOFS, x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
     else:
-        draw.box(BUILDING, "concrete", tuple(c * 0.8 + 0.1 for c in colour), (x, y, height + 0.12),
-                 (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
+        edge = tuple(c * 0.8 + 0.1 for c in colour)
+        draw.box(BUILDING, "concrete", edge, (x, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
 
 
 def _house(draw, x, size, side, line):
@@ -152,12 +150,18 @@ def _house(draw, x, size, side, line):
     storey, deep, wide = draw(2.7, 3.0), draw(7, 9), size * 0.36
     height = storey * draw.count(1, 3) + 1.2
     x, y = x + size / 2, side * (line + deep / 2)
-    draw.box(BUILDING, material, draw.tint(colour), (x, y, height / 2), (wide, deep / 2, height / 2), pattern="facade",
-             style=(draw(2.2, 3.2), storey, draw.count(0, 2)))
-    rise, half = draw(1.8, 3.0), deep / 2 + 0.5
-    draw.frustum(BUILDING, "roof", draw.pick(HOUSE_ROOFS), (x, y, height + rise / 2), (wide + 0.4, half, rise / 2),
-                 taper=(draw.pick([0.0, half / rise * 0.6]), half / rise * 0.98))
-    draw.box(BUILDING, "brick", (0.32, 0.15, 0.10), (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
+    colour, style, half = draw.tint(colour), (draw(2.2, 3.2), storey, draw.count(0, 2)), (wide, deep / 2, height / 2)
+    draw.box(BUILDING, material, colour, (x, y, height / 2), half, pattern="facade", style=style)
+    rise = draw(1.8, 3.0)
+    _roof(draw, HOUSE_ROOFS, x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
+    draw.box(BUILDING, "brick", (0.32, 0.15, 0.10), (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))  # chimney
+
+
+def _roof(draw, colours, x, y, height, wide, deep, rise, hipped=False):
+    """A roof whose ridge runs along the street; some hipped ones lean on all four sides."""
+    colour = draw.pick(colours)
+    lean = draw.pick([0.0, deep / rise * 0.6]) if hipped else 0.0
+    draw.frustum(BUILDING, "roof", colour, (x, y, height + rise / 2), (wide, deep, rise / 2), taper=(lean, deep / rise * 0.98))
 
 
 def _boundary(draw, x, size, side, y, kind):
