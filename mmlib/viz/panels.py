@@ -106,6 +106,14 @@ def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
     )
 
 
+def _share_slider(value: float, description: str, tooltip: str) -> widgets.FloatSlider:
+    """A slider from 0 to 1 that reports when it is let go, so that a drag does not queue up redraws."""
+    return widgets.FloatSlider(
+        value, min=0, max=1, step=0.05, description=description, tooltip=tooltip, continuous_update=False, readout_format=".2f",
+        style={"description_width": "42px"}, layout=widgets.Layout(width="auto", margin="0 2px"),
+    )  # fmt: skip
+
+
 class SwitchboardPanel(widgets.VBox):
     """Dim, break or remove each sensor and watch what is predicted.
 
@@ -177,30 +185,8 @@ class SwitchboardPanel(widgets.VBox):
             self.switch[name] = widgets.Checkbox(
                 name in present, description=f"{title} on", indent=False, tooltip=f"pass {name} on to the network", layout=full
             )
-            self.gain[name] = widgets.FloatSlider(
-                1.0,
-                min=0,
-                max=1,
-                step=0.05,
-                description="gain",
-                continuous_update=False,
-                readout_format=".2f",
-                tooltip=f"{name} gain: 1 = untouched, 0 = black",
-                style=style,
-                layout=full,
-            )
-            self.noise[name] = widgets.FloatSlider(
-                0.0,
-                min=0,
-                max=1,
-                step=0.05,
-                description="noise",
-                continuous_update=False,
-                readout_format=".2f",
-                tooltip=f"{name} noise: standard deviation as a share of the range",
-                style=style,
-                layout=full,
-            )
+            self.gain[name] = _share_slider(1.0, "gain", f"{name} gain: 1 = untouched, 0 = black")
+            self.noise[name] = _share_slider(0.0, "noise", f"{name} noise: standard deviation as a share of the range")
             cases = ("", *self.source.cases.get(name, ()))
             self.case[name] = widgets.Dropdown(
                 options=[(CASE_NAMES.get(c, c), c) for c in cases],
