@@ -16,7 +16,7 @@ from .data.prepared import PreparedDataset
 from .evaluation.statistics import estimate, paired_difference
 from .evaluation.subsets import evaluate_subsets
 from .runtime import choose_device, limit_threads, provenance, write_json
-from .segmentation.network import load_segmenter
+from .segmentation.network import Segmenter, load_segmenter
 from .segmentation.training import TrainConfig, train
 
 SCENES = ("street", "room")
@@ -114,16 +114,26 @@ def run_train(config: TrainConfig) -> None:
               f"{report['steps']} steps, {report['seconds']:.0f} s; {config.out}/report.json")  # fmt: skip
 
 
+def open_checkpoint(path: str | Path, data: str, split: str, device="cpu", progress: bool = True) -> tuple[Segmenter, PreparedDataset]:
+    """A trained network and the split to score it on.
+
+    Raises:
+        ValueError: unreadable checkpoint or data, or the two differ in classes or sensors.
+    """
+    network = load_segmenter(path, device)
+    dataset = PreparedDataset(find_data(data, progress), split, list(network.modalities))
+    if dataset.description.classes != network.classes:
+        ours, theirs = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (network.classes, dataset.description.classes))
+        raise ValueError(f"{path} predicts {ours}, {data} has {theirs}")
+    # Images are normalised by the statistics that the network was trained with, not by those of the new data.
+    dataset.modalities = network.modalities
+    return network, dataset
+
+
 def run_evaluate(config: EvaluateConfig) -> None:
     limit_threads()
     device = choose_device(config.device)
-    network = load_segmenter(config.checkpoint, device)
-    data = PreparedDataset(find_data(config.data, config.progress), config.split, list(network.modalities))
-    if data.description.classes != network.classes:
-        raise ValueError(f"{config.checkpoint} predicts {len(network.classes)} classes ({', '.join(network.classes[:3])}, …), "
-                         f"{config.data} has {len(data.description.classes)} ({', '.join(data.description.classes[:3])}, …)")  # fmt: skip
-    # Each image is normalised by the statistics that the network was trained with, not by those of the new data.
-    data.modalities = network.modalities
+    network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
     scores = evaluate_subsets(network.modality_logits, data, batch_size=config.batch_size, device=device, protocol=config.protocol,
                               workers=config.workers, progress=config.progress)  # fmt: skip
     print(f"{Path(config.checkpoint).name} on {config.split}, {len(data)} samples; {scores.table()}")
@@ -152,34 +162,27 @@ def run_compare(config: CompareConfig) -> None:
         runs.append((folder, report, settings))
     public = [{k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs]
     for (folder, report, settings), own in zip(runs, public):
-        network = load_segmenter(folder / f"{config.checkpoint}.safetensors")
-        data = PreparedDataset(find_data(config.data or settings["data"], config.progress), config.split, list(network.modalities))
-        data.modalities = network.modalities
-        scores = evaluate_subsets(network.modality_logits, data, protocol=config.protocol, progress=config.progress)
-        name = group_name(own, [p for p in public if p != own])
-        group = groups.setdefault(
-            name,
-            {"config": own, "seeds": [], "seconds": [], "cpu_seconds": [], "steps": report["steps"], "summary": {}, "miou": {}, "iou": {}},
+        name, seed = group_name(own, [p for p in public if p != own]), report["config"]["seed"]
+        group = groups.setdefault(name, {"config": own, "steps": report["steps"], "seeds": [], "seconds": [], "cpu_seconds": []})
+        if seed in group["seeds"]:
+            raise ValueError(
+                f"{folder}: a second run of '{name}' with seed {seed}; name each run once, and compare data sets one at a time"
+            )
+        network, data = open_checkpoint(
+            folder / f"{config.checkpoint}.safetensors", config.data or settings["data"], config.split, progress=config.progress
         )
-        group["seeds"].append(report["config"]["seed"])
-        group["seconds"].append(report["seconds"])
-        group["cpu_seconds"].append(report["cpu_seconds"])
-        for key, values in (("summary", scores.to_dict()["summary"]), ("miou", scores.to_dict()["miou"]), ("iou", scores.to_dict()["iou"])):
-            for part, entries in values.items():
+        scores = evaluate_subsets(network.modality_logits, data, protocol=config.protocol, progress=config.progress).to_dict()
+        group["seeds"].append(seed)
+        for clock in ("seconds", "cpu_seconds"):
+            group[clock].append(report[clock])
+        for key in ("summary", "miou", "iou"):
+            for part, entries in scores[key].items():
                 for entry, value in entries.items():
-                    group[key].setdefault(part, {}).setdefault(entry, []).append(value)
+                    group.setdefault(key, {}).setdefault(part, {}).setdefault(entry, []).append(value)
     _print_comparison(groups, config)
     if config.out:
-        write_json(
-            config.out,
-            {
-                "provenance": provenance(),
-                "split": config.split,
-                "protocol": config.protocol,
-                "checkpoint": config.checkpoint,
-                "groups": groups,
-            },
-        )
+        record = {"provenance": provenance(), "split": config.split, "protocol": config.protocol, "checkpoint": config.checkpoint}
+        write_json(config.out, record | {"groups": groups})
 
 
 def _print_comparison(groups: dict, config: CompareConfig) -> None:

@@ -59,6 +59,8 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     assert "subsets full  (seeds 0, 1" in out and "mean minus 'subsets full'" in out and "95 % interval" in out
     compared = json.loads((tmp_path / "compared.json").read_text())
     assert list(compared["groups"]) == ["subsets full", "subsets all-subsets"]
+    with pytest.raises(SystemExit, match="a second run of 'all runs' with seed 0"):
+        cli.main(["compare", folders[0], folders[0], "--no-progress"])
     group = compared["groups"]["subsets full"]
     assert group["seeds"] == [0, 1] and len(group["miou"]["all"]["RDEL"]) == 2 and len(group["iou"]["R"]["Sky"]) == 2
 

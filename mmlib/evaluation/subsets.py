@@ -135,12 +135,8 @@ def evaluate_subsets(
     names, classes = list(dataset.modalities), dataset.description.classes
     matrix = torch.from_numpy(subset_matrix(len(names)))
     scores = SubsetScores(dataset.modalities, classes, protocol)
-    for group in [
-        "all",
-        *sorted(
-            {g for row in dataset.rows for g in _groups(row["condition"], row["case"])}, key=lambda g: (not g.startswith("condition"), g)
-        ),
-    ]:
+    groups = [sorted({f"{key}={row[key]}" for row in dataset.rows if row[key]}) for key in ("condition", "case")]
+    for group in ("all", *groups[0], *groups[1]):
         scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
     indices = range(shard[0], len(dataset), shard[1])
     loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=_collate_by_size)
@@ -159,13 +155,10 @@ def evaluate_subsets(
             prediction = fused.argmax(1)
             for b, (condition, case) in enumerate(zip(batch["condition"], batch["case"])):
                 counts = confusion_matrix(prediction[b], label[b], len(classes)).cpu().numpy()
-                for group in ("all", *_groups(condition, case)):
-                    scores.counts[group][s] += counts
+                for group in ("all", f"condition={condition}", f"case={case}"):
+                    if group in scores.counts:  # neither is recorded where it is empty
+                        scores.counts[group][s] += counts
     return scores
-
-
-def _groups(condition: str, case: str) -> list[str]:
-    return [f"{key}={value}" for key, value in (("condition", condition), ("case", case)) if value]
 
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:
