@@ -148,11 +148,12 @@ def evaluate_subsets(
         if protocol != "drop":
             absent = _upsampled(modality_logits(remove(images, names, protocol, dataset.modalities)), names, label.shape[-2:])
         for s, row in enumerate(matrix):
-            members = [m for m in range(len(names)) if row[m]]
-            fused = sum(present[m] for m in members)  # the argmax of a sum is that of a mean
-            if absent is not None:
-                fused = fused + sum(absent[m] for m in range(len(names)) if m not in members)
-            prediction = fused.argmax(1)
+            # The argmax of a sum is that of a mean. Absent sensors of another protocol than "drop" take part in it.
+            votes = [present[m] if row[m] else absent[m] for m in range(len(names)) if row[m] or absent is not None]
+            fused = votes[0].clone()
+            for vote in votes[1:]:
+                fused += vote
+            prediction = fused.max(1).indices  # on a CPU four times as fast as argmax over this dimension
             for b, (condition, case) in enumerate(zip(batch["condition"], batch["case"])):
                 counts = confusion_matrix(prediction[b], label[b], len(classes)).cpu().numpy()
                 for group in ("all", f"condition={condition}", f"case={case}"):
