@@ -26,8 +26,19 @@ def cell_ids(notebook) -> list[str]:
     return [f"cell-{number:02d}" for number in range(len(notebook["cells"]))]
 
 
+def merged(outputs: list) -> list:
+    """Printed text that arrived in several pieces, as one: where it was cut depends on timing alone."""
+    kept = []
+    for output in outputs:
+        if kept and output["output_type"] == kept[-1]["output_type"] == "stream" and output["name"] == kept[-1]["name"]:
+            kept[-1]["text"] += output["text"]
+        else:
+            kept.append(output)
+    return kept
+
+
 def clean(notebook):
-    """Drop what changes from run to run or machine to machine: widget state, timestamps, versions, random ids."""
+    """Drop what changes from run to run or machine to machine: widget state, timestamps, versions, random ids, cuts in what was printed."""
     notebook["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"},
@@ -36,6 +47,8 @@ def clean(notebook):
         tags = cell["metadata"].get("tags")
         cell["metadata"] = {"tags": tags} if tags else {}
         cell["id"] = name
+        if "outputs" in cell:
+            cell["outputs"] = merged(cell["outputs"])
         for output in cell.get("outputs", []):
             # A widget's random id points to state that is not stored; without it, viewers show the panel's text form instead of an error.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)

@@ -325,3 +325,13 @@ def test_cleaning_makes_a_notebook_clean():
     assert [check.__name__ for check in CHECKS if check(cleaned, ROOT / "notebooks" / "x.ipynb")] == []
     assert cleaned == refresh_notebooks.clean(copy.deepcopy(cleaned)), "cleaning twice changes nothing"
     assert "version" not in cleaned["metadata"]["language_info"]
+
+
+def test_cleaning_joins_printed_pieces_and_nothing_else():
+    def printed(name, text):
+        return {"output_type": "stream", "name": name, "text": text}
+
+    figure = {"output_type": "display_data", "data": {}, "metadata": {}}
+    pieces = [printed("stdout", "a\n"), printed("stdout", "b\n"), figure, printed("stdout", "c\n"), printed("stderr", "d\n")]
+    whole = [printed("stdout", "a\nb\n"), figure, printed("stdout", "c\n"), printed("stderr", "d\n")]
+    assert refresh_notebooks.merged(copy.deepcopy(pieces)) == whole
