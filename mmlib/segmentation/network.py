@@ -67,7 +67,7 @@ class ResidualEncoder(nn.Module):
     widths = (16, 32, 64, 96, 128)
     smallest = 1  # shortest image side, in pixels
 
-    def __init__(self, checkpointing: bool = False):
+    def __init__(self):
         super().__init__()
         self.stages = nn.ModuleList(ResidualBlock(a, b, 2) for a, b in zip(self.widths, self.widths[1:]))
 
@@ -152,7 +152,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.modalities, self.classes, self.palette, self.config = dict(modalities), list(classes), [tuple(c) for c in palette], config
         if config.encoder == "residual":
-            self.encoder = ResidualEncoder(config.checkpointing)
+            self.encoder = ResidualEncoder()
         else:
             self.encoder = PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
         if config.stem == "separate":
@@ -201,8 +201,8 @@ class Segmenter(nn.Module):
     def forward(self, images: dict[str, Tensor], fuse: bool = True):
         """Fused logits (B, K, H, W): the mean over the modalities given. ``fuse=False``: ``modality_logits`` (for training).
 
-        Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the sensors' likelihoods,
-        it costs one softmax less, and averaging probabilities scored lower in every comparison made.
+        Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the sensors' likelihoods, it
+        is linear, so that every subset is a sum of cached logits, and it needs no softmax.
         """
         logits = self.modality_logits(images)
         if not fuse:

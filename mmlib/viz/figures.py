@@ -60,13 +60,13 @@ def show(fig: Figure, alt: str) -> None:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=144, bbox_inches="tight", pad_inches=0.05)
     plt.close(fig)
-    png = _small_png(buffer.getvalue())
+    png = small_png(buffer.getvalue())
     width = int.from_bytes(png[16:20], "big") * 96 // 144  # drawn at 1.5 dots a pixel: sharp on good screens, the same size on all
     data = {"image/png": base64.b64encode(png).decode(), "text/plain": f"Figure: {alt}"}
     display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
 
 
-def _small_png(png: bytes, limit: int = 150_000) -> bytes:
+def small_png(png: bytes, limit: int = 150_000) -> bytes:
     """The same picture in 256 colours where full colour would bloat the notebook (noisy sensor images do)."""
     if len(png) <= limit:
         return png

@@ -10,6 +10,7 @@ go to runs/.
 
 from __future__ import annotations
 
+import io
 import shlex
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def picture(path: Path, network) -> None:
     """The README's picture: scenes by row, sensors by column, label and prediction last."""
     from mmlib.data import world
     from mmlib.modalities import SENSORS
-    from mmlib.viz.figures import label_picture, physical_images, picture_grid, sensor_title, use_style
+    from mmlib.viz.figures import label_picture, physical_images, picture_grid, sensor_title, small_png, use_style
     from mmlib.viz.figures import picture as draw
 
     use_style()
@@ -89,10 +90,9 @@ def picture(path: Path, network) -> None:
         row = {sensor_title(SENSORS[n]): draw(SENSORS[n], image) for n, image in physical_images(fine).items()}
         rows.append(row | {"label": label_picture(fine.label, network.palette), "prediction": label_picture(prediction, network.palette)})
     fig = picture_grid(rows, conditions, width=14)
-    fig.savefig(path, dpi=110)
-    from PIL import Image
-
-    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110)
+    path.write_bytes(small_png(buffer.getvalue()))
 
 
 def nyu(frames: str, jobs: int) -> None:
