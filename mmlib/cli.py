@@ -134,7 +134,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     limit_threads()
     device = choose_device(config.device)
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
-    scores = evaluate_subsets(network.modality_logits, data, batch_size=config.batch_size, device=device, protocol=config.protocol,
+    scores = evaluate_subsets(dataset=data, **network.scoring(), batch_size=config.batch_size, device=device, protocol=config.protocol,
                               workers=config.workers, progress=config.progress)  # fmt: skip
     print(f"{Path(config.checkpoint).name} on {config.split}, {len(data)} samples; {scores.table()}")
     if config.out:
@@ -171,7 +171,7 @@ def run_compare(config: CompareConfig) -> None:
         network, data = open_checkpoint(
             folder / f"{config.checkpoint}.safetensors", config.data or settings["data"], config.split, progress=config.progress
         )
-        scores = evaluate_subsets(network.modality_logits, data, protocol=config.protocol, progress=config.progress).to_dict()
+        scores = evaluate_subsets(dataset=data, **network.scoring(), protocol=config.protocol, progress=config.progress).to_dict()
         group["seeds"].append(seed)
         for clock in ("seconds", "cpu_seconds"):
             group[clock].append(report[clock])

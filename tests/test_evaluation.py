@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mmlib.data.missing import remove
 from mmlib.data.prepared import PreparedDataset, collate, write_array
 from mmlib.evaluation.confusion import accuracy, confusion_matrix, iou, miou
+from mmlib.evaluation.fusion import FUSIONS
 from mmlib.evaluation.statistics import estimate, paired_difference
 from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix
 from mmlib.modalities import SENSORS
@@ -67,17 +68,32 @@ def test_shapes_must_agree():
         confusion_matrix(torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.long), 2)
 
 
+def untrained(data) -> Segmenter:
+    """Random weights, its logits centred and stretched: untouched it would call every pixel the same, and no test could fail."""
+    torch.manual_seed(0)
+    network = Segmenter(data.modalities, toy.CLASSES, toy.PALETTE).eval()
+    with torch.no_grad():
+        batch = collate([data[i] for i in range(len(data))])["images"]
+        network.head.classify.weight *= 30
+        network.head.classify.bias -= network(batch).mean((0, 2, 3))
+        assert network(batch).argmax(1).unique().tolist() == [0, 1, 2]
+    return network
+
+
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     data = PreparedDataset(toy.make(tmp_path_factory.mktemp("toy")), "val")
-    torch.manual_seed(0)
-    return data, Segmenter(data.modalities, toy.CLASSES, toy.PALETTE).eval()
+    return data, untrained(data)
 
 
+@pytest.mark.parametrize("form", ["linear", "fused", "whole"])
 @pytest.mark.parametrize("protocol", ["drop", "zero", "black", "noise"])
-def test_one_pass_equals_one_forward_per_subset(scored, protocol):
+def test_one_pass_equals_one_forward_per_subset(scored, protocol, form):
+    """The same mean in three forms: summed from the cache, fused by a function, and as a network that sees images only."""
     data, network = scored
-    scores = evaluate_subsets(network.modality_logits, data, batch_size=2, protocol=protocol)
+    encode = (lambda images: images) if form == "whole" else network.modality_logits
+    fuse = {"linear": None, "fused": FUSIONS["mean"], "whole": network}[form]
+    scores = evaluate_subsets(encode, data, fuse=fuse, batch_size=2, protocol=protocol)
     names = list(data.modalities)
     for s, name in enumerate(scores.names):
         expected = {"all": np.zeros((3, 3), int), "condition=night": np.zeros((3, 3), int), "case=broken": np.zeros((3, 3), int)}
@@ -98,6 +114,41 @@ def test_one_pass_equals_one_forward_per_subset(scored, protocol):
         for group, counts in expected.items():
             # sums in another order may flip a pixel that is tied to the last bit
             assert np.abs(scores.counts[group][s] - counts).sum() <= 4, (name, group)
+
+
+@pytest.mark.parametrize("protocol", ["drop", "noise"])
+def test_a_fusion_that_is_not_linear_sees_exactly_the_sensors_that_take_part(scored, protocol):
+    """Fusion by the largest logit at the head's resolution, against one subset and one sample at a time."""
+    data, network = scored
+    seen = []
+
+    def largest(logits):
+        seen.append("".join(data.modalities[name].symbol for name in logits))
+        return torch.stack(list(logits.values())).amax(0)
+
+    scores = evaluate_subsets(network.modality_logits, data, fuse=largest, batch_size=1, protocol=protocol)
+    assert seen == (scores.names if protocol == "drop" else ["RDA"] * 7) * len(data)
+    for s, name in enumerate(scores.names):
+        expected = np.zeros((3, 3), int)
+        for i in range(len(data)):
+            images = {n: image[None] for n, image in data[i]["images"].items()}
+            missing = [n for n, m in data.modalities.items() if m.symbol not in name]
+            images = remove(images, missing, protocol, data.modalities)
+            with torch.no_grad():
+                logits = torch.stack([network.modality_logits({n: image})[n][0] for n, image in images.items()]).amax(0)
+            large = F.interpolate(logits[None], data[i]["label"].shape, mode="bilinear", align_corners=False)[0]
+            expected += confusion_matrix(large.argmax(0), data[i]["label"], 3).numpy()
+        assert np.abs(scores.counts["all"][s] - expected).sum() <= 8, name
+    linear = evaluate_subsets(network.modality_logits, data, batch_size=1, protocol=protocol)
+    assert not np.array_equal(linear.counts["all"][-1], scores.counts["all"][-1])
+
+
+def test_logits_of_other_classes_are_refused(scored):
+    data, network = scored
+    with pytest.raises(ValueError, match=r"expected \(B, 3, h, w\), one map for each class"):
+        evaluate_subsets(network.modality_logits, data, fuse=lambda logits: logits["rgb"][:, :2])
+    with pytest.raises(ValueError, match=r"expected \(B, 3, h, w\), one map for each class"):
+        evaluate_subsets(lambda images: images, data)
 
 
 def test_shards_add_up(scored):

@@ -11,7 +11,7 @@ from torch import nn
 from mmlib.modalities import SENSORS, Modality, subsets
 from mmlib.runtime import save_tensors
 from mmlib.segmentation.network import MLPHead, NetworkConfig, Segmenter, load_segmenter, load_weights, read_header, save_segmenter
-from mmlib.segmentation.objective import ObjectiveConfig, draw_subset, pixel_grid, resample, subset_cross_entropy
+from mmlib.segmentation.objective import ObjectiveConfig, draw_subset, pixel_grid, resample, selected, subset_cross_entropy
 
 NAMES = ["rgb", "depth", "event", "lidar"]
 MODALITIES = {name: replace(SENSORS[name], mean=(0.0,) * SENSORS[name].channels, std=(1.0,) * SENSORS[name].channels) for name in NAMES}
@@ -247,3 +247,86 @@ def test_every_subset_is_drawn_equally_often():
     drawn = [tuple(draw_subset(NAMES, rng)) for _ in range(15 * 200)]
     counts = [drawn.count(subset) for subset in subsets(NAMES)]
     assert sum(counts) == len(drawn) and min(counts) > 140 and max(counts) < 260
+
+
+def plain_logits(modalities=4, classes=5, batch=2, size=(6, 8)):
+    generator = torch.Generator().manual_seed(0)
+    logits = {f"m{i}": torch.randn(batch, classes, *size, generator=generator) for i in range(modalities)}
+    label = torch.randint(0, classes, (batch, *size), generator=generator)
+    return logits, label, torch.tensor(label.numel())
+
+
+def supervised(logits, label, valid, seed=0, **options):
+    config = ObjectiveConfig(**{"pixels": 1.0} | options)
+    return float(subset_cross_entropy(logits, label, config, valid, np.random.default_rng(seed))["supervised"])
+
+
+def test_singles_are_every_sensor_alone_and_the_full_set():
+    logits, label, valid = plain_logits()
+    alone = [float(F.cross_entropy(z, label)) for z in logits.values()]
+    full = float(F.cross_entropy(torch.stack(list(logits.values())).mean(0), label))
+    found = supervised(logits, label, valid, subsets="singles", evidence="mean", full_weight=3.0)
+    assert found == pytest.approx((sum(alone) + 3 * full) / 7, rel=1e-5)
+
+
+def test_averaged_and_summed_evidence():
+    logits, label, valid = plain_logits(3)
+    for evidence in ("sum", "mean"):
+        terms = []
+        for subset in subsets(list(logits)):
+            fused = sum(logits[name] for name in subset) / (len(subset) if evidence == "mean" else 1)
+            terms.append(float(F.cross_entropy(fused, label)))
+        expected = (sum(terms[:-1]) + 4 * terms[-1]) / 10
+        assert supervised(logits, label, valid, evidence=evidence) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sample_of_subsets_is_unbiased():
+    logits, label, valid = plain_logits(4)
+    whole = supervised(logits, label, valid)
+    drawn = [supervised(logits, label, valid, seed=s, subset_sample=3) for s in range(300)]
+    assert np.std(drawn) > 0  # it is a draw
+    assert abs(np.mean(drawn) - whole) < 4 * np.std(drawn) / 300**0.5
+    assert supervised(logits, label, valid, subset_sample=14) == pytest.approx(whole, rel=1e-6)
+
+
+def test_selection_trains_the_sensors_that_agree_with_the_mean():
+    generator = torch.Generator().manual_seed(0)
+    common = 3 * torch.randn(2, 5, 6, 8, generator=generator)
+    stacked = torch.stack([common, common + 0.1, -common, 1.1 * common])  # the third contradicts
+    assert selected(stacked)[2].tolist() == [0, 0]
+    assert selected(stacked).sum(0).tolist() == [2, 2]
+    logits, label = {f"m{i}": z for i, z in enumerate(stacked)}, torch.randint(0, 5, (2, 6, 8), generator=generator)
+    weights = selected(stacked)
+    expected = [F.cross_entropy(stacked.mean(0), label)]
+    for w in (weights, 1 - weights):
+        expected.append(F.cross_entropy((stacked * w[..., None, None, None]).sum(0) / 2, label))
+    assert supervised(logits, label, torch.tensor(label.numel()), subsets="selection") == pytest.approx(float(sum(expected)) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
+def test_centred_fusion_leans_on_its_centre(encoder, tmp_path):
+    """Any subset runs; the others enter by addition to the main branch; its logits are no mean, and it says so."""
+    net, batch = network(encoder=encoder, fusion="centred"), images()
+    with torch.no_grad():
+        for subset in subsets(NAMES):
+            assert net({name: batch[name] for name in subset}).shape == (2, 5, 32, 48)
+        plain = net.encoder(net.stems["rgb"](batch["rgb"]))
+        alone = net.features({"rgb": batch["rgb"]})
+        assert all(torch.equal(a, b) for a, b in zip(plain, alone))
+        others = {name: batch[name] for name in NAMES[1:]}
+        swapped = {"rgb": batch["rgb"], **dict(reversed(others.items()))}
+        assert torch.allclose(net({"rgb": batch["rgb"], **others}), net(swapped), atol=1e-5)
+        assert not torch.allclose(net(batch), net({"rgb": batch["rgb"]}), atol=1e-3)
+        missing, zero = net(others), net({"rgb": torch.zeros_like(batch["rgb"]), **others})
+        assert torch.allclose(missing, zero, atol=1e-6)
+    logits, features = net(batch, fuse=False)
+    assert list(logits) == ["rgb"] and len(features[0]) == 2
+    with pytest.raises(ValueError, match="each subset"):
+        net.modality_logits(batch)
+    with pytest.raises(ValueError, match="separate"):
+        network(fusion="centred", stem="shared")
+    save_segmenter(net, tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(load_segmenter(tmp_path / "net.safetensors")(batch), net(batch))
+    with pytest.raises(ValueError, match="fusion"):
+        load_weights(network(encoder=encoder), tmp_path / "net.safetensors")

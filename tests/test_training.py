@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from mmlib.segmentation import training
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.training import StepSampler, TrainConfig, learning_rate, parameter_groups, plan, read_history, train
+from mmlib.segmentation.state import read_history
+from mmlib.segmentation.training import StepSampler, TrainConfig, learning_rate, parameter_groups, plan, train
 
 QUIET = dict(progress=False, cache=True)
 

@@ -1,5 +1,7 @@
 """Joint augmentation and failing sensors, against plain indexing and closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmlib.data.missing import PROTOCOLS, degrade, remove
+from mmlib.data.missing import FAULTS, PROTOCOLS, SEVERITIES, degrade, faulty, remove
 from mmlib.data.transforms import Augment, crop_or_pad, flip, resize
 from mmlib.modalities import SENSORS
 
@@ -125,8 +127,6 @@ def test_degrade_refuses(gain, noise):
 
 
 def test_missing_protocols_differ_and_are_exact():
-    from dataclasses import replace
-
     modalities = {
         "rgb": replace(SENSORS["rgb"], mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)),
         "depth": replace(SENSORS["depth"], mean=(1.0,), std=(1.0,)),
@@ -143,3 +143,85 @@ def test_missing_protocols_differ_and_are_exact():
         remove(images, ["rgb"], "blank", modalities)
     with pytest.raises(ValueError, match="unknown modality lidar"):
         remove(images, ["lidar"], "zero", modalities)
+
+
+THERMAL = replace(SENSORS["thermal"], mean=(20.0,), std=(4.0,))
+LIDAR = replace(SENSORS["lidar"], mean=(0.5, 0.2, 0.1), std=(1.0, 0.5, 0.3))
+
+
+def columns(channels=1, size=(32, 64)):
+    """Every column its own value, every row the same."""
+    return torch.arange(1.0, size[1] + 1).expand(channels, *size).clone()
+
+
+@pytest.mark.parametrize("modality", [THERMAL, LIDAR], ids=["dense", "sparse"])
+def test_faults_differ_from_the_image_and_from_each_other(modality):
+    generator = torch.Generator().manual_seed(0)
+    image, other = (20 + 5 * torch.rand(modality.channels, 32, 64, generator=generator) for _ in range(2))
+    found = {(f, s): faulty(image, modality, f, s, other) for f in FAULTS for s in SEVERITIES}
+    before = image.clone()
+    every = [image, *found.values()]
+    assert all(not torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
+    assert all(x.shape == image.shape and x.dtype == torch.float32 and bool(x.isfinite().all()) for x in every)
+    assert torch.equal(image, before), "the image that is passed in stays as it is"
+    for (fault, severity), x in found.items():
+        assert torch.equal(x, faulty(image, modality, fault, severity, other)), "the same every time"
+        changed = (modality.to_network(x) - modality.to_network(image)).pow(2).mean()
+        if severity == "gross" and fault != "shift":  # an image of noise is as far from itself by one step as by ten
+            assert changed > (modality.to_network(found[fault, "mild"]) - modality.to_network(image)).pow(2).mean()
+
+
+def test_dark_blank_and_other_are_what_they_say():
+    image, other = torch.full((1, 8, 8), 25.0), torch.full((1, 8, 8), 7.0)
+    low = THERMAL.low
+    assert torch.allclose(faulty(image, THERMAL, "dark", "mild"), torch.tensor(low + 0.25 * (25 - low)))
+    assert torch.equal(faulty(image, THERMAL, "dark", "gross"), torch.full((1, 8, 8), low))
+    for fault, value in (("blank", 20.0), ("other", 7.0)):
+        gross, mild = (faulty(image, THERMAL, fault, severity, other) for severity in ("gross", "mild"))
+        assert torch.equal(gross, torch.full((1, 8, 8), value))
+        assert torch.equal(mild[:, :4], image[:, :4]) and torch.equal(mild[:, 4:], gross[:, 4:]), "mild: the lower half only"
+    blank = LIDAR.to_network(faulty(columns(3), LIDAR, "blank", "gross"))
+    assert torch.allclose(blank, torch.zeros_like(blank), atol=1e-6), "the network sees the training mean, through the logarithm, too"
+    assert faulty(image, THERMAL, "other", "gross", torch.full((1, 5, 9), 7.0)).shape == image.shape
+
+
+def test_a_shift_moves_columns_by_a_share_of_the_width():
+    for modality, edge in ((THERMAL, 1.0), (LIDAR, 0.0)):
+        image = columns(modality.channels)
+        for severity, step in (("mild", 2), ("gross", 8)):
+            found = faulty(image, modality, "shift", severity)
+            assert torch.equal(found[..., step:], image[..., :-step])
+            assert bool((found[..., :step] == edge).all()), "a sparse sensor has measured nothing there"
+
+
+def test_blur_keeps_the_mean_of_a_dense_sensor_and_the_values_of_a_sparse_one():
+    image = 20 + 5 * torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0))
+    mild, gross = (faulty(image, THERMAL, "blur", severity) for severity in SEVERITIES)
+    assert abs(mild.mean() - image.mean()) < 0.05 and image.std() > 2 * mild.std() > 2 * gross.std()
+    sparse = torch.zeros(3, 32, 64)
+    sparse[:, ::3, ::5] = 30.0
+    found = faulty(sparse, LIDAR, "blur", "mild")
+    assert set(found.unique().tolist()) == {0.0, 30.0}
+    assert all(len(block.unique()) == 1 for rows in found[0].split(4, 0) for block in rows.split(4, 1)), "4 by 4 pixels are one"
+
+
+def test_noise_has_its_size_in_network_space_and_a_seed():
+    image = columns(3, (100, 100))
+    usual = LIDAR.to_network(image)
+    added = LIDAR.to_network(faulty(image, LIDAR, "noise", "mild")) - usual
+    assert abs(added.std() - 0.5) < 0.01 and abs(added.mean()) < 0.02
+    only = LIDAR.to_network(faulty(image, LIDAR, "noise", "gross"))
+    assert abs(only.std() - 1) < 0.02 and abs(float(torch.corrcoef(torch.stack([only.ravel(), usual.ravel()]))[0, 1])) < 0.02
+    assert not torch.equal(faulty(image, LIDAR, "noise", "gross"), faulty(image, LIDAR, "noise", "gross", seed=1))
+
+
+def test_faulty_refuses():
+    image = torch.rand(1, 8, 8)
+    for wrong in (("rain", "mild"), ("dark", "total")):
+        with pytest.raises(ValueError, match="expected one of dark, noise, shift, blur, blank, other and one of mild, gross"):
+            faulty(image, THERMAL, *wrong)
+    with pytest.raises(ValueError, match="image of another scene"):
+        faulty(image, THERMAL, "other", "mild")
+    for fault in ("noise", "blank"):
+        with pytest.raises(ValueError, match="has no statistics"):
+            faulty(image, SENSORS["thermal"], fault, "gross")

@@ -4,6 +4,16 @@
 * ``zero``: its normalised image is set to 0, so the network sees the training mean (grey).
 * ``black``: its physical image is set to 0 before normalisation, as if the file were black.
 * ``noise``: its normalised image is replaced by standard Gaussian noise.
+
+Those are sensors known to be gone, or replaced outright. A sensor can also go wrong without saying so, a little (``mild``) or
+altogether (``gross``), and still be passed on like a sound one: ``faulty`` makes such images.
+
+* ``dark``: gain 0.25, or black.
+* ``noise``: Gaussian noise of half a standard deviation of the training images added; or nothing but noise.
+* ``shift``: out of register by 1/32 of the image width (4 pixels of 128), or 1/8 (16 pixels).
+* ``blur``: an image of a quarter of the resolution, or of a sixteenth.
+* ``blank``: stuck at the training mean, in the lower half or everywhere.
+* ``other``: a picture of another scene, in the lower half (a torn frame) or everywhere (a frozen or mixed-up one).
 """
 
 from __future__ import annotations
@@ -13,8 +23,11 @@ from torch import Tensor
 
 from ..modalities import Modality
 from ..runtime import derived_seed
+from .transforms import resize
 
 PROTOCOLS = ("drop", "zero", "black", "noise")
+FAULTS = ("dark", "noise", "shift", "blur", "blank", "other")
+SEVERITIES = ("mild", "gross")
 
 
 def degrade(image: Tensor, modality: Modality, gain: float = 1.0, noise: float = 0.0, seed: int = 0) -> Tensor:
@@ -72,3 +85,48 @@ def remove(images: dict[str, Tensor], missing, protocol: str, modalities: dict[s
             generator = torch.Generator().manual_seed(derived_seed(seed, name))
             result[name] = torch.randn(image.shape, generator=generator).to(image)
     return result
+
+
+def faulty(image: Tensor, modality: Modality, fault: str, severity: str, other: Tensor | None = None, seed: int = 0) -> Tensor:
+    """A physical image (C, H, W) -> what the sensor delivers when it fails without saying so, physical (C, H, W).
+
+    Args:
+        modality: with its statistics, which say what a usual image of this sensor is.
+        fault, severity: one of ``FAULTS`` and of ``SEVERITIES``; the top of this file says how large each is.
+        other: the same sensor's physical image of another scene, for "other"; resized where the sizes differ.
+
+    Raises:
+        ValueError: unknown fault or severity, no ``other`` where it is needed, or a modality without statistics.
+    """
+    if fault not in FAULTS or severity not in SEVERITIES:
+        raise ValueError(f"fault {fault!r}, {severity!r}; expected one of {', '.join(FAULTS)} and one of {', '.join(SEVERITIES)}")
+    mild = severity == "mild"
+    height, width = image.shape[-2:]
+    if fault == "dark":
+        return degrade(image, modality, gain=0.25 if mild else 0.0, seed=seed)
+    if fault == "shift":
+        step = max(1, round(width / (32 if mild else 8)))
+        # What moves in from the left: the edge again, or nothing where 0 means "no measurement".
+        edge = torch.zeros_like(image[..., :1]) if modality.sparse else image[..., :1]
+        return torch.cat([edge.expand(*image.shape[:-1], step), image[..., :-step]], -1)
+    if fault == "blur":
+        factor = 4 if mild else 16
+        small = resize(image, (max(1, height // factor), max(1, width // factor)), modality.sparse)
+        return resize(small, (height, width), modality.sparse)
+    if fault == "noise":
+        usual = modality.to_network(image)
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(derived_seed(seed, modality.name, severity))).to(image)
+        return _to_physical(usual + 0.5 * noise if mild else noise, modality)
+    if fault == "other" and other is None:
+        raise ValueError(f"{modality.name}: fault 'other' needs the sensor's image of another scene: faulty(..., other=image)")
+    wrong = _to_physical(torch.zeros_like(image), modality) if fault == "blank" else resize(other, (height, width), modality.sparse)
+    return torch.cat([image[..., : height // 2, :], wrong[..., height // 2 :, :]], -2) if mild else wrong.clone()
+
+
+def _to_physical(normalised: Tensor, modality: Modality) -> Tensor:
+    """The inverse of ``Modality.to_network`` for one image (C, H, W)."""
+    if not modality.mean or not modality.std:
+        raise ValueError(f"modality {modality.name!r} has no statistics; pass the one of a data set or of a trained network")
+    mean, std = (normalised.new_tensor(values)[:, None, None] for values in (modality.mean, modality.std))
+    values = normalised * std + mean
+    return values.sign() * values.abs().expm1() if modality.compress else values

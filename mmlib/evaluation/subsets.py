@@ -1,6 +1,7 @@
 """One pass over a data set that scores every subset of its sensors.
 
-Each modality is encoded once; fusion is linear, so the logits of all 2^M − 1 subsets are sums of the M cached ones.
+Each modality is encoded once. Where fusion is linear, the logits of all 2^M − 1 subsets are sums of the M cached ones; another
+fusion is called once for each subset.
 """
 
 from __future__ import annotations
@@ -116,19 +117,23 @@ def subset_matrix(count: int) -> np.ndarray:
 
 @torch.no_grad()
 def evaluate_subsets(
-    modality_logits: Callable[[dict[str, Tensor]], dict[str, Tensor]], dataset: PreparedDataset, *, batch_size: int = 8,
-    device: torch.device | str = "cpu", protocol: str = "drop", workers: int = 0, progress: bool = False, shard: tuple[int, int] = (0, 1),
+    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]], dataset: PreparedDataset, *,
+    fuse: Callable[[dict[str, Tensor]], Tensor] | None = None, batch_size: int = 8, device: torch.device | str = "cpu",
+    protocol: str = "drop", workers: int = 0, progress: bool = False, shard: tuple[int, int] = (0, 1),
 ) -> SubsetScores:  # fmt: skip
     """Score all subsets of ``dataset``'s sensors.
 
     Args:
-        modality_logits: images name -> (B, C, H, W) to logits name -> (B, K, h, w); the caller sets eval mode.
-        protocol: "drop", "zero", "black" or "noise" (mmlib.data.missing). All but "drop" average over every sensor, so the
-            replaced sensors' logits are computed once more and take part in the mean.
+        encode: images name -> (B, C, H, W) to one encoding per name, each independent of the others: a network's
+            ``modality_logits``, (B, K, h, w). The caller sets eval mode.
+        fuse: encodings of the sensors that take part -> logits (B, K, h, w), such as a rule of ``mmlib.evaluation.fusion``.
+            None = their mean, by the fast path. A network that is no such fusion: ``encode=lambda images: images, fuse=network``.
+        protocol: "drop", "zero", "black" or "noise" (mmlib.data.missing). With all but "drop", every sensor takes part in every
+            fusion, the absent ones with the encoding of their replacement, computed once more.
         shard: (rank, processes): score every processes-th sample; the counts of all shards add up to those of the whole.
 
     Raises:
-        ValueError: the data set has no labels.
+        ValueError: the data set has no labels, or the logits have another number of classes than it.
     """
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
@@ -143,17 +148,14 @@ def evaluate_subsets(
     for batch in chain.from_iterable(tqdm(loader, "evaluate", disable=not progress, leave=False)):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
         label = batch["label"].to(device)
-        present = _upsampled(modality_logits(images), names, label.shape[-2:])
-        absent = None
-        if protocol != "drop":
-            absent = _upsampled(modality_logits(remove(images, names, protocol, dataset.modalities)), names, label.shape[-2:])
+        size = label.shape[-2:]
+        present = encode(images)
+        absent = {} if protocol == "drop" else encode(remove(images, names, protocol, dataset.modalities))
+        if fuse is None:  # a sum may be upsampled before it is formed: once for each sensor instead of once for each subset
+            present, absent = ({name: upsampled(logits, size) for name, logits in part.items()} for part in (present, absent))
         for s, row in enumerate(matrix):
-            # The argmax of a sum is that of a mean. Absent sensors of another protocol than "drop" take part in it.
-            votes = [present[m] if row[m] else absent[m] for m in range(len(names)) if row[m] or absent is not None]
-            fused = votes[0].clone()
-            for vote in votes[1:]:
-                fused += vote
-            prediction = fused.max(1).indices  # on a CPU four times as fast as argmax over this dimension
+            votes = {name: present[name] if member else absent[name] for name, member in zip(names, row) if member or absent}
+            prediction = predicted(_total(votes) if fuse is None else fuse(votes), size, len(classes))
             for b, (condition, case) in enumerate(zip(batch["condition"], batch["case"])):
                 counts = confusion_matrix(prediction[b], label[b], len(classes)).cpu().numpy()
                 for group in ("all", f"condition={condition}", f"case={case}"):
@@ -162,13 +164,37 @@ def evaluate_subsets(
     return scores
 
 
+def upsampled(logits: Tensor, size) -> Tensor:
+    """(B, K, h, w) -> (B, K, H, W) float32."""
+    logits = logits.float()
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+
+
+def predicted(logits: Tensor, size, classes: int) -> Tensor:
+    """Fused logits (B, K, h, w) -> class ids (B, H, W).
+
+    Raises:
+        ValueError: K is not the number of classes that is scored.
+    """
+    if logits.ndim != 4 or logits.shape[1] != classes:
+        raise ValueError(f"fused logits of shape {tuple(logits.shape)}; expected (B, {classes}, h, w), one map for each class")
+    return upsampled(logits, size).max(1).indices  # on a CPU four times as fast as argmax over this dimension
+
+
+def _total(votes: dict[str, Tensor]) -> Tensor:
+    """The sum, whose argmax is that of the mean."""
+    first, *others = votes.values()
+    total = first.clone()
+    for vote in others:
+        total += vote
+    return total
+
+
 def _collate_by_size(samples: list[dict]) -> list[dict]:
     """One batch per image size: samples at their native sizes need not agree."""
     by_size: dict[tuple, list] = {}
     for sample in samples:
         by_size.setdefault(tuple(sample["label"].shape), []).append(sample)
     return [collate(group) for group in by_size.values()]
-
-
-def _upsampled(logits: dict[str, Tensor], names: list[str], size) -> list[Tensor]:
-    return [F.interpolate(logits[name].float(), tuple(size), mode="bilinear", align_corners=False) for name in names]

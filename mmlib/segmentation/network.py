@@ -1,7 +1,8 @@
 """The segmenter (Eq. 5): one shared encoder for all modalities, an all-MLP head, predictions averaged over what is present.
 
 All modalities of a mini-batch are stacked along the batch dimension, so M sensors cost one forward pass of M·B images. A
-missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an image.
+missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an image. The other fusion, ``centred``,
+is the exhibit of what the paper argues against: one sensor has the main branch, the others are added to it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class NetworkConfig:
     """residual: 0.5 M parameters, for training from scratch on a CPU; pvt_v2_b*: timm's pyramid transformers (the paper's size class)."""
     stem: Literal["separate", "shared"] = "separate"
     """separate: each modality has a first layer of its own; shared: one for all, as in the paper."""
+    fusion: Literal["mean", "centred"] = "mean"
+    """mean: all sensors alike, predictions averaged; centred: the first sensor's branch, to whose features the others' are added."""
     embed_dim: int = 0
     """Width of the head; 0 = 48 for residual, 256 for pvt_v2."""
     dropout: float = 0.1
@@ -75,10 +78,12 @@ class ResidualEncoder(nn.Module):
         width = self.widths[0]
         return nn.Sequential(nn.Conv2d(channels, width, 5, 2, 2, bias=False), group_norm(width), nn.ReLU(inplace=True))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = [x]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
+    def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
+        """``added``: features of other sensors, one per scale, added before the next stage sees them."""
+        features = [x if added is None else x + added[0]]
+        for j, stage in enumerate(self.stages, 1):
+            x = stage(features[-1])
+            features.append(x if added is None else x + added[j])
         return features
 
 
@@ -109,12 +114,16 @@ class PyramidEncoder(nn.Module):
         stem.proj.bias = nn.Parameter(old.bias.detach().clone())
         return stem
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
         features = []
-        for stage in self.stages:
-            x = stage(x)
+        for j, stage in enumerate(self.stages):
+            x = stage(x) if added is None else stage(x) + added[j]
             features.append(x)
         return features
+
+
+def make_encoder(config: NetworkConfig) -> ResidualEncoder | PyramidEncoder:
+    return ResidualEncoder() if config.encoder == "residual" else PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
 
 
 class MLPHead(nn.Module):
@@ -151,10 +160,11 @@ class Segmenter(nn.Module):
     def __init__(self, modalities: dict[str, Modality], classes: list[str], palette, config: NetworkConfig = NetworkConfig()):
         super().__init__()
         self.modalities, self.classes, self.palette, self.config = dict(modalities), list(classes), [tuple(c) for c in palette], config
-        if config.encoder == "residual":
-            self.encoder = ResidualEncoder()
-        else:
-            self.encoder = PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
+        self.encoder = make_encoder(config)
+        if config.fusion == "centred":
+            if config.stem != "separate":
+                raise ValueError("centred fusion gives each sensor its own stem; use --stem separate")
+            self.auxiliary = make_encoder(config)
         if config.stem == "separate":
             self.stems = nn.ModuleDict({name: self.encoder.make_stem(m.channels) for name, m in modalities.items()})
         else:  # every modality is brought to three channels; only those with more than three need weights for it
@@ -190,25 +200,59 @@ class Segmenter(nn.Module):
             raise ValueError(f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }")
 
     def features(self, images: dict[str, Tensor]) -> list[Tensor]:
-        """Multi-scale features of all modalities given, stacked: tensors (M·B, C_j, H_j, W_j), fine to coarse."""
+        """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of centred fusion (B, …)."""
         self.check(images)
+        if self.config.fusion == "centred":
+            return self._centred(images)
         return self.encoder(torch.cat([self._stem(name, image) for name, image in images.items()]))
 
+    def _centred(self, images: dict[str, Tensor]) -> list[Tensor]:
+        """In the manner of CMNeXt: auxiliary sensors share an encoder, their strongest response at each place joins the main branch."""
+        centre = next(iter(self.modalities))
+        others = [name for name in images if name != centre]
+        added = None
+        if others:
+            stacked = self.auxiliary(torch.cat([self._stem(name, images[name]) for name in others]))
+            added = [torch.stack(feature.chunk(len(others))).amax(0) for feature in stacked]
+        image = images.get(centre)
+        if image is None:  # the branch runs on the training mean
+            first = images[others[0]]
+            image = first.new_zeros(len(first), self.modalities[centre].channels, *first.shape[2:])
+        return self.encoder(self._stem(centre, image), added)
+
     def modality_logits(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4 (pvt_v2)."""
+        """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4 (pvt_v2).
+
+        Raises:
+            ValueError: centred fusion, whose prediction is not a mean of single ones.
+        """
+        if self.config.fusion == "centred":
+            raise ValueError("centred fusion has no logits of single modalities; call the network on each subset of the images")
         return dict(zip(images, self.head(self.features(images)).chunk(len(images))))
 
+    def scoring(self) -> dict:
+        """``evaluate_subsets(dataset=…, **network.scoring())``: cached logits where fusion is linear, else one pass per subset."""
+        if self.config.fusion == "centred":
+            return {"encode": lambda images: images, "fuse": self}
+        return {"encode": self.modality_logits, "fuse": None}
+
     def forward(self, images: dict[str, Tensor], fuse: bool = True):
-        """Fused logits (B, K, H, W): the mean over the modalities given. ``fuse=False``: ``modality_logits`` (for training).
+        """Fused logits (B, K, H, W): the mean over the modalities given.
 
         Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the sensors' likelihoods, it
         is linear, so that every subset is a sum of cached logits, and it needs no softmax.
+
+        ``fuse=False``, for training: (name -> logits at the head's resolution, features as ``features`` returns them). Centred
+        fusion has one entry, named after the main sensor.
         """
-        logits = self.modality_logits(images)
+        features = self.features(images)
+        logits = self.head(features)
         if not fuse:
-            return logits
-        size = next(iter(images.values())).shape[-2:]
-        return F.interpolate(torch.stack(list(logits.values())).mean(0), size, mode="bilinear", align_corners=False)
+            names = list(images) if self.config.fusion == "mean" else [next(iter(self.modalities))]
+            return dict(zip(names, logits.chunk(len(names)))), features
+        if self.config.fusion == "mean":
+            logits = torch.stack(logits.chunk(len(images))).mean(0)
+        return F.interpolate(logits, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False)
 
 
 def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
@@ -262,8 +306,8 @@ def load_weights(segmenter: Segmenter, path: str | Path) -> None:
     if header["classes"] != segmenter.classes:
         problems.append(f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against {len(segmenter.classes)}")
     ours = asdict(segmenter.config)
-    for key in ("encoder", "stem", "embed_dim"):
-        if header["config"].get(key) != ours[key]:
+    for key in ("encoder", "stem", "embed_dim", "fusion"):
+        if header["config"].get(key, "mean") != ours[key]:
             problems.append(f"{key} {header['config'].get(key)!r} against {ours[key]!r}")
     if problems:
         raise ValueError(f"{path}: a checkpoint of another configuration: {'; '.join(problems)}")

@@ -5,6 +5,8 @@
 ``all-subsets``  of all 2^M − 1 subsets at once. Fusion is linear, so after one encoder pass every subset is one sum: dropout's
                  expectation computed exactly instead of sampled. Logits are summed, as evidence: two agreeing sensors may then be surer
                  than one. Inference does not change, for the argmax of a sum is that of a mean.
+``singles``      of every sensor alone and of the full set: the usual per-modality cross-entropy.
+``selection``    in the manner of MAGIC: of the mean of all, of the sensors whose predictions agree best with that mean, and of the rest.
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ from ..modalities import IGNORE_INDEX
 class ObjectiveConfig:
     """What is minimised."""
 
-    subsets: Literal["all-subsets", "dropout", "full"] = "all-subsets"
+    subsets: Literal["all-subsets", "dropout", "full", "singles", "selection"] = "all-subsets"
     """Which sensor subsets the cross-entropy is taken over; dropout is the paper's."""
     full_weight: float = 4.0
-    """all-subsets: weight of the full set against 1 for each other subset."""
+    """all-subsets and singles: weight of the full set against 1 for each other subset."""
+    evidence: Literal["sum", "mean"] = "sum"
+    """all-subsets and singles: whether a subset's logits are added up or averaged during training."""
+    subset_sample: int = 0
+    """all-subsets: how many subsets besides the full set to draw per step, for many sensors; 0 = all 2^M − 2 of them."""
     pixels: float = 0.25
     """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them."""
 
@@ -75,10 +81,10 @@ def subset_cross_entropy(
         label: (B, H, W) int64, 255 = ignore.
         valid: number of labelled pixels the sum is divided by. Given from outside, so that micro-batches and processes with
             different numbers of labelled pixels add up to exactly the mean of the large batch.
-        rng: draws the pixels; with ``config.pixels`` = 1 it is not used.
+        rng: draws the pixels (not with ``config.pixels`` = 1) and the sample of subsets.
 
     Returns:
-        {"supervised": total} and, for all-subsets, {"full": cross-entropy of the full set's mean} for the log.
+        {"supervised": total} and, where several subsets are trained, {"full": cross-entropy of the full set's mean} for the log.
     """
     size = tuple(label.shape[-2:])
     stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
@@ -95,12 +101,41 @@ def subset_cross_entropy(
     def cross_entropy(fused: Tensor) -> Tensor:
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
 
-    if config.subsets != "all-subsets" or modalities == 1:
+    if config.subsets == "selection" and modalities > 2:
+        weights = selected(stacked.detach())[..., None, None, None]
+        chosen, rest = ((stacked * w).sum(0) / w.sum(0) for w in (weights, 1 - weights))
+        terms = [cross_entropy(fused) for fused in (stacked.mean(0), chosen, rest)]
+        return {"supervised": sum(terms) / 3, "full": terms[0].detach()}
+    if config.subsets not in ("all-subsets", "singles") or modalities == 1:
         return {"supervised": cross_entropy(stacked.mean(0))}
-    weights = [1.0] * (2**modalities - 2) + [config.full_weight]
+    members_of, weights = weighted_subsets(modalities, config, rng)
     total = stacked.new_zeros(())
-    for weight, row in zip(weights, subset_matrix(modalities)):
-        total = total + weight * cross_entropy(sum(stacked[m] for m in range(modalities) if row[m]))
+    for weight, row in zip(weights, members_of):
+        members = [stacked[m] for m in range(modalities) if row[m]]
+        total = total + weight * cross_entropy(sum(members) / (1 if config.evidence == "sum" else len(members)))
     with torch.no_grad():
         full = cross_entropy(stacked.mean(0))
     return {"supervised": total / sum(weights), "full": full}
+
+
+def weighted_subsets(count: int, config: ObjectiveConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ``subset_matrix`` that a step uses, and their weights; a drawn sample has the weight of all that it stands for."""
+    rows = subset_matrix(count)
+    others = np.flatnonzero(rows.sum(1) == 1) if config.subsets == "singles" else np.arange(len(rows) - 1)
+    weight = 1.0
+    if config.subsets == "all-subsets" and 0 < config.subset_sample < len(others):
+        weight = len(others) / config.subset_sample
+        others = np.sort(rng.choice(others, config.subset_sample, replace=False))
+    return rows[[*others, len(rows) - 1]], np.array([weight] * len(others) + [config.full_weight])
+
+
+def selected(stacked: Tensor) -> Tensor:
+    """(M, B) of 0 and 1: per sample, the ceil(M/2) modalities whose probabilities have the largest cosine with their mean's.
+
+    Args:
+        stacked: logits (M, B, K, h, w), M >= 2.
+    """
+    p = stacked.softmax(2).flatten(2)
+    similarity = F.cosine_similarity(p, p.mean(0, keepdim=True), dim=2)
+    best = similarity.topk((len(stacked) + 1) // 2, dim=0).indices
+    return torch.zeros_like(similarity).scatter_(0, best, 1.0)

@@ -6,7 +6,6 @@ resumed is therefore the same run, and on a CPU the same to the last bit.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -26,19 +25,12 @@ from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..modalities import IGNORE_INDEX
-from ..runtime import (
-    atomic_path,
-    derived_seed,
-    limit_threads,
-    provenance,
-    read_tensor_header,
-    read_tensors,
-    save_tensors,
-    seed_everything,
-    write_json,
-)
+from ..runtime import derived_seed, limit_threads, provenance, seed_everything, write_json
+from .information import measure_information
 from .network import NetworkConfig, Segmenter, save_segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
+from .regularizer import Regularizer, RegularizerConfig
+from .state import append, resume, save_state, trim_history
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,7 @@ class TrainConfig:
     """Largest relative change of brightness and contrast of colour images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
     seed: int = 0
     """Seed of everything random."""
     precision: Literal["auto", "no", "bf16"] = "auto"
@@ -85,6 +78,8 @@ class TrainConfig:
     """Keep decoded samples in memory; switch off for data larger than memory."""
     eval_every: float = 5.0
     """Epochs between evaluations on the val split; 0 = only at the end."""
+    information_samples: int = 16
+    """Val samples on which each evaluation also measures every sensor's Fisher information; 0 = none."""
     save_every: float = 5.0
     """Epochs between saved states to resume from; 0 = only at the end."""
     progress: bool = True
@@ -92,19 +87,6 @@ class TrainConfig:
 
 
 LOG_EVERY = 20  # steps between lines of the history
-# Settings that may change between a run and its continuation, because they do not change its result.
-FREE = ("out", "data", "workers", "cache", "progress", "save_every")
-
-
-@dataclass
-class Progress:
-    """How far a run is; saved with its state."""
-
-    step: int = 0
-    best: float = -1.0  # highest mean mIoU on val so far
-    skipped: int = 0  # steps without a finite gradient
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
 
 
 class StepSampler:
@@ -189,19 +171,23 @@ def train(config: TrainConfig) -> dict:
     seed_everything(derived_seed(config.seed, "weights"))
     model = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
-    progress = _resume(out, config, model, optimizer, processes)
+    progress = resume(out, config, model, optimizer, processes)
     start = progress.step
     if main:
         write_json(out / "config.json", asdict(config))
-        _trim_history(out / "history.jsonl", start)
+        trim_history(out / "history.jsonl", start)
     accelerator.wait_for_everyone()
     model.to(memory_format=torch.channels_last)  # a quarter faster on CPUs, and what tensor cores want
     model, optimizer = accelerator.prepare(model, optimizer)
+    # Accelerate wraps ``forward`` in autocast; here autocast is entered where it is wanted, so that the regulariser can do without.
+    network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    regularizer = Regularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank))
+    regularizer.restore(progress.guards)
 
     sampler = StepSampler(len(data), config, steps, start, rank, processes)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate, pin_memory=not cpu)
     batches = iter(loader)
-    begun, begun_cpu, in_a_row = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds, 0
+    begun, begun_cpu, in_a_row, probed = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds, 0, 0.0
     with tqdm(
         total=steps, initial=start, desc=f"train {out.name}", disable=not (main and config.progress), leave=False, mininterval=1.0
     ) as bar:
@@ -217,17 +203,30 @@ def train(config: TrainConfig) -> dict:
             valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)], device=accelerator.device)
             valid = accelerator.reduce(valid, "sum").clamp_min(1)
             terms: dict[str, torch.Tensor] = {}
+            share = step / steps
             for m, batch in enumerate(micro):
                 images = {n: batch["images"][n].to(accelerator.device, non_blocking=True, memory_format=torch.channels_last) for n in names}
                 label = batch["label"].to(accelerator.device, non_blocking=True)
+                if m == 0 and regularizer.due(step, share):
+                    # On the bare network and without a gradient exchange: that of the last micro-batch sends this share too.
+                    with accelerator.no_sync(model):
+                        probe = regularizer.probe(network, images, label, step, share)
+                        accelerator.backward(probe)
+                    probed = float(probe.detach())
                 pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
                 last = m == config.accumulate - 1
                 with nullcontext() if last else accelerator.no_sync(model):  # one gradient exchange a step
                     with accelerator.autocast():
-                        logits = model(images, fuse=False)
+                        logits, features = model(images, fuse=False)
                     found = subset_cross_entropy(logits, label, config.objective, valid, pixels)
-                    # DDP averages gradients over processes; the losses are shares of one global mean, to be summed.
-                    accelerator.backward(found["supervised"] * processes)
+                    # DDP averages gradients over processes. The cross-entropies are shares of one global mean, to be summed; the
+                    # regulariser is a mean of each process's own samples, to be averaged.
+                    loss = found["supervised"] * processes
+                    if config.regularizer.active:
+                        term = regularizer.closed_form(logits, features, label, share)
+                        loss = loss + term / config.accumulate
+                        found["regularizer"] = term / (config.accumulate * processes)
+                    accelerator.backward(loss)
                 for name, value in found.items():
                     terms[name] = terms.get(name, 0) + value.detach()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -256,28 +255,34 @@ def train(config: TrainConfig) -> dict:
                         "grad_norm": float(norm),
                         "skipped": progress.skipped,
                     }
-                    _append(out / "history.jsonl", entry | {"seconds": round(progress.seconds, 2)})
+                    if config.regularizer.active:
+                        entry["probe"] = probed  # of the latest one
+                        entry["guards"] = regularizer.counts
+                        entry["regularized"] = {name: value.tolist() for name, value in regularizer.information.items()}
+                    append(out / "history.jsonl", entry | {"seconds": round(progress.seconds, 2)})
             bar.update()
             if _due(done, steps, config.eval_every * per_epoch):
-                scores = evaluate(accelerator.unwrap_model(model), val, config, accelerator)
+                scores, information = evaluate(network, val, config, accelerator)
                 if main:
                     entry = {"step": done, "epoch": round(done / per_epoch, 3), "val": scores.summary(), "miou": scores.miou()}
-                    _append(out / "history.jsonl", entry)
+                    entry["information"] = information
+                    append(out / "history.jsonl", entry)
                     if entry["val"]["mean"] > progress.best:
                         progress.best = entry["val"]["mean"]
-                        save_segmenter(accelerator.unwrap_model(model), out / "best.safetensors", step=done, val=entry["val"])
+                        save_segmenter(network, out / "best.safetensors", step=done, val=entry["val"])
             if main and _due(done, steps, config.save_every * per_epoch):
-                _save_state(out / "resume.safetensors", accelerator.unwrap_model(model), optimizer, config, processes, progress)
+                progress.guards = regularizer.counts
+                save_state(out / "resume.safetensors", network, optimizer, config, processes, progress)
 
     report = {}
-    network = accelerator.unwrap_model(model)
     if start == steps:  # the run was complete already: score it again
-        scores = evaluate(network, val, config, accelerator)
+        scores, information = evaluate(network, val, config, accelerator)
     if main:
         report = {
             "provenance": provenance(seed=config.seed), "config": _public(config), "steps": steps,
             "seconds": round(progress.seconds, 1), "cpu_seconds": round(progress.cpu_seconds, 1),
             "parameters": sum(p.numel() for p in network.parameters()), "split": "val", "scores": scores.to_dict(),
+            "information": information, "guards": regularizer.counts,
         }  # fmt: skip
         save_segmenter(network, out / "last.safetensors", step=steps, val=scores.summary(), provenance=report["provenance"])
         write_json(out / "report.json", report)
@@ -286,17 +291,24 @@ def train(config: TrainConfig) -> dict:
     return report
 
 
-def evaluate(network: Segmenter, data: PreparedDataset, config: TrainConfig, accelerator: Accelerator) -> SubsetScores:
-    """Scores of a network in training, every process taking its share of the data; the mode is put back after."""
+def evaluate(
+    network: Segmenter, data: PreparedDataset, config: TrainConfig, accelerator: Accelerator
+) -> tuple[SubsetScores, dict[str, float]]:
+    """Scores of a network in training, every process taking its share of the data, and the Fisher information of each sensor; the
+    mode is put back after."""
     network.eval()
     shard = (accelerator.process_index, accelerator.num_processes)
-    scores = evaluate_subsets(
-        network.modality_logits, data, batch_size=config.batch_size, device=accelerator.device, workers=config.workers, shard=shard
-    )
+    with accelerator.autocast():
+        scores = evaluate_subsets(
+            dataset=data, batch_size=config.batch_size, device=accelerator.device, workers=config.workers, shard=shard, **network.scoring()
+        )
     for group, counts in scores.counts.items():
         scores.counts[group] = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
+    information = {}
+    if config.information_samples and accelerator.is_main_process:
+        information = measure_information(network, data, samples=config.information_samples, device=accelerator.device)
     network.train()
-    return scores
+    return scores, information
 
 
 def _due(done: int, steps: int, every: float) -> bool:
@@ -308,69 +320,3 @@ def _public(config: TrainConfig) -> dict:
     return {key: value for key, value in asdict(config).items() if key not in ("out", "data", "progress")} | {
         "data": Path(config.data).name
     }
-
-
-def _append(path: Path, entry: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def _trim_history(path: Path, step: int) -> None:
-    """Drop lines written after the state that the run resumes from, and a line cut short by a kill."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
-    """(logged steps, evaluations) of a history.jsonl."""
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "val" not in line], [line for line in lines if "val" in line]
-
-
-def _save_state(path: Path, model: Segmenter, optimizer, config: TrainConfig, processes: int, progress: Progress) -> None:
-    """Model, optimizer and progress in one file: a kill between two files can not leave them out of step."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"state": {"config": asdict(config) | {"processes": processes}, "progress": asdict(progress)}})
-
-
-def _resume(out: Path, config: TrainConfig, model: Segmenter, optimizer, processes: int) -> Progress:
-    """Load ``out/resume.safetensors`` into model and optimizer, if there is one."""
-    path = out / "resume.safetensors"
-    if not path.exists():
-        if (out / "last.safetensors").exists():
-            raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
-        return Progress()
-    meta = read_tensor_header(path).get("state")
-    if meta is None:
-        raise ValueError(f"{path}: not a state to resume from; delete it to start anew")
-    ours = json.loads(json.dumps(asdict(config) | {"processes": processes}))
-    differing = [
-        f"{key} was {meta['config'].get(key)!r}, is {value!r}"
-        for key, value in ours.items()
-        if key not in FREE and meta["config"].get(key) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it"
-        )
-    states: dict[int, dict] = {}
-    weights = {}
-    for name, value in read_tensors(path).items():
-        kind, rest = name.split(".", 1)
-        if kind == "model":
-            weights[rest] = value
-        else:
-            index, key = rest.split(".")
-            states.setdefault(int(index), {})[key] = value
-    model.load_state_dict(weights)
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**meta["progress"])

@@ -69,7 +69,7 @@ def main(options: Options) -> None:
     def step(kind: str, pixels: float):
         net.zero_grad()
         config = ObjectiveConfig(subsets=kind, pixels=pixels)
-        subset_cross_entropy(net(images, fuse=False), label, config, valid, np.random.default_rng(0))["supervised"].backward()
+        subset_cross_entropy(net(images, fuse=False)[0], label, config, valid, np.random.default_rng(0))["supervised"].backward()
 
     print(f"training step, {options.encoder}, {options.batch} x {len(NAMES)} images of {options.size[0]} x {options.size[1]}, one thread")
     race({

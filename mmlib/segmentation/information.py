@@ -1,0 +1,277 @@
+"""Functional Fisher information of a segmenter, per modality and sample, in every reading of the paper's Eq. 4, 6 and 7.
+
+Everything here is scale-free: with f a mean over N pixels, information is σ² · N · ‖∇f‖² / f, which does not change when an
+image is tiled, a modality is given in other units together with its noise, or a batch grows. All of it runs in float32 (or
+float64), also under autocast.
+
+Input readings (differentiate the network with respect to its images, perturbed by Gaussian noise of standard deviation σ):
+
+``input``        f = CE(p(z), label): Eq. 6 as printed, and the form that the log-Sobolev inequality backs.
+``consistency``  f_i = CE(p(z_i alone), p(x)): Eq. 4, one modality against the fused prediction.
+``gat``          Gat et al. 2020 as their code has it: all inputs perturbed by the spread of the batch, no normalisation.
+
+Readings in closed form (softmax arithmetic on what the step has computed anyway):
+
+``unimodal-logit``  f_i = CE(p_i, label), differentiated by modality i's own logits.
+``fused-logit``     f = CE(p, label), differentiated by each modality's logits: the same number for all of them under mean fusion.
+
+Readings of Eq. 7 on features: ``kl`` and ``ce`` against the modalities' mean (closed form), ``decoder`` through the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..data.prepared import PreparedDataset, collate
+from ..modalities import IGNORE_INDEX
+from ..runtime import derived_seed
+
+EPS = 1e-6  # added to f before dividing: a sample that is fitted perfectly has no information, not an infinite one
+
+
+@contextmanager
+def exact(device: torch.device, network=None):
+    """Full precision, and attention by plain matrix products: fused attention kernels have no second derivative.
+
+    Activations of ``network`` are kept, not recomputed: recomputation would happen in the caller's backward pass, outside of
+    this context and so by another attention kernel.
+    """
+    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
+    checkpointed = [module for module in modules if getattr(module, "grad_checkpointing", False)]
+    for module in checkpointed:
+        module.grad_checkpointing = False
+    try:
+        with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module in checkpointed:
+            module.grad_checkpointing = True
+
+
+def mean_cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-sample mean cross-entropy over labelled pixels (B,), 0 where there are none, and their number (B,).
+
+    Args:
+        logits: (B, K, h, w), upsampled to the label's size here.
+        label: (B, H, W) int64 with 255 = ignore, or class probabilities (B, K, H, W).
+    """
+    if logits.shape[-2:] != label.shape[-2:]:
+        logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
+    if label.ndim == 4:
+        pixels = torch.full_like(logits[:, 0, 0, 0], label[0, 0].numel())
+        return F.cross_entropy(logits, label, reduction="none").flatten(1).mean(1), pixels
+    pixels = (label != IGNORE_INDEX).flatten(1).sum(1).to(logits.dtype)
+    return F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(1) / pixels.clamp_min(1), pixels
+
+
+def _information(energy: Tensor, f: Tensor, pixels: Tensor, variance: bool) -> Tensor:
+    """energy / f, NaN where there is no labelled pixel; ``variance``: not divided by f (Poincaré's bound on the variance)."""
+    # ``where`` after the division: a NaN inside the arithmetic would reach the gradients even where its result is not used.
+    return torch.where(pixels > 0, energy if variance else energy / (f + EPS), torch.nan)
+
+
+def noisy(images: Mapping[str, Tensor], sigma: float, seed: int) -> dict[str, Tensor]:
+    """Leaves z_i = x_i + σ ε, in at least float32; the same noise on every device for one seed."""
+    result = {}
+    for name, image in images.items():
+        generator = torch.Generator().manual_seed(derived_seed(seed, name))
+        noise = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image.device)
+        image = image.detach() if image.dtype == torch.float64 else image.detach().float()
+        result[name] = (image + sigma * noise.to(image.dtype)).requires_grad_()
+    return result
+
+
+def alone(network: Callable, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each modality's own logits: in one pass where the network offers it (``modality_logits``), else one pass each."""
+    if hasattr(network, "modality_logits"):
+        return network.modality_logits(dict(images))
+    return {name: network({name: image}) for name, image in images.items()}
+
+
+def input_information(
+    network: Callable, images: Mapping[str, Tensor], label: Tensor, *, sigma: float = 0.1, seed: int = 0,
+    reading: str = "input", variance: bool = False, create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Information of each modality at its input, one noise sample per image (the integral's Monte-Carlo estimate).
+
+    Args:
+        network: name -> (B, C, H, W) images to (B, K, h, w) logits; not wrapped in DDP. Its samples must not mix (no BatchNorm
+            in training mode), or the gradient of one sample holds shares of the others.
+        images: in the network's space, where each modality has about unit spread: σ then is a share of that spread.
+        reading: "input" (Eq. 6) or "consistency" (Eq. 4).
+        variance: ‖∇f‖² instead of ‖∇f‖²/f, the Poincaré form.
+        create_graph: so that the result can be differentiated (second order).
+
+    Returns:
+        (information (M, B) in the order of ``images``, f (B,)); NaN where a sample has no labelled pixel.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma {sigma}; the information of a measure without spread is zero: give a standard deviation above 0")
+    with torch.enable_grad(), exact(label.device, network):
+        z = noisy(images, sigma, seed)
+        if reading == "input":
+            f, pixels = mean_cross_entropy(network(z), label)
+            per_modality = dict.fromkeys(z, f)
+            total = f.sum()
+        else:
+            with torch.no_grad():
+                target = network({name: image.detach().to(z[name].dtype) for name, image in images.items()}).softmax(1)
+            found = {name: mean_cross_entropy(logits, target) for name, logits in alone(network, z).items()}
+            per_modality = {name: f for name, (f, _) in found.items()}
+            pixels = next(iter(found.values()))[1]
+            f = torch.stack(list(per_modality.values())).mean(0)
+            total = sum(value.sum() for value in per_modality.values())
+        gradients = torch.autograd.grad(total, list(z.values()), create_graph=create_graph)
+        energy = [sigma**2 * pixels * g.flatten(1).square().sum(1) for g in gradients]
+        return torch.stack([_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)]), f
+
+
+def gat_information(network: Callable, images: Mapping[str, Tensor], *, seed: int = 0, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """Gat et al.'s information as their public code computes it, with one noise sample, and softmax for their multi-label sigmoid.
+
+    All modalities are perturbed at once by ε · (standard deviation over the batch, per coordinate); f is the mean cross-entropy of
+    the perturbed prediction to the clean one, one number for the whole batch; squared gradients are summed over channels, divided
+    by f and averaged over pixels and batch. Nothing is normalised: information is about 1e-9, and their λ is 1e-10.
+
+    Returns:
+        (information (M, 1), f (1,)).
+
+    Raises:
+        ValueError: a batch of one sample, whose spread is zero.
+    """
+    first = next(iter(images.values()))
+    if len(first) < 2:
+        raise ValueError("Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch of 2 or more")
+    with torch.enable_grad(), exact(first.device, network):
+        z = {}
+        for name, noise in noisy({name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed).items():
+            image = images[name].detach().to(noise.dtype)
+            z[name] = (image + noise.detach() * image.std(0, keepdim=True)).requires_grad_()
+        target = network({name: images[name].detach().to(z[name].dtype) for name in images}).softmax(1)
+        f = F.cross_entropy(network(z), target)  # the clean prediction is not detached in their code either
+        gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
+        return torch.stack([g.square().sum(1).mean() / f for g in gradients])[:, None], f[None]
+
+
+def logit_information(logits: Mapping[str, Tensor], label: Tensor, *, fused: bool = False, variance: bool = False) -> tuple[Tensor, Tensor]:
+    """Information of each modality's logits in closed form: mean over pixels of ‖softmax − onehot‖², divided by CE.
+
+    At the logits' own resolution, with the label's nearest pixels: upsampling first would cost as much as the loss itself.
+    ``fused``: f = CE(mean of the logits). Its gradient is (softmax − onehot) / M for every modality, so that it can not tell them
+    apart; offered to show that.
+
+    Returns:
+        (information (M, B), f (M, B)); NaN where a sample has no labelled pixel.
+    """
+    stacked = torch.stack([_full(value) for value in logits.values()])  # (M, B, K, h, w)
+    count, size = len(stacked), stacked.shape[-2:]
+    small = F.interpolate(label[:, None].float(), size, mode="nearest-exact")[:, 0].long() if label.shape[-2:] != size else label
+    if fused:
+        stacked = stacked.mean(0, keepdim=True)
+    valid = small != IGNORE_INDEX
+    pixels = valid.flatten(1).sum(1).to(stacked.dtype)
+    log_p = stacked.log_softmax(2)
+    index = small.masked_fill(~valid, 0)[None, :, None].expand(len(stacked), -1, 1, -1, -1)
+    log_true = log_p.gather(2, index)[:, :, 0]
+    p_true = log_true.exp()
+    squared = log_p.exp().square().sum(2) - 2 * p_true + 1  # ‖p − onehot‖²
+    f = (-log_true * valid).flatten(2).sum(2) / pixels.clamp_min(1)
+    energy = (squared * valid).flatten(2).sum(2) / pixels.clamp_min(1)
+    values = _information(energy, f, pixels, variance)
+    return (values.expand(count, -1) / count**2, f.expand(count, -1)) if fused else (values, f)
+
+
+def feature_information(
+    features: list[Tensor], count: int, *, reading: str = "kl", variance: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Eq. 7 in closed form: channel softmax q_i of modality i's features against that of their mean, which gets no gradient.
+
+    ∂/∂f_i of CE(q_mean, q_i) and of KL(q_mean ‖ q_i) are both q_i − q_mean. CE, the literal reading, does not vanish when the two
+    agree, so that its 1/I pushes modalities away from their mean; KL does, and I tends to 2/C there, which is scaled to 1.
+
+    Args:
+        features: one (M·B, C_j, h_j, w_j) per scale, stacked by modality as ``Segmenter.features`` returns them.
+        count: M.
+
+    Returns:
+        per scale, (information (M, B), f (M, B)).
+    """
+    values, losses = [], []
+    for feature in features:
+        stacked = _full(feature).unflatten(0, (count, -1))  # (M, B, C, h, w)
+        log_q = stacked.log_softmax(2)
+        log_mean = stacked.mean(0, keepdim=True).detach().log_softmax(2)
+        target = log_mean.exp()
+        f = -(target * log_q).sum(2) if reading == "ce" else (target * (log_mean - log_q)).sum(2)
+        f = f.flatten(2).mean(2)
+        energy = (log_q.exp() - target).square().sum(2).flatten(2).mean(2)
+        if reading == "kl":
+            energy = energy * (stacked.shape[2] / 2)
+        values.append(energy if variance else energy / (f + EPS))
+        losses.append(f)
+    return values, losses
+
+
+def decoder_information(
+    decode: Callable[[list[Tensor]], Tensor], features: list[Tensor], label: Tensor, count: int, *, variance: bool = False,
+    create_graph: bool = False,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Eq. 7 through the head: f = CE(mean of the decoded features, label), differentiated by each modality's features.
+
+    σ² is the (constant) variance of that modality's features at that scale, so that shrinking features does not inflate it.
+
+    Args:
+        decode: list of features (M·B, C_j, h_j, w_j) -> logits (M·B, K, h, w), e.g. ``segmenter.head``.
+
+    Returns:
+        (per scale information (M, B), f (B,)); NaN where a sample has no labelled pixel.
+    """
+    with torch.enable_grad(), exact(label.device):
+        features = [_full(feature) if feature.requires_grad else _full(feature).requires_grad_() for feature in features]
+        f, pixels = mean_cross_entropy(decode(features).unflatten(0, (count, -1)).mean(0), label)
+        gradients = torch.autograd.grad(f.sum(), features, create_graph=create_graph)
+        values = []
+        for feature, gradient in zip(features, gradients):
+            spread = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
+            energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * spread * pixels
+            values.append(_information(energy, f, pixels, variance))
+        return values, f
+
+
+def _full(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()
+
+
+def fisher_gap(information) -> float:
+    """Largest over smallest information of the modalities (1 = balanced), from one value per modality."""
+    values = np.asarray(information, float)
+    return float(values.max() / values.min()) if values.min() > 0 else float("inf")
+
+
+def measure_information(
+    network, dataset: PreparedDataset, *, samples: int = 16, sigma: float = 0.1, seed: int = 0, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Input information of each modality, averaged over up to ``samples`` evenly spaced samples of ``dataset``, all sensors present.
+
+    The measuring instrument of the Fisher gap; it trains nothing and always uses the reading ``input``.
+    """
+    if not dataset.labelled:
+        raise ValueError(f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy to a label")
+    indices = np.unique(np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round().astype(int))
+    total = torch.zeros(len(dataset.modalities), dtype=torch.float64)
+    used = 0
+    for index in indices:  # one by one: samples may differ in size, and memory stays small
+        batch = collate([dataset[int(index)]])
+        images = {name: image.to(device) for name, image in batch["images"].items()}
+        values, _ = input_information(network, images, batch["label"].to(device), sigma=sigma, seed=derived_seed(seed, int(index)))
+        if torch.isfinite(values).all():
+            total += values[:, 0].double().cpu()
+            used += 1
+    return dict(zip(dataset.modalities, (total / max(1, used)).tolist()))
