@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmlib.modalities import SENSORS
-from mmlib.segmentation.information import feature_information, input_information, logit_information
+from mmlib.segmentation.information import feature_information, input_information, logit_information, nearest
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
 from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, combine
@@ -109,11 +109,14 @@ def test_three_lines_in_anybodys_loop():
 def test_terms_are_the_information_combined():
     net, (images, label) = network(), batch()
     logits, features = net(images, fuse=False)
+    assert logits["rgb"][0, 0].numel() > 256 and features[-4][0, 0].numel() > 64  # larger than what the closed forms read
     found = regularizer(prediction="unimodal-logit", features="kl", lambda_p=0.5, lambda_f=0.25)(
         net, images, label, logits=logits, features=features
     )
-    expected = 0.5 * combine(logit_information(logits, label)[0].mean(1), "balance")
-    for values in feature_information(features, 3)[0]:
+    thin = {name: value[..., 1::2, 1::2] for name, value in logits.items()}  # 32 x 24 positions, every second row and column
+    expected = 0.5 * combine(logit_information(thin, nearest(label, (32, 24))[..., 1::2, 1::2])[0].mean(1), "balance")
+    maps = [features[-4][..., 1::2, 1::2], *features[-3:]]
+    for values in feature_information(maps, 3)[0]:
         expected = expected + 0.25 * combine(values.mean(1), "balance")
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 

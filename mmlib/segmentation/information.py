@@ -172,7 +172,7 @@ def logit_information(logits: Mapping[str, Tensor], label: Tensor, *, fused: boo
     """
     stacked = torch.stack([_full(value) for value in logits.values()])  # (M, B, K, h, w)
     count, size = len(stacked), stacked.shape[-2:]
-    small = F.interpolate(label[:, None].float(), size, mode="nearest-exact")[:, 0].long() if label.shape[-2:] != size else label
+    small = nearest(label, size)
     if fused:
         stacked = stacked.mean(0, keepdim=True)
     valid = small != IGNORE_INDEX
@@ -205,15 +205,16 @@ def feature_information(
     """
     values, losses = [], []
     for feature in features:
-        stacked = _full(feature).unflatten(0, (count, -1))  # (M, B, C, h, w)
-        log_q = stacked.log_softmax(2)
-        log_mean = stacked.mean(0, keepdim=True).detach().log_softmax(2)
+        # channels last, where a softmax over them is fastest
+        stacked = _full(feature).flatten(2).transpose(1, 2).unflatten(0, (count, -1)).contiguous()  # (M, B, h w, C)
+        log_q = stacked.log_softmax(3)
+        log_mean = stacked.mean(0, keepdim=True).detach().log_softmax(3)
         target = log_mean.exp()
-        f = -(target * log_q).sum(2) if reading == "ce" else (target * (log_mean - log_q)).sum(2)
-        f = f.flatten(2).mean(2)
-        energy = (log_q.exp() - target).square().sum(2).flatten(2).mean(2)
+        f = -(target * log_q).sum(3) if reading == "ce" else (target * (log_mean - log_q)).sum(3)
+        f = f.mean(2)
+        energy = (log_q.exp() - target).square().sum(3).mean(2)
         if reading == "kl":
-            energy = energy * (stacked.shape[2] / 2)
+            energy = energy * (stacked.shape[3] / 2)
         values.append(energy if variance else energy / (f + EPS))
         losses.append(f)
     return values, losses
@@ -243,6 +244,17 @@ def decoder_information(
             energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * spread * pixels
             values.append(_information(energy, f, pixels, variance))
         return values, f
+
+
+def thinned(value: Tensor, positions: int) -> Tensor:
+    """About ``positions`` evenly spaced pixels of a map (..., h, w): a mean over more of them costs time and says the same."""
+    stride = max(1, round((value.shape[-2] * value.shape[-1] / positions) ** 0.5))
+    return value[..., stride // 2 :: stride, stride // 2 :: stride]
+
+
+def nearest(label: Tensor, size: torch.Size) -> Tensor:
+    """(B, H, W) labels at another size, each the nearest pixel's."""
+    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long() if label.shape[-2:] != size else label
 
 
 def _full(value: Tensor) -> Tensor:

@@ -23,8 +23,18 @@ from torch import Tensor
 
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
-from .information import decoder_information, feature_information, gat_information, input_information, logit_information
+from .information import (
+    decoder_information,
+    feature_information,
+    gat_information,
+    input_information,
+    logit_information,
+    nearest,
+    thinned,
+)
 
+# Positions at which the closed forms read a map: a mean over more of them costs time and says the same.
+LOGITS, FEATURES = 256, 64
 PROBED = ("input", "consistency", "gat")  # readings that differentiate the network
 
 
@@ -136,13 +146,17 @@ class Regularizer:
         if config.prediction in ("unimodal-logit", "fused-logit") and config.lambda_p > 0:
             if logits is None:
                 raise ValueError(f"the reading {config.prediction!r} needs logits=: a dict of each modality's own logits")
-            values, _ = logit_information(logits, label, fused=config.prediction == "fused-logit", variance=config.variance)
-            total = total + config.lambda_p * weight * self._term(config.prediction, values, label)
+            small = thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS)
+            logits = {name: thinned(value, LOGITS) for name, value in logits.items()}
+            values, _ = logit_information(logits, small, fused=config.prediction == "fused-logit", variance=config.variance)
+            total = total + config.lambda_p * weight * self._term(config.prediction, values, small)
         if config.features in ("kl", "ce") and config.lambda_f > 0:
             if features is None:
                 raise ValueError(f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
             count = len(features[0]) // len(label)
-            values, _ = feature_information(features, count, reading=config.features, variance=config.variance)
+            # The paper's four scales are those of the encoder's four stages; a fifth, finer one is the stem's.
+            maps = [thinned(feature, FEATURES) for feature in features[-4:]]
+            values, _ = feature_information(maps, count, reading=config.features, variance=config.variance)
             for j, value in enumerate(values):
                 total = total + config.lambda_f * weight * self._term(f"{config.features} scale {j + 1}", value)
         return total
