@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from tqdm.auto import tqdm
 
 from .data import world
 from .data.prepared import PreparedDataset
 from .evaluation.statistics import estimate, paired_difference
 from .evaluation.subsets import evaluate_subsets
 from .runtime import choose_device, limit_threads, provenance, write_json
+from .segmentation.information import fisher_gap, measure_information
 from .segmentation.network import Segmenter, load_segmenter
+from .segmentation.state import read_history
 from .segmentation.training import TrainConfig, train
 
 SCENES = ("street", "room")
@@ -82,6 +85,8 @@ class CompareConfig:
     """Data set; empty = the one each run was trained on."""
     protocol: Literal["drop", "zero", "black", "noise"] = "drop"
     """What an absent sensor is replaced by."""
+    information_samples: int = 16
+    """Samples on which each sensor's Fisher information is measured; 0 = none."""
     out: str = ""
     """JSON file for the result; empty = print the table only."""
     progress: bool = True
@@ -141,8 +146,12 @@ def run_evaluate(config: EvaluateConfig) -> None:
         write_json(config.out, {"provenance": provenance(), "split": config.split, "samples": len(data), "scores": scores.to_dict()})
 
 
-def group_name(config: dict, others: list[dict]) -> str:
-    """What tells this configuration from the others, in one line: "subsets dropout, epochs 37.5"."""
+def group_name(folder: Path, config: dict, others: list[dict]) -> str:
+    """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells this configuration from
+    the others: "subsets dropout, epochs 37.5"."""
+    stem, _, seed = folder.name.rpartition("-")
+    if stem and seed.isdigit():
+        return stem
     flat = [
         {k: v for key, value in c.items() for k, v in (value.items() if isinstance(value, dict) else {key: value}.items())}
         for c in (config, *others)
@@ -161,9 +170,11 @@ def run_compare(config: CompareConfig) -> None:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         runs.append((folder, report, settings))
     public = [{k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs]
-    for (folder, report, settings), own in zip(runs, public):
-        name, seed = group_name(own, [p for p in public if p != own]), report["config"]["seed"]
+    for (folder, report, settings), own in zip(tqdm(runs, "compare", disable=not config.progress), public):
+        name, seed = group_name(folder, own, [p for p in public if p != own]), report["config"]["seed"]
         group = groups.setdefault(name, {"config": own, "steps": report["steps"], "seeds": [], "seconds": [], "cpu_seconds": []})
+        if group["config"] != own:
+            raise ValueError(f"{folder}: other settings than the runs before it of the name '{name}'; give it another folder name")
         if seed in group["seeds"]:
             raise ValueError(
                 f"{folder}: a second run of '{name}' with seed {seed}; name each run once, and compare data sets one at a time"
@@ -175,14 +186,32 @@ def run_compare(config: CompareConfig) -> None:
         group["seeds"].append(seed)
         for clock in ("seconds", "cpu_seconds"):
             group[clock].append(report[clock])
+        group.setdefault("guards", []).append(report.get("guards", {}))
         for key in ("summary", "miou", "iou"):
             for part, entries in scores[key].items():
                 for entry, value in entries.items():
                     group.setdefault(key, {}).setdefault(part, {}).setdefault(entry, []).append(value)
+        if config.information_samples:
+            found = measure_information(network, data, samples=config.information_samples)
+            for sensor, value in found.items():
+                group.setdefault("information", {}).setdefault(sensor, []).append(value)
+            group["summary"]["all"].setdefault("gap", []).append(fisher_gap(list(found.values())))
+        _, evaluations = read_history(folder / "history.jsonl")
+        kept = [{"epoch": e["epoch"], **e["val"], "miou": e["miou"], "information": e.get("information", {})} for e in evaluations]
+        group.setdefault("curves", []).append(kept)
     _print_comparison(groups, config)
     if config.out:
         record = {"provenance": provenance(), "split": config.split, "protocol": config.protocol, "checkpoint": config.checkpoint}
-        write_json(config.out, record | {"groups": groups})
+        write_json(config.out, record | {"groups": rounded(groups)})
+
+
+def rounded(value, digits: int = 5):
+    """``value`` with every number in it rounded to so many significant digits: a record, not a memory dump."""
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(entry, digits) for entry in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _print_comparison(groups: dict, config: CompareConfig) -> None:
@@ -192,7 +221,8 @@ def _print_comparison(groups: dict, config: CompareConfig) -> None:
         summary = group["summary"]["all"]
         cost = sum(group["cpu_seconds"]) / len(group["seeds"])
         print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {cost:.0f} CPU s)")
-        print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in ("full", "mean", "min", "std")))
+        keys = [key for key in ("full", "mean", "min", "std", "gap") if key in summary]
+        print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in keys))
         print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in group["miou"]["all"].items()))
         if name != reference and group["seeds"] == groups[reference]["seeds"] and len(group["seeds"]) > 1:
             for key in ("full", "mean"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -56,12 +57,24 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     folders = [str(tmp_path / f"{kind}-{seed}") for kind in ("full", "all-subsets") for seed in (0, 1)]
     cli.main(["compare", *folders, "--split", "test", "--out", str(tmp_path / "compared.json"), "--no-progress"])
     out = capsys.readouterr().out
-    assert "subsets full  (seeds 0, 1" in out and "mean minus 'subsets full'" in out and "95 % interval" in out
+    assert "full  (seeds 0, 1" in out and "mean minus 'full'" in out and "95 % interval" in out and "gap" in out
     compared = json.loads((tmp_path / "compared.json").read_text())
-    assert list(compared["groups"]) == ["subsets full", "subsets all-subsets"]
-    with pytest.raises(SystemExit, match="a second run of 'all runs' with seed 0"):
+    assert list(compared["groups"]) == ["full", "all-subsets"]
+    with pytest.raises(SystemExit, match="a second run of 'full' with seed 0"):
         cli.main(["compare", folders[0], folders[0], "--no-progress"])
-    group = compared["groups"]["subsets full"]
+    group = compared["groups"]["full"]
+    sensors = {"rgb", "depth", "event", "lidar"}
+    assert set(group["information"]) == sensors and set(group["curves"][0][-1]["information"]) == sensors
+    gaps = [max(v) / min(v) for v in zip(*group["information"].values())]
+    assert group["summary"]["all"]["gap"] == pytest.approx(gaps, rel=1e-3)
+    # A folder whose name does not end in its seed is known by what tells its settings from the others'.
+    for folder, name in zip((folders[0], folders[2]), ("a", "b")):
+        shutil.copytree(folder, tmp_path / name)
+    cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--no-progress"])
+    assert "\nsubsets full  (seeds 0" in capsys.readouterr().out
+    shutil.copytree(folders[2], tmp_path / "full-7")
+    with pytest.raises(SystemExit, match="full-7: other settings"):
+        cli.main(["compare", folders[0], str(tmp_path / "full-7"), "--no-progress"])
     assert group["seeds"] == [0, 1] and len(group["miou"]["all"]["RDEL"]) == 2 and len(group["iou"]["R"]["Sky"]) == 2
 
 

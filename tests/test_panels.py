@@ -11,10 +11,11 @@ import stub_world
 import torch
 from PIL import Image
 
-from mmlib.data.missing import degrade
+from mmlib.data.missing import degrade, faulty
+from mmlib.evaluation.fusion import fuse, weights
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter
-from mmlib.viz import figures, panels
+from mmlib.viz import figures, panels, sources
 
 NAMES = ("rgb", "depth", "event", "lidar")
 CASES = {"rgb": ("underexposure",), "lidar": ("lidarjitter",), "event": ("eventlowres",)}
@@ -115,6 +116,67 @@ def test_numbers_agree_with_a_brute_force_count(panel):
     assert re.findall(r'text-align:right;padding:0 4px">(\d+)<', panel.bars.value)[::2] == [f"{s:.0f}" for s in scores]
 
 
+@pytest.mark.parametrize("rule", ["mean", "agreement", "selection", "entropy"])
+def test_the_fusion_and_its_weights_are_the_librarys(panel, segmenters, rule):
+    panel.set(scene=1, fusion=rule, depth={"case": "other"}, lidar={"gain": 0.5})
+    source = StubSource()
+    images = {name: torch.from_numpy(image) for name, image in source.frame(1, "day", "", NAMES)[0].items()}
+    images["depth"] = torch.from_numpy(source.frame(1 + source.count // 2, "day", "", NAMES)[0]["depth"])
+    images["lidar"] = degrade(images["lidar"], SENSORS["lidar"], gain=0.5, seed=1)
+    for title, segmenter in segmenters.items():
+        batch = {n: m.to_network(images[n])[None] for n, m in segmenter.modalities.items()}
+        with torch.no_grad():
+            logits = segmenter.modality_logits(batch)
+        expected = dict(zip(segmenter.modalities, weights(logits, rule)[:, 0].tolist()))
+        assert panel.state()["weights"][title] == pytest.approx(expected, abs=1e-4)
+        prediction = torch.nn.functional.interpolate(fuse(logits, rule), (48, 64), mode="bilinear", align_corners=False)[0].argmax(0)
+        shown = pixels(panel.prediction[title].value)
+        wrong = (shown != figures.label_picture(prediction, stub_world.PALETTE)).any(-1).mean()
+        assert wrong < 0.002, "but for pixels tied to the last bit"
+        assert f"by {rule} in scene 1" in alt(panel.prediction[title].value)
+    for name in NAMES:
+        shown = re.findall(r">(\d+ %|–)</td>", panel.weight[name].value)
+        told = [panel.state()["weights"][title].get(name) for title in segmenters]
+        assert shown == ["–" if share is None else f"{100 * share:.0f} %" for share in told]
+
+
+def test_fusions_differ_and_say_when_there_is_no_majority(panel):
+    panel.set(depth={"case": "other"})
+    seen = []
+    for rule in ("mean", "agreement", "selection", "entropy"):
+        panel.fusion.value = rule
+        assert panel.state()["fusion"] == rule and panel.state()["error"] == ""
+        seen.append(tuple(panel.state()["weights"]["first"].values()))
+    assert len(set(seen)) == 4 and seen[0] == (0.25,) * 4
+    panel.fusion.value = "agreement"
+    assert "no majority" not in panel.status.value
+    panel.set(rgb={"on": False}, lidar={"on": False})
+    assert "no majority" in panel.status.value and panel.state()["weights"]["first"] == {"depth": 0.5, "event": 0.5}
+    assert panel.state()["weights"]["second"] == {"depth": 1.0}, "it knows RGB and depth only"
+
+
+def test_faults_come_from_the_library_and_networks_statistics(panel, segmenters):
+    source = StubSource()
+    for fault in ("shift", "blur", "blank"):
+        panel.set(rgb={"case": fault})
+        expected = faulty(torch.from_numpy(source.frame(0, "day", "", NAMES)[0]["rgb"]), panel.sensors["rgb"], fault, "gross")
+        assert np.array_equal(pixels(panel.view["rgb"].value), figures.picture(SENSORS["rgb"], expected))
+        assert panels.CASE_NAMES[fault] in alt(panel.view["rgb"].value) and panel.state()["error"] == ""
+
+
+def test_errors_instead_of_classes(panel):
+    palette = {tuple(c): k for k, c in enumerate(stub_world.PALETTE)}
+    ids = np.array([[palette[tuple(p)] for p in row] for row in pixels(panel.prediction["first"].value)])
+    truth = np.array([[palette[tuple(p)] for p in row] for row in pixels(panel.truth.value)])
+    before = panel.state()
+    panel.show.value = "errors"
+    shown = pixels(panel.prediction["first"].value)
+    assert np.array_equal((shown == figures.DARKER).all(-1), ids != truth) and panel.state() == before
+    right = f"{100 * (ids == truth).mean():.1f} % of pixels right"
+    assert right in panel.prediction["first"].value and right in alt(panel.prediction["first"].value)
+    assert "pixels that are wrong" in alt(panel.prediction["first"].value)
+
+
 def test_a_switched_off_sensor_takes_no_part(panel):
     panel.switch["lidar"].value = False
     alone = panel.state()
@@ -187,15 +249,17 @@ def controls(widget):
 
 def test_every_control_says_what_it_is(panel):
     found = [w for w in controls(panel) if hasattr(w, "description") and not isinstance(w, (panels.widgets.HTML, panels.widgets.Box))]
-    assert len(found) == 3 + 4 * len(NAMES)
+    assert len(found) == 5 + 4 * len(NAMES)
     assert all(w.description and w.tooltip for w in found)
     assert all(not w.continuous_update for w in found if hasattr(w, "continuous_update")), "one redraw a move"
+    assert all('scope="row"' in html.value and "<caption" in html.value for html in panel.weight.values())
     assert all("<img alt=" in html.value for html in (*panel.view.values(), panel.truth, *panel.prediction.values()))
 
 
 def test_one_setting_can_be_asked_for_at_once(panel):
-    panel.set(scene=1, condition="fog", rgb={"on": False})
+    panel.set(scene=1, condition="fog", fusion="selection", show="errors", rgb={"on": False})
     assert (panel.state()["scene"], panel.state()["condition"], panel.state()["present"]) == (1, "fog", "DEL")
+    assert panel.state()["fusion"] == "selection" == panel.fusion.value and panel.show.value == "errors"
     for wrong in ({"sonar": {}}, {"rgb": {"volume": 1}}):
         with pytest.raises(ValueError, match="expected a sensor of rgb, depth, event, lidar"):
             panel.set(**wrong)
@@ -240,9 +304,13 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
         for index in range(3):
             frame = stub_world.render_frame(seed=index, modalities=NAMES)
             writer.add(f"{index:03d}", "train", frame.images, frame.label)
-    source = panels.DatasetSource(PreparedDataset(tmp_path / "data", "train"))
+    source = sources.DatasetSource(PreparedDataset(tmp_path / "data", "train"))
     panel = panels.SwitchboardPanel(segmenters, source)
-    assert panel.condition.disabled and all(case.disabled for case in panel.case.values())
+    assert panel.condition.disabled
+    assert all(case.options == tuple((panels.CASE_NAMES[c], c) for c in ("", *panels.FAULTS)) for case in panel.case.values())
     before = panel.state()
     panel.scene.value = 2
     assert panel.state()["error"] == "" and panel.state()["miou"] != before["miou"]
+    panel.case["rgb"].value = "other"
+    assert panel.state()["error"] == "" and "another scene" in alt(panel.view["rgb"].value)
+    assert np.array_equal(pixels(panel.view["rgb"].value), figures.picture(SENSORS["rgb"], source.frame(0, "", "", ("rgb",))[0]["rgb"]))

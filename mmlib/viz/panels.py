@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..data.missing import degrade
-from ..data.prepared import PreparedDataset
-from ..evaluation.confusion import confusion_matrix, iou, miou
+from ..data.missing import degrade, faulty
+from ..evaluation.confusion import accuracy, confusion_matrix, iou, miou
+from ..evaluation.fusion import RULES, fuse, weights
 from ..modalities import SENSORS, Modality
 from ..segmentation.network import Segmenter
-from .figures import label_picture, picture, sensor_title
+from .figures import error_picture, label_picture, picture, sensor_title
 
 CASE_NAMES = {
     "": "none",
@@ -32,46 +32,14 @@ CASE_NAMES = {
     "underexposure": "under-exposure",
     "lidarjitter": "jitter",
     "eventlowres": "low resolution",
+    "shift": "shifted by 1/8",
+    "blur": "blurred 16 times",
+    "blank": "stuck at its mean",
+    "other": "another scene",
 }
+FAULTS = ("shift", "blur", "blank", "other")  # of mmlib.data.missing, gross; "dark" and "noise" have sliders
 NOTHING_LEFT = "No sensor is switched on: there is nothing to average, so there is no prediction. Switch one on."
 FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
-
-
-class WorldSource:
-    """Frames of the sensor world, rendered when they are looked at.
-
-    Args:
-        scene: "street" or "room".
-        first_seed: seed of scene 0. The default lies far from those of the rendered data set, so no network has seen these scenes.
-        count: number of scenes on offer.
-    """
-
-    def __init__(self, scene: str = "street", first_seed: int = 1_900_000_000, count: int = 40, size: tuple[int, int] = (96, 128)):
-        from ..data import world
-        from ..data.world.sensors import CASE_SENSOR
-
-        self.scene, self.first_seed, self.count, self.size, self._render = scene, first_seed, count, size, world.render_frame
-        self.classes, self.palette, self.modalities = list(world.CLASSES[scene]), world.PALETTES[scene], SENSORS
-        self.conditions = tuple(world.SCENE_CONDITIONS[scene])
-        self.cases = {name: tuple(case for case in world.FAILURES if CASE_SENSOR[case] == name) for name in SENSORS}
-
-    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        """Physical images name -> (C, H, W) of the sensors ``names``, and the label (H, W)."""
-        frame = self._render(self.scene, self.first_seed + index, condition, case, self.size, names)
-        return {name: self.modalities[name].to_physical(image).transpose(2, 0, 1) for name, image in frame.images.items()}, frame.label
-
-
-class DatasetSource:
-    """The samples of a prepared data set, as they lie on disk: no live conditions, no failure cases."""
-
-    def __init__(self, dataset: PreparedDataset):
-        self.dataset, self.count, self.modalities = dataset, len(dataset), dataset.modalities
-        self.classes, self.palette = dataset.description.classes, dataset.description.palette
-        self.conditions, self.cases = (), {}
-
-    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        images, label = self.dataset.physical(index)
-        return {name: images[name] for name in names}, np.asarray(label)
 
 
 class Recent:
@@ -99,7 +67,7 @@ def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
     """An <img> that fills its place without smoothing; its size is stated, so that the page does not jump when it changes."""
     data = base64.b64encode(png_bytes(image)).decode()
     height, width = image.shape[:2]
-    below = f'<div style="{FAMILY};text-align:center;min-height:2.7em">{caption}</div>' if caption else ""
+    below = f'<div style="{FAMILY};text-align:center;min-height:4.05em">{caption}</div>' if caption else ""
     return (
         f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}" '
         f'style="width:100%;height:auto;max-width:none;image-rendering:pixelated;display:block;border:1px solid #d9d9d9">{below}'
@@ -115,15 +83,16 @@ def _share_slider(value: float, description: str, tooltip: str) -> widgets.Float
 
 
 class SwitchboardPanel(widgets.VBox):
-    """Dim, break or remove each sensor and watch what is predicted.
+    """Dim, break or remove each sensor, choose how the sensors are fused, and watch what is predicted.
 
     Args:
         segmenters: what to call it -> trained network; one or two, shown side by side. All predict ``source.classes``.
-        source: a ``WorldSource`` or ``DatasetSource``, or anything with their attributes and ``frame``.
+        source: a ``WorldSource`` or ``DatasetSource`` (mmlib.viz.sources), or anything with their attributes and ``frame``.
         present: names of the sensors that are on at the start; all by default.
 
-    A sensor's image is encoded again only when that sensor changed: the panel keeps each sensor's logits and averages those of
-    the sensors that are on (Eq. 5), which is what ``Segmenter.forward`` does.
+    A sensor's image is encoded again only when that sensor changed: the panel keeps each sensor's logits and fuses those of the
+    sensors that are on, by default with their mean (Eq. 5), which is what ``Segmenter.forward`` does. Each card shows the weight
+    that the sensor has in each network's fusion.
     """
 
     def __init__(self, segmenters: Mapping[str, Segmenter], source, present: tuple[str, ...] | None = None):
@@ -178,8 +147,19 @@ class SwitchboardPanel(widgets.VBox):
         self.condition.disabled = not self.source.conditions
         self.reset = widgets.Button(description="reset sensors", tooltip="all sensors on, untouched", layout=widgets.Layout(width="120px"))
         self.reset.on_click(lambda _: self.set(**{name: {} for name in self.sensors}))
-        self.bar = widgets.HBox([self.scene, self.condition, self.reset], layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
-        self.switch, self.gain, self.noise, self.case, self.view, cards = {}, {}, {}, {}, {}, []
+        self.fusion = widgets.Dropdown(
+            options=[rule for rule in RULES if rule != "total"], description="fusion", style=style, layout=widgets.Layout(width="170px"),
+            tooltip="how the predictions of the sensors are put together",
+        )  # fmt: skip
+        self.show = widgets.Dropdown(
+            options=("classes", "errors"), description="show", style=style, layout=widgets.Layout(width="150px"),
+            tooltip="the predicted classes, or which pixels are wrong",
+        )  # fmt: skip
+        self.bar = widgets.HBox(
+            [self.scene, self.condition, self.fusion, self.show, self.reset],
+            layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
+        )
+        self.switch, self.gain, self.noise, self.case, self.view, self.weight, cards = {}, {}, {}, {}, {}, {}, []
         for name, m in self.sensors.items():
             title = sensor_title(m)
             self.switch[name] = widgets.Checkbox(
@@ -187,21 +167,22 @@ class SwitchboardPanel(widgets.VBox):
             )
             self.gain[name] = _share_slider(1.0, "gain", f"{name} gain: 1 = untouched, 0 = black")
             self.noise[name] = _share_slider(0.0, "noise", f"{name} noise: standard deviation as a share of the range")
-            cases = ("", *self.source.cases.get(name, ()))
+            cases = ("", *self.source.cases.get(name, ()), *(f for f in FAULTS if f != "other" or self.source.count > 1))
             self.case[name] = widgets.Dropdown(
                 options=[(CASE_NAMES.get(c, c), c) for c in cases],
                 description="failure",
-                disabled=len(cases) == 1,
                 tooltip=f"how {name} fails",
                 style=style,
                 layout=full,
             )
-            self.view[name] = widgets.HTML()
-            controls = [self.switch[name], self.view[name], self.gain[name], self.noise[name], self.case[name]]
+            self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
+            controls = [self.switch[name], self.view[name], self.gain[name], self.noise[name], self.case[name], self.weight[name]]
             cards.append(widgets.VBox(controls, layout=widgets.Layout(border_top=f"4px solid {m.colour}", padding="2px", min_width="0")))
         for control in (
             self.scene,
             self.condition,
+            self.fusion,
+            self.show,
             *(w for group in (self.switch, self.gain, self.noise, self.case) for w in group.values()),
         ):
             control.observe(self._changed, "value")
@@ -217,7 +198,9 @@ class SwitchboardPanel(widgets.VBox):
             layout=widgets.Layout(grid_template_columns=shares, grid_gap="8px", align_items="flex-start"),
         )
 
-    def set(self, scene: int | None = None, condition: str | None = None, **sensors: dict) -> None:
+    def set(
+        self, scene: int | None = None, condition: str | None = None, fusion: str | None = None, show: str | None = None, **sensors: dict
+    ) -> None:
         """Set everything at once and redraw once: ``panel.set(condition="night", rgb={"on": False}, depth={"gain": 0.5})``.
 
         A sensor that is named takes on=True, gain=1, noise=0, case="" for what its dict leaves out.
@@ -230,7 +213,7 @@ class SwitchboardPanel(widgets.VBox):
                 raise ValueError(f"{name}={wanted}: expected a sensor of {', '.join(self.sensors)} and a dict of on, gain, noise, case")
         self._quiet = True
         try:
-            for control, value in ((self.scene, scene), (self.condition, condition)):
+            for control, value in ((self.scene, scene), (self.condition, condition), (self.fusion, fusion), (self.show, show)):
                 if value is not None:
                     control.value = value
             for name, wanted in sensors.items():
@@ -248,16 +231,21 @@ class SwitchboardPanel(widgets.VBox):
             self.refresh()
 
     def _look(self, index: int, condition: str, name: str, case: str, gain: float, noise: float) -> tuple[np.ndarray, dict]:
-        """One sensor as it is set: its picture, and its logits (K, h, w) from every network that knows it."""
-        # Without a failure all sensors come from one rendering; a failure renders its own sensor again.
-        images = self._frames(index, condition, case, (name,) if case else tuple(self.sensors))[0]
-        physical = degrade(torch.as_tensor(images[name]), self.source.modalities[name], gain, noise, seed=index)
+        """One sensor as it is set: its picture, and its logits (1, K, h, w) from every network that knows it."""
+        # Without a failure all sensors come from one rendering; a failure of the source's own renders its sensor again.
+        own, every = case if case not in FAULTS else "", tuple(self.sensors)
+        physical = torch.as_tensor(self._frames(index, condition, own, (name,) if own else every)[0][name])
+        if case in FAULTS:
+            elsewhere = (index + self.source.count // 2) % self.source.count
+            other = torch.as_tensor(self._frames(elsewhere, condition, "", every)[0][name]) if case == "other" else None
+            physical = faulty(physical, self.sensors[name], case, "gross", other)
+        physical = degrade(physical, self.source.modalities[name], gain, noise, seed=index)
         logits = {}
         for label, segmenter in self.segmenters.items():
             if name in segmenter.modalities:
                 with torch.inference_mode():
                     image = segmenter.modalities[name].to_network(physical)[None].float()
-                    logits[label] = segmenter.modality_logits({name: image})[name][0]
+                    logits[label] = segmenter.modality_logits({name: image})[name]
         return picture(self.source.modalities[name], physical), logits
 
     def _settings(self, name: str) -> str:
@@ -287,34 +275,61 @@ class SwitchboardPanel(widgets.VBox):
         self.truth.value = image_html(
             label_picture(label, self.source.palette), f"true classes of {where}: {', '.join(names)}", "<b>truth</b>"
         )
-        self._state = {"scene": index, "condition": condition, "present": symbols, "miou": {}, "iou": {}, "error": ""}
+        self._state = {"scene": index, "condition": condition, "fusion": self.fusion.value, "present": symbols, "error": ""}
+        self._state |= {"miou": {}, "accuracy": {}, "iou": {}, "weights": {}}
         for title, box in self.prediction.items():
-            logits = [looks[name][1][title] for name in on if title in looks[name][1]]
+            logits = {name: looks[name][1][title] for name in on if title in looks[name][1]}
             box.value = self._predict(title, logits, label, where, symbols)
+        for name, box in self.weight.items():
+            box.value = self._weights(name)
         self.bars.value = self._bars(label)
         chips = " ".join(
             f'<span style="background:{m.colour};color:white;padding:0 6px;border-radius:3px">{sensor_title(m)}</span>'
             for m in (self.sensors[name] for name in on)
         )
         scores = "; ".join(f"{escape(title)}: mIoU {value:.1f} %" for title, value in self._state["miou"].items())
-        self._say(f"Averaged over {len(on)} of {len(self.sensors)} sensors: {chips} &nbsp; <b>{scores}</b>" if on else NOTHING_LEFT)
+        how = {"mean": "Averaged over", "agreement": "Weighted by agreement:", "selection": "Selected from"}.get(
+            self.fusion.value, "Fused from"
+        )
+        note = " Fewer than three sensors have no majority: this is their mean." if self.fusion.value == "agreement" and len(on) < 3 else ""
+        said = f"{how} {len(on)} of {len(self.sensors)} sensors: {chips} &nbsp; <b>{scores}</b>{note}"
+        self._say(said if on else NOTHING_LEFT)
 
-    def _predict(self, title: str, logits: list, label: np.ndarray, where: str, symbols: str) -> str:
-        """The fused prediction's picture; its scores go into the state."""
+    def _predict(self, title: str, logits: dict, label: np.ndarray, where: str, symbols: str) -> str:
+        """The fused prediction's picture; its scores and the sensors' weights go into the state."""
         if not logits:
             grey = np.full((*label.shape, 3), 235, np.uint8)
             reason = NOTHING_LEFT if not symbols else f"{title} was not trained on any sensor that is on."
             return image_html(grey, f"no prediction of {title}: {reason}", f"<b>{escape(title)}</b><br>no prediction")
-        fused = F.interpolate(torch.stack(logits).mean(0)[None], label.shape, mode="bilinear", align_corners=False)
+        rule = self.fusion.value
+        self._state["weights"][title] = dict(zip(logits, weights(logits, rule)[:, 0].tolist()))
+        fused = F.interpolate(fuse(logits, rule), label.shape, mode="bilinear", align_corners=False)
         prediction = fused[0].argmax(0)
         counts = confusion_matrix(prediction, torch.as_tensor(label.astype(np.int64)), len(self.source.classes)).numpy()
-        score = 100 * float(miou(counts))
-        self._state["miou"][title] = score
+        score, right = 100 * float(miou(counts)), 100 * float(accuracy(counts))
+        self._state["miou"][title], self._state["accuracy"][title] = score, right
         self._state["iou"][title] = dict(zip(self.source.classes, (100 * iou(counts)).tolist()))
-        alt = f"classes predicted by {title} from {symbols} in {where}: mIoU {score:.1f} %"
-        return image_html(
-            label_picture(prediction, self.source.palette), alt, f"<b>{escape(title)}</b> from {symbols}<br>mIoU {score:.1f} %"
-        )
+        numbers = [f"mIoU {score:.1f} %", f"{right:.1f} % of pixels right"]
+        if self.show.value == "errors":
+            image, what = error_picture(prediction, label), "pixels that are wrong (orange) where"
+        else:
+            image, what = label_picture(prediction, self.source.palette), "classes predicted where"
+        alt = f"{what} {title} fuses {symbols} by {rule} in {where}: {', '.join(numbers)}"
+        return image_html(image, alt, "<br>".join([f"<b>{escape(title)}</b>", *numbers]))
+
+    def _weights(self, name: str) -> str:
+        """The share that a sensor has in each network's fusion, as a table that screen readers can read."""
+        rows = ""
+        for title in self.segmenters:
+            share = self._state["weights"].get(title, {}).get(name)
+            fill = f'<div style="background:{self.sensors[name].colour};height:7px;width:{100 * (share or 0):.0f}%"></div>'
+            rows += (
+                f'<tr><th scope="row" style="text-align:left;font-weight:normal;white-space:nowrap">{escape(title)}</th>'
+                f'<td style="width:40%;padding:0 4px"><div style="border:1px solid #8886;background:#8882">{fill}</div></td>'
+                f'<td style="text-align:right;white-space:nowrap">{"–" if share is None else f"{100 * share:.0f} %"}</td></tr>'
+            )
+        head = '<caption style="caption-side:top;text-align:left">weight in the fusion</caption>'
+        return f'<table style="{FAMILY};font-size:12px;width:100%;border-collapse:collapse;margin:0">{head}{rows}</table>'
 
     def _bars(self, label: np.ndarray) -> str:
         """IoU of each class in the frame, one bar a network, as a table that screen readers can read."""
@@ -349,5 +364,7 @@ class SwitchboardPanel(widgets.VBox):
         )
 
     def state(self) -> dict:
-        """What is shown now: scene, condition, symbols of the sensors that are on, mIoU and class IoU (per cent) of each network, error."""
+        """What is shown now: scene, condition, fusion, symbols of the sensors that are on ("present"), error; and for each network
+        mIoU, accuracy and class IoU (per cent) and the sensors' weights.
+        """
         return dict(self._state)
