@@ -14,10 +14,12 @@ from tqdm.auto import tqdm
 
 from .data import world
 from .data.prepared import PreparedDataset
+from .evaluation.failures import FailureScores, evaluate_failures
+from .evaluation.fusion import FUSIONS
 from .evaluation.statistics import estimate, paired_difference
 from .evaluation.subsets import evaluate_subsets
 from .runtime import choose_device, limit_threads, provenance, write_json
-from .segmentation.information import fisher_gap, measure_information
+from .segmentation.information import evenly_spaced, fisher_gap, measure_information
 from .segmentation.network import Segmenter, load_segmenter
 from .segmentation.state import read_history
 from .segmentation.training import TrainConfig, train
@@ -59,6 +61,10 @@ class EvaluateConfig:
     """Which split; use 'test' once, at the end."""
     protocol: Literal["drop", "zero", "black", "noise"] = "drop"
     """What an absent sensor is replaced by: nothing, the normalised zero, a black image, noise."""
+    fusion: Literal["mean", "agreement", "selection", "entropy"] = "mean"
+    """How predictions are fused (mmlib.evaluation.fusion)."""
+    failures: int = 0
+    """Samples on which every fusion rule is scored while one or two sensors fail unannounced, in six ways, mild and gross; -1 = all."""
     out: str = ""
     """JSON file for the scores; empty = print the table only."""
     batch_size: int = 8
@@ -85,6 +91,8 @@ class CompareConfig:
     """Data set; empty = the one each run was trained on."""
     protocol: Literal["drop", "zero", "black", "noise"] = "drop"
     """What an absent sensor is replaced by."""
+    failures: int = 0
+    """Samples on which every fusion rule is scored while one or two sensors fail unannounced; -1 = all."""
     information_samples: int = 16
     """Samples on which each sensor's Fisher information is measured; 0 = none."""
     out: str = ""
@@ -139,11 +147,28 @@ def run_evaluate(config: EvaluateConfig) -> None:
     limit_threads()
     device = choose_device(config.device)
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
-    scores = evaluate_subsets(dataset=data, **network.scoring(), batch_size=config.batch_size, device=device, protocol=config.protocol,
-                              workers=config.workers, progress=config.progress)  # fmt: skip
-    print(f"{Path(config.checkpoint).name} on {config.split}, {len(data)} samples; {scores.table()}")
+    options = network.scoring()
+    if config.fusion != "mean":
+        options = {"encode": network.modality_logits, "fuse": FUSIONS[config.fusion]}
+    loading = {"batch_size": config.batch_size, "device": device, "workers": config.workers, "progress": config.progress}
+    scores = evaluate_subsets(dataset=data, **options, protocol=config.protocol, **loading)
+    print(f"{Path(config.checkpoint).name} on {config.split}, {len(data)} samples, fusion {config.fusion}; {scores.table()}")
+    record = {"provenance": provenance(), "split": config.split, "samples": len(data), "fusion": config.fusion, "scores": scores.to_dict()}
+    if config.failures:
+        failures = score_failures(network, data, config.failures, **loading)
+        print(f"\n{failures.table()}")
+        record["failures"] = failures.to_dict()
     if config.out:
-        write_json(config.out, {"provenance": provenance(), "split": config.split, "samples": len(data), "scores": scores.to_dict()})
+        write_json(config.out, record)
+
+
+def score_failures(network: Segmenter, data: PreparedDataset, samples: int, **loading) -> FailureScores:
+    """Every fusion rule under every failure, on so many evenly spaced samples (-1 = all)."""
+    indices = None if samples < 0 else evenly_spaced(len(data), samples)
+    if network.config.fusion == "centred":
+        return evaluate_failures(lambda images: images, {"network": network}, data, indices=indices, **loading)
+    rules = {name: FUSIONS[name] for name in ("mean", "agreement", "selection", "entropy")}
+    return evaluate_failures(network.modality_logits, rules, data, indices=indices, **loading)
 
 
 def group_name(folder: Path, config: dict, others: list[dict]) -> str:
@@ -196,6 +221,9 @@ def run_compare(config: CompareConfig) -> None:
             for sensor, value in found.items():
                 group.setdefault("information", {}).setdefault(sensor, []).append(value)
             group["summary"]["all"].setdefault("gap", []).append(fisher_gap(list(found.values())))
+        if config.failures:
+            failures = score_failures(network, data, config.failures, progress=config.progress)
+            group.setdefault("failures", []).append(failures.to_dict())
         _, evaluations = read_history(folder / "history.jsonl")
         kept = [{"epoch": e["epoch"], **e["val"], "miou": e["miou"], "information": e.get("information", {})} for e in evaluations]
         group.setdefault("curves", []).append(kept)

@@ -54,6 +54,13 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["split"] == "val" and len(scores["scores"]["miou"]["all"]) == 15 and scores["provenance"]["torch"]
 
+    options = ["--data", str(world), "--fusion", "agreement", "--failures", "2", "--out", str(tmp_path / "failures.json"), "--no-progress"]
+    cli.main(["evaluate", str(tmp_path / "full-0" / "best.safetensors"), *options])
+    assert "fusion agreement" in capsys.readouterr().out
+    failures = json.loads((tmp_path / "failures.json").read_text())
+    assert failures["fusion"] == "agreement" and failures["failures"]["samples"] == 2
+    assert set(failures["failures"]["summary"]) == {"mean", "agreement", "selection", "entropy", "oracle"}
+
     folders = [str(tmp_path / f"{kind}-{seed}") for kind in ("full", "all-subsets") for seed in (0, 1)]
     cli.main(["compare", *folders, "--split", "test", "--out", str(tmp_path / "compared.json"), "--no-progress"])
     out = capsys.readouterr().out
@@ -82,6 +89,11 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     (["train", "--data", "nowhere", "--out", "{tmp}/run"], "'nowhere' is not a prepared data set"),
     (["train", "--data", "{toy}", "--out", "{tmp}/run", "--modalities", "rgb", "sonar"], "unknown modality 'sonar'"),
     (["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"], "must be positive"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--lambda-p", "-1"], "lambda_p -1.0: a weight of 0 or more"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--sigma", "0"], "sigma 0.0: a standard deviation above 0"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred"], "give --subsets full or dropout"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred", "--subsets", "full", "--features", "kl"], "takes --pred"),
+    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--batch-size", "1", "--prediction", "gat", "--no-progress"], "a batch of 2"),
     (["evaluate", "none.safetensors", "--data", "{toy}"], "none.safetensors: no such file"),
     (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
     (["compare", "{tmp}"], "no report.json"),

@@ -158,7 +158,7 @@ def test_delay_then_ramp():
 ])  # fmt: skip
 def test_settings_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        RegularizerConfig(**options)
+        Regularizer(RegularizerConfig(**options))
 
 
 def test_missing_tensors_are_asked_for():

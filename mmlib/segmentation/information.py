@@ -267,6 +267,11 @@ def fisher_gap(information) -> float:
     return float(values.max() / values.min()) if values.min() > 0 else float("inf")
 
 
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Up to ``count`` different indices from 0 to length − 1."""
+    return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))
+
+
 def measure_information(
     network, dataset: PreparedDataset, *, samples: int = 16, sigma: float = 0.1, seed: int = 0, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
@@ -276,13 +281,12 @@ def measure_information(
     """
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy to a label")
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round().astype(int))
     total = torch.zeros(len(dataset.modalities), dtype=torch.float64)
     used = 0
-    for index in indices:  # one by one: samples may differ in size, and memory stays small
-        batch = collate([dataset[int(index)]])
+    for index in evenly_spaced(len(dataset), samples):  # one by one: samples may differ in size, and memory stays small
+        batch = collate([dataset[index]])
         images = {name: image.to(device) for name, image in batch["images"].items()}
-        values, _ = input_information(network, images, batch["label"].to(device), sigma=sigma, seed=derived_seed(seed, int(index)))
+        values, _ = input_information(network, images, batch["label"].to(device), sigma=sigma, seed=derived_seed(seed, index))
         if torch.isfinite(values).all():
             total += values[:, 0].double().cpu()
             used += 1

@@ -67,7 +67,8 @@ class RegularizerConfig:
     cap: float = 10.0
     """Largest value of one term: beyond it, it is scaled down to this value, and counted."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise ValueError for settings that cannot work."""
         for name in ("lambda_p", "lambda_f"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)}: a weight of 0 or more; a negative one would reward imbalance")
@@ -84,6 +85,11 @@ class RegularizerConfig:
     @property
     def active(self) -> bool:
         return (self.prediction != "none" and self.lambda_p > 0) or (self.features != "none" and self.lambda_f > 0)
+
+    @property
+    def needs_modalities(self) -> bool:
+        """Whether it reads logits or features of single modalities, which not every network has."""
+        return self.features != "none" or self.prediction in ("unimodal-logit", "fused-logit")
 
 
 def combine(information: Tensor, form: str) -> Tensor:
@@ -109,6 +115,7 @@ class Regularizer:
     """
 
     def __init__(self, config: RegularizerConfig, seed: int = 0):
+        config.check()
         self.config, self.seed, self.calls = config, seed, 0
         self._counts: dict[str, Tensor | int] = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
         self.information: dict[str, Tensor] = {}

@@ -151,6 +151,16 @@ def train(config: TrainConfig) -> dict:
     """
     limit_threads()
     out = Path(config.out)
+    config.regularizer.check()
+    if config.network.fusion == "centred" and config.objective.subsets not in ("full", "dropout"):
+        raise ValueError(
+            f"--subsets {config.objective.subsets} adds up logits of single sensors, which --fusion centred does not have; "
+            "give --subsets full or dropout"
+        )
+    if config.network.fusion == "centred" and config.regularizer.needs_modalities:
+        raise ValueError(
+            "--fusion centred has no logits and features of single sensors; of the regulariser it takes --prediction input or gat"
+        )
     cpu = not torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
