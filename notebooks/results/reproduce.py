@@ -1,11 +1,16 @@
 """Repeat the reference runs whose records lie beside this file. Resumable: what is finished is not run again.
 
-    make results                                                     # the sensor world, on one core about an hour
-    python notebooks/results/reproduce.py --jobs 2                   # two runs at a time
+    make results                                                     # the sensor world, all of it; see Options for one part
+    python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
-Writes street_subsets.json, the two networks of the switchboard and the picture of the README; or nyu_subsets.json. Networks and histories
-go to runs/.
+    street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
+    ablation  every baseline, reading and weight on a short schedule, 3 seeds -> street_ablation.json
+    curves    information and scores while training, 2 seeds -> fisher_curves.json
+    failures  fusion rules under unannounced failures, networks of "street" -> failures.json
+    nyu       real frames -> nyu_subsets.json
+
+Each run takes one to five minutes on one core. Networks and histories go to runs/.
 """
 
 from __future__ import annotations
@@ -24,18 +29,44 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("notebooks/results")
-SEEDS = (0, 1, 2)
-# A dropout step encodes 32/15 of the 4 sensors on average: 15/8 as many epochs encode as many images as the other two objectives.
-STREET = {"full": "--epochs 20", "dropout": "--epochs 37.5", "all-subsets": "--epochs 20"}
-NYU = {"full": "--epochs 30", "all-subsets": "--epochs 30"}
+# A dropout step encodes 32/15 of the 4 sensors on average: 15/8 as many epochs encode as many images as the other objectives.
+STREET = {"full": "--subsets full --epochs 20", "dropout": "--subsets dropout --epochs 37.5", "all-subsets": "--epochs 20"}
+DROPOUT = "--subsets dropout --epochs 11.25"
+SHORT = {
+    "full": "--subsets full --epochs 6", "dropout": DROPOUT, "all-subsets": "--epochs 6",
+    # baselines
+    "singles": "--subsets singles --evidence mean --epochs 6", "selection": "--subsets selection --epochs 6",
+    "centred": "--subsets full --fusion centred --epochs 6",
+    "shared-dropout": f"{DROPOUT} --stem shared", "shared-all": "--stem shared --epochs 6",
+    "gat": f"{DROPOUT} --prediction gat --lambda-p 1e-10",
+    # readings of R_p and R_f, on modality dropout as in the paper
+    "input-0.03": f"{DROPOUT} --prediction input --lambda-p 0.03", "input-0.1": f"{DROPOUT} --prediction input --lambda-p 0.1",
+    "input-0.3": f"{DROPOUT} --prediction input --lambda-p 0.3",
+    "inverse": f"{DROPOUT} --prediction input --form inverse --lambda-p 0.3",
+    "share": f"{DROPOUT} --prediction input --form share --lambda-p 0.1",
+    "variance": f"{DROPOUT} --prediction input --variance --lambda-p 0.1",
+    "consistency": f"{DROPOUT} --prediction consistency --lambda-p 0.1",
+    "unimodal": f"{DROPOUT} --prediction unimodal-logit --form inverse --lambda-p 0.3",
+    "kl-0.02": f"{DROPOUT} --features kl --lambda-f 0.02", "kl-0.1": f"{DROPOUT} --features kl --lambda-f 0.1",
+    "ce": f"{DROPOUT} --features ce --form inverse --lambda-f 0.02", "decoder": f"{DROPOUT} --features decoder --lambda-f 0.02",
+    "paper": f"{DROPOUT} --prediction input --lambda-p 0.1 --features kl --lambda-f 0.02",
+    # on top of all subsets
+    "all+input": "--epochs 6 --prediction input --lambda-p 0.1", "all+kl": "--epochs 6 --features kl --lambda-f 0.02",
+    # one network per sensor
+    **{f"only-{name}": f"--subsets full --modalities {name} --epochs 6" for name in ("rgb", "depth", "event", "lidar")},
+}  # fmt: skip
+CURVES = {
+    "full": SHORT["full"], "dropout": SHORT["dropout"], "input": SHORT["input-0.1"], "paper": SHORT["paper"],
+}  # fmt: skip
+NYU = {"full": "--subsets full --epochs 30", "dropout": "--subsets dropout --epochs 45", "all-subsets": "--epochs 30"}
 
 
 @dataclass(frozen=True)
 class Options:
     """Repeat the reference runs."""
 
-    which: tyro.conf.Positional[Literal["street", "nyu"]] = "street"
-    """The sensor world, or real RGB-D frames."""
+    which: tyro.conf.Positional[Literal["world", "street", "ablation", "curves", "failures", "nyu"]] = "world"
+    """One part; world = all parts on the sensor world."""
     frames: str = ""
     """nyu: folder of frames (see data_scripts/prepare_nyu.py)."""
     jobs: int = 1
@@ -47,28 +78,46 @@ def call(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
 
 
-def runs(which: str, data: str, objectives: dict[str, str], extra: str, jobs: int) -> list[str]:
-    """Train every objective with every seed -> the folders, by objective."""
-    folders = [(f"runs/{which}-{kind}-{seed}", kind, seed) for seed in SEEDS for kind in objectives]
+def runs(group: str, data: str, kinds: dict[str, str], extra: str, seeds: int, jobs: int) -> list[str]:
+    """Train every kind with every seed -> the folders, by kind."""
+    folders = [(f"runs/{group}-{kind}-{seed}", kind, seed) for seed in range(seeds) for kind in kinds]
     commands = [
-        shlex.split(f"-m mmlib train --data {data} --out {folder} --subsets {kind} --seed {seed} {objectives[kind]} {extra} --no-progress")
+        shlex.split(f"-m mmlib train --data {data} --out {folder} --seed {seed} {kinds[kind]} {extra} --no-progress")
         for folder, kind, seed in folders if not (ROOT / folder / "report.json").exists()
     ]  # fmt: skip
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda command: call(*command), commands))
-    return [folder for kind in objectives for folder, k, _ in folders if k == kind]
+    return [folder for kind in kinds for folder, k, _ in folders if k == kind]
+
+
+def compare(folders: list[str], record: str, *extra: str) -> None:
+    call("-m", "mmlib", "compare", *folders, "--out", str(RESULTS / record), "--no-progress", *extra)
 
 
 def street(jobs: int) -> None:
-    call("-m", "mmlib", "render", "street", "--no-progress")
-    folders = runs("street", "street", STREET, "--batch-size 2", jobs)
-    call("-m", "mmlib", "compare", *folders, "--split", "test", "--out", str(RESULTS / "street_subsets.json"), "--no-progress")
+    folders = runs("street", "street", STREET, "--batch-size 2", 5, jobs)
+    compare(folders, "street_subsets.json", "--split", "test")
     from mmlib.segmentation.network import load_segmenter, read_header, save_segmenter
 
     for kind in ("full", "all-subsets"):  # half precision: half the size, and the argmax of one pixel in some thousands differs
         source = ROOT / f"runs/street-{kind}-0/last.safetensors"
         save_segmenter(load_segmenter(source).half(), ROOT / RESULTS / f"street_{kind}.safetensors", **read_header(source)["notes"])
     picture(ROOT / RESULTS / "street.png", load_segmenter(ROOT / RESULTS / "street_all-subsets.safetensors"))
+
+
+def ablation(jobs: int) -> None:
+    compare(
+        runs("short", "street", SHORT, "--batch-size 2 --crop 64 96 --eval-every 0", 3, jobs), "street_ablation.json", "--split", "test"
+    )
+
+
+def curves(jobs: int) -> None:
+    compare(runs("curve", "street", CURVES, "--batch-size 2 --crop 64 96 --eval-every 1", 2, jobs), "fisher_curves.json", "--split", "val")
+
+
+def failures(jobs: int) -> None:
+    folders = runs("street", "street", STREET, "--batch-size 2", 3, jobs)
+    compare(folders, "failures.json", "--split", "test", "--failures", "32", "--information-samples", "0")
 
 
 def picture(path: Path, network) -> None:
@@ -110,13 +159,23 @@ def nyu(frames: str, jobs: int) -> None:
             "160",
             "--no-progress",
         )
-    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", jobs)
-    call("-m", "mmlib", "compare", *folders, "--split", "val", "--out", str(RESULTS / "nyu_subsets.json"), "--no-progress")
+    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 3, jobs)
+    compare(folders, "nyu_subsets.json", "--split", "val")
+
+
+def main(options: Options) -> None:
+    if options.which == "nyu":
+        return nyu(options.frames, options.jobs)
+    call("-m", "mmlib", "render", "street", "--no-progress")
+    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures}
+    for name, part in parts.items():
+        if options.which in (name, "world"):
+            part(options.jobs)
 
 
 if __name__ == "__main__":
     options = tyro.cli(Options, description=__doc__)
     try:
-        street(options.jobs) if options.which == "street" else nyu(options.frames, options.jobs)
+        main(options)
     except subprocess.CalledProcessError as error:
         sys.exit(f"error: {shlex.join(map(str, error.cmd))} failed; mend the cause and run this again, it goes on where it stopped")
