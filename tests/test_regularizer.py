@@ -245,6 +245,41 @@ def test_training_with_every_reading(options, data, tmp_path):
     assert plain["scores"] != report["scores"] or plain["information"] != report["information"]
 
 
+def test_bf16_training_keeps_the_probe_in_full_precision(data, tmp_path):
+    """The same step: information in float32, whatever the precision of the rest. pvt_v2 with checkpointed activations."""
+    found = {}
+    for precision in ("no", "bf16"):
+        options = dict(precision=precision, network=NetworkConfig("pvt_v2_b0", checkpointing=True))
+        term = RegularizerConfig("input", delay=0.0, probe_every=100)
+        train(settings_for(data, tmp_path / precision, epochs=0.1, regularizer=term, **options))
+        found[precision] = read_history(tmp_path / precision / "history.jsonl")[0][-1]
+    assert found["no"]["regularized"] == found["bf16"]["regularized"] and found["no"]["probe"] == found["bf16"]["probe"] > 0
+    assert found["no"]["supervised"] != found["bf16"]["supervised"]
+
+
+TRAINER = """
+import sys
+sys.path.insert(0, {root!r})
+from mmlib.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_two_processes_train_with_probe_dropout_and_accumulation(data, tmp_path):
+    """Unused stems, a probe outside of the wrapped network, two micro-batches: the gradient exchange must still come out even."""
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER.format(root=str(ROOT)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), "train", "--data", data,
+               "--out", str(tmp_path / "two"), "--epochs", "8", "--batch-size", "1", "--accumulate", "2", "--subsets", "dropout",
+               "--prediction", "input", "--features", "kl", "--probe-every", "2",
+               "--delay", "0", "--eval-every", "0", "--no-progress"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    report = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert report["steps"] == 24 and report["guards"]["probes"] == 12 and report["guards"]["nonfinite"] == 0
+
+
 def test_resumed_run_is_the_same_run(data, tmp_path):
     """With probes: their noise, crops and counts belong to the step."""
     options = dict(regularizer=RegularizerConfig(prediction="input", features="kl", delay=0.0, probe_every=2))

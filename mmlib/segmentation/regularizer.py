@@ -161,6 +161,8 @@ class Regularizer:
             if features is None:
                 raise ValueError(f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
             count = len(features[0]) // len(label)
+            if count == 1:  # a modality is its own mean: nothing to compare
+                return total
             # The paper's four scales are those of the encoder's four stages; a fifth, finer one is the stem's.
             maps = [thinned(feature, FEATURES) for feature in features[-4:]]
             values, _ = feature_information(maps, count, reading=config.features, variance=config.variance)

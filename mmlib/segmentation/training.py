@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -167,6 +168,7 @@ def train(config: TrainConfig) -> dict:
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     # A subset of the sensors leaves the other stems without gradient, which DDP must be told.
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
+    AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     main, rank, processes = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
 
