@@ -16,7 +16,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTROPY, GAUSSIAN, THEORY_TESTS = "mmlib/theory/entropy.py", "mmlib/theory/gaussian.py", "tests/test_theory.py"
+INFORMATION, REGULARIZER = "mmlib/segmentation/information.py", "mmlib/segmentation/regularizer.py"
+INFORMATION_TESTS, REGULARIZER_TESTS = "tests/test_information.py", "tests/test_regularizer.py"
 NOTEBOOK_01, NOTEBOOK_02 = "notebooks/01_functional_entropy.ipynb", "notebooks/02_log_sobolev_bound.ipynb"
+NOTEBOOK_03 = "notebooks/03_regularized_segmenter.ipynb"
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,17 @@ def theory(*names: str) -> tuple[str, ...]:
     return tuple(f"{THEORY_TESTS}::{name}" for name in names)
 
 
+def information(*names: str) -> tuple[str, ...]:
+    return tuple(f"{INFORMATION_TESTS}::{name}" for name in names)
+
+
+def regularizer(*names: str) -> tuple[str, ...]:
+    return tuple(f"{REGULARIZER_TESTS}::{name}" for name in names)
+
+
 EXPONENTIAL = "test_exponential_meets_the_bound_with_equality"
 TENSORISATION = "test_tensorisation_on_two_signs"
+LINEAR = "test_linear_network_has_the_ratio_of_squared_weights"
 
 MUTATIONS = [
     Mutation(
@@ -106,9 +118,51 @@ MUTATIONS = [
         "sign in a closed form of two", GAUSSIAN, "+ rest**-0.5 * np.log(rest) / 2", "- rest**-0.5 * np.log(rest) / 2",
         theory("test_tensorisation_of_a_coupling"), NOTEBOOK_01,
     ),
+    Mutation(
+        "standard deviation for variance in the network's information", INFORMATION, "energy = [sigma**2 * pixels *",
+        "energy = [sigma * pixels *", information(LINEAR, "test_tiling_an_image_changes_nothing_and_units_cancel"), NOTEBOOK_03,
+    ),
+    Mutation(
+        "information not divided by the loss", INFORMATION, "pixels > 0, energy if variance else energy / (f + EPS)", "pixels > 0, energy",
+        information(LINEAR, "test_closed_forms_equal_autograd"),
+    ),
+    Mutation(
+        "sign in the closed form of logits", INFORMATION, "- 2 * p_true + 1", "+ 2 * p_true + 1",
+        information("test_closed_forms_equal_autograd", "test_logit_information_of_a_uniform_prediction"),
+    ),
+    Mutation(
+        "cross-entropy for divergence", INFORMATION, 'if reading == "ce" else (target * (log_mean - log_q)).sum(3)',
+        'if reading == "ce" else -(target * log_q).sum(3)',
+        information("test_feature_information_equals_autograd[kl]", "test_where_features_agree_kl_tends_to_one_and_ce_to_zero"),
+    ),
+    Mutation(
+        "samples without labels taken for informative", INFORMATION, "where(pixels > 0, energy if", "where(pixels >= 0, energy if",
+        information("test_bad_input_is_refused_or_marked"),
+    ),
+    Mutation(
+        "information for the sum of its inverses", REGULARIZER, "return (1 / information).sum()", "return information.sum()",
+        regularizer("test_forms", "test_every_form_pushes_the_weakest_modality_up_most[inverse]"), NOTEBOOK_03,
+    ),
+    Mutation(
+        "sign of the balance", REGULARIZER, "return information.mean() * (1 / information).mean() - 1",
+        "return 1 - information.mean() * (1 / information).mean()",
+        regularizer("test_forms", "test_every_form_pushes_the_weakest_modality_up_most[balance]", "test_three_lines_in_anybodys_loop"),
+    ),
+    Mutation(
+        "probes that are not amortised", REGULARIZER, "self.strength(progress) * config.probe_every", "self.strength(progress)",
+        regularizer("test_the_probe_is_lazy_and_amortised"),
+    ),
+    Mutation(
+        "a cap that stops the gradient", REGULARIZER, "value = value * (self.config.cap / value.detach().clamp_min(self.config.cap))",
+        "value = value.clamp_max(self.config.cap)", regularizer("test_the_cap_is_counted_and_keeps_the_direction"),
+    ),
 ]  # fmt: skip
 
-UNTOUCHED = {THEORY_TESTS: (NOTEBOOK_01, NOTEBOOK_02)}  # a test file, and the notebooks that must pass beside it
+UNTOUCHED = {  # a test file, and the notebooks that must pass beside it
+    THEORY_TESTS: (NOTEBOOK_01, NOTEBOOK_02),
+    INFORMATION_TESTS: (NOTEBOOK_03,),
+    REGULARIZER_TESTS: (),
+}
 
 # Runs a notebook's code cells in one namespace, as a kernel would, and compares what they print and what their figures say with
 # what is stored. Much cheaper than a kernel for each mutation; the notebooks themselves are compared by nbval.
