@@ -281,6 +281,8 @@ def test_gat_is_the_plain_formula_and_needs_a_batch():
     expected = [float((g**2).sum(1).mean() / loss) for g in gradients]
     assert float(f) == pytest.approx(float(loss))
     assert np.allclose(values[:, 0].detach().numpy(), expected, rtol=1e-9)
+    plain, _ = info.gat_information(net, images, seed=7, variance=True)
+    assert np.allclose(plain.detach(), values.detach() * float(loss.detach()), rtol=1e-9)
     with pytest.raises(ValueError, match="batch of 2 or more"):
         info.gat_information(net, {n: x[:1] for n, x in images.items()})
 

@@ -133,12 +133,14 @@ def input_information(
         return torch.stack([_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)]), f
 
 
-def gat_information(network: Callable, images: Mapping[str, Tensor], *, seed: int = 0, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+def gat_information(
+    network: Callable, images: Mapping[str, Tensor], *, seed: int = 0, variance: bool = False, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
     """Gat et al.'s information as their public code computes it, with one noise sample, and softmax for their multi-label sigmoid.
 
     All modalities are perturbed at once by ε · (standard deviation over the batch, per coordinate); f is the mean cross-entropy of
     the perturbed prediction to the clean one, one number for the whole batch; squared gradients are summed over channels, divided
-    by f and averaged over pixels and batch. Nothing is normalised: information is about 1e-9, and their λ is 1e-10.
+    by f (``variance``: not) and averaged over pixels and batch. Nothing is normalised: information is about 1e-9, and their λ is 1e-10.
 
     Returns:
         (information (M, 1), f (1,)).
@@ -157,7 +159,7 @@ def gat_information(network: Callable, images: Mapping[str, Tensor], *, seed: in
         target = network({name: images[name].detach().to(z[name].dtype) for name in images}).softmax(1)
         f = F.cross_entropy(network(z), target)  # the clean prediction is not detached in their code either
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
-        return torch.stack([g.square().sum(1).mean() / f for g in gradients])[:, None], f[None]
+        return torch.stack([g.square().sum(1).mean() / (1 if variance else f) for g in gradients])[:, None], f[None]
 
 
 def logit_information(logits: Mapping[str, Tensor], label: Tensor, *, fused: bool = False, variance: bool = False) -> tuple[Tensor, Tensor]:

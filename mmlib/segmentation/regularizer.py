@@ -88,8 +88,8 @@ class RegularizerConfig:
 
     @property
     def needs_modalities(self) -> bool:
-        """Whether it reads logits or features of single modalities, which not every network has."""
-        return self.features != "none" or self.prediction in ("unimodal-logit", "fused-logit")
+        """Whether it reads predictions or features of single modalities, which not every network has."""
+        return self.features != "none" or self.prediction in ("consistency", "unimodal-logit", "fused-logit")
 
 
 def combine(information: Tensor, form: str) -> Tensor:
@@ -187,7 +187,7 @@ class Regularizer:
         weight, seed = self.strength(progress) * config.probe_every, derived_seed(self.seed, "probe", step)
         if config.prediction in PROBED and config.lambda_p > 0:
             if config.prediction == "gat":
-                values, _ = gat_information(network, images, seed=seed, create_graph=True)
+                values, _ = gat_information(network, images, seed=seed, variance=config.variance, create_graph=True)
             else:
                 values, _ = input_information(network, images, label, sigma=config.sigma, seed=seed, reading=config.prediction,
                                               variance=config.variance, create_graph=True)  # fmt: skip
