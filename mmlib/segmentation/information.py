@@ -107,7 +107,7 @@ def input_information(
         images: in the network's space, where each modality has about unit spread: σ then is a share of that spread.
         reading: "input" (Eq. 6) or "consistency" (Eq. 4).
         variance: ‖∇f‖² instead of ‖∇f‖²/f, the Poincaré form.
-        create_graph: so that the result can be differentiated (second order).
+        create_graph: so that the result can be differentiated (second order); otherwise it is detached.
 
     Returns:
         (information (M, B) in the order of ``images``, f (B,)); NaN where a sample has no labelled pixel.
@@ -130,7 +130,8 @@ def input_information(
             total = sum(value.sum() for value in per_modality.values())
         gradients = torch.autograd.grad(total, list(z.values()), create_graph=create_graph)
         energy = [sigma**2 * pixels * g.flatten(1).square().sum(1) for g in gradients]
-        return torch.stack([_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)]), f
+        values = torch.stack([_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)])
+        return (values, f) if create_graph else (values.detach(), f.detach())
 
 
 def gat_information(
@@ -159,7 +160,8 @@ def gat_information(
         target = network({name: images[name].detach().to(z[name].dtype) for name in images}).softmax(1)
         f = F.cross_entropy(network(z), target)  # the clean prediction is not detached in their code either
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
-        return torch.stack([g.square().sum(1).mean() / (1 if variance else f) for g in gradients])[:, None], f[None]
+        values, f = torch.stack([g.square().sum(1).mean() / (1 if variance else f) for g in gradients])[:, None], f[None]
+        return (values, f) if create_graph else (values.detach(), f.detach())
 
 
 def logit_information(logits: Mapping[str, Tensor], label: Tensor, *, fused: bool = False, variance: bool = False) -> tuple[Tensor, Tensor]:
@@ -245,7 +247,7 @@ def decoder_information(
             spread = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
             energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * spread * pixels
             values.append(_information(energy, f, pixels, variance))
-        return values, f
+        return (values, f) if create_graph else ([value.detach() for value in values], f.detach())
 
 
 def thinned(value: Tensor, positions: int) -> Tensor:
