@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..evaluation.statistics import Estimate, paired_difference
 from ..modalities import SENSORS, Modality
@@ -120,6 +121,9 @@ def information_panels(groups: Mapping[str, Mapping], titles: Mapping[str, str],
         gaps = [fisher_gap(list(curve[-1]["information"].values())) for curve in curves]
         axis.set_title(f"{title}\ngap at the end {np.mean(gaps):.1f}", fontsize=9.5)
         axis.set(xlabel="epoch", yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))  # less than a decade may be in sight
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("information (no unit)")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(lines))
     return fig
