@@ -260,6 +260,20 @@ def test_decoder_information_does_not_grow_when_features_shrink():
         assert torch.allclose(a, b, rtol=1e-6)
 
 
+@pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
+def test_decoder_information_goes_through_the_head_alone(encoder):
+    """Features that hang on the encoder's graph, where fine scales lead to coarse ones, give what free ones give; and a gradient."""
+    net, (images, label) = network(encoder=encoder), batch(1, (64, 64))
+    hanging = net.features(images)
+    free, _ = info.decoder_information(net.head, [feature.detach() for feature in hanging], label, 3)
+    found, _ = info.decoder_information(net.head, hanging, label, 3, create_graph=True)
+    for a, b in zip(free, found):
+        assert torch.allclose(a, b.detach(), rtol=1e-9)
+    sum((1 / value).sum() for value in found).backward()
+    gradient = net.stems["rgb"][0].weight.grad if encoder == "residual" else net.stems["rgb"].proj.weight.grad
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
 def test_at_the_clean_target_the_gradient_vanishes():
     """CE of a prediction to itself: f is its entropy, above zero, and the gradient by the prediction's input is zero."""
     net, (images, _) = network(), batch(1)

@@ -240,6 +240,9 @@ def decoder_information(
     """
     with torch.enable_grad(), exact(label.device):
         features = [_full(feature) if feature.requires_grad else _full(feature).requires_grad_() for feature in features]
+        # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss through the coarser
+        # ones is not the head's.
+        features = [feature.view_as(feature) for feature in features]
         f, pixels = mean_cross_entropy(decode(features).unflatten(0, (count, -1)).mean(0), label)
         gradients = torch.autograd.grad(f.sum(), features, create_graph=create_graph)
         values = []
