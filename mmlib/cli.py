@@ -165,10 +165,9 @@ def run_evaluate(config: EvaluateConfig) -> None:
 def score_failures(network: Segmenter, data: PreparedDataset, samples: int, **loading) -> FailureScores:
     """Every fusion rule under every failure, on so many evenly spaced samples (-1 = all)."""
     indices = None if samples < 0 else evenly_spaced(len(data), samples)
-    if network.config.fusion == "centred":
-        return evaluate_failures(lambda images: images, {"network": network}, data, indices=indices, **loading)
-    rules = {name: FUSIONS[name] for name in ("mean", "agreement", "selection", "entropy")}
-    return evaluate_failures(network.modality_logits, rules, data, indices=indices, **loading)
+    options = network.scoring()
+    rules = {"network": options["fuse"]} if options["fuse"] else {n: FUSIONS[n] for n in ("mean", "agreement", "selection", "entropy")}
+    return evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
 
 
 def group_name(folder: Path, config: dict, others: list[dict]) -> str:

@@ -19,7 +19,6 @@ from mmlib.evaluation.fusion import FUSIONS
 from mmlib.evaluation.statistics import estimate, paired_difference
 from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix
 from mmlib.modalities import SENSORS
-from mmlib.segmentation.network import Segmenter
 
 maps = hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0, 1, 2, 3, 255]))
 
@@ -68,22 +67,10 @@ def test_shapes_must_agree():
         confusion_matrix(torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.long), 2)
 
 
-def untrained(data) -> Segmenter:
-    """Random weights, its logits centred and stretched: untouched it would call every pixel the same, and no test could fail."""
-    torch.manual_seed(0)
-    network = Segmenter(data.modalities, toy.CLASSES, toy.PALETTE).eval()
-    with torch.no_grad():
-        batch = collate([data[i] for i in range(len(data))])["images"]
-        network.head.classify.weight *= 30
-        network.head.classify.bias -= network(batch).mean((0, 2, 3))
-        assert network(batch).argmax(1).unique().tolist() == [0, 1, 2]
-    return network
-
-
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     data = PreparedDataset(toy.make(tmp_path_factory.mktemp("toy")), "val")
-    return data, untrained(data)
+    return data, toy.untrained(data)
 
 
 @pytest.mark.parametrize("form", ["linear", "fused", "whole"])

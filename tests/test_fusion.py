@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from mmlib.data.missing import FAULTS, SEVERITIES, faulty
-from mmlib.data.prepared import PreparedDataset, collate
+from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation import failures
 from mmlib.evaluation.confusion import confusion_matrix, miou
 from mmlib.evaluation.failures import FailureScores, evaluate_failures
 from mmlib.evaluation.fusion import FUSIONS, RULES, fuse, weights
 from mmlib.modalities import SENSORS
 from mmlib.runtime import derived_seed
-from mmlib.segmentation.network import Segmenter
 
 NAMES = "abcde"
 
@@ -179,22 +178,10 @@ def test_half_precision_is_fused_in_full():
 # ---- sensors that fail without saying so ----
 
 
-def untrained(data) -> Segmenter:
-    """Random weights, its logits centred and stretched: untouched it would call every pixel the same, and no test could fail."""
-    torch.manual_seed(0)
-    network = Segmenter(data.modalities, toy.CLASSES, toy.PALETTE).eval()
-    with torch.no_grad():
-        batch = collate([data[i] for i in range(len(data))])["images"]
-        network.head.classify.weight *= 30
-        network.head.classify.bias -= network(batch).mean((0, 2, 3))
-        assert network(batch).argmax(1).unique().tolist() == [0, 1, 2]
-    return network
-
-
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
     data = PreparedDataset(toy.make(tmp_path_factory.mktemp("toy")), "val")
-    return data, untrained(data)
+    return data, toy.untrained(data)
 
 
 def naive(network, data, rule, fault, severity, broken, seed):

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from mmlib.data.prepared import Description, Writer
+from mmlib.data.prepared import Description, Writer, collate
 from mmlib.modalities import SENSORS
+from mmlib.segmentation.network import Segmenter
 
 CLASSES = ["ground", "square", "sky"]
 PALETTE = [(90, 90, 90), (220, 20, 60), (70, 130, 180)]
@@ -38,3 +40,15 @@ def make(root, train=12, val=5, size=(32, 48), labels=True):
                 condition, case = ("day", "night")[i % 2], ("", "", "broken")[i % 3]
                 writer.add(f"{split}_{i:03d}", split, images, label if labels else None, condition, case)
     return root
+
+
+def untrained(data) -> Segmenter:
+    """Random weights, its logits centred and stretched: untouched it would call every pixel the same, and no test could fail."""
+    torch.manual_seed(0)
+    network = Segmenter(data.modalities, CLASSES, PALETTE).eval()
+    with torch.no_grad():
+        batch = collate([data[i] for i in range(len(data))])["images"]
+        network.head.classify.weight *= 30
+        network.head.classify.bias -= network(batch).mean((0, 2, 3))
+        assert network(batch).argmax(1).unique().tolist() == [0, 1, 2]
+    return network
