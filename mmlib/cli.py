@@ -21,8 +21,8 @@ from .evaluation.subsets import evaluate_subsets
 from .runtime import choose_device, limit_threads, provenance, write_json
 from .segmentation.information import evenly_spaced, fisher_gap, measure_information
 from .segmentation.network import Segmenter, load_segmenter
-from .segmentation.state import read_history
 from .segmentation.training import TrainConfig, train
+from .state import read_history
 
 SCENES = ("street", "room")
 

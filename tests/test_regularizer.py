@@ -21,8 +21,8 @@ from mmlib.segmentation.information import feature_information, input_informatio
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
 from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, combine
-from mmlib.segmentation.state import read_history
 from mmlib.segmentation.training import TrainConfig, train
+from mmlib.state import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("rgb", "depth", "event")

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mmlib"
 # Rooms from the ground up. A room may import the rooms of lower levels, itself, and nothing else of mmlib: rooms of the
 # same level (parts A and B) do not know each other.
 LEVELS = [
-    {"modalities", "runtime", "checks"},
+    {"modalities", "runtime", "state", "checks"},
     {"theory"},
     {"data"},
     {"evaluation"},
@@ -22,8 +22,8 @@ LEVELS = [
     {"cli", "__main__"},
 ]
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
-# The ground floor and the command line are each one room in two files.
-SAME_ROOM = [{"modalities", "runtime"}, {"cli", "__main__"}]
+# The ground floor and the command line are each one room in several files.
+SAME_ROOM = [{"modalities", "runtime", "state"}, {"cli", "__main__"}]
 DATA_SETS = ("nyu", "deliver", "muses", "mcubes", "mfnet")
 MAX_FILE, MAX_PACKAGE = 400, 8000
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from mmlib.segmentation import training
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.state import read_history
 from mmlib.segmentation.training import StepSampler, TrainConfig, learning_rate, parameter_groups, plan, train
+from mmlib.state import read_history
 
 QUIET = dict(progress=False, cache=True)
 

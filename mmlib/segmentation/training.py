@@ -27,11 +27,11 @@ from ..data.transforms import Augment
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, provenance, seed_everything, write_json
+from ..state import append, resume, save_state, trim_history
 from .information import measure_information
 from .network import NetworkConfig, Segmenter, save_segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
 from .regularizer import Regularizer, RegularizerConfig
-from .state import append, resume, save_state, trim_history
 
 
 @dataclass(frozen=True)

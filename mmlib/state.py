@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..runtime import atomic_path, read_tensor_header, read_tensors, save_tensors
-from .network import Segmenter
+from torch import nn
+
+from .runtime import atomic_path, read_tensor_header, read_tensors, save_tensors
 
 # Settings that may change between a run and its continuation, because they do not change its result.
-FREE = ("out", "data", "workers", "cache", "progress", "save_every")
+FREE = ("out", "data", "workers", "cache", "progress", "save_every", "device")
 
 
 @dataclass
@@ -49,7 +50,7 @@ def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
     return [line for line in lines if "val" not in line], [line for line in lines if "val" in line]
 
 
-def save_state(path: Path, model: Segmenter, optimizer, config, processes: int, progress: Progress) -> None:
+def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, progress: Progress) -> None:
     """Model, optimizer and progress in one file: a kill between two files can not leave them out of step."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -57,7 +58,7 @@ def save_state(path: Path, model: Segmenter, optimizer, config, processes: int, 
     save_tensors(path, tensors, {"state": {"config": asdict(config) | {"processes": processes}, "progress": asdict(progress)}})
 
 
-def resume(out: Path, config, model: Segmenter, optimizer, processes: int) -> Progress:
+def resume(out: Path, config, model: nn.Module, optimizer, processes: int) -> Progress:
     """Load ``out/resume.safetensors`` into model and optimizer, if there is one."""
     path = out / "resume.safetensors"
     if not path.exists():
