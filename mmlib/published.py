@@ -1,8 +1,9 @@
 """Results as papers print them, and whether what a paper says about them follows from them.
 
 ``published_tables.json`` holds, for each paper, its tables cell by cell, the sentences that quote a number together with the cells each
-should follow from, and the rows that report one setting twice. A printed number stands for an interval: 60.37 is any value in
-[60.365, 60.375]. All arithmetic is on intervals, so a number is called wrong only when no values behind the cells could have given it.
+should follow from, the sentences that compare without a number, and the rows that report one setting twice. A printed number stands for an
+interval: 60.37 is any value in [60.365, 60.375]. All arithmetic is on intervals, so a number is called wrong only when no values behind
+the cells could have given it.
 """
 
 from __future__ import annotations
@@ -119,6 +120,19 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Statement:
+    """A sentence that compares without a number. ``positive``: the differences (readings with "minus") that are above zero if it is true
+    of every case; none = no cell decides it.
+    """
+
+    id: str
+    where: str
+    says: str
+    positive: tuple[dict, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Repeat:
     """Two rows, [table, row] each, that should report the same setting; ``why`` says how we know."""
 
@@ -135,6 +149,7 @@ class Paper:
     tables: dict[str, Table]
     claims: tuple[Claim, ...]
     repeats: tuple[Repeat, ...]
+    statements: tuple[Statement, ...] = ()
 
 
 def _get(mapping: dict, key: str, what: str):
@@ -160,14 +175,22 @@ def load_paper(name: str, file: Path = FILE) -> Paper:
     """The printed tables and claims of one paper.
 
     Raises:
-        KeyError, ValueError: no such paper; a row of the wrong length; a claim that refers to a cell that is not there.
+        KeyError, ValueError: no such paper; a row of the wrong length; a claim that refers to a cell that is not there; a statement about
+            something that is no difference.
     """
     given = _get(json.loads(Path(file).read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal), name, "paper")
     tables = {entry["name"]: _table(**entry) for entry in given["tables"]}
     repeats = tuple(Repeat(**entry) for entry in given["repeats"])
-    paper = Paper(name, given["title"], given["source"], tables, tuple(Claim(**entry) for entry in given["claims"]), repeats)
+    claims = tuple(Claim(**entry) for entry in given["claims"])
+    statements = tuple(Statement(**entry) for entry in given.get("statements", ()))
+    paper = Paper(name, given["title"], given["source"], tables, claims, repeats, statements)
     for claim in paper.claims:  # a wrong reference should fail here, not in the middle of an audit
         for reading in (*claim.readings, *claim.instead):
+            value(paper, reading)
+    for statement in statements:
+        for reading in statement.positive:
+            if "minus" not in reading:
+                raise ValueError(f"{statement.id}: {reading} is no difference; a statement says what is above what, so give it a minus")
             value(paper, reading)
     for repeat in repeats:
         repeat_gap(paper, repeat)
@@ -241,6 +264,15 @@ def judge(paper: Paper, claim: Claim) -> Verdict:
     return Verdict(claim, kind, min(found, key=lambda f: abs(f.middle - shown.middle)), by_means)
 
 
+def tally(paper: Paper, statement: Statement) -> dict[str, list[dict]]:
+    """The cases of a statement: "holds", "fails" (the difference is negative) and "open" (rounding hides its sign)."""
+    found = {"holds": [], "open": [], "fails": []}
+    for reading in statement.positive:
+        difference = value(paper, reading)
+        found["holds" if difference.low > 0 else "fails" if difference.high < 0 else "open"].append(reading)
+    return found
+
+
 def mean_claims(paper: Paper) -> list[Claim]:
     """Every printed mean as a claim about its row's cells."""
     return [
@@ -270,7 +302,8 @@ def below_best_single(table: Table, row: str) -> tuple[list[str], int]:
     """(the subsets of several sensors that score below the best of their own sensors alone; how many subsets of several there are)."""
     score = table.by_subset(row)
     several = [subset for subset in score if len(subset) > 1]
-    return [subset for subset in several if score[subset] < max(score[sensor] for sensor in subset)], len(several)
+    best = {subset: max(_get(score, sensor, f"{table.name}: column of one sensor") for sensor in subset) for subset in several}
+    return [subset for subset in several if score[subset] < best[subset]], len(several)
 
 
 def gains(table: Table, row: str) -> dict[str, Decimal]:

@@ -66,7 +66,7 @@ def show(fig: Figure, alt: str) -> None:
     display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
 
 
-def small_png(png: bytes, limit: int = 150_000) -> bytes:
+def small_png(png: bytes, limit: int = 30_000) -> bytes:
     """The same picture in 256 colours where full colour would bloat the notebook (noisy sensor images do)."""
     if len(png) <= limit:
         return png
