@@ -1,0 +1,439 @@
+"""Losses of the baselines: spectra, medoids, contrast, depth guidance, distances of distributions, against brute force and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import laplacian
+
+from mmlib.unsupervised import baselines as b
+from mmlib.unsupervised.correspondence import correlation_loss
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def planted(blocks: list[int], inside=1.0, between=0.02) -> torch.Tensor:
+    """An affinity (1, P, P) with one block per object."""
+    names = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor(blocks))
+    same = names[:, None] == names[None, :]
+    return torch.where(same, inside, between).double()[None]
+
+
+# ---------------------------------------------------------------- EAGLE
+
+
+def test_laplacian_and_eigenvectors_agree_with_scipy():
+    affinity = randn(2, 12, 12).abs()
+    affinity = affinity + affinity.transpose(1, 2)
+    vectors = b.eigenvectors(affinity, 5)
+    assert vectors.shape == (2, 12, 4)
+    for i in range(2):
+        a = affinity[i].numpy()
+        degree = a.sum(1)  # scipy.sparse.csgraph ignores the diagonal, so its Laplacian is built by hand
+        expected = np.eye(12) - a / np.sqrt(np.outer(degree, degree))
+        assert np.allclose(b.normalized_laplacian(affinity)[i], expected)
+        off = a - np.diag(np.diag(a))
+        assert np.allclose(b.normalized_laplacian(torch.tensor(off)[None])[0], laplacian(off, normed=True))
+        found = scipy.linalg.eigh(expected)[1][:, 1:5]
+        assert np.allclose(np.abs((found * vectors[i].numpy()).sum(0)), 1)  # the same directions, up to sign
+    assert ((vectors > 0).double().mean(1) <= 0.5).all()  # the smaller side is positive
+
+
+def test_the_first_eigenvector_is_the_dropped_one():
+    """Of any affinity it is the square root of the degrees, so the others are orthogonal to that."""
+    affinity = randn(1, 10, 10, seed=3).abs()
+    affinity = affinity + affinity.transpose(1, 2)
+    vectors = b.eigenvectors(affinity, 10)
+    assert torch.allclose(torch.einsum("bpk,bp->bk", vectors, affinity.sum(2).sqrt()), torch.zeros(1, 9, dtype=torch.float64), atol=1e-9)
+
+
+def test_a_point_without_affinity_has_a_zero_row():
+    affinity = planted([3, 2])
+    affinity[0, 4] = affinity[0, :, 4] = 0
+    found = b.normalized_laplacian(affinity)
+    assert torch.isfinite(found).all() and not found[0, 4].any() and not found[0, :, 4].any()
+    assert torch.isfinite(b.eigenvectors(affinity)).all()
+
+
+@pytest.mark.parametrize("blocks", [[8, 12], [5, 15], [4, 6, 10]])
+def test_the_spectrum_finds_planted_objects(blocks):
+    """One eigenvector per further block is constant on every block and tells the blocks apart."""
+    vectors = b.eigenvectors(planted(blocks), len(blocks))[0]
+    start, levels = 0, []
+    for length in blocks:
+        part = vectors[start : start + length]
+        assert torch.allclose(part, part[:1].expand_as(part), atol=1e-9)
+        levels.append(part[0])
+        start += length
+    assert all(torch.dist(x, y) > 0.2 for i, x in enumerate(levels) for y in levels[:i])
+
+
+def picture(grid=(4, 6)):
+    """Codes and colours of two objects: the left third and the rest."""
+    left = torch.zeros(1, 1, *grid)
+    left[..., : grid[1] // 3] = 1
+    code = torch.cat([left, 1 - left], 1)
+    rgb = torch.cat([0.2 + 0.6 * left, 0.5 * torch.ones_like(left), 0.9 - 0.7 * left], 1)
+    return code, F.interpolate(rgb, scale_factor=4), left.flatten().long()
+
+
+@pytest.mark.parametrize("colour", ["paper", "released", "none"])
+def test_eicue_recovers_objects(colour):
+    code, rgb, truth = picture()
+    torch.manual_seed(0)
+    cue = b.EiCue(clusters=2, count=2, colour=colour)
+    with torch.no_grad():
+        cue.centres.copy_(torch.tensor([[-1.0], [1.0]]))
+    objects, loss = cue(code + 0.02 * randn(1, 2, 4, 6, dtype=torch.float32), rgb)
+    assert objects.shape == (1, 24) and torch.equal(objects[0], truth)  # the smaller object is on the positive side
+    assert float(loss.detach()) == pytest.approx(-1)  # in one dimension every cosine is ±1
+
+
+def test_eicue_trains_its_centres_only():
+    code, rgb, _ = picture()
+    code, cue = (code + 0.1).requires_grad_(), b.EiCue(clusters=5)
+    _, loss = cue(code, rgb)
+    loss.backward()
+    assert code.grad is None and cue.centres.grad.abs().sum() > 0
+    vectors = b.eigenvectors(
+        b.code_affinity(code.detach().flatten(2).mT) + b.colour_affinity(F.adaptive_avg_pool2d(rgb, (4, 6)), "paper"), 4
+    )
+    cosines = [[float(F.cosine_similarity(v, m, dim=0)) for m in cue.centres.detach()] for v in vectors[0]]
+    assert float(loss.detach()) == pytest.approx(-np.max(cosines, 1).mean(), abs=1e-5)
+    with pytest.raises(ValueError, match="colour='none'"):
+        cue(code)
+
+
+def test_affinities_in_closed_form():
+    code = torch.tensor([[[1.0, 0], [2, 0], [-1, 0], [0, 3]]])
+    expected = np.array([[1, 2, 0, 0], [2, 4, 0, 0], [0, 0, 1, 0], [0, 0, 0, 9]]) / 9
+    assert np.allclose(b.code_affinity(code)[0], expected)
+    assert not b.code_affinity(torch.zeros(1, 3, 2)).any()
+    rgb = torch.tensor([[0.5, 0.5, 0.5], [0.6, 0.5, 0.5], [0.5, 0.7, 0.3]]).T.reshape(1, 3, 1, 3)
+    paper = b.colour_affinity(rgb)[0]
+    assert float(paper[0, 1]) == pytest.approx(math.exp(-0.5), rel=1e-4)
+    assert float(paper[0, 2]) == pytest.approx(math.exp(-(0.04 + 0.04) / 0.02), rel=1e-4)
+    black_white = torch.stack([torch.zeros(3), torch.ones(3)], 1).reshape(1, 3, 1, 2)
+    released = float(b.colour_affinity(black_white, "released")[0, 0, 1])
+    deviations = np.array([0.229, 0.224, 0.225])
+    assert released == pytest.approx(math.exp(-float(((1 / deviations / 255) ** 2).sum()) / 0.02), rel=1e-5)
+    assert 0.9 < released < 1  # the two most different colours there are
+    assert float(b.colour_affinity(black_white)[0, 0, 1]) < 1e-60 or float(b.colour_affinity(black_white)[0, 0, 1]) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_medoids_by_brute_force(seed):
+    points = randn(30, 4, seed=seed).requires_grad_()
+    objects = torch.randint(0, 4, (30,), generator=torch.Generator().manual_seed(seed)) * 7  # names with gaps
+    prototypes, index = b.medoids(points, objects)
+    names = sorted(set(objects.tolist()))
+    assert prototypes.shape == (len(names), 4) and [names[i] for i in index] == objects.tolist()
+    x = points.detach().numpy()
+    for k, name in enumerate(names):
+        members = [i for i in range(30) if objects[i] == name]
+        cost = {i: sum(np.linalg.norm(x[i] - x[j]) for j in members) for i in members}
+        assert np.allclose(prototypes[k].detach(), x[min(cost, key=cost.get)])
+    prototypes.sum().backward()
+    assert (points.grad.sum(1) != 0).sum() == len(names)  # the gradient reaches the points chosen, nobody else
+
+
+def test_a_medoid_is_a_member_and_not_the_mean():
+    points = torch.tensor([[0.0, 0], [0.1, 0], [9, 9]])
+    assert torch.equal(b.medoids(points, torch.zeros(3, dtype=torch.long))[0], points[1:2])
+
+
+def test_object_contrast_by_hand():
+    own, other = (F.normalize(randn(7, 3, seed=s), dim=1) for s in (1, 2))
+    objects, weight = torch.tensor([4, 4, 4, 9, 9, 9, 9]), randn(7, seed=5).abs()
+    prototypes, _ = b.medoids(own, objects)
+    p, terms = prototypes.numpy(), []
+    for z in (own.numpy(), other.numpy()):
+        total = 0
+        for i, k in enumerate([0, 0, 0, 1, 1, 1, 1]):
+            logits = p @ z[i] / 0.07
+            total += float(weight[i]) * (np.log(np.exp(logits).sum()) - logits[k])
+        terms.append(total / 7)
+    assert float(b.object_contrast(own, other, objects, weight)) == pytest.approx((0.3 * terms[0] + 0.7 * terms[1]) / 2)
+    smoothed = float(b.object_contrast(own, other, objects, weight, smoothing=0.1))
+    assert smoothed != pytest.approx((0.3 * terms[0] + 0.7 * terms[1]) / 2, rel=1e-3)
+
+
+def test_correspondence_weights_by_brute_force():
+    tokens = randn(2, 5, 2, 3) + 0.5
+    flat, rows = tokens.flatten(2).numpy(), []
+    for i in range(2):
+        unit = flat[i] / np.linalg.norm(flat[i], axis=0)
+        rows.append(np.clip((unit.T @ unit).mean(1), 0, None))
+    rows = np.concatenate(rows)
+    found = b.correspondence_weight(tokens)
+    assert np.allclose(found, rows / rows.mean()) and float(found.min()) >= 0
+    centred = randn(4, 6, 3, 3)
+    weight = b.correspondence_weight(centred - centred.mean((2, 3), keepdim=True))
+    assert (weight >= 0).all() and float(weight.mean()) == pytest.approx(1)
+
+
+def test_second_view_drops_a_share_and_keeps_the_mean():
+    tokens = {"rgb": torch.ones(4, 8, 20, 20), "depth": torch.ones(4, 8, 20, 20)}
+    view = b.second_view(tokens, 0.25, torch.Generator().manual_seed(0))
+    for x in view.values():
+        assert {round(v, 5) for v in x.unique().tolist()} == {0.0, round(4 / 3, 5)}
+        assert abs(float((x == 0).float().mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / x.numel())
+    assert not torch.equal(view["rgb"], view["depth"])
+    again = b.second_view(tokens, 0.25, torch.Generator().manual_seed(0))
+    assert all(torch.equal(view[name], again[name]) for name in view)
+    assert torch.equal(b.second_view(tokens, 0.0)["rgb"], tokens["rgb"])
+
+
+def test_the_object_loss_waits_for_its_gate():
+    assert [b.object_mix(step) for step in (0, 199, 200, 10_000)] == [(1, 0), (1, 0), (0.1, 0.9), (0.1, 0.9)]
+    assert b.object_mix(3, gate=3) == (0.1, 0.9)
+
+
+def test_eagle_is_symmetric_in_its_views_and_learns_objects():
+    code, rgb, truth = picture()
+    torch.manual_seed(1)
+    eagle = b.Eagle(2, clusters=4)
+    codes = [(code + 0.3 * randn(1, 2, 4, 6, seed=s, dtype=torch.float32)).requires_grad_() for s in (1, 2)]
+    tokens = [torch.rand(1, 6, 4, 6) + 0.5 for _ in range(2)]
+    loss, lookup = eagle(codes, tokens, rgb)
+    swapped = eagle(codes[::-1], tokens[::-1], rgb)
+    assert float(loss) == pytest.approx(float(swapped[0]), rel=1e-5) and float(lookup) == pytest.approx(float(swapped[1]), rel=1e-5)
+    directions = []
+    for own, other in ((0, 1), (1, 0)):
+        z = [F.normalize(eagle.project(c[0].flatten(1).T), dim=1) for c in (codes[own], codes[other])]
+        objects, _ = eagle.cue(codes[own], rgb)
+        directions.append(float(b.object_contrast(*z, objects[0], b.correspondence_weight(tokens[own]))))
+    assert float(loss) == pytest.approx(0.85 * sum(directions), rel=1e-5)
+    loss.backward()
+    assert all(c.grad.abs().sum() > 0 for c in codes) and eagle.project.weight.grad.abs().sum() > 0
+    assert eagle.cue.centres.grad is None  # the object loss does not move them
+
+
+def test_eigenvectors_need_enough_points():
+    for count in (1, 6):
+        with pytest.raises(ValueError, match="of 5 points"):
+            b.eigenvectors(planted([2, 3]), count)
+
+
+# ---------------------------------------------------------------- depth guidance
+
+
+def test_depth_features_have_a_cosine_in_closed_form():
+    depth = torch.tensor([0.5, 1.0, 4.0, 80.0, 200.0, 0.1]).double().reshape(1, 1, 1, 6)
+    f = b.depth_features(depth, 0.5, 80.0)[0, :, 0].T
+    u = np.log(np.clip(depth.flatten().numpy(), 0.5, 80) / 0.5) / np.log(160)
+    assert np.allclose(f @ f.T, np.cos((u[:, None] - u[None, :]) * np.pi / 2))
+    assert float(f[0] @ f[3]) == pytest.approx(0, abs=1e-12) and float(f[3] @ f[4]) == pytest.approx(1)
+    one = F.normalize(depth.flatten()[:, None], dim=1)  # what a single channel would say
+    assert torch.allclose(one @ one.T, torch.ones(6, 6, dtype=torch.float64))
+
+
+def test_missing_depth_never_enters_a_mean():
+    depth = torch.zeros(1, 1, 4, 6)
+    depth[0, 0, :2, :2] = torch.tensor([[2.0, 0.0], [4.0, float("nan")]])
+    depth[0, 0, :2, 2:4] = 5.0
+    depth[0, 0, 2:, 4:] = float("inf")
+    near, measured = b.depth_on_grid(depth, (2, 3))
+    assert near[0, 0].tolist() == [[3.0, 5.0, 0.0], [0.0, 0.0, 0.0]]
+    assert measured[0, 0].tolist() == [[True, True, False], [False, False, False]]
+
+
+def test_back_projection_is_a_pinhole():
+    depth = torch.full((1, 1, 3, 4), 2.0)
+    points = b.back_project(depth, 90.0).reshape(3, 4, 3)  # focal length = half the width = 2 cells
+    for v in range(3):
+        for u in range(4):
+            assert points[v, u].tolist() == pytest.approx([(u - 1.5) / 2 * 2.0, (v - 1) / 2 * 2.0, 2.0])
+    assert torch.allclose(b.back_project(3 * depth, 90.0), 3 * b.back_project(depth, 90.0))
+
+
+def greedy(points: np.ndarray, count: int, valid: np.ndarray) -> list[int]:
+    chosen = [int(np.flatnonzero(valid)[0])]
+    while len(chosen) < count:
+        gaps = {i: min(((points[i] - points[j]) ** 2).sum() for j in chosen) for i in np.flatnonzero(valid)}
+        chosen.append(int(max(gaps, key=gaps.get)))
+    return chosen
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 10))
+def test_farthest_points_by_brute_force(seed, count):
+    points = randn(2, 14, 3, seed=seed)
+    valid = torch.rand(2, 14, generator=torch.Generator().manual_seed(seed)) < 0.8
+    valid[:, 5] = True
+    found = b.farthest_points(points, count, valid)
+    for i in range(2):
+        expected = greedy(points[i].numpy(), min(count, int(valid[i].sum())), valid[i].numpy())
+        assert found[i].tolist()[: len(expected)] == expected
+        assert valid[i, found[i]].all()
+
+
+def test_farthest_points_of_a_line():
+    points = torch.zeros(1, 9, 3)
+    points[0, :, 0] = torch.arange(9)
+    assert b.farthest_points(points, 3)[0].tolist() == [0, 8, 4]
+    started = {int(b.farthest_points(points, 1, generator=torch.Generator().manual_seed(s))) for s in range(60)}
+    assert started == set(range(9))
+    few = torch.zeros(1, 9, dtype=torch.bool)
+    few[0, [2, 6]] = True
+    assert b.farthest_points(points, 5, few)[0].tolist()[:2] == [2, 6] and set(b.farthest_points(points, 5, few)[0].tolist()) == {2, 6}
+    with pytest.raises(ValueError, match="10 points of 9"):
+        b.farthest_points(points, 10)
+    with pytest.raises(ValueError, match="image 0 of the batch has no valid point"):
+        b.farthest_points(points, 2, torch.zeros(1, 9, dtype=torch.bool))
+
+
+def test_depth_guidance_by_hand():
+    """With as many points as cells, order does not matter: the loss is that of all pairs of cells, written as a double loop."""
+    depth, code = randn(2, 1, 3, 4).abs() + 0.6, randn(2, 5, 3, 4, seed=1).requires_grad_()
+    found = b.depth_guidance(depth, code, 0.3, points=500, centre=False)
+    total = 0.0
+    u = np.log(depth.numpy().reshape(2, 12) / 0.5) / np.log(160) * np.pi / 2
+    unit = F.normalize(code.detach().flatten(2), dim=1).numpy()
+    for i in range(2):
+        for p in range(12):
+            for q in range(12):
+                total -= (np.cos(u[i, p] - u[i, q]) - 0.3) * max(0.0, float(unit[i, :, p] @ unit[i, :, q]))
+    assert float(found) == pytest.approx(total / (2 * 144))
+    found.backward()
+    assert code.grad.abs().sum() > 0
+
+
+def test_depth_guidance_uses_the_farthest_points_of_measured_cells():
+    depth, code = randn(2, 1, 4, 4).abs() + 0.6, randn(2, 5, 4, 4, seed=1)
+    depth[0, 0, :2] = 0
+    index = b.farthest_points(b.back_project(depth), 4, (depth > 0).flatten(1))
+    f, c = b.depth_features(depth).flatten(2), code.flatten(2)
+    f, c = (torch.stack([x[i][:, index[i]].T for i in range(2)]) for x in (f, c))
+    assert float(b.depth_guidance(depth, code, 0.2, points=4)) == pytest.approx(float(correlation_loss(f, f, c, c, 0.2)))
+
+
+def test_images_without_depth_take_no_part():
+    depth, code = randn(3, 1, 3, 4).abs() + 0.6, randn(3, 5, 3, 4, seed=1).requires_grad_()
+    depth[1] = 0
+    found = b.depth_guidance(depth, code, 0.3, points=6)
+    assert float(found) == pytest.approx(float(b.depth_guidance(depth[[0, 2]], code[[0, 2]], 0.3, points=6)))
+    found.backward()
+    assert not code.grad[1].any() and code.grad[0].any() and code.grad[2].any()
+    nothing = b.depth_guidance(torch.zeros_like(depth), code, 0.3)
+    nothing.backward()
+    assert float(nothing) == 0
+
+
+# ---------------------------------------------------------------- CORAL, MMD, cosine
+
+
+def test_coral_against_numpy():
+    x, y = randn(20, 4), 2 * randn(30, 4, seed=1) + 5
+    gap = np.cov(x.numpy().T) - np.cov(y.numpy().T)
+    assert float(b.coral(x, y)) == pytest.approx((gap**2).sum() / 64)
+
+
+def test_coral_is_zero_exactly_for_equal_covariances():
+    x = randn(25, 3)
+    turn = torch.linalg.qr(randn(25, 25, seed=2))[0]
+    white = x - x.mean(0)
+    for same in (x + 7, -x, x.flip(0), torch.cat([white, -white, white, -white]) * math.sqrt(99 / 4 / 24)):
+        assert float(b.coral(x, same)) < 1e-20
+    for other in (1.1 * x, x @ torch.diag(torch.tensor([1.0, 1.0, -1.0]).double()), turn @ x):
+        assert float(b.coral(x, other)) > 1e-6
+
+
+def brute_mmd(x, y, scales, bandwidth):
+    def k(u, v):
+        return np.mean([np.exp(-((u - v) ** 2).sum() / (s * bandwidth)) for s in scales])
+
+    return (
+        np.mean([k(u, v) for u in x for v in x]) + np.mean([k(u, v) for u in y for v in y]) - 2 * np.mean([k(u, v) for u in x for v in y])
+    )
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, 1.7])
+def test_mmd_by_a_double_loop(bandwidth):
+    x, y = randn(6, 3), randn(9, 3, seed=1) + 40
+    both = np.concatenate([x, y])
+    gaps = [((both[i] - both[j]) ** 2).sum() for i in range(15) for j in range(15) if i != j]
+    expected = brute_mmd(x.numpy(), y.numpy(), (0.5, 2.0), bandwidth or np.mean(gaps))
+    assert float(b.mmd(x, y, (0.5, 2.0), bandwidth)) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 8))
+def test_mmd_is_a_distance_of_sets(seed, n, m):
+    x, y = randn(n, 3, seed=seed), randn(m, 3, seed=seed + 1)
+    assert float(b.mmd(x, x.flip(0))) == pytest.approx(0, abs=1e-12)
+    assert float(b.mmd(x, torch.cat([x, x]))) == pytest.approx(0, abs=1e-12)  # the same distribution in another number of samples
+    assert float(b.mmd(x, y)) > 1e-6
+    assert float(b.mmd(x, y)) == pytest.approx(float(b.mmd(y, x)))
+
+
+def test_mmd_sees_means_to_which_coral_is_blind_and_both_ignore_pairing():
+    x = randn(40, 3)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert float(b.coral(x, x + 2)) < 1e-20 < 1e-2 < float(b.mmd(x, x + 2))
+    assert float(b.mmd(x, x[order])) < 1e-12 and float(b.cosine_distance(x, x[order])) > 0.3
+    assert torch.isfinite(b.mmd(torch.ones(3, 2), torch.ones(4, 2)))  # no spread, no bandwidth
+
+
+def test_cosine_in_closed_form():
+    x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [3, 4]])
+    y = torch.tensor([[5.0, 0], [-2, 0], [0, 1], [4, 3]])
+    assert float(b.cosine_distance(x, y)) == pytest.approx((0 + 2 + 1 + (1 - 24 / 25)) / 4)
+
+
+@pytest.mark.parametrize("loss", [b.coral, lambda x, y: b.mmd(x, y, bandwidth=2.0), b.cosine_distance], ids=["coral", "mmd", "cosine"])
+def test_gradients_by_finite_differences(loss):
+    assert torch.autograd.gradcheck(loss, (randn(5, 3).requires_grad_(), randn(5, 3, seed=1).requires_grad_()))
+
+
+def test_object_contrast_gradient_by_finite_differences():
+    objects, weight = torch.tensor([0, 0, 0, 1, 1, 1]), torch.rand(6).double()
+    views = randn(6, 3, seed=4).requires_grad_(), randn(6, 3, seed=5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: b.object_contrast(x, y, objects, weight, 0.5), views)
+
+
+def test_unfit_samples_are_explained():
+    for loss, x, y in [(b.coral, randn(1, 3), randn(4, 3)), (b.mmd, randn(4, 3), randn(4, 2)), (b.mmd, randn(4, 3), randn(0, 3))]:
+        with pytest.raises(ValueError, match="two sets of"):
+            loss(x, y)
+    with pytest.raises(ValueError, match="sample by sample; got 4 and 5"):
+        b.cosine_distance(randn(4, 3), randn(5, 3))
+
+
+@pytest.mark.parametrize("kind", ["coral", "mmd", "cosine"])
+def test_distillation_moves_the_student_to_the_teacher(kind):
+    tokens = {name: randn(2, 6, 3, 4, seed=i, dtype=torch.float32) for i, name in enumerate(["rgb", "depth", "nir"])}
+    tokens["rgb"].requires_grad_()
+    torch.manual_seed(0)
+    distil = b.Distillation(6, ["depth", "nir"], kind)
+    adapted = distil.adapt(tokens)
+    assert adapted["rgb"] is tokens["rgb"] and list(adapted) == list(tokens)
+    loss = {"coral": b.coral, "mmd": b.mmd, "cosine": b.cosine_distance}[kind]
+    flat = {name: torch.stack([x[i, :, v, u] for i in range(2) for v in range(3) for u in range(4)]) for name, x in adapted.items()}
+    expected = (float(loss(flat["rgb"], flat["depth"])) + float(loss(flat["rgb"], flat["nir"]))) / 2
+    assert float(distil(tokens)) == pytest.approx(expected, rel=1e-4)
+    optimizer = torch.optim.Adam(distil.parameters(), 3e-3)
+    first = float(distil(tokens))
+    for _ in range(60):
+        optimizer.zero_grad()
+        distil(tokens).backward()
+        optimizer.step()
+    assert float(distil(tokens)) < 0.8 * first and tokens["rgb"].grad is None  # the teacher gets no gradient
+    with pytest.raises(ValueError, match="no tokens of nir to distil"):
+        distil({name: tokens[name] for name in ("rgb", "depth")})
+
+
+def test_distillation_samples_the_same_places_of_both():
+    tokens = {"rgb": randn(2, 4, 5, 5, dtype=torch.float32), "depth": randn(2, 4, 5, 5, dtype=torch.float32)}
+    distil = b.Distillation(4, ["depth"], "cosine", samples=7)
+    distil.adapters["depth"] = torch.nn.Identity()
+    assert float(distil(tokens, torch.Generator().manual_seed(0))) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="expected coral, mmd or cosine"):
+        b.Distillation(4, ["depth"], "kl")
