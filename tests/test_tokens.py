@@ -1,0 +1,593 @@
+"""Pictures of sensors, five crops, the token cache (kills, races, damage, full disks), post-processing and neighbours."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torchvision.transforms import functional as tv
+
+from mmlib.data.prepared import DataError, PreparedDataset, Writer
+from mmlib.modalities import SENSORS, Modality
+from mmlib.runtime import read_tensors, save_tensors
+from mmlib.unsupervised import tokens as tokens_module
+from mmlib.unsupervised.tokens import Tokens, TokenStatistics, as_picture, extract_tokens, five_crop, image_means, nearest_neighbours
+
+
+class MeanColour:
+    """A frozen backbone: the mean colour of each patch. Counts the pictures it sees, keeps them, and can fail on one."""
+
+    name, channels = "mean-colour", 3
+
+    def __init__(self, patch=8, key="0", gain=1.0, fail_after=None, pause=0.0):
+        self.patch, self.key, self.gain, self.fail_after, self.pause = patch, key, gain, fail_after, pause
+        self.seen = []
+
+    def extract(self, images):
+        time.sleep(self.pause)
+        if self.fail_after is not None and len(self.seen) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.seen += list(images)
+        return self.gain * torch.nn.functional.avg_pool2d(images, self.patch)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "cache"))
+    return PreparedDataset(toy.make(tmp_path / "toy", train=7, val=3), "train")
+
+
+def extract(data, backbone, *args, **options):
+    return extract_tokens(data, backbone, *args, **({"progress": False} | options))
+
+
+# ---- pictures ----
+
+
+def test_values_go_from_their_physical_range_to_the_unit_interval():
+    thermal = torch.tensor([-5.0, 20.0, 45.0, 99.0, -50.0]).reshape(1, 1, 5)
+    assert torch.allclose(as_picture(SENSORS["thermal"], thermal)[:, 0], torch.tensor([[0, 0.5, 1, 1, 0]] * 3))
+    rgb = torch.rand(2, 3, 4, 5)
+    assert torch.equal(as_picture(SENSORS["rgb"], rgb), rgb)
+    angle = torch.rand(1) * torch.pi
+    aolp = torch.stack([torch.cos(2 * angle), torch.sin(2 * angle)])[..., None]
+    sine, cosine = (1 + torch.sin(2 * angle)) / 2, (1 + torch.cos(2 * angle)) / 2
+    assert torch.allclose(as_picture(SENSORS["aolp"], aolp)[:, 0, 0], torch.cat([sine, cosine, sine]))
+    events = torch.tensor([0.0, 6.0]).reshape(2, 1, 1)
+    assert torch.allclose(as_picture(SENSORS["event"], events)[:, 0, 0], torch.tensor([0.0, 1, 0]))
+
+
+def test_forms_of_depth_follow_their_formulas():
+    depth = torch.tensor([[0.5, 1.0, 4.0, 80.0, 100.0]]).reshape(1, 1, 5)
+    inverse, log = (as_picture(SENSORS["depth"], depth, form)[:, 0] for form in ("inverse", "log"))
+    assert torch.allclose(inverse, torch.tensor([[1, 1, 0.25, 1 / 80, 0.01]] * 3))
+    assert torch.allclose(log, torch.tensor([[1, 1, 1 - np.log(4) / np.log(80), 0, 0]] * 3).float(), atol=1e-6)
+    assert torch.equal(as_picture(SENSORS["depth"], depth), as_picture(SENSORS["depth"], depth, "inverse"))
+    assert torch.allclose(as_picture(SENSORS["depth"], depth, near=2.0)[0, 0], torch.tensor([1, 1, 0.5, 1 / 40, 0.02]))
+
+
+def test_holes_take_the_mean_of_measured_neighbours_and_the_rest_is_black():
+    depth = torch.zeros(1, 5, 6)
+    depth[0, 1, 1], depth[0, 1, 3] = 2.0, 4.0
+    found = as_picture(SENSORS["depth"], depth)[0]
+    assert found[1, 1] == 0.5 and found[1, 3] == 0.25 and torch.isclose(found[1, 2], torch.tensor(1 / 3))  # between 2 m and 4 m
+    assert (found[:3, :5] > 0).all() and (found[3:] == 0).all() and (found[:, 5] == 0).all()
+    lidar = torch.zeros(3, 3, 7)
+    lidar[:, 1, 1] = torch.tensor([5.0, 40.0, 2.0])
+    shown = as_picture(SENSORS["lidar"], lidar)
+    assert torch.allclose(shown[:, 0, 0], torch.tensor([0.2, np.log1p(40) / np.log1p(80), np.log1p(2) / np.log1p(80)]).float())
+    assert (shown[..., 3:] == 0).all()
+
+
+def plane(normal, offset, size=(40, 60), focal=0.8):
+    """Depth along the axis of the plane normal · point = offset, seen by a pinhole camera (x right, y down, z ahead)."""
+    h, w = size
+    x, y = (np.arange(w) + 0.5 - w / 2) / (focal * w), (np.arange(h) + 0.5 - h / 2) / (focal * w)
+    rays = np.stack([*np.meshgrid(x, y), np.ones(size)], -1)
+    return torch.from_numpy(offset / (rays @ np.asarray(normal, float))).float()[None]
+
+
+def test_hha_of_a_floor_a_wall_and_a_ceiling():
+    def hha(depth, **options):
+        return as_picture(SENSORS["depth"], depth, "hha", focal=0.8, **options)
+
+    floor = plane((0, 1, 0), 1.5)[:, 24:]  # the lower rows only: above the horizon there is no floor
+    # Cut out of a larger image, those rows would belong to another camera; padded with holes they belong to this one.
+    floor = torch.cat([torch.zeros(1, 24, 60), floor], 1)
+    found = hha(floor)[:, 26:-1, 1:-1]
+    assert found[1].max() < 0.01 and found[2].max() < 0.01
+    ceiling = torch.cat([plane((0, -1, 0), 1.0)[:, :16], torch.zeros(1, 24, 60)], 1)
+    assert hha(ceiling)[2, 1:14, 1:-1].min() > 0.99
+    wall = plane((0, 0, 1), 3.0)
+    found = hha(wall)
+    assert torch.allclose(found[0], torch.tensor(1 / 3)) and torch.allclose(found[2], torch.tensor(0.5), atol=1e-5)
+    metres = 3 * found[1].double()
+    assert torch.allclose(metres[:30] - metres[1:31], torch.tensor(3.0 / (0.8 * 60)).double(), atol=1e-5)
+    assert metres.min() == 0
+    # A camera that looks down by 30 degrees sees a level floor as one when it is told where up is, and a slope when not.
+    c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    tilted = plane((0, c, s), 2.0)
+    assert hha(tilted, up=(0, -c, -s))[2].max() < 0.01 and hha(tilted, up=(0, -c, -s))[1].max() < 0.01
+    assert torch.allclose(hha(tilted)[2, 1:-1, 1:-1], torch.tensor(1 / 6), atol=0.01)
+    # The same for one that leans to its side, where the columns count too.
+    leaning = plane((s, c, 0), 2.0).clamp(min=0)
+    found = hha(leaning, up=(-s, -c, 0))[1:, 35:-1, 40:-1]
+    assert leaning[0, 34:, 39:].min() > 0 and found.max() < 1e-3
+
+
+def test_range_of_the_image_destroys_absolute_scale():
+    warm, cold = torch.rand(1, 6, 6), torch.rand(1, 6, 6)
+    shift = {"range": "image"}
+    assert torch.allclose(
+        as_picture(SENSORS["thermal"], warm * 9, **shift), as_picture(SENSORS["thermal"], warm * 2 + 7, **shift), atol=1e-4
+    )
+    assert not torch.allclose(as_picture(SENSORS["thermal"], warm * 9), as_picture(SENSORS["thermal"], warm * 2 + 7), atol=1e-2)
+    both = as_picture(SENSORS["thermal"], torch.stack([warm, 5 * cold]), **shift)  # each image by itself
+    assert torch.allclose(both.amax((-2, -1)), torch.ones(())) and torch.allclose(both.amin((-2, -1)), torch.zeros(()))
+    assert (as_picture(SENSORS["thermal"], torch.full((1, 4, 4), 20.0), **shift) == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(SENSORS)), st.sampled_from(["fixed", "image"]), st.integers(0, 9), st.booleans())
+def test_every_picture_is_three_channels_in_the_unit_interval(name, scale, seed, batched):
+    modality = SENSORS[name]
+    physical = 300 * torch.randn(2, modality.channels, 9, 11, generator=torch.Generator().manual_seed(seed))
+    for form in ("inverse", "log", "hha")[: 3 if modality.channels == 1 else 2] if modality.picture == "range" else ("",):
+        found = as_picture(modality, physical if batched else physical[0], form, range=scale)
+        assert found.shape == (*((2,) if batched else ()), 3, 9, 11) and found.dtype == torch.float32
+        assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
+        if batched:
+            assert torch.equal(found[1], as_picture(modality, physical[1], form, range=scale))
+
+
+@pytest.mark.parametrize(
+    ("name", "physical", "options", "message"),
+    [
+        ("thermal", torch.zeros(1, 4, 4), {"form": "hha"}, "has no forms"),
+        ("depth", torch.zeros(1, 4, 4), {"form": "hah"}, "inverse, log, hha"),
+        ("lidar", torch.zeros(3, 4, 4), {"form": "hha"}, "inverse, log"),
+        ("rgb", torch.zeros(3, 4, 4), {"range": "minmax"}, "'fixed' or 'image'"),
+        ("rgb", torch.zeros(4, 4), {}, r"expected \(..., 3, H, W\)"),
+        ("rgb", torch.zeros(1, 4, 4), {}, r"expected \(..., 3, H, W\)"),
+        ("rgb", torch.full((3, 4, 4), float("nan")), {}, "NaN or infinite"),
+        ("depth", torch.ones(1, 4, 4), {"near": 0.0}, "near=0.0 must lie"),
+        ("depth", torch.ones(1, 4, 4), {"near": 80.0}, "near=80.0 must lie"),
+        ("depth", torch.ones(1, 4, 4), {"form": "hha", "up": (0, 0, 0)}, "a direction"),
+        ("depth", torch.ones(1, 1, 4), {"form": "hha"}, "no surface normals"),
+    ],
+)
+def test_what_no_picture_can_be_made_of_is_refused(name, physical, options, message):
+    with pytest.raises(ValueError, match=message):
+        as_picture(SENSORS[name], physical, **options)
+
+
+def test_more_than_three_channels_are_refused():
+    with pytest.raises(ValueError, match="a modality of their own"):
+        as_picture(Modality("spectrum", "S", 7), torch.zeros(7, 4, 4))
+
+
+# ---- crops ----
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), st.integers(2, 40), st.sampled_from([0.5, 0.6, 0.9, 1.0]))
+def test_five_crops_are_torchvisions(height, width, ratio):
+    image = torch.rand(3, height, width)
+    theirs = tv.five_crop(image, (int(height * ratio), int(width * ratio)))
+    assert torch.equal(five_crop(image, ratio), torch.stack(theirs))
+
+
+def test_quadrants_tile_an_even_image():
+    image = torch.rand(2, 3, 12, 20)
+    a, b, c, d, centre = five_crop(image)
+    assert torch.equal(torch.cat([torch.cat([a, b], -1), torch.cat([c, d], -1)], -2), image)
+    assert torch.equal(centre, image[..., 3:9, 5:15])
+    with pytest.raises(ValueError, match="at least one pixel"):
+        five_crop(torch.rand(3, 1, 8))
+
+
+# ---- extraction ----
+
+
+def by_hand(data, name, index, patch=8):
+    """Mean colour per patch of one whole image, in numpy and from the stored file: (3, h, w)."""
+    stored = data.stored(index)[0][name].astype(np.float64)
+    values = {
+        "rgb": lambda: stored.transpose(2, 0, 1) / 255,
+        "aolp": lambda: np.stack([stored[..., 1] / 255, stored[..., 0] / 255, stored[..., 1] / 255]),
+    }[name]()
+    _, h, w = values.shape
+    return values.reshape(3, h // patch, patch, w // patch, patch).mean((2, 4))
+
+
+def test_tokens_are_what_the_backbone_says(data):
+    found = extract(data, MeanColour(), ["rgb", "aolp", "rgb+aolp"])
+    assert (found.modalities, len(found), found.channels, found.grid) == (("rgb", "aolp", "rgb+aolp"), 7, 3, (4, 6))
+    assert found.image.tolist() == list(range(7)) and found.ids == [row["id"] for row in data.rows]
+    assert found.conditions == [row["condition"] for row in data.rows]
+    batch = found.batch([4, 0, 4])
+    for position, index in enumerate((4, 0, 4)):
+        rgb, aolp = by_hand(data, "rgb", index), by_hand(data, "aolp", index)
+        for name, expected in (("rgb", rgb), ("aolp", aolp), ("rgb+aolp", (rgb + aolp) / 2)):
+            assert batch[name].dtype == torch.float32
+            assert np.allclose(batch[name][position], expected, atol=1e-3)  # float16 on disk
+    assert found.nbytes == 3 * 7 * 3 * 4 * 6 * 2 == sum(a.nbytes for a in found.arrays.values())
+    assert re.search(r"7 entries of 7 images; rgb, aolp, rgb\+aolp; 3 channels on 4 x 6; 0.0 MB", repr(found))
+
+
+def test_crops_are_numbered_five_i_plus_k_and_resized(data):
+    backbone = MeanColour(patch=4)
+    found = extract(data, backbone, ["rgb"], size=(8, 12), crops=5, batch_size=1000)
+    assert len(found) == 35 and found.image.tolist() == [i for i in range(7) for _ in range(5)] and found.ids[9] == data.rows[1]["id"]
+    for i in (0, 3):
+        image = torch.from_numpy(data.stored(i)[0]["rgb"].transpose(2, 0, 1) / 255).float()
+        for k, crop in enumerate(tv.five_crop(image, (16, 24))):
+            expected = tv.resize(crop, [8, 12], antialias=True)
+            assert torch.allclose(backbone.seen[5 * i + k], expected, atol=1e-6)
+            assert torch.allclose(found.batch([5 * i + k])["rgb"][0], torch.nn.functional.avg_pool2d(expected, 4), atol=1e-3)
+    assert extract(data, MeanColour(4), ["rgb"], crops=5).grid == (4, 6)  # (0, 0) leaves crops as they are
+
+
+def test_a_second_call_never_runs_the_backbone(data):
+    first = extract(data, backbone := MeanColour(), ["rgb", "aolp"])
+    assert len(backbone.seen) == 14
+    second = extract(data, backbone, ["aolp", "rgb"], batch_size=3)
+    assert len(backbone.seen) == 14 and second.modalities == ("aolp", "rgb")
+    assert all(np.array_equal(first.arrays[n], second.arrays[n]) for n in ("rgb", "aolp"))
+    # another modality extracts itself alone
+    extract(data, backbone, ["rgb", "depth", "aolp"])
+    assert len(backbone.seen) == 21
+    assert sorted(p.suffix for p in first.folder.iterdir()) == [".json"] * 3 + [".npy"] * 3
+
+
+def test_added_is_image_addition_of_all_modalities(data):
+    assert extract(data, MeanColour(), ["rgb", "depth"], added=True).modalities == ("rgb", "depth", "rgb+depth")
+    assert extract(data, MeanColour(), added=True).modalities[-1] == "rgb+depth+aolp"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": MeanColour(key="1")},
+        {"size": (16, 24)},
+        {"crops": 5, "size": (32, 48)},
+        {"form": {"rgb": {"range": "image"}}},
+        {"split": "val"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_tokens_of_other_weights_pictures_or_data_are_never_used(data, change):
+    plain = extract(data, MeanColour(), ["rgb"])
+    backbone = change.pop("backbone", MeanColour())
+    other = PreparedDataset(data.root, change.pop("split", "train"))
+    found = extract(other, backbone, ["rgb"], **change)
+    assert len(backbone.seen) == len(found) and found.arrays["rgb"].filename != plain.arrays["rgb"].filename
+
+
+def test_form_of_one_modality_leaves_the_others_cached(data):
+    extract(data, backbone := MeanColour(), ["rgb", "depth"])
+    for form in ("log", {"form": "log", "near": 2.0}, "hha"):
+        before = len(backbone.seen)
+        extract(data, backbone, ["rgb", "depth"], form={"depth": form})
+        assert len(backbone.seen) == before + 7
+    before = len(backbone.seen)
+    extract(data, backbone, ["rgb", "depth"], form={"depth": {"form": "log", "near": 1.0}})  # the default, spelled out
+    assert len(backbone.seen) == before
+
+
+def test_data_prepared_anew_is_noticed(data, tmp_path):
+    extract(data, backbone := MeanColour(), ["rgb"])
+    other = tmp_path / "again"
+    with Writer(other, data.description) as writer:  # same description and statistics, one other pixel
+        for i, row in enumerate(data.rows):
+            images, label = data.stored(i)
+            images["rgb"][0, 0, 0] ^= i == 0
+            writer.add(row["id"], "train", images, label, row["condition"], row["case"])
+    assert json.loads((other / "dataset.json").read_text()) == json.loads((data.root / "dataset.json").read_text())
+    extract(PreparedDataset(other), backbone, ["rgb"])
+    assert len(backbone.seen) == 14
+
+
+def test_data_without_labels_has_tokens(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "cache"))
+    assert len(extract(PreparedDataset(toy.make(tmp_path / "toy", 3, 1, labels=False)), MeanColour())) == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_an_interrupted_extraction_goes_on_where_it_stopped(data, tmp_path, monkeypatch, batch_size):
+    whole = extract(data, MeanColour(), ["rgb", "aolp"])
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "second"))
+    with pytest.raises(KeyboardInterrupt):
+        extract(data, killed := MeanColour(fail_after=6), ["rgb", "aolp"], batch_size=2)  # rgb has 4 images, aolp 2
+    (part,) = Path(os.environ["MMLIB_DATA"]).rglob("rgb-*.part")
+    with open(part, "ab") as file:
+        file.write(b"half an image")
+    extract(data, MeanColour(), ["depth"])  # something else in between
+    found = extract(data, rest := MeanColour(), ["rgb", "aolp"], batch_size=batch_size)
+    assert len(killed.seen) + len(rest.seen) == 14
+    assert all(np.array_equal(found.arrays[n], whole.arrays[n]) for n in ("rgb", "aolp"))
+    assert not list(found.folder.glob("*.part"))
+
+
+PROCESS = """
+import sys; sys.path.insert(0, {tests!r})
+from test_tokens import MeanColour, PreparedDataset, extract
+backbone = MeanColour(pause={pause})
+found = extract(PreparedDataset({root!r}), backbone, ["rgb", "depth", "aolp"], batch_size=1)
+print(len(backbone.seen), sum(a.sum(dtype="float64") for a in found.arrays.values()))
+"""
+
+
+def process(data, pause):
+    code = PROCESS.format(tests=str(Path(__file__).parent), root=str(data.root), pause=pause)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_without_warning_then_two_processes_at_once(data):
+    victim, cache = process(data, 0.2), Path(os.environ["MMLIB_DATA"])
+    deadline = time.time() + 90
+    while time.time() < deadline and not any(p.stat().st_size > 300 for p in cache.rglob("aolp*.part")):
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert list(cache.rglob("*.part")) and not list(cache.rglob("*.npy"))
+    results = [p.communicate() for p in [process(data, 0.05), process(data, 0.05)]]
+    (one, sum_one), (two, sum_two) = (out.split() for out, _ in results)
+    assert sorted([int(one), int(two)])[0] == 0 < int(one) + int(two) < 21  # one worked, and not from the beginning
+    again = extract(data, untouched := MeanColour(), ["rgb", "depth", "aolp"])
+    expected = sum(a.sum(dtype=np.float64) for a in again.arrays.values())
+    assert not untouched.seen and float(sum_one) == float(sum_two) == expected
+    assert np.allclose(again.batch([6])["rgb"][0], by_hand(data, "rgb", 6), atol=1e-3)
+
+
+def test_who_comes_second_waits_and_reads(data):
+    first, second = MeanColour(pause=0.1), MeanColour()
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(extract, data, first, ["rgb"], batch_size=1)
+        while not first.seen:
+            time.sleep(0.01)
+        two = pool.submit(extract, data, second, ["rgb"])
+        assert np.array_equal(one.result().arrays["rgb"], two.result().arrays["rgb"])
+    assert (len(first.seen), len(second.seen)) == (7, 0)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other shape"])
+def test_a_damaged_file_is_extracted_again(data, damage):
+    whole = extract(data, MeanColour(), ["rgb", "aolp"])
+    expected, path = np.array(whole.arrays["rgb"]), Path(whole.arrays["rgb"].filename)
+    content = {"truncated": path.read_bytes()[:-5], "empty": b"", "text": b"not an array"}.get(damage)
+    path.unlink()  # another file: the one above stays mapped
+    if content is None:
+        np.save(path, expected[1:])
+    else:
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged.*extracted again"):
+        found = extract(data, backbone := MeanColour(), ["rgb", "aolp"])
+    assert len(backbone.seen) == 7 and np.array_equal(found.arrays["rgb"], expected)
+
+
+def test_too_little_room_is_said_before_the_first_image(data, monkeypatch):
+    monkeypatch.setattr(tokens_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match=r"need 0.0 MB more.*MMLIB_DATA"):
+        extract(data, backbone := MeanColour(), ["rgb"])
+    assert not backbone.seen
+
+
+def test_a_disk_that_fills_up_leaves_no_file_that_looks_whole(data, tmp_path, monkeypatch):
+    """No file of the process may grow beyond three and a half images: its write then fails as on a full disk."""
+    limit, wide = int(3.5 * 3 * 32 * 48 * 2), {"size": (256, 384)}
+    code = PROCESS.format(tests=str(Path(__file__).parent), root=str(data.root), pause=0)
+    code = code.replace("batch_size=1", "batch_size=1, size=(256, 384)")
+    code = code.replace("found =", f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nfound =")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode and "the disk is full; finished images are kept" in run.stderr
+    assert not list(Path(os.environ["MMLIB_DATA"]).rglob("*.npy"))
+    found = extract(data, backbone := MeanColour(), ["rgb"], **wide)  # room was made
+    assert len(backbone.seen) == 4
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "second"))
+    assert np.array_equal(found.arrays["rgb"], extract(data, MeanColour(), ["rgb"], **wide).arrays["rgb"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modalities": ["rgb", "sonar"]}, "unknown modality 'sonar'; the data set was opened with rgb, depth, aolp"),
+        ({"modalities": ["rgb+sonar"]}, "unknown modality 'sonar'"),
+        ({"modalities": ["rgb", "rgb"]}, "each name once"),
+        ({"modalities": ["rgb+rgb"]}, "each name once"),
+        ({"modalities": []}, "at least one"),
+        ({"modalities": ["rgb"], "added": True}, "each name once"),
+        ({"size": (30, 48)}, r"30 x 48 .* whole patches of 8 x 8; size=\(24, 48\) and size=\(32, 48\) work"),
+        ({"size": (4, 48)}, r"smaller than one patch of 8 x 8; size=\(8, 48\) works"),
+        ({"size": (0, 48)}, r"expected \(height, width\)"),
+        ({"size": (-8, 48)}, r"expected \(height, width\)"),
+        ({"crops": 4}, "1 or 5 crops"),
+        ({"batch_size": 0}, "at least one picture"),
+        ({"form": {"sonar": "log"}}, "'sonar'.*the modalities are rgb, depth, aolp"),
+        ({"form": {"depth": {"colour": 1}}}, "options form, range, near, focal, up"),
+        ({"form": {"depth": "cubic"}}, "form 'cubic' is unknown"),
+    ],
+)
+def test_errors_name_what_works(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        extract(data, MeanColour(), **options)
+
+
+def test_sizes_that_do_not_fit_the_patches(data, tmp_path):
+    with pytest.raises(ValueError, match=r"image 'train_000': 32 x 48 .*of 64 x 64; size=\(64, 64\) works"):
+        extract(data, MeanColour(patch=64))
+    with pytest.raises(ValueError, match=r"a crop of image 'train_000': 16 x 24 .*size=\(16, 16\) and size=\(16, 32\) work"):
+        extract(data, MeanColour(patch=16), crops=5)
+    mixed = tmp_path / "mixed"
+    with Writer(mixed, data.description) as writer:
+        for k, size in enumerate([(32, 48), (32, 56)]):
+            writer.add(f"s{k}", "train", *toy.sample(k, size))
+    with pytest.raises(ValueError, match=r"'s1' has \(32, 56\) pixels.*size=\(32, 48\)"):
+        extract(PreparedDataset(mixed), MeanColour())
+    assert len(extract(PreparedDataset(mixed), MeanColour(), size=(32, 48))) == 2
+
+
+@pytest.mark.parametrize("gain", [float("nan"), float("inf"), 1e6])
+def test_tokens_that_are_not_finite_in_float16_are_refused(data, gain):
+    with pytest.raises(ValueError, match=r"rgb, image 'train_000': tokens are not finite in float16"):
+        extract(data, MeanColour(gain=gain), ["rgb"])
+    assert not list(Path(os.environ["MMLIB_DATA"]).rglob("*.npy"))
+
+
+def test_a_backbone_of_another_shape_and_a_missing_image(data):
+    wrong = MeanColour()
+    wrong.channels = 5
+    with pytest.raises(ValueError, match=r"backbone returned \(7, 3, 4, 6\), expected \(7, 5, 4, 6\)"):
+        extract(data, wrong, ["rgb"])
+    (data.root / "rgb" / f"{data.rows[3]['id']}.png").unlink()
+    with pytest.raises(DataError, match="not found"):
+        extract(data, MeanColour(), ["rgb"])
+
+
+# ---- post-processing ----
+
+
+def random_tokens(seed=0, n=9, channels=5, grid=(4, 6), **options):
+    rng = np.random.default_rng(seed)
+    scale, shift = rng.uniform(0.1, 9, (1, channels, 1, 1)), rng.uniform(-20, 20, (1, channels, 1, 1))
+    arrays = {name: (shift + scale * rng.standard_normal((n, channels, *grid)) ** 3).astype(np.float16) for name in ("rgb", "depth")}
+    return Tokens(arrays, **options)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_statistics_are_those_of_numpy(chunk):
+    tokens = random_tokens()
+    tokens.arrays["depth"][:, 2] = 7.0  # a constant channel
+    found = TokenStatistics.measure(tokens, chunk)
+    for name, array in tokens.arrays.items():
+        expected = array.astype(np.float64).transpose(1, 0, 2, 3).reshape(5, -1)
+        assert np.allclose(found.mean[name], expected.mean(1), rtol=1e-6)
+        assert np.allclose(found.std[name], [1.0 if name == "depth" and c == 2 else expected[c].std() for c in range(5)], rtol=1e-6)
+    assert (replace(tokens, statistics=found).batch([0])["depth"][0, 2] == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays(np.float16, (4, 3, 3, 5), elements=st.floats(-100, 100, width=16)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+)
+def test_a_batch_is_the_plain_computation(raw, standardize, smooth, centre, indices):
+    tokens = Tokens({"rgb": raw}, smooth=smooth, centre=centre)
+    x = raw.astype(np.float64)
+    if standardize:
+        tokens = replace(tokens, statistics=TokenStatistics.measure(tokens))
+        std = x.std((0, 2, 3), keepdims=True)
+        x = np.clip(
+            (x - x.mean((0, 2, 3), keepdims=True)) / np.where(std > 1e-6 * (1 + abs(x.mean((0, 2, 3), keepdims=True))), std, 1), -3, 3
+        )
+    if smooth:
+        smoothed = np.empty_like(x)
+        for i in range(3):
+            for j in range(5):  # the patches around (i, j) that exist
+                smoothed[:, :, i, j] = x[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].mean((2, 3))
+        x = smoothed
+    x = x - centre * x.mean((2, 3), keepdims=True)
+    assert np.allclose(tokens.batch(indices)["rgb"], x[indices], atol=2e-3)
+
+
+def test_names_choose_and_add_modalities():
+    tokens = random_tokens(smooth=True, centre=0.5)
+    tokens = replace(tokens, statistics=TokenStatistics.measure(tokens))
+    batch = tokens.batch(torch.tensor([3, 1]), ["depth", "rgb&depth"])
+    assert list(batch) == ["depth", "rgb&depth"]
+    assert torch.allclose(batch["rgb&depth"], tokens.batch([3, 1])["rgb"] + batch["depth"], atol=1e-6)
+    assert list(tokens.batch(np.array([0]))) == ["rgb", "depth"] and tokens.batch(range(9))["rgb"].shape == (9, 5, 4, 6)
+
+
+def test_statistics_of_train_serve_other_splits_and_are_saved(tmp_path):
+    train, val = random_tokens(0), random_tokens(1)
+    statistics = TokenStatistics.measure(train)
+    save_tensors(tmp_path / "run.safetensors", statistics.to_tensors() | {"weight": torch.ones(2)}, {})
+    loaded = TokenStatistics.from_tensors(read_tensors(tmp_path / "run.safetensors"))
+    found = replace(val, statistics=loaded).batch([2])["rgb"][0]
+    x = train.arrays["rgb"].astype(np.float64)
+    expected = (val.arrays["rgb"][2] - x.mean((0, 2, 3))[:, None, None]) / x.std((0, 2, 3))[:, None, None]
+    assert np.allclose(found, expected.clip(-3, 3), atol=1e-4) and set(loaded.std) == {"rgb", "depth"}
+
+
+def test_bad_requests_are_refused():
+    tokens = random_tokens()
+    for indices, kind, message in (
+        ([9], IndexError, "9 to 9 of 9 entries"),
+        ([-1, 3], IndexError, "-1 to 3"),
+        ([0.5], ValueError, "integers"),
+        ([[1, 2]], ValueError, "shape"),
+    ):
+        with pytest.raises(kind, match=message):
+            tokens.batch(indices)
+    with pytest.raises(ValueError, match="unknown modality 'sonar'; there are rgb, depth"):
+        tokens.batch([0], ["rgb&sonar"])
+    other = TokenStatistics.measure(random_tokens(channels=4))
+    with pytest.raises(ValueError, match="statistics for 'rgb' with 5 channels are missing"):
+        replace(tokens, statistics=other).batch([0])
+    with pytest.raises(ValueError, match="one shape"):
+        Tokens({"rgb": np.zeros((2, 3, 4, 4)), "depth": np.zeros((2, 3, 4, 5))})
+    with pytest.raises(ValueError, match="2 ids for 9 entries"):
+        replace(tokens, ids=["a", "b"])
+    tokens.arrays["depth"][5, 0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="depth: a token of entries 4 to 7 is not finite"):
+        TokenStatistics.measure(tokens, 4)
+
+
+# ---- neighbours ----
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(6, 30), st.integers(1, 4), st.booleans(), st.integers(1, 40))
+def test_neighbours_are_those_of_brute_force(seed, n, k, grouped, chunk):
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((n, 6))
+    group = np.arange(n) // 2 if grouped else np.arange(n)
+    found = nearest_neighbours(torch.from_numpy(features).float(), k, group if grouped else None, chunk)
+    assert found.shape == (n, k) and found.dtype == torch.int64
+    for i in range(n):
+        cosine = [features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j]) for j in range(n)]
+        allowed = [j for j in range(n) if group[j] != group[i]]
+        best = sorted((cosine[j] for j in allowed), reverse=True)[:k]
+        assert np.allclose([cosine[j] for j in found[i]], best, atol=1e-5)
+        assert set(found[i].tolist()) <= set(allowed) and len(set(found[i].tolist())) == k
+
+
+def test_neighbours_that_do_not_exist():
+    features = torch.rand(10, 3)
+    assert nearest_neighbours(features, 9).shape == (10, 9)
+    with pytest.raises(ValueError, match="k=10, but 10 entries leave 9 neighbours.*choose k from 1 to 9"):
+        nearest_neighbours(features, 10)
+    with pytest.raises(ValueError, match="k=6, but 10 entries leave 5"):
+        nearest_neighbours(features, 6, np.arange(10) // 5)
+    with pytest.raises(ValueError, match="9 .* groups for 10|groups for 10 entries"):
+        nearest_neighbours(features, 1, np.arange(9))
+    with pytest.raises(ValueError, match="finite"):
+        nearest_neighbours(features / 0, 1)
+    with pytest.raises(ValueError, match="1 entries leave 0"):
+        nearest_neighbours(features[:1], 1)
+
+
+def test_image_means_ignore_centring():
+    tokens = random_tokens(centre=1.0, smooth=True)
+    found = image_means(tokens, ("rgb", "depth"), chunk=4)
+    means = [tokens.arrays[n].astype(np.float64).mean((2, 3)) for n in ("rgb", "depth")]
+    expected = np.concatenate([m / np.linalg.norm(m, axis=1, keepdims=True) for m in means], 1)
+    assert np.allclose(found, expected, atol=1e-5)
+    assert torch.equal(image_means(tokens), found[:, :5])
