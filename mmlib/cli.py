@@ -23,6 +23,11 @@ from .segmentation.information import evenly_spaced, fisher_gap, measure_informa
 from .segmentation.network import Segmenter, load_segmenter
 from .segmentation.training import TrainConfig, train
 from .state import read_history
+from .unsupervised.methods import ClusterConfig
+from .unsupervised.pretraining import PretrainConfig, pretrain
+from .unsupervised.search import SearchConfig, search
+from .unsupervised.segment import SegmentConfig, segment
+from .unsupervised.training import cluster
 
 SCENES = ("street", "room")
 
@@ -170,6 +175,62 @@ def score_failures(network: Segmenter, data: PreparedDataset, samples: int, **lo
     return evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
 
 
+def find_sensors(config: ClusterConfig) -> ClusterConfig:
+    """``config`` with its data found; a scene of the sensor world is rendered with the sensors that clustering compares."""
+    if config.data not in SCENES or Path(config.data).exists():
+        return config
+    usual = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")
+    names = usual if set(config.modalities) <= set(usual) else world.ALL
+    return replace(config, data=str(world.ensure(config.data, modalities=names, progress=config.progress)),
+                   modalities=config.modalities or usual)  # fmt: skip
+
+
+def run_cluster(config: ClusterConfig) -> None:
+    report = cluster(find_sensors(config))
+    print_clusters(report)
+    if config.method != "kmeans":
+        from .viz.cluster_figures import run_figure
+
+        run_figure(config.out).savefig(Path(config.out) / "diagnostics.png", bbox_inches="tight")
+    print(f"{config.out}/report.json")
+
+
+def print_clusters(report: dict) -> None:
+    if report["scores"]:
+        scores, repeats = report["scores"], estimate([entry["miou"] for entry in report["kmeans"]])
+        print(f"in % on {report['split']}, state chosen by {report['chosen by']}; clusters named by Hungarian matching on the same split")
+        for group, value in scores["miou"].items():
+            print(f"  {group.removeprefix('condition='):8} mIoU {value:.1f}  accuracy {scores['accuracy'][group]:.1f}")
+        print("  " + "  ".join(f"{name} {value:.0f}" for name, value in scores["iou"]["all"].items()))
+        print(f"  k-means repeated with other seeds: mIoU {repeats}")
+    found = report["collapse"]
+    print(f"effective rank {found['effective_rank']:.1f}, mean similarity of random pairs {found['mean_similarity']:.2f}, clusters hold "
+          f"{100 * found['use_min']:.1f} to {100 * found['use_max']:.1f} % of the tokens; {report['seconds']:.0f} s")  # fmt: skip
+
+
+def run_search(config: SearchConfig) -> None:
+    report = search(replace(config, run=find_sensors(config.run)))
+    best, ranks = report["best"], report.get("rank correlation with mIoU", {})
+    print(f"{report['finished']} trials of {report['method']}; best chosen by {report['chosen by']}:")
+    print(
+        f"  trial {best['number']}: {best['value']:.4f} with " + ", ".join(f"{k} {v:.3g}" for k, v in best.items() if isinstance(v, float))
+    )
+    if ranks:
+        print(f"  its mIoU {best['scores']['miou']:.1f} %, the best of any trial {report['best mIoU of any trial']:.1f} %")
+        print("  rank correlation with mIoU: " + ", ".join(f"{name} {value:+.2f}" for name, value in ranks.items()))
+
+
+def run_segment(config: SegmentConfig) -> None:
+    scores = segment(replace(config, data=find_sensors(ClusterConfig(config.data, config.out)).data))
+    if scores:
+        print(scores.table())
+    print(f"label maps in {config.out}")
+
+
+def run_pretrain(config: PretrainConfig) -> None:
+    pretrain(config)
+
+
 def group_name(folder: Path, config: dict, others: list[dict]) -> str:
     """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells this configuration from
     the others: "subsets dropout, epochs 37.5"."""
@@ -265,10 +326,16 @@ def main(arguments: list[str] | None = None) -> None:
         | Annotated[TrainConfig, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", prefix_name=False)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare", prefix_name=False)]
+        | Annotated[ClusterConfig, tyro.conf.subcommand("cluster", prefix_name=False)]
+        | Annotated[SearchConfig, tyro.conf.subcommand("search", prefix_name=False)]
+        | Annotated[SegmentConfig, tyro.conf.subcommand("segment", prefix_name=False)]
+        | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain", prefix_name=False)]
     )
     config = tyro.cli(command, prog="python -m mmlib", description="Multi-modal semantic segmentation that does not lean on one sensor.",
                       args=arguments, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
-    run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare}[type(config)]
+    run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare,
+           ClusterConfig: run_cluster, SearchConfig: run_search, SegmentConfig: run_segment,
+           PretrainConfig: run_pretrain}[type(config)]  # fmt: skip
     try:
         run(config)
     except (ValueError, OSError) as error:

@@ -51,9 +51,17 @@ def derived_seed(*parts) -> int:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """'auto' = a GPU where there is one, else the CPU."""
+    """'auto' = a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: an unknown device, or one that this machine or this build of torch does not have.
+    """
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.zeros(0, device=device).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise ValueError(f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -326,7 +326,7 @@ class Distillation(nn.Module):
     whose fusion reads them and whose correspondence loss has RGB targets only.
     """
 
-    def __init__(self, channels: int, auxiliary: Sequence[str], divergence: Divergence, reference: str = "rgb", samples: int = 1024):
+    def __init__(self, channels: int, auxiliary: Sequence[str], divergence: Divergence, reference: str = "rgb", samples: int = 512):
         super().__init__()
         if divergence not in ("coral", "mmd", "cosine"):
             raise ValueError(f"divergence {divergence!r}: expected coral, mmd or cosine")

@@ -93,6 +93,9 @@ class CorrespondenceConfig:
     """Random pairs per image, averaged."""
     points: int = 121
     """Random points per image; 0 = every token."""
+    sampling: Literal["tokens", "bilinear"] = "tokens"
+    """tokens: points are tokens, and only these go through the network; bilinear: the network sees the whole map, and frozen tokens and
+    codes are interpolated between their centres, as in the released code. CBAM, EAGLE and depth guidance always see whole maps."""
     tile: int = 0
     """Rows per tile; 0 = the plain form, which keeps two (B, P, Q) tensors for each pair until the backward pass."""
     centre: bool = True

@@ -154,6 +154,14 @@ class Tokens:
         parts = {part: self._processed(part, index) for part in dict.fromkeys(p for name in names for p in name.split("&"))}
         return {name: sum(parts[part] for part in name.split("&")) if "&" in name else parts[name] for name in names}
 
+    def in_memory(self, limit: float = 2e9) -> Tokens:
+        """The same tokens, processed once and kept as float32 in memory, if that takes at most ``limit`` bytes; else these."""
+        if 4 * sum(array.size for array in self.arrays.values()) > limit:
+            return self
+        parts = np.array_split(np.arange(len(self)), max(1, len(self) // 64))
+        arrays = {name: np.concatenate([self._processed(name, part).cpu().numpy() for part in parts]) for name in self.arrays}
+        return replace(self, arrays=arrays, statistics=None, smooth=False, centre=0.0)
+
     def _processed(self, name: str, index: np.ndarray) -> Tensor:
         if name not in self.arrays:
             raise ValueError(f"tokens: unknown modality {name!r}; there are {', '.join(self.modalities)}, and their sums written with '&'")

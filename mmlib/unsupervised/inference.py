@@ -1,0 +1,212 @@
+"""From a network to numbers and pictures: codes of a split, clusters, scores where labels exist, label-free criteria, saved runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.prepared import PreparedDataset
+from ..evaluation.matching import ClusterScores, score
+from ..runtime import derived_seed, save_tensors
+from . import clustering, diagnostics
+from .clustering import Clustering, KMeans, LinearProbe, Refinement, kmeans, nearest, save_clustering, write_label_maps
+from .correspondence import PAIRS, all_points, centred, cosine
+from .tokens import Tokens, TokenStatistics
+
+CRITERIA = ("explained", "agreement", "silhouette")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Clusters, and how they are scored."""
+
+    split: str = "val"
+    """Split whose images are assigned to clusters and scored; use 'test' once, at the end."""
+    clusters: int = 0
+    """Number of clusters; 0 = as many as the data set has classes."""
+    restarts: int = 5
+    """Runs of k-means, of which the lowest inertia is kept."""
+    repeats: int = 3
+    """How often all of that is repeated with other seeds: the spread that k-means alone causes."""
+    kmeans_points: int = 10_000
+    """Training codes that k-means sees."""
+    kmeans_seed: int = 0
+    """Seed of k-means and of its points, apart from that of training."""
+    guide: str = ""
+    """Refine edges by this sensor's picture (guided filter); empty = off."""
+    linear_steps: int = 0
+    """Steps of a supervised linear probe on the finished codes of the training split: what could be read with labels; 0 = off."""
+    maps: int = 0
+    """Label maps to write, of the first images of the split; -1 = all. Without labels all are written."""
+    criterion: Literal["explained", "agreement", "silhouette"] = "explained"
+    """Label-free criterion, on training images: correspondences that the clusters explain; agreement of k-means runs; silhouette."""
+
+
+@dataclass
+class Evaluation:
+    """One state of a run, measured. Scores are in per cent; None without labels."""
+
+    means: KMeans
+    scores: ClusterScores | None
+    repeats: list[dict[str, float]]
+    criteria: dict[str, float]
+    criterion: float
+    collapse: dict[str, float]
+    histograms: dict[str, dict]
+    others: dict
+    settings: EvaluationConfig
+    code_of: object = field(repr=False)
+
+    @property
+    def miou(self) -> float:
+        return self.scores.miou() if self.scores else float("nan")
+
+    def brief(self) -> dict:
+        """The line of the history."""
+        scores = {"miou": round(self.miou, 3), "accuracy": round(self.scores.accuracy(), 3)} if self.scores else {}
+        return scores | {"criteria": self.criteria} | self.collapse
+
+    def to_dict(self) -> dict:
+        """The part of the report that is measured."""
+        return {
+            "split": self.settings.split, "scores": self.scores.to_dict() if self.scores else None, "kmeans": self.repeats,
+            "use": [round(float(u), 5) for u in self.means.use], "criteria": self.criteria, "criterion": self.settings.criterion,
+            "collapse": self.collapse, "histograms": self.histograms, **self.others,
+        }  # fmt: skip
+
+    def write(self, out: Path, scored: PreparedDataset, statistics: TokenStatistics | None, notes: dict) -> None:
+        """clusters.safetensors, tokens.safetensors, and label maps in maps/."""
+        described = scored.description
+        named = {"mapping": self.scores.mapping.tolist(), "classes": described.classes, "palette": described.palette} if self.scores else {}
+        result = Clustering(self.means.centroids, **named, notes=notes)
+        save_clustering(out / "clusters.safetensors", result)
+        save_tensors(out / "tokens.safetensors", statistics.to_tensors() if statistics else {"none": torch.zeros(1)}, {"kind": "tokens"})
+        count = self.settings.maps if scored.labelled else -1
+        if count:
+            rows = scored.rows
+            try:
+                scored.rows = rows if count < 0 else rows[:count]
+                write_label_maps(out / "maps", self.code_of, scored, result, refinement=Refinement(self.settings.guide))
+            finally:
+                scored.rows = rows
+
+
+@torch.no_grad()
+def codes_of(model, plan, tokens: Tokens, indices=None, chunk: int = 32) -> Tensor:
+    """Codes (n, D, h, w) on the CPU. Without a model, as k-means sees tokens: unit length per input, concatenated."""
+    indices = np.arange(len(tokens)) if indices is None else np.asarray(indices)
+    found = []
+    if model is not None:
+        model.eval()
+    for part in np.array_split(indices, -(-len(indices) // chunk)):
+        batch = tokens.batch(part, list(plan.read))
+        parts = [F.normalize(batch[name], dim=1) for name in plan.read]
+        found.append((model(batch) if model is not None else torch.cat(parts, 1)).cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def evaluate(model, plan, prepared, clusters: int, config, loss=None) -> Evaluation:
+    """Cluster the codes of the training split, assign the scored split, measure. Labels are read last, and only to score."""
+    settings, tokens = config.evaluation, prepared.tokens
+    rng = np.random.default_rng(derived_seed(settings.kmeans_seed, "points"))
+    codes = codes_of(model, plan, tokens)
+    points = codes.movedim(1, -1).flatten(0, -2)
+    points = points[torch.from_numpy(rng.permutation(len(points))[: settings.kmeans_points])]
+    runs = [
+        kmeans(points, clusters, restarts=settings.restarts, seed=derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31)
+        for r in range(settings.repeats)
+    ]
+    means = min(runs, key=lambda run: min(run.inertia))
+    scored_codes = codes_of(model, plan, prepared.scored_tokens)
+    code_of = lambda indices: scored_codes[indices]
+    scores, repeats, others = None, [{"inertia": min(run.inertia)} for run in runs], {}
+    if prepared.scored.labelled:
+        options = {"refinement": Refinement(settings.guide)} if settings.guide else {}
+        classes = prepared.scored.description.classes
+        named = [score(clustering.count(code_of, prepared.scored, run.centroids, **options), classes) for run in runs]
+        scores = named[next(i for i, run in enumerate(runs) if run is means)]
+        for entry, one in zip(repeats, named):
+            entry |= {"miou": one.miou(), "accuracy": one.accuracy()}
+        merged = score(scores.counts, classes, "many-to-one")
+        others["many_to_one"] = {"miou": merged.miou(), "accuracy": merged.accuracy()}
+        if model is not None:
+            probed = score(clustering.count(code_of, prepared.scored, model.probe.centroids.cpu(), **options), classes)
+            others["online_probe"] = {"miou": probed.miou(), "accuracy": probed.accuracy()}
+        if settings.linear_steps:
+            others["linear_probe"] = linear_probe(codes, scored_codes, prepared, settings)
+    criteria = label_free(codes, plan, prepared, means, runs)
+    found = {} if loss is None else histograms(prepared, plan, loss)
+    return Evaluation(means, scores, repeats, criteria, criteria[settings.criterion], diagnostics.collapse(points, means.centroids),
+                      found, others, settings, code_of)  # fmt: skip
+
+
+def label_free(codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans], pairs: int = 48) -> dict[str, float]:
+    """The criteria on training images (``diagnostics`` says what fools each), explained correspondences also by input."""
+    count = len(codes)
+    rng = np.random.default_rng(derived_seed(0, "criteria"))
+    first = rng.choice(count, min(pairs, count), replace=False)
+    second = (first + rng.integers(1, max(2, count), len(first))) % count
+    tokens = prepared.tokens.batch(np.concatenate([first, second]), plan.extracted)
+    n = len(first)
+    F_ = {name: centred(cosine(all_points(t[:n]), all_points(t[n:]))).cpu() for name, t in tokens.items()}
+    flat = lambda index: codes[index].movedim(1, -1).flatten(0, -2)
+    ids = lambda index, centroids: nearest(flat(index), centroids)[0].reshape(len(index), -1)
+    explained, parts = diagnostics.explained_correspondence(F_, ids(first, means.centroids), ids(second, means.centroids))
+    alternatives = [r for run in runs for r in run.restarts]
+    found = {"explained": explained, "silhouette": diagnostics.silhouette(flat(first), means.centroids)}
+    if len(alternatives) > 1:
+        found["agreement"] = diagnostics.agreement([ids(first, c) for c in alternatives[:10]])
+    found |= {f"explained/{name}": value for name, value in parts.items()}
+    return {name: round(float(value), 5) for name, value in found.items()}
+
+
+def histograms(prepared, plan, loss, images: int = 16) -> dict[str, dict]:
+    """Centred correspondences F' of self and random pairs of some training images, by target, with b marked (adaptive: none)."""
+    index = np.arange(min(images, len(prepared.tokens)))
+    tokens, found = prepared.tokens.batch(index, list(plan.targets)), {}
+    for name, maps in tokens.items():
+        points = all_points(maps)
+        for pair, other in (("self", points), ("random", points.roll(1, 0))):
+            F_ = cosine(points, other)
+            b = loss.shifts.numbers.get(name, (float("nan"),) * 3)[PAIRS.index(pair)]
+            counts, edges, attracted = diagnostics.correspondence_histogram(centred(F_) if loss.centre else F_, b, 40)
+            found[f"{name}/{pair}"] = {
+                "counts": counts.tolist(), "low": round(float(edges[0]), 4), "high": round(float(edges[-1]), 4),
+                "shift": None if np.isnan(b) else round(b, 4), "attracted": round(attracted, 4),
+            }  # fmt: skip
+    return found
+
+
+def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> dict[str, float]:
+    """Scores of a linear map from finished codes to classes, trained with the training split's labels. Needs whole training images.
+
+    The released code trains it beside the network instead; codes are detached either way.
+    """
+    if not prepared.data.labelled or len(codes) != len(prepared.data):
+        raise ValueError("a linear probe needs a labelled training split and --crops 1")
+    classes = prepared.data.description.classes
+    torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
+    probe = LinearProbe(codes.shape[1], len(classes))
+    optimizer = torch.optim.Adam(probe.parameters(), lr=5e-3)
+    rng = np.random.default_rng(settings.kmeans_seed)
+    with torch.enable_grad():
+        for _ in range(settings.linear_steps):
+            index = rng.choice(len(codes), min(16, len(codes)), replace=False)
+            label = torch.stack([torch.from_numpy(prepared.data.stored(i)[1].astype(np.int64)) for i in index])
+            optimizer.zero_grad()
+            probe.loss(F.normalize(codes[index], dim=1), label).backward()
+            optimizer.step()
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    for index in range(len(scored_codes)):
+        label = torch.from_numpy(prepared.scored.stored(index)[1].astype(np.int64))
+        guess = probe(F.normalize(scored_codes[index][None], dim=1), tuple(label.shape)).argmax(1)[0]
+        counts += clustering.cluster_counts(guess, label, *counts.shape)
+    found = score(counts, classes, mapping=np.arange(len(classes)))
+    return {"miou": found.miou(), "accuracy": found.accuracy()}

@@ -1,0 +1,242 @@
+"""What is compared: the settings of a run, what each method reads and must match, and the tokens that all runs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..data.prepared import PreparedDataset
+from ..runtime import choose_device
+from .backbone import Backbone, load_backbone
+from .baselines import depth_on_grid
+from .correspondence import CorrespondenceConfig, Shifts
+from .inference import EvaluationConfig
+from .networks import NetworkConfig
+from .pictures import as_picture, five_crop, resize
+from .tokens import Tokens, TokenStatistics, extract_tokens, image_means, nearest_neighbours
+
+DISTILLATIONS = ("coral", "mmd", "cosine")
+# EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN pairs.
+EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.25, 0.0, 0.63), stabilize=True)
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Which frozen tokens, and what is done to them."""
+
+    backbone: Literal["descriptors", "descriptors+vit", "vit", "dinov3-small", "dinov3-small-plus", "dinov3-base", "dinov3-large"] = (
+        "descriptors+vit"
+    )
+    """Frozen feature extractor; the first three need no download."""
+    backbone_weights: str = ""
+    """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub)."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width to which training pictures are resized, multiples of the patch; 0 0 = as they are."""
+    eval_size: tuple[int, int] = (0, 0)
+    """The same for the pictures that are scored, always whole; 0 0 = as for training."""
+    crops: Literal[1, 5] = 1
+    """Training entries of each image: 1 = all of it, 5 = its quadrants and its centre."""
+    depth_form: Literal["inverse", "log", "hha"] = "inverse"
+    """How distances become a picture."""
+    standardize: Literal["auto", "on", "off"] = "auto"
+    """Divide each channel by its spread over the training tokens; auto = for all but DINOv3."""
+    smooth: Literal["auto", "on", "off"] = "auto"
+    """Average each token with its eight neighbours; auto = for all but DINOv3."""
+    centre_images: float = -1.0
+    """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the others."""
+    extract_batch: int = 16
+    """Pictures that go through the backbone at once."""
+
+    def on(self, setting: str) -> bool:
+        """Whether "on", "off" or "auto" means on with this backbone."""
+        return setting == "on" or (setting == "auto" and not self.backbone.startswith("dinov3"))
+
+    @property
+    def processing(self) -> dict:
+        """Fields of ``Tokens`` that these settings ask for."""
+        return {"smooth": self.on(self.smooth), "centre": self.centre_images if self.centre_images >= 0 else float(self.on("auto"))}
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Segment without labels: cluster the frozen features of one or several sensors, by UniM2 or a method it is compared with."""
+
+    data: str
+    """Folder of a prepared data set, labelled or not, or 'street' or 'room' for the sensor world, rendered on first use."""
+    out: str
+    """Folder for network, clusters, history, report and maps. If it holds an unfinished run of the same settings, that run goes on."""
+    method: Literal["unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosine"] = "unim2"
+    """unim2: CMCS and CMH; kmeans: clusters of the tokens; stego, eagle: one sensor, or several by --combine and --fusion;
+    depthg: RGB, guided by depth; coral, mmd, cosine: distillation of RGB into the others."""
+    modalities: tuple[str, ...] = ()
+    """Sensors by name; none given = all that the data set has. The reference is rgb, or the first where there is none."""
+    combine: Literal["network", "image", "feature"] = "network"
+    """How kmeans, stego and eagle join several sensors: by --fusion (kmeans: concatenation), by averaging pictures, by adding tokens."""
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
+    lambda_x: float = 1.0
+    """λ of every auxiliary sensor (Eq. 5); --lambdas sets single ones; 0 = they are read but do not supervise."""
+    steps: int = 300
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Images per step; each brings one neighbour (the papers: 32)."""
+    lr: float = 1e-3
+    """Learning rate of Adam, constant; of the probe five times the paper's ratio: 5e-3."""
+    knn: Literal["reference", "all"] = "reference"
+    """Whose mean tokens say which images are neighbours: the reference's (released code) or all sensors'."""
+    neighbours: int = 7
+    """Nearest images from which a step draws each image's partner."""
+    same_image: bool = False
+    """Whether crops of one image may be neighbours of each other, as in the released code."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    select: Literal["last", "criterion", "labels"] = "last"
+    """Which state is kept: after the last step; with the best label-free criterion; or with the best mIoU on the scored split, which is the
+    papers' habit and makes that score too good."""
+    eval_every: int = 0
+    """Steps between measurements of diagnostics and criteria; 0 = only at the end."""
+    save_every: int = 100
+    """Steps between saved states to resume from."""
+    seed: int = 0
+    """Seed of everything random in training; k-means has its own."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration means: tokens that the network reads, tokens whose correspondences it must match, and its settings."""
+
+    sensors: tuple[str, ...]
+    read: tuple[str, ...]
+    targets: tuple[str, ...]
+    network: NetworkConfig
+    loss: CorrespondenceConfig
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys((*self.read, *self.targets)))
+
+    @property
+    def extracted(self) -> list[str]:
+        return extracted(self.names)
+
+
+def extracted(names) -> list[str]:
+    """Inputs that the backbone must see: "a&b" is made from the tokens of a and b, "a+b" is a picture of its own."""
+    return list(dict.fromkeys(part for name in names for part in name.split("&")))
+
+
+def picture_forms(data: PreparedDataset, names, settings: TokenConfig) -> dict[str, str]:
+    """Form of the picture of every sensor in ``names`` that measures distances."""
+    shown = {part for name in names for part in name.split("+")}
+    ranged = [name for name in shown if data.modalities[name].picture == "range" and data.modalities[name].channels == 1]
+    return dict.fromkeys(ranged, settings.depth_form)
+
+
+def plan(config: ClusterConfig, sensors: list[str]) -> Plan:
+    """Resolve ``config`` for these sensors, the reference first.
+
+    Raises:
+        ValueError: settings that do not go together; says which.
+    """
+    method, several, reference = config.method, len(sensors) > 1, sensors[0]
+    if method in ("unim2", "depthg", *DISTILLATIONS) and not several:
+        raise ValueError(f"--method {method} needs two sensors or more, got {', '.join(sensors)}; name them with --modalities rgb thermal")
+    if method == "depthg" and "depth" not in sensors:
+        raise ValueError(f"--method depthg needs 'depth' among its sensors, got {', '.join(sensors)}")
+    if config.combine != "network" and (method not in ("kmeans", "stego", "eagle") or not several):
+        raise ValueError(f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, not {method} on {len(sensors)}")
+    if method == "kmeans" and config.network.fusion != NetworkConfig().fusion:
+        raise ValueError(f"--fusion {config.network.fusion}: kmeans trains no network; join sensors with --combine")
+    if method != "unim2":
+        ours = NetworkConfig()
+        changed = [name for name in ("anchor", "shared_cmh", "msn") if getattr(config.network, name) != getattr(ours, name)]
+        if changed or config.lambda_x != 1.0 or config.loss.lambdas:
+            what = ", ".join([f"--{name.replace('_', '-')}" for name in changed] or ["λ"])
+            raise ValueError(f"{what}: a setting of unim2; {method} has no such part")
+    network = config.network if method == "unim2" else replace(config.network, msn=False, anchor="both")
+    loss = EAGLE_LOSS if method == "eagle" and config.loss == CorrespondenceConfig() else config.loss
+    everything = "&".join(sensors)
+    if method == "unim2":
+        lambdas = {name: config.lambda_x for name in sensors[1:]} | loss.lambdas
+        read, targets, loss = sensors, sensors, replace(loss, lambdas=lambdas)
+    elif method in ("depthg",):
+        read = targets = [reference]
+    elif method in DISTILLATIONS:
+        read, targets = sensors, [reference]
+    elif not several or config.combine == "image":
+        read = targets = ["+".join(sensors)]
+    elif config.combine == "feature":
+        read = targets = [everything]
+    else:  # the papers do not say what the fused code of a baseline must match: here the sum of all tokens
+        read, targets = sensors, [everything]
+    return Plan(tuple(sensors), tuple(read), tuple(targets), network, loss)
+
+
+@dataclass
+class Prepared:
+    """What all runs on one data set share: tokens of both splits, neighbours, and small pictures of what some baselines look at."""
+
+    data: PreparedDataset
+    scored: PreparedDataset
+    backbone: Backbone
+    tokens: Tokens
+    scored_tokens: Tokens
+    neighbours: Tensor
+    extras: dict[str, Tensor]
+    statistics: TokenStatistics | None
+    cached: int  # bytes of the training tokens on disk
+
+
+def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
+    """Open the data, extract or read tokens, find neighbours. No label is read."""
+    settings = config.tokens
+    device = choose_device(config.device)
+    train = PreparedDataset(config.data, "train", config.modalities or None, cache=False)
+    sensors = list(train.modalities)
+    sensors.sort(key=lambda name: name != "rgb")  # the reference comes first
+    found = plan(config, sensors)
+    scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
+    backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
+    options = {"form": picture_forms(train, found.extracted, settings), "batch_size": settings.extract_batch, "device": device,
+               "progress": config.progress}  # fmt: skip
+    tokens = extract_tokens(train, backbone, found.extracted, settings.size, settings.crops, **options)
+    size = settings.eval_size if any(settings.eval_size) else settings.size
+    evaluated = extract_tokens(scored, backbone, found.extracted, size, **options)
+    statistics = TokenStatistics.measure(tokens) if settings.on(settings.standardize) else None
+    if statistics:
+        refuse_constant(statistics)
+    tokens, evaluated = (replace(t, statistics=statistics, device=device, **settings.processing) for t in (tokens, evaluated))
+    compared = found.extracted if config.knn == "all" else found.extracted[:1]
+    groups = None if config.same_image else tokens.image
+    paired = found.loss.weights[1] and config.method != "kmeans"
+    close = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups) if paired else torch.empty(0)
+    wanted = {"eagle": "rgb", "depthg": "depth"}.get(config.method, "")
+    extras = {wanted: on_grid(train, wanted, settings, tokens.grid).to(device)} if wanted in train.modalities else {}
+    stored = tokens.nbytes
+    return found, Prepared(train, scored, backbone, tokens.in_memory(), evaluated.in_memory(), close, extras, statistics, stored)
+
+
+def refuse_constant(statistics: TokenStatistics) -> None:
+    """Raise ValueError for a sensor whose tokens vary by no more than the rounding of float16, which division by it would make large."""
+    for name, std in statistics.std.items():
+        if ((std == 1) | (std <= 1e-4 + 2**-10 * statistics.mean[name].abs())).all():  # 1: constant to the last bit
+            raise ValueError(f"{name}: its images have constant features; leave it out with --modalities, or look at its files and range")
+
+
+def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple[int, int]) -> Tensor:
+    """(n, C, h, w): RGB as a picture, depth in metres, averaged over each token's patch, for every training entry."""
+    found = []
+    for index in range(len(data)):
+        image = data.physical(index)[0][name]
+        if name != "depth":
+            image = as_picture(data.modalities[name], image)
+        crops = five_crop(image) if settings.crops == 5 else image[None]
+        found.append(depth_on_grid(crops, grid)[0] if name == "depth" else resize(crops, grid))
+    return torch.cat(found)

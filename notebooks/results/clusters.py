@@ -1,0 +1,172 @@
+"""Every label-free method on the same tokens, schedule and budget -> clusters.json, read by notebook 06. Resumable.
+
+    python notebooks/results/clusters.py                       # street and room scenes of the sensor world, three sets of sensors
+    python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the other half in a second process
+    python notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
+
+Nothing here was tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences. Runs are scored once,
+on the test split (nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from tqdm.auto import tqdm
+
+from mmlib.data import world
+from mmlib.runtime import provenance, write_json
+from mmlib.unsupervised.correspondence import CorrespondenceConfig
+from mmlib.unsupervised.inference import EvaluationConfig
+from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, plan, prepare
+from mmlib.unsupervised.networks import NetworkConfig
+from mmlib.unsupervised.training import cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"R": "rgb", "D": "depth", "T": "thermal", "N": "nir", "P": "dolp", "A": "aolp"}
+SENSORS = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")
+LOSS = CorrespondenceConfig(points=64)
+BOTH = NetworkConfig(anchor="both")
+SINGLE = {"kmeans": {"method": "kmeans"}, "stego": {"method": "stego"}}
+JOINT = {
+    "kmeans": {"method": "kmeans"}, **{f"kmeans-{how}": {"method": "kmeans", "combine": how} for how in ("image", "feature")},
+    **{f"stego-{how}": {"method": "stego", "combine": how} for how in ("image", "feature")},
+    **{f"stego-{how}": {"method": "stego", "network": NetworkConfig(fusion=how)} for how in ("conv", "cbam", "stitch")},
+    **{name: {"method": name} for name in ("coral", "mmd", "cosine")},
+    "unim2": {}, "unim2-0.3": {"lambda_x": 0.3}, "cmcs-1": {"network": BOTH}, "cmcs-0.3": {"network": BOTH, "lambda_x": 0.3},
+    "lambda-0": {"lambda_x": 0.0},
+}  # fmt: skip
+ABLATION = {  # Tables 5 to 7 and the sweep over lambda
+    "unim2-3": {"lambda_x": 3.0}, "cmcs-3": {"network": BOTH, "lambda_x": 3.0},
+    **{f"anchor-{name}": {"network": NetworkConfig(anchor=name)} for name in ("auxiliary", "none")},
+    "no-msn": {"network": NetworkConfig(msn=False)},
+    **{f"fusion-{name}": {"network": NetworkConfig(fusion=name)} for name in ("sum", "mean", "max")},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run every method and write the record."""
+
+    which: tyro.conf.Positional[Literal["world", "nyu"]] = "world"
+    """The sensor world, or a prepared RGB-D data set."""
+    data: str = ""
+    """nyu: folder of the prepared data set; train on its split "train", score "val"."""
+    seeds: int = 3
+    """Training seeds of each method; k-means, which trains nothing, takes them as seeds of its own."""
+    steps: int = 150
+    """Optimizer steps."""
+    parts: int = 1
+    """Processes that share the runs."""
+    part: int = 0
+    """Which of them this is."""
+
+
+def table(which: str) -> list[tuple[str, str, str, dict]]:
+    """(scene, sensors, method, settings) of every run, the most telling ones first."""
+    scenes = ("room", "street") if which == "world" else ("real",)
+    found = [
+        (s, one, name, kind) for s in scenes for one in ("R", "T", "D")[:: 1 if which == "world" else 2] for name, kind in SINGLE.items()
+    ]
+    for sensors in ("RT", "RD") if which == "world" else ("RD",):
+        found += [(s, sensors, name, kind) for s in scenes for name, kind in JOINT.items()]
+    if which == "world":
+        found += [("room", "RT", name, kind) for name, kind in ABLATION.items()]
+        found += [(s, one, "kmeans", SINGLE["kmeans"]) for s in scenes for one in "NPA"]
+        found += [(s, "RNPA", name, kind) for s in scenes for name, kind in JOINT.items()]
+        found += [("street", "RT", name, kind) for name, kind in ABLATION.items()]
+    found += [(s, "RD", "depthg", {"method": "depthg"}) for s in scenes]
+    found += [(s, "R", "eagle", {"method": "eagle"}) for s in scenes]
+    return found + [(s, "RT" if which == "world" else "RD", "eagle-conv", {"method": "eagle"}) for s in scenes]
+
+
+def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: int) -> ClusterConfig:
+    data = options.data if scene == "real" else str(world.ensure(scene, modalities=SENSORS))
+    # EAGLE brings a loss of its own; it is used where the loss is left as it is
+    loss = CorrespondenceConfig() if kind.get("method") == "eagle" else LOSS
+    evaluation = EvaluationConfig(split="val" if scene == "real" else "test", restarts=3, repeats=3, kmeans_points=6000)
+    if kind.get("method") == "kmeans":
+        evaluation = replace(evaluation, kmeans_seed=seed)
+    settings = {"modalities": tuple(NAMES[s] for s in sensors), "loss": loss, "evaluation": evaluation, "steps": options.steps} | kind
+    tokens = TokenConfig(size=(96, 128) if scene == "real" else (0, 0))
+    return ClusterConfig(
+        data=data, out=str(ROOT / "runs/clusters/last"), tokens=tokens, seed=seed, progress=False, save_every=10**6, **settings
+    )
+
+
+def run(config: ClusterConfig, shared: dict) -> dict:
+    for file in Path(config.out).glob("*"):
+        file.unlink()
+    # runs that read the same tokens share them; the network and its loss do not matter
+    key = (
+        config.data,
+        config.modalities,
+        config.combine,
+        config.method if config.method in ("eagle", "depthg") else config.method == "kmeans",
+    )
+    if key not in shared:
+        shared.clear()
+        shared[key] = prepare(config)[1]
+    begun = time.process_time()
+    prepared = shared[key]
+    report = cluster(config, (plan(config, list(prepared.data.modalities)), prepared))
+    scores = report["scores"]
+    return {
+        "miou": scores["miou"]["all"], "accuracy": scores["accuracy"]["all"], "iou": scores["iou"]["all"],
+        "miou_by_condition": {group.removeprefix("condition="): value for group, value in scores["miou"].items() if group != "all"},
+        "kmeans_sd": float(np.std([entry["miou"] for entry in report["kmeans"]], ddof=1)),
+        "probe_miou": report.get("online_probe", {}).get("miou"), "many_to_one_miou": report["many_to_one"]["miou"],
+        "criteria": report["criteria"], "effective_rank": report["collapse"]["effective_rank"],
+        "mean_similarity": report["collapse"]["mean_similarity"], "use_min": report["collapse"]["use_min"],
+        "cpu_seconds": time.process_time() - begun,
+    }  # fmt: skip
+
+
+def rounded(value, digits: int = 4):
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def main(options: Options) -> None:
+    folder = ROOT / "runs/clusters"
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.parts > 1:
+        (folder / f"last{options.part}").mkdir(exist_ok=True)
+    everything = [(*entry, seed) for seed in range(options.seeds) for entry in table(options.which)]
+    everything.sort(key=lambda e: [t[:3] for t in table(options.which)].index(e[:3]))
+    lines = [json.loads(line) for file in sorted(folder.glob(f"{options.which}-*.jsonl")) for line in file.read_text().splitlines()]
+    done = {(line["scene"], line["sensors"], line["method"], line["seed"]) for line in lines}
+    groups = list(dict.fromkeys((e[0], e[1], e[2]) for e in everything))
+    mine = {group for index, group in enumerate(groups) if index % options.parts == options.part}
+    shared: dict = {}
+    for scene, sensors, method, kind, seed in tqdm(everything, "methods"):
+        if (scene, sensors, method) not in mine or (scene, sensors, method, seed) in done:
+            continue
+        config = configuration(options, scene, sensors, kind, seed)
+        config = replace(config, out=str(folder / f"last{options.part}"))
+        entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(run(config, shared))
+        lines.append(entry)
+        with open(folder / f"{options.which}-{options.part}.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\n")
+    order = {group: index for index, group in enumerate(groups)}
+    lines = [line for file in sorted(folder.glob(f"{options.which}-*.jsonl")) for line in map(json.loads, file.read_text().splitlines())]
+    lines.sort(key=lambda line: (order[(line["scene"], line["sensors"], line["method"])], line["seed"]))
+    command = "python notebooks/results/clusters.py" + ("" if options.which == "world" else " nyu --data DIR")
+    record = {
+        "provenance": provenance(command),
+        "split": "val" if options.which == "nyu" else "test",
+        "steps": options.steps,
+        "runs": lines,
+    }
+    write_json(ROOT / "notebooks/results" / ("clusters.json" if options.which == "world" else "clusters_nyu.json"), record)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,426 @@
+"""The trainer of clusters: what each method reads and matches, that labels choose nothing, and exact resumption."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import toy
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import QUICK, SENSORS, SMALL, configured, lines, relabelled, same
+
+from mmlib.evaluation.matching import score
+from mmlib.state import read_history
+from mmlib.unsupervised import training
+from mmlib.unsupervised.clustering import load_clustering
+from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts
+from mmlib.unsupervised.inference import codes_of
+from mmlib.unsupervised.methods import EAGLE_LOSS, plan, prepare
+from mmlib.unsupervised.networks import NetworkConfig
+from mmlib.unsupervised.training import Model, cluster, entries, step_loss
+
+METHODS = ("unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMLIB_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(toy.make(tmp_path_factory.mktemp("toy")))
+
+
+# ---------------------------------------------------------------- plans
+
+
+@pytest.mark.parametrize("method, changes, read, targets", [
+    ("unim2", {}, SENSORS, SENSORS),
+    ("kmeans", {}, SENSORS, ["rgb&depth&aolp"]),
+    ("stego", {}, SENSORS, ["rgb&depth&aolp"]),
+    ("eagle", {}, SENSORS, ["rgb&depth&aolp"]),
+    ("stego", {"combine": "image"}, ["rgb+depth+aolp"], ["rgb+depth+aolp"]),
+    ("kmeans", {"combine": "feature"}, ["rgb&depth&aolp"], ["rgb&depth&aolp"]),
+    ("depthg", {}, ["rgb"], ["rgb"]),
+    ("coral", {}, SENSORS, ["rgb"]),
+    ("mmd", {}, SENSORS, ["rgb"]),
+    ("cosine", {}, SENSORS, ["rgb"]),
+])  # fmt: skip
+def test_what_is_read_and_what_supervises(method, changes, read, targets):
+    found = plan(configured("", method=method, **changes), SENSORS)
+    assert (list(found.read), list(found.targets), list(found.sensors)) == (read, targets, SENSORS)
+    parts = {part for name in (*read, *targets) for part in name.split("&")}
+    assert set(found.extracted) == parts and len(found.extracted) == len(parts)
+    # Only UniM2 has modality-specific networks and harmonizers.
+    assert (found.network.msn, found.network.anchor) == ((True, "rgb") if method == "unim2" else (False, "both"))
+    if method in ("kmeans", "stego", "eagle") and not changes:
+        alone = plan(configured("", method=method), ["aolp"])
+        assert alone.read == alone.targets == ("aolp",)
+
+
+@pytest.mark.parametrize("method, sensors, changes, message", [
+    *((method, ["rgb"], {}, f"--method {method} needs two sensors") for method in ("unim2", "depthg", "coral", "mmd", "cosine")),
+    ("depthg", ["rgb", "aolp"], {}, "'depth' among its sensors, got rgb, aolp"),
+    *((method, SENSORS, {"combine": "image"}, "--combine image is for kmeans") for method in ("unim2", "depthg", "coral")),
+    ("stego", ["rgb"], {"combine": "feature"}, "on 1"),
+    *(("stego", SENSORS, {"network": NetworkConfig(**{k: v})}, f"--{k.replace('_', '-')}: a setting of unim2; stego has no such part")
+      for k, v in (("anchor", "both"), ("shared_cmh", True), ("msn", False))),
+    ("eagle", SENSORS, {"lambda_x": 0.5}, "λ: a setting of unim2; eagle"),
+    ("coral", SENSORS, {"loss": replace(SMALL, lambdas={"depth": 2.0})}, "λ: a setting of unim2; coral"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together_are_refused(method, sensors, changes, message):
+    with pytest.raises(ValueError) as error:
+        plan(configured("", method=method, **changes), sensors)
+    assert message in str(error.value)
+
+
+def test_lambda_of_every_auxiliary_and_of_single_ones():
+    assert plan(configured("", lambda_x=0.3), SENSORS).loss.lambdas == {"depth": 0.3, "aolp": 0.3}
+    found = plan(configured("", lambda_x=0.3, loss=replace(SMALL, lambdas={"aolp": 2.0, "rgb": 0.5})), SENSORS)
+    assert found.loss == replace(SMALL, lambdas={"rgb": 0.5, "depth": 0.3, "aolp": 2.0})
+
+
+def test_eagle_has_its_own_loss_unless_another_is_asked_for():
+    assert plan(configured("", method="eagle", loss=CorrespondenceConfig()), SENSORS).loss == EAGLE_LOSS
+    assert EAGLE_LOSS.shifts.rule == "adaptive" and EAGLE_LOSS.stabilize and EAGLE_LOSS.weights[1] == 0
+    assert plan(configured("", method="eagle"), SENSORS).loss == SMALL
+    assert plan(configured("", method="stego", loss=CorrespondenceConfig()), SENSORS).loss == CorrespondenceConfig()
+
+
+def test_the_reference_comes_first_however_sensors_are_named(data):
+    found, prepared = prepare(configured(data, modalities=("aolp", "depth", "rgb")))
+    assert found.sensors == ("rgb", "aolp", "depth") and found.loss.lambdas == {"aolp": 1.0, "depth": 1.0}
+    assert list(prepared.scored.modalities) == ["rgb", "aolp", "depth"]
+    found, _ = prepare(configured(data, modalities=("depth", "aolp")))
+    assert found.sensors == ("depth", "aolp") and Model(configured(data), found, 8, 3).net.soft == ("aolp",)
+    with pytest.raises(ValueError, match="unknown modality 'sonar'"):
+        prepare(configured(data, modalities=("rgb", "sonar")))
+
+
+# ---------------------------------------------------------------- one step
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 3))
+def test_entries_cover_each_epoch_once_and_depend_on_seed_and_step_alone(count, batch, seed):
+    batch = min(batch, count)
+    per_epoch = count // batch
+    for epoch in (0, 3):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        seen = np.concatenate([entries(step, count, batch, seed) for step in steps])
+        assert len(seen) == per_epoch * batch == len(set(seen)) and set(seen) <= set(range(count))
+    assert np.array_equal(entries(7, count, batch, seed), entries(7, count, batch, seed))
+    wide = [tuple(entries(step, 40, 20, s)) for s in (0, 1) for step in (0, 1, 2)]
+    assert len(set(wide)) == 6
+
+
+@pytest.fixture(scope="module")
+def shared(data):
+    """method -> (plan, prepared), measured once."""
+    kept = {}
+
+    def get(method="unim2", **changes):
+        key = (method, str(changes))
+        if key not in kept:
+            kept[key] = prepare(configured(data, method=method, **changes))
+        return kept[key]
+
+    return get
+
+
+def one_step(shared, method="unim2", step=0, change=lambda model: None, **changes):
+    config = configured("", method=method, **changes)
+    _, prepared = shared(method)
+    found = plan(config, SENSORS)
+    torch.manual_seed(0)
+    model = Model(config, found, prepared.tokens.channels, 3)
+    change(model)
+    loss = training.calibrated(model, prepared, 4, 0)
+    torch.manual_seed(1)  # dropout
+    total, parts = step_loss(model, prepared, loss, entries(step, 12, 4, 0), 0, step)
+    total.backward()
+    return model, parts, loss
+
+
+def reaches(module) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+
+
+def test_with_lambda_0_no_gradient_reaches_a_harmonizer(shared):
+    for lambda_x, reached in ((0.0, False), (1.0, True)):
+        model, parts, _ = one_step(shared, lambda_x=lambda_x)
+        assert set(model.net.harmonizers) == {"depth", "aolp"}
+        assert all(reaches(cmh) == reached for cmh in model.net.harmonizers.values())
+        assert ("depth/self" in parts) == reached and reaches(model.net.head) and reaches(model.net.msn["aolp"])  # still read
+
+
+def test_the_loss_of_the_reference_does_not_see_the_harmonizers(shared):
+    def disturbed(model):
+        with torch.no_grad():
+            for p in model.net.harmonizers.parameters():
+                p.copy_(torch.randn_like(p))
+
+    _, before, _ = one_step(shared)
+    _, after, _ = one_step(shared, change=disturbed)
+    for pair in ("self", "knn", "random"):
+        assert before[f"rgb/{pair}"] == after[f"rgb/{pair}"] and before[f"depth/{pair}"] != after[f"depth/{pair}"]
+
+
+def test_inference_does_not_need_the_harmonizers(shared):
+    model, _, _ = one_step(shared)
+    found, prepared = shared()
+    before = codes_of(model, found, prepared.tokens)
+    model.net.harmonizers = torch.nn.ModuleDict()
+    assert torch.equal(before, codes_of(model, found, prepared.tokens)) and not model.training
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(shared):
+    """Eq. 9 from the logged terms, which stand before λ and weights; the baselines add what they say they add."""
+    loss = replace(SMALL, weights=(0.5, 0.25, 2.0), lambdas={"aolp": 3.0})
+    _, parts, _ = one_step(shared, lambda_x=0.3, loss=loss)
+    weights = dict(zip(("self", "knn", "random"), loss.weights))
+    expected = sum(lam * w * parts[f"{n}/{p}"] for n, lam in (("rgb", 1), ("depth", 0.3), ("aolp", 3)) for p, w in weights.items())
+    assert parts["loss"] == pytest.approx(expected, rel=1e-5) and len({round(v, 5) for v in parts.values()}) > 6
+    plain = replace(loss, lambdas={})
+    for method, target in (("depthg", "rgb"), ("coral", "rgb"), ("mmd", "rgb"), ("cosine", "rgb"), ("stego", "rgb&depth&aolp")):
+        _, parts, _ = one_step(shared, method, loss=plain)
+        expected = sum(w * parts[f"{target}/{p}"] for p, w in weights.items())
+        added = {"depthg": ("depth", 0.5), "stego": ("", 0)}.get(method, ("distillation", 1.0))
+        assert parts["loss"] == pytest.approx(expected + added[1] * parts.get(added[0], 0), rel=1e-5)
+        assert added[0] in ("", *parts) and parts.get(added[0], 1) != 0
+
+
+def test_sampled_tokens_are_all_that_is_computed(shared, monkeypatch):
+    """Every token drawn once is every token; fewer drawn are fewer seen by the network, whichever way they are interpolated."""
+    weights, seen = (1.0, 1.0, 0.0), []  # random pairs would be drawn anew
+    genuine = Model.forward
+    monkeypatch.setattr(Model, "forward", lambda self, tokens: (seen.append(tokens["rgb"].shape[2:]), genuine(self, tokens))[1])
+    for method in ("unim2", "coral"):
+        every, sampled = (one_step(shared, method, loss=replace(SMALL, weights=weights, points=points))[1] for points in (0, 24))
+        assert [every[name] for name in every if "/" in name] == pytest.approx([sampled[name] for name in every if "/" in name], abs=1e-5)
+        assert len({round(value, 4) for value in every.values()}) > 2
+    assert seen.count((4, 6)) == 2 and seen.count((24, 1)) == 2
+    for changes, size in (({"points": 7}, (7, 1)), ({"points": 7, "sampling": "bilinear"}, (4, 6))):
+        seen.clear()
+        one_step(shared, loss=replace(SMALL, **changes))
+        assert seen == [size]
+    seen.clear()
+    one_step(shared, network=NetworkConfig(dim=8, fusion="cbam"))
+    one_step(shared, "depthg")
+    assert seen == [(4, 6)] * 2  # these look at whole maps
+
+
+@pytest.mark.parametrize("anchor, soft", [("rgb", ("depth", "aolp")), ("auxiliary", ("rgb",)), ("both", ()), ("none", tuple(SENSORS))])
+def test_anchors_reach_the_network(shared, anchor, soft):
+    model, _, _ = one_step(shared, network=NetworkConfig(dim=8, anchor=anchor))
+    assert model.net.soft == soft == tuple(model.net.harmonizers) and all(map(reaches, model.net.harmonizers.values()))
+    model, _, _ = one_step(shared, network=NetworkConfig(dim=8, anchor=anchor, shared_cmh=True))
+    assert list(model.net.harmonizers) == (["shared"] if soft else [])
+
+
+@pytest.mark.parametrize("method", ["unim2", "stego"])
+@pytest.mark.parametrize("fusion", ["conv", "sum", "mean", "max", "cbam", "stitch", "none"])
+def test_fusions_reach_the_network(shared, method, fusion):
+    model, parts, _ = one_step(shared, method, network=NetworkConfig(dim=8, fusion=fusion))
+    learned = {"conv": "ConvFusion", "cbam": "CBAMFusion", "stitch": "StitchFusion"}.get(fusion, "NoneType")
+    assert type(model.net.fusion).__name__ == learned and model.net.config.fusion == fusion
+    assert not model.net.fusion or reaches(model.net.fusion)
+    assert ("aolp/self" in parts) == (method == "unim2")  # none: what is not read still supervises
+    tokens = shared(method)[1].tokens.batch([0], SENSORS)
+    model.eval()
+    codes = [model(seen) for seen in (tokens, tokens | {"aolp": -tokens["aolp"]})]
+    assert torch.equal(*codes) == (fusion == "none")
+
+
+def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
+    for step, reached in ((199, False), (200, True)):
+        model, parts, _ = one_step(shared, "eagle", step=step)
+        assert reaches(model.extra["eagle"].project) == reached and parts["objects"] > 0
+        assert reaches(model.extra["eagle"].cue) and reaches(model.net)
+    _, prepared = shared("eagle")
+    rgb = prepared.data.physical(2)[0]["rgb"].unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).mean((2, 4))
+    torch.testing.assert_close(prepared.extras["rgb"][2], rgb, atol=0.1, rtol=0)
+
+
+def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
+    model, _, _ = one_step(shared, "depthg")
+    found, prepared = shared("depthg")
+    assert model.net.modalities == ["rgb"] and list(prepared.tokens.modalities) == ["rgb"]
+    depth = prepared.data.physical(5)[0]["depth"][0].double().numpy()
+    for i, j in itertools.product(range(4), range(6)):
+        cell = depth[8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
+        expected = cell[cell > 0].mean() if (cell > 0).any() else 0.0  # the sky was not measured: no zero enters a mean
+        assert float(prepared.extras["depth"][5, 0, i, j]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
+    model, _, _ = one_step(shared, "cosine")
+    adapters = model.extra["distillation"].adapters
+    assert set(adapters) == {"depth", "aolp"} and all(map(reaches, adapters.values()))
+    tokens = shared("cosine")[1].tokens.batch([0, 1], SENSORS)
+    model.eval()
+    students = {name: adapters[name](x) if name in adapters else x for name, x in tokens.items()}
+    assert torch.equal(model(tokens), model.net(students)) and not torch.equal(model(tokens), model.net(tokens))
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    report = cluster(configured(data, tmp_path, method, evaluation=replace(QUICK, maps=2)))
+    files = {"config.json", "report.json", "clusters.safetensors", "tokens.safetensors"}
+    if method != "kmeans":
+        files |= {"network.safetensors", "resume.safetensors", "history.jsonl"}
+        steps, evaluations = read_history(tmp_path / "history.jsonl")
+        assert [line["step"] for line in steps] == [1, 2, 3, 4] and [line["step"] for line in evaluations] == [4]
+        assert all(math.isfinite(value) for line in steps for value in line.values())
+        found = plan(configured(data, method=method), SENSORS)
+        assert set(report["histograms"]) == {f"{name}/{pair}" for name in found.targets for pair in ("self", "random")}
+        assert set(report["shifts"]) == set(found.targets) and report["parameters"] > 0
+    if method in ("coral", "mmd", "cosine"):
+        files.add("adapters.safetensors")
+    assert {p.name for p in tmp_path.iterdir()} == files | {"maps"}
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["ids.json", "val_000.png", "val_001.png"]
+    again = json.loads((tmp_path / "report.json").read_text())
+    assert again["config"]["method"] == method and again["split"] == "val" and "nothing" in again["chosen by"]
+    assert set(report["scores"]["miou"]) == {"all", "condition=day", "condition=night"} and len(report["kmeans"]) == 2
+    assert np.sum(report["scores"]["counts"]["all"]) == 5 * (32 * 48 - 1) and str(tmp_path) not in json.dumps(again["config"])
+    saved = load_clustering(tmp_path / "clusters.safetensors")
+    assert saved.mapping == report["scores"]["mapping"] and len(saved.centroids) == 3 and saved.classes == toy.CLASSES
+
+
+def test_training_lowers_the_loss_and_spreads_the_codes(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    report = cluster(configured(data, tmp_path, steps=60))
+    loss = [line["loss"] for line in read_history(tmp_path / "history.jsonl")[0]]
+    assert np.mean(loss[-10:]) < np.mean(loss[:5]) - 0.01
+    assert report["collapse"]["effective_rank"] > 3 and report["criteria"]["explained"] > 0.6  # one step: 1.8 to 2.3, 0.3 to 0.7
+
+
+def test_shifts_are_quantiles_of_what_training_sees(data, tmp_path):
+    shifts = Shifts("quantile", (0.3, 0.5, 0.8))
+    report = cluster(configured(data, tmp_path, loss=replace(SMALL, points=0, shifts=shifts), steps=1))
+    for name in SENSORS:
+        assert report["histograms"][f"{name}/self"]["attracted"] == pytest.approx(0.7, abs=0.07)
+        assert report["histograms"][f"{name}/random"]["attracted"] == pytest.approx(0.2, abs=0.07)
+        assert report["histograms"][f"{name}/random"]["shift"] == pytest.approx(report["shifts"][name][2], abs=1e-4)
+
+
+def test_labels_never_influence_a_run(data, tmp_path):
+    rng = np.random.default_rng(0)
+    other = relabelled(data, tmp_path / "other", lambda label: rng.integers(0, 3, label.shape).astype(np.uint8))
+    settings = dict(steps=6, eval_every=2, select="criterion", save_every=3)
+    true, random = (cluster(configured(d, tmp_path / n, **settings)) for d, n in ((data, "a"), (other, "b")))
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert true["scores"]["counts"] != random["scores"]["counts"]  # the test can fail
+    for key in ("criteria", "collapse", "step", "use", "shifts", "histograms"):
+        assert true[key] == random[key]
+    assert [e["inertia"] for e in true["kmeans"]] == [e["inertia"] for e in random["kmeans"]]
+    drop = lambda line: {k: v for k, v in line.items() if k not in ("miou", "accuracy")} | {"val": line.get("val", {}).get("criteria")}
+    assert [drop(line) for line in lines(tmp_path / "a")] == [drop(line) for line in lines(tmp_path / "b")]
+    none = str(toy.make(tmp_path / "none", labels=False))
+    assert cluster(configured(none, tmp_path / "c", **settings))["scores"] is None and same(
+        tmp_path / "a", tmp_path / "c", "network.safetensors"
+    )
+
+
+def dictated(monkeypatch, criterion: dict, quality: dict):
+    """Replace what is measured after a step: the label-free criterion, and the share of pixels on their class."""
+    now, genuine_step, genuine = [0], training.step_loss, training.evaluate
+
+    def stepped(*args):
+        now[0] = args[-1] + 1
+        return genuine_step(*args)
+
+    def measured(*args):
+        found, right = genuine(*args), quality.get(now[0], 10)
+        counts = np.full((3, 3), (100 - right) // 2) + np.diag([right - (100 - right) // 2] * 3)
+        found.criterion, found.scores = criterion.get(now[0], 0.1), score(counts, toy.CLASSES)
+        return found
+
+    monkeypatch.setattr(training, "step_loss", stepped)
+    monkeypatch.setattr(training, "evaluate", measured)
+
+
+@pytest.mark.parametrize("select, step, stamp", [
+    ("last", 6, "nothing"), ("criterion", 2, "label-free criterion on training"), ("labels", 4, "LABELS of the split 'val', which is also"),
+])  # fmt: skip
+def test_the_state_that_is_kept(data, tmp_path, monkeypatch, select, step, stamp):
+    reference = configured(data, tmp_path / "short", steps=step)
+    cluster(reference)
+    nan = float("nan")
+    dictated(monkeypatch, {1: nan, 2: 0.9, 5: nan}, {4: 90})
+    settings = dict(steps=6, eval_every=1, save_every=2, select=select)
+    report = cluster(configured(data, tmp_path / "run", **settings))
+    assert report["step"] == step and stamp in report["chosen by"] and stamp in (tmp_path / "run" / "report.json").read_text()
+    assert same(tmp_path / "run", tmp_path / "short")
+
+    class Killed(Exception):
+        pass
+
+    def die(step, evaluation):
+        if step == 5:
+            raise Killed
+
+    cut = configured(data, tmp_path / "cut", **settings)
+    with pytest.raises(Killed):
+        cluster(cut, stop=die)
+    assert cluster(cut)["step"] == step and same(tmp_path / "cut", tmp_path / "short")  # also where the best came before the kill
+    assert cluster(cut)["step"] == step and same(tmp_path / "cut", tmp_path / "short")  # and when a finished run is asked for again
+
+
+@pytest.mark.parametrize("method", ["unim2", "eagle", "coral", "depthg"])
+def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    settings = dict(steps=7, eval_every=3, save_every=2)
+    whole = cluster(configured(data, tmp_path / "whole", method, **settings))
+    genuine, seen = training.step_loss, []
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*args):
+        seen.append(args[-1])
+        if args[-1] == 5:  # one step after the second state was saved
+            raise Killed
+        return genuine(*args)
+
+    cut = configured(data, tmp_path / "cut", method, **settings)
+    monkeypatch.setattr(training, "step_loss", dying)
+    with pytest.raises(Killed):
+        cluster(cut)
+    monkeypatch.setattr(training, "step_loss", lambda *args: (seen.append(args[-1]), genuine(*args))[1])
+    resumed = cluster(cut)
+    assert seen == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # from the saved state, not from the start
+    assert same(tmp_path / "whole", tmp_path / "cut") and same(tmp_path / "whole", tmp_path / "cut", "resume.safetensors")
+    assert lines(tmp_path / "whole") == lines(tmp_path / "cut") and resumed["scores"] == whole["scores"]
+    steps, evaluations = read_history(tmp_path / "cut" / "history.jsonl")
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7] and [line["step"] for line in evaluations] == [3, 6, 7]
+
+
+def test_a_folder_of_other_settings_is_refused(data, tmp_path):
+    config = configured(data, tmp_path)
+    cluster(config)
+    before = (tmp_path / "report.json").read_bytes()
+    for other, message in ((replace(config, lr=0.1), "lr was 0.001, is 0.1"), (replace(config, method="stego"), "method was 'unim2'")):
+        with pytest.raises(ValueError, match=f"another configuration .*{message}"):
+            cluster(other)
+    with pytest.raises(ValueError, match="another configuration"):
+        cluster(replace(config, method="kmeans"))
+    assert (tmp_path / "report.json").read_bytes() == before
+
+
+def test_one_seed_is_one_result_and_prepared_tokens_are_shared(data, tmp_path, shared):
+    first = configured(data, tmp_path / "a")
+    cluster(first)
+    cluster(replace(first, out=str(tmp_path / "b")), shared())
+    cluster(replace(first, out=str(tmp_path / "c"), seed=1))
+    assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c", "network.safetensors")

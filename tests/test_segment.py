@@ -1,0 +1,81 @@
+"""A finished clustering on new images gives what the run itself gave: same maps, same scores, or a clear refusal."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmlib.data import world
+from mmlib.data.prepared import PreparedDataset
+from mmlib.unsupervised.inference import EvaluationConfig
+from mmlib.unsupervised.methods import ClusterConfig, TokenConfig
+from mmlib.unsupervised.segment import SegmentConfig, segment
+from mmlib.unsupervised.training import cluster
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "room"
+    return world.render_dataset(root, "room", 8, 3, 3, (32, 48), ("rgb", "thermal"), progress=False)
+
+
+def run(room, out, method="unim2", **options):
+    evaluation = EvaluationConfig(clusters=4, restarts=2, repeats=1, kmeans_points=500)
+    config = ClusterConfig(str(room), str(out), method, tokens=TokenConfig("descriptors"), evaluation=evaluation, steps=3, batch_size=4,
+                           neighbours=2, progress=False, **options)  # fmt: skip
+    return cluster(config)
+
+
+@pytest.mark.parametrize("method", ["unim2", "kmeans", "cosine"])
+def test_the_scored_split_again_gives_the_same_scores(room, tmp_path, method):
+    report = run(room, tmp_path / "run", method)
+    scores = segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "val", progress=False))
+    assert scores.to_dict()["counts"] == report["scores"]["counts"]
+    assert scores.mapping.tolist() == report["scores"]["mapping"]
+    assert json.loads((tmp_path / "maps/scores.json").read_text())["scores"]["miou"] == report["scores"]["miou"]
+
+
+def test_maps_hold_the_classes_that_the_run_named(room, tmp_path):
+    report = run(room, tmp_path / "run")
+    segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "test", progress=False))
+    data = PreparedDataset(room, "test")
+    counts = np.zeros(256, int)
+    for row in data.rows:
+        with Image.open(tmp_path / "maps" / f"{row['id']}.png") as image:
+            assert image.mode == "P" and image.size == (48, 32)
+            counts += np.bincount(np.asarray(image).ravel(), minlength=256)
+    assert counts.sum() == 3 * 32 * 48
+    assert set(np.flatnonzero(counts)) <= {target % 256 for target in report["scores"]["mapping"]}
+
+
+def test_names_may_be_given_anew_on_the_split_that_is_scored(room, tmp_path):
+    run(room, tmp_path / "run")
+    own, anew = (
+        segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / str(k)), "test", rematch=k, progress=False))
+        for k in (False, True)
+    )
+    assert (own.rule, anew.rule) == ("given", "hungarian")
+    assert anew.accuracy() >= own.accuracy()  # Hungarian matching maximises exactly that
+
+
+def test_what_does_not_fit_is_refused(room, tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        segment(SegmentConfig(str(tmp_path), str(room), str(tmp_path / "maps"), progress=False))
+    run(room, tmp_path / "run")
+    other = world.render_dataset(tmp_path / "colour", "room", 1, 1, 1, (32, 48), ("rgb",), progress=False)
+    with pytest.raises(ValueError, match="thermal"):
+        segment(SegmentConfig(str(tmp_path / "run"), str(other), str(tmp_path / "maps"), progress=False))
+    street = world.render_dataset(tmp_path / "street", "street", 1, 1, 1, (32, 48), ("rgb", "thermal"), progress=False)
+    with pytest.raises(ValueError, match="names its clusters by"):
+        segment(SegmentConfig(str(tmp_path / "run"), str(street), str(tmp_path / "maps"), progress=False))
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    report["backbone"]["key"] = "0"
+    (tmp_path / "run/report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="other weights"):
+        segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), progress=False))
