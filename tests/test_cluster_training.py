@@ -104,6 +104,17 @@ def test_the_reference_comes_first_however_sensors_are_named(data):
         prepare(configured(data, modalities=("rgb", "sonar")))
 
 
+def test_shared_tokens_do_not_bring_another_run_s_settings(data, tmp_path):
+    """Tokens are prepared for one configuration; a run of another on them is what it is without sharing."""
+    shared = prepare(configured(data, modalities=("rgb", "depth")))
+    changes = dict(modalities=("rgb", "depth"), lambda_x=0.0, network=NetworkConfig(dim=8, anchor="both", fusion="mean"))
+    cluster(configured(data, tmp_path / "shared", **changes), shared)
+    cluster(configured(data, tmp_path / "own", **changes))
+    assert same(tmp_path / "shared", tmp_path / "own")
+    with pytest.raises(ValueError, match=r"lack rgb\+depth"):
+        cluster(configured(data, tmp_path / "no", method="stego", combine="image", modalities=("rgb", "depth")), shared)
+
+
 # ---------------------------------------------------------------- one step
 
 

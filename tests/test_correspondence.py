@@ -467,3 +467,21 @@ def test_derangements_are_uniform():
     assert derangement(2).tolist() == [1, 0]
     again = [derangement(32, torch.Generator().manual_seed(7)).tolist() for _ in range(2)]
     assert again[0] == again[1] and sorted(again[0]) == list(range(32))
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 5.0))
+@settings(max_examples=15, deadline=None)
+def test_without_harmonizers_cmcs_is_one_loss_on_joined_tokens(seed, weight):
+    """Eq. 6 is linear in F: judges that see the same code are one judge, who sees unit tokens side by side, scaled by √λ, and the
+    weighted mean of their shifts."""
+    frozen = {"rgb": points(4, 6, 5, seed=seed), "depth": points(4, 6, 5, seed=seed + 1)}
+    code = points(4, 6, 3, seed=seed + 2)
+    shifts = Shifts("absolute", numbers={"rgb": (0.1, 0.2, 0.3), "depth": (0.4, -0.1, 0.2)})
+    config = CorrespondenceConfig(shifts, lambdas={"depth": weight}, negatives=1)
+    order = lambda: torch.Generator().manual_seed(seed)
+    judged, _ = cmcs_loss(frozen, {"rgb": code, "depth": code}, (frozen, {"rgb": code, "depth": code}), config, order())
+    joined = {"both": torch.cat([F.normalize(frozen["rgb"], dim=2), weight**0.5 * F.normalize(frozen["depth"], dim=2)], 2)}
+    mean = tuple((a + weight * b) / (1 + weight) for a, b in zip(*(shifts.numbers[name] for name in ("rgb", "depth"))))
+    one = CorrespondenceConfig(Shifts("absolute", numbers={"both": mean}), negatives=1)
+    alone, _ = cmcs_loss(joined, {"both": code}, (joined, {"both": code}), one, order())
+    torch.testing.assert_close(judged, (1 + weight) * alone, rtol=1e-9, atol=1e-12)

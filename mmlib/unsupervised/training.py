@@ -25,7 +25,7 @@ from .clustering import ClusterProbe
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
 from .diagnostics import collapse
 from .inference import Evaluation, evaluate
-from .methods import DISTILLATIONS, ClusterConfig, Plan, Prepared, prepare
+from .methods import DISTILLATIONS, ClusterConfig, Plan, Prepared, plan, prepare
 from .networks import ClusterNet, save_cluster_net
 
 LOG_EVERY = 20  # steps between lines of the history
@@ -165,7 +165,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     adapters.safetensors for distillation, and kept.safetensors while ``select`` chooses.
 
     Args:
-        prepared: what ``prepare`` returned for the same data, tokens and method, to share it between runs.
+        prepared: what ``prepare`` returned for the same data, tokens and sensors, to share it between runs.
         stop: called with (step, evaluation) after each measurement of ``eval_every``; may raise to end the run (a search that prunes).
 
     Raises:
@@ -178,7 +178,12 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     if config.steps < 1 or config.batch_size < 2 or config.save_every < 1:
         raise ValueError(f"{config.steps} steps of {config.batch_size} images, saved every {config.save_every}: need 1 or more, 2 or more "
                          "for random pairs, and 1 or more")  # fmt: skip
-    found, prepared = prepared or prepare(config)
+    if prepared is None:
+        found, prepared = prepare(config)
+    else:  # the tokens are shared, what is done with them is this run's own
+        found, prepared = plan(config, list(prepared[0].sensors)), prepared[1]
+        if missing := set(found.extracted) - set(prepared.tokens.modalities):
+            raise ValueError(f"the prepared tokens lack {', '.join(sorted(missing))}; prepare them for this configuration")
     tokens, device = prepared.tokens, torch.device(prepared.tokens.device)
     clusters = config.evaluation.clusters or len(prepared.data.description.classes)
     refuse(config, prepared, clusters)

@@ -2,10 +2,12 @@
 
     python notebooks/results/clusters.py                       # street and room scenes of the sensor world, three sets of sensors
     python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the other half in a second process
+    python notebooks/results/clusters.py selected --seeds 5    # with the settings of cluster_search.json -> clusters_selected.json
     python notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
 
-Nothing here was tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences. Runs are scored once,
-on the test split (nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
+Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences. "selected" instead takes what
+'mmlib search' found for four methods on colour and thermal rooms, chosen by its label-free criterion. Runs are scored once, on the test
+split (nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tqdm.auto import tqdm
 
 from mmlib.data import world
 from mmlib.runtime import provenance, write_json
-from mmlib.unsupervised.correspondence import CorrespondenceConfig
+from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, plan, prepare
 from mmlib.unsupervised.networks import NetworkConfig
@@ -42,6 +44,7 @@ JOINT = {
     "unim2": {}, "unim2-0.3": {"lambda_x": 0.3}, "cmcs-1": {"network": BOTH}, "cmcs-0.3": {"network": BOTH, "lambda_x": 0.3},
     "lambda-0": {"lambda_x": 0.0},
 }  # fmt: skip
+FIRST = ("kmeans", "kmeans-feature", "stego-feature", "stego-conv", "unim2", "unim2-0.3", "cmcs-1", "cmcs-0.3")
 ABLATION = {  # Tables 5 to 7 and the sweep over lambda
     "unim2-3": {"lambda_x": 3.0}, "cmcs-3": {"network": BOTH, "lambda_x": 3.0},
     **{f"anchor-{name}": {"network": NetworkConfig(anchor=name)} for name in ("auxiliary", "none")},
@@ -54,8 +57,8 @@ ABLATION = {  # Tables 5 to 7 and the sweep over lambda
 class Options:
     """Run every method and write the record."""
 
-    which: tyro.conf.Positional[Literal["world", "nyu"]] = "world"
-    """The sensor world, or a prepared RGB-D data set."""
+    which: tyro.conf.Positional[Literal["world", "selected", "nyu"]] = "world"
+    """The sensor world; the same with searched settings; or a prepared RGB-D data set."""
     data: str = ""
     """nyu: folder of the prepared data set; train on its split "train", score "val"."""
     seeds: int = 3
@@ -68,8 +71,37 @@ class Options:
     """Which of them this is."""
 
 
+def selected(name: str) -> dict:
+    """Settings that the search found for a method, without labels."""
+    record = json.loads((ROOT / "notebooks/results/cluster_search.json").read_text(encoding="utf-8"))
+    best = record["searches"][name]["best"]
+    of = lambda what: tuple(best[f"{what}_{pair}"] for pair in PAIRS)
+    kind = {"stego": {"method": "stego"}, "stego-feature": {"method": "stego", "combine": "feature"}}.get(
+        name, {"lambda_x": best.get("lambda_x")}
+    )
+    network = NetworkConfig(dim=best["dim"], anchor="both" if name == "cmcs" else "rgb")
+    return kind | {
+        "lr": best["lr"],
+        "network": network,
+        "loss": replace(LOSS, shifts=Shifts("quantile", of("quantile")), weights=of("weight")),
+    }
+
+
 def table(which: str) -> list[tuple[str, str, str, dict]]:
     """(scene, sensors, method, settings) of every run, the most telling ones first."""
+    if which == "selected":
+        kinds = {name: selected(name) for name in ("stego-feature", "cmcs", "unim2")}
+        joint = [
+            (s, sensors, name, kind)
+            for s in ("room", "street")
+            for sensors in ("RT", "RD")
+            for name, kind in ({"kmeans": {"method": "kmeans"}} | kinds).items()
+        ]
+        return [
+            (s, "R", name, kind)
+            for s in ("room", "street")
+            for name, kind in (("kmeans", {"method": "kmeans"}), ("stego", selected("stego")))
+        ] + joint
     scenes = ("room", "street") if which == "world" else ("real",)
     found = [
         (s, one, name, kind) for s in scenes for one in ("R", "T", "D")[:: 1 if which == "world" else 2] for name, kind in SINGLE.items()
@@ -78,12 +110,14 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
         found += [(s, sensors, name, kind) for s in scenes for name, kind in JOINT.items()]
     if which == "world":
         found += [("room", "RT", name, kind) for name, kind in ABLATION.items()]
-        found += [(s, one, "kmeans", SINGLE["kmeans"]) for s in scenes for one in "NPA"]
-        found += [(s, "RNPA", name, kind) for s in scenes for name, kind in JOINT.items()]
-        found += [("street", "RT", name, kind) for name, kind in ABLATION.items()]
     found += [(s, "RD", "depthg", {"method": "depthg"}) for s in scenes]
     found += [(s, "R", "eagle", {"method": "eagle"}) for s in scenes]
-    return found + [(s, "RT" if which == "world" else "RD", "eagle-conv", {"method": "eagle"}) for s in scenes]
+    found += [(s, "RT" if which == "world" else "RD", "eagle-conv", {"method": "eagle"}) for s in scenes]
+    if which == "world":
+        found += [(s, one, "kmeans", SINGLE["kmeans"]) for s in scenes for one in "NPA"]
+        found += [(s, "RNPA", name, JOINT[name]) for s in scenes for name in sorted(JOINT, key=lambda name: name not in FIRST)]
+        found += [("street", "RT", name, kind) for name, kind in ABLATION.items()]
+    return found
 
 
 def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: int) -> ClusterConfig:
@@ -158,14 +192,16 @@ def main(options: Options) -> None:
     order = {group: index for index, group in enumerate(groups)}
     lines = [line for file in sorted(folder.glob(f"{options.which}-*.jsonl")) for line in map(json.loads, file.read_text().splitlines())]
     lines.sort(key=lambda line: (order[(line["scene"], line["sensors"], line["method"])], line["seed"]))
-    command = "python notebooks/results/clusters.py" + ("" if options.which == "world" else " nyu --data DIR")
+    command = (
+        "python notebooks/results/clusters.py" + {"world": "", "selected": " selected --seeds 5", "nyu": " nyu --data DIR"}[options.which]
+    )
     record = {
         "provenance": provenance(command),
         "split": "val" if options.which == "nyu" else "test",
         "steps": options.steps,
         "runs": lines,
     }
-    write_json(ROOT / "notebooks/results" / ("clusters.json" if options.which == "world" else "clusters_nyu.json"), record)
+    write_json(ROOT / "notebooks/results" / ("clusters.json" if options.which == "world" else f"clusters_{options.which}.json"), record)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5 -> street_ablation.json
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
-    nyu       real frames -> nyu_subsets.json
+    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, cluster_panel.npz
+    nyu       real frames -> nyu_subsets.json, clusters_nyu.json
 
-Each run takes one to five minutes on one core. Networks and histories go to runs/.
+Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and histories go to runs/.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ NYU = {"full": "--subsets full --epochs 30", "all-subsets": "--epochs 30"}
 class Options:
     """Repeat the reference runs."""
 
-    which: tyro.conf.Positional[Literal["world", "street", "ablation", "curves", "failures", "nyu"]] = "world"
+    which: tyro.conf.Positional[Literal["world", "street", "ablation", "curves", "failures", "clusters", "nyu"]] = "world"
     """One part; world = all parts on the sensor world."""
     frames: str = ""
     """nyu: folder of frames (see data_scripts/prepare_nyu.py)."""
@@ -126,6 +127,16 @@ def failures(jobs: int) -> None:
     compare(folders, "failures.json", "--split", "test", "--failures", "24", "--information-samples", "0")
 
 
+def clusters(jobs: int) -> None:
+    script = str(RESULTS / "clusters.py")
+    for arguments in ([], ["selected", "--seeds", "5"]):
+        parts = [[script, *arguments, "--parts", str(jobs), "--part", str(part)] for part in range(jobs)]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda command: call(*command), parts))
+        call(script, *arguments)  # nothing is left to run: this writes the whole record
+    call(str(RESULTS / "cluster_panel.py"))
+
+
 def picture(path: Path, network) -> None:
     """The README's picture: scenes by row, sensors by column, label and prediction last."""
     from mmlib.data import world
@@ -167,13 +178,14 @@ def nyu(frames: str, jobs: int) -> None:
         )
     folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 3, jobs)
     compare(folders, "nyu_subsets.json", "--split", "val")
+    call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
 
 
 def main(options: Options) -> None:
     if options.which == "nyu":
         return nyu(options.frames, options.jobs)
     call("-m", "mmlib", "render", "street", "--no-progress")
-    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures}
+    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures, "clusters": clusters}
     for name, part in parts.items():
         if options.which in (name, "world"):
             part(options.jobs)
