@@ -85,7 +85,7 @@ class ClusterConfig:
     batch_size: int = 16
     """Images per step; each brings one neighbour (the papers: 32)."""
     lr: float = 1e-3
-    """Learning rate of Adam, constant; of the probe five times the paper's ratio: 5e-3."""
+    """Learning rate of Adam, constant (the papers: 5e-4); the online probe has 5e-3."""
     knn: Literal["reference", "all"] = "reference"
     """Whose mean tokens say which images are neighbours: the reference's (released code) or all sensors'."""
     neighbours: int = 7

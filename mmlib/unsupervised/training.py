@@ -122,7 +122,7 @@ def step_loss(model: Model, prepared: Prepared, loss: CorrespondenceConfig, inde
         codes, name = [code, model(views[1])], model.plan.read[0]
         rgb = prepared.extras["rgb"][torch.from_numpy(index)] if "rgb" in prepared.extras else None
         objects, lookup = model.extra["eagle"](codes, [view[name] for view in views], rgb)
-        corresponding, contrasting = object_mix(step)
+        corresponding, contrasting = object_mix(step, min(200, model.config.steps // 10))
         total, parts["objects"] = corresponding * total + contrasting * objects + lookup, float(objects.detach())
     if "depth" in prepared.extras:
         guidance = depth_guidance(prepared.extras["depth"][torch.from_numpy(index)], code, DEPTH_SHIFT, generator=where)

@@ -93,8 +93,8 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
         kinds = {name: selected(name) for name in ("stego-feature", "cmcs", "unim2")}
         joint = [
             (s, sensors, name, kind)
-            for s in ("room", "street")
             for sensors in ("RT", "RD")
+            for s in ("room", "street")
             for name, kind in ({"kmeans": {"method": "kmeans"}} | kinds).items()
         ]
         return [

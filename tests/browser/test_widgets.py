@@ -199,11 +199,12 @@ def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
     assert pictures == sliders.count(), "each slider changes a picture"
     assert numbers > sliders.count() / 2, "and most of them a score"
 
-    if not panel.locator("input[type=checkbox]").count():  # a panel of buttons and sliders
-        before = look(panel)
-        panel.get_by_role("button", name="wave").focus()
-        page.keyboard.press("Enter")
-        assert "sin" in wait_for_change(page, panel, before, part=1)[1][0]
+    if not panel.locator("input[type=checkbox]").count():  # a panel of sliders, perhaps with buttons
+        if panel.get_by_role("button", name="wave").count():
+            before = look(panel)
+            panel.get_by_role("button", name="wave").focus()
+            page.keyboard.press("Enter")
+            assert "sin" in wait_for_change(page, panel, before, part=1)[1][0]
         assert page.errors == [] and page.outside == []
         return
     switch = panel.locator("input[type=checkbox]").first
