@@ -250,8 +250,9 @@ def test_fusions_reach_the_network(shared, method, fusion):
 
 
 def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
-    for step, reached in ((199, False), (200, True)):
-        model, parts, _ = one_step(shared, "eagle", step=step)
+    # after 200 steps, as released, or a tenth of a shorter training, which would otherwise never see it
+    for steps, step, reached in ((10_000, 199, False), (10_000, 200, True), (100, 9, False), (100, 10, True)):
+        model, parts, _ = one_step(shared, "eagle", step=step, steps=steps)
         assert reaches(model.extra["eagle"].project) == reached and parts["objects"] > 0
         assert reaches(model.extra["eagle"].cue) and reaches(model.net)
     _, prepared = shared("eagle")

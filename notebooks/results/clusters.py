@@ -91,17 +91,9 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
     """(scene, sensors, method, settings) of every run, the most telling ones first."""
     if which == "selected":
         kinds = {name: selected(name) for name in ("stego-feature", "cmcs", "unim2")}
-        joint = [
-            (s, sensors, name, kind)
-            for sensors in ("RT", "RD")
-            for s in ("room", "street")
-            for name, kind in ({"kmeans": {"method": "kmeans"}} | kinds).items()
-        ]
-        return [
-            (s, "R", name, kind)
-            for s in ("room", "street")
-            for name, kind in (("kmeans", {"method": "kmeans"}), ("stego", selected("stego")))
-        ] + joint
+        scenes = ("room", "street")
+        found = [(s, "R", name, kind) for s in scenes for name, kind in (("kmeans", {"method": "kmeans"}), ("stego", selected("stego")))]
+        return found + [(s, "RT", name, kind) for s in scenes for name, kind in ({"kmeans": {"method": "kmeans"}} | kinds).items()]
     scenes = ("room", "street") if which == "world" else ("real",)
     found = [
         (s, one, name, kind) for s in scenes for one in ("R", "T", "D")[:: 1 if which == "world" else 2] for name, kind in SINGLE.items()
