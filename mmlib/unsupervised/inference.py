@@ -80,11 +80,11 @@ class Evaluation:
             "collapse": self.collapse, "histograms": self.histograms, **self.others,
         }  # fmt: skip
 
-    def write(self, out: Path, scored: PreparedDataset, statistics: TokenStatistics | None, notes: dict) -> None:
+    def write(self, out: Path, scored: PreparedDataset, statistics: TokenStatistics | None) -> None:
         """clusters.safetensors, tokens.safetensors, and label maps in maps/."""
         described = scored.description
         named = {"mapping": self.scores.mapping.tolist(), "classes": described.classes, "palette": described.palette} if self.scores else {}
-        result = Clustering(self.means.centroids, **named, notes=notes)
+        result = Clustering(self.means.centroids, **named)
         save_clustering(out / "clusters.safetensors", result)
         save_tensors(out / "tokens.safetensors", statistics.to_tensors() if statistics else {"none": torch.zeros(1)}, {"kind": "tokens"})
         count = self.settings.maps if scored.labelled else -1
@@ -128,7 +128,7 @@ def evaluate(model, plan, prepared, clusters: int, config, loss=None) -> Evaluat
     code_of = lambda indices: scored_codes[indices]
     scores, repeats, others = None, [{"inertia": min(run.inertia)} for run in runs], {}
     if prepared.scored.labelled:
-        options = {"refinement": Refinement(settings.guide)} if settings.guide else {}
+        options = {"refinement": Refinement(settings.guide)}
         classes = prepared.scored.description.classes
         named = [score(clustering.count(code_of, prepared.scored, run.centroids, **options), classes) for run in runs]
         scores = named[next(i for i, run in enumerate(runs) if run is means)]

@@ -198,7 +198,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     """Open the data, extract or read tokens, find neighbours. No label is read."""
     settings = config.tokens
     device = choose_device(config.device)
-    train = PreparedDataset(config.data, "train", config.modalities or None, cache=False)
+    train = PreparedDataset(config.data, "train", config.modalities or None)
     sensors = list(train.modalities)
     sensors.sort(key=lambda name: name != "rgb")  # the reference comes first
     found = plan(config, sensors)
@@ -216,7 +216,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     compared = found.extracted if config.knn == "all" else found.extracted[:1]
     groups = None if config.same_image else tokens.image
     paired = found.loss.weights[1] and config.method != "kmeans"
-    close = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups) if paired else torch.empty(0)
+    close = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu() if paired else torch.empty(0)
     wanted = {"eagle": "rgb", "depthg": "depth"}.get(config.method, "")
     extras = {wanted: on_grid(train, wanted, settings, tokens.grid).to(device)} if wanted in train.modalities else {}
     stored = tokens.nbytes

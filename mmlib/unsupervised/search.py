@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..runtime import derived_seed, provenance, write_json
 from .correspondence import Shifts
-from .methods import ClusterConfig, Prepared, plan, prepare
+from .methods import ClusterConfig, Plan, Prepared, prepare
 from .training import cluster
 
 
@@ -53,10 +53,15 @@ def flags(found: dict) -> str:
     return " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, values))}" for name, values in (single | triples).items())
 
 
+def on_scores(miou: float, accuracy: float) -> float:
+    """The released search's objective."""
+    return 0.75 * miou + 0.25 * accuracy
+
+
 def objective(report: dict, on_labels: bool) -> float:
     """What the search maximises."""
     if on_labels:
-        return 0.75 * report["scores"]["miou"]["all"] + 0.25 * report["scores"]["accuracy"]["all"]
+        return on_scores(report["scores"]["miou"]["all"], report["scores"]["accuracy"]["all"])
     return report["criteria"][report["criterion"]]
 
 
@@ -78,8 +83,8 @@ def search(config: SearchConfig) -> dict:
     if config.prune and not run.eval_every:
         raise ValueError("--prune compares trials at the same step: give --eval-every, such as a quarter of --steps")
     # Every trial weighs KNN pairs, whatever the weights of the run: find neighbours.
-    found, prepared = prepare(replace(run, loss=replace(run.loss, weights=(1.0, 1.0, 1.0))))
-    if config.select_on_labels and not prepared.scored.labelled:
+    shared = prepare(replace(run, loss=replace(run.loss, weights=(1.0, 1.0, 1.0))))
+    if config.select_on_labels and not shared[1].scored.labelled:
         raise ValueError(f"{run.data} has no labels, so they cannot choose; leave out --select-on-labels")
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -102,7 +107,7 @@ def search(config: SearchConfig) -> dict:
 
         def one(trial) -> float:
             try:
-                report = _trial(trial, config, list(found.sensors), prepared, out)
+                report = _trial(trial, config, shared, out)
             except ValueError as error:
                 trial.set_user_attr("failed", str(error))
                 raise
@@ -121,7 +126,7 @@ def search(config: SearchConfig) -> dict:
     return _report(study, config, out)
 
 
-def _trial(trial, config: SearchConfig, sensors: list[str], prepared: Prepared, out: Path) -> dict:
+def _trial(trial, config: SearchConfig, shared: tuple[Plan, Prepared], out: Path) -> dict:
     import optuna
 
     folder = out / "trials" / f"{trial.number:04d}"
@@ -130,13 +135,13 @@ def _trial(trial, config: SearchConfig, sensors: list[str], prepared: Prepared, 
     def stop(step, evaluation) -> None:
         value = evaluation.criterion
         if config.select_on_labels:
-            value = 0.75 * evaluation.miou + 0.25 * evaluation.scores.accuracy()
+            value = on_scores(evaluation.miou, evaluation.scores.accuracy())
         trial.report(value, step)
         if config.prune and step < run.steps and trial.should_prune():
             raise optuna.TrialPruned()
 
     try:
-        return cluster(run, (plan(run, sensors), prepared), stop)
+        return cluster(run, shared, stop)
     finally:
         for file in folder.glob("*.safetensors"):  # hundreds of trials would fill a disk
             file.unlink()

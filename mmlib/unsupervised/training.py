@@ -75,7 +75,7 @@ class Model(nn.Module):
 def drawn(model: Model, prepared: Prepared, index: np.ndarray, generator: torch.Generator, train: bool = True):
     """One batch of points: (frozen, codes) of the images, the same of their neighbours or None, tokens, code of the images."""
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    near = prepared.neighbours.cpu().numpy() if len(prepared.neighbours) else None
+    near = prepared.neighbours.numpy() if len(prepared.neighbours) else None
     both = index if near is None else np.concatenate([index, near[index, rng.integers(near.shape[1], size=len(index))]])
     tokens = prepared.tokens.batch(both, model.plan.names)
     count = model.plan.loss.points
@@ -250,7 +250,7 @@ def _read_kept(out: Path, step: int) -> tuple[float, dict, int] | None:
 
 
 def _report(config, found, prepared, model, last: Evaluation, step, begun, begun_cpu, loss=None) -> dict:
-    out, statistics = Path(config.out), prepared.statistics
+    out = Path(config.out)
     chosen = {"last": "nothing: the state after the last step", "criterion": "a label-free criterion on training images",
               "labels": f"LABELS of the split {config.evaluation.split!r}, which is also scored"}[config.select]  # fmt: skip
     public = {k: v for k, v in asdict(config).items() if k not in ("out", "data", "progress", "device")}
@@ -266,10 +266,10 @@ def _report(config, found, prepared, model, last: Evaluation, step, begun, begun
         "shifts": loss.shifts.numbers if loss else {}, **last.to_dict(),
     }  # fmt: skip
     if model:
-        save_cluster_net(model.net, out / "network.safetensors", read=list(found.read))
+        save_cluster_net(model.net, out / "network.safetensors")
         if "distillation" in model.extra:  # they stand before the network, also at inference
             adapters = model.extra["distillation"].adapters.state_dict()
             save_tensors(out / "adapters.safetensors", adapters, {"kind": "adapters"})
-    last.write(out, prepared.scored, statistics, {"tokens": asdict(config.tokens), "backbone_key": prepared.backbone.key})
+    last.write(out, prepared.scored, prepared.statistics)
     write_json(out / "report.json", report)
     return report

@@ -22,11 +22,12 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
+from mmlib.cli import rounded
 from mmlib.data import world
 from mmlib.runtime import provenance, write_json
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
-from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, plan, prepare
+from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare
 from mmlib.unsupervised.networks import NetworkConfig
 from mmlib.unsupervised.training import cluster
 
@@ -138,10 +139,9 @@ def run(config: ClusterConfig, shared: dict) -> dict:
     )
     if key not in shared:
         shared.clear()
-        shared[key] = prepare(config)[1]
+        shared[key] = prepare(config)
     begun = time.process_time()
-    prepared = shared[key]
-    report = cluster(config, (plan(config, list(prepared.data.modalities)), prepared))
+    report = cluster(config, shared[key])
     scores = report["scores"]
     return {
         "miou": scores["miou"]["all"], "accuracy": scores["accuracy"]["all"], "iou": scores["iou"]["all"],
@@ -154,36 +154,28 @@ def run(config: ClusterConfig, shared: dict) -> dict:
     }  # fmt: skip
 
 
-def rounded(value, digits: int = 4):
-    if isinstance(value, dict):
-        return {key: rounded(entry, digits) for key, entry in value.items()}
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-
 def main(options: Options) -> None:
     folder = ROOT / "runs/clusters"
     folder.mkdir(parents=True, exist_ok=True)
-    if options.parts > 1:
-        (folder / f"last{options.part}").mkdir(exist_ok=True)
-    everything = [(*entry, seed) for seed in range(options.seeds) for entry in table(options.which)]
-    everything.sort(key=lambda e: [t[:3] for t in table(options.which)].index(e[:3]))
-    lines = [json.loads(line) for file in sorted(folder.glob(f"{options.which}-*.jsonl")) for line in file.read_text().splitlines()]
-    done = {(line["scene"], line["sensors"], line["method"], line["seed"]) for line in lines}
-    groups = list(dict.fromkeys((e[0], e[1], e[2]) for e in everything))
-    mine = {group for index, group in enumerate(groups) if index % options.parts == options.part}
+    kinds = {(scene, sensors, method): kind for scene, sensors, method, kind in table(options.which)}
+    order = {group: index for index, group in enumerate(kinds)}
+    group_of = lambda line: (line["scene"], line["sensors"], line["method"])
+
+    def finished() -> list[dict]:
+        files = sorted(folder.glob(f"{options.which}-*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    done = {(*group_of(line), line["seed"]) for line in finished()}
     shared: dict = {}
-    for scene, sensors, method, kind, seed in tqdm(everything, "methods"):
-        if (scene, sensors, method) not in mine or (scene, sensors, method, seed) in done:
+    for group, seed in tqdm([(group, seed) for group in kinds for seed in range(options.seeds)], "methods"):
+        if order[group] % options.parts != options.part or (*group, seed) in done:
             continue
-        config = configuration(options, scene, sensors, kind, seed)
-        config = replace(config, out=str(folder / f"last{options.part}"))
-        entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(run(config, shared))
-        lines.append(entry)
+        scene, sensors, method = group
+        config = replace(configuration(options, scene, sensors, kinds[group], seed), out=str(folder / f"last{options.part}"))
+        entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(run(config, shared), 4)
         with open(folder / f"{options.which}-{options.part}.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")
-    order = {group: index for index, group in enumerate(groups)}
-    lines = [line for file in sorted(folder.glob(f"{options.which}-*.jsonl")) for line in map(json.loads, file.read_text().splitlines())]
-    lines.sort(key=lambda line: (order[(line["scene"], line["sensors"], line["method"])], line["seed"]))
+    lines = sorted(finished(), key=lambda line: (order[group_of(line)], line["seed"]))
     command = (
         "python notebooks/results/clusters.py" + {"world": "", "selected": " selected --seeds 5", "nyu": " nyu --data DIR"}[options.which]
     )
