@@ -22,9 +22,9 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from mmlib.cli import rounded
 from mmlib.data import world
 from mmlib.runtime import provenance, write_json
+from mmlib.scoring import rounded
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare
