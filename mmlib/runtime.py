@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
 import os
 import platform
 import random
+import re
 import shutil
+import sqlite3
 import sys
+import time
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -67,25 +72,101 @@ def choose_device(device: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # a process is known by its number on its machine only
+
+
+@lru_cache(maxsize=None)
+def remove_strays(folder: Path) -> None:
+    """Delete what processes that were killed left of files they were writing into ``folder``. Once per process and folder.
+
+    A temporary of this machine is a stray if its process is no more; one of another machine (a shared disk) if it is a day old.
+    """
+    for path in folder.glob(".*.tmp"):
+        found = re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp", path.name)
+        with contextlib.suppress(OSError):  # another process may have removed it first
+            if found and (not _alive(int(found[2])) if found[1] == _MACHINE else time.time() - path.stat().st_mtime > 86400):
+                shutil.rmtree(path)
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is not a question but a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path):
-    """Yield a temporary path beside ``path``; move it into place when the block ends well, remove it when it does not.
+    """Yield a temporary path of the same name beside ``path``; move it into place when the block ends well, remove it when it does not.
 
-    A reader therefore sees the old file, the whole new file, or none. A full disk raises OSError naming the file.
+    A reader therefore sees the old file, the whole new file, or none. A full disk raises OSError naming the file. The temporary lies
+    in a folder of its own, because some libraries write temporaries of theirs beside it; what a killed process leaves there is removed
+    by the next process that writes into ``path``'s folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    remove_strays(path.parent)
+    folder = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
+    temporary = folder / path.name
     try:
+        folder.mkdir(exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+    except OSError as error:
+        if error.filename in (None, str(temporary), str(folder)):
             free = shutil.disk_usage(path.parent).free / 1e6
             reason = f"{error.strerror or error}, {free:.1f} MB free on its disk"
             raise OSError(f"{path}: could not be written ({reason}); nothing was written. Make room or choose another folder") from error
         raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: str | Path):
+    """Hold the lock file ``path``: another process waits for this one, whose end, of whatever kind, frees the lock.
+
+    Raises:
+        OSError: the lock can not be had, whoever holds it: a read-only disk, or a file that is none of ours.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:  # an exclusive transaction, which the system ends with its process
+            lock = stack.enter_context(contextlib.closing(sqlite3.connect(path, timeout=1e6, isolation_level=None)))
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            raise OSError(f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written") from error
+        yield
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, what: str, kind: type[ValueError] = ValueError):
+    """Whatever a damaged or foreign file makes the block raise becomes one line: a ``kind`` that names ``path`` and what was expected."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise kind(f"{path}: no such file; expected {what}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, OSError, EOFError, csv.Error,
+            SafetensorError) as error:  # fmt: skip
+        if isinstance(error, kind) and str(error).startswith(str(path)):
+            raise
+        reason = " ".join(str(error).split())
+        raise kind(f"{path}: not {what}, or damaged ({type(error).__name__}: {reason[:300]})") from error
+
+
+def read_json(path: str | Path, what: str) -> dict:
+    """A JSON object; ``what`` says which. Raises ValueError: missing, damaged, or something else; names the file."""
+    with reading(path, what):
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise TypeError(f"a {type(value).__name__} instead of named values")
+    return value
 
 
 def write_json(path: str | Path, value) -> None:
@@ -116,16 +197,26 @@ def read_tensor_header(path: str | Path) -> dict:
     """
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file")
-    try:
+    with reading(path, "a file of this library"):
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["mmlib"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a file of this library, or damaged ({type(error).__name__}: {error})") from error
+            header = json.loads(file.metadata()["mmlib"])
+        if not isinstance(header, dict):
+            raise TypeError(f"its header is a {type(header).__name__}")
+    return header
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+    """All tensors of a safetensors file by name; runs no code from the file.
+
+    Raises:
+        ValueError: missing, damaged, another kind of file, or a tensor with NaN or infinite values; names the file.
+    """
+    with reading(path, "a file of tensors"), safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} has NaN or infinite values; use another checkpoint, or train again")
+    return tensors
 
 
 def provenance(command: str = "", seed: int | None = None) -> dict:

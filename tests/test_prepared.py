@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -91,6 +92,30 @@ def test_a_killed_writer_goes_on_and_measures_the_same(tmp_path):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
     with pytest.raises(DataError, match="already holds"):
         Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES))
+
+
+def test_threads_write_the_same_bytes(tmp_path):
+    """And where two of them add one sample, one is told."""
+    toy.make(tmp_path / "one")
+    samples = [(split, start + i, f"{split}_{i:03d}", i) for split, start, n in (("train", 0, 12), ("val", 1000, 5)) for i in range(n)]
+    told = []
+    with Writer(tmp_path / "many", Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer:
+
+        def add(sample):
+            split, seed, sample_id, i = sample
+            try:
+                writer.add(sample_id, split, *toy.sample(seed), ("day", "night")[i % 2], ("", "", "broken")[i % 3])
+            except DataError as error:
+                told.append(str(error))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(add, samples[::-1]))
+            list(pool.map(add, samples))
+    assert len(told) == len(samples) and all("there already" in message for message in told)
+    one, many = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} for root in (tmp_path / "one", tmp_path / "many")
+    )
+    assert one == many
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):

@@ -110,6 +110,9 @@ def test_a_dim_sparse_sensor_sees_fewer_points_at_the_same_range():
     assert 0.2 < seen.sum() / 5000 < 0.3
     noisy = degrade(lidar, SENSORS["lidar"], noise=0.1)
     assert not (noisy[:, 1::2] != 0).any() and (noisy[:, ::2] != 30).any()
+    lidar[2, ::2] = -1.5  # the road lies below the sensor: noise spreads heights, it does not lift them to the sensor's level
+    height = degrade(lidar, SENSORS["lidar"], noise=0.01)[2, ::2]
+    assert abs(float(height.mean()) + 1.5) < 0.05 and abs(float(height.std()) - 0.8) < 0.05
 
 
 def test_noise_has_the_size_it_says_and_a_seed():

@@ -5,6 +5,9 @@
 * ``black``: its physical image is set to 0 before normalisation, as if the file were black.
 * ``noise``: its normalised image is replaced by standard Gaussian noise.
 
+Which sensors are gone is every subset in turn, or chance: ``evaluate --failure-probability p`` weighs the subsets of any of these
+protocols by how often independent failures would leave them (``mmlib.evaluation.subsets.subset_probabilities``).
+
 Those are sensors known to be gone, or replaced outright. A sensor can also go wrong without saying so, a little (``mild``) or
 altogether (``gross``), and still be passed on like a sound one: ``faulty`` makes such images.
 
@@ -53,7 +56,8 @@ def degrade(image: Tensor, modality: Modality, gain: float = 1.0, noise: float =
         kept = torch.rand(image.shape[:-3] + (1, *image.shape[-2:]), generator=generator).to(image) < gain
         seen = (image != 0).any(-3, keepdim=True) & kept
         noisy = image + noise * span * torch.randn(image.shape, generator=generator).to(image)
-        return torch.where(seen, noisy.clamp_min(0), torch.zeros_like(image))
+        noisy = torch.where(image < 0, noisy, noisy.clamp_min(0))  # ranges stay ranges; heights may lie below the sensor
+        return torch.where(seen, noisy, torch.zeros_like(image))
     floor = 0.0 if modality.picture == "angle" else modality.low  # the cosine and sine of an angle fade to 0, not to -1
     dimmed = floor + gain * (image - floor)
     return dimmed + noise * span * torch.randn(image.shape, generator=generator).to(image) if noise else dimmed

@@ -20,21 +20,18 @@ import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..modalities import IGNORE_INDEX, Modality
-from ..runtime import atomic_path, write_json
+from ..runtime import atomic_path, reading, write_json
+from .stored import DataError, check_label, check_modality, check_values, read_array, write_array
 
 FORMAT = 1
 COLUMNS = ("id", "split", "condition", "case")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class DataError(ValueError):
-    """Data on disk that breaks the prepared layout. The message names the file, what was expected and what to do."""
 
 
 @dataclass
@@ -54,11 +51,18 @@ class Description:
             raise ValueError(f"data set {self.name!r} has no modality")
         if len(self.classes) != len(self.palette):
             raise ValueError(f"data set {self.name!r}: {len(self.classes)} classes but {len(self.palette)} colours")
+        named = not isinstance(self.classes, str) and all(isinstance(name, str) and name for name in self.classes)
+        if not named or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"data set {self.name!r}: classes {self.classes}; expected a list of names, each once")
+        if not all(len(c) == 3 and all(isinstance(v, int | np.integer) and 0 <= v <= 255 for v in c) for c in self.palette):
+            raise ValueError(f"data set {self.name!r}: palette {self.palette}; expected (red, green, blue) from 0 to 255 for each class")
         if len(self.classes) > IGNORE_INDEX:
             raise ValueError(f"data set {self.name!r}: {len(self.classes)} classes; ids are uint8 and {IGNORE_INDEX} means ignore")
         symbols = [m.symbol for m in self.modalities.values()]
         if len(set(symbols)) != len(symbols):
             raise ValueError(f"data set {self.name!r}: two modalities share a symbol ({' '.join(symbols)})")
+        for modality in self.modalities.values():
+            check_modality(modality)
 
     def to_dict(self) -> dict:
         return {
@@ -70,6 +74,8 @@ class Description:
     @classmethod
     def from_dict(cls, values: dict) -> Description:
         modalities = {m["name"]: Modality(**m) for m in values["modalities"]}
+        if len(modalities) != len(values["modalities"]):
+            raise ValueError(f"modalities {', '.join(m['name'] for m in values['modalities'])}: one is there twice")
         palette = [tuple(colour) for colour in values["palette"]]
         return cls(values["name"], values["classes"], palette, modalities, values["source"], values["licence"], values["extra"])
 
@@ -86,15 +92,11 @@ def read_description(root: str | Path) -> Description:
     if not path.exists():
         hint = "run 'python -m mmlib render' for the sensor world or a script of data_scripts/ for a public data set"
         raise DataError(f"{path}: not found, so {str(root)!r} is not a prepared data set; {hint}")
-    try:
+    with reading(path, "a valid description of a prepared data set", DataError):
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
             raise DataError(f"{path}: format {values.get('format')!r}; this version reads format {FORMAT}; prepare the data set again")
         return Description.from_dict(values)
-    except DataError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a valid description ({type(error).__name__}: {error}); prepare the data set again") from error
 
 
 def _file(root: Path, folder: str, sample_id: str, png: bool) -> Path:
@@ -103,54 +105,6 @@ def _file(root: Path, folder: str, sample_id: str, png: bool) -> Path:
 
 def _is_png(modality: Modality) -> bool:
     return (modality.dtype, modality.channels) in (("uint8", 1), ("uint8", 3), ("uint16", 1))
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write (H, W, C) as PNG or NPY by the path's suffix, atomically."""
-    with atomic_path(path) as temporary:
-        if path.suffix == ".png":
-            Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(temporary, compress_level=3)
-        else:
-            np.save(temporary, array)
-
-
-def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
-    """Read (H, W, C) of exactly this dtype and number of channels.
-
-    Raises:
-        DataError: missing, truncated, or of another type; names the file.
-    """
-    expected = f"expected {dtype} with {channels} channel{'s' * (channels > 1)}"
-    try:
-        if path.suffix == ".npy":
-            # memory-mapped, so that a header which lies about the size fails before memory is taken
-            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-        else:
-            with Image.open(path) as image:
-                mode = {"L": ("uint8", 1), "RGB": ("uint8", 3), "I;16": ("uint16", 1)}.get(image.mode, (image.mode, "unknown"))
-                if mode != (dtype, channels):
-                    raise DataError(f"{path}: {expected}, found image mode {image.mode} ({mode[0]}, {mode[1]} channels)")
-                array = np.array(image)
-            array = array.reshape(*array.shape[:2], channels)
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found, though index.csv lists it; prepare the data set again") from error
-    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; the file is damaged or of another kind"
-        ) from error
-    if array.dtype != np.dtype(dtype) or array.ndim != 3 or array.shape[2] != channels:
-        raise DataError(f"{path}: {expected} as (H, W, C), found {array.dtype} of shape {array.shape}")
-    return array
-
-
-def check_label(label: np.ndarray, classes: int, where: str) -> None:
-    """Raise DataError unless every id is below ``classes`` or 255. ``label`` is any uint8 array."""
-    bad = np.unique(label[(label >= classes) & (label != IGNORE_INDEX)])
-    if bad.size:
-        listed = ", ".join(map(str, bad[:8]))
-        raise DataError(f"{where}: label id {listed} out of range; expected 0 to {classes - 1}, or {IGNORE_INDEX} for ignore")
 
 
 def is_finished(root: str | Path) -> bool:
@@ -184,11 +138,11 @@ class Writer:
             try:
                 row = json.loads(line)
                 self.rows[row["id"]] = row
-            except ValueError:  # the line that was being written when the process died
+            except (ValueError, KeyError, TypeError):  # the line that was being written when the process died
                 break
         with atomic_path(self._journal_path) as temporary:  # drop such a line before anything is appended to it
             temporary.write_text("\n".join([header, *map(json.dumps, self.rows.values())]) + "\n", encoding="utf-8")
-        self._journal = open(self._journal_path, "a", encoding="utf-8")
+        self._journal, self._lock = open(self._journal_path, "a", encoding="utf-8"), Lock()
 
     @property
     def done(self) -> dict[str, dict]:
@@ -211,7 +165,7 @@ class Writer:
         condition: str = "",
         case: str = "",
     ) -> None:
-        """Write one sample: stored arrays (H, W, C) by modality name, and a uint8 label (H, W) or None.
+        """Write one sample: stored arrays (H, W, C) by modality name, and a uint8 label (H, W) or None. Threads may add at once.
 
         Raises:
             DataError: an unsafe or repeated id, a missing or unknown modality, a wrong dtype, size or channel count, an unknown class id.
@@ -233,8 +187,9 @@ class Writer:
             if array.dtype != np.dtype(modality.dtype) or array.ndim != 3 or array.shape[2] != modality.channels:
                 expected = f"{modality.dtype} (H, W, {modality.channels})"
                 raise DataError(f"sample {sample_id!r}, {name}: expected {expected}, got {array.dtype} {array.shape}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DataError(f"sample {sample_id!r}, {name}: NaN or infinite values; replace them (sparse sensor: 0 = no measurement)")
+            if not array.size:
+                raise DataError(f"sample {sample_id!r}, {name}: an empty image of shape {array.shape}")
+            check_values(modality, array, f"sample {sample_id!r}")
         if label is not None:
             if label.dtype != np.uint8:
                 raise DataError(f"sample {sample_id!r}: label is {label.dtype}; expected uint8")
@@ -246,9 +201,12 @@ class Writer:
         row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": label is not None}
         if split == "train":
             row["sums"] = {name: self._sums(modality, images[name]) for name, modality in modalities.items()}
-        self.rows[sample_id] = row
-        self._journal.write(json.dumps(row) + "\n")
-        self._journal.flush()
+        with self._lock:
+            if sample_id in self.rows:
+                raise DataError(f"sample id {sample_id!r} is there already; ids must differ")
+            self.rows[sample_id] = row
+            self._journal.write(json.dumps(row) + "\n")
+            self._journal.flush()
 
     @staticmethod
     def _sums(modality: Modality, stored: np.ndarray) -> list:
@@ -263,8 +221,9 @@ class Writer:
             missing = f"{labelled.count(False)} of {len(labelled)}"
             raise DataError(f"{self.root}: {missing} samples have no label; label all or none, or write two data sets")
         modalities = {}
+        rows = sorted(self.rows.values(), key=lambda row: (row["split"], row["id"]))  # whatever the order they came in
         for name, modality in self.description.modalities.items():
-            sums = [row["sums"][name] for row in self.rows.values() if "sums" in row]
+            sums = [row["sums"][name] for row in rows if "sums" in row]
             if sums and not (modality.mean and modality.std):  # statistics given by the caller stand
                 count = sum(s[0] for s in sums)
                 mean = np.sum([s[1] for s in sums], 0) / count
@@ -277,8 +236,8 @@ class Writer:
         with atomic_path(self.root / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
-            table.writerows(sorted(self.rows.values(), key=lambda row: (row["split"], row["id"])))
-        self._journal_path.unlink()
+            table.writerows(rows)
+        self._journal_path.unlink(missing_ok=True)  # another process may have finished the same
 
 
 def read_index(root: str | Path) -> list[dict[str, str]]:
@@ -286,14 +245,17 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
     path = Path(root) / "index.csv"
     if not is_finished(root):
         raise DataError(f"{path}: not found, or not finished; run the command that prepares the data set again, it goes on")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    with reading(path, "an index of samples", DataError), open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, strict=True))
     if not rows or set(COLUMNS) - set(rows[0]):
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)} and at least one row")
     ids = [row["id"] for row in rows]
     for sample_id in ids:
         if not _SAFE_ID.fullmatch(sample_id or ""):
             raise DataError(f"{path}: unsafe sample id {sample_id!r}")
+    for row in rows:
+        if None in row or None in row.values() or not row["split"]:
+            raise DataError(f"{path}: the row of {row['id']!r} has more or fewer values than there are columns, or no split")
     if len(set(ids)) != len(ids):
         raise DataError(f"{path}: {next(i for i in ids if ids.count(i) > 1)!r} is listed twice")
     return rows
@@ -329,7 +291,9 @@ class PreparedDataset:
         if not self.rows:
             splits = ", ".join(sorted({row["split"] for row in rows}))
             raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
-        self.labelled = (self.root / "label").is_dir()
+        self.labelled = (self.root / "label").exists()
+        if self.labelled and not (self.root / "label").is_dir():
+            raise DataError(f"{self.root / 'label'}: a file; expected the folder of labels, or nothing where there are none")
         self._cache: dict[int, tuple] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -358,11 +322,10 @@ class PreparedDataset:
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Physical values (C, H, W) float32 by name, and the label (H, W) int64."""
         images, label = self.stored(index)
+        for name, modality in self.modalities.items():
+            check_values(modality, images[name], f"{self.root}, sample {self.rows[index]['id']!r}")
         planes = {n: np.ascontiguousarray(m.to_physical(images[n]).transpose(2, 0, 1)) for n, m in self.modalities.items()}
         physical = {name: torch.from_numpy(image) for name, image in planes.items()}
-        for name, image in physical.items():
-            if not torch.isfinite(image).all():
-                raise DataError(f"{self.root}, sample {self.rows[index]['id']!r}: {name} has NaN or infinite values")
         return physical, torch.from_numpy(label.astype(np.int64))
 
     def __getitem__(self, key) -> dict:

@@ -55,6 +55,14 @@ class Augment:
     mirror: float = 0.5
     jitter: float = 0.0
 
+    def __post_init__(self):
+        if self.crop and min(self.crop) < 1:
+            raise ValueError(f"crop {self.crop[0]} {self.crop[1]}: expected a height and a width of 1 or more")
+        if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ValueError(f"scale {self.scale[0]} {self.scale[1]}: expected the smaller zoom first, above 0")
+        if not (0 <= self.mirror <= 1 and 0 <= self.jitter <= 1):
+            raise ValueError(f"mirror {self.mirror}, jitter {self.jitter}: expected numbers from 0 to 1")
+
     def __call__(self, images: dict[str, Tensor], label: Tensor, rng: np.random.Generator, modalities: dict[str, Modality]):
         """Physical images (C, H, W) by name and label (H, W) -> the same, augmented. Uses ``rng`` only."""
         zoom, x, y, mirrored, gain, contrast = rng.random(6)  # always six numbers, so that one option never changes another's draw

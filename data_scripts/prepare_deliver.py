@@ -1,0 +1,189 @@
+"""Prepare DELIVER (Zhang et al., CVPR 2023): colour, depth, events and LiDAR of a simulated city, 25 classes.
+
+    python data_scripts/prepare_deliver.py SOURCE --out DIR [--depth hha|depth|both]
+
+SOURCE is the archive (about 12.2 GB) or the unpacked folder with img/, event/, lidar/, semantic/ and hha/ or depth/:
+
+    <sensor>/<condition>/<split>/<scene>/<frame>_<token>_front.png
+
+Condition, split and failure case are read from the components of that path, never searched for in it: "rain" is also a part of "train".
+A failure case is the last word of a scene's name (MAP_1_point12_motionblur). Labels hold their id in the red plane: 1 to 25 are classes,
+0 and 255 are void, anything else is an error. Of images with four planes the first three are kept. Event images may have another size
+than the camera; they are brought to its size by nearest neighbour. Single-plane event and LiDAR images become three equal planes, as in
+the authors' reader, so that every sample has the same channels.
+
+The authors do not document the scale of depth/, hha/, event/ and lidar/: their values are kept as they are stored, 0 to 255.
+Licence: none stated for the data; the repository is Apache-2.0 and asks to be contacted for commercial use.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import common
+import numpy as np
+from common import Sample
+from files import read_image
+from PIL import Image
+
+from mmlib.data.prepared import DataError, Description, read_index
+from mmlib.modalities import SENSORS
+
+HOW = """DELIVER: one archive of about 12.2 GB, open, no registration. Google Drive asks for a click, so fetch it in a browser:
+  https://drive.google.com/file/d/1P-glCmr-iFSYrzCfNawgVI9qKWfP94pm/view   (linked from https://jamycheung.github.io/DELIVER.html)
+then give this command the archive, or the folder you unpacked it to. Unpacked and converted it takes about twice that space again.
+Licence: none stated for the data; the authors' code is Apache-2.0, and they ask to be contacted for commercial use."""
+
+SIZE = (1042, 1042)  # height and width of img/ and of everything but event/
+CONDITIONS = ("cloud", "fog", "night", "rain", "sun")
+CASES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
+# Official numbers of frames; how many of a split's frames show a failure case.
+COUNTS = {"train": dict(zip(CONDITIONS, (794, 795, 797, 799, 798))), "val": dict(zip(CONDITIONS, (398, 400, 410, 398, 399))),
+          "test": dict(zip(CONDITIONS, (379, 379, 379, 380, 380)))}  # fmt: skip
+FAILING = {"train": 1398, "val": 707, "test": 699}
+
+# The authors' names, in the order of their ids; "GroundRail" is their spelling of a guard rail.
+CLASSES = ["Building", "Fence", "Other", "Pedestrian", "Pole", "RoadLine", "Road", "SideWalk", "Vegetation", "Cars", "Wall", "TrafficSign",
+           "Sky", "Ground", "Bridge", "RailTrack", "GroundRail", "TrafficLight", "Static", "Dynamic", "Water", "Terrain", "TwoWheeler",
+           "Bus", "Truck"]  # fmt: skip
+PALETTE = [(70, 70, 70), (100, 40, 40), (55, 90, 80), (220, 20, 60), (153, 153, 153), (157, 234, 50), (128, 64, 128), (244, 35, 232),
+           (107, 142, 35), (0, 0, 142), (102, 102, 156), (220, 220, 0), (70, 130, 180), (81, 0, 81), (150, 100, 100), (230, 150, 140),
+           (180, 165, 180), (250, 170, 30), (110, 190, 160), (170, 120, 50), (45, 60, 150), (145, 170, 100), (0, 0, 230), (0, 60, 100),
+           (0, 0, 70)]  # fmt: skip
+IDS = {0: 255, 255: 255} | {id: id - 1 for id in range(1, 26)}
+
+AS_STORED = {"unit": "undocumented", "low": 0.0, "high": 255.0, "dtype": "uint8", "scale": 1.0, "compress": False}
+SENSOR = {m.name: m for m in (
+    SENSORS["rgb"],
+    # H, because D is the depth image itself: the two may stand in one data set.
+    replace(SENSORS["depth"], **AS_STORED, name="hha", symbol="H", colour="#56B4E9", channels=3, sparse=False, picture="grey",
+            channel_names=()),
+    replace(SENSORS["depth"], **AS_STORED, picture="grey"),
+    replace(SENSORS["event"], **AS_STORED, channels=3, channel_names=("red", "green", "blue")),
+    replace(SENSORS["lidar"], **AS_STORED, picture="grey", channel_names=("red", "green", "blue")),
+)}  # fmt: skip
+FOLDER = {"rgb": ("img", "rgb"), "hha": ("hha", "depth"), "depth": ("depth", "depth"), "event": ("event", "event"),
+          "lidar": ("lidar", "lidar"), "label": ("semantic", "semantic")}  # folder, word in the file's name  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(common.Options):
+    """Convert DELIVER to the prepared layout; goes on where an earlier run stopped."""
+
+    depth: Literal["hha", "depth", "both"] = "hha"
+    """Which depth image: hha (three planes; what published results call depth; symbol H), depth (one plane; symbol D), or both."""
+
+
+def sensors(options: Options) -> list[str]:
+    return ["rgb", *(("hha", "depth") if options.depth == "both" else (options.depth,)), "event", "lidar"]
+
+
+def description(options: Options) -> Description:
+    return Description(
+        "deliver", CLASSES, PALETTE, {name: SENSOR[name] for name in sensors(options)},
+        source="DELIVER, Zhang et al., CVPR 2023, https://jamycheung.github.io/DELIVER.html; front view",
+        licence="none stated for the data; repository Apache-2.0, commercial use by agreement with the authors",
+        extra={
+            "splits": "official; scores on test lie about 10 points below those on val, which is what most papers print: say which",
+            "void": "ids 0 and 255 of the source are 255 here",
+            "depth": "published results call the images of hha/ depth",
+            "units": "of hha, depth, event and lidar undocumented: values 0 to 255 as stored; that 0 means no measurement is our reading",
+            "events": "images of another size than the camera's are resized to it by nearest neighbour",
+        },
+    )  # fmt: skip
+
+
+def samples(root: Path, options: Options) -> list[Sample]:
+    """One Sample per image in ``root/img``, with the paths of all its files.
+
+    Raises:
+        DataError: a name that the data set does not have, or an image without its counterparts.
+    """
+    found = []
+    for path in sorted((root / "img").glob("*/*/*/*.png")):
+        condition, split, scene, name = parts = path.relative_to(root / "img").parts
+        if any(part.startswith(".") for part in parts):
+            continue
+        frame, place = re.fullmatch(r"(\d+)_rgb_front\.png", name), re.fullmatch(r"MAP_[^_]+_[^_]+?(?:_(.+))?", scene)
+        case = place and (place[1] or "")
+        if condition not in CONDITIONS or split not in COUNTS or not frame or case not in ("", *CASES):
+            raise DataError(
+                f"{path}: expected img/<{' | '.join(CONDITIONS)}>/<{' | '.join(COUNTS)}>/MAP_<n>_<point>/<frame>_rgb_front.png, "
+                f"the scene with or without one of _{', _'.join(CASES)} at its end"
+            )
+        files = {
+            key: root.joinpath(folder, condition, split, scene, f"{frame[1]}_{word}_front.png")
+            for key, (folder, word) in FOLDER.items() if key in sensors(options) or key == "label"
+        }  # fmt: skip
+        found.append(Sample(f"{split}_{condition}_{scene}_{frame[1]}", split, condition, case, files))
+    return common.complete(found, options)
+
+
+def verify(found: list[Sample], options: Options, where) -> None:
+    """Raise DataError unless every condition, and the failure cases together, have their official number of frames in each split."""
+    conditions = {f"{split} {condition}": count for split, counts in COUNTS.items() for condition, count in counts.items()}
+    common.verify_counts([replace(s, split=f"{s.split} {s.condition}") for s in found], conditions, options, where)
+    failing = {f"{split} failing": count for split, count in FAILING.items()}
+    healthy = {f"{split} healthy": sum(COUNTS[split].values()) - count for split, count in FAILING.items()}
+    named = [replace(s, split=f"{s.split} {'failing' if s.case else 'healthy'}") for s in found]
+    common.verify_counts(named, failing | healthy, options, where)
+
+
+def planes(path: Path, channels: tuple[int, ...], size: tuple[int, int] | None) -> np.ndarray:
+    """(H, W, 1 or 3) uint8 as stored; a fourth plane, opacity, is left out and changes nothing."""
+    array = read_image(path, channels, "uint8", size)
+    if array.shape[2] == 1:
+        with Image.open(path) as image:
+            if image.mode == "P":
+                raise DataError(f"{path}: an image with a palette; expected grey or RGB values")
+    return array[..., :3]
+
+
+def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, C) -> (H, W, C): each pixel takes the value whose centre is nearest to its own."""
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, array.shape))
+    return array[rows][:, columns]
+
+
+def read(sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Stored images (H, W, C) and label (H, W) of one sample.
+
+    Raises:
+        DataError: a file is missing, damaged, of another kind or size, or has an unknown id.
+    """
+    images = {}
+    for name, path in sample.files.items():
+        array = planes(path, (3, 4) if name in ("rgb", "hha") else (1, 3, 4), None if name == "event" else SIZE)
+        if name == "label":
+            label = common.map_ids(array[..., 0], IDS, path)
+        elif name == "depth":
+            if (array != array[..., :1]).any():
+                raise DataError(f"{path}: planes that differ; expected one depth value a pixel")
+            images[name] = array[..., :1]
+        else:
+            images[name] = np.repeat(nearest(array, SIZE), 3 // array.shape[2], 2)
+    return images, label
+
+
+def prepare(options: Options) -> None:
+    """Convert all frames, or with --check read them back.
+
+    Raises:
+        DataError: the source does not look as documented, or a file is unreadable.
+    """
+    expected = {split: sum(counts.values()) for split, counts in COUNTS.items()}
+    if options.check:
+        common.run(options, description(options), [], read, expected)
+        verify([Sample(row["id"], row["split"], row["condition"], row["case"]) for row in read_index(options.out)], options, options.out)
+        return
+    root = common.locate(options, sorted({FOLDER[name][0] for name in (*sensors(options), "label")}), HOW)
+    found = samples(root, options)
+    verify(found, options, root)
+    common.run(options, description(options), found, read, expected)
+
+
+if __name__ == "__main__":
+    common.start(prepare, Options, __doc__)

@@ -1,0 +1,623 @@
+"""Files from outside: archives and downloads that are whole or named, readers that change no value."""
+
+import hashlib
+import io
+import os
+import random
+import shutil
+import struct
+import sys
+import tarfile
+import threading
+import time
+import warnings
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from killing import contents, kill_after
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
+import files  # noqa: E402
+
+from mmlib.data.prepared import DataError, write_array  # noqa: E402
+
+# ---- archives ----
+
+TREE = {f"set/{kind}/{i:02d}.bin": random.Random(i).randbytes(97 * i * i) for i, kind in enumerate(["a", "b"] * 12)}
+
+
+def pack(path: Path, tree=TREE) -> Path:
+    """``tree`` as zip, tar or tar.gz, by the suffix."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("set/", "")  # a folder of its own
+            for name, content in tree.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as file:
+            for name, content in tree.items():
+                add(file, name, content)
+    return path
+
+
+def add(file: tarfile.TarFile, name: str, content: bytes = b"", **attributes):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for attribute, value in attributes.items():
+        setattr(member, attribute, value)
+    file.addfile(member, io.BytesIO(content))
+
+
+def seen(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(folder).items() if "." not in (part[0] for part in Path(name).parts)}
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
+def test_archives_come_out_as_they_went_in(tmp_path, suffix):
+    archive, target = pack(tmp_path / f"set{suffix}", TREE | {"__MACOSX/set/a/._00.bin": b"no data"}), tmp_path / "out"
+    assert files.unpack([archive], target, False) == target and seen(target) == TREE
+    (target / "set/a/10.bin").write_bytes(b"edited by its owner")
+    files.unpack([archive], target, False)  # nothing to do
+    assert (target / "set/a/10.bin").read_bytes() == b"edited by its owner"
+    other = {name: content[::-1] for name, content in TREE.items()}  # another archive of that name, its files of equal size
+    os.utime(pack(archive, other), ns=(1, 1))
+    files.unpack([archive], target, False)
+    assert seen(target) == other
+
+
+def evil(path: Path, name: str) -> Path:
+    """A harmless file, then one of this name."""
+    return pack(path, {"fine.txt": b"fine", name: b"evil"})
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "\\evil", "C:\\evil", "C:evil", "a/..", "new\nline"])
+def test_no_member_leaves_the_folder(tmp_path, suffix, name):
+    with pytest.raises(DataError, match="outside the target folder; nothing was unpacked") as error:
+        files.unpack([evil(tmp_path / f"evil{suffix}", name)], tmp_path / "out" / "deep", False)
+    assert str(tmp_path / "evil") in str(error.value)
+    assert set(contents(tmp_path)) == {f"evil{suffix}"}  # not even the harmless one
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+    ids="symlink link char block fifo".split(),
+)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        add(file, "fine.txt", b"fine")
+        add(file, "odd", type=kind, linkname="/etc")
+    with pytest.raises(DataError, match="'odd' is a link or a device"):
+        files.unpack([tmp_path / "a.tar"], tmp_path / "out", False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        link = zipfile.ZipInfo("odd")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "/etc")
+    with pytest.raises(DataError, match="link or a device"):
+        files.unpack([tmp_path / "a.zip"], tmp_path / "out", False)
+
+
+def test_encrypted_twice_named_and_empty_archives(tmp_path):
+    archive = pack(tmp_path / "a.zip", {"secret.bin": b"1234"})
+    content = bytearray(archive.read_bytes())
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(b"secret.bin", content.index(magic)) - {6: 30, 8: 46}[offset] + offset] |= 1  # the flag "encrypted"
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match="'secret.bin' is encrypted; unpack it with its password"):
+        files.unpack([archive], tmp_path / "out", False)
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
+        warnings.simplefilter("ignore")
+        file.writestr("x/y", "1")
+        file.writestr("x//y", "2")
+    with pytest.raises(DataError, match="'x//y' is there twice"):
+        files.unpack([tmp_path / "b.zip"], tmp_path / "out", False)
+    with pytest.raises(DataError, match="holds no file"):
+        files.unpack([pack(tmp_path / "c.zip", {})], tmp_path / "out", False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_archive_is_named(tmp_path):
+    for name, content in (
+        ("a.zip", b""),
+        ("b.tar", b"hello" * 1000),
+        ("c.tar.gz", b"\x1f\x8b" + bytes(99)),
+        ("d.zip", b"PK\x03\x04" + bytes(99)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}: (cannot be unpacked|holds no file)"):
+            files.unpack([tmp_path / name], tmp_path / "out", False)
+
+
+def test_a_tar_that_ends_early_is_damaged(tmp_path):
+    """Python's tarfile takes an archive cut between two members, or inside a header, for a whole one."""
+    whole = pack(tmp_path / "whole.tar").read_bytes()
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # behind the last block that is not all zero
+    with tarfile.open(tmp_path / "whole.tar") as file:
+        starts = [member.offset for member in file.getmembers()][1:]
+    silent = 0
+    for cut in sorted({*starts, *(start + 200 for start in starts), *range(1, end, 4999), end}):
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="cut.tar: cannot be unpacked"):
+            files.unpack([tmp_path / "cut.tar"], tmp_path / "out", False)
+        try:
+            with tarfile.open(tmp_path / "cut.tar") as file:
+                silent += len(file.getmembers()) < len(TREE)
+        except tarfile.TarError:
+            pass
+    assert silent >= 2 * len(starts)  # the naive reader noticed nothing
+    (tmp_path / "cut.tar").write_bytes(whole[: end + 512])  # the padding behind the first block of zeros says nothing
+    assert seen(files.unpack([tmp_path / "cut.tar"], tmp_path / "out", False)) == TREE
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_damage_anywhere_is_noticed_or_harmless(tmp_path, suffix):
+    tree = {"a/1.txt": b"one " * 40, "a/2.bin": bytes(range(256))}
+    whole, rng, errors = pack(tmp_path / f"a{suffix}", tree).read_bytes(), random.Random(0), 0
+    for i in range(300):
+        bad = bytearray(whole)
+        if i % 3:
+            bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        else:
+            del bad[rng.randrange(len(bad)) :]
+        (tmp_path / f"bad{suffix}").write_bytes(bad)
+        target = tmp_path / f"out{i}"
+        try:
+            files.unpack([tmp_path / f"bad{suffix}"], target, False)
+        except DataError as error:
+            assert f"bad{suffix}" in str(error)
+            errors += 1
+        else:
+            assert seen(target) == tree, i
+        assert not [name for name in (contents(target) if target.exists() else {}) if ".tmp" in name]
+    assert errors > 200
+
+
+def test_a_header_that_lies_about_the_size(tmp_path):
+    archive = pack(tmp_path / "a.zip", {"x.bin": bytes(1000)})
+    content = archive.read_bytes()
+    entry = content.rindex(b"PK\x01\x02")
+    for claimed in (10, 999, 1001, 4 * 10**9):  # uncompressed bytes, as the directory tells
+        archive.write_bytes(content[: entry + 24] + struct.pack("<I", claimed) + content[entry + 28 :])
+        with pytest.raises(DataError, match="a.zip"):
+            files.unpack([archive], tmp_path / "out", False)
+        assert not seen(tmp_path / "out")
+
+
+def test_no_room_on_the_disk(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "a.zip")
+    room = shutil._ntuple_diskusage(0, 0, sum(map(len, TREE.values())) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    with pytest.raises(DataError, match=r"a.zip: 0.0 GB to unpack, 0.0 GB free at .*; make room"):
+        files.unpack([archive], tmp_path / "out", False)
+    assert not seen(tmp_path / "out")
+
+
+def _unpack_without_room(archive, target, said):
+    """The process may not write files larger than 10,000 bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        files.unpack([archive], target, False)
+    except OSError as error:
+        said.write_text(str(error))
+
+
+def test_a_disk_that_fills_up_is_not_called_a_damaged_archive(tmp_path):
+    archive, target, said = pack(tmp_path / "a.zip"), tmp_path / "out", tmp_path / "said"
+    assert kill_after(60, _unpack_without_room, archive, target, said) == 0
+    assert "nothing was written" in said.read_text() and "cannot be unpacked" not in said.read_text()
+    there = seen(target)
+    assert there and all(TREE[name] == content for name, content in there.items()) and not list(target.rglob("*.tmp*"))
+    assert seen(files.unpack([archive], target, False)) == TREE  # with room, the same call goes on
+
+
+def _unpack_slowly(archive, target):
+    """At least 0.2 s on any machine."""
+    blocks, files.BLOCK = files._blocks, 2048
+    files._blocks = lambda *arguments: (time.sleep(0.001) or block for block in blocks(*arguments))
+    files.unpack([archive], target, False)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_unpacking_killed_at_random_moments(tmp_path, suffix):
+    archive, target = pack(tmp_path / f"set{suffix}"), tmp_path / "out"
+    rng, kills, went_on = random.Random(suffix), 0, 0
+    for _ in range(10):
+        before = set(seen(target)) if target.exists() else set()
+        kills += kill_after(rng.uniform(0, 0.1), _unpack_slowly, archive, target) != 0
+        after = seen(target) if target.exists() else {}
+        assert before <= set(after) and all(TREE[name] == content for name, content in after.items())  # what is there is whole
+        went_on += 0 < len(before) < len(TREE)
+    assert kills >= 3 and went_on >= 1, "the moments were badly chosen"
+    assert seen(files.unpack([archive], target, False)) == TREE
+    assert set(contents(target)) - set(TREE) == {f".set{suffix}.unpacked"}  # no journal and no temporary file is left
+
+
+def test_a_journal_cut_within_a_line_or_of_another_archive_is_not_believed(tmp_path):
+    tree = {"a/1": b"first", "a/12": b"second"}
+    archive, target = pack(tmp_path / "a.zip", tree), tmp_path / "out"
+    (target / "a").mkdir(parents=True)
+    (target / "a" / "1").write_bytes(b"WRONG")  # of another origin
+    stamp = f"{archive.stat().st_size} {archive.stat().st_mtime_ns}"
+    for journal in (f"{stamp}\na/1", f"{stamp}0\na/1\n", stamp, ""):  # cut from "a/12"; of another moment; cut in the first line
+        (target / ".a.zip.unpacking").write_text(journal)
+        (target / ".a.zip.unpacked").unlink(missing_ok=True)
+        (target / "a" / "1").write_bytes(b"WRONG")
+        assert seen(files.unpack([archive], target, False)) == tree
+
+
+# ---- downloads ----
+
+
+@dataclass
+class Plan:
+    """What the server does; ``asked``: the headers of every request."""
+
+    content: bytes = random.Random(1).randbytes(300_000)
+    etag: str = '"one"'
+    modified: str = ""
+    ranges: bool = True
+    if_range: bool = True
+    length: bool = True
+    chunked: bool = False
+    kind: str = "application/zip"
+    status: int = 200
+    cuts: list = field(default_factory=list)  # bytes after which each request's connection breaks
+    pause: float = 0.0
+    asked: list = field(default_factory=list)
+
+    @property
+    def sha256(self):
+        return hashlib.sha256(self.content).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        plan = self.server.plan
+        plan.asked.append(dict(self.headers))
+        begin, wanted, same = 0, self.headers.get("Range"), self.headers.get("If-Range")
+        if plan.status != 200:
+            return self.send_error(plan.status)
+        if wanted and plan.ranges and (same in (None, plan.etag, plan.modified) or not plan.if_range):
+            begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if begin >= len(plan.content):
+                return self.send_error(416)
+        self.send_response(206 if begin else 200)
+        for name, value in (("ETag", plan.etag), ("Last-Modified", plan.modified), ("Content-Type", plan.kind)):
+            if value:
+                self.send_header(name, value)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(plan.content) - 1}/{len(plan.content)}")
+        if plan.length:
+            self.send_header("Content-Length", str(len(plan.content) - begin))
+        if plan.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        cut = plan.cuts.pop(0) if plan.cuts else len(plan.content)
+        for start in range(begin, min(len(plan.content), begin + cut), 10_000):
+            block = plan.content[start : min(start + 10_000, begin + cut)]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if plan.chunked else block)
+            time.sleep(plan.pause)
+        if plan.chunked and begin + cut >= len(plan.content):
+            self.wfile.write(b"0\r\n\r\n")
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.plan, server.url = Plan(), f"http://127.0.0.1:{server.server_port}/set.zip"
+        server.handle_error = lambda *arguments: None  # whoever asked was killed, or had heard enough
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_download_is_the_file(server, tmp_path):
+    plan, path = server.plan, tmp_path / "new" / "set.zip"
+    assert files.fetch(server.url, path, len(plan.content), plan.sha256.upper(), False) == path
+    assert path.read_bytes() == plan.content and left(path.parent) == {"set.zip"}
+    files.fetch(server.url, path, len(plan.content), plan.sha256, False)
+    assert len(plan.asked) == 1  # it is there: nobody is asked
+    for wrong in ({"size": 7}, {"sha256": "0" * 64}):
+        with pytest.raises(DataError, match="set.zip: not the file that"):
+            files.fetch(server.url, path, progress=False, **wrong)
+    assert path.read_bytes() == plan.content
+
+
+@pytest.mark.parametrize("validator", [{}, {"etag": "", "modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"etag": 'W/"1"', "modified": "Mon"}])
+def test_a_broken_download_goes_on(server, tmp_path, validator):
+    plan = server.plan = Plan(cuts=[70_001, 1, 0, 100_000], **validator)
+    for got in (70_001, 70_002, 70_002, 170_002):
+        with pytest.raises(DataError, match=rf"the connection ended after {got} of 300000 bytes; run again, it goes on"):
+            files.fetch(server.url, tmp_path / "set.zip", progress=False)
+        assert not (tmp_path / "set.zip").exists()
+    files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    assert (tmp_path / "set.zip").read_bytes() == plan.content and left(tmp_path) == {"set.zip"}
+    assert [headers.get("Range") for headers in plan.asked] == [None, "bytes=70001-", "bytes=70002-", "bytes=70002-", "bytes=170002-"]
+    assert plan.asked[1]["If-Range"] == (plan.modified or plan.etag)
+
+
+def test_a_server_without_ranges_begins_anew(server, tmp_path):
+    plan = server.plan = Plan(ranges=False, cuts=[70_000])
+    for _ in range(2):
+        try:
+            files.fetch(server.url, tmp_path / "set.zip", progress=False)
+        except DataError:
+            pass
+    assert (tmp_path / "set.zip").read_bytes() == plan.content and len(plan.asked) == 2
+
+
+NEW = random.Random(2).randbytes(300_000)
+
+
+@pytest.mark.parametrize("server_is", [
+    {"etag": '"two"'},  # keeps the rules
+    {"etag": '"two"', "if_range": False},  # sends a range of whatever it has now
+    {"etag": '"two"', "ranges": False},
+    {"etag": "", "if_range": False},  # lost its tag, and gives no other
+    {"etag": "", "modified": "Tue"},
+    {"etag": '"two"', "content": NEW[:60_000]},  # shorter than what is there already
+    {"etag": '"two"', "content": NEW[:60_000], "if_range": False},
+])  # fmt: skip
+def test_two_versions_are_never_glued_together(server, tmp_path, server_is):
+    plan = server.plan = Plan(cuts=[70_000])
+    with pytest.raises(DataError):
+        files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    assert (tmp_path / "set.zip.part").read_bytes() == plan.content[:70_000]
+    server.plan = Plan(**({"content": NEW} | server_is))
+    sha256 = server.plan.sha256 if not server_is["etag"] and not server_is.get("if_range", True) else ""  # nothing else could tell
+    for _ in range(2):
+        try:
+            files.fetch(server.url, tmp_path / "set.zip", sha256=sha256, progress=False)
+        except DataError as error:
+            assert "what was fetched is removed" in str(error)
+    assert (tmp_path / "set.zip").read_bytes() == server.plan.content and left(tmp_path) == {"set.zip"}
+
+
+def test_a_part_from_another_address_is_not_used(server, tmp_path):
+    server.plan = Plan(cuts=[70_000])
+    with pytest.raises(DataError):
+        files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    server.plan = Plan(content=NEW)  # with the same ETag
+    files.fetch(server.url.replace("set", "new"), tmp_path / "set.zip", progress=False)
+    assert (tmp_path / "set.zip").read_bytes() == NEW
+
+
+def test_without_a_version_a_download_begins_anew(server, tmp_path):
+    server.plan = Plan(etag="", cuts=[70_000])
+    with pytest.raises(DataError):
+        files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    server.plan = Plan(content=NEW, etag="")
+    files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    assert (tmp_path / "set.zip").read_bytes() == NEW and "Range" not in server.plan.asked[0]
+
+
+@pytest.mark.parametrize("server_is, expected, message", [
+    ({}, {"size": 299_999}, "offers 300000 bytes, expected 299999"),
+    ({}, {"sha256": "0" * 64}, "expected sha256 0000.*, got .*; what was fetched is removed"),
+    ({"length": False}, {"size": 299_999}, "expected 299999 bytes, got 300000"),
+    ({"length": False}, {"size": 300_001}, "the connection ended after 300000 of 300001 bytes"),
+    ({"length": False}, {}, "does not say how long the file is"),
+    ({"length": False, "chunked": True, "cuts": [50_000]}, {}, "IncompleteRead|the connection ended"),
+    ({"length": False, "cuts": [50_000]}, {"sha256": Plan().sha256}, "expected sha256"),
+    ({"kind": "text/html; charset=utf-8"}, {}, "answered with a web page"),
+    ({"status": 404}, {}, "HTTP Error 404: Not Found; try again later, or download it by hand to .*set.zip"),
+    ({"status": 416}, {}, "HTTP Error 416"),
+    ({"status": 503}, {}, "HTTP Error 503"),
+])  # fmt: skip
+def test_no_bad_download_looks_whole(server, tmp_path, server_is, expected, message):
+    server.plan = Plan(**server_is)
+    Handler.protocol_version = "HTTP/1.1" if server.plan.chunked else "HTTP/1.0"
+    with pytest.raises(DataError, match=message) as error:
+        files.fetch(server.url, tmp_path / "set.zip", progress=False, **expected)
+    assert server.url in str(error.value) and not (tmp_path / "set.zip").exists()
+
+
+def test_chunks_with_their_end_are_a_whole_file(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    server.plan = Plan(length=False, chunked=True)
+    assert files.fetch(server.url, tmp_path / "set.zip", progress=False).read_bytes() == server.plan.content
+
+
+def test_no_server_and_no_room(server, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="127.0.0.1:9/x: URLError.*run again to go on, or download it by hand to .*x"):
+        files.fetch("http://127.0.0.1:9/x", tmp_path / "x", progress=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 299_999))
+    with pytest.raises(DataError, match="GB to fetch, .* make room"):
+        files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    assert not left(tmp_path)
+
+
+def _fetch(url, path):
+    files.BLOCK = 4096
+    files.fetch(url, path, progress=False)
+
+
+def test_a_download_killed_at_random_moments(server, tmp_path):
+    plan, rng, kills, sizes = server.plan, random.Random(3), 0, []
+    plan.pause = 0.004  # 30 blocks: 0.12 s
+    for _ in range(10):
+        kills += kill_after(rng.uniform(0, 0.06), _fetch, server.url, tmp_path / "set.zip") != 0
+        if (tmp_path / "set.zip").exists():
+            break
+        sizes.append((tmp_path / "set.zip.part").stat().st_size if (tmp_path / "set.zip.part").exists() else 0)
+    assert kills >= 3 and sizes == sorted(sizes) and len(set(sizes)) > 2
+    files.fetch(server.url, tmp_path / "set.zip", progress=False)
+    assert (tmp_path / "set.zip").read_bytes() == plan.content and left(tmp_path) == {"set.zip"}
+
+
+# ---- images and arrays ----
+
+
+def png(pixels: np.ndarray, depth: int = 8, palette: bytes = b"", transparent: bytes = b"", kind: int | None = None) -> bytes:
+    """A PNG written by hand: (H, W, C) values of ``depth`` bits as they are."""
+    height, width, channels = pixels.shape
+    kind = kind if kind is not None else 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    if depth == 16:
+        rows = [row.astype(">u2").tobytes() for row in pixels]
+    else:
+        bits = np.unpackbits(pixels.astype(np.uint8)[..., None], -1)[..., 8 - depth :].reshape(height, -1)
+        rows = [np.packbits(row).tobytes() for row in bits]
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)), (b"PLTE", palette), (b"tRNS", transparent),
+             (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in parts if content or name == b"IEND")
+
+
+@pytest.mark.parametrize("depth, channels", [(8, 1), (8, 2), (8, 3), (8, 4), (16, 1), (16, 3), (16, 4)])
+def test_every_plane_of_a_png_comes_out_as_it_is(tmp_path, depth, channels):
+    pixels = np.random.default_rng(channels).integers(0, 2**depth, (9, 7, channels)).astype(f"uint{depth}")
+    if channels in (2, 4):
+        pixels[:4, :, -1] = 0  # fully transparent, if it were opacity: the other planes stay what they are
+    (tmp_path / "a.png").write_bytes(png(pixels, depth))
+    found = files.read_image(tmp_path / "a.png", channels, f"uint{depth}", (9, 7))
+    assert found.dtype == pixels.dtype and np.array_equal(found, pixels)
+    with Image.open(tmp_path / "a.png") as image:
+        if (depth, channels) == (16, 3):  # the naive way loses the low byte
+            assert np.array_equal(np.array(image), pixels >> 8)
+        if (depth, channels) == (8, 4):  # and the fourth plane, or, when it resizes, the colours of the others
+            assert np.array(image.convert("RGB")).shape[2] == 3
+            assert not np.array_equal(np.array(image.resize((3, 3)))[..., :3], np.array(image.convert("RGB").resize((3, 3))))
+
+
+def test_ids_of_a_palette_are_ids(tmp_path):
+    for depth in (1, 2, 4, 8):
+        ids = (np.arange(63).reshape(9, 7, 1) % 2**depth).astype(np.uint8)
+        (tmp_path / "a.png").write_bytes(png(ids, depth, palette=bytes(range(255, 255 - 3 * min(64, 2**depth), -1))))
+        assert np.array_equal(files.read_image(tmp_path / "a.png", 1), ids)
+        with Image.open(tmp_path / "a.png") as image:
+            assert not np.array_equal(np.array(image.convert("L"))[..., None], ids)
+
+
+def test_grey_of_few_bits_is_spread(tmp_path):
+    for depth, top in ((1, 255), (2, 85), (4, 17)):  # 255 / (2^depth - 1)
+        values = (np.arange(63).reshape(9, 7, 1) % 2**depth).astype(np.uint8)
+        (tmp_path / "a.png").write_bytes(png(values, depth))
+        assert np.array_equal(files.read_image(tmp_path / "a.png", 1), values * top)
+
+
+def test_jpeg_and_wrong_kinds(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
+    assert np.array_equal(files.read_image(tmp_path / "a.jpg", 3, size=(16, 24)), np.array(Image.open(tmp_path / "a.jpg")))
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    (tmp_path / "grey.png").write_bytes(png(pixels[..., :1]))
+    (tmp_path / "deep.png").write_bytes(png(pixels.astype(np.uint16) * 257, 16))
+    (tmp_path / "opaque.png").write_bytes(png(pixels[..., :2].astype(np.uint16), 16))
+    for name, side in (("huge.png", 10**6), ("large.png", 9000)):
+        header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + png(pixels)[33:])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    for name, arguments, message in [
+        ("none.png", (3,), "none.png: not found"), ("a.jpg", (1,), "expected uint8 with 1 channel, found uint8 with 3"),
+        ("grey.png", (3,), "expected uint8 with 3 channels, found uint8 with 1"),
+        ("deep.png", (3,), "expected uint8 with 3 channels, found uint16"),
+        ("a.jpg", (3, "uint16"), "expected uint16 with 3 channels, found uint8"),
+        ("a.jpg", ((1, 4),), "with 1 or 4 channels, found uint8 with 3"),
+        ("a.jpg", (3, "uint8", (24, 16)), "16 × 24 pixels; expected 24 × 16"), ("cmyk.jpg", (4,), "found image mode CMYK"),
+        ("huge.png", (3, "uint8", (16, 24)), "cannot be read .DecompressionBombError"), ("huge.png", (3,), "cannot be read"),
+        ("large.png", (3, "uint8", (16, 24)), "9000 × 9000 pixels; expected 16 × 24"), ("large.png", (3,), "cannot be read"),
+        ("opaque.png", (2, "uint16"), "16-bit grey with opacity"), ("a.tif", (3,), "cannot be read"), ("text.png", (3,), "cannot be read"),
+        ("empty.png", (3,), "cannot be read"), ("folder.png", (3,), "cannot be read"), ("cut.jpg", (3,), "cannot be read"),
+    ]:  # fmt: skip
+        with pytest.raises(DataError, match=message) as error:
+            files.read_image(tmp_path / name, *arguments)
+        assert str(tmp_path / name) in str(error.value)
+
+
+def test_no_damaged_png_gives_other_pixels(tmp_path):
+    """Pillow alone does not look at the checksums: it returns other pixels, and says nothing."""
+    naive, harmless = 0, 0
+    rows, columns = np.mgrid[:40, :50]
+    pixels = (rows * 300 + columns).astype(np.uint16)[..., None]
+    path = tmp_path / "a.png"
+    write_array(path, pixels)
+    whole = path.read_bytes()
+    for place, bit in product(range(len(whole)), (0, 3, 6)):
+        bad = bytearray(whole)
+        bad[place] ^= 1 << bit
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match="a.png"):
+            files.check_png(path)
+        try:
+            assert np.array_equal(files.read_image(path, 1, "uint16"), pixels)
+            harmless += 1
+        except DataError as error:
+            assert "a.png: " in str(error)
+        try:
+            with Image.open(path) as image:
+                naive += not np.array_equal(np.array(image), pixels[..., 0])
+        except (OSError, SyntaxError, ValueError):
+            pass
+    assert naive > 3 and harmless == 24  # the length and the checksum of the end mark
+    for place in range(0, len(whole) - 12, 10):
+        path.write_bytes(whole[:place])
+        for read in (files.check_png, lambda path: files.read_image(path, 1, "uint16")):
+            with pytest.raises(DataError, match="a.png"):
+                read(path)
+    path.write_bytes(whole)
+    files.check_png(path)
+
+
+def test_arrays(tmp_path):
+    values = np.random.default_rng(0).standard_normal((5, 6))
+    for array in (values, values.astype(">f4"), np.asfortranarray(values), (values * 9).astype(np.int16)):
+        np.save(tmp_path / "a.npy", array)
+        found = files.read_npy(tmp_path / "a.npy", (5, 6))
+        assert found.dtype == array.dtype and np.array_equal(found, array)
+    np.save(tmp_path / "pickle.npy", np.array([os.system], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "zip.npy.npz", values)
+    np.save(tmp_path / "nan.npy", np.where(values > 1, np.nan, values))
+    np.save(tmp_path / "inf.npy", np.where(values > 1, -np.inf, values))
+    np.save(tmp_path / "complex.npy", values + 1j)
+    np.save(tmp_path / "bool.npy", values > 0)
+    np.save(tmp_path / "empty.npy", values[:0])
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "nan.npy").read_bytes()[:-1])
+    for name, shape in (("lies.npy", (10**7, 10**6)), ("overflows.npy", (10**30, 10**30)), ("negative.npy", (-3, 5))):
+        with open(tmp_path / name, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+            file.write(values.tobytes())
+    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
+    for name, shape, message in [
+        ("none.npy", None, "not found"), ("a.npy", (6, 5), r"shape \(5, 6\); expected \(6, 5\)"), ("pickle.npy", None, "cannot be read"),
+        ("zip.npy.npz", None, "an archive of arrays"), ("nan.npy", None, "NaN or infinite"), ("inf.npy", None, "NaN or infinite"),
+        ("empty.npy", (5, 6), "empty.npy"),
+        ("complex.npy", None, "complex128; expected numbers"), ("bool.npy", None, "bool; expected numbers"),
+        ("cut.npy", None, "cannot be read"), ("lies.npy", None, "cannot be read"), ("overflows.npy", None, "cannot be read"),
+        ("negative.npy", None, "cannot be read"), ("header.npy", None, "cannot be read"),
+    ]:  # fmt: skip
+        with pytest.raises(DataError, match=message) as error:
+            files.read_npy(tmp_path / name, shape)
+        assert str(tmp_path / name) in str(error.value)
