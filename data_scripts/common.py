@@ -248,8 +248,10 @@ def check(options: Options, description: Description, expected: Mapping[str, int
     if expected:
         verify_counts([Sample(row["id"], row["split"]) for row in rows], expected, options, options.out)
     folders = [root / name for name in description.modalities] + [root / "label"] * (root / "label").is_dir()
+    if expected and root / "label" not in folders:
+        raise DataError(f"{root / 'label'}: not found, though this data set has labels; prepare it again")
     for folder in folders:
-        strange = sorted(path for path in folder.glob("*") if path.stem not in ids)
+        strange = sorted(path for path in folder.glob("[!.]*") if path.stem not in ids)
         if strange:
             raise DataError(f"{strange[0]}: not in index.csv; {len(strange)} such files; remove them")
 
