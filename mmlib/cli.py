@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,9 @@ import tyro
 
 from .data import world
 from .evaluation.statistics import estimate
+from .predict import PredictConfig, run_predict
 from .scoring import SCENES, CompareConfig, EvaluateConfig, find_data, run_compare, run_evaluate
+from .segmentation.export import ExportConfig, run_export
 from .segmentation.training import TrainConfig, train
 from .unsupervised.methods import ClusterConfig
 from .unsupervised.pretraining import PretrainConfig, pretrain
@@ -120,6 +123,23 @@ def run_pretrain(config: PretrainConfig) -> None:
     pretrain(config)
 
 
+# Numbers that may be negative, or whose own check says more.
+SIGNED = ("failures", "maps", "centre_images", "bias", "factor", "numbers", "lambda_p", "lambda_f", "seed", "kmeans_seed", "search_seed")
+
+
+def check_numbers(config) -> None:
+    """Raise ValueError, naming the flag, for a number that is not finite, or negative where that means nothing."""
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if is_dataclass(value):
+            check_numbers(value)
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        for number in (v for v in values if isinstance(v, int | float)):
+            if not math.isfinite(number) or (number < 0 and name not in SIGNED):
+                wanted = "a finite number" + ", 0 or more" * (name not in SIGNED)
+                raise ValueError(f"--{name.replace('_', '-')} {number}: expected {wanted}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for the traceback."""
     command = (
@@ -127,6 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
         | Annotated[TrainConfig, tyro.conf.subcommand("train", prefix_name=False)]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", prefix_name=False)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare", prefix_name=False)]
+        | Annotated[PredictConfig, tyro.conf.subcommand("predict", prefix_name=False)]
+        | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)]
         | Annotated[ClusterConfig, tyro.conf.subcommand("cluster", prefix_name=False)]
         | Annotated[SearchConfig, tyro.conf.subcommand("search", prefix_name=False)]
         | Annotated[SegmentConfig, tyro.conf.subcommand("segment", prefix_name=False)]
@@ -135,9 +157,11 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(command, prog="python -m mmlib", description="Multi-modal semantic segmentation that does not lean on one sensor.",
                       args=arguments, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
     run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare,
+           PredictConfig: run_predict, ExportConfig: run_export,
            ClusterConfig: run_cluster, SearchConfig: run_search, SegmentConfig: run_segment,
            PretrainConfig: run_pretrain}[type(config)]  # fmt: skip
     try:
+        check_numbers(config)
         run(config)
     except (ValueError, OSError) as error:
         if os.environ.get("MMLIB_DEBUG"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,11 @@ from .data import world
 from .data.prepared import PreparedDataset
 from .evaluation.failures import FailureScores, evaluate_failures
 from .evaluation.fusion import FUSIONS
+from .evaluation.layout import Sheet, cluster_sheets, failure_sheet, score_sheets, subset_sheet, write_sheets
 from .evaluation.statistics import estimate, paired_difference
-from .evaluation.subsets import evaluate_subsets
+from .evaluation.subsets import _rounded, evaluate_subsets, subset_probabilities
+from .evaluation.windows import sliding
+from .modalities import Modality
 from .runtime import choose_device, limit_threads, provenance, write_json
 from .segmentation.information import evenly_spaced, fisher_gap, measure_information
 from .segmentation.network import Segmenter, load_segmenter
@@ -38,6 +41,14 @@ class EvaluateConfig:
     """What an absent sensor is replaced by: nothing, the normalised zero, a black image, noise."""
     fusion: Literal["mean", "agreement", "selection", "entropy"] = "mean"
     """How predictions are fused (mmlib.evaluation.fusion)."""
+    window: tuple[int, int] = (0, 0)
+    """Height and width of sliding windows at native resolution, multiples of 32; 0 0 = whole images."""
+    stride: tuple[int, int] = (0, 0)
+    """Largest step between windows; 0 0 = two thirds of the window."""
+    failure_probability: tuple[float, ...] = ()
+    """Also score random failures: each sensor of each sample absent with this probability (several may be given), never all of them."""
+    layout: str = ""
+    """Also print tables as papers do (subsets, Mean, Std; conditions), and write them to this path plus .md and .csv."""
     failures: int = 0
     """Samples on which every fusion rule is scored while one or two sensors fail unannounced, in six ways, mild and gross; -1 = all."""
     out: str = ""
@@ -57,7 +68,8 @@ class CompareConfig:
     """Score finished runs on one split and compare them: mean and spread over seeds, differences paired by seed."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Folders written by 'train'. Runs that differ in nothing but the seed form a group; the first group is the reference."""
+    """Folders written by 'train'. Runs that differ in nothing but the seed form a group; the first group is the reference. Or folders
+    written by 'cluster': their mIoU, accuracy and IoU by class, as reported, one row a run."""
     split: str = "test"
     """Which split."""
     checkpoint: Literal["last", "best"] = "last"
@@ -70,6 +82,8 @@ class CompareConfig:
     """Samples on which every fusion rule is scored while one or two sensors fail unannounced; -1 = all."""
     information_samples: int = 16
     """Samples on which each sensor's Fisher information is measured; 0 = none."""
+    layout: str = ""
+    """Also print the runs as rows of a table as papers do, and write it to this path plus .md and .csv."""
     out: str = ""
     """JSON file for the result; empty = print the table only."""
     progress: bool = True
@@ -92,34 +106,91 @@ def open_checkpoint(path: str | Path, data: str, split: str, device="cpu", progr
     if dataset.description.classes != network.classes:
         ours, theirs = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (network.classes, dataset.description.classes))
         raise ValueError(f"{path} predicts {ours}, {data} has {theirs}")
-    # Images are normalised by the statistics that the network was trained with, not by those of the new data.
-    dataset.modalities = network.modalities
+    dataset.modalities = normalised_as(network, dataset)
     return network, dataset
+
+
+def normalised_as(network: Segmenter, dataset: PreparedDataset) -> dict[str, Modality]:
+    """The data set's modalities, read as they are stored and normalised by the statistics that the network was trained with.
+
+    Raises:
+        ValueError: a sensor has other channels, or another unit, than the one of that name in training.
+    """
+    result = {}
+    for name, theirs in dataset.modalities.items():
+        ours = network.modalities[name]
+        if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
+            trained, found = (f"{m.channels} channel{'s' * (m.channels > 1)} in {m.unit or 'no unit'}" for m in (ours, theirs))
+            raise ValueError(f"{name}: the network was trained on {trained}, {dataset.root} has {found}; prepare the data in the same unit")
+        result[name] = replace(ours, dtype=theirs.dtype, scale=theirs.scale, offset=theirs.offset)
+    return result
+
+
+def fusing(network: Segmenter, fusion: str, window: tuple[int, int], stride: tuple[int, int], batch_size: int) -> dict:
+    """``encode`` and ``fuse`` for ``evaluate_subsets``: this rule, on whole images (``window`` 0 0) or on sliding windows.
+
+    Raises:
+        ValueError: another rule than the mean for centred fusion; windows that do not fit.
+    """
+    centred = network.config.fusion == "centred"
+    if centred and fusion != "mean":
+        raise ValueError(f"--fusion {fusion}: this network's fusion is centred on {next(iter(network.modalities))}; it has no logits "
+                         "of single sensors; leave the option out")  # fmt: skip
+    if any(stride) and not any(window):
+        raise ValueError(f"--stride {stride[0]} {stride[1]} without --window; give --window HEIGHT WIDTH too")
+
+    def head(images: dict) -> dict:  # centred fusion has one entry: the prediction from all sensors given
+        return network(images, fuse=False)[0] if centred else network.modality_logits(images)
+
+    encode = sliding(head, window, stride, batch_size) if any(window) else head
+    if centred:  # what it encodes depends on which sensors are there, so each subset is encoded by itself
+        return {"encode": lambda images: images, "fuse": lambda images: next(iter(encode(images).values()))}
+    return {"encode": encode, "fuse": None if fusion == "mean" else FUSIONS[fusion]}
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
     limit_threads()
     device = choose_device(config.device)
+    for probability in config.failure_probability:
+        subset_probabilities(1, probability)  # complains before the work, not after it
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
-    options = network.scoring()
-    if config.fusion != "mean":
-        options = {"encode": network.modality_logits, "fuse": FUSIONS[config.fusion]}
+    windows = {"window": config.window, "stride": config.stride, "batch_size": config.batch_size}
     loading = {"batch_size": config.batch_size, "device": device, "workers": config.workers, "progress": config.progress}
-    scores = evaluate_subsets(dataset=data, **options, protocol=config.protocol, **loading)
-    print(f"{Path(config.checkpoint).name} on {config.split}, {len(data)} samples, fusion {config.fusion}; {scores.table()}")
-    record = {"provenance": provenance(), "split": config.split, "samples": len(data), "fusion": config.fusion, "scores": scores.to_dict()}
+    scores = evaluate_subsets(dataset=data, **fusing(network, config.fusion, **windows), protocol=config.protocol, **loading)
+    fusion = "centred" if network.config.fusion == "centred" else config.fusion
+    how = f"fusion {fusion}, " + (f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images")
+    how += f", stride {config.stride[0]} × {config.stride[1]}" * any(config.stride)
+    what = f"{config.split}, {len(data)} samples, {how}"
+    caption = f"on {what}; absent sensors: {config.protocol}"
+    print(f"{Path(config.checkpoint).name} on {what}; {scores.table()}")
+    record = {"provenance": provenance(), "split": config.split, "samples": len(data), "fusion": fusion,
+              "window": list(config.window), "stride": list(config.stride), "scores": scores.to_dict()}  # fmt: skip
+    if config.layout:
+        name = f"{Path(config.checkpoint).resolve().parent.name}, {Path(config.checkpoint).stem}"
+        _print_sheets(score_sheets(scores, name, caption), config.layout)
+    if config.failure_probability:
+        sheet = failure_sheet(scores, config.failure_probability, caption)
+        print("\n" + sheet.markdown())
+        rows = {row: _rounded(dict(zip(sheet.columns, values))) for row, values in sheet.rows.items()}
+        record["failure_probability"] = {"protocol": config.protocol, "miou": rows}
     if config.failures:
-        failures = score_failures(network, data, config.failures, **loading)
+        failures = score_failures(network, data, config.failures, fusing(network, "mean", **windows), **loading)
         print(f"\n{failures.table()}")
         record["failures"] = failures.to_dict()
     if config.out:
         write_json(config.out, record)
 
 
-def score_failures(network: Segmenter, data: PreparedDataset, samples: int, **loading) -> FailureScores:
-    """Every fusion rule under every failure, on so many evenly spaced samples (-1 = all)."""
+def _print_sheets(sheets: list[Sheet], stem: str) -> None:
+    for sheet in sheets:
+        print(f"\n{sheet.markdown()}")
+    print(f"\n{' and '.join(map(str, write_sheets(stem, sheets)))}")
+
+
+def score_failures(network: Segmenter, data: PreparedDataset, samples: int, options: dict | None = None, **loading) -> FailureScores:
+    """Every fusion rule under every failure, on so many evenly spaced samples (-1 = all). ``options``: see ``fusing``."""
     indices = None if samples < 0 else evenly_spaced(len(data), samples)
-    options = network.scoring()
+    options = options or network.scoring()
     rules = {"network": options["fuse"]} if options["fuse"] else {n: FUSIONS[n] for n in ("mean", "agreement", "selection", "entropy")}
     return evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
 
@@ -147,6 +218,10 @@ def run_compare(config: CompareConfig) -> None:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         runs.append((folder, report, settings))
+    if clustered := [folder for folder, report, _ in runs if "plan" in report]:
+        if len(clustered) < len(runs):
+            raise ValueError(f"{clustered[0]} is a run of 'cluster', others are of 'train'; compare each kind by itself")
+        return _compare_clusters(runs, config)
     public = [{k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs]
     for (folder, report, settings), own in zip(tqdm(runs, "compare", disable=not config.progress), public):
         name, seed = group_name(folder, own, [p for p in public if p != own]), report["config"]["seed"]
@@ -181,9 +256,26 @@ def run_compare(config: CompareConfig) -> None:
         kept = [{"epoch": e["epoch"], **e["val"], "miou": e["miou"], "information": e.get("information", {})} for e in evaluations]
         group.setdefault("curves", []).append(kept)
     _print_comparison(groups, config)
+    if config.layout:
+        means = {name: {s: sum(v) / len(v) for s, v in group["miou"]["all"].items()} for name, group in groups.items()}
+        how = f"{config.split}, {config.checkpoint} checkpoint, fusion mean, whole images; absent sensors: {config.protocol}"
+        _print_sheets([subset_sheet(means, f"mIoU in % on {how}; means over seeds; Std: population, over subsets")], config.layout)
     if config.out:
         record = {"provenance": provenance(), "split": config.split, "protocol": config.protocol, "checkpoint": config.checkpoint}
         write_json(config.out, record | {"groups": rounded(groups)})
+
+
+def _compare_clusters(runs: list, config: CompareConfig) -> None:
+    """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own split."""
+    names = [folder.name for folder, *_ in runs]
+    reports = {name if names.count(name) == 1 else str(folder): report for name, (folder, report, _) in zip(names, runs)}
+    sheets = cluster_sheets(reports)
+    if config.layout:
+        _print_sheets(sheets, config.layout)
+    else:
+        print("\n\n".join(sheet.markdown() for sheet in sheets))
+    if config.out:
+        write_json(config.out, {"provenance": provenance(), "scores": {name: report["scores"] for name, report in reports.items()}})
 
 
 def rounded(value, digits: int = 5):

@@ -1,6 +1,8 @@
 """Confusion matrices, subset scores and statistics against brute force and closed forms."""
 
+import csv
 import itertools
+import statistics
 
 import numpy as np
 import pytest
@@ -14,11 +16,14 @@ from torch.nn import functional as F
 
 from mmlib.data.missing import remove
 from mmlib.data.prepared import PreparedDataset, collate, write_array
+from mmlib.evaluation import subsets as subsets_module
 from mmlib.evaluation.confusion import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.fusion import FUSIONS
+from mmlib.evaluation.layout import Sheet, cluster_sheets, failure_sheet, score_sheets, subset_sheet, write_sheets
 from mmlib.evaluation.statistics import estimate, paired_difference
-from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix
-from mmlib.modalities import SENSORS
+from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix, subset_probabilities
+from mmlib.modalities import SENSORS, subsets
+from mmlib.published import load_paper
 
 maps = hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0, 1, 2, 3, 255]))
 
@@ -179,6 +184,131 @@ def test_summary_by_hand():
     assert scores.lowered() == (1, 2)  # adding D to R lowers mIoU, adding R to D leaves it
     assert scores.summary()["mean"] == pytest.approx(500 / 9) and scores.summary()["std"] == pytest.approx(np.std([100, 100 / 3, 100 / 3]))
     assert "lowers mIoU in 1 of 2" in scores.table() and scores.to_dict()["miou"]["all"]["R"] == 100.0
+
+
+@given(st.integers(1, 5), st.floats(0, 0.99))
+def test_subset_probabilities_are_those_of_independent_failures(count, p):
+    """Every pattern of present and absent listed, the empty one left out, the rest brought to a sum of 1."""
+    patterns = [row for row in itertools.product([0, 1], repeat=count) if any(row)]
+    chances = {row: np.prod([1 - p if bit else p for bit in row]) for row in patterns}
+    found = dict(zip((tuple(map(int, row)) for row in subset_matrix(count)), subset_probabilities(count, p)))
+    assert found == {row: pytest.approx(chance / sum(chances.values())) for row, chance in chances.items()}
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
+def test_no_probability_is_refused(p):
+    with pytest.raises(ValueError, match="expected 0 .* to below 1"):
+        subset_probabilities(3, p)
+
+
+def test_expected_counts_are_those_of_sensors_that_fail_at_random(scored):
+    """2,000 passes in which each sensor of each sample is absent with probability 0.4, drawn again where all are; their mean."""
+    data, network = scored
+    p, draws, names = 0.4, 2000, list(data.modalities)
+    scores = evaluate_subsets(network.modality_logits, data)
+    rng = np.random.default_rng(0)
+    single = []  # counts of each sample and subset, from one forward pass each
+    for sample in (data[i] for i in range(len(data))):
+        with torch.no_grad():
+            of = {s: network({n: sample["images"][n][None] for n in s})[0].argmax(0) for s in subsets(names)}
+        single.append({s: confusion_matrix(prediction, sample["label"], 3).numpy() for s, prediction in of.items()})
+    total = np.zeros((draws, 3, 3))
+    for draw in range(draws):
+        for counts in single:
+            left = ()
+            while not left:
+                left = tuple(n for n in names if rng.random() >= p)
+            total[draw] += counts[left]
+    expected, error = total.mean(0), total.std(0) / np.sqrt(draws)
+    assert (np.abs(scores.failing(p) - expected) <= 5 * error + 1).all() and error.max() > 1
+    assert not np.allclose(scores.failing(p), scores.failing(0.3), atol=5 * error.max())  # the bound tells probabilities apart
+    assert np.array_equal(scores.failing(0), scores.counts["all"][-1])
+
+
+def test_full_size_logits_exist_for_one_image_at_a_time(scored, monkeypatch):
+    data, network = scored
+    shapes = []
+    monkeypatch.setattr(
+        subsets_module, "upsampled", lambda x, size, plain=subsets_module.upsampled: shapes.append(len(x)) or plain(x, size)
+    )
+    for fuse in (None, FUSIONS["agreement"]):
+        evaluate_subsets(network.modality_logits, data, fuse=fuse, batch_size=5)
+    assert set(shapes) == {1}
+
+
+def by_condition(groups) -> SubsetScores:
+    """Scores of two sensors whose full set has these (right, wrong) pixels of two classes in each condition or case."""
+    modalities = {name: SENSORS[name] for name in ("rgb", "depth")}
+    full = {name: np.array([[right, wrong], [wrong, right]]) for name, (right, wrong) in groups.items()}
+    full = {"all": sum(full[name] for name in groups if name.startswith("condition"))} | full
+    none = np.array([[0, 1], [1, 0]])
+    return SubsetScores(modalities, ["a", "b"], "drop", {name: np.stack([none, none, counts]) for name, counts in full.items()})
+
+
+def test_subsets_are_printed_in_the_papers_order():
+    """The columns of the printed tables are in the order of ours, and their means and deviations come out of the same cells."""
+    table = load_paper("functional-entropy").tables["T3"]
+    sheet = subset_sheet({row: dict(zip(table.columns, map(float, table.cells(row)))) for row in table.rows}, "as printed")
+    four = {name: SENSORS[name] for name in ("rgb", "depth", "event", "lidar")}
+    assert sheet.columns == [*table.columns, "Mean", "Std"] == [*SubsetScores(four, ["a"], "drop").names, "Mean", "Std"]
+    values = [float(cell) for cell in table.cells("MAGIC")]
+    assert sheet.rows["MAGIC"][-2:] == [pytest.approx(sum(values) / 15), pytest.approx(statistics.pstdev(values))]
+    assert sheet.markdown().splitlines()[4].startswith("| CMNeXt | 0.86 | 0.49 |")
+
+
+def test_conditions_and_cases_stand_in_one_row():
+    groups = {"condition=fog": (3, 1), "condition=sun": (1, 1), "case=blur": (1, 3)}
+    sheet = score_sheets(by_condition(groups), "mine", "on val")[1]
+    # right / (right + 2 wrong), the same for both classes
+    assert sheet.columns == ["fog", "sun", "blur", "all"]
+    assert sheet.rows == {"mine": [pytest.approx(100 * v) for v in (3 / 5, 1 / 3, 1 / 7, 4 / 8)]} and "(RD), on val" in sheet.caption
+
+
+def test_conditions_of_two_parts_become_a_table_of_two_directions():
+    groups = {"condition=fog-day": (3, 1), "condition=fog-night": (1, 1), "condition=rain-day": (2, 1)}
+    sheet = score_sheets(by_condition(groups), "mine", "on val")[1]
+    assert sheet.columns == ["fog", "rain", "all"] and list(sheet.rows) == ["day", "night", "all"]
+    nan = pytest.approx(np.nan, nan_ok=True)
+    expected = {"day": [3 / 5, 2 / 4, 5 / 9], "night": [1 / 3, None, 1 / 3], "all": [4 / 8, 2 / 4, 6 / 12]}
+    assert sheet.rows == {k: [nan if v is None else pytest.approx(100 * v) for v in row] for k, row in expected.items()}
+    assert "| night | 33.33 | – | 33.33 |" in sheet.markdown()
+
+
+def test_failures_by_group_and_both_readings():
+    scores = by_condition({"condition=fog": (3, 1), "condition=sun": (1, 1)})
+    sheet = failure_sheet(scores, [0.5], "on val")
+    # three subsets, equally likely: two of them all wrong, (0, 1); the mean of counts is not the mean of scores
+    assert sheet.columns == ["all", "fog", "sun"]
+    counts, means = sheet.rows.values()
+    assert means == [pytest.approx(100 * v / 3) for v in (4 / 8, 3 / 5, 1 / 3)]
+    assert counts == [pytest.approx(100 * right / (right + 2 * wrong)) for right, wrong in ((4, 4), (3, 3), (1, 3))]
+
+
+def report(miou, accuracy, split="val", **iou):
+    return {"split": split, "chosen by": "nothing", "scores": {"rule": "hungarian", "miou": {"all": miou}, "accuracy": {"all": accuracy},
+            "iou": {"all": iou}}}  # fmt: skip
+
+
+def test_clusters_are_printed_by_score_and_by_class():
+    both, classes = cluster_sheets({"u": report(31.3, 50.7, bed=60.0, tv=None), "s": report(20.0, 40.0, bed=30.0, tv=10.0)})
+    assert both.columns == ["mIoU", "Acc"] and both.rows == {"u": [31.3, 50.7], "s": [20.0, 40.0]}
+    assert classes.columns == ["bed", "tv", "mIoU"] and "| u | 60.00 | – | 31.30 |" in classes.markdown()
+    assert "on val; clusters named by: hungarian; state chosen by nothing" in both.caption
+    with pytest.raises(ValueError, match="different splits or classes"):
+        cluster_sheets({"u": report(1, 1, bed=1.0), "s": report(1, 1, "test", bed=1.0)})
+    with pytest.raises(ValueError, match="v: clustered data without labels"):
+        cluster_sheets({"v": {"scores": None}})
+
+
+def test_tables_are_written_as_they_are(tmp_path):
+    sheets = [Sheet("one, two", ["a", "b"], {"x": [1.23456, np.nan]}), Sheet("next", ["c"], {"y": [2.0]})]
+    markdown, table = write_sheets(tmp_path / "runs" / "v1.5", sheets)
+    assert (markdown.name, table.name) == ("v1.5.md", "v1.5.csv") and markdown.read_text().count("| --- |") == 2
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [tuple(row.values()) for row in rows] == [
+        ("one, two", "x", "a", "1.2346"), ("one, two", "x", "b", ""), ("next", "y", "c", "2.0000"),
+    ]  # fmt: skip
 
 
 def test_interval_is_students():

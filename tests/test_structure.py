@@ -19,13 +19,14 @@ LEVELS = [
     {"segmentation", "unsupervised"},
     {"published", "scoring"},
     {"viz"},
+    {"predict"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
 # The ground floor and the command line are each one room in several files.
 SAME_ROOM = [{"modalities", "runtime", "state"}, {"cli", "__main__"}]
 DATA_SETS = ("nyu", "deliver", "muses", "mcubes", "mfnet")
-MAX_FILE, MAX_PACKAGE = 400, 12500  # two papers with their baselines, and the sensor world, a fifth of it
+MAX_FILE, MAX_PACKAGE = 400, 13500  # two papers with their baselines, and the sensor world, a fifth of it
 
 
 def imported_rooms(source: str, module: str) -> list[tuple[int, str]]:

@@ -66,6 +66,14 @@ class SubsetScores:
         return {"full": float(values[-1]), "mean": float(values.mean()), "min": float(values.min()), "std": float(values.std()),
                 "lowered": lowered, "inclusions": inclusions}  # fmt: skip
 
+    def failing(self, probability: float, group: str = "all") -> np.ndarray:
+        """(K, K) expected counts if each sensor of each sample is absent independently with ``probability``, never all of them.
+
+        Exact, because counts add up: Σ_s P(s) C_s over the subsets s. Their mIoU is what a large data set with random failures would
+        score; it is not the mean Σ_s P(s) mIoU_s, which benchmarks of sensor failures print.
+        """
+        return np.tensordot(subset_probabilities(len(self.modalities), probability), self.counts[group], 1)
+
     def to_dict(self) -> dict:
         full = self.names[-1]
         return {
@@ -115,6 +123,20 @@ def subset_matrix(count: int) -> np.ndarray:
     return np.array([[float(member in subset) for member in range(count)] for subset in subsets(range(count))])
 
 
+def subset_probabilities(count: int, absent: float) -> np.ndarray:
+    """(2^M − 1,) chances of each subset of M sensors being what is left, if each is absent with probability ``absent`` and all of them
+    never are: (1 − p)^|s| p^(M − |s|) / (1 − p^M).
+
+    Raises:
+        ValueError: no probability, or 1.
+    """
+    if not 0 <= absent < 1:
+        raise ValueError(f"failure probability {absent}: expected 0 (every sensor is there) to below 1 (none is)")
+    present = subset_matrix(count).sum(1)
+    chances = (1 - absent) ** present * absent ** (count - present)
+    return chances / chances.sum()
+
+
 @torch.no_grad()
 def evaluate_subsets(
     encode: Callable[[dict[str, Tensor]], dict[str, Tensor]], dataset: PreparedDataset, *,
@@ -151,17 +173,33 @@ def evaluate_subsets(
         size = label.shape[-2:]
         present = encode(images)
         absent = {} if protocol == "drop" else encode(remove(images, names, protocol, dataset.modalities))
-        if fuse is None:  # a sum may be upsampled before it is formed: once for each sensor instead of once for each subset
-            present, absent = ({name: upsampled(logits, size) for name, logits in part.items()} for part in (present, absent))
-        for s, row in enumerate(matrix):
-            votes = {name: present[name] if member else absent[name] for name, member in zip(names, row) if member or absent}
-            prediction = predicted(_total(votes) if fuse is None else fuse(votes), size, len(classes))
-            for b, (condition, case) in enumerate(zip(batch["condition"], batch["case"])):
-                counts = confusion_matrix(prediction[b], label[b], len(classes)).cpu().numpy()
-                for group in ("all", f"condition={condition}", f"case={case}"):
-                    if group in scores.counts:  # neither is recorded where it is empty
-                        scores.counts[group][s] += counts
+        for s, b, logits in _fused(matrix, names, present, absent, fuse, size):
+            counts = confusion_matrix(predicted(logits, size, len(classes))[0], label[b], len(classes)).cpu().numpy()
+            for group in ("all", f"condition={batch['condition'][b]}", f"case={batch['case'][b]}"):
+                if group in scores.counts:  # neither is recorded where it is empty
+                    scores.counts[group][s] += counts
     return scores
+
+
+def _fused(matrix: Tensor, names: list[str], present: dict[str, Tensor], absent: dict[str, Tensor], fuse, size):
+    """(subset, image, its fused logits (1, K, ·, ·)) for every subset and image of a batch.
+
+    Of logits at full size, those of one image exist at a time. A sum may be upsampled before it is formed: once for each sensor
+    instead of once for each subset.
+    """
+    images = range(len(next(iter(present.values()))))
+    if fuse is not None:
+        for s, row in enumerate(matrix):
+            fused = fuse(_votes(names, row, present, absent))
+            yield from ((s, b, fused[b : b + 1]) for b in images)
+        return
+    for b in images:
+        large = [{name: upsampled(logits[b : b + 1], size) for name, logits in part.items()} for part in (present, absent)]
+        yield from ((s, b, _total(_votes(names, row, *large))) for s, row in enumerate(matrix))
+
+
+def _votes(names: list[str], row: Tensor, present: dict[str, Tensor], absent: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: present[name] if member else absent[name] for name, member in zip(names, row) if member or absent}
 
 
 def upsampled(logits: Tensor, size) -> Tensor:
