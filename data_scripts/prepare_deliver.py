@@ -58,7 +58,6 @@ IDS = {0: 255, 255: 255} | {id: id - 1 for id in range(1, 26)}
 AS_STORED = {"unit": "undocumented", "low": 0.0, "high": 255.0, "dtype": "uint8", "scale": 1.0, "compress": False}
 SENSOR = {m.name: m for m in (
     SENSORS["rgb"],
-    # H, because D is the depth image itself: the two may stand in one data set.
     replace(SENSORS["depth"], **AS_STORED, name="hha", symbol="H", colour="#56B4E9", channels=3, sparse=False, picture="grey",
             channel_names=()),
     replace(SENSORS["depth"], **AS_STORED, picture="grey"),
@@ -74,7 +73,7 @@ class Options(common.Options):
     """Convert DELIVER to the prepared layout; goes on where an earlier run stopped."""
 
     depth: Literal["hha", "depth", "both"] = "hha"
-    """Which depth image: hha (three planes; what published results call depth; symbol H), depth (one plane; symbol D), or both."""
+    """Which depth image: hha (three planes; the D of published tables), depth (one plane), or both (hha is H then)."""
 
 
 def sensors(options: Options) -> list[str]:
@@ -82,14 +81,17 @@ def sensors(options: Options) -> list[str]:
 
 
 def description(options: Options) -> Description:
+    modalities = {name: SENSOR[name] for name in sensors(options)}
+    if options.depth == "hha":
+        modalities["hha"] = replace(SENSOR["hha"], symbol="D", colour=SENSOR["depth"].colour)  # so that tables read as the published ones
     return Description(
-        "deliver", CLASSES, PALETTE, {name: SENSOR[name] for name in sensors(options)},
+        "deliver", CLASSES, PALETTE, modalities,
         source="DELIVER, Zhang et al., CVPR 2023, https://jamycheung.github.io/DELIVER.html; front view",
         licence="none stated for the data; repository Apache-2.0, commercial use by agreement with the authors",
         extra={
             "splits": "official; scores on test lie about 10 points below those on val, which is what most papers print: say which",
             "void": "ids 0 and 255 of the source are 255 here",
-            "depth": "published results call the images of hha/ depth",
+            "depth": "published results call the images of hha/ depth: symbol D where they are the only ones, else H",
             "units": "of hha, depth, event and lidar undocumented: values 0 to 255 as stored; that 0 means no measurement is our reading",
             "events": "images of another size than the camera's are resized to it by nearest neighbour",
         },

@@ -9,14 +9,18 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from .data import world
 from .evaluation.statistics import estimate
 from .predict import PredictConfig, run_predict
+from .recipes import read_recipe
 from .scoring import SCENES, CompareConfig, EvaluateConfig, find_data, run_compare, run_evaluate
+from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
-from .segmentation.training import TrainConfig, train
+from .segmentation.step import TrainConfig
+from .segmentation.training import train
 from .unsupervised.methods import ClusterConfig
 from .unsupervised.pretraining import PretrainConfig, pretrain
 from .unsupervised.search import SearchConfig, search
@@ -57,8 +61,56 @@ def run_render(config: RenderConfig) -> None:
         print(f"rendered into {world.ensure(config.scene, **options)}")
 
 
-def run_train(config: TrainConfig) -> None:
-    report = train(replace(config, data=find_data(config.data, config.progress)))
+RECIPE = "JSON file of settings, such as data_scripts/recipes/NAME.json: they replace the defaults, flags replace them."
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    recipe: Annotated[str, tyro.conf.arg(help=RECIPE)] = ""
+    dry_run: bool = False
+    """Measure a few steps, print what the training would cost in work, memory, time and disk, and write nothing to OUT."""
+
+
+@dataclass(frozen=True)
+class ClusterCommand(ClusterConfig):
+    recipe: Annotated[str, tyro.conf.arg(help=RECIPE)] = ""
+
+
+TrainCommand.__doc__, ClusterCommand.__doc__ = TrainConfig.__doc__, ClusterConfig.__doc__
+COMMANDS = {"train": TrainCommand, "cluster": ClusterCommand}  # those that take a recipe
+MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher starts, this one speaks
+
+
+def with_recipe(name: str, arguments: list[str]):
+    """Defaults of the command ``name``: with those of the recipe, if ``arguments`` call this command with one."""
+    kind = COMMANDS[name]
+    config = kind(data=tyro.MISSING, out=tyro.MISSING)
+    words = [word for argument in arguments for word in (argument.split("=", 1) if argument.startswith("--recipe=") else [argument])]
+    paths = [path for flag, path in zip(words, words[1:]) if flag == "--recipe"]
+    return read_recipe(paths[-1], name, kind.__base__).applied(config) if paths and arguments[0] == name else config
+
+
+def settings_of(command, name: str):
+    """The configuration without what belongs to the command line; says what the recipe has set in it."""
+    kind = COMMANDS[name].__base__
+    config = kind(**{field.name: getattr(command, field.name) for field in fields(kind)})
+    if command.recipe:
+        recipe = read_recipe(command.recipe, name, kind)
+        config = recipe.applied(config, tables=True)
+        if MAIN:
+            print(recipe.described(config))
+    return config
+
+
+def run_train(command: TrainCommand) -> None:
+    config = settings_of(command, "train")
+    config = replace(config, data=find_data(config.data, config.progress))
+    if command.dry_run:
+        found = dry_run(config)
+        if MAIN:
+            print(described(found))
+        return
+    report = train(config)
     if report:  # on the main process only
         scores = report["scores"]
         summary = scores["summary"]["all"]
@@ -77,7 +129,8 @@ def find_sensors(config: ClusterConfig) -> ClusterConfig:
                    modalities=config.modalities or usual)  # fmt: skip
 
 
-def run_cluster(config: ClusterConfig) -> None:
+def run_cluster(command: ClusterCommand) -> None:
+    config = settings_of(command, "cluster")
     report = cluster(find_sensors(config))
     print_clusters(report)
     if config.method != "kmeans":
@@ -142,27 +195,36 @@ def check_numbers(config) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for the traceback."""
+    try:
+        defaults = {name: with_recipe(name, sys.argv[1:] if arguments is None else arguments) for name in COMMANDS}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     command = (
         Annotated[RenderConfig, tyro.conf.subcommand("render", prefix_name=False)]
-        | Annotated[TrainConfig, tyro.conf.subcommand("train", prefix_name=False)]
+        | Annotated[TrainCommand, tyro.conf.subcommand("train", prefix_name=False, default=defaults["train"])]
         | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate", prefix_name=False)]
         | Annotated[CompareConfig, tyro.conf.subcommand("compare", prefix_name=False)]
         | Annotated[PredictConfig, tyro.conf.subcommand("predict", prefix_name=False)]
         | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)]
-        | Annotated[ClusterConfig, tyro.conf.subcommand("cluster", prefix_name=False)]
+        | Annotated[ClusterCommand, tyro.conf.subcommand("cluster", prefix_name=False, default=defaults["cluster"])]
         | Annotated[SearchConfig, tyro.conf.subcommand("search", prefix_name=False)]
         | Annotated[SegmentConfig, tyro.conf.subcommand("segment", prefix_name=False)]
         | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain", prefix_name=False)]
     )
     config = tyro.cli(command, prog="python -m mmlib", description="Multi-modal semantic segmentation that does not lean on one sensor.",
                       args=arguments, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
-    run = {RenderConfig: run_render, TrainConfig: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare,
+    run = {RenderConfig: run_render, TrainCommand: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare,
            PredictConfig: run_predict, ExportConfig: run_export,
-           ClusterConfig: run_cluster, SearchConfig: run_search, SegmentConfig: run_segment,
+           ClusterCommand: run_cluster, SearchConfig: run_search, SegmentConfig: run_segment,
            PretrainConfig: run_pretrain}[type(config)]  # fmt: skip
     try:
         check_numbers(config)
         run(config)
+    except torch.OutOfMemoryError as error:
+        if os.environ.get("MMLIB_DEBUG"):
+            raise
+        sys.exit(f"error: the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double --accumulate in "
+                 "training), or give --checkpointing or a smaller --crop")  # fmt: skip
     except (ValueError, OSError) as error:
         if os.environ.get("MMLIB_DEBUG"):
             raise

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import random
 import shutil
 import struct
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import warnings
 import zipfile
 import zlib
@@ -61,7 +63,7 @@ def seen(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
 def test_archives_come_out_as_they_went_in(tmp_path, suffix):
-    archive, target = pack(tmp_path / f"set{suffix}", TREE | {"__MACOSX/set/a/._00.bin": b"no data"}), tmp_path / "out"
+    archive, target = pack(tmp_path / f"set{suffix}", TREE | {"__MACOSX/set/a/00.bin": b"no data"}), tmp_path / "out"
     assert files.unpack([archive], target, False) == target and seen(target) == TREE
     (target / "set/a/10.bin").write_bytes(b"edited by its owner")
     files.unpack([archive], target, False)  # nothing to do
@@ -589,6 +591,32 @@ def test_no_damaged_png_gives_other_pixels(tmp_path):
                 read(path)
     path.write_bytes(whole)
     files.check_png(path)
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_array_runs_code_or_takes_memory_it_does_not_have(tmp_path):
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    np.save(tmp_path / "b.npy", np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
+    with open(tmp_path / "c.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**8,)})
+    tracemalloc.start()
+    for name in ("a.npy", "b.npy", "c.npy"):
+        with pytest.raises(DataError, match=f"{name}: cannot be read"):
+            files.read_npy(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not (tmp_path / "sprung").exists() and peak < 10**7  # of the 800 MB that the header claims
+    np.load(tmp_path / "a.npy", allow_pickle=True)
+    assert (tmp_path / "sprung").exists()  # it is a trap
 
 
 def test_arrays(tmp_path):

@@ -188,19 +188,24 @@ def test_a_conversion_killed_at_random_moments(whole, tmp_path):
 
 
 def test_a_bad_sample_is_named_and_the_rest_can_go_on(whole, tmp_path):
+    asked = []
+
     def damaged(sample):
+        asked.append(sample.id)
         if sample.id == "s05":
             raise DataError("folder/s05.png: damaged")
+        time.sleep(0.05 * (sample.id > "s05"))
         return read(sample)
 
     out = tmp_path / "out"
     with pytest.raises(DataError, match="folder/s05.png: damaged"):
-        prepare(out, read=damaged)
+        prepare(out, read=damaged, workers=2)
+    assert "s15" not in asked  # it ends at once
     with pytest.raises(DataError, match="unfinished"):
         PreparedDataset(out)
     with pytest.raises(DataError, match="unfinished"):
         prepare(out, check=True)
-    asked = []
+    asked.clear()
     prepare(out, read=lambda sample: asked.append(sample.id) or read(sample))
     assert contents(out) == contents(whole) and len(asked) < 16
 
@@ -321,6 +326,22 @@ def test_the_report_counts_right(whole, capsys):
     assert f"share of the labelled pixels in %: {shares}" in said and f"ignored: {100 * (labels == 255).mean():.1f} % of all pixels" in said
     metres = np.stack([toy.sample(i, (16, 24))[0]["depth"] for i in range(16) if i % 4 < 2]) / 256
     assert f"depth (1 × uint16, log(1 + |x|) of m): mean {np.log1p(metres).mean():.4g}; std {np.log1p(metres).std():.4g}" in said
+
+
+def test_a_lost_contact_sheet_is_drawn_again_and_never_by_halves(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "copy")
+    (tmp_path / "copy" / "contact_sheet.png").unlink()
+
+    def stop(figure, path, **options):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("matplotlib.figure.Figure.savefig", stop)
+        prepare(tmp_path / "copy")
+    assert set(contents(whole)) - set(contents(tmp_path / "copy")) == {"contact_sheet.png"}
+    prepare(tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(whole)
 
 
 def test_the_contact_sheet_shows_the_sensors(whole):

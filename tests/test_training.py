@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +16,14 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from mmlib.segmentation import training
+from mmlib.segmentation import step as stepping
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.training import StepSampler, TrainConfig, learning_rate, parameter_groups, plan, train
+from mmlib.segmentation.step import StepSampler, TrainConfig, learning_rate, parameter_groups, plan
+from mmlib.segmentation.training import train
 from mmlib.state import read_history
 
+ROOT = Path(__file__).resolve().parents[1]
 QUIET = dict(progress=False, cache=True)
 
 
@@ -75,10 +78,10 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
         return learning_rate(*args)
 
     cut = replace(config, out=str(tmp_path / "cut"))
-    monkeypatch.setattr(training, "learning_rate", dying)
+    monkeypatch.setattr(stepping, "learning_rate", dying)
     with pytest.raises(Killed):
         train(cut)
-    monkeypatch.setattr(training, "learning_rate", learning_rate)
+    monkeypatch.setattr(stepping, "learning_rate", learning_rate)
     assert not (tmp_path / "cut" / "last.safetensors").exists()
     train(cut)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -90,23 +93,36 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     assert histories[0] == histories[1] and len(histories[0]) == 2
 
 
-def test_sigkill_at_any_moment(data, tmp_path):
-    """A real kill: whatever the moment, running the same command again ends in the bits of an undisturbed run."""
-    command = [sys.executable, "-c", "import sys; from mmlib.segmentation.training import *; "
-               f"train(TrainConfig({data!r}, sys.argv[1], epochs=12, save_every=0.5, eval_every=0, progress=False))"]  # fmt: skip
-    subprocess.run([*command, str(tmp_path / "whole")], check=True)
-    process = subprocess.Popen([*command, str(tmp_path / "cut")])
-    state = tmp_path / "cut" / "resume.safetensors"
+def test_one_process_of_two_is_terminated(data, tmp_path):
+    """Whichever it is and whatever it is doing: no file is half-written, and the same command ends where one process would.
+
+    (Kills of a single process: test_killed.py.)"""
+    settings = ("epochs=4, lr=1e-4, save_every=0.3, eval_every=1, information_samples=1, network=NetworkConfig(dropout=0.0), "
+                "objective=ObjectiveConfig(pixels=1)")  # fmt: skip
+    program, out = tmp_path / "program.py", tmp_path / "out"
+    program.write_text("import os, sys\nfrom mmlib.segmentation.step import *\nfrom mmlib.segmentation.training import train\n"
+                       f"open({str(tmp_path / 'pid')!r} + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+                       f"train(TrainConfig({data!r}, {str(out)!r}, batch_size=2, progress=False, {settings}))\n")  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(program)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
-    while not state.exists() and time.time() < deadline:
+    while not (out / "resume.safetensors").exists() and time.time() < deadline:
         time.sleep(0.01)
-    time.sleep(float(np.random.default_rng(os.getpid()).uniform(0, 0.5)))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    subprocess.run([*command, str(tmp_path / "cut")], check=True)
-    assert (tmp_path / "cut" / "report.json").exists()
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    rng = np.random.default_rng(os.getpid())
+    time.sleep(float(rng.uniform(0, 0.3)))
+    os.kill(int((tmp_path / f"pid{rng.integers(2)}").read_text()), signal.SIGTERM)
+    assert running.wait(120) != 0 and not (out / "report.json").exists()
+    for path in out.glob("*.safetensors"):
+        assert load_file(path)
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    train(TrainConfig(data, str(tmp_path / "one"), epochs=4, lr=1e-4, eval_every=0, network=NetworkConfig(dropout=0.0),
+                      objective=ObjectiveConfig(pixels=1), **QUIET))  # fmt: skip
+    one, two = weights(tmp_path / "one"), weights(out)
+    assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-4
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["best.safetensors", "config.json", "history.jsonl", "last.safetensors", "report.json", "resume.safetensors"]
+    )
 
 
 def test_a_finished_run_is_not_trained_again(data, tmp_path):
@@ -137,24 +153,18 @@ def test_accumulated_micro_batches_are_one_large_batch(data, tmp_path):
     assert max(float((large[n] - small[n]).abs().max()) for n in large) < 2e-4  # Adam divides by small numbers; still rounding
 
 
-def test_two_processes_are_one_large_batch(data, tmp_path):
-    quiet = "network=NetworkConfig(dropout=0.0), objective=ObjectiveConfig(subsets='dropout', pixels=1), epochs=2, progress=False"
-    program = tmp_path / "program.py"
-    program.write_text("import sys\nfrom mmlib.segmentation.training import *\n"
-                       f"train(TrainConfig({data!r}, sys.argv[1], batch_size=int(sys.argv[2]), {quiet}))\n")  # fmt: skip
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-    ]
+def test_two_machines_are_one_large_batch(data, tmp_path):
+    """Two nodes of one process each, both on this machine, from the command line."""
+    options = ["--dropout", "0", "--subsets", "dropout", "--pixels", "1", "--epochs", "2", "--no-progress", "--data", data]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1",
+              f"--master_port={port}"]  # fmt: skip
+    command = ["-m", "mmlib", "train", "--out", str(tmp_path / "two"), "--batch-size", "2", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*launch, str(program), str(tmp_path / "two"), "2"], check=True, env=environment, timeout=300)
+    nodes = [subprocess.Popen([*launch, f"--node_rank={rank}", *command], env=environment, cwd=ROOT) for rank in range(2)]
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
     train(TrainConfig(data, str(tmp_path / "one"), batch_size=4, network=NetworkConfig(dropout=0.0),
                       objective=ObjectiveConfig(subsets="dropout", pixels=1), epochs=2, **QUIET))  # fmt: skip
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -203,7 +213,7 @@ def test_sensors_are_chosen_by_name(data, tmp_path):
 
 
 def test_infinite_gradients_never_reach_the_weights(data, tmp_path, monkeypatch):
-    genuine, calls = training.subset_cross_entropy, 0
+    genuine, calls = stepping.subset_cross_entropy, 0
 
     def poisoned(*args):
         nonlocal calls
@@ -211,11 +221,11 @@ def test_infinite_gradients_never_reach_the_weights(data, tmp_path, monkeypatch)
         terms = genuine(*args)
         return terms | {"supervised": terms["supervised"] * (float("nan") if calls == 3 else 1)}
 
-    monkeypatch.setattr(training, "subset_cross_entropy", poisoned)
+    monkeypatch.setattr(stepping, "subset_cross_entropy", poisoned)
     train(TrainConfig(data, str(tmp_path / "once"), epochs=2, **QUIET))
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "once").values())
     assert read_history(tmp_path / "once" / "history.jsonl")[0][-1]["skipped"] == 1
-    monkeypatch.setattr(training, "subset_cross_entropy", lambda *args: {"supervised": genuine(*args)["supervised"] * float("inf")})
+    monkeypatch.setattr(stepping, "subset_cross_entropy", lambda *args: {"supervised": genuine(*args)["supervised"] * float("inf")})
     with pytest.raises(ValueError, match="no finite gradient for 20 steps"):
         train(TrainConfig(data, str(tmp_path / "always"), epochs=40, **QUIET))
 

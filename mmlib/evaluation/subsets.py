@@ -166,7 +166,14 @@ def evaluate_subsets(
     for group in ("all", *groups[0], *groups[1]):
         scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
     indices = range(shard[0], len(dataset), shard[1])
-    loader = DataLoader(dataset, batch_size, sampler=indices, num_workers=workers, collate_fn=_collate_by_size)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=indices,
+        num_workers=workers,
+        collate_fn=_collate_by_size,
+        pin_memory=torch.device(device).type == "cuda",
+    )
     for batch in chain.from_iterable(tqdm(loader, "evaluate", disable=not progress, leave=False)):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
         label = batch["label"].to(device)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.prepared import Description
 from ..modalities import Modality
-from ..runtime import read_tensor_header, read_tensors, save_tensors
+from ..runtime import read_tensor_header, read_tensors, reading, save_tensors
+from ..state import load_into
 
 Encoder = Literal["residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
 
@@ -39,6 +41,12 @@ class NetworkConfig:
     """Start pvt_v2 from ImageNet weights, fetched by timm from the Hugging Face hub."""
     checkpointing: bool = False
     """Recompute pvt_v2 activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self):
+        known = {"encoder": get_args(Encoder), "stem": ("separate", "shared"), "fusion": ("mean", "centred")}
+        for name, values in known.items():  # timm knows more encoders, and names of some that it would fetch
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -286,8 +294,11 @@ def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segm
         ValueError: the file is missing, damaged, or its weights do not fit its own description.
     """
     header = read_header(path)
-    config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
-    segmenter = Segmenter({m["name"]: Modality(**m) for m in header["modalities"]}, header["classes"], header["palette"], config)
+    with reading(path, "a segmenter that this version can build"):
+        config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
+        modalities = {m["name"]: Modality(**m) for m in header["modalities"]}
+        described = Description("of a checkpoint", header["classes"], header["palette"], modalities)  # complains about nonsense
+        segmenter = Segmenter(modalities, described.classes, described.palette, config)
     load_weights(segmenter, path)
     return segmenter.eval().to(device)
 
@@ -298,21 +309,17 @@ def load_weights(segmenter: Segmenter, path: str | Path) -> None:
     Raises:
         ValueError: names the first differences in configuration, modalities or classes.
     """
-    header = read_header(path)
-    problems = []
-    names = [m["name"] for m in header["modalities"]]
+    header, problems = read_header(path), []
+    with reading(path, "a segmenter of this version"):
+        names, theirs = [m["name"] for m in header["modalities"]], dict(header["config"])
     if names != list(segmenter.modalities):
         problems.append(f"modalities {', '.join(names)} against {', '.join(segmenter.modalities)}")
     if header["classes"] != segmenter.classes:
         problems.append(f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against {len(segmenter.classes)}")
     ours = asdict(segmenter.config)
     for key in ("encoder", "stem", "embed_dim", "fusion"):
-        if header["config"].get(key, "mean") != ours[key]:
-            problems.append(f"{key} {header['config'].get(key)!r} against {ours[key]!r}")
+        if theirs.get(key, "mean") != ours[key]:
+            problems.append(f"{key} {theirs.get(key)!r} against {ours[key]!r}")
     if problems:
         raise ValueError(f"{path}: a checkpoint of another configuration: {'; '.join(problems)}")
-    state = {name: value.float() for name, value in read_tensors(path).items()}
-    try:
-        segmenter.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its weights do not fit its description: {error}") from error
+    load_into(segmenter, read_tensors(path), path)

@@ -1,0 +1,283 @@
+"""Recipes: every value says where it comes from, agrees with it, gives way to the command line, and nothing in a file is ignored."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmlib import cli
+from mmlib.modalities import SENSORS
+from mmlib.recipes import fitted, read_recipe
+from mmlib.recipes import settings as settings_of
+from mmlib.segmentation.step import TrainConfig
+from mmlib.unsupervised.methods import ClusterConfig, plan
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
+FILES = sorted((SCRIPTS / "recipes").glob("*.json"))
+KINDS = {"train": TrainConfig, "cluster": ClusterConfig}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(toy.make(tmp_path_factory.mktemp("toy")))
+
+
+def values(name: str, section: str) -> dict:
+    return json.loads((SCRIPTS / "recipes" / f"{name}.json").read_text())[section]
+
+
+# ---- what the files say ----
+
+
+def test_every_data_set_has_its_recipe():
+    prepared = {path.stem.removeprefix("prepare_") for path in SCRIPTS.glob("prepare_*.py")} - {"folders"}
+    assert {path.stem for path in FILES} >= prepared and len(FILES) == 5
+
+
+@pytest.mark.parametrize("section", KINDS)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_recipes_are_valid_and_every_value_has_a_source(path, section):
+    recipe = read_recipe(path, section, KINDS[section])
+    config = recipe.applied(KINDS[section]("x", "y"))
+    assert len(recipe.values) > 5 and recipe.applied(config, tables=True) != KINDS[section]("x", "y")
+    found = json.loads(path.read_text())
+    assert set(found) == {"about", *KINDS} and f"prepare_{path.stem}.py" in found["about"]
+    if section == "train":
+        config.regularizer.check()
+        assert config.precision == "auto" and config.network.encoder.startswith("pvt_v2") and "licence" in recipe.sources["encoder"]
+    else:
+        plan(config, list(config.modalities) or ["rgb", "lidar"])
+
+
+# Printed in the two papers; "released": read in the released code of the second.
+PAPER_A = dict(lr=6e-5, epochs=200, power=0.9, lambda_p=0.3, lambda_f=0.02, subsets="dropout")
+PAPER_B = dict(lr=5e-4, batch_size=32, crops=5)
+SHIFTS = {  # b of random, KNN and self pairs
+    "nyu": {"rgb": (0.5664, 0.6222, 0.7199), "depth": (0.2440, 0.4318, 0.1328)},
+    "mfnet": {"rgb": (0.7760, 0.7800, 0.9607), "thermal": (0.5540, 0.2864, 0.0096)},
+    "mcubes": {"rgb": (0.6375, 0.2830, 0.7865), "aolp": (0.3037, 0.6230, 0.4694)},
+}
+WEIGHTS = {  # of KNN, self and random pairs, and of the sensor
+    "nyu": [(0.1671, 0.0957, 0.9005, 0.1356), (0.2995, 0.6550, 0.0550, 0.8889)],
+    "mfnet": [(0.3334, 0.0606, 0.9262, 0.0478), (0.9124, 0.2388, 0.5064, 0.4922)],
+    "mcubes": [(0.0705, 0.2237, 0.7443, 0.4046), (0.5528, 0.5756, 0.4637, 0.3052)],
+}
+RELEASED = {"nyu": dict(dim=70, steps=10000), "mfnet": dict(dim=90, steps=13000), "mcubes": dict(dim=320, steps=4000)}
+
+
+@pytest.mark.parametrize("name", ["deliver", "muses", "mcubes"])
+def test_values_of_the_first_paper(name):
+    found = values(name, "train")
+    for key, value in PAPER_A.items():
+        assert found[key]["value"] == value and found[key]["source"].startswith("paper"), key
+    assert found["weight_decay"]["value"] == 0.01 and found["warmup"]["value"] * found["epochs"]["value"] == 10
+    assert found["scale"]["value"] == [0.5, 2]
+
+
+@pytest.mark.parametrize("name", ["nyu", "mfnet"])
+def test_no_value_of_a_data_set_that_the_first_paper_lacks_is_called_its(name):
+    found = values(name, "train")
+    assert not any(entry["source"].startswith("paper") for entry in found.values())
+    assert found["warmup"]["value"] * found["epochs"]["value"] == 10 and found["lr"]["value"] == 6e-5
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_values_of_the_second_paper(name):
+    found = values(name, "cluster")
+    for key, value in PAPER_B.items():
+        assert found[key]["value"] == value and found[key]["source"].startswith("paper"), key
+    random_knn_self = {sensor: tuple(numbers[::-1]) for sensor, numbers in found["numbers"]["value"].items()}
+    assert random_knn_self == SHIFTS[name] and found["numbers"]["source"].startswith("released code")
+    (knn, own, random, sensor), (knn_x, own_x, random_x, sensor_x) = WEIGHTS[name]
+    means = [(own + own_x) / 2, (knn + knn_x) / 2, (random + random_x) / 2]
+    assert found["weights"]["value"] == pytest.approx(means, abs=6e-4) and found["weights"]["source"].startswith("ours")
+    assert found["lambda_x"]["value"] == pytest.approx(sensor_x / sensor, rel=1e-3)
+    assert found["dim"]["value"] == RELEASED[name]["dim"] and found["steps"]["value"] == RELEASED[name]["steps"] // 3  # three optimizers
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_sensors_are_those_that_the_data_script_writes(name):
+    path = SCRIPTS / f"prepare_{name}.py"
+    if not path.exists():
+        pytest.skip("no such script")
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+        sys.modules.pop(path.stem)
+    found = values(name, "cluster")
+    written = getattr(module, "MODALITIES", SENSORS)  # or under the names that the library uses
+    assert set(found["numbers"]["value"]) == set(found["modalities"]["value"]) <= set(written)
+
+
+# ---- defaults, recipe, command line ----
+
+
+def written(folder: Path, entries: dict, section: str = "train") -> str:
+    path = folder / "recipe.json"
+    path.write_text(json.dumps({"about": "test", section: {k: {"value": v, "source": "ours"} for k, v in entries.items()}}))
+    return str(path)
+
+
+def called(monkeypatch, *arguments) -> object:
+    """The configuration that reaches ``train`` or ``cluster``."""
+    seen = []
+
+    def caught(config, *_):
+        seen.append(config)
+        raise ValueError("caught")
+
+    monkeypatch.setattr(cli, "train", caught)
+    monkeypatch.setattr(cli, "cluster", caught)
+    with pytest.raises(SystemExit, match="caught"):
+        cli.main([str(argument) for argument in arguments])
+    return seen[0]
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(data, tmp_path, monkeypatch, capsys):
+    recipe = written(tmp_path, {"epochs": 7, "crop": [32, 32], "lambda_p": 0.5, "prediction": "input", "cache": False, "dropout": 0.3})
+    for form in (["--recipe", recipe], [f"--recipe={recipe}"]):
+        config = called(monkeypatch, "train", "--data", data, *form, "--out", "x", "--epochs", "3", "--crop", "16", "24", "--cache")
+        assert type(config) is TrainConfig and config.epochs == 3 and config.crop == (16, 24) and config.cache is True
+        assert config.regularizer.lambda_p == 0.5 and config.regularizer.prediction == "input" and config.network.dropout == 0.3
+        assert config.batch_size == 4  # which nobody has set
+        shown = capsys.readouterr().out
+        assert f"recipe {recipe}, train:" in shown and "  lambda_p 0.5   (ours)" in shown
+        for line in ("epochs 3.0, on the command line, not 7.0", "crop 16 24, on the command line, not 32 32",
+                     "cache True, on the command line, not False"):  # fmt: skip
+            assert f"  {line}   (ours)" in shown
+        assert "batch_size" not in shown
+    plain = called(monkeypatch, "train", "--data", data, "--out", "x")
+    assert plain == TrainConfig(data, "x") and capsys.readouterr().out == ""
+
+
+def test_tables_of_a_recipe_and_of_the_command_line(data, tmp_path, monkeypatch):
+    numbers = {"rgb": [0.1, 0.2, 0.3], "depth": [0.4, 0.5, 0.6]}
+    recipe = written(tmp_path, {"numbers": numbers, "rule": "absolute", "steps": 9}, "cluster")
+    call = ["cluster", "--data", data, "--out", "x", "--recipe", recipe]
+    config = called(monkeypatch, *call)
+    assert config.loss.shifts.numbers == {n: tuple(v) for n, v in numbers.items()} and config.steps == 9
+    config = called(monkeypatch, *call, "--numbers", "rgb", "1", "2", "3")
+    assert config.loss.shifts.numbers == {"rgb": (1.0, 2.0, 3.0)}
+    assert called(monkeypatch, *call[:-2], "--lambdas", "aolp", "2").loss.lambdas == {"aolp": 2.0}
+
+
+def test_a_recipe_of_one_command_does_not_reach_another(data, tmp_path, monkeypatch):
+    recipe = written(tmp_path, {"epochs": 7})
+    with pytest.raises(SystemExit, match="error: .*recipe.json: no section 'cluster'; it has train"):
+        cli.main(["cluster", "--data", data, "--out", "x", "--recipe", recipe])
+
+
+@pytest.mark.parametrize("command", ["train", "cluster"])
+@pytest.mark.parametrize("recipe", [[], ["--recipe", str(SCRIPTS / "recipes" / "nyu.json")]])
+def test_help_shows_the_recipe_and_its_values(command, recipe, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, *recipe, "--help"])
+    out = capsys.readouterr().out
+    assert not end.value.code and "--recipe STR" in out and "required" in out
+    assert (f"(default: {values('nyu', command)['batch_size']['value']})" in out) or not recipe
+    assert "scripts.recipes" not in out
+
+
+def test_the_same_command_resumes_and_another_recipe_is_refused(data, tmp_path, capsys):
+    recipe = written(tmp_path, {"epochs": 1, "batch_size": 6, "eval_every": 0})
+    command = ["train", "--data", data, "--out", str(tmp_path / "run"), "--no-progress", "--recipe", recipe, "--batch-size", "3"]
+    cli.main(command)
+    stamp = (tmp_path / "run" / "resume.safetensors").stat().st_mtime_ns
+    cli.main(command)
+    assert (tmp_path / "run" / "resume.safetensors").stat().st_mtime_ns == stamp
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["epochs"] == 1 and kept["batch_size"] == 3 and "recipe" not in kept and "dry_run" not in kept
+    written(tmp_path, {"epochs": 2, "batch_size": 6, "eval_every": 0})
+    with pytest.raises(SystemExit, match="another configuration .*epochs was 1.0, is 2.0"):
+        cli.main(command)
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "no such recipe; those of public data sets lie in data_scripts/recipes/"),
+    ('{"train": {', "cannot be read as a recipe"),
+    ("[1]", "no section 'train'; it has none"),
+    ('{"trian": {}}', "no section 'train'; it has trian"),
+    ({"lamda_p": (0.3, "paper")}, "unknown key 'lamda_p' in 'train'; do you mean 'lambda_p'?"),
+    ({"data": ("x", "ours")}, "unknown key 'data'"),
+    ({"recipe": ("x", "ours")}, "unknown key 'recipe'"),
+    ({"regularizer": ({}, "ours")}, "unknown key 'regularizer'"),
+    ('{"train": {"epochs": {"value": 1, "source": "ours"}, "epochs": {"value": 2, "source": "ours"}}}', "the key 'epochs' stands twice"),
+    ('{"train": {"epochs": 5}}', "train.epochs: expected {\"value\": …, \"source\": …}, found 5"),
+    ('{"train": {"epochs": {"value": 5}}}', "train.epochs: expected"),
+    ({"epochs": (5, "a friend")}, "train.epochs: source 'a friend' must begin with one of 'paper', 'released code', 'ours'"),
+    ({"epochs": ("5", "ours")}, 'train.epochs: "5" is not a number'),
+    ('{"train": {"epochs": {"value": NaN, "source": "ours"}}}', "train.epochs: NaN is not a number"),
+    ({"epochs": (True, "ours")}, "train.epochs: true is not a number"),
+    ({"batch_size": (4.0, "ours")}, "train.batch_size: 4.0 is not a whole number"),
+    ({"batch_size": (True, "ours")}, "train.batch_size: true is not a whole number"),
+    ({"cache": (1, "ours")}, "train.cache: 1 is not true or false"),
+    ({"encoder": ("pvt", "ours")}, 'train.encoder: "pvt" is not one of "residual", "pvt_v2_b0"'),
+    ({"crop": ([32], "ours")}, "train.crop: [32] is not a list of 2 values"),
+    ({"crop": ([32, 32.5], "ours")}, "train.crop: [32, 32.5] is not a whole number"),
+    ({"crop": (32, "ours")}, "train.crop: 32 is not a list of 2 values"),
+    ({"modalities": ("rgb", "ours")}, 'train.modalities: "rgb" is not a list of values'),
+])  # fmt: skip
+@pytest.mark.parametrize("asked", [[], ["--help"]], ids=["run", "help"])
+def test_mistakes_name_the_file_and_the_key(data, tmp_path, content, message, asked):
+    path = tmp_path / "mine.json"
+    if isinstance(content, dict):
+        content = json.dumps({"train": {k: {"value": v, "source": s} for k, (v, s) in content.items()}})
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--data", data, "--out", str(tmp_path / "run"), "--recipe", str(path), *asked])
+    assert end.value.code.startswith(f"error: {path}: ") and message in end.value.code and "\n" not in end.value.code
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dictionary_of_the_wrong_kind(tmp_path):
+    for value, message in (([1], "not an object"), ({"rgb": [1, 2]}, "not a list of 3 values"), ({"rgb": [1, 2, "x"]}, "not a number")):
+        with pytest.raises(ValueError, match=f"cluster.numbers: .* is {message}"):
+            read_recipe(written(tmp_path, {"numbers": value}, "cluster"), "cluster", ClusterConfig)
+    for value in (1.0, True, 2):  # a choice between the numbers 1 and 5
+        with pytest.raises(ValueError, match="cluster.crops: .* is not one of 1, 5"):
+            read_recipe(written(tmp_path, {"crops": value}, "cluster"), "cluster", ClusterConfig)
+
+
+def flat(config) -> dict:
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        found |= flat(value) if is_dataclass(value) else {field.name: value}
+    return found
+
+
+@given(st.sampled_from(sorted(KINDS)), st.data())
+@settings(deadline=None, max_examples=40)
+def test_a_configuration_written_as_a_recipe_is_read_back(tmp_path_factory, section, drawn):
+    """Every setting that a configuration has can stand in a recipe, under its own name."""
+    kind = KINDS[section]
+    known = settings_of(kind)
+    config = kind("x", "y")
+    assert set(known) == set(flat(config)) - {"data", "out"} and len(flat(config)) == len(known) + 2
+    changed = {name: value for name, value in flat(config).items() if type(value) in (int, float, str, bool, tuple) and name in known}
+    for name in drawn.draw(st.lists(st.sampled_from(sorted(changed)), max_size=8)):
+        if type(changed[name]) in (int, float):
+            changed[name] = type(changed[name])(drawn.draw(st.integers(2, 5)))
+    for name, choices in (("crops", (1, 5)), ("dropout", (0.25,))):
+        if name in changed:
+            changed[name] = choices[-1]
+    path = written(tmp_path_factory.mktemp("recipe"), changed, section)
+    read = read_recipe(path, section, kind).applied(config)
+    assert {name: flat(read)[name] for name in changed} == changed
+
+
+def test_types_of_numbers():
+    assert type(fitted(3, float)) is float and fitted([1, 2.5], tuple[float, float]) == (1.0, 2.5)
+    with pytest.raises(TypeError):
+        fitted(3.0, int)
