@@ -108,7 +108,7 @@ def test_every_pixel_comes_through(tmp_path):
 
 def test_which_depth_image(tmp_path):
     raw = make(tmp_path / "DELIVER")
-    for depth, names, symbols in (("hha", "rgb hha event lidar", "RHEL"), ("depth", "rgb depth event lidar", "RDEL"),
+    for depth, names, symbols in (("hha", "rgb hha event lidar", "RDEL"), ("depth", "rgb depth event lidar", "RDEL"),
                                   ("both", "rgb hha depth event lidar", "RHDEL")):  # fmt: skip
         prepare(tmp_path / "DELIVER", tmp_path / depth, depth=depth)
         data = PreparedDataset(tmp_path / depth, "val")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmlib.data.prepared import DataError, Description, PreparedDataset, Writer, collate, is_finished, read_description, read_index
+from mmlib.data.stored import read_array
 from mmlib.modalities import SENSORS, Modality, subsets
 
 
@@ -176,6 +177,14 @@ def test_damaged_files_are_named(tmp_path, what, message):
     with pytest.raises(DataError, match=message) as error:
         data[0]
     assert "train_000" in str(error.value)
+
+
+def test_a_header_that_never_ends_is_named(tmp_path):
+    """numpy's own error for it is neither a ValueError nor an OSError."""
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
+    with pytest.raises(DataError, match="x.npy: cannot be read"):
+        read_array(path, "float32", 1)
 
 
 def test_nan_on_disk_is_an_error(tmp_path):

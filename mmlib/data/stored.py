@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from numbers import Real
 from pathlib import Path
+from tokenize import TokenError  # what numpy raises for a header that never ends
 
 import numpy as np
 from PIL import Image
@@ -75,7 +76,7 @@ def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found, though index.csv lists it; prepare the data set again") from error
-    except (OSError, ValueError, ArithmeticError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, ArithmeticError, EOFError, SyntaxError, TokenError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; the file is damaged or of another kind"
         ) from error
