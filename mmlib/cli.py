@@ -1,4 +1,4 @@
-"""``python -m mmlib``: render, train, evaluate, compare."""
+"""``python -m mmlib``: one command for each thing to do; dataclasses become flags."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def print_clusters(report: dict) -> None:
         print(f"in % on {report['split']}, state chosen by {report['chosen by']}; clusters named by Hungarian matching on the same split")
         for group, value in scores["miou"].items():
             print(f"  {group.removeprefix('condition='):8} mIoU {value:.1f}  accuracy {scores['accuracy'][group]:.1f}")
-        print("  " + "  ".join(f"{name} {value:.0f}" for name, value in scores["iou"]["all"].items()))
+        classes = scores["iou"]["all"].items()  # a class that this split does not show has no score
+        print("  " + "  ".join(f"{name} {'–' if value is None else f'{value:.0f}'}" for name, value in classes))
         print(f"  k-means repeated with other seeds: mIoU {repeats}")
     found = report["collapse"]
     print(f"effective rank {found['effective_rank']:.1f}, mean similarity of random pairs {found['mean_similarity']:.2f}, clusters hold "

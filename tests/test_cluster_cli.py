@@ -112,3 +112,11 @@ def test_the_process_itself(data, tmp_path):
     assert done.returncode == 0 and "mIoU" in done.stdout and not done.stderr
     done = subprocess.run([*command, "--out", tmp_path / "no", "--modalities", "sonar"], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 1 and done.stderr.startswith("error: unknown modality") and done.stderr.count("\n") == 1
+
+
+def test_a_class_that_the_split_does_not_show_has_no_score(capsys):
+    scores = {"miou": {"all": 40.0}, "accuracy": {"all": 60.0}, "iou": {"all": {"road": 40.4, "tram": None}}}
+    found = {"effective_rank": 3.0, "mean_similarity": 0.1, "use_min": 0.2, "use_max": 0.8}
+    report = {"scores": scores, "kmeans": [{"miou": 40.0}], "split": "val", "chosen by": "nothing", "collapse": found, "seconds": 1.0}
+    cli.print_clusters(report)
+    assert "road 40  tram –" in capsys.readouterr().out
