@@ -4,12 +4,13 @@
     python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
-    street    three objectives, 20 epochs, 3 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
+    street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5 -> street_ablation.json
+    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
     clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, cluster_panel.npz
-    nyu       real frames -> nyu_subsets.json, clusters_nyu.json
+    nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and histories go to runs/.
 """
@@ -63,14 +64,16 @@ SHORT = {
 CURVES = {
     "full": SHORT["full"], "dropout": SHORT["dropout"], "input": SHORT["input-0.1"], "paper": SHORT["paper"],
 }  # fmt: skip
-NYU = {"full": "--subsets full --epochs 30", "all-subsets": "--epochs 30"}
+PVT = {kind: SHORT[kind] for kind in ("full", "dropout", "all-subsets", "input-0.1")}
+# Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many images.
+NYU = {"full": "--subsets full --epochs 30", "dropout": "--subsets dropout --epochs 45", "all-subsets": "--epochs 30"}
 
 
 @dataclass(frozen=True)
 class Options:
     """Repeat the reference runs."""
 
-    which: tyro.conf.Positional[Literal["world", "street", "ablation", "curves", "failures", "clusters", "nyu"]] = "world"
+    which: tyro.conf.Positional[Literal["world", "street", "ablation", "pvt", "curves", "failures", "clusters", "nyu"]] = "world"
     """One part; world = all parts on the sensor world."""
     frames: str = ""
     """nyu: folder of frames (see data_scripts/prepare_nyu.py)."""
@@ -100,7 +103,7 @@ def compare(folders: list[str], record: str, *extra: str) -> None:
 
 
 def street(jobs: int) -> None:
-    folders = runs("street", "street", STREET, "--batch-size 2", 3, jobs)
+    folders = runs("street", "street", STREET, "--batch-size 2", 5, jobs)
     compare(folders, "street_subsets.json", "--split", "test")
     from mmlib.segmentation.network import load_segmenter, read_header, save_segmenter
 
@@ -116,6 +119,11 @@ def ablation(jobs: int) -> None:
     extra = "--batch-size 2 --crop 64 96 --eval-every 0"
     folders = runs("short", "street", finalists, extra, 5, jobs) + runs("short", "street", others, extra, 3, jobs)
     compare(folders, "street_ablation.json", "--split", "test")
+
+
+def pvt(jobs: int) -> None:
+    extra = "--batch-size 2 --crop 64 96 --eval-every 0 --encoder pvt_v2_b0 --lr 5e-4"
+    compare(runs("pvt", "street", PVT, extra, 3, jobs), "street_pvt.json", "--split", "test")
 
 
 def curves(jobs: int) -> None:
@@ -165,19 +173,10 @@ def nyu(frames: str, jobs: int) -> None:
     if not (ROOT / "runs/nyu/index.csv").exists():
         if not frames:
             sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
-        call(
-            "data_scripts/prepare_nyu.py",
-            "--frames",
-            str(Path(frames).resolve()),
-            "--out",
-            "runs/nyu",
-            "--size",
-            "120",
-            "160",
-            "--no-progress",
-        )
-    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 3, jobs)
-    compare(folders, "nyu_subsets.json", "--split", "val")
+        source = str(Path(frames).resolve())
+        call(*"data_scripts/prepare_nyu.py --out runs/nyu --size 120 160 --no-progress --frames".split(), source)
+    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
+    compare(folders, "nyu_subsets.json", "--split", "test")
     call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
 
 
@@ -185,7 +184,7 @@ def main(options: Options) -> None:
     if options.which == "nyu":
         return nyu(options.frames, options.jobs)
     call("-m", "mmlib", "render", "street", "--no-progress")
-    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures, "clusters": clusters}
+    parts = {"street": street, "ablation": ablation, "pvt": pvt, "curves": curves, "failures": failures, "clusters": clusters}
     for name, part in parts.items():
         if options.which in (name, "world"):
             part(options.jobs)
