@@ -79,12 +79,12 @@ _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # a process
 def remove_strays(folder: Path) -> None:
     """Delete what processes that were killed left of files they were writing into ``folder``. Once per process and folder.
 
-    A temporary of this machine is a stray if its process is no more; one of another machine (a shared disk) if it is a day old.
+    A temporary is a stray if its process is no more on this machine, or after a day: on a shared disk it may be another machine's.
     """
     for path in folder.glob(".*.tmp"):
         found = re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp", path.name)
         with contextlib.suppress(OSError):  # another process may have removed it first
-            if found and (not _alive(int(found[2])) if found[1] == _MACHINE else time.time() - path.stat().st_mtime > 86400):
+            if found and (found[1] == _MACHINE and not _alive(int(found[2])) or time.time() - path.stat().st_mtime > 86400):
                 shutil.rmtree(path)
 
 

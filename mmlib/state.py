@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from .runtime import atomic_path, read_tensor_header, read_tensors, save_tensors
+from .runtime import atomic_path, read_tensor_header, read_tensors, reading, save_tensors
 
 # Settings that may change between a run and its continuation, because they do not change its result.
-FREE = ("out", "data", "workers", "cache", "progress", "save_every", "device")
+FREE = ("out", "data", "workers", "cache", "progress", "save_every", "tensorboard", "device")
 
 
 @dataclass
@@ -31,23 +31,42 @@ def append(path: Path, entry: dict) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
+def _lines(path: str | Path) -> list[tuple[str, dict]]:
+    """The lines of a history, as text and read; the last one only if it is whole: a kill, or a writer at work, may have cut it short."""
+    with reading(path, "a history, one JSON object with a step on each line"):
+        texts = [line for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1] if line]
+        lines = [(text, json.loads(text)) for text in texts]
+        if not all(isinstance(line["step"], int) for _, line in lines):
+            raise TypeError("a step is not a whole number")
+    return lines
+
+
 def trim_history(path: Path, step: int) -> None:
-    """Drop lines written after the state that the run resumes from, and a line cut short by a kill."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break
+    """Drop lines written after the state that the run resumes from, and a line cut short by a kill. ValueError: a damaged line."""
+    kept = [text for text, line in (_lines(path) if path.exists() else []) if line["step"] <= step]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
 
 
 def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
-    """(logged steps, evaluations) of a history.jsonl."""
-    lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    """(logged steps, evaluations) of a history.jsonl. ValueError: missing or damaged; names the file."""
+    lines = [line for _, line in _lines(path)]
     return [line for line in lines if "val" not in line], [line for line in lines if "val" in line]
+
+
+def load_into(module: nn.Module, tensors: dict, path: str | Path) -> None:
+    """Copy the tensors of ``path`` into ``module``, half precision as float32.
+
+    Raises:
+        ValueError: another set of names, another shape, or integers for weights; names the file.
+    """
+    try:
+        for name, own in module.state_dict().items():
+            if name in tensors and tensors[name].is_floating_point() != own.is_floating_point():
+                raise TypeError(f"{name} holds {tensors[name].dtype}, expected {own.dtype}")
+        module.load_state_dict(tensors)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}") from error
 
 
 def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, progress: Progress) -> None:
@@ -59,20 +78,26 @@ def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, 
 
 
 def resume(out: Path, config, model: nn.Module, optimizer, processes: int) -> Progress:
-    """Load ``out/resume.safetensors`` into model and optimizer, if there is one."""
+    """Load ``out/resume.safetensors`` into model and optimizer, if there is one.
+
+    Raises:
+        ValueError: ``out`` is a file, or holds another run or a damaged state; names it.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: a file; --out names the folder to write")
     path = out / "resume.safetensors"
     if not path.exists():
         if (out / "last.safetensors").exists():
             raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
         return Progress()
     meta = read_tensor_header(path).get("state")
-    if meta is None:
-        raise ValueError(f"{path}: not a state to resume from; delete it to start anew")
+    with reading(path, "a state to resume from"):
+        theirs, progress = dict(meta["config"]), Progress(**meta["progress"])
+        if not (isinstance(progress.step, int) and progress.step >= 0):
+            raise ValueError(f"it was saved at step {progress.step!r}")
     ours = json.loads(json.dumps(asdict(config) | {"processes": processes}))
     differing = [
-        f"{key} was {meta['config'].get(key)!r}, is {value!r}"
-        for key, value in ours.items()
-        if key not in FREE and meta["config"].get(key) != value
+        f"{key} was {theirs.get(key)!r}, is {value!r}" for key, value in ours.items() if key not in FREE and theirs.get(key) != value
     ]
     if differing:
         raise ValueError(
@@ -80,13 +105,31 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int) -> Pr
         )
     states: dict[int, dict] = {}
     weights = {}
-    for name, value in read_tensors(path).items():
-        kind, rest = name.split(".", 1)
-        if kind == "model":
-            weights[rest] = value
-        else:
-            index, key = rest.split(".")
-            states.setdefault(int(index), {})[key] = value
-    model.load_state_dict(weights)
+    with reading(path, "a state to resume from"):
+        for name, value in read_tensors(path).items():
+            kind, rest = name.split(".", 1)
+            if kind == "model":
+                weights[rest] = value
+            else:
+                index, key = rest.split(".")
+                states.setdefault(int(index), {})[key] = value
+        shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
+        keys = {frozenset(state) for state in states.values()}
+        if len(keys) > 1 or any(v.ndim and v.shape != shapes[i] for i, state in states.items() for v in state.values()):
+            raise ValueError("its optimizer state is incomplete, or of another network")
+    load_into(model, weights, path)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**meta["progress"])
+    return progress
+
+
+def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:
+    """The best state up to ``step``: its value, weights and step. A later one is found again by the steps that are repeated.
+
+    Raises:
+        ValueError: damaged, or another kind of file; names it.
+    """
+    if not path.exists():
+        return None
+    with reading(path, "the best state of a run"):
+        kept = read_tensor_header(path)["kept"]
+        return (float(kept["value"]), read_tensors(path), kept["step"]) if kept["step"] <= step else None

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -329,28 +328,6 @@ backbone = MeanColour(pause={pause})
 found = extract(PreparedDataset({root!r}), backbone, ["rgb", "depth", "aolp"], batch_size=1)
 print(len(backbone.seen), sum(a.sum(dtype="float64") for a in found.arrays.values()))
 """
-
-
-def process(data, pause):
-    code = PROCESS.format(tests=str(Path(__file__).parent), root=str(data.root), pause=pause)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_killed_without_warning_then_two_processes_at_once(data):
-    victim, cache = process(data, 0.2), Path(os.environ["MMLIB_DATA"])
-    deadline = time.time() + 90
-    while time.time() < deadline and not any(p.stat().st_size > 300 for p in cache.rglob("aolp*.part")):
-        time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    assert list(cache.rglob("*.part")) and not list(cache.rglob("*.npy"))
-    results = [p.communicate() for p in [process(data, 0.05), process(data, 0.05)]]
-    (one, sum_one), (two, sum_two) = (out.split() for out, _ in results)
-    assert sorted([int(one), int(two)])[0] == 0 < int(one) + int(two) < 21  # one worked, and not from the beginning
-    again = extract(data, untouched := MeanColour(), ["rgb", "depth", "aolp"])
-    expected = sum(a.sum(dtype=np.float64) for a in again.arrays.values())
-    assert not untouched.seen and float(sum_one) == float(sum_two) == expected
-    assert np.allclose(again.batch([6])["rgb"][0], by_hand(data, "rgb", 6), atol=1e-3)
 
 
 def test_who_comes_second_waits_and_reads(data):

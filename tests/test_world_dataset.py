@@ -1,16 +1,11 @@
 """The sensor world as a data set: disjoint splits, the prepared layout, resuming after a kill, the cache."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmlib.data.prepared import DataError, PreparedDataset, is_finished
+from mmlib.data.prepared import DataError, PreparedDataset
 from mmlib.data.world import CLASSES, FAILURES, SCENE_CONDITIONS, ensure, render_dataset, render_frame
 from mmlib.data.world.dataset import FIRST_SEED, LAST_SEED, samples
 
@@ -59,23 +54,6 @@ def test_ensure_renders_once_in_the_prepared_layout(tmp_path, monkeypatch):
         sample, (images, label) = data[k], data.stored(k)
         assert (sample["id"], sample["condition"], sample["case"]) == (row["id"], row["condition"], row["case"])
         assert np.array_equal(label, frame.label) and all(np.array_equal(images[n], frame.images[n]) for n in images)
-
-
-def test_killed_in_the_middle_and_run_again_gives_the_same_files(tmp_path):
-    settings = SMALL | {"train": 60, "val": 4, "test": 4}
-    whole = render_dataset(tmp_path / "whole", "street", **settings)
-    code = f"from mmlib.data.world import render_dataset; render_dataset({str(tmp_path / 'killed')!r}, 'street', **{settings!r})"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    journal, deadline = tmp_path / "killed" / ".journal.jsonl", time.time() + 60
-    while time.time() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < 8):
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not is_finished(tmp_path / "killed") and 0 < len(list((tmp_path / "killed" / "label").glob("*.png"))) < 68
-    with open(journal, "a") as file:
-        file.write('{"id": "half a li')  # as if the kill had come while a line was written
-    render_dataset(tmp_path / "killed", "street", **settings)
-    assert tree(tmp_path / "killed") == tree(whole)
 
 
 def test_several_processes_render_the_same_files(tmp_path):

@@ -29,7 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..runtime import derived_seed, read_tensor_header, read_tensors
+from ..runtime import derived_seed, read_tensor_header, read_tensors, reading
+from ..state import load_into
 
 DINOV3 = {f"dinov3-{size.replace('_', '-')}": f"vit_{size}_patch16_dinov3" for size in ("small", "small_plus", "base", "large")}
 NAMES = ("descriptors", "descriptors+vit", "vit", *DINOV3)
@@ -215,11 +216,9 @@ def _load_vit(weights: str | Path) -> PatchViT:
     header = read_tensor_header(path)
     if "vit" not in header:
         raise ValueError(f"{path}: not weights of the small transformer; give a vit.safetensors of 'python -m mmlib pretrain'")
-    network = PatchViT(**header["vit"])
-    try:
-        network.load_state_dict({name: value.float() for name, value in read_tensors(path).items()})
-    except RuntimeError as error:
-        raise ValueError(f"{path}: its weights do not fit its description: {error}") from error
+    with reading(path, "weights of a transformer that this version can build"):
+        network = PatchViT(**header["vit"])
+    load_into(network, read_tensors(path), path)
     return network
 
 
@@ -287,11 +286,12 @@ def _read_state(path: Path, name: str) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no such file. Give the path of DINOv3 weights, or use descriptors, which need none")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, BadZipFile, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError,
+            OSError) as error:  # fmt: skip
         raise ValueError(f"{path}: damaged, or not a file of weights ({type(error).__name__}: {str(error)[:200]})") from error
     for wrapper in ("teacher", "model_ema", "model", "module", "state_dict"):
         state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ValueError(f"{path}: holds a {type(state).__name__}, not a dictionary of tensors by name")
     return {key: value.float() for key, value in state.items()}
 

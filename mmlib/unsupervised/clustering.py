@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..data.prepared import PreparedDataset
 from ..evaluation.matching import cluster_counts
 from ..modalities import IGNORE_INDEX
-from ..runtime import atomic_path, read_tensor_header, read_tensors, save_tensors, write_json
+from ..runtime import atomic_path, read_tensor_header, read_tensors, reading, save_tensors, write_json
 from .pictures import as_picture
 
 # Distances 1 − cosine below this are rounding: two codes of one direction. float64 everywhere but on Apple GPUs, which have none.
@@ -306,8 +306,16 @@ def load_clustering(path: str | Path) -> Clustering:
     header = read_tensor_header(path)
     if header.pop("kind", None) != "clustering":
         raise ValueError(f"{path}: not a saved clustering; expected a file of save_clustering")
-    header["palette"] = [tuple(colour) for colour in header["palette"]]
-    return Clustering(read_tensors(path)["centroids"], **header)
+    with reading(path, "a saved clustering"):
+        found = Clustering(read_tensors(path)["centroids"], **header)
+        found.palette = [(r, g, b) for r, g, b in found.palette]
+        if found.centroids.ndim != 2 or not found.centroids.is_floating_point():
+            raise ValueError(f"centroids {tuple(found.centroids.shape)} {found.centroids.dtype}; expected floats (clusters, D)")
+        named = found.mapping is None or (len(found.mapping) == len(found.centroids)
+                                          and set(found.mapping) <= set(range(-1, len(found.classes))))  # fmt: skip
+        if not named or len(found.palette) != len(found.classes):
+            raise ValueError(f"mapping {found.mapping}: expected a class, or -1, for each of {len(found.centroids)} clusters")
+    return found
 
 
 def cluster_palette(clusters: int) -> list[tuple[int, int, int]]:

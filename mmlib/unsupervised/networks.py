@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime import read_tensor_header, read_tensors, save_tensors
+from ..runtime import read_tensor_header, read_tensors, reading, save_tensors
+from ..state import load_into
 
 Fusion = Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
 Anchor = Literal["rgb", "auxiliary", "both", "none"]
@@ -252,9 +253,7 @@ def load_cluster_net(path: str | Path, device: torch.device | str = "cpu") -> Cl
         ValueError: the file is missing, damaged or of another kind, or its weights do not fit its own description.
     """
     header = read_cluster_header(path)
-    try:
+    with reading(path, "a clustering network that this version can build"):
         net = ClusterNet(header["channels"], header["modalities"], NetworkConfig(**header["config"]))
-        net.load_state_dict(read_tensors(path))
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: its weights or settings do not fit this version of the network: {error}") from error
+    load_into(net, read_tensors(path), path)
     return net.eval().to(device)

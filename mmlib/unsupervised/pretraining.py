@@ -183,7 +183,7 @@ def check(config: PretrainConfig) -> None:
         raise ValueError(f"too few {', '.join(few)}: at least 1 is needed, of prototypes 2")
     if any(side < 8 or side % 8 for side in config.size):
         raise ValueError(f"size {config.size}: height and width must be multiples of 8, the side of a patch")
-    if config.channels % config.heads or config.channels % 4:
+    if config.heads < 1 or config.channels % config.heads or config.channels % 4:
         raise ValueError(f"{config.channels} channels: must be a multiple of 4 and of the {config.heads} heads")
     for name in ("zoom", "mask", "temperature", "momentum", "jitter", "warmup"):
         value = getattr(config, name)

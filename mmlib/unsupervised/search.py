@@ -13,7 +13,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
-from ..runtime import derived_seed, provenance, write_json
+from ..runtime import derived_seed, provenance, remove_strays, write_json
 from .correspondence import Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .training import cluster
@@ -80,6 +80,8 @@ def search(config: SearchConfig) -> dict:
     run, out = config.run, Path(config.run.out)
     if run.method in ("kmeans", "eagle"):
         raise ValueError(f"--method {run.method} has none of the settings that are searched; search stego or unim2")
+    if config.trials < 1:
+        raise ValueError(f"--trials {config.trials}: expected 1 or more")
     if config.prune and not run.eval_every:
         raise ValueError("--prune compares trials at the same step: give --eval-every, such as a quarter of --steps")
     # Every trial weighs KNN pairs, whatever the weights of the run: find neighbours.
@@ -87,14 +89,24 @@ def search(config: SearchConfig) -> dict:
     if config.select_on_labels and not shared[1].scored.labelled:
         raise ValueError(f"{run.data} has no labels, so they cannot choose; leave out --select-on-labels")
     out.mkdir(parents=True, exist_ok=True)
+    for folder in out.glob("trials/*"):  # those of trials that were killed are not written to again
+        remove_strays(folder)
+        for file in folder.glob("*.safetensors"):
+            file.unlink(missing_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed = {key: value for key, value in asdict(config).items() if key not in ("trials", "run")} | {
         "run": {key: value for key, value in asdict(run).items() if key not in ("out", "data", "device", "progress", "save_every")}
     }
     pruner = optuna.pruners.PercentilePruner(50.0, n_startup_trials=5) if config.prune else optuna.pruners.NopPruner()
-    study = optuna.create_study(study_name="search", storage=f"sqlite:///{out.resolve() / 'study.db'}", direction="maximize",
-                                load_if_exists=True, pruner=pruner)  # fmt: skip
-    known = study.user_attrs.get("settings")
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        study = optuna.create_study(study_name="search", storage=f"sqlite:///{out.resolve() / 'study.db'}", direction="maximize",
+                                    load_if_exists=True, pruner=pruner)  # fmt: skip
+        known = study.user_attrs.get("settings")
+    except (SQLAlchemyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{out / 'study.db'}: not Optuna's storage of a search, or damaged ({reason})") from error
     if known not in (None, json.dumps(fixed)):
         raise ValueError(f"{out}: holds a search of other settings; choose another --out, or give its settings to go on with it")
     study.set_user_attr("settings", json.dumps(fixed))

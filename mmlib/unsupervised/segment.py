@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from ..data.prepared import PreparedDataset
 from ..evaluation.matching import ClusterScores, score
-from ..runtime import choose_device, limit_threads, provenance, read_tensors, write_json
+from ..runtime import choose_device, limit_threads, provenance, read_json, read_tensors, reading, write_json
+from ..state import load_into
 from .backbone import load_backbone
 from .baselines import Distillation
 from .clustering import Refinement, count, load_clustering, write_label_maps
@@ -65,12 +65,15 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
     run, device = Path(config.run), choose_device(config.device)
     if not (run / "report.json").exists():
         raise ValueError(f"{run}: no report.json, so no finished run of 'cluster'")
-    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    clusters, plan = load_clustering(run / "clusters.safetensors"), report["plan"]
-    given = json.loads((run / "config.json").read_text(encoding="utf-8"))["tokens"]
-    settings = TokenConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    with reading(run / "report.json", "the report of 'cluster'"):
+        report = read_json(run / "report.json", "the report of 'cluster'")
+        plan, made_with = {name: list(report["plan"][name]) for name in ("sensors", "read")}, report["backbone"]["key"]
+    with reading(run / "config.json", "the settings of 'cluster'"):
+        given = read_json(run / "config.json", "the settings of 'cluster'")["tokens"]
+        settings = TokenConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    clusters = load_clustering(run / "clusters.safetensors")
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
-    if backbone.key != report["backbone"]["key"]:
+    if backbone.key != made_with:
         raise ValueError(f"{run} was made with other weights or another version of the backbone {backbone.name}; train it again, or give "
                          "the weights it was made with at the same place")  # fmt: skip
     data = PreparedDataset(config.data, config.split, plan["sensors"], cache=True)
@@ -78,15 +81,16 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
     size = settings.eval_size if any(settings.eval_size) else settings.size
     tokens = extract_tokens(data, backbone, names, size, form=picture_forms(data, names, settings),
                             batch_size=settings.extract_batch, device=device, progress=config.progress)  # fmt: skip
-    found = read_tensors(run / "tokens.safetensors")
-    statistics = TokenStatistics.from_tensors(found) if "none" not in found else None
+    with reading(run / "tokens.safetensors", "the statistics of tokens"):
+        found = read_tensors(run / "tokens.safetensors")
+        statistics = TokenStatistics.from_tensors(found) if "none" not in found else None
     tokens = replace(tokens, statistics=statistics, **settings.processing)
     model: nn.Module | None = None
     if (run / "network.safetensors").exists():
         model = load_cluster_net(run / "network.safetensors", device)
         if (run / "adapters.safetensors").exists():
             distillation = Distillation(tokens.channels, plan["sensors"][1:], DISTILLATIONS[0], plan["sensors"][0])
-            distillation.adapters.load_state_dict(read_tensors(run / "adapters.safetensors"))
+            load_into(distillation.adapters, read_tensors(run / "adapters.safetensors"), run / "adapters.safetensors")
             model = Adapted(model, distillation.to(device))
     codes = codes_of(model, SimpleNamespace(read=plan["read"]), tokens)
     refinement, code_of = Refinement(config.guide), lambda indices: codes[indices]

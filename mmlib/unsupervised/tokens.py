@@ -13,9 +13,8 @@ import json
 import math
 import os
 import shutil
-import sqlite3
 import warnings
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.prepared import PreparedDataset
-from ..runtime import data_dir, write_json
+from ..runtime import data_dir, exclusive, write_json
 from . import pictures
 from .pictures import as_picture, five_crop, picture_options, resize, working_size
 
@@ -71,9 +70,13 @@ class TokenStatistics:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> TokenStatistics:
-        """The inverse of ``to_tensors``; other tensors of the same file are left alone."""
+        """The inverse of ``to_tensors``; other tensors of the same file are left alone. ValueError: incomplete, or std not positive."""
         prefixes = ("tokens.mean.", "tokens.std.")
-        return cls(*({key[len(p) :]: value for key, value in tensors.items() if key.startswith(p)} for p in prefixes))
+        mean, std = ({key[len(p) :]: value for key, value in tensors.items() if key.startswith(p)} for p in prefixes)
+        shapes = [{name: value.shape for name, value in values.items()} for values in (mean, std)]
+        if not mean or shapes[0] != shapes[1] or any((value <= 0).any() for value in std.values()):
+            raise ValueError(f"statistics of {', '.join(mean) or 'nothing'}: expected a mean and a positive std for each modality")
+        return cls(mean, std)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,9 +240,7 @@ def extract_tokens(dataset: PreparedDataset, backbone, modalities=None, size=(0,
     files = {name: folder / f"{name}-{_digest(looks[name])[:12]}.npy" for name in names}
     if any(_open(file, shape) is None for file in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
-        # The second of two processes waits for the first's exclusive transaction, which ends with its process.
-        with closing(sqlite3.connect(f"{folder}.lock", timeout=1e6, isolation_level=None)) as lock:
-            lock.execute("BEGIN EXCLUSIVE")
+        with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
             todo = {name: file for name, file in files.items() if _open(file, shape) is None}
             for name, file in todo.items():
                 write_json(file.with_suffix(".json"), record | {"shape": shape, "input": looks[name]})
@@ -268,7 +269,7 @@ def _open(file: Path, shape: tuple) -> np.ndarray | None:
     """The finished array, memory-mapped; None where it is missing or damaged."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header can make numpy raise anything
         return None
     return array if array.dtype == np.float16 and array.shape == shape and array.flags.c_contiguous else None
 

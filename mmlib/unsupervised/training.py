@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..modalities import IGNORE_INDEX
-from ..runtime import derived_seed, limit_threads, provenance, read_tensor_header, read_tensors, save_tensors, seed_everything, write_json
-from ..state import append, resume, save_state, trim_history
+from ..runtime import derived_seed, limit_threads, provenance, save_tensors, seed_everything, write_json
+from ..state import append, read_kept, resume, save_state, trim_history
 from .baselines import Distillation, Eagle, depth_guidance, object_mix, second_view
 from .clustering import ClusterProbe
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
@@ -143,6 +143,8 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
         raise ValueError(
             f"{clusters} clusters: expected 2 to {IGNORE_INDEX}; give --clusters (the data set names {len(data.description.classes)})"
         )
+    if settings.kmeans_points < clusters:
+        raise ValueError(f"--kmeans-points {settings.kmeans_points}: fewer than {clusters} clusters; give more")
     if config.select != "last" and (config.method == "kmeans" or not config.eval_every):
         raise ValueError(f"--select {config.select} chooses among measured states of training: give --eval-every, or --select last")
     if config.select == "labels" and not scored.labelled:
@@ -204,7 +206,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     trim_history(out / "history.jsonl", progress.step)
     loss = calibrated(model, prepared, batch, config.seed)
     begun, begun_cpu = begun - progress.seconds, begun_cpu - progress.cpu_seconds
-    kept = _read_kept(out, progress.step)
+    kept = read_kept(out / "kept.safetensors", progress.step)
     every = config.eval_every or config.steps
     last: Evaluation | None = None
     model.train()
@@ -240,13 +242,6 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         last = None
     last = last or evaluate(model, found, prepared, clusters, config, loss)
     return _report(config, found, prepared, model, last, kept[2] if kept else config.steps, begun, begun_cpu, loss)
-
-
-def _read_kept(out: Path, step: int) -> tuple[float, dict, int] | None:
-    """The best state up to ``step``: its value, weights and step. A later one is found again by the steps that are repeated."""
-    path = out / "kept.safetensors"
-    header = read_tensor_header(path)["kept"] if path.exists() else {"step": step + 1}
-    return (header["value"], read_tensors(path), header["step"]) if header["step"] <= step else None
 
 
 def _report(config, found, prepared, model, last: Evaluation, step, begun, begun_cpu, loss=None) -> dict:

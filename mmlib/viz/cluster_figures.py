@@ -6,7 +6,6 @@ figures and for those of ``information_figures``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..runtime import read_json
 from ..state import read_history
 from ..unsupervised.clustering import cluster_palette
 from .figures import FUSED, INK, PALE, STYLE, WIDTH, _picture_axes, _put, label_picture, modality_colour, picture_grid
@@ -116,7 +116,7 @@ def run_figure(folder: str | Path) -> Figure:
     folder = Path(folder)
     if not (folder / "report.json").exists():
         raise ValueError(f"{folder}: no report.json; expected the folder of a finished 'python -m mmlib cluster'")
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_json(folder / "report.json", "the report of 'cluster'")
     steps, measured = read_history(folder / "history.jsonl") if (folder / "history.jsonl").exists() else ([], [])
     targets: dict[str, dict] = {}
     for name, entry in report["histograms"].items():
