@@ -139,6 +139,7 @@ def exclusive(path: str | Path):
     with contextlib.ExitStack() as stack:
         try:  # an exclusive transaction, which the system ends with its process
             lock = stack.enter_context(contextlib.closing(sqlite3.connect(path, timeout=1e6, isolation_level=None)))
+            lock.execute("PRAGMA journal_mode=OFF")  # nothing is written, and a kill shall not leave a journal behind
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             raise OSError(f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written") from error

@@ -232,7 +232,7 @@ def test_a_search_killed_many_times_ends_with_the_asked_number_of_trials(data, t
     kills = 0
     for attempt in range(4):
         process, deadline = start(search, data, tmp_path), time.monotonic() + 60
-        if attempt % 2:  # in the middle of a trial that has written weights
+        if attempt % 2 == 0:  # in the middle of a trial that has written weights
             while process.is_alive() and not list(tmp_path.glob("out/trials/*/*.safetensors")) and time.monotonic() < deadline:
                 time.sleep(0.001)
         else:

@@ -116,6 +116,8 @@ def compare(path: str | Path, network: Segmenter, sizes: list[tuple[int, int]]) 
     """onnxruntime on the file at ``path`` against ``network``: each sensor alone, a pair, all; one and two images; absent = NaN."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

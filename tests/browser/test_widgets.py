@@ -143,7 +143,7 @@ def run_all(page, address: str, name: str) -> None:
         """() => { const panel = window.jupyterapp.shell.currentWidget;
                    const cells = panel.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.source.trim());
                    const failed = cells.some(c => c.model.outputs.toJSON().some(o => o.output_type === 'error'));
-                   return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",
+                   return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",  # noqa: E501
         timeout=CELL_TIMEOUT,
     )
     errors = page.evaluate(
