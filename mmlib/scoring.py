@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from .evaluation.statistics import estimate, paired_difference
 from .evaluation.subsets import _rounded, evaluate_subsets, subset_probabilities
 from .evaluation.windows import sliding
 from .modalities import Modality
-from .runtime import choose_device, limit_threads, provenance, write_json
+from .runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
 from .segmentation.information import evenly_spaced, fisher_gap, measure_information
 from .segmentation.network import Segmenter, load_segmenter
 from .state import read_history
@@ -215,8 +214,13 @@ def run_compare(config: CompareConfig) -> None:
     for folder in map(Path, config.runs):
         if not (folder / "report.json").exists():
             raise ValueError(f"{folder}: no report.json, so no finished run of 'train'")
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with reading(folder / "report.json", "the report of a finished run"):
+            report = read_json(folder / "report.json", "the report of a finished run")
+            if "plan" not in report:  # of 'train'
+                _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
+        with reading(folder / "config.json", "the settings of a run"):
+            settings = read_json(folder / "config.json", "the settings of a run")
+            _ = settings["data"]
         runs.append((folder, report, settings))
     if clustered := [folder for folder, report, _ in runs if "plan" in report]:
         if len(clustered) < len(runs):

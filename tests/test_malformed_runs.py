@@ -21,8 +21,10 @@ from small_runs import configured
 from test_malformed import becomes_a_folder, cut, edited, goes, holds, listing, named, refused
 
 from mmlib import cli
+from mmlib.data import world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.recipes import read_recipe
+from mmlib.scoring import CompareConfig, run_compare
 from mmlib.segmentation.network import load_segmenter
 from mmlib.segmentation.training import TrainConfig, train
 from mmlib.state import read_history
@@ -405,7 +407,36 @@ def test_recipes(tmp_path, change, message):
 # ---- the command line ----
 
 SMALL = ["--device", "cpu", "--no-progress", "--steps", "1", "--neighbours", "3", "--backbone", "descriptors"]
+RECORDS = [
+    (f"train/{file}", *case) for file, what in (("report.json", "not the report"), ("config.json", "not the settings")) for case in (
+        ("empty", holds(b""), what), ("half", cut(0.5), what), ("a list", holds(b"[]"), what), ("of nothing", TEXT, what),
+        ("not UTF-8", holds(b"\xff{}"), what), ("a million brackets", holds(b"[" * 10**6), what))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, change, message", named(RECORDS))
+def test_a_run_that_is_compared(runs, file, change, message):
+    spoil(file, change)
+    refused(lambda: run_compare(CompareConfig(("train",), "val", progress=False)), message, file, around=runs)
+
+
+def test_a_data_set_that_has_become_smaller(runs):
+    shutil.rmtree("data")
+    toy.make(Path("data"), 2, 2)
+    refused(COMMANDS["train"], "train: stands at step 2 of 1: data has fewer samples", around=runs)
+
+
+def test_a_lock_of_the_world_that_is_none(runs):
+    root = world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False)
+    Path(f"{root}.lock").write_bytes(b"garbage " * 1000)
+    assert world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False) == root  # what is there needs no lock
+    shutil.rmtree(root)
+    refused(lambda: world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False), "cannot be locked", f"{root}.lock", around=runs)
+
+
 LINES = [
+    ("train --data data --out new --clip 0", "clip 0"), ("train --data data --out new --warmup 2", "warmup 2"),
+    ("train --data data --out new --pixels 0", "pixels 0"), ("train --data data --out new --pixels 7", "pixels 7"),
     ("train --data data --out new --epochs -1", "epochs -1.0"), ("train --data data --out new --epochs nan", "epochs"),
     ("train --data data --out new --epochs inf", "epochs"), ("train --data data --out new --batch-size 0", "batch size 0"),
     ("train --data data --out new --batch-size -4", "batch-size -4"), ("train --data data --out new --accumulate 0", "accumulate 0"),

@@ -39,6 +39,10 @@ class ObjectiveConfig:
     pixels: float = 0.25
     """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them."""
 
+    def __post_init__(self):
+        if not 0 < self.pixels <= 1:
+            raise ValueError(f"--pixels {self.pixels}: expected a share above 0 and up to 1")
+
 
 def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
     """A uniform draw from the 2^M − 1 non-empty subsets, in the order of ``names``."""

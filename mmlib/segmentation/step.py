@@ -136,6 +136,8 @@ def plan(config: TrainConfig, samples: int, processes: int = 1) -> int:
     """Number of optimizer steps."""
     if config.epochs <= 0 or config.batch_size < 1 or config.accumulate < 1:
         raise ValueError(f"epochs {config.epochs}, batch size {config.batch_size}, accumulate {config.accumulate}: all must be positive")
+    if not config.clip > 0 or not 0 <= config.warmup <= 1:
+        raise ValueError(f"--clip {config.clip}, --warmup {config.warmup}: expected a gradient norm above 0 and a share from 0 to 1")
     return max(1, math.ceil(config.epochs * samples / (config.batch_size * config.accumulate * processes)))
 
 
@@ -269,6 +271,9 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     model = network = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
     progress = resume(Path(config.out), config, model, optimizer, processes) if resumed else Progress()
+    if progress.step > steps:
+        raise ValueError(f"{config.out}: stands at step {progress.step} of {steps}: {config.data} has fewer samples than at its begin; "
+                         "choose another --out")  # fmt: skip
     found = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (found != found[0]).any():
         raise ValueError(f"processes differ in the step at which {config.out} stands and the number of samples in {config.data}: "

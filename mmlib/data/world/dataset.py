@@ -2,16 +2,15 @@
 
 import hashlib
 import multiprocessing
-import sqlite3
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ...modalities import SENSORS
-from ...runtime import data_dir
+from ...runtime import data_dir, exclusive
 from ..prepared import Description, Writer, is_finished
 from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, check, render_row
 from .sensors import CASE_SENSOR, FAILURES
@@ -96,10 +95,9 @@ def ensure(scene: str = "street", train: int = 400, val: int = 64, test: int = 1
     _check(scene, {"train": train, "val": val, "test": test}, size, modalities)
     symbols = "".join(SENSORS[name].symbol for name in modalities)
     root = data_dir() / "world" / f"{scene}-{size[0]}x{size[1]}-{symbols}-{train}-{val}-{test}-{digest()}"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    # Two notebooks that start together render it once: the second waits for the first's exclusive transaction, which ends with its process.
-    with closing(sqlite3.connect(f"{root}.lock", timeout=1e6, isolation_level=None)) as lock:
-        lock.execute("BEGIN EXCLUSIVE")
+    if is_finished(root):  # also on a disk that can only be read
+        return root
+    with exclusive(f"{root}.lock"):  # two notebooks that start together render it once: the second waits for the first
         if not is_finished(root):
             render_dataset(root, scene, train, val, test, size, modalities, progress, workers)
     return root
