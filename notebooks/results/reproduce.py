@@ -4,13 +4,13 @@
     python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
-    street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
+    street    three objectives, 20 epochs, 3 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5 -> street_ablation.json
-    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json
+    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json (no record here: two hours on one core)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
     clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, cluster_panel.npz
-    nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
+    nyu       real frames, three objectives, 3 seeds -> nyu_subsets.json, clusters_nyu.json
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and histories go to runs/.
 """
@@ -103,7 +103,7 @@ def compare(folders: list[str], record: str, *extra: str) -> None:
 
 
 def street(jobs: int) -> None:
-    folders = runs("street", "street", STREET, "--batch-size 2", 5, jobs)
+    folders = runs("street", "street", STREET, "--batch-size 2", 3, jobs)
     compare(folders, "street_subsets.json", "--split", "test")
     from mmlib.segmentation.network import load_segmenter, read_header, save_segmenter
 
@@ -175,7 +175,7 @@ def nyu(frames: str, jobs: int) -> None:
             sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
         source = str(Path(frames).resolve())
         call(*"data_scripts/prepare_nyu.py --out runs/nyu --size 120 160 --no-progress --frames".split(), source)
-    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
+    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 3, jobs)
     compare(folders, "nyu_subsets.json", "--split", "test")
     call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
 
@@ -184,7 +184,9 @@ def main(options: Options) -> None:
     if options.which == "nyu":
         return nyu(options.frames, options.jobs)
     call("-m", "mmlib", "render", "street", "--no-progress")
-    parts = {"street": street, "ablation": ablation, "pvt": pvt, "curves": curves, "failures": failures, "clusters": clusters}
+    if options.which == "pvt":
+        return pvt(options.jobs)
+    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures, "clusters": clusters}
     for name, part in parts.items():
         if options.which in (name, "world"):
             part(options.jobs)

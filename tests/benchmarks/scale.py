@@ -173,7 +173,7 @@ def main(options: Options) -> None:
         logits_bytes = len(data.modalities) * len(data.description.classes) * height * width * 4
         measure("all subsets scored, whole image", lambda: evaluate_subsets(**network.scoring(), **scoring), repeats, floats + logits_bytes,
                 cuda=cuda)  # fmt: skip
-        windows = sliding(network.modality_logits, options.crop)
+        windows = sliding(network.modality_logits, options.crop, batch_size=1)
         measure(
             "all subsets scored, sliding windows", lambda: evaluate_subsets(windows, **scoring), repeats, floats + logits_bytes, cuda=cuda
         )
