@@ -6,7 +6,7 @@
 
     street    three objectives, 20 epochs, 3 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5 -> street_ablation.json
-    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json (no record here: two hours on one core)
+    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json (not recorded: two hours)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
     clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, cluster_panel.npz
