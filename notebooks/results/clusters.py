@@ -105,7 +105,7 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
         found += [("room", "RT", name, kind) for name, kind in ABLATION.items()]
     found += [(s, "RD", "depthg", {"method": "depthg"}) for s in scenes]
     found += [(s, "R", "eagle", {"method": "eagle"}) for s in scenes]
-    found += [(s, "RT" if which == "world" else "RD", "eagle-conv", {"method": "eagle"}) for s in scenes]
+    found += [(s, x, "eagle-conv", {"method": "eagle"}) for x in (("RT", "RD", "RNPA") if which == "world" else ("RD",)) for s in scenes]
     if which == "world":
         found += [(s, one, "kmeans", SINGLE["kmeans"]) for s in scenes for one in "NPA"]
         found += [(s, "RNPA", name, JOINT[name]) for s in scenes for name in sorted(JOINT, key=lambda name: name not in FIRST)]
