@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mmlib.data.prepared import DataError
+from mmlib.data.stored import map_npy
 from mmlib.runtime import atomic_path
 
 BLOCK = 1 << 20  # bytes
@@ -283,11 +284,8 @@ def read_npy(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
     Raises:
         DataError: missing, damaged, pickled, of another shape, NaN or infinite; names the file.
     """
-    try:  # memory-mapped, so that a header which lies about the size fails before memory is taken
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(mapped, np.ndarray):
-            mapped.close()
-            raise ValueError("an archive of arrays")
+    try:
+        mapped = map_npy(path)
         if shape is not None and mapped.shape != tuple(shape):
             raise DataError(f"{path}: shape {mapped.shape}; expected {tuple(shape)}")
         array = np.array(mapped)
@@ -295,7 +293,7 @@ def read_npy(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error
-    except Exception as error:  # numpy raises a dozen kinds on damaged headers
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected a .npy array") from error
     if array.dtype.kind not in "fiu":
         raise DataError(f"{path}: values of type {array.dtype}; expected numbers")

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mmlib.data.prepared import DataError
+from mmlib.data.stored import map_npy
 from mmlib.modalities import IGNORE_INDEX
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
@@ -124,7 +125,7 @@ def kind_of(path: Path) -> Kind:
     """
     try:
         if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = map_npy(path)
             if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or 0 in array.shape:
                 raise DataError(
                     f"{path}: {array.dtype} {array.shape}; expected numbers of shape (height, width) or (height, width, planes)"

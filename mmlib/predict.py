@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data.prepared import PreparedDataset, read_description
-from .data.stored import DataError, check_values
+from .data.stored import DataError, check_values, map_npy
 from .data.transforms import resize
 from .evaluation.fusion import FUSIONS
 from .evaluation.subsets import upsampled
@@ -87,7 +87,7 @@ def read_file(path: Path, modality: Modality) -> Tensor:
     expected = f"expected {modality.name} as {modality.dtype} with {modality.channels} channel{'s' * (modality.channels > 1)}"
     try:
         if path.suffix.lower() == ".npy":
-            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # mapped: a header that lies fails before memory is taken
+            array = np.array(map_npy(path))
             found = array.dtype.name, array.shape[2] if array.ndim == 3 else 1
             if array.ndim not in (2, 3) or not array.size:
                 raise DataError(f"{path}: {expected}, (H, W) or (H, W, C); found shape {array.shape}")
@@ -103,7 +103,7 @@ def read_file(path: Path, modality: Modality) -> Tensor:
                 array = np.array(image) if found == (modality.dtype, modality.channels) else np.empty((1, 1))
     except DataError:
         raise
-    except Exception as error:  # a damaged header can raise anything, tokenize.TokenError for one
+    except Exception as error:  # Pillow raises many kinds on damaged files
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; damaged, or of another kind") from error
     if found != (modality.dtype, modality.channels):
         raise DataError(f"{path}: {expected}, found {found[0]} with {found[1]}; convert the file to what the network was trained on")

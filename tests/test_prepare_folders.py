@@ -603,3 +603,11 @@ def test_from_folders_to_a_trained_evaluated_clustered_model(tmp_path, monkeypat
     assert command[0] == "cluster" and command[-2:] == ["--clusters", "16"]
     cli.main([*command, *short["cluster"], "--method", "kmeans", "--no-progress"])
     assert "mIoU" not in capsys.readouterr().out and list((tmp_path / "runs" / "unlabelled-clusters" / "maps").glob("*.png"))
+
+
+def test_a_header_that_never_ends_is_named(tmp_path):
+    """numpy's own error for it is neither a ValueError nor an OSError."""
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
+    with pytest.raises(common.DataError, match="x.npy: cannot be read"):
+        folders.kind_of(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from numbers import Real
 from pathlib import Path
-from tokenize import TokenError  # what numpy raises for a header that never ends
 
 import numpy as np
 from PIL import Image
@@ -48,6 +47,24 @@ def write_array(path: Path, array: np.ndarray) -> None:
             np.save(temporary, array)
 
 
+def map_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped, so that a header which lies about the size fails before memory is taken; runs no code.
+
+    Raises:
+        OSError: it cannot be opened, or is cut short. ValueError: anything else that makes it no array.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # numpy raises a dozen kinds on damaged headers, tokenize.TokenError for one
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError("an archive of arrays")
+    return array
+
+
 def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
     """Read (H, W, C) of exactly this dtype and number of channels.
 
@@ -57,8 +74,7 @@ def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
     expected = f"expected {dtype} with {channels} channel{'s' * (channels > 1)}"
     try:
         if path.suffix == ".npy":
-            # memory-mapped, so that a header which lies about the size fails before memory is taken
-            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+            array = np.array(map_npy(path))
         else:
             with open(path, "rb") as file:
                 head = file.read(25)
@@ -76,7 +92,7 @@ def read_array(path: Path, dtype: str, channels: int) -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found, though index.csv lists it; prepare the data set again") from error
-    except (OSError, ValueError, ArithmeticError, EOFError, SyntaxError, TokenError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, ArithmeticError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; the file is damaged or of another kind"
         ) from error

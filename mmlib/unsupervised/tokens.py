@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.prepared import PreparedDataset
+from ..data.stored import map_npy
 from ..runtime import data_dir, exclusive, write_json
 from . import pictures
 from .pictures import as_picture, five_crop, picture_options, resize, working_size
@@ -268,8 +269,8 @@ def _look(reader: PreparedDataset, name: str) -> dict:
 def _open(file: Path, shape: tuple) -> np.ndarray | None:
     """The finished array, memory-mapped; None where it is missing or damaged."""
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception:  # a damaged header can make numpy raise anything
+        array = map_npy(file)
+    except (OSError, ValueError):
         return None
     return array if array.dtype == np.float16 and array.shape == shape and array.flags.c_contiguous else None
 

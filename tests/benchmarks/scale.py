@@ -11,11 +11,11 @@ device). Files come from the system's cache after the first round, so reading me
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from mmlib.data.transforms import Augment
 from mmlib.evaluation.subsets import evaluate_subsets
 from mmlib.evaluation.windows import sliding
 from mmlib.runtime import limit_threads
+from mmlib.segmentation.dry_run import high_water, seconds
 from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
 
@@ -67,38 +68,26 @@ class Options:
     """Autocast to bfloat16."""
 
 
-def memory(cuda: bool, reset: bool) -> float:
-    """MiB: now, after the peak was reset; or the peak since then. NaN where the system does not tell."""
-    if cuda:
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return (torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()) / 2**20
-    try:
-        if reset:
+def memory(device: torch.device, reset: bool = False) -> float:
+    """Peak memory in MiB since the last reset; a reset begins anew with what is held now."""
+    if reset and device.type == "cpu":
+        with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would hide what the step needs
-            Path("/proc/self/clear_refs").write_text("5")
-        line = "VmRSS" if reset else "VmHWM"
-        return next(int(row.split()[1]) for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line)) / 1024
-    except (OSError, AttributeError):
-        return float("nan")
+    return high_water(device, reset) / 2**20
 
 
-def measure(name: str, step: Callable[[], object], repeats: int, least: float, count: float = 1, unit: str = "sample", cuda: bool = False):
-    """Print milliseconds (median and range), units a second, peak memory, and the least traffic in MB. Returns the last result."""
-    times, peak = [], 0.0
+def measure(name: str, step: Callable[[], object], repeats: int, least: float, count: float = 1, unit: str = "sample", device: str = "cpu"):
+    """Print milliseconds (median and range), units a second, peak memory, and the least traffic in MB."""
+    times, peak, where = [], 0.0, torch.device(device)
     for repeat in range(repeats + 1):
-        before = memory(cuda, True)
-        start = time.perf_counter()
-        result = step()
-        if cuda:
-            torch.cuda.synchronize()
+        before = memory(where, reset=True)
+        took = 1e3 * seconds(where, step)
         if repeat:  # the first round warms up
-            times.append(1e3 * (time.perf_counter() - start))
-            peak = max(peak, memory(cuda, False) - before)
+            times.append(took)
+            peak = max(peak, memory(where) - before)
     middle = statistics.median(times)
     print(f"  {name:52s} {middle:9.1f} ms [{min(times):.1f}, {max(times):.1f}] {1e3 * count / middle:12.1f} {unit}s/s "
           f"{peak:8.0f} MiB  at least {least / 1e6:8.1f} MB")  # fmt: skip
-    return result
 
 
 def nbytes(arrays) -> int:
@@ -107,7 +96,7 @@ def nbytes(arrays) -> int:
 
 def main(options: Options) -> None:
     limit_threads()
-    rng, cuda, repeats = np.random.default_rng(0), options.device.startswith("cuda"), options.repeats
+    rng, repeats = np.random.default_rng(0), options.repeats
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "world"
         world.render_dataset(
@@ -166,16 +155,20 @@ def main(options: Options) -> None:
 
         moved = nbytes([x.numpy() for x in batch["images"].values()])
         measure(f"training step, {options.encoder}, {weights / 1e6:.1f} M parameters, all subsets", step, repeats, moved + 7 * 4 * weights,
-                options.batch, cuda=cuda)  # fmt: skip
+                options.batch, device=options.device)  # fmt: skip
         network.eval()
         whole = PreparedDataset(root, "val")
         scoring = {"dataset": whole, "device": options.device, "batch_size": 1}
         logits_bytes = len(data.modalities) * len(data.description.classes) * height * width * 4
         measure("all subsets scored, whole image", lambda: evaluate_subsets(**network.scoring(), **scoring), repeats, floats + logits_bytes,
-                cuda=cuda)  # fmt: skip
+                device=options.device)  # fmt: skip
         windows = sliding(network.modality_logits, options.crop, batch_size=1)
         measure(
-            "all subsets scored, sliding windows", lambda: evaluate_subsets(windows, **scoring), repeats, floats + logits_bytes, cuda=cuda
+            "all subsets scored, sliding windows",
+            lambda: evaluate_subsets(windows, **scoring),
+            repeats,
+            floats + logits_bytes,
+            device=options.device,
         )
     project(options, rng)
 
