@@ -82,7 +82,8 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(data, case):
 
 
 WORKER = """
-import sys, torch
+import atexit, sys, torch
+atexit.register(lambda: print("left with a group:", torch.distributed.is_initialized()))  # after what is registered later
 sys.path[:0] = [{root!r}, {tests!r}]
 from dataclasses import replace
 import test_scale as t
@@ -117,6 +118,7 @@ def test_two_processes_give_the_gradient_of_one(data, tmp_path):
         name, how = (case, "") if case in CASES else case.rsplit(", ", 1)
         one = gradient(configured(uneven if how == "uneven" else data, batch_size=4, **CASES[name]))
         assert difference(two[0][case], two[1][case]) == 0 and difference(one, two[0][case]) < 2e-5, case
+    assert done.stdout.count("left with a group: False") == 2
     assert done.stdout.count("refused: processes differ in the step") == 2 and "[[0, 12], [0, 11]]" in done.stdout
 
 

@@ -6,8 +6,10 @@ shares of one global mean, and information is averaged over all samples of the s
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -256,6 +258,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     AcceleratorState._reset_state(True)  # of an earlier training here, or in the process from which a launcher forked this one
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     rank, processes = accelerator.process_index, accelerator.num_processes
+    atexit.register(leave_group)
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         raise ValueError("accelerate launch --cpu was asked for several processes but starts one; on CPUs, start them with "
                          "'torchrun --nproc_per_node N -m mmlib train …'")  # fmt: skip
@@ -285,6 +288,15 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     regularizer = StepRegularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank), accelerator.gather, rank, processes)
     regularizer.restore(progress.guards)
     return Run(config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress)
+
+
+def leave_group() -> None:
+    """Destroy the process group while the interpreter is whole; threads of gloo that outlive it abort the process now and then.
+
+    Not after an exception: a process that waits for the others to leave would hide its traceback.
+    """
+    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
+        torch.distributed.destroy_process_group()
 
 
 def train_step(run: Run, step: int, micro: list[dict], share: float | None = None) -> tuple[dict[str, Tensor], Tensor, bool]:
