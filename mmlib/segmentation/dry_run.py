@@ -134,6 +134,7 @@ def dry_run(config: TrainConfig) -> dict:
     weights = nbytes(run.network.state_dict().values())
     moments = nbytes(value for entry in run.optimizer.state_dict()["state"].values() for value in entry.values())
     out = Path(config.out).absolute()
+    run.accelerator.wait_for_everyone()
     return found | {
         "summary": str(run), "device": device.type, "parameters": run.parameters, "steps": run.steps,
         "samples a step": run.samples_per_step, "steps an epoch": per_epoch,

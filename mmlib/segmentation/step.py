@@ -291,7 +291,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
 
 
 def leave_group() -> None:
-    """Destroy the process group while the interpreter is whole; threads of gloo that outlive it abort the process now and then.
+    """Destroy the process group while the interpreter is whole: its threads may abort one that is being taken down.
 
     Not after an exception: a process that waits for the others to leave would hide its traceback.
     """
