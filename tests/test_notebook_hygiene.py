@@ -125,7 +125,7 @@ def check_outputs_are_stable(notebook, path):
         if re.search(r"\bat 0x[0-9a-f]{6,}", words):
             found.append(f"cell {number} prints a memory address")
         if re.search(r"\b(interactive|Output)\(", words):
-            found.append(f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.viz.panels)")
+            found.append(f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.viz.panel)")
     return found
 
 

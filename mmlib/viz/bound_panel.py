@@ -1,7 +1,4 @@
-"""The log-Sobolev bound under sliders: a function, its noise, and whether Eq. 2 as printed still bounds its entropy.
-
-Like the panels of ``panels`` it owns its content, never raises in a callback, and carries an alternative text that follows it.
-"""
+"""The log-Sobolev bound under sliders: a function, its noise, and whether Eq. 2 as printed still bounds its entropy."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ import numpy as np
 from ..theory.entropy import entropy, log_sobolev_bound
 from ..theory.gaussian import gaussian
 from .figures import INK, PALE
+from .panel import Panel
 
 # name -> (formula, what the parameter is, f(x, a), f'(x, a))
 FUNCTIONS = {
@@ -25,7 +23,6 @@ FUNCTIONS = {
 }  # fmt: skip
 ENTROPY, HOLDS, VIOLATED, TILTED = "#0072B2", "#009E73", "#D55E00", "#56B4E9"
 WIDTH, HEIGHT, REACH, MIDDLE = 860, 300, 6.0, 470  # pixels; x runs over ±REACH in the left part, which ends at MIDDLE
-FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
 
 
 def _number(value: float) -> str:
@@ -41,7 +38,7 @@ def _area(x: np.ndarray, y: np.ndarray, fill: str, opacity: float = 1.0) -> str:
     return f'<polygon points="{x[0]:.1f},250 {points} {x[-1]:.1f},250" fill="{fill}" fill-opacity="{opacity}"/>'
 
 
-class BoundPanel(widgets.VBox):
+class BoundPanel(Panel):
     """Choose f, its parameter a and the noise's σ; see f, the noise, and Ent f beside the bound with and without Σ (Eq. 2).
 
     Args:
@@ -49,7 +46,7 @@ class BoundPanel(widgets.VBox):
     """
 
     def __init__(self, function: str = "exponential", a: float = 0.7, sigma: float = 1.0):
-        self._state, self._quiet = {}, False
+        super().__init__("900px")
         wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="420px"), "continuous_update": False}
         self.function = widgets.ToggleButtons(
             options=list(FUNCTIONS), description="f", tooltip="which function of the noisy input",
@@ -60,11 +57,10 @@ class BoundPanel(widgets.VBox):
         self.sigma = widgets.FloatSlider(
             1.0, min=0.3, max=2, step=0.1, description="noise σ", tooltip="standard deviation of the noise", **wide
         )
-        self.picture, self.status = widgets.HTML(), widgets.HTML()
-        for control in (self.function, self.a, self.sigma):
-            control.observe(self._changed, "value")
+        self.picture = widgets.HTML()
+        self._follow(self.function, self.a, self.sigma)
         sliders = widgets.HBox([self.a, self.sigma], layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([self.function, sliders, self.status, self.picture], layout=widgets.Layout(width="100%", max_width="900px"))
+        self.children = [self.function, sliders, self.status, self.picture]
         self.set(function, a, sigma)
 
     def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
@@ -77,29 +73,11 @@ class BoundPanel(widgets.VBox):
                 raise ValueError(f"{control.tooltip} {value}; expected {control.min:g} to {control.max:g}")
         if function is not None and function not in FUNCTIONS:
             raise ValueError(f"function {function!r}; expected one of {', '.join(FUNCTIONS)}")
-        self._quiet = True
-        for control, value in ((self.function, function), (self.a, a), (self.sigma, sigma)):
-            if value is not None:
-                control.value = value
-        self._quiet = False
-        self.refresh()
-        return self.state()
+        return self._assign(((self.function, function), (self.a, a), (self.sigma, sigma)))
 
     def state(self) -> dict:
         """What is shown: function, a, sigma, entropy, printed (½I without Σ), correct (½I with Σ), violated, error."""
-        return dict(self._state)
-
-    def _changed(self, change) -> None:
-        if not self._quiet:
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Bring picture and numbers in step with the widgets."""
-        try:
-            self._refresh()
-        except Exception as error:  # a callback that raises would leave the old picture standing beside the new sliders
-            self._state["error"] = f"{type(error).__name__}: {error}"
-            self._say(f"Could not update: {escape(self._state['error'])}", "#B00020")
+        return super().state()
 
     def _refresh(self) -> None:
         name, a, sigma = self.function.value, self.a.value, self.sigma.value
@@ -170,7 +148,3 @@ class BoundPanel(widgets.VBox):
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
             f'font-family="sans-serif" font-size="14"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>'
         )
-
-    def _say(self, html: str, colour: str = "inherit") -> None:
-        style = f"{FAMILY};color:{colour};min-height:1.6em;padding:4px 2px"
-        self.status.value = f'<div role="status" aria-live="polite" style="{style}">{html}</div>'

@@ -1,7 +1,6 @@
 """Label-free clusters under sliders: λ, the shift b and the number of clusters, on results that were computed beforehand.
 
-A training takes seconds to minutes, too long for a slider; one file holds the label maps and numbers of every combination. The panel
-owns its content, never raises in a callback, and carries an alternative text that follows what it shows.
+A training takes seconds to minutes, too long for a slider; one file holds the label maps and numbers of every combination.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ..modalities import IGNORE_INDEX, SENSORS
 from ..runtime import atomic_path
 from ..unsupervised.clustering import cluster_palette
 from .figures import error_picture, label_picture, sensor_title
-from .panels import FAMILY, image_html
+from .panel import FAMILY, Panel, image_html
 
 # Axes of the arrays: L values of λ, B offsets of b, K numbers of clusters, at most C of them, F frames of H x W pixels, S sensors.
 LAYOUT = {
@@ -76,7 +75,7 @@ def _slider(description: str, values: list[float], tooltip: str, near: float, fo
     )  # fmt: skip
 
 
-class ClusterPanel(widgets.VBox):
+class ClusterPanel(Panel):
     """Choose λ, b and the number of clusters; see label maps of three frames, scores, and what tells a collapse.
 
     Args:
@@ -87,8 +86,8 @@ class ClusterPanel(widgets.VBox):
     """
 
     def __init__(self, path: str | Path = "results/cluster_panel.npz"):
+        super().__init__("1000px")
         self.arrays, self.notes = load_panel(path)
-        self._state, self._quiet = {}, False
         self._axes = {name: [round(float(v), 4) for v in self.arrays[name]] for name in ("lambdas", "offsets", "clusters")}
         lambdas, offsets, clusters = self._axes.values()
         self.weight = _slider("λ", lambdas, "weight of the auxiliary sensor's loss", 1)
@@ -98,13 +97,12 @@ class ClusterPanel(widgets.VBox):
             options=VIEWS, description="show", tooltip="clusters named by labels, nameless clusters, or wrong pixels",
             style={"description_width": "80px", "button_width": "80px"},
         )  # fmt: skip
-        self.status, self.pictures, self.numbers = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        for control in (self.weight, self.offset, self.clusters, self.view):
-            control.observe(self._changed, "value")
+        self.pictures, self.numbers = widgets.HTML(), widgets.HTML()
+        self._follow(self.weight, self.offset, self.clusters, self.view)
         sliders = widgets.HBox([self.weight, self.offset, self.clusters], layout=widgets.Layout(flex_flow="row wrap"))
         columns = widgets.Layout(grid_template_columns="minmax(0, 5fr) minmax(0, 3fr)", grid_gap="12px", align_items="flex-start")
         results = widgets.GridBox([self.pictures, self.numbers], layout=columns)
-        super().__init__([sliders, self.view, self.status, results], layout=widgets.Layout(width="100%", max_width="1000px"))
+        self.children = [sliders, self.view, self.status, results]
         self.refresh()
 
     def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
@@ -119,28 +117,11 @@ class ClusterPanel(widgets.VBox):
             known = [option[1] if isinstance(option, tuple) else option for option in control.options]
             if value not in known:
                 raise ValueError(f"{control.description} {value!r}: expected one of {', '.join(map(str, known))}")
-        self._quiet = True
-        for control, value in wanted:
-            control.value = value
-        self._quiet = False
-        self.refresh()
-        return self.state()
+        return self._assign(wanted)
 
     def state(self) -> dict:
         """What is shown: weight, offset, clusters, view, miou and the ``NUMBERS``, collapsed, error."""
-        return dict(self._state)
-
-    def _changed(self, change) -> None:
-        if not self._quiet:
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Bring pictures and numbers in step with the widgets."""
-        try:
-            self._refresh()
-        except Exception as error:  # a callback that raises would leave the old picture standing beside the new sliders
-            self._state["error"] = f"{type(error).__name__}: {error}"
-            self._say(f"Could not update: {escape(self._state['error'])}", "#B00020")
+        return super().state()
 
     def _refresh(self) -> None:
         values = {"weight": self.weight.value, "offset": self.offset.value, "clusters": int(self.clusters.value), "view": self.view.value}
@@ -195,6 +176,3 @@ class ClusterPanel(widgets.VBox):
         style = f"{FAMILY};border-collapse:collapse;margin:0 0 10px 0"
         title = f'<caption style="caption-side:top;text-align:left">mIoU (%) on {escape(self.notes["split"])}</caption>'
         return f'<table style="{style}">{title}{rows}</table><table style="{style}">{below}</table>'
-
-    def _say(self, html: str, colour: str = "inherit") -> None:
-        self.status.value = f'<div role="status" aria-live="polite" style="{FAMILY};color:{colour};padding:4px 2px">{html}</div>'

@@ -15,7 +15,8 @@ from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter
-from mmlib.viz import figures, panels, sources
+from mmlib.viz import figures, sources
+from mmlib.viz import switchboard_panel as panels
 
 NAMES = ("rgb", "depth", "event", "lidar")
 CASES = {"rgb": ("underexposure",), "lidar": ("lidarjitter",), "event": ("eventlowres",)}

@@ -1,13 +1,7 @@
-"""Slider panels. They are built from widgets that own their content, so that they can be tested without a browser, compare
-stably in a notebook, and carry an alternative text that follows what they show.
-
-A panel never raises inside a callback: what went wrong is written where the result would stand.
-"""
+"""The modality switchboard: dim, break or remove sensors under sliders, and watch what a trained segmenter predicts."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from html import escape
@@ -16,7 +10,6 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from ..data.missing import degrade, faulty
 from ..evaluation.confusion import accuracy, confusion_matrix, iou, miou
@@ -24,6 +17,7 @@ from ..evaluation.fusion import RULES, fuse, weights
 from ..modalities import SENSORS, Modality
 from ..segmentation.network import Segmenter
 from .figures import error_picture, label_picture, picture, sensor_title
+from .panel import FAMILY, Panel, image_html
 
 CASE_NAMES = {
     "": "none",
@@ -39,7 +33,6 @@ CASE_NAMES = {
 }
 FAULTS = ("shift", "blur", "blank", "other")  # of mmlib.data.missing, gross; "dark" and "noise" have sliders
 NOTHING_LEFT = "No sensor is switched on: there is nothing to average, so there is no prediction. Switch one on."
-FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
 
 
 class Recent:
@@ -57,23 +50,6 @@ class Recent:
         return self.kept[key]
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
-    """An <img> that fills its place without smoothing; its size is stated, so that the page does not jump when it changes."""
-    data = base64.b64encode(png_bytes(image)).decode()
-    height, width = image.shape[:2]
-    below = f'<div style="{FAMILY};text-align:center;min-height:4.05em">{caption}</div>' if caption else ""
-    return (
-        f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}" '
-        f'style="width:100%;height:auto;max-width:none;image-rendering:pixelated;display:block;border:1px solid #d9d9d9">{below}'
-    )
-
-
 def _share_slider(value: float, description: str, tooltip: str) -> widgets.FloatSlider:
     """A slider from 0 to 1 that reports when it is let go, so that a drag does not queue up redraws."""
     return widgets.FloatSlider(
@@ -82,7 +58,7 @@ def _share_slider(value: float, description: str, tooltip: str) -> widgets.Float
     )  # fmt: skip
 
 
-class SwitchboardPanel(widgets.VBox):
+class SwitchboardPanel(Panel):
     """Dim, break or remove each sensor, choose how the sensors are fused, and watch what is predicted.
 
     Args:
@@ -96,6 +72,7 @@ class SwitchboardPanel(widgets.VBox):
     """
 
     def __init__(self, segmenters: Mapping[str, Segmenter], source, present: tuple[str, ...] | None = None):
+        super().__init__("1100px")
         self.segmenters, self.source = dict(segmenters), source
         if not self.segmenters:
             raise ValueError("SwitchboardPanel needs at least one segmenter: {'trained': load_segmenter(path)}")
@@ -113,10 +90,8 @@ class SwitchboardPanel(widgets.VBox):
             raise ValueError(f"the frames have no {', '.join(sorted(missing))}; they have {', '.join(source.modalities)}")
         self._frames = Recent(source.frame, 64)
         self._looks = Recent(self._look, 24 * len(self.sensors))
-        self._quiet, self._state = True, {}
         self._build(present or tuple(self.sensors))
-        super().__init__([self.bar, self.cards, self.status, self.results], layout=widgets.Layout(width="100%", max_width="1100px"))
-        self._quiet = False
+        self.children = [self.bar, self.cards, self.status, self.results]
         self.refresh()
 
     def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
@@ -178,19 +153,13 @@ class SwitchboardPanel(widgets.VBox):
             self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
             controls = [self.switch[name], self.view[name], self.gain[name], self.noise[name], self.case[name], self.weight[name]]
             cards.append(widgets.VBox(controls, layout=widgets.Layout(border_top=f"4px solid {m.colour}", padding="2px", min_width="0")))
-        for control in (
-            self.scene,
-            self.condition,
-            self.fusion,
-            self.show,
-            *(w for group in (self.switch, self.gain, self.noise, self.case) for w in group.values()),
-        ):
-            control.observe(self._changed, "value")
+        of_sensors = [control for group in (self.switch, self.gain, self.noise, self.case) for control in group.values()]
+        self._follow(self.scene, self.condition, self.fusion, self.show, *of_sensors)
         columns = min(4, len(cards))
         self.cards = widgets.GridBox(
             cards, layout=widgets.Layout(grid_template_columns=f"repeat({columns}, minmax(0, 1fr))", grid_gap="8px")
         )
-        self.status, self.truth, self.bars = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.truth, self.bars = widgets.HTML(), widgets.HTML()
         self.prediction = {name: widgets.HTML() for name in self.segmenters}
         shares = f"repeat({1 + len(self.segmenters)}, minmax(0, 1fr)) minmax(0, {1 + 0.5 * len(self.segmenters)}fr)"
         self.results = widgets.GridBox(
@@ -211,24 +180,14 @@ class SwitchboardPanel(widgets.VBox):
         for name, wanted in sensors.items():
             if name not in self.sensors or set(wanted) - {"on", "gain", "noise", "case"}:
                 raise ValueError(f"{name}={wanted}: expected a sensor of {', '.join(self.sensors)} and a dict of on, gain, noise, case")
-        self._quiet = True
-        try:
-            for control, value in ((self.scene, scene), (self.condition, condition), (self.fusion, fusion), (self.show, show)):
-                if value is not None:
-                    control.value = value
-            for name, wanted in sensors.items():
-                values = {"on": True, "gain": 1.0, "noise": 0.0, "case": ""} | wanted
-                for group, key in ((self.switch, "on"), (self.gain, "gain"), (self.noise, "noise"), (self.case, "case")):
-                    group[name].value = values[key]
-        finally:
-            self._quiet = False
-        self.refresh()
+        values = [(self.scene, scene), (self.condition, condition), (self.fusion, fusion), (self.show, show)]
+        for name, wanted in sensors.items():
+            wanted = {"on": True, "gain": 1.0, "noise": 0.0, "case": ""} | wanted
+            groups = ((self.switch, "on"), (self.gain, "gain"), (self.noise, "noise"), (self.case, "case"))
+            values += [(group[name], wanted[key]) for group, key in groups]
+        self._assign(values)
 
     # ---- what the widgets ask for ----
-
-    def _changed(self, change) -> None:
-        if not self._quiet:
-            self.refresh()
 
     def _look(self, index: int, condition: str, name: str, case: str, gain: float, noise: float) -> tuple[np.ndarray, dict]:
         """One sensor as it is set: its picture, and its logits (1, K, h, w) from every network that knows it."""
@@ -252,14 +211,6 @@ class SwitchboardPanel(widgets.VBox):
         words = [f"gain {self.gain[name].value:.2f}", f"noise {self.noise[name].value:.2f}"]
         words += [CASE_NAMES.get(self.case[name].value, self.case[name].value)] if self.case[name].value else []
         return ("on, " if self.switch[name].value else "off, ") + ", ".join(words)
-
-    def refresh(self) -> None:
-        """Bring every picture and number in step with the widgets."""
-        try:
-            self._refresh()
-        except Exception as error:  # a callback that raises would leave the old picture standing beside the new sliders
-            self._state["error"] = f"{type(error).__name__}: {error}"
-            self._say(f"Could not update: {escape(self._state['error'])}", "#B00020")
 
     def _refresh(self) -> None:
         index, condition = self.scene.value, self.condition.value
@@ -358,13 +309,8 @@ class SwitchboardPanel(widgets.VBox):
             f"<tr><td></td>{heads}</tr>{''.join(rows)}</table>"
         )
 
-    def _say(self, html: str, colour: str = "inherit") -> None:
-        self.status.value = (
-            f'<div role="status" aria-live="polite" style="{FAMILY};color:{colour};min-height:1.6em;padding:4px 2px">{html}</div>'
-        )
-
     def state(self) -> dict:
         """What is shown now: scene, condition, fusion, symbols of the sensors that are on ("present"), error; and for each network
         mIoU, accuracy and class IoU (per cent) and the sensors' weights.
         """
-        return dict(self._state)
+        return super().state()
