@@ -10,20 +10,10 @@ import toy
 
 from mmlib import cli
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SMALL = ["--backbone", "descriptors", "--dim", "8", "--neighbours", "3", "--batch-size", "4", "--repeats", "2", "--restarts", "2",
          "--points", "12", "--device", "cpu", "--no-progress"]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMLIB_DATA", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
 
 
 def run(command, *arguments):

@@ -25,31 +25,7 @@ from mmlib.unsupervised.networks import load_cluster_net
 from mmlib.unsupervised.pictures import as_picture
 from mmlib.unsupervised.training import Model, cluster
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMLIB_DATA", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
-
-
-@pytest.fixture(scope="module")
-def shared(data):
-    """method -> (plan, prepared), measured once."""
-    kept = {}
-
-    def get(method="unim2", **changes):
-        key = (method, str(changes))
-        if key not in kept:
-            kept[key] = prepare(configured(data, method=method, **changes))
-        return kept[key]
-
-    return get
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # ---------------------------------------------------------------- evaluation

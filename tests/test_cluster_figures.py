@@ -15,12 +15,7 @@ from mmlib.unsupervised.clustering import cluster_palette
 from mmlib.viz import cluster_figures as figures
 from mmlib.viz.information_figures import paired
 
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    plt.close("all")
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
 def test_components_are_those_of_numpy_with_a_fixed_sign():

@@ -23,19 +23,9 @@ from mmlib.unsupervised.methods import EAGLE_LOSS, plan, prepare
 from mmlib.unsupervised.networks import NetworkConfig
 from mmlib.unsupervised.training import Model, cluster, entries, step_loss
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 METHODS = ("unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosine")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMLIB_DATA", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
 
 
 # ---------------------------------------------------------------- plans
@@ -129,20 +119,6 @@ def test_entries_cover_each_epoch_once_and_depend_on_seed_and_step_alone(count, 
     assert np.array_equal(entries(7, count, batch, seed), entries(7, count, batch, seed))
     wide = [tuple(entries(step, 40, 20, s)) for s in (0, 1) for step in (0, 1, 2)]
     assert len(set(wide)) == 6
-
-
-@pytest.fixture(scope="module")
-def shared(data):
-    """method -> (plan, prepared), measured once."""
-    kept = {}
-
-    def get(method="unim2", **changes):
-        key = (method, str(changes))
-        if key not in kept:
-            kept[key] = prepare(configured(data, method=method, **changes))
-        return kept[key]
-
-    return get
 
 
 def one_step(shared, method="unim2", step=0, change=lambda model: None, **changes):

@@ -18,12 +18,7 @@ from PIL import Image
 from mmlib.modalities import SENSORS
 from mmlib.viz import figures
 
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    plt.close("all")
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ matplotlib.use("Agg")  # before figures are drawn: no window may open
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from scipy import stats
 
@@ -14,12 +13,7 @@ from mmlib.evaluation.statistics import estimate
 from mmlib.modalities import SENSORS
 from mmlib.viz import information_figures as info
 
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    plt.close("all")
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
 def group(full, seeds=(0, 1, 2), **subsets):

@@ -7,7 +7,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
-import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,11 +20,6 @@ from mmlib.unsupervised.methods import ClusterConfig, plan
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
 FILES = sorted((SCRIPTS / "recipes").glob("*.json"))
 KINDS = {"train": TrainConfig, "cluster": ClusterConfig}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
 
 
 def values(name: str, section: str) -> dict:

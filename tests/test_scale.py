@@ -44,11 +44,6 @@ EXCHANGED = ("all subsets", "dropout", "logits, kl", "decoder", "input", "consis
 FIRST_ORDER = ("all subsets", "dropout", "singles", "logits, kl", "ce, inverse")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
-
-
 def configured(data, out="nowhere", **changes) -> TrainConfig:
     settings = dict(epochs=1, network=EXACT, objective=ObjectiveConfig(pixels=1), progress=False, clip=1e9)
     return TrainConfig(str(data), str(out), **(settings | changes))

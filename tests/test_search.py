@@ -17,19 +17,9 @@ from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.search import SearchConfig, objective, search, suggest
 from mmlib.unsupervised.training import cluster
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ONCE = EvaluationConfig(restarts=2, repeats=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MMLIB_DATA", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
 
 
 def searched(data, out, method="unim2", trials=2, options=(), **changes) -> SearchConfig:

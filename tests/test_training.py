@@ -27,11 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = dict(progress=False, cache=True)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return str(toy.make(tmp_path_factory.mktemp("toy")))
-
-
 def weights(out) -> dict[str, torch.Tensor]:
     return load_file(Path(out) / "last.safetensors")
 
