@@ -14,8 +14,8 @@ from .data.prepared import PreparedDataset
 from .evaluation.failures import FailureScores, evaluate_failures
 from .evaluation.fusion import FUSIONS
 from .evaluation.layout import Sheet, cluster_sheets, failure_sheet, score_sheets, subset_sheet, write_sheets
-from .evaluation.statistics import estimate, paired_difference
-from .evaluation.subsets import _rounded, evaluate_subsets, subset_probabilities
+from .evaluation.statistics import decimals, estimate, paired_difference
+from .evaluation.subsets import evaluate_subsets, subset_probabilities
 from .evaluation.windows import sliding
 from .modalities import Modality
 from .runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
@@ -170,7 +170,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
     if config.failure_probability:
         sheet = failure_sheet(scores, config.failure_probability, caption)
         print("\n" + sheet.markdown())
-        rows = {row: _rounded(dict(zip(sheet.columns, values))) for row, values in sheet.rows.items()}
+        rows = {row: decimals(dict(zip(sheet.columns, values))) for row, values in sheet.rows.items()}
         record["failure_probability"] = {"protocol": config.protocol, "miou": rows}
     if config.failures:
         failures = score_failures(network, data, config.failures, fusing(network, "mean", **windows), **loading)

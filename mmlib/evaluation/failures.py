@@ -21,6 +21,7 @@ from ..data.prepared import PreparedDataset
 from ..modalities import Modality
 from ..runtime import derived_seed
 from .confusion import confusion_matrix, miou
+from .statistics import decimals
 from .subsets import predicted
 
 CLEAN, REMOVED, ORACLE = "clean", "removed", "oracle"
@@ -85,7 +86,7 @@ class FailureScores:
         for rule, fault, severity, sensors in self.counts:
             part = every.setdefault(rule, {}).setdefault(f"{fault} {severity}".strip(), {})
             part[sensors or "none"] = self.miou(rule, fault, severity, sensors)
-        return _rounded(
+        return decimals(
             {
                 "modalities": list(self.modalities),
                 "rules": self.rules,
@@ -109,15 +110,6 @@ class FailureScores:
         for severity, faults in self.by_fault().items():
             lines += [f"{fault} {severity}".ljust(14) + "".join(f"{row[rule]:11.1f}" for rule in names) for fault, row in faults.items()]
         return "\n".join(lines)
-
-
-def _rounded(value):
-    """Floats at four decimals, NaN as None (JSON has no NaN)."""
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, float):
-        return None if np.isnan(value) else round(value, 4)
-    return value
 
 
 @torch.no_grad()

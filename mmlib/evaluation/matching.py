@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..modalities import IGNORE_INDEX
 from .confusion import accuracy, iou, miou
-from .subsets import _cell, _rounded
+from .statistics import cell, decimals
 
 UNMATCHED = -1
 
@@ -106,9 +106,9 @@ class ClusterScores:
     def to_dict(self) -> dict:
         return {
             "rule": self.rule, "mapping": self.mapping.tolist(),
-            "miou": _rounded({group: self.miou(group) for group in self.counts}),
-            "accuracy": _rounded({group: self.accuracy(group) for group in self.counts}),
-            "iou": {group: _rounded(self.iou(group)) for group in self.counts},
+            "miou": decimals({group: self.miou(group) for group in self.counts}),
+            "accuracy": decimals({group: self.accuracy(group) for group in self.counts}),
+            "iou": {group: decimals(self.iou(group)) for group in self.counts},
             "counts": {group: counts.tolist() for group, counts in self.counts.items()},
         }  # fmt: skip
 
@@ -120,7 +120,7 @@ class ClusterScores:
         lines = [f"in %; clusters named by: {self.rule}", " " * width + "".join(map(str.rjust, heads, columns))]
         scores = {"mIoU": map(self.miou, self.counts), "accuracy": map(self.accuracy, self.counts)}
         scores |= {name: [self.iou(group)[name] for group in self.counts] for name in self.classes}
-        return "\n".join(lines + [name.ljust(width) + "".join(map(_cell, values, columns)) for name, values in scores.items()])
+        return "\n".join(lines + [name.ljust(width) + "".join(map(cell, values, columns)) for name, values in scores.items()])
 
 
 def score(counts, classes: Sequence[str], rule: str = "hungarian", mapping=None) -> ClusterScores:

@@ -1,4 +1,4 @@
-"""Means with their spread. A difference smaller than its spread is called that."""
+"""Means with their spread, and how numbers are written down. A difference smaller than its spread is called that."""
 
 from __future__ import annotations
 
@@ -51,3 +51,17 @@ def paired_difference(a, b) -> Estimate:
     if a.shape != b.shape:
         raise ValueError(f"{a.size} against {b.size} values; paired runs need the same seeds")
     return estimate(a - b)
+
+
+def decimals(value, places: int = 4):
+    """``value`` with every float in it at so many decimals, NaN as None, which JSON has."""
+    if isinstance(value, dict):
+        return {key: decimals(entry, places) for key, entry in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, places)
+    return value
+
+
+def cell(value: float, width: int) -> str:
+    """A score at one decimal, right-aligned; "–" where there is none."""
+    return ("–" if math.isnan(value) else f"{value:.1f}").rjust(width)

@@ -21,6 +21,7 @@ from ..data.missing import remove
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
 from .confusion import confusion_matrix, iou, miou
+from .statistics import cell, decimals
 
 
 @dataclass
@@ -79,9 +80,9 @@ class SubsetScores:
         return {
             "protocol": self.protocol,
             "modalities": list(self.modalities),
-            "summary": {group: _rounded(self.summary(group)) for group in self.counts},
-            "miou": {group: _rounded(self.miou(group)) for group in self.counts},
-            "iou": {subset: _rounded(self.iou(subset)) for subset in self.names if len(subset) == 1 or subset == full},
+            "summary": {group: decimals(self.summary(group)) for group in self.counts},
+            "miou": {group: decimals(self.miou(group)) for group in self.counts},
+            "iou": {subset: decimals(self.iou(subset)) for subset in self.names if len(subset) == 1 or subset == full},
             "confusion": {full: self.counts["all"][-1].tolist()},
         }
 
@@ -94,9 +95,9 @@ class SubsetScores:
         lines = [f"mIoU in %; absent sensors: {self.protocol}", "subset".ljust(width) + "".join(h.rjust(c) for h, c in zip(heads, columns))]
         scores = [self.miou(group) for group in groups]
         for name in self.names:
-            lines.append(name.ljust(width) + "".join(_cell(score[name], column) for score, column in zip(scores, columns)))
+            lines.append(name.ljust(width) + "".join(cell(score[name], column) for score, column in zip(scores, columns)))
         for key in ("full", "mean", "min", "std"):
-            lines.append(key.ljust(width) + "".join(_cell(self.summary(group)[key], column) for group, column in zip(groups, columns)))
+            lines.append(key.ljust(width) + "".join(cell(self.summary(group)[key], column) for group, column in zip(groups, columns)))
         full = self.names[-1]
         lines += [
             "",
@@ -104,18 +105,9 @@ class SubsetScores:
             "class".ljust(16) + "".join(n.rjust(8) for n in [full, *self.names[: len(self.modalities)]]),
         ]
         per_class = [self.iou(name) for name in [full, *self.names[: len(self.modalities)]]]
-        lines += [name.ljust(16) + "".join(_cell(values[name], 8) for values in per_class) for name in self.classes]
+        lines += [name.ljust(16) + "".join(cell(values[name], 8) for values in per_class) for name in self.classes]
         lowered, inclusions = self.lowered()
         return "\n".join([*lines, "", f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"])
-
-
-def _cell(value: float, width: int) -> str:
-    return ("–" if np.isnan(value) else f"{value:.1f}").rjust(width)
-
-
-def _rounded(values: dict) -> dict:
-    """Four decimals, NaN as None (JSON has no NaN)."""
-    return {key: None if isinstance(v, float) and np.isnan(v) else round(v, 4) for key, v in values.items()}
 
 
 def subset_matrix(count: int) -> np.ndarray:
