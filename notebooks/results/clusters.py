@@ -6,7 +6,7 @@
     python notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
 
 Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences. "selected" instead takes what
-'mmlib search' found for four methods on colour and thermal rooms, chosen by its label-free criterion. Runs are scored once, on the test
+'mmlib search' found for four methods on rooms, chosen by its label-free criterion. Runs are scored once, on the test
 split (nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
 """
 
@@ -72,10 +72,10 @@ class Options:
     """Which of them this is."""
 
 
-def selected(name: str) -> dict:
-    """Settings that the search found for a method, without labels."""
+def selected(name: str, sensors: str = "") -> dict:
+    """Settings that the search found for a method on these sensors, without labels."""
     record = json.loads((ROOT / "notebooks/results/cluster_search.json").read_text(encoding="utf-8"))
-    best = record["searches"][name]["best"]
+    best = record["searches"][f"{name} {sensors}".strip()]["best"]
     of = lambda what: tuple(best[f"{what}_{pair}"] for pair in PAIRS)
     kind = {"stego": {"method": "stego"}, "stego-feature": {"method": "stego", "combine": "feature"}}.get(
         name, {"lambda_x": best.get("lambda_x")}
@@ -91,10 +91,12 @@ def selected(name: str) -> dict:
 def table(which: str) -> list[tuple[str, str, str, dict]]:
     """(scene, sensors, method, settings) of every run, the most telling ones first."""
     if which == "selected":
-        kinds = {name: selected(name) for name in ("stego-feature", "cmcs", "unim2")}
-        scenes = ("room", "street")
-        found = [(s, "R", name, kind) for s in scenes for name, kind in (("kmeans", {"method": "kmeans"}), ("stego", selected("stego")))]
-        return found + [(s, "RT", name, kind) for s in scenes for name, kind in ({"kmeans": {"method": "kmeans"}} | kinds).items()]
+        scenes, kmeans = ("room", "street"), {"method": "kmeans"}
+        found = [(s, "R", name, kind) for s in scenes for name, kind in (("kmeans", kmeans), ("stego", selected("stego")))]
+        for sensors in ("RT", "RD"):
+            kinds = {"kmeans": kmeans} | {name: selected(name, sensors) for name in ("stego-feature", "cmcs", "unim2")}
+            found += [(s, sensors, name, kind) for s in scenes for name, kind in kinds.items()]
+        return found
     scenes = ("room", "street") if which == "world" else ("real",)
     found = [
         (s, one, name, kind) for s in scenes for one in ("R", "T", "D")[:: 1 if which == "world" else 2] for name, kind in SINGLE.items()

@@ -4,13 +4,14 @@
     python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
-    street    three objectives, 20 epochs, 3 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
+    street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5 -> street_ablation.json
-    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json (not recorded: two hours)
+    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds -> street_pvt.json
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
+    search    settings of four methods chosen without labels, on rooms -> cluster_search.json
     clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, cluster_panel.npz
-    nyu       real frames, three objectives, 3 seeds -> nyu_subsets.json, clusters_nyu.json
+    nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and histories go to runs/.
 """
@@ -18,6 +19,7 @@ Each training takes one to five minutes on one core, a clustering ten to twenty 
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import subprocess
 import sys
@@ -28,6 +30,9 @@ from typing import Literal
 
 import torch
 import tyro
+
+from mmlib.runtime import write_json
+from mmlib.scoring import rounded
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("notebooks/results")
@@ -65,6 +70,13 @@ CURVES = {
     "full": SHORT["full"], "dropout": SHORT["dropout"], "input": SHORT["input-0.1"], "paper": SHORT["paper"],
 }  # fmt: skip
 PVT = {kind: SHORT[kind] for kind in ("full", "dropout", "all-subsets", "input-0.1")}
+OTHERS = {"RT": "thermal", "RD": "depth"}
+SEARCHES = {
+    "stego": "--method stego --modalities rgb",
+    **{f"stego-feature {sensors}": f"--method stego --modalities rgb {other} --combine feature" for sensors, other in OTHERS.items()},
+    **{f"cmcs {sensors}": f"--method unim2 --modalities rgb {other} --anchor both" for sensors, other in OTHERS.items()},
+    **{f"unim2 {sensors}": f"--method unim2 --modalities rgb {other}" for sensors, other in OTHERS.items()},
+}
 # Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many images.
 NYU = {"full": "--subsets full --epochs 30", "dropout": "--subsets dropout --epochs 45", "all-subsets": "--epochs 30"}
 
@@ -73,7 +85,7 @@ NYU = {"full": "--subsets full --epochs 30", "dropout": "--subsets dropout --epo
 class Options:
     """Repeat the reference runs."""
 
-    which: tyro.conf.Positional[Literal["world", "street", "ablation", "pvt", "curves", "failures", "clusters", "nyu"]] = "world"
+    which: tyro.conf.Positional[Literal["world", "street", "ablation", "pvt", "curves", "failures", "search", "clusters", "nyu"]] = "world"
     """One part; world = all parts on the sensor world."""
     frames: str = ""
     """nyu: folder of frames (see data_scripts/prepare_nyu.py)."""
@@ -103,7 +115,7 @@ def compare(folders: list[str], record: str, *extra: str) -> None:
 
 
 def street(jobs: int) -> None:
-    folders = runs("street", "street", STREET, "--batch-size 2", 3, jobs)
+    folders = runs("street", "street", STREET, "--batch-size 2", 5, jobs)
     compare(folders, "street_subsets.json", "--split", "test")
     from mmlib.segmentation.network import load_segmenter, read_header, save_segmenter
 
@@ -133,6 +145,24 @@ def curves(jobs: int) -> None:
 def failures(jobs: int) -> None:
     folders = runs("street", "street", STREET, "--batch-size 2", 3, jobs)
     compare(folders, "failures.json", "--split", "test", "--failures", "24", "--information-samples", "0")
+
+
+def search(jobs: int) -> None:
+    """Trials are measured on val; their scores are looked at after the choice."""
+    settings = "--data room --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000 --trials 22"
+    commands = {name: f"-m mmlib search {settings} {SEARCHES[name]}" for name in SEARCHES}
+    out = {name: f"runs/search/{name.replace(' ', '-').lower()}" for name in SEARCHES}
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda name: call(*commands[name].split(), "--out", out[name], "--no-progress"), SEARCHES))
+    found = {}
+    for name, folder in out.items():
+        report = json.loads((ROOT / folder / "report.json").read_text(encoding="utf-8"))
+        kept = ("value", "criteria", "scores")
+        report["trials"] = [{key: trial[key] for key in kept} for trial in report["trials"]]
+        report["best"].pop("flags")
+        found[name] = {**report, "provenance": report["provenance"] | {"command": f"python {commands[name]}"}}
+    note = "rooms; scores are on val and were looked at after the choice"
+    write_json(ROOT / RESULTS / "cluster_search.json", rounded({"note": note, "searches": found}, 4))
 
 
 def clusters(jobs: int) -> None:
@@ -175,7 +205,7 @@ def nyu(frames: str, jobs: int) -> None:
             sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
         source = str(Path(frames).resolve())
         call(*"data_scripts/prepare_nyu.py --out runs/nyu --size 120 160 --no-progress --frames".split(), source)
-    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 3, jobs)
+    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
     compare(folders, "nyu_subsets.json", "--split", "test")
     call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
 
@@ -186,7 +216,7 @@ def main(options: Options) -> None:
     call("-m", "mmlib", "render", "street", "--no-progress")
     if options.which == "pvt":
         return pvt(options.jobs)
-    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures, "clusters": clusters}
+    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures, "search": search, "clusters": clusters}
     for name, part in parts.items():
         if options.which in (name, "world"):
             part(options.jobs)
