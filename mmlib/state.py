@@ -24,6 +24,7 @@ class Progress:
     seconds: float = 0.0
     guards: dict = field(default_factory=dict)  # what the regulariser left out or capped
     cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
+    samples: int = 0  # to train on, at the begin: order, schedule and number of steps follow from it
 
 
 def append(path: Path, entry: dict) -> None:
@@ -77,11 +78,11 @@ def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, 
     save_tensors(path, tensors, {"state": {"config": asdict(config) | {"processes": processes}, "progress": asdict(progress)}})
 
 
-def resume(out: Path, config, model: nn.Module, optimizer, processes: int) -> Progress:
+def resume(out: Path, config, model: nn.Module, optimizer, processes: int, samples: int) -> Progress:
     """Load ``out/resume.safetensors`` into model and optimizer, if there is one.
 
     Raises:
-        ValueError: ``out`` is a file, or holds another run or a damaged state; names it.
+        ValueError: ``out`` is a file, or holds another run, one on another number of samples, or a damaged state; names it.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: a file; --out names the folder to write")
@@ -89,7 +90,7 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int) -> Pr
     if not path.exists():
         if (out / "last.safetensors").exists():
             raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
-        return Progress()
+        return Progress(samples=samples)
     meta = read_tensor_header(path).get("state")
     with reading(path, "a state to resume from"):
         theirs, progress = dict(meta["config"]), Progress(**meta["progress"])
@@ -102,6 +103,11 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int) -> Pr
     if differing:
         raise ValueError(
             f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it"
+        )
+    if progress.samples != samples:
+        raise ValueError(
+            f"{out}: was begun on {progress.samples} training samples, and there are {samples} now: the order and number of its steps "
+            "would change half-way; choose another --out, or bring the data back as they were"
         )
     states: dict[int, dict] = {}
     weights = {}

@@ -403,6 +403,8 @@ def test_a_folder_of_other_settings_is_refused(data, tmp_path):
             cluster(other)
     with pytest.raises(ValueError, match="another configuration"):
         cluster(replace(config, method="kmeans"))
+    with pytest.raises(ValueError, match="was begun on 12 training samples, and there are 9 now"):
+        cluster(replace(config, data=str(toy.make(tmp_path / "fewer", train=9))))
     assert (tmp_path / "report.json").read_bytes() == before
 
 

@@ -127,6 +127,17 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path):
     assert train(config)["scores"] == first["scores"] and (tmp_path / "resume.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_a_run_does_not_go_on_with_more_or_fewer_samples(tmp_path):
+    out = tmp_path / "out"
+    train(TrainConfig(str(toy.make(tmp_path / "data", train=6)), str(out), epochs=1, **QUIET))
+    before = (out / "resume.safetensors").read_bytes()
+    for samples in (5, 8):
+        data = str(toy.make(tmp_path / str(samples), train=samples))
+        with pytest.raises(ValueError, match=f"out: was begun on 6 training samples, and there are {samples} now"):
+            train(TrainConfig(data, str(out), epochs=1, **QUIET))
+    assert (out / "resume.safetensors").read_bytes() == before
+
+
 def test_another_configuration_does_not_overwrite_a_run(data, tmp_path):
     config = TrainConfig(data, str(tmp_path), epochs=1, **QUIET)
     train(config)

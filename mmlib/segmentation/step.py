@@ -273,10 +273,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     seed_everything(derived_seed(config.seed, "weights"))
     model = network = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
-    progress = resume(Path(config.out), config, model, optimizer, processes) if resumed else Progress()
-    if progress.step > steps:
-        raise ValueError(f"{config.out}: stands at step {progress.step} of {steps}: {config.data} has fewer samples than at its begin; "
-                         "choose another --out")  # fmt: skip
+    progress = resume(Path(config.out), config, model, optimizer, processes, len(data)) if resumed else Progress()
     found = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (found != found[0]).any():
         raise ValueError(f"processes differ in the step at which {config.out} stands and the number of samples in {config.data}: "

@@ -211,7 +211,7 @@ def pretrain(config: PretrainConfig) -> dict:
     pair = nn.ModuleDict({"student": student, "teacher": teacher})
     matrices, vectors = ([p for p in student.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
     optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}])
-    progress = resume(out, config, pair, optimizer, 1)
+    progress = resume(out, config, pair, optimizer, 1, len(pictures))
     write_json(out / "config.json", asdict(config))
     trim_history(out / "history.jsonl", progress.step)
     begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds

@@ -201,7 +201,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     seed_everything(derived_seed(config.seed, "weights"))
     model = Model(config, found, tokens.channels, clusters).to(device)
     optimizer = torch.optim.Adam(model.groups(config.lr))
-    progress = resume(out, config, model, optimizer, 1)
+    progress = resume(out, config, model, optimizer, 1, len(tokens))
     write_json(out / "config.json", asdict(config))
     trim_history(out / "history.jsonl", progress.step)
     loss = calibrated(model, prepared, batch, config.seed)
