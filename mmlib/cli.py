@@ -53,7 +53,7 @@ class RenderConfig:
 def run_render(config: RenderConfig) -> None:
     options = {key: getattr(config, key) for key in ("train", "val", "test", "size", "progress")}
     if config.modalities:
-        options["modalities"] = config.modalities
+        options["modalities"] = tuple(dict.fromkeys(config.modalities))
     if config.out:
         world.render_dataset(config.out, config.scene, **options)
         print(f"rendered {config.train} + {config.val} + {config.test} frames into {config.out}")

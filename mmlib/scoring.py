@@ -147,7 +147,14 @@ def fusing(network: Segmenter, fusion: str, window: tuple[int, int], stride: tup
     return {"encode": encode, "fuse": None if fusion == "mean" else FUSIONS[fusion]}
 
 
+def refuse_folder(out: str) -> None:
+    """Raise ValueError, before hours of scoring, for an ``--out`` that cannot be written as a file."""
+    if out and Path(out).is_dir():
+        raise ValueError(f"{out}: a folder; --out names the JSON file to write, such as {Path(out) / 'scores.json'}")
+
+
 def run_evaluate(config: EvaluateConfig) -> None:
+    refuse_folder(config.out)
     limit_threads()
     device = choose_device(config.device)
     for probability in config.failure_probability:
@@ -209,6 +216,7 @@ def group_name(folder: Path, config: dict, others: list[dict]) -> str:
 
 
 def run_compare(config: CompareConfig) -> None:
+    refuse_folder(config.out)
     limit_threads()
     runs, groups = [], {}
     for folder in map(Path, config.runs):

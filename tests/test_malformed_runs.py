@@ -423,7 +423,7 @@ def test_a_run_that_is_compared(runs, file, change, message):
 def test_a_data_set_that_has_become_smaller(runs):
     shutil.rmtree("data")
     toy.make(Path("data"), 2, 2)
-    refused(COMMANDS["train"], "train: was begun on 4 training samples, and there are 2 now", around=runs)
+    refused(COMMANDS["train"], "train: was begun on 6 training samples, and there are 2 now", around=runs)
 
 
 def test_a_lock_of_the_world_that_is_none(runs):
@@ -481,6 +481,7 @@ LINES = [
         ("--kmeans-points 0", "points 0: fewer than 3"),
         ("--device warp", "device 'warp'"), ("--out data/index.csv", "index.csv"), ("--out train", "train"),
         ("--batch-size 1", "1 images"))),
+    ("evaluate train/last.safetensors --data data --out data", "data: a folder"), ("compare train --out data", "data: a folder"),
     ("segment data --data data --out new", "data: no report.json"), ("segment cluster --data nowhere --out new", "nowhere"),
     ("segment cluster --data data --out data/index.csv --split val --device cpu --no-progress", "index.csv"),
     ("segment cluster --data data --out new --split val --guide sonar --device cpu --no-progress", "sonar"),
