@@ -209,7 +209,7 @@ def method_bars(panels: Mapping[str, Mapping], rows: Mapping[str, str], key: str
             if key == "miou" and np.isfinite(again):
                 ax.errorbar(seeds.mean(), place + 0.18, xerr=again, color=BETWEEN, capsize=2, linewidth=1.2)
             ax.plot(seeds, [place] * len(seeds), "o", color="white", markeredgecolor=INK, markersize=3, zorder=3)
-            ax.annotate(f"{seeds.mean():.1f}", (1.0, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            ax.annotate(f"{seeds.mean():.1f}", (0, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         ax.set(xlabel=unit, title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.05 * ax.get_xlim()[1]))
         ax.grid(True, axis="x")
         ax.grid(False, axis="y")
