@@ -292,8 +292,9 @@ def leave_group() -> None:
 
     Not after an exception: a process that waits for the others to leave would hide its traceback.
     """
-    if torch.distributed.is_initialized() and not hasattr(sys, "last_value"):
-        torch.distributed.destroy_process_group()
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and not hasattr(sys, "last_value"):
+        group.destroy_process_group()
 
 
 def train_step(run: Run, step: int, micro: list[dict], share: float | None = None) -> tuple[dict[str, Tensor], Tensor, bool]:
