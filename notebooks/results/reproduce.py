@@ -10,7 +10,7 @@
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
     search    settings of four methods chosen without labels, on rooms -> cluster_search.json
-    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, cluster_panel.npz
+    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, clusters_raised.json, …
     nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and histories go to runs/.
@@ -168,7 +168,7 @@ def search(jobs: int) -> None:
 
 def clusters(jobs: int) -> None:
     script = str(RESULTS / "clusters.py")
-    for arguments in ([], ["selected", "--seeds", "5"]):
+    for arguments in ([], ["selected", "--seeds", "5"], ["raised", "--seeds", "5"]):
         parts = [[script, *arguments, "--parts", str(jobs), "--part", str(part)] for part in range(jobs)]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda command: call(*command), parts))
