@@ -104,11 +104,12 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int, sampl
         raise ValueError(
             f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or give its settings to resume it"
         )
-    if progress.samples != samples:
+    if progress.samples not in (0, samples):  # 0: saved before this was counted
         raise ValueError(
             f"{out}: was begun on {progress.samples} training samples, and there are {samples} now: the order and number of its steps "
             "would change half-way; choose another --out, or bring the data back as they were"
         )
+    progress.samples = samples
     states: dict[int, dict] = {}
     weights = {}
     with reading(path, "a state to resume from"):
