@@ -263,7 +263,7 @@ def test_a_configuration_written_as_a_recipe_is_read_back(tmp_path_factory, sect
     for name in drawn.draw(st.lists(st.sampled_from(sorted(changed)), max_size=8)):
         if type(changed[name]) in (int, float):
             changed[name] = type(changed[name])(drawn.draw(st.integers(2, 5)))
-    for name, choices in (("crops", (1, 5)), ("dropout", (0.25,))):
+    for name, choices in (("crops", (1, 5)), ("dropout", (0.25,)), ("pixels", (0.5,))):
         if name in changed:
             changed[name] = choices[-1]
     path = written(tmp_path_factory.mktemp("recipe"), changed, section)
