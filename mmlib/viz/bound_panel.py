@@ -73,7 +73,8 @@ class BoundPanel(Panel):
                 raise ValueError(f"{control.tooltip} {value}; expected {control.min:g} to {control.max:g}")
         if function is not None and function not in FUNCTIONS:
             raise ValueError(f"function {function!r}; expected one of {', '.join(FUNCTIONS)}")
-        return self._assign(((self.function, function), (self.a, a), (self.sigma, sigma)))
+        wanted = ((self.function, function), (self.a, a), (self.sigma, sigma))
+        return self._assign((control, value) for control, value in wanted if value is not None)
 
     def state(self) -> dict:
         """What is shown: function, a, sigma, entropy, printed (½I without Σ), correct (½I with Σ), violated, error."""

@@ -48,12 +48,11 @@ class Panel(widgets.VBox):
             control.observe(lambda change: None if self._quiet else self.refresh(), "value")
 
     def _assign(self, values: Iterable[tuple[widgets.Widget, object]]) -> dict:
-        """Set each control to its value, None = as it is, redraw once and return ``state()``."""
+        """Set each control to its value, redraw once and return ``state()``."""
         self._quiet = True
         try:
             for control, value in values:
-                if value is not None:
-                    control.value = value
+                control.value = value
         finally:
             self._quiet = False
         self.refresh()

@@ -180,7 +180,8 @@ class SwitchboardPanel(Panel):
         for name, wanted in sensors.items():
             if name not in self.sensors or set(wanted) - {"on", "gain", "noise", "case"}:
                 raise ValueError(f"{name}={wanted}: expected a sensor of {', '.join(self.sensors)} and a dict of on, gain, noise, case")
-        values = [(self.scene, scene), (self.condition, condition), (self.fusion, fusion), (self.show, show)]
+        values = ((self.scene, scene), (self.condition, condition), (self.fusion, fusion), (self.show, show))
+        values = [(control, value) for control, value in values if value is not None]
         for name, wanted in sensors.items():
             wanted = {"on": True, "gain": 1.0, "noise": 0.0, "case": ""} | wanted
             groups = ((self.switch, "on"), (self.gain, "gain"), (self.noise, "noise"), (self.case, "case"))
