@@ -1,7 +1,8 @@
-"""What the scripts of this folder share: options, the conversion loop, checks, the report and the contact sheet.
+"""What the scripts of this folder share: options, the conversion loop, checks, the report and the contact
+sheet.
 
-A script states what is particular to its data set: where it comes from, how its files are named and encoded, how many there are. It lists
-``Sample``s, reads one into stored arrays, and hands both to ``run``.
+A script states what is particular to its data set: where it comes from, how its files are named and encoded,
+how many there are. It lists ``Sample``s, reads one into stored arrays, and hands both to ``run``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ import tyro
 from files import check_png, unpack
 from tqdm.auto import tqdm
 
-from mmlib.data.prepared import DataError, Description, PreparedDataset, Writer, is_finished, read_array, read_description, read_index
+from mmlib.data.prepared import (
+    DataError,
+    Description,
+    PreparedDataset,
+    Writer,
+    is_finished,
+    read_array,
+    read_description,
+    read_index,
+)
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
 from mmlib.runtime import atomic_path, limit_threads
@@ -39,7 +49,9 @@ class Options:
     size: tuple[int, int] = (0, 0)
     """Height and width to resize to; 0 0 = the native size."""
     check: bool = False
-    """Only check the prepared folder OUT: every file, size, type and class id, the counts, the report, the contact sheet."""
+    """Only check the prepared folder OUT: every file, size, type and class id, the counts, the report, the
+    contact sheet.
+    """
     partial: bool = False
     """Accept fewer samples than the official counts."""
     workers: int = 4
@@ -48,14 +60,22 @@ class Options:
     """Show progress bars."""
 
     def recorded(self) -> dict:
-        """The options that decide what is written, as JSON: kept in the description, so that no folder mixes two settings."""
+        """The options that decide what is written, as JSON: kept in the description, so that no folder mixes
+        two settings.
+        """
         without = {"source", "out", "check", "partial", "workers", "progress"}
-        return json.loads(json.dumps({name: value for name, value in vars(self).items() if name not in without}, default=str))
+        return json.loads(
+            json.dumps(
+                {name: value for name, value in vars(self).items() if name not in without}, default=str
+            )
+        )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample before it is read: id, split, condition and case of the index, and its files by any names the script likes."""
+    """One sample before it is read: id, split, condition and case of the index, and its files by any names
+    the script likes.
+    """
 
     id: str
     split: str
@@ -65,7 +85,9 @@ class Sample:
 
 
 def start(main: Callable, options: type, doc: str) -> None:
-    """Parse the command line and run ``main``; what a user can mend ends in one line and exit code 1. MMLIB_DEBUG=1: a traceback."""
+    """Parse the command line and run ``main``; what a user can mend ends in one line and exit code 1.
+    MMLIB_DEBUG=1: a traceback.
+    """
     limit_threads()
     try:
         main(tyro.cli(options, description=doc))
@@ -78,7 +100,8 @@ def start(main: Callable, options: type, doc: str) -> None:
 
 
 def locate(options: Options, names: Iterable[str], how: str) -> Path:
-    """The folder that holds all of ``names`` (files or folders): the source itself or one at most three levels below it.
+    """The folder that holds all of ``names`` (files or folders): the source itself or one at most three
+    levels below it.
 
     An archive is unpacked first. ``how`` says where to get the data and under which licence.
 
@@ -100,10 +123,19 @@ def locate(options: Options, names: Iterable[str], how: str) -> Path:
         for folder in level:
             if all((folder / name).exists() for name in names):
                 return folder
-        children = [child for folder in level for child in folder.iterdir() if child.name[0] != "." and child.name != "__MACOSX"]
+        children = [
+            child
+            for folder in level
+            for child in folder.iterdir()
+            if child.name[0] != "." and child.name != "__MACOSX"
+        ]
         level = sorted(child for child in children if child.is_dir())[:1000]
-    packed = sorted(path.name for path in source.iterdir() if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")))
-    hint = f" (archives in it must be unpacked, or named one at a time: {', '.join(packed)})" if packed else ""
+    packed = sorted(
+        path.name for path in source.iterdir() if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
+    )
+    hint = (
+        f" (archives in it must be unpacked, or named one at a time: {', '.join(packed)})" if packed else ""
+    )
     raise DataError(f"{source}: no folder in it holds {', '.join(names)}{hint}.\n{how}")
 
 
@@ -111,7 +143,8 @@ def map_ids(ids: np.ndarray, table: Mapping[int, int], where) -> np.ndarray:
     """Ids of the source -> uint8 class ids, 255 = ignore.
 
     Raises:
-        DataError: an id that ``table`` does not know, or ids that are no integers; names the file and the ids.
+        DataError: an id that ``table`` does not know, or ids that are no integers; names the file and the
+            ids.
     """
     if ids.dtype.kind not in "iu":
         raise DataError(f"{where}: label ids of type {ids.dtype}; expected integers")
@@ -127,8 +160,15 @@ def map_ids(ids: np.ndarray, table: Mapping[int, int], where) -> np.ndarray:
     return values[np.searchsorted(present, ids)]
 
 
-def resized(images: dict[str, np.ndarray], label: np.ndarray | None, modalities: Mapping[str, Modality], size: tuple[int, int]):
-    """Stored images (H, W, C) and label (H, W) at another size, through physical space; labels and sparse sensors by nearest neighbour."""
+def resized(
+    images: dict[str, np.ndarray],
+    label: np.ndarray | None,
+    modalities: Mapping[str, Modality],
+    size: tuple[int, int],
+):
+    """Stored images (H, W, C) and label (H, W) at another size, through physical space; labels and sparse
+    sensors by nearest neighbour.
+    """
     if not any(size):
         return images, label
 
@@ -146,20 +186,31 @@ def resized(images: dict[str, np.ndarray], label: np.ndarray | None, modalities:
     return {name: converted(name, array) for name, array in images.items()}, label
 
 
-def verify_counts(samples: Iterable[Sample], expected: Mapping[str, int], options: Options, what: str) -> None:
-    """Raise DataError unless every split has its official number of samples; with --partial, more than that is still an error."""
+def verify_counts(
+    samples: Iterable[Sample], expected: Mapping[str, int], options: Options, what: str
+) -> None:
+    """Raise DataError unless every split has its official number of samples; with --partial, more than that
+    is still an error.
+    """
     found = Counter(sample.split for sample in samples)
-    wrong = [s for s in {*found, *expected} if (found[s] > expected.get(s, 0) if options.partial else found[s] != expected.get(s, 0))]
+    wrong = [
+        s
+        for s in {*found, *expected}
+        if (found[s] > expected.get(s, 0) if options.partial else found[s] != expected.get(s, 0))
+    ]
     if wrong:
         listed = ", ".join(f"{split}: {found[split]} of {expected.get(split, 0)}" for split in sorted(wrong))
-        raise DataError(f"{what}: found {listed} samples; complete the download, or give --partial to go on with what is there")
+        raise DataError(
+            f"{what}: found {listed} samples; complete the download, or give --partial to go on with what is there"
+        )
 
 
 def complete(samples: list[Sample], options: Options) -> list[Sample]:
     """The samples whose files are all there.
 
     Raises:
-        DataError: a file is missing; with --partial such samples are left out instead, and their number is printed.
+        DataError: a file is missing; with --partial such samples are left out instead, and their number is
+            printed.
     """
     missing = {sample.id: path for sample in samples for path in sample.files.values() if not path.exists()}
     if missing and not options.partial:
@@ -173,7 +224,11 @@ def complete(samples: list[Sample], options: Options) -> list[Sample]:
 
 
 def run(
-    options: Options, description: Description, samples: list[Sample], read: Callable[[Sample], tuple], expected: Mapping[str, int] = {}
+    options: Options,
+    description: Description,
+    samples: list[Sample],
+    read: Callable[[Sample], tuple],
+    expected: Mapping[str, int] = {},
 ):
     """Convert all samples, resumably, then report; with --check only read back what is there.
 
@@ -187,7 +242,9 @@ def run(
     if not options.out:
         raise DataError("--out is missing: the folder to write")
     if any(options.size) and min(options.size) < 1:
-        raise DataError(f"--size {options.size[0]} {options.size[1]}: give a height and a width, or 0 0 for the native size")
+        raise DataError(
+            f"--size {options.size[0]} {options.size[1]}: give a height and a width, or 0 0 for the native size"
+        )
     description = replace(description, extra=description.extra | {"options": options.recorded()})
     if options.check:
         return check(options, description, expected)
@@ -198,7 +255,9 @@ def run(
         raise DataError(f"{options.source}: {len(twice)} sample ids appear twice, {twice[0]!r} among them")
     if not samples:
         raise DataError(f"{options.source}: no sample found")
-    if is_finished(options.out) and {row["id"] for row in read_index(options.out)} == {sample.id for sample in samples}:
+    if is_finished(options.out) and {row["id"] for row in read_index(options.out)} == {
+        sample.id for sample in samples
+    }:
         same(options.out, description)
         print(f"{options.out} is prepared already; --check reads it all back")
         return report(options.out, options.progress)
@@ -211,11 +270,19 @@ def run(
         planned = {sample.id: (sample.split, sample.condition, sample.case) for sample in samples}
         for id, row in writer.done.items():
             if planned.get(id) != (row["split"], row["condition"], row["case"]):
-                raise DataError(f"{options.out}: an unfinished data set of other samples ({id!r}); delete it, or choose another folder")
+                raise DataError(
+                    f"{options.out}: an unfinished data set of other samples ({id!r}); delete it, or choose another folder"
+                )
         waiting = [sample for sample in samples if sample.id not in writer.done]
         pending = [pool.submit(convert, sample) for sample in waiting]
         try:
-            for task in tqdm(pending, "prepare", initial=len(samples) - len(waiting), total=len(samples), disable=not options.progress):
+            for task in tqdm(
+                pending,
+                "prepare",
+                initial=len(samples) - len(waiting),
+                total=len(samples),
+                disable=not options.progress,
+            ):
                 task.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -224,14 +291,20 @@ def run(
 
 
 def same(root: str | Path, description: Description) -> None:
-    """Raise DataError unless the prepared folder ``root`` was made with these options, classes and, statistics aside, modalities."""
+    """Raise DataError unless the prepared folder ``root`` was made with these options, classes and,
+    statistics aside, modalities.
+    """
     found = read_description(root)
     have, want = ((d.extra.get("options") or {}) for d in (found, description))
     if have != want:
         differ = ", ".join(
-            f"{name} {have.get(name)}, not {want.get(name)}" for name in sorted({*have, *want}) if have.get(name) != want.get(name)
+            f"{name} {have.get(name)}, not {want.get(name)}"
+            for name in sorted({*have, *want})
+            if have.get(name) != want.get(name)
         )
-        raise DataError(f"{root}: prepared with other options ({differ}); give the same ones, or choose another folder")
+        raise DataError(
+            f"{root}: prepared with other options ({differ}); give the same ones, or choose another folder"
+        )
     plain = {name: replace(m, mean=(), std=()) for name, m in found.modalities.items()}
     ours = {name: replace(m, mean=(), std=()) for name, m in description.modalities.items()}
     for what, have, want in (("classes", found.classes, description.classes), ("modalities", plain, ours)):
@@ -240,7 +313,9 @@ def same(root: str | Path, description: Description) -> None:
 
 
 def check(options: Options, description: Description, expected: Mapping[str, int] = {}) -> None:
-    """Read back every file of a prepared folder; raises DataError where one is not as it should be, else reports."""
+    """Read back every file of a prepared folder; raises DataError where one is not as it should be, else
+    reports.
+    """
     root = Path(options.out)
     same(root, description)
     rows = read_index(root)
@@ -268,33 +343,56 @@ def check(options: Options, description: Description, expected: Mapping[str, int
     with ThreadPoolExecutor(max(1, options.workers)) as pool:
         for split in sorted({row["split"] for row in rows}):
             data = PreparedDataset(root, split)
-            sizes.update(tqdm(pool.map(partial(look, data), range(len(data))), f"check {split}", len(data), disable=not options.progress))
+            sizes.update(
+                tqdm(
+                    pool.map(partial(look, data), range(len(data))),
+                    f"check {split}",
+                    len(data),
+                    disable=not options.progress,
+                )
+            )
     listed = ", ".join(f"{height} × {width}" for height, width in sizes)
     print(f"{root}: {len(rows)} samples of {listed} pixels, every file as it should be")
     report(root, options.progress)
 
 
 def report(root: str | Path, progress: bool = True) -> None:
-    """Print samples by split and condition, class frequencies and statistics of a prepared data set; save its contact sheet."""
+    """Print samples by split and condition, class frequencies and statistics of a prepared data set; save its
+    contact sheet.
+    """
     description, rows = read_description(root), read_index(root)
     for split in sorted({row["split"] for row in rows}):
         of = [row for row in rows if row["split"] == split]
-        conditions = Counter(row["condition"] for row in of if row["condition"]) + Counter(row["case"] for row in of if row["case"])
-        print(f"{split}: {len(of)} samples" + "".join(f", {name} {count}" for name, count in sorted(conditions.items())))
+        conditions = Counter(row["condition"] for row in of if row["condition"]) + Counter(
+            row["case"] for row in of if row["case"]
+        )
+        print(
+            f"{split}: {len(of)} samples"
+            + "".join(f", {name} {count}" for name, count in sorted(conditions.items()))
+        )
     if (Path(root) / "label").is_dir():
         pixels = np.zeros(256, np.int64)
         for row in tqdm(rows, "labels", disable=not progress, leave=False):
-            pixels += np.bincount(read_array(Path(root) / "label" / f"{row['id']}.png", "uint8", 1).ravel(), minlength=256)
+            pixels += np.bincount(
+                read_array(Path(root) / "label" / f"{row['id']}.png", "uint8", 1).ravel(), minlength=256
+            )
         labelled = max(1, pixels[:IGNORE_INDEX].sum())
-        share = ", ".join(f"{name} {100 * count / labelled:.2f}" for name, count in zip(description.classes, pixels))
+        share = ", ".join(
+            f"{name} {100 * count / labelled:.2f}" for name, count in zip(description.classes, pixels)
+        )
         print(f"share of the labelled pixels in %: {share}")
         print(f"ignored: {100 * pixels[IGNORE_INDEX] / pixels.sum():.1f} % of all pixels")
     else:
         print("no labels")
     for name, modality in description.modalities.items():
         space = "log(1 + |x|) of " if modality.compress else ""
-        mean, std = (", ".join(f"{value:.4g}" for value in values) or "not measured" for values in (modality.mean, modality.std))
-        print(f"{name} ({modality.channels} × {modality.dtype}, {space}{modality.unit or 'no unit'}): mean {mean}; std {std}")
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in values) or "not measured"
+            for values in (modality.mean, modality.std)
+        )
+        print(
+            f"{name} ({modality.channels} × {modality.dtype}, {space}{modality.unit or 'no unit'}): mean {mean}; std {std}"
+        )
     print(f"contact sheet: {contact_sheet(root)}")
 
 
@@ -312,8 +410,12 @@ def contact_sheet(root: str | Path, count: int = 6) -> Path:
         data = PreparedDataset(root, row["split"])
         images, label = data.physical([r["id"] for r in data.rows].index(row["id"]))
         shown = {name: picture(data.modalities[name], image) for name, image in images.items()}
-        pictures.append(shown | ({"label": label_picture(label, data.description.palette)} if data.labelled else {}))
-    figure = picture_grid(pictures, ["\n".join(filter(None, (f"{r['split']} {r['condition']}", r["case"]))) for r in chosen])
+        pictures.append(
+            shown | ({"label": label_picture(label, data.description.palette)} if data.labelled else {})
+        )
+    figure = picture_grid(
+        pictures, ["\n".join(filter(None, (f"{r['split']} {r['condition']}", r["case"]))) for r in chosen]
+    )
     path = Path(root) / "contact_sheet.png"
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, bbox_inches="tight")

@@ -1,6 +1,8 @@
-"""Folders of images that belong together by name: the files, what their headers say, their values, labels and the classes in them.
+"""Folders of images that belong together by name: the files, what their headers say, their values, labels and
+the classes in them.
 
-Nothing here guesses: what would be read as something else than it is meant is an error that names the file and the fix.
+Nothing here guesses: what would be read as something else than it is meant is an error that names the file
+and the fix.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Kind:
 
 @dataclass
 class Classes:
-    """Class names and colours, and what raw ids and raw colours (red << 16 | green << 8 | blue) mean; 255 = ignore."""
+    """Class names and colours, and what raw ids and raw colours (red << 16 | green << 8 | blue) mean; 255 =
+    ignore.
+    """
 
     names: list[str] = field(default_factory=list)
     palette: list[tuple[int, int, int]] = field(default_factory=list)
@@ -76,9 +80,17 @@ def scan(folder: Folder, recursive: bool) -> Folder:
         raise DataError(f"{folder.name}={folder.path}: no such folder")
     deep = recursive or any((folder.path / split).is_dir() for split in SPLITS)
     below = sorted(folder.path.rglob("*") if deep else folder.path.iterdir())
-    paths = [p for p in below if p.suffix.lower() in SUFFIXES and not any(s[0] == "." for s in p.relative_to(folder.path).parts)]
+    paths = [
+        p
+        for p in below
+        if p.suffix.lower() in SUFFIXES and not any(s[0] == "." for s in p.relative_to(folder.path).parts)
+    ]
     if not paths:
-        hint = "; it has subfolders: give --recursive" if not deep and any(path.is_dir() for path in below) else ""
+        hint = (
+            "; it has subfolders: give --recursive"
+            if not deep and any(path.is_dir() for path in below)
+            else ""
+        )
         raise DataError(f"{folder.name}={folder.path}: no image ({' '.join(SUFFIXES)}) in it{hint}")
     ending, files = folder.settings.get("suffix", ""), {}
     for path in paths:
@@ -87,7 +99,9 @@ def scan(folder: Folder, recursive: bool) -> Folder:
             raise DataError(f"{path}: does not end in {ending!r} as {folder.name}:suffix={ending} says")
         stem = stem[: len(stem) - len(ending)]
         if stem in files:
-            raise DataError(f"{path}: {files[stem]} has the same name; a sensor has one image of each name, so remove one of them")
+            raise DataError(
+                f"{path}: {files[stem]} has the same name; a sensor has one image of each name, so remove one of them"
+            )
         files[stem] = path
     return replace(folder, files=files)
 
@@ -110,7 +124,10 @@ def match(folders: list[Folder], partial: bool) -> list[str]:
             )
     if len(shared) < len(every):
         print(f"left out: {len(every) - len(shared)} of {len(every)} names, which not every folder has")
-    return sorted(shared, key=lambda stem: [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", stem))])
+    return sorted(
+        shared,
+        key=lambda stem: [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", stem))],
+    )
 
 
 def safe_id(stem: str) -> str:
@@ -140,9 +157,13 @@ def kind_of(path: Path) -> Kind:
         with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
             size, mode, bits, kind = image.size[::-1], image.mode, 8, image.format
             if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{path}: holds {image.n_frames} images; store one, or its planes as .npy (height, width, planes)")
+                raise DataError(
+                    f"{path}: holds {image.n_frames} images; store one, or its planes as .npy (height, width, planes)"
+                )
             if image.getexif().get(274, 1) != 1:
-                raise DataError(f"{path}: is to be turned when shown (EXIF orientation), which labels are not; store it turned")
+                raise DataError(
+                    f"{path}: is to be turned when shown (EXIF orientation), which labels are not; store it turned"
+                )
             if kind == "TIFF":
                 bits = max(image.tag_v2.get(258, (8,)))
         if kind == "PNG":
@@ -155,10 +176,16 @@ def kind_of(path: Path) -> Kind:
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); damaged, or not what its ending says") from error
-    planes = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "F": 1, "I": 1}.get(mode[:4], 1 if mode.startswith("I;16") else 0)
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); damaged, or not what its ending says"
+        ) from error
+    planes = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "F": 1, "I": 1}.get(
+        mode[:4], 1 if mode.startswith("I;16") else 0
+    )
     if not planes or (kind == "TIFF" and bits > 8 and planes > 1):
-        raise DataError(f"{path}: {bits}-bit {mode} is not read; store it as .npy (height, width, planes), or as 8- or 16-bit png")
+        raise DataError(
+            f"{path}: {bits}-bit {mode} is not read; store it as .npy (height, width, planes), or as 8- or 16-bit png"
+        )
     dtype = "uint16" if mode.startswith("I;16") else "float32" if mode in "FI" else "uint8"
     return Kind(size, planes, dtype, kind, mode == "P", bits)
 
@@ -176,50 +203,74 @@ def read_any(path: Path, kind: Kind) -> np.ndarray:
             with Image.open(path, formats=("TIFF",)) as image:
                 array = np.array(image)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged") from error
+            raise DataError(
+                f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged"
+            ) from error
         array = array * np.uint8(255) if array.dtype == bool else array
     else:
         array = read_image(path, kind.planes, kind.dtype)
-    large = array.dtype.kind in "iu" and array.dtype.itemsize > 2 and np.abs(array.astype(np.float64)).max() > 2**24
+    large = (
+        array.dtype.kind in "iu"
+        and array.dtype.itemsize > 2
+        and np.abs(array.astype(np.float64)).max() > 2**24
+    )
     if large or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise DataError(f"{path}: NaN, infinite or integers above 2^24; where nothing was measured store 0, and say NAME:sparse")
+        raise DataError(
+            f"{path}: NaN, infinite or integers above 2^24; where nothing was measured store 0, and say NAME:sparse"
+        )
     return array.reshape(*array.shape[:2], -1).astype(kind.dtype)
 
 
-def look(folders: list[Folder], stems: list[str], resized: bool, progress: bool) -> dict[str, dict[str, Kind]]:
-    """Kinds by folder and name, from all headers. ``resized``: sizes within a sample may differ, if their proportions do not.
+def look(
+    folders: list[Folder], stems: list[str], resized: bool, progress: bool
+) -> dict[str, dict[str, Kind]]:
+    """Kinds by folder and name, from all headers. ``resized``: sizes within a sample may differ, if their
+    proportions do not.
 
     Raises:
-        DataError: images of one sensor differ in kind, images of one sample in size, or a sensor has planes that mean something else.
+        DataError: images of one sensor differ in kind, images of one sample in size, or a sensor has planes
+            that mean something else.
     """
     kinds: dict[str, dict[str, Kind]] = {}
     for folder in folders:
         bar = tqdm(stems, f"look at {folder.name}", disable=not progress, leave=False)
         kinds[folder.name] = found = {stem: kind_of(folder.files[stem]) for stem in bar}
         groups = Counter(map(str, found.values()))
-        first = {text: folder.files[next(stem for stem in stems if str(found[stem]) == text)] for text in groups}
+        first = {
+            text: folder.files[next(stem for stem in stems if str(found[stem]) == text)] for text in groups
+        }
         if len(groups) > 1:
-            listed = "; ".join(f"{count} are {text}, such as {first[text]}" for text, count in groups.most_common())
+            listed = "; ".join(
+                f"{count} are {text}, such as {first[text]}" for text, count in groups.most_common()
+            )
             raise DataError(f"{folder.name}={folder.path}: images differ: {listed}; store all in one way")
         kind, path = found[stems[0]], folder.files[stems[0]]
         planes = folder.settings.get("planes", range(kind.planes))
         if not len(planes) or not all(0 <= plane < kind.planes for plane in planes):
-            raise DataError(f"{path}: has planes 0 to {kind.planes - 1}; {folder.name}:planes={'+'.join(map(str, planes))} cannot be kept")
+            raise DataError(
+                f"{path}: has planes 0 to {kind.planes - 1}; {folder.name}:planes={'+'.join(map(str, planes))} cannot be kept"
+            )
         if folder.name == "label":
             continue
         if kind.palette:
-            raise DataError(f"{path}: has a palette, so its values are numbers of colours and no measurement; store it as RGB or grey")
+            raise DataError(
+                f"{path}: has a palette, so its values are numbers of colours and no measurement; store it as RGB or grey"
+            )
         if kind.planes in (2, 4) and kind.format != "NPY" and "planes" not in folder.settings:
             others, last = "0+1+2" if kind.planes == 4 else "0", kind.planes - 1
             twice = f"if opacity holds another sensor, name the folder twice: thermal={folder.path} thermal:planes={last}"
-            raise DataError(f"{path}: has an opacity plane; keep the others with {folder.name}:planes={others} ({twice})")
+            raise DataError(
+                f"{path}: has an opacity plane; keep the others with {folder.name}:planes={others} ({twice})"
+            )
     for stem in stems:
         (one, a), *others = ((folder, kinds[folder.name][stem].size) for folder in folders)
         for other, b in others:
             stretched = abs(a[0] * b[1] / (a[1] * b[0]) - 1) > 0.02
             if a != b and (stretched or not resized):
                 fix = (
-                    "they show different views: register and crop them first" if stretched else "where they show one view, give --size H W"
+                    "they show different views: register and crop them first"
+                    if stretched
+                    else "where they show one view, give --size H W"
                 )
                 sizes = f"{one.files[stem]} is {a[0]} × {a[1]}, {other.files[stem]} is {b[0]} × {b[1]}"
                 raise DataError(f"{sizes}; images of one name need one size; {fix}")
@@ -245,13 +296,19 @@ def read_table(path: str, *columns: str) -> list[dict[str, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({error})") from error
     lines = [line for line in text.splitlines() if line.strip()]
-    rows = list(csv.reader(lines, delimiter=";" if lines and ";" in lines[0] and "," not in lines[0] else ","))
+    rows = list(
+        csv.reader(lines, delimiter=";" if lines and ";" in lines[0] and "," not in lines[0] else ",")
+    )
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if set(columns) - set(header) or len(rows) < 2:
-        raise DataError(f"{path}: its first line is {','.join(header)!r}; expected a header with {', '.join(columns)}, and lines below it")
+        raise DataError(
+            f"{path}: its first line is {','.join(header)!r}; expected a header with {', '.join(columns)}, and lines below it"
+        )
     wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
     if wrong is not None:
-        raise DataError(f"{path}: {','.join(rows[wrong])!r} has {len(rows[wrong])} fields; the header has {len(header)}")
+        raise DataError(
+            f"{path}: {','.join(rows[wrong])!r} has {len(rows[wrong])} fields; the header has {len(header)}"
+        )
     return [dict(zip(header, (value.strip() for value in row))) for row in rows[1:]]
 
 
@@ -272,15 +329,25 @@ def read_classes(path: str) -> Classes:
         ignored = row["name"].lower() == "ignore"
         target = IGNORE_INDEX if ignored else len(found.names)
         if not row["name"] or row["name"] in found.names:
-            raise DataError(f"{path}: {row}: the name is empty or there twice; a class has one line, its ids separated by spaces")
+            raise DataError(
+                f"{path}: {row}: the name is empty or there twice; a class has one line, its ids separated by spaces"
+            )
         try:
             ids = [int(word) for word in row["ids"].split()] if "ids" in row else [number]
-            colours = [int(re.fullmatch("#([0-9a-fA-F]{6})", word)[1], 16) for word in row.get("colours", "").split()]
+            colours = [
+                int(re.fullmatch("#([0-9a-fA-F]{6})", word)[1], 16) for word in row.get("colours", "").split()
+            ]
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: {row['name']!r}: expected ids as 7 8 and colours as #804080 #ff0000, found {row}") from error
-        for raw, table, what in [(raw, found.ids, "id") for raw in ids] + [(raw, found.colours, "colour") for raw in colours]:
+            raise DataError(
+                f"{path}: {row['name']!r}: expected ids as 7 8 and colours as #804080 #ff0000, found {row}"
+            ) from error
+        for raw, table, what in [(raw, found.ids, "id") for raw in ids] + [
+            (raw, found.colours, "colour") for raw in colours
+        ]:
             if table.setdefault(raw, target) != target:
-                raise DataError(f"{path}: {what} {raw if what == 'id' else f'#{raw:06x}'} of {row['name']!r} belongs to another class, too")
+                raise DataError(
+                    f"{path}: {what} {raw if what == 'id' else f'#{raw:06x}'} of {row['name']!r} belongs to another class, too"
+                )
         if not ignored:
             found.names.append(row["name"])
             found.palette.append(tuple(colours[0].to_bytes(3, "big")) if colours else hue(target))
@@ -288,7 +355,9 @@ def read_classes(path: str) -> Classes:
     return found
 
 
-def raw_labels(folder: Folder, kinds: dict[str, Kind], stem: str, classes: Classes | None) -> tuple[np.ndarray, bool]:
+def raw_labels(
+    folder: Folder, kinds: dict[str, Kind], stem: str, classes: Classes | None
+) -> tuple[np.ndarray, bool]:
     """(H, W) raw ids, or raw colours, int64; and which.
 
     Raises:
@@ -301,20 +370,26 @@ def raw_labels(folder: Folder, kinds: dict[str, Kind], stem: str, classes: Class
         with Image.open(path) as image:
             palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         if array.max() >= len(palette):
-            raise DataError(f"{path}: index {array.max()}, but its palette has {len(palette)} colours; store it again")
+            raise DataError(
+                f"{path}: index {array.max()}, but its palette has {len(palette)} colours; store it again"
+            )
         array = palette[array[..., 0]]
     if array.shape[2] in (3, 4) and array.dtype == np.uint8:
         red, green, blue = (array[..., plane].astype(np.int64) for plane in range(3))
         return red << 16 | green << 8 | blue, True
     if array.shape[2] != 1 or (array != np.floor(array)).any():
-        raise DataError(f"{path}: {kind}; expected one plane of ids, or colours; label:planes=0 takes one plane of several")
+        raise DataError(
+            f"{path}: {kind}; expected one plane of ids, or colours; label:planes=0 takes one plane of several"
+        )
     ids = array[..., 0].astype(np.int64)
     if kind.bits < 8 and not kind.palette:  # readers spread grey values of few bits over 0 to 255
         ids //= 255 // (2**kind.bits - 1)
     return ids, False
 
 
-def find_classes(folder: Folder, kinds: dict[str, Kind], stems: list[str], workers: int, progress: bool) -> Classes:
+def find_classes(
+    folder: Folder, kinds: dict[str, Kind], stems: list[str], workers: int, progress: bool
+) -> Classes:
     """Every id found in the labels is a class; 255 is ignored.
 
     Raises:
@@ -337,13 +412,22 @@ def find_classes(folder: Folder, kinds: dict[str, Kind], stems: list[str], worke
         return set(values)
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = set().union(*tqdm(pool.map(unique, stems), "find classes", len(stems), disable=not progress, leave=False))
+        found = set().union(
+            *tqdm(pool.map(unique, stems), "find classes", len(stems), disable=not progress, leave=False)
+        )
     ids = sorted(found - {IGNORE_INDEX})
     if found == {0, IGNORE_INDEX} or not ids or len(ids) > IGNORE_INDEX:
-        problem = f"{len(ids)} ids" if len(ids) > IGNORE_INDEX else "no id but 0 and 255, and 255 is ignored where no table says otherwise"
+        problem = (
+            f"{len(ids)} ids"
+            if len(ids) > IGNORE_INDEX
+            else "no id but 0 and 255, and 255 is ignored where no table says otherwise"
+        )
         raise DataError(f"label={folder.path}: {problem}; say with --classes what the ids mean")
-    return Classes([f"class_{raw}" for raw in ids], [hue(i) for i in range(len(ids))],
-                   {raw: i for i, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX})  # fmt: skip
+    return Classes(
+        [f"class_{raw}" for raw in ids],
+        [hue(i) for i in range(len(ids))],
+        {raw: i for i, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX},
+    )
 
 
 def read_label(folder: Folder, kinds: dict[str, Kind], stem: str, classes: Classes) -> np.ndarray:
@@ -357,5 +441,7 @@ def read_label(folder: Folder, kinds: dict[str, Kind], stem: str, classes: Class
     unknown = [value for value in np.unique(raw).tolist() if value not in table]
     if unknown:
         shown = " ".join(f"#{value:06x}" if coloured else str(value) for value in unknown[:8])
-        raise DataError(f"{folder.files[stem]}: {'colour' if coloured else 'id'} {shown} is not in the table of --classes; add it")
+        raise DataError(
+            f"{folder.files[stem]}: {'colour' if coloured else 'id'} {shown} is not in the table of --classes; add it"
+        )
     return map_ids(raw, table, folder.files[stem])

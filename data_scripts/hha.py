@@ -1,8 +1,9 @@
-"""HHA after Gupta et al. (ECCV 2014): horizontal disparity, height above ground and angle with gravity of every depth pixel.
+"""HHA after Gupta et al. (ECCV 2014): horizontal disparity, height above ground and angle with gravity of
+every depth pixel.
 
-Camera frame: x right, y down, z ahead, metres. A plane n·P = d seen through a pinhole has 1/z = a·x/z + b·y/z + c with (a, b, c) = n/d: a
-least-squares plane through the inverse depths of a window gives the normal, exactly where the surface is flat, and in the quantity whose
-noise a Kinect has at all distances alike.
+Camera frame: x right, y down, z ahead, metres. A plane n·P = d seen through a pinhole has 1/z = a·x/z + b·y/z
++ c with (a, b, c) = n/d: a least-squares plane through the inverse depths of a window gives the normal,
+exactly where the surface is flat, and in the quantity whose noise a Kinect has at all distances alike.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from scipy.ndimage import uniform_filter
 LEVEL = (0.0, -1.0, 0.0)  # up, for a camera that is held level
 
 
-def rays(shape: tuple[int, int], intrinsics: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """x/z and y/z of every pixel, each (H, W). ``intrinsics``: fx, fy, cx, cy in pixels, the first pixel being (1, 1) as in MATLAB."""
+def rays(
+    shape: tuple[int, int], intrinsics: tuple[float, float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """x/z and y/z of every pixel, each (H, W). ``intrinsics``: fx, fy, cx, cy in pixels, the first pixel
+    being (1, 1) as in MATLAB.
+    """
     fx, fy, cx, cy = intrinsics
-    y, x = np.meshgrid((np.arange(shape[0]) + 1 - cy) / fy, (np.arange(shape[1]) + 1 - cx) / fx, indexing="ij")
+    y, x = np.meshgrid(
+        (np.arange(shape[0]) + 1 - cy) / fy, (np.arange(shape[1]) + 1 - cx) / fx, indexing="ij"
+    )
     return x, y
 
 
 def normals(depth: np.ndarray, intrinsics, radius: int) -> np.ndarray:
-    """Unit normals (H, W, 3) that point towards the camera, from a square of 2·radius + 1 pixels; 0 0 0 where too few are measured.
+    """Unit normals (H, W, 3) that point towards the camera, from a square of 2·radius + 1 pixels; 0 0 0 where
+    too few are measured.
 
     Args:
         depth: (H, W) metres along the optical axis, 0 = no measurement.
@@ -37,28 +45,41 @@ def normals(depth: np.ndarray, intrinsics, radius: int) -> np.ndarray:
     mx, my, mq = mean(x), mean(y), mean(inverse)
     xx, xy, yy = mean(x * x) - mx * mx, mean(x * y) - mx * my, mean(y * y) - my * my
     xq, yq = mean(x * inverse) - mx * mq, mean(y * inverse) - my * mq
-    whole = (radius * (radius + 1) / 3) ** 2 / (intrinsics[0] * intrinsics[1]) ** 2  # xx · yy of a window that is measured everywhere
+    whole = (radius * (radius + 1) / 3) ** 2 / (
+        intrinsics[0] * intrinsics[1]
+    ) ** 2  # xx · yy of a window that is measured everywhere
     determinant = xx * yy - xy * xy
     known = (determinant > 0.01 * whole) & (share * (2 * radius + 1) ** 2 > 5.5)
-    a, b = (np.divide(t, determinant, out=np.zeros_like(t), where=known) for t in (xq * yy - yq * xy, yq * xx - xq * xy))
-    normal = -np.stack([a, b, mq - a * mx - b * my], -1)  # n·ray = 1/z > 0 points away, so its opposite looks at the camera
+    a, b = (
+        np.divide(t, determinant, out=np.zeros_like(t), where=known)
+        for t in (xq * yy - yq * xy, yq * xx - xq * xy)
+    )
+    normal = -np.stack(
+        [a, b, mq - a * mx - b * my], -1
+    )  # n·ray = 1/z > 0 points away, so its opposite looks at the camera
     length = np.linalg.norm(normal, axis=-1, keepdims=True)
     return np.divide(normal, length, out=np.zeros_like(normal), where=known[..., None] & (length > 0))
 
 
 def gravity(normal: np.ndarray) -> np.ndarray:
-    """The direction up, a unit vector, from normals (..., 3): what is best parallel to floors and perpendicular to walls.
+    """The direction up, a unit vector, from normals (..., 3): what is best parallel to floors and
+    perpendicular to walls.
 
-    Starts from a level camera. Five times with 45°, five times with 15°: normals within that angle of up or down count as floor or ceiling,
-    those within that angle of the horizon as wall, and up becomes the direction that minimises Σ_walls (n·up)² − Σ_floors (n·up)².
+    Starts from a level camera. Five times with 45°, five times with 15°: normals within that angle of up or
+    down count as floor or ceiling, those within that angle of the horizon as wall, and up becomes the
+    direction that minimises Σ_walls (n·up)² − Σ_floors (n·up)².
     """
     found = normal.reshape(-1, 3)
     found = found[(found != 0).any(-1)]
     up = np.array(LEVEL)
     for degrees in (45.0,) * 5 + (15.0,) * 5:
         cosine = np.abs(found @ up)
-        floors, walls = found[cosine > np.cos(np.radians(degrees))], found[cosine < np.sin(np.radians(degrees))]
-        # The last term decides where the normals leave a direction open (one wall and nothing else): up stays as it is.
+        floors, walls = (
+            found[cosine > np.cos(np.radians(degrees))],
+            found[cosine < np.sin(np.radians(degrees))],
+        )
+        # The last term decides where the normals leave a direction open (one wall and nothing else): up stays
+        # as it is.
         scatter = walls.T @ walls - floors.T @ floors - 1e-3 * (len(found) + 1) * np.outer(up, up)
         best = np.linalg.eigh(scatter)[1][:, 0]
         up = best if best @ up > 0 else -best
@@ -66,13 +87,16 @@ def gravity(normal: np.ndarray) -> np.ndarray:
 
 
 def hha(depth: np.ndarray, intrinsics, up=None) -> np.ndarray:
-    """(H, W, 3) float64: disparity 1/m, height m, angle of the normal with up in degrees (floor 0, wall 90, ceiling 180).
+    """(H, W, 3) float64: disparity 1/m, height m, angle of the normal with up in degrees (floor 0, wall 90,
+    ceiling 180).
 
-    The ground is the lowest 1 % of the measured points; if that lies less than 0.9 m below the camera no floor is in view, and the camera
-    is taken to stand 1.3 m above it (both as Gupta et al. do, who take the lowest point). Pixels without depth or normal are 0 0 0.
+    The ground is the lowest 1 % of the measured points; if that lies less than 0.9 m below the camera no
+    floor is in view, and the camera is taken to stand 1.3 m above it (both as Gupta et al. do, who take the
+    lowest point). Pixels without depth or normal are 0 0 0.
 
     Args:
-        depth: (H, W) metres, 0 = no measurement. up: unit vector in the camera's frame; None = estimated from this image (``gravity``).
+        depth: (H, W) metres, 0 = no measurement. up: unit vector in the camera's frame; None = estimated from
+            this image (``gravity``).
     """
     depth = np.asarray(depth, np.float64)
     normal = normals(depth, intrinsics, 3)

@@ -2,17 +2,20 @@
 
     python data_scripts/prepare_deliver.py SOURCE --out DIR [--depth hha|depth|both]
 
-SOURCE is the archive (about 12.2 GB) or the unpacked folder with img/, event/, lidar/, semantic/ and hha/ or depth/:
+SOURCE is the archive (about 12.2 GB) or the unpacked folder with img/, event/, lidar/, semantic/ and hha/ or
+depth/:
 
     <sensor>/<condition>/<split>/<scene>/<frame>_<token>_front.png
 
-Condition, split and failure case are read from the components of that path, never searched for in it: "rain" is also a part of "train".
-A failure case is the last word of a scene's name (MAP_1_point12_motionblur). Labels hold their id in the red plane: 1 to 25 are classes,
-0 and 255 are void, anything else is an error. Of images with four planes the first three are kept. Event images may have another size
-than the camera; they are brought to its size by nearest neighbour. Single-plane event and LiDAR images become three equal planes, as in
+Condition, split and failure case are read from the components of that path, never searched for in it: "rain"
+is also a part of "train". A failure case is the last word of a scene's name (MAP_1_point12_motionblur).
+Labels hold their id in the red plane: 1 to 25 are classes, 0 and 255 are void, anything else is an error. Of
+images with four planes the first three are kept. Event images may have another size than the camera; they are
+brought to its size by nearest neighbour. Single-plane event and LiDAR images become three equal planes, as in
 the authors' reader, so that every sample has the same channels.
 
-The authors do not document the scale of depth/, hha/, event/ and lidar/: their values are kept as they are stored, 0 to 255.
+The authors do not document the scale of depth/, hha/, event/ and lidar/: their values are kept as they are
+    stored, 0 to 255.
 Licence: none stated for the data; the repository is Apache-2.0 and asks to be contacted for commercial use.
 """
 
@@ -41,31 +44,106 @@ SIZE = (1042, 1042)  # height and width of img/ and of everything but event/
 CONDITIONS = ("cloud", "fog", "night", "rain", "sun")
 CASES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
 # Official numbers of frames; how many of a split's frames show a failure case.
-COUNTS = {"train": dict(zip(CONDITIONS, (794, 795, 797, 799, 798))), "val": dict(zip(CONDITIONS, (398, 400, 410, 398, 399))),
-          "test": dict(zip(CONDITIONS, (379, 379, 379, 380, 380)))}  # fmt: skip
+COUNTS = {
+    "train": dict(zip(CONDITIONS, (794, 795, 797, 799, 798))),
+    "val": dict(zip(CONDITIONS, (398, 400, 410, 398, 399))),
+    "test": dict(zip(CONDITIONS, (379, 379, 379, 380, 380))),
+}
 FAILING = {"train": 1398, "val": 707, "test": 699}
 
 # The authors' names, in the order of their ids; "GroundRail" is their spelling of a guard rail.
-CLASSES = ["Building", "Fence", "Other", "Pedestrian", "Pole", "RoadLine", "Road", "SideWalk", "Vegetation", "Cars", "Wall", "TrafficSign",
-           "Sky", "Ground", "Bridge", "RailTrack", "GroundRail", "TrafficLight", "Static", "Dynamic", "Water", "Terrain", "TwoWheeler",
-           "Bus", "Truck"]  # fmt: skip
-PALETTE = [(70, 70, 70), (100, 40, 40), (55, 90, 80), (220, 20, 60), (153, 153, 153), (157, 234, 50), (128, 64, 128), (244, 35, 232),
-           (107, 142, 35), (0, 0, 142), (102, 102, 156), (220, 220, 0), (70, 130, 180), (81, 0, 81), (150, 100, 100), (230, 150, 140),
-           (180, 165, 180), (250, 170, 30), (110, 190, 160), (170, 120, 50), (45, 60, 150), (145, 170, 100), (0, 0, 230), (0, 60, 100),
-           (0, 0, 70)]  # fmt: skip
+CLASSES = [
+    "Building",
+    "Fence",
+    "Other",
+    "Pedestrian",
+    "Pole",
+    "RoadLine",
+    "Road",
+    "SideWalk",
+    "Vegetation",
+    "Cars",
+    "Wall",
+    "TrafficSign",
+    "Sky",
+    "Ground",
+    "Bridge",
+    "RailTrack",
+    "GroundRail",
+    "TrafficLight",
+    "Static",
+    "Dynamic",
+    "Water",
+    "Terrain",
+    "TwoWheeler",
+    "Bus",
+    "Truck",
+]
+PALETTE = [
+    (70, 70, 70),
+    (100, 40, 40),
+    (55, 90, 80),
+    (220, 20, 60),
+    (153, 153, 153),
+    (157, 234, 50),
+    (128, 64, 128),
+    (244, 35, 232),
+    (107, 142, 35),
+    (0, 0, 142),
+    (102, 102, 156),
+    (220, 220, 0),
+    (70, 130, 180),
+    (81, 0, 81),
+    (150, 100, 100),
+    (230, 150, 140),
+    (180, 165, 180),
+    (250, 170, 30),
+    (110, 190, 160),
+    (170, 120, 50),
+    (45, 60, 150),
+    (145, 170, 100),
+    (0, 0, 230),
+    (0, 60, 100),
+    (0, 0, 70),
+]
 IDS = {0: 255, 255: 255} | {id: id - 1 for id in range(1, 26)}
 
-AS_STORED = {"unit": "undocumented", "low": 0.0, "high": 255.0, "dtype": "uint8", "scale": 1.0, "compress": False}
-SENSOR = {m.name: m for m in (
-    SENSORS["rgb"],
-    replace(SENSORS["depth"], **AS_STORED, name="hha", symbol="H", colour="#56B4E9", channels=3, sparse=False, picture="grey",
-            channel_names=()),
-    replace(SENSORS["depth"], **AS_STORED, picture="grey"),
-    replace(SENSORS["event"], **AS_STORED, channels=3, channel_names=("red", "green", "blue")),
-    replace(SENSORS["lidar"], **AS_STORED, picture="grey", channel_names=("red", "green", "blue")),
-)}  # fmt: skip
-FOLDER = {"rgb": ("img", "rgb"), "hha": ("hha", "depth"), "depth": ("depth", "depth"), "event": ("event", "event"),
-          "lidar": ("lidar", "lidar"), "label": ("semantic", "semantic")}  # folder, word in the file's name  # fmt: skip
+AS_STORED = {
+    "unit": "undocumented",
+    "low": 0.0,
+    "high": 255.0,
+    "dtype": "uint8",
+    "scale": 1.0,
+    "compress": False,
+}
+SENSOR = {
+    m.name: m
+    for m in (
+        SENSORS["rgb"],
+        replace(
+            SENSORS["depth"],
+            **AS_STORED,
+            name="hha",
+            symbol="H",
+            colour="#56B4E9",
+            channels=3,
+            sparse=False,
+            picture="grey",
+            channel_names=(),
+        ),
+        replace(SENSORS["depth"], **AS_STORED, picture="grey"),
+        replace(SENSORS["event"], **AS_STORED, channels=3, channel_names=("red", "green", "blue")),
+        replace(SENSORS["lidar"], **AS_STORED, picture="grey", channel_names=("red", "green", "blue")),
+    )
+}
+FOLDER = {
+    "rgb": ("img", "rgb"),
+    "hha": ("hha", "depth"),
+    "depth": ("depth", "depth"),
+    "event": ("event", "event"),
+    "lidar": ("lidar", "lidar"),
+    "label": ("semantic", "semantic"),
+}  # folder, word in the file's name
 
 
 @dataclass(frozen=True)
@@ -73,7 +151,9 @@ class Options(common.Options):
     """Convert DELIVER to the prepared layout; goes on where an earlier run stopped."""
 
     depth: Literal["hha", "depth", "both"] = "hha"
-    """Which depth image: hha (three planes; the D of published tables), depth (one plane), or both (hha is H then)."""
+    """Which depth image: hha (three planes; the D of published tables), depth (one plane), or both (hha is H
+    then).
+    """
 
 
 def sensors(options: Options) -> list[str]:
@@ -83,9 +163,14 @@ def sensors(options: Options) -> list[str]:
 def description(options: Options) -> Description:
     modalities = {name: SENSOR[name] for name in sensors(options)}
     if options.depth == "hha":
-        modalities["hha"] = replace(SENSOR["hha"], symbol="D", colour=SENSOR["depth"].colour)  # so that tables read as the published ones
+        modalities["hha"] = replace(
+            SENSOR["hha"], symbol="D", colour=SENSOR["depth"].colour
+        )  # so that tables read as the published ones
     return Description(
-        "deliver", CLASSES, PALETTE, modalities,
+        "deliver",
+        CLASSES,
+        PALETTE,
+        modalities,
         source="DELIVER, Zhang et al., CVPR 2023, https://jamycheung.github.io/DELIVER.html; front view",
         licence="none stated for the data; repository Apache-2.0, commercial use by agreement with the authors",
         extra={
@@ -95,7 +180,7 @@ def description(options: Options) -> Description:
             "units": "of hha, depth, event and lidar undocumented: values 0 to 255 as stored; that 0 means no measurement is our reading",
             "events": "images of another size than the camera's are resized to it by nearest neighbour",
         },
-    )  # fmt: skip
+    )
 
 
 def samples(root: Path, options: Options) -> list[Sample]:
@@ -109,7 +194,10 @@ def samples(root: Path, options: Options) -> list[Sample]:
         condition, split, scene, name = parts = path.relative_to(root / "img").parts
         if any(part.startswith(".") for part in parts):
             continue
-        frame, place = re.fullmatch(r"(\d+)_rgb_front\.png", name), re.fullmatch(r"MAP_[^_]+_[^_]+?(?:_(.+))?", scene)
+        frame, place = (
+            re.fullmatch(r"(\d+)_rgb_front\.png", name),
+            re.fullmatch(r"MAP_[^_]+_[^_]+?(?:_(.+))?", scene),
+        )
         case = place and (place[1] or "")
         if condition not in CONDITIONS or split not in COUNTS or not frame or case not in ("", *CASES):
             raise DataError(
@@ -118,16 +206,25 @@ def samples(root: Path, options: Options) -> list[Sample]:
             )
         files = {
             key: root.joinpath(folder, condition, split, scene, f"{frame[1]}_{word}_front.png")
-            for key, (folder, word) in FOLDER.items() if key in sensors(options) or key == "label"
-        }  # fmt: skip
+            for key, (folder, word) in FOLDER.items()
+            if key in sensors(options) or key == "label"
+        }
         found.append(Sample(f"{split}_{condition}_{scene}_{frame[1]}", split, condition, case, files))
     return common.complete(found, options)
 
 
 def verify(found: list[Sample], options: Options, where) -> None:
-    """Raise DataError unless every condition, and the failure cases together, have their official number of frames in each split."""
-    conditions = {f"{split} {condition}": count for split, counts in COUNTS.items() for condition, count in counts.items()}
-    common.verify_counts([replace(s, split=f"{s.split} {s.condition}") for s in found], conditions, options, where)
+    """Raise DataError unless every condition, and the failure cases together, have their official number of
+    frames in each split.
+    """
+    conditions = {
+        f"{split} {condition}": count
+        for split, counts in COUNTS.items()
+        for condition, count in counts.items()
+    }
+    common.verify_counts(
+        [replace(s, split=f"{s.split} {s.condition}") for s in found], conditions, options, where
+    )
     failing = {f"{split} failing": count for split, count in FAILING.items()}
     healthy = {f"{split} healthy": sum(COUNTS[split].values()) - count for split, count in FAILING.items()}
     named = [replace(s, split=f"{s.split} {'failing' if s.case else 'healthy'}") for s in found]
@@ -158,7 +255,9 @@ def read(sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """
     images = {}
     for name, path in sample.files.items():
-        array = planes(path, (3, 4) if name in ("rgb", "hha") else (1, 3, 4), None if name == "event" else SIZE)
+        array = planes(
+            path, (3, 4) if name in ("rgb", "hha") else (1, 3, 4), None if name == "event" else SIZE
+        )
         if name == "label":
             label = common.map_ids(array[..., 0], IDS, path)
         elif name == "depth":
@@ -179,7 +278,14 @@ def prepare(options: Options) -> None:
     expected = {split: sum(counts.values()) for split, counts in COUNTS.items()}
     if options.check:
         common.run(options, description(options), [], read, expected)
-        verify([Sample(row["id"], row["split"], row["condition"], row["case"]) for row in read_index(options.out)], options, options.out)
+        verify(
+            [
+                Sample(row["id"], row["split"], row["condition"], row["case"])
+                for row in read_index(options.out)
+            ],
+            options,
+            options.out,
+        )
         return
     root = common.locate(options, sorted({FOLDER[name][0] for name in (*sensors(options), "label")}), HOW)
     found = samples(root, options)

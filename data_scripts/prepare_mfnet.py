@@ -1,4 +1,5 @@
-"""Prepare MFNet (Ha et al., IROS 2017): colour and thermal images of streets in Tokyo by day and by night, 8 or 9 classes.
+"""Prepare MFNet (Ha et al., IROS 2017): colour and thermal images of streets in Tokyo by day and by night, 8
+or 9 classes.
 
     python data_scripts/prepare_mfnet.py SOURCE --out DIR [--classes 8|9]
 
@@ -6,15 +7,18 @@ SOURCE is ir_seg_dataset.zip or the unpacked folder:
 
     images/<stem>.png   480 x 640, RGBA: the fourth plane is no opacity, it is the thermal image
     labels/<stem>.png   uint8, 0 = unlabelled, 1..8 = classes
-    train.txt val.txt test.txt test_day.txt test_night.txt, one stem a line (00001D by day, 00004N by night); black_list.txt
+    train.txt val.txt test.txt test_day.txt test_night.txt, one stem a line (00001D by day, 00004N by night);
+    black_list.txt
 
-Colour and thermal are parted before anything is resized: a resize that takes thermal for opacity changes the colours. train.txt also lists
-mirrored copies (<stem>_flip, which the authors' make_flip.py writes); they are left out, since training mirrors at random. Day and night
-come from the stem and must agree with test_day.txt and test_night.txt, which together must be test.txt. Images of black_list.txt (no
-annotation at all) stay where the lists have them, as in published results, with the case "unannotated".
+Colour and thermal are parted before anything is resized: a resize that takes thermal for opacity changes the
+colours. train.txt also lists mirrored copies (<stem>_flip, which the authors' make_flip.py writes); they are
+left out, since training mirrors at random. Day and night come from the stem and must agree with test_day.txt
+and test_night.txt, which together must be test.txt. Images of black_list.txt (no annotation at all) stay
+where the lists have them, as in published results, with the case "unannotated".
 
-The authors state 1,569 images, 820 by day and 749 by night: other totals are an error. How they are divided is what the lists say; papers
-train on 784, validate on 392 and test on 393, and another division is printed as a warning, since scores on it compare with nothing.
+The authors state 1,569 images, 820 by day and 749 by night: other totals are an error. How they are divided
+is what the lists say; papers train on 784, validate on 392 and test on 393, and another division is printed
+as a warning, since scores on it compare with nothing.
 Licence: none stated.
 """
 
@@ -47,10 +51,28 @@ DIVISION = {"train": 784, "val": 392, "test": 393}  # as papers use it
 LISTS = ("train", "val", "test", "test_day", "test_night")
 
 CLASSES = ["unlabelled", "car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump"]
-PALETTE = [(0, 0, 0), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 192), (128, 128, 0), (64, 64, 128), (192, 128, 128), (192, 64, 0)]
+PALETTE = [
+    (0, 0, 0),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+    (0, 0, 192),
+    (128, 128, 0),
+    (64, 64, 128),
+    (192, 128, 128),
+    (192, 64, 0),
+]
 MODALITIES = {
     "rgb": SENSORS["rgb"],
-    "thermal": replace(SENSORS["thermal"], unit="share of the camera's range", low=0.0, high=1.0, dtype="uint8", scale=1 / 255, offset=0.0),
+    "thermal": replace(
+        SENSORS["thermal"],
+        unit="share of the camera's range",
+        low=0.0,
+        high=1.0,
+        dtype="uint8",
+        scale=1 / 255,
+        offset=0.0,
+    ),
 }
 
 
@@ -59,29 +81,37 @@ class Options(common.Options):
     """Convert MFNet to the prepared layout; goes on where an earlier run stopped."""
 
     classes: Literal[8, 9] = 8
-    """8: unlabelled pixels are ignored, as UniM2 scores. 9: "unlabelled" is a class of its own, as most supervised papers average."""
+    """8: unlabelled pixels are ignored, as UniM2 scores. 9: "unlabelled" is a class of its own, as most
+    supervised papers average.
+    """
 
 
 def description(options: Options) -> Description:
     first = 9 - options.classes
     return Description(
-        f"mfnet-{options.classes}", CLASSES[first:], PALETTE[first:], MODALITIES,
+        f"mfnet-{options.classes}",
+        CLASSES[first:],
+        PALETTE[first:],
+        MODALITIES,
         source="MFNet, Ha et al., IROS 2017, https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/",
         licence="none stated by the authors; research use",
         extra={
             "splits": "official lists without the mirrored copies; some papers call test val",
-            "void": "id 0 (unlabelled) is 255 here" if first else "none: id 0 (unlabelled) is class 0, unlike in 8-class scores",
+            "void": "id 0 (unlabelled) is 255 here"
+            if first
+            else "none: id 0 (unlabelled) is class 0, unlike in 8-class scores",
             "thermal": "no temperature scale: the camera's gain differs from image to image",
             "unannotated": "case of images in black_list.txt",
         },
-    )  # fmt: skip
+    )
 
 
 def stems(path: Path) -> tuple[list[str], int]:
     """Stems of a list without the mirrored copies, and how many of those there were.
 
     Raises:
-        DataError: missing list, a line that is no stem, a stem that stands twice, a mirrored copy without its original.
+        DataError: missing list, a line that is no stem, a stem that stands twice, a mirrored copy without its
+            original.
     """
     if not path.is_file():
         raise DataError(f"{path}: not found; unpack the whole archive")
@@ -114,17 +144,30 @@ def samples(root: Path, options: Options) -> list[Sample]:
             )
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := listed[one] & listed[other]:
-            raise DataError(f"{root}: {min(both)} stands in {one}.txt and in {other}.txt; take the lists from the archive")
+            raise DataError(
+                f"{root}: {min(both)} stands in {one}.txt and in {other}.txt; take the lists from the archive"
+            )
     black = root / "black_list.txt"
-    empty = {Path(line).stem for line in black.read_text(errors="replace").split()} if black.is_file() else set()
+    empty = (
+        {Path(line).stem for line in black.read_text(errors="replace").split()} if black.is_file() else set()
+    )
     found = [
-        Sample(stem, split, "day" if stem[5] == "D" else "night", "unannotated" if stem in empty else "",
-               {"image": root / "images" / f"{stem}.png", "label": root / "labels" / f"{stem}.png"})
-        for split in DIVISION for stem in lists[split][0]
-    ]  # fmt: skip
+        Sample(
+            stem,
+            split,
+            "day" if stem[5] == "D" else "night",
+            "unannotated" if stem in empty else "",
+            {"image": root / "images" / f"{stem}.png", "label": root / "labels" / f"{stem}.png"},
+        )
+        for split in DIVISION
+        for stem in lists[split][0]
+    ]
     mirrored = ", ".join(f"{count} in {name}.txt" for name, (_, count) in lists.items() if count)
     print(f"mirrored copies left out: {mirrored or 'none are listed'}")
-    print(f"without annotation: {sum(bool(s.case) for s in found)} samples" + ("" if black.is_file() else "; there is no black_list.txt"))
+    print(
+        f"without annotation: {sum(bool(s.case) for s in found)} samples"
+        + ("" if black.is_file() else "; there is no black_list.txt")
+    )
     return common.complete(found, options)
 
 
@@ -136,15 +179,22 @@ def read(sample: Sample, ids: dict[int, int]) -> tuple[dict[str, np.ndarray], np
     """
     planes = read_image(sample.files["image"], 4, "uint8", SIZE)
     label = read_image(sample.files["label"], 1, "uint8", SIZE)[..., 0]
-    return {"rgb": planes[..., :3], "thermal": planes[..., 3:]}, common.map_ids(label, ids, sample.files["label"])
+    return {"rgb": planes[..., :3], "thermal": planes[..., 3:]}, common.map_ids(
+        label, ids, sample.files["label"]
+    )
 
 
 def verify(found: list[Sample], options: Options, where) -> None:
-    """Raise DataError unless there are as many images by day and by night as the authors state; warn of another division."""
+    """Raise DataError unless there are as many images by day and by night as the authors state; warn of
+    another division.
+    """
     common.verify_counts([replace(s, split=s.condition) for s in found], TOTALS, options, where)
     division = {split: sum(s.split == split for s in found) for split in DIVISION}
     if division != DIVISION:
-        have, want = (", ".join(f"{split} {count}" for split, count in counts.items()) for counts in (division, DIVISION))
+        have, want = (
+            ", ".join(f"{split} {count}" for split, count in counts.items())
+            for counts in (division, DIVISION)
+        )
         print(f"warning: {where}: divided into {have}; published scores use {want}")
 
 
@@ -158,7 +208,14 @@ def prepare(options: Options) -> None:
     convert = partial(read, ids={id: id - first if id >= first else 255 for id in range(9)})
     if options.check:
         common.run(options, description(options), [], convert)
-        verify([Sample(row["id"], row["split"], row["condition"], row["case"]) for row in read_index(options.out)], options, options.out)
+        verify(
+            [
+                Sample(row["id"], row["split"], row["condition"], row["case"])
+                for row in read_index(options.out)
+            ],
+            options,
+            options.out,
+        )
         return
     root = common.locate(options, ["images", "labels", "train.txt", "val.txt", "test.txt"], HOW)
     found = samples(root, options)

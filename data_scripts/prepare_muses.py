@@ -1,19 +1,25 @@
-"""Prepare MUSES (Brödermann et al., ECCV 2024): camera, event camera and LiDAR of real drives in bad weather and at night, 19 classes.
+"""Prepare MUSES (Brödermann et al., ECCV 2024): camera, event camera and LiDAR of real drives in bad weather
+and at night, 19 classes.
 
     python data_scripts/prepare_muses.py SOURCE --out DIR [--splits train val] [--sensors rgb event lidar]
 
-SOURCE is the folder that holds meta.json, or a folder with the downloaded zip files, which are unpacked first. What there is, its split,
-weather and time of day are read from meta.json; the raw sensors are projected to the camera (projection.py) with calib.json:
+SOURCE is the folder that holds meta.json, or a folder with the downloaded zip files, which are unpacked
+first. What there is, its split, weather and time of day are read from meta.json; the raw sensors are
+projected to the camera (projection.py) with calib.json:
 
-* LiDAR, float64 (N, 6): range (m), intensity, height (m), both measured from the LiDAR, 0 = no point. Of the points that land in one
-  pixel the nearest is kept, none behind the camera or nearer than 1 m. Stored as uint16, value / 128 - 128; heights are often negative.
-* Events, HDF5: number of events with p = 1 and with p = 0 in the last 30 ms before the last event of the file, at most 255.
+* LiDAR, float64 (N, 6): range (m), intensity, height (m), both measured from the LiDAR, 0 = no point. Of the
+  points that land in one pixel the nearest is kept, none behind the camera or nearer than 1 m. Stored as
+  uint16, value / 128 - 128; heights are often negative.
+* Events, HDF5: number of events with p = 1 and with p = 0 in the last 30 ms before the last event of the
+    file, at most 255.
 * Points and counts are projected at the size that is written, instead of thinned out by a resize.
 
-Labels are the labelTrainIds images: 0 to 18 and 255 = ignore, which stays ignore (255 made 0 would be road). The radar is not read.
-Unlabelled and labelled samples cannot share a data set: where the test labels are withheld, write ``--splits test`` to a folder of its own
-to predict on, and score on val. At 1080 x 1920 a sample takes about 20 MB, train and val together 35 GB.
-Licence: non-commercial; neither the data set nor modified versions of it may be shared, so keep what this script writes to yourself.
+Labels are the labelTrainIds images: 0 to 18 and 255 = ignore, which stays ignore (255 made 0 would be road).
+The radar is not read. Unlabelled and labelled samples cannot share a data set: where the test labels are
+withheld, write ``--splits test`` to a folder of its own to predict on, and score on val. At 1080 x 1920 a
+sample takes about 20 MB, train and val together 35 GB.
+Licence: non-commercial; neither the data set nor modified versions of it may be shared, so keep what this
+script writes to yourself.
 """
 
 from __future__ import annotations
@@ -42,13 +48,51 @@ Licence: ETH agreement, non-commercial, teaching allowed; you may not share the 
 SIZE = (1080, 1920)
 COUNTS = {"train": 1500, "val": 250, "test": 750}
 WEATHER, TIMES = ("clear", "fog", "rain", "snow"), ("day", "night")
-CLASSES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky",
-           "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]  # fmt: skip
-PALETTE = [(128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30), (220, 220, 0),
-           (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
-           (0, 80, 100), (0, 0, 230), (119, 11, 32)]  # fmt: skip
+CLASSES = [
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+]
+PALETTE = [
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+]
 IDS = {id: id for id in (*range(19), 255)}
-# 0 m is stored as 16384 exactly; -128 to 383.99 m in steps of 8 mm holds ranges, heights below the LiDAR and 8-bit intensities.
+# 0 m is stored as 16384 exactly; -128 to 383.99 m in steps of 8 mm holds ranges, heights below the LiDAR and
+# 8-bit intensities.
 LIDAR = replace(SENSORS["lidar"], scale=1 / 128, offset=-128.0)
 LOWEST, HIGHEST = -128.0, 65535 / 128 - 128
 MODALITIES = {"rgb": SENSORS["rgb"], "event": SENSORS["event"], "lidar": LIDAR}
@@ -61,7 +105,9 @@ class Options(common.Options):
     """Convert MUSES to the prepared layout; goes on where an earlier run stopped."""
 
     splits: tuple[Literal["train", "val", "test"], ...] = ("train", "val")
-    """Splits to write. 'test' beside others needs the test labels, which may be withheld; 'test' alone does without them."""
+    """Splits to write. 'test' beside others needs the test labels, which may be withheld; 'test' alone does
+    without them.
+    """
     sensors: tuple[Literal["rgb", "event", "lidar"], ...] = ("rgb", "event", "lidar")
     """Sensors to write."""
     window: float = 30.0
@@ -71,7 +117,9 @@ class Options(common.Options):
     motion_compensation: bool = False
     """Move each LiDAR point by what the car did between it and the middle of the exposure; needs gnss/."""
     projected: str = ""
-    """Folder that the authors' tool has written (projected_to_rgb), read in place of the raw events and LiDAR."""
+    """Folder that the authors' tool has written (projected_to_rgb), read in place of the raw events and
+    LiDAR.
+    """
 
     def recorded(self) -> dict:
         return super().recorded() | {"projected": bool(self.projected)}  # whether, not where
@@ -81,11 +129,22 @@ def description(options: Options) -> Description:
     if not options.splits or not options.sensors:
         raise DataError("--splits and --sensors: name at least one each")
     if not options.window > 0 or options.enlarge < 1:
-        raise DataError(f"--window {options.window:g}, --enlarge {options.enlarge}: expected more than 0 ms, and 1 or more pixels")
-    if options.projected and (options.motion_compensation, options.enlarge, options.window) != (False, 1, 30.0):
-        raise DataError("--projected reads finished images; --motion-compensation, --enlarge and --window are for raw sensors")
+        raise DataError(
+            f"--window {options.window:g}, --enlarge {options.enlarge}: expected more than 0 ms, and 1 or more pixels"
+        )
+    if options.projected and (options.motion_compensation, options.enlarge, options.window) != (
+        False,
+        1,
+        30.0,
+    ):
+        raise DataError(
+            "--projected reads finished images; --motion-compensation, --enlarge and --window are for raw sensors"
+        )
     return Description(
-        "muses", CLASSES, PALETTE, {name: MODALITIES[name] for name in MODALITIES if name in options.sensors},
+        "muses",
+        CLASSES,
+        PALETTE,
+        {name: MODALITIES[name] for name in MODALITIES if name in options.sensors},
         source="MUSES, Brödermann et al., ECCV 2024, https://muses.ethz.ch; registration",
         licence="ETH agreement, non-commercial; the data set and modified versions of it may not be shared",
         extra={
@@ -94,9 +153,11 @@ def description(options: Options) -> Description:
             "condition": "weather and time of day of meta.json",
             "event": "events with p = 1 and with p = 0, at most 255; --window counts back from the last event of a file",
             "lidar": "range (m), intensity (unit undocumented), height (m), from the LiDAR's origin",
-            "projection": "by the authors' tool" if options.projected else "by this script: nearest point first, events as if far away",
+            "projection": "by the authors' tool"
+            if options.projected
+            else "by this script: nearest point first, events as if far away",
         },
-    )  # fmt: skip
+    )
 
 
 def read_meta(root: Path) -> dict:
@@ -125,7 +186,9 @@ def _path(root: Path, name: str, entry: Mapping, sensor: str) -> PurePosixPath:
     key = f"path_to_{FOLDERS.get(sensor, sensor)}"
     path = PurePosixPath(str(entry.get(key) or ""))
     if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
-        raise DataError(f"{root / 'meta.json'}, {name!r}: {key} is {entry.get(key)!r}; expected a path below the data set's folder")
+        raise DataError(
+            f"{root / 'meta.json'}, {name!r}: {key} is {entry.get(key)!r}; expected a path below the data set's folder"
+        )
     return path
 
 
@@ -136,7 +199,11 @@ def samples(root: Path, meta: Mapping, options: Options) -> list[Sample]:
         DataError: an entry without a path, or a file that is not there.
     """
     labelled = set(options.splits) != {"test"} or (root / "gt_semantic" / "test").is_dir()
-    if "test" in options.splits and len(set(options.splits)) > 1 and not (root / "gt_semantic" / "test").is_dir():
+    if (
+        "test" in options.splits
+        and len(set(options.splits)) > 1
+        and not (root / "gt_semantic" / "test").is_dir()
+    ):
         raise DataError(
             f"{root / 'gt_semantic' / 'test'}: not found; without test labels write --splits train val, "
             "and --splits test to another folder (a data set is labelled throughout or not at all)"
@@ -163,28 +230,42 @@ def samples(root: Path, meta: Mapping, options: Options) -> list[Sample]:
 
 
 def geometry(root: Path, options: Options) -> dict[str, np.ndarray]:
-    """Matrices at the size that is written: camera K, event homography, lidar2rgb, and lidar2gnss where points are to be moved."""
+    """Matrices at the size that is written: camera K, event homography, lidar2rgb, and lidar2gnss where
+    points are to be moved.
+    """
     raw = [] if options.projected else [name for name in ("event", "lidar") if name in options.sensors]
     if not raw:
         return {}
-    transforms = [f"{name}2rgb" for name in raw] + ["lidar2gnss"] * (options.motion_compensation and "lidar" in raw)
-    found = projection.read_calibration(root / "calib.json", ["rgb", *(["event"] if "event" in raw else [])], transforms)
+    transforms = [f"{name}2rgb" for name in raw] + ["lidar2gnss"] * (
+        options.motion_compensation and "lidar" in raw
+    )
+    found = projection.read_calibration(
+        root / "calib.json", ["rgb", *(["event"] if "event" in raw else [])], transforms
+    )
     size = options.size if any(options.size) else SIZE
     found["rgb"] = projection.resized_camera(found["rgb"], SIZE, size)
     if "event" in raw:
-        found["homography"] = projection.homography_at_infinity(found["event"], found["rgb"], found["event2rgb"])
+        found["homography"] = projection.homography_at_infinity(
+            found["event"], found["rgb"], found["event2rgb"]
+        )
     return found
 
 
 def check_returns(values: np.ndarray, where) -> None:
-    """Raise DataError unless (n, 3) range, intensity, height are finite, no range or intensity negative, and all can be stored."""
+    """Raise DataError unless (n, 3) range, intensity, height are finite, no range or intensity negative, and
+    all can be stored.
+    """
     low, high = values.min(0, initial=0), values.max(0, initial=0)  # NaN stays NaN
     if not ((low >= (0, 0, LOWEST)).all() and (high <= HIGHEST).all()):
         found = ", ".join(f"{name} {a:.4g} to {b:.4g}" for name, a, b in zip(LIDAR.channel_names, low, high))
-        raise DataError(f"{where}: {found}; expected finite values, range and intensity from 0, height from {LOWEST:g}, to {HIGHEST:.0f}")
+        raise DataError(
+            f"{where}: {found}; expected finite values, range and intensity from 0, height from {LOWEST:g}, to {HIGHEST:.0f}"
+        )
 
 
-def read_lidar(sample: Sample, options: Options, matrices: Mapping, entry: Mapping, size: tuple[int, int]) -> np.ndarray:
+def read_lidar(
+    sample: Sample, options: Options, matrices: Mapping, entry: Mapping, size: tuple[int, int]
+) -> np.ndarray:
     """Stored LiDAR image (H, W, 3) from raw points."""
     path = sample.files["lidar"]
     points = projection.read_points(path)
@@ -194,9 +275,15 @@ def read_lidar(sample: Sample, options: Options, matrices: Mapping, entry: Mappi
         try:
             exposure = sum(int(entry[key]) for key in keys) / 2e6
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"meta.json, {sample.id!r}: no {' and '.join(keys)} in microseconds; motion compensation needs them") from error
-        points = projection.compensate(points, exposure, projection.read_motion(sample.files["gnss"]), matrices["lidar2gnss"], path)
-    pixel, values = projection.lidar_returns(points, matrices["rgb"], matrices["lidar2rgb"], size, options.enlarge)
+            raise DataError(
+                f"meta.json, {sample.id!r}: no {' and '.join(keys)} in microseconds; motion compensation needs them"
+            ) from error
+        points = projection.compensate(
+            points, exposure, projection.read_motion(sample.files["gnss"]), matrices["lidar2gnss"], path
+        )
+    pixel, values = projection.lidar_returns(
+        points, matrices["rgb"], matrices["lidar2rgb"], size, options.enlarge
+    )
     image = np.full((size[0] * size[1], 3), LIDAR.to_stored(0), np.uint16)
     image[pixel] = LIDAR.to_stored(values)
     return image.reshape(*size, 3)
@@ -205,7 +292,8 @@ def read_lidar(sample: Sample, options: Options, matrices: Mapping, entry: Mappi
 def read_projected(path: Path, sensor: str) -> np.ndarray:
     """Stored image of a file that the authors' tool has written: .npz or .npy as computed, or .png.
 
-    In a .png the planes stand in reverse order, and LiDAR is uint16 (v + 100) · 150. Readers of 8 bits see its high byte only.
+    In a .png the planes stand in reverse order, and LiDAR is uint16 (v + 100) · 150. Readers of 8 bits see
+    its high byte only.
 
     Raises:
         DataError: missing, damaged, or not (1080, 1920, 3) of the documented type and range; names the file.
@@ -224,7 +312,9 @@ def read_projected(path: Path, sensor: str) -> np.ndarray:
         except DataError:
             raise
         except Exception as error:  # a damaged archive fails in many ways: BadZipFile, zlib.error, KeyError, MemoryError, ...
-            raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected one {dtype} array") from error
+            raise DataError(
+                f"{path}: cannot be read ({type(error).__name__}: {error}); expected one {dtype} array"
+            ) from error
         if array.dtype != dtype or array.shape != (*SIZE, 3):
             raise DataError(f"{path}: {array.dtype} {array.shape}; expected {dtype} {(*SIZE, 3)}")
     if sensor == "event":
@@ -233,8 +323,11 @@ def read_projected(path: Path, sensor: str) -> np.ndarray:
     return LIDAR.to_stored(array)
 
 
-def read(sample: Sample, options: Options, matrices: Mapping, entry: Mapping) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Stored images (H, W, C) and label (H, W) of one sample; raw events and LiDAR at the size that is written, all else as it is.
+def read(
+    sample: Sample, options: Options, matrices: Mapping, entry: Mapping
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Stored images (H, W, C) and label (H, W) of one sample; raw events and LiDAR at the size that is
+    written, all else as it is.
 
     Raises:
         DataError: a file is missing, damaged, or of another kind, size or range.
@@ -249,8 +342,12 @@ def read(sample: Sample, options: Options, matrices: Mapping, entry: Mapping) ->
         elif sensor == "lidar":
             images[sensor] = read_lidar(sample, options, matrices, entry, size)
         else:
-            counts = projection.event_counts(*projection.read_events(path, round(1000 * options.window)), matrices["homography"], size)
-            images[sensor] = np.minimum(counts, 255).astype(np.uint8)  # clipped: a plain cast would wrap 256 to 0
+            counts = projection.event_counts(
+                *projection.read_events(path, round(1000 * options.window)), matrices["homography"], size
+            )
+            images[sensor] = np.minimum(counts, 255).astype(
+                np.uint8
+            )  # clipped: a plain cast would wrap 256 to 0
     if "label" in sample.files:
         path = sample.files["label"]
         label = common.map_ids(read_image(path, 1, "uint8", SIZE)[..., 0], IDS, path)
@@ -258,11 +355,15 @@ def read(sample: Sample, options: Options, matrices: Mapping, entry: Mapping) ->
 
 
 def locate(options: Options) -> Path:
-    """The folder with meta.json and the wanted sensors. A folder of zip files is unpacked first, all into one."""
+    """The folder with meta.json and the wanted sensors. A folder of zip files is unpacked first, all into
+    one.
+    """
     source = Path(options.source)
     archives = sorted(source.glob("*.zip")) if options.source and options.out and source.is_dir() else []
     if archives and not (source / "meta.json").exists():
-        options = replace(options, source=str(unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress)))
+        options = replace(
+            options, source=str(unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress))
+        )
     names = [FOLDERS[name] for name in options.sensors if name == "rgb" or not options.projected]
     return common.locate(options, ["meta.json", *names], HOW)
 
@@ -279,7 +380,13 @@ def prepare(options: Options) -> None:
         return common.run(options, described, [], lambda sample: None, expected)
     root = locate(options)
     meta, matrices = read_meta(root), geometry(root, options)
-    common.run(options, described, samples(root, meta, options), lambda s: read(s, options, matrices, meta[s.id]), expected)
+    common.run(
+        options,
+        described,
+        samples(root, meta, options),
+        lambda s: read(s, options, matrices, meta[s.id]),
+        expected,
+    )
 
 
 if __name__ == "__main__":

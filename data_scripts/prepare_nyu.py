@@ -1,17 +1,19 @@
 """Prepare NYU-Depth-v2 (Silberman et al., ECCV 2012): colour and depth of rooms, 13 or 40 classes.
 
-    python data_scripts/prepare_nyu.py FOLDER --out DIR [--classes 13|40] [--depth metres inverse hha] [--raw-depth] [--download]
-    python data_scripts/prepare_nyu.py --frames FOLDER --out DIR [--size 120 160]
+    python data_scripts/prepare_nyu.py FOLDER --out DIR [--classes 13|40] [--depth metres inverse hha]
+    [--raw-depth] [--download] python data_scripts/prepare_nyu.py --frames FOLDER --out DIR [--size 120 160]
 
-FOLDER holds nyu_depth_v2_labeled.mat (1449 frames of 480 x 640), splits.mat and classMapping40.mat; --download fetches what is missing.
-The first is HDF5 and so has MATLAB's axes in reverse: frames are transposed, never turned, and read one by one. Its labels, 0 to 894, go
-to 40 classes by classMapping40.mat and on to 13; 0, void, becomes 255. The rim of 8 pixels, white in colour and void in the labels, is cut
-off.
+FOLDER holds nyu_depth_v2_labeled.mat (1449 frames of 480 x 640), splits.mat and classMapping40.mat;
+--download fetches what is missing. The first is HDF5 and so has MATLAB's axes in reverse: frames are
+transposed, never turned, and read one by one. Its labels, 0 to 894, go to 40 classes by classMapping40.mat
+and on to 13; 0, void, becomes 255. The rim of 8 pixels, white in colour and void in the labels, is cut off.
 
-The official splits, numbered from 1, are train (795) and test (654); there is no val. --val blocks, the default, takes it out of train in
-blocks of 15 consecutive frames, since neighbours often show one room: 690, 105 and 654 frames. --val none leaves the 795 whole.
+The official splits, numbered from 1, are train (795) and test (654); there is no val. --val blocks, the
+default, takes it out of train in blocks of 15 consecutive frames, since neighbours often show one room: 690,
+105 and 654 frames. --val none leaves the 795 whole.
 
---frames reads a folder of extracted frames of the official training split, of which all of train, val and test are made:
+--frames reads a folder of extracted frames of the official training split, of which all of train, val and
+test are made:
 
     rgb/NNNN.jpg      480 x 640 colour; NNNN is the official number
     depth/NNNN.png    uint8, metres = value * 9.99547 / 255
@@ -38,37 +40,165 @@ from PIL import Image
 from mmlib.data.prepared import DataError, Description, read_array
 from mmlib.modalities import IGNORE_INDEX, SENSORS, Modality
 
-CLASSES = ["bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall", "window"]
-PALETTE = [(0, 0, 255), (232, 88, 47), (0, 217, 0), (148, 0, 240), (222, 241, 23), (255, 205, 205), (0, 223, 228), (106, 135, 204),
-           (116, 28, 41), (240, 35, 235), (0, 166, 156), (249, 139, 0), (225, 228, 194)]  # fmt: skip
-CLASSES40 = ["wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds",
-             "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refridgerator",
-             "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
-             "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop"]  # the authors' spelling  # fmt: skip
+CLASSES = [
+    "bed",
+    "books",
+    "ceiling",
+    "chair",
+    "floor",
+    "furniture",
+    "objects",
+    "picture",
+    "sofa",
+    "table",
+    "tv",
+    "wall",
+    "window",
+]
+PALETTE = [
+    (0, 0, 255),
+    (232, 88, 47),
+    (0, 217, 0),
+    (148, 0, 240),
+    (222, 241, 23),
+    (255, 205, 205),
+    (0, 223, 228),
+    (106, 135, 204),
+    (116, 28, 41),
+    (240, 35, 235),
+    (0, 166, 156),
+    (249, 139, 0),
+    (225, 228, 194),
+]
+CLASSES40 = [
+    "wall",
+    "floor",
+    "cabinet",
+    "bed",
+    "chair",
+    "sofa",
+    "table",
+    "door",
+    "window",
+    "bookshelf",
+    "picture",
+    "counter",
+    "blinds",
+    "desk",
+    "shelves",
+    "curtain",
+    "dresser",
+    "pillow",
+    "mirror",
+    "floor mat",
+    "clothes",
+    "ceiling",
+    "books",
+    "refridgerator",
+    "television",
+    "paper",
+    "towel",
+    "shower curtain",
+    "box",
+    "whiteboard",
+    "person",
+    "night stand",
+    "toilet",
+    "sink",
+    "lamp",
+    "bathtub",
+    "bag",
+    "otherstructure",
+    "otherfurniture",
+    "otherprop",
+]  # the authors' spelling
 # Class of the 13, from 1, for each of the 40: class13Mapping.mat.
-TO_13 = [12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5, 7, 3, 2, 6, 11, 7, 7, 7, 7, 7, 7, 6, 7, 7, 7, 7, 7, 7, 6, 7]
+TO_13 = [
+    12,
+    5,
+    6,
+    1,
+    4,
+    9,
+    10,
+    12,
+    13,
+    6,
+    8,
+    6,
+    13,
+    10,
+    6,
+    13,
+    6,
+    7,
+    7,
+    5,
+    7,
+    3,
+    2,
+    6,
+    11,
+    7,
+    7,
+    7,
+    7,
+    7,
+    7,
+    6,
+    7,
+    7,
+    7,
+    7,
+    7,
+    7,
+    6,
+    7,
+]
 FRAMES, RAW_IDS, OFFICIAL = 1449, 894, {"train": 795, "test": 654}
 SIZE = (480, 640)
-KINECT = (518.857901, 519.469611, 325.582449, 253.736166)  # fx, fy, cx, cy of the colour camera, to which the depth is registered
+KINECT = (
+    518.857901,
+    519.469611,
+    325.582449,
+    253.736166,
+)  # fx, fy, cx, cy of the colour camera, to which the depth is registered
 METRES = 9.99547 / 255  # a step of --frames' depth
 BORDER = 8
 BLOCK = 15
 
 META = "https://github.com/ankurhanda/nyuv2-meta-data/raw/master/"
-MAT, SPLITS, MAP40, MAP13 = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "class13Mapping.mat"
+MAT, SPLITS, MAP40, MAP13 = (
+    "nyu_depth_v2_labeled.mat",
+    "splits.mat",
+    "classMapping40.mat",
+    "class13Mapping.mat",
+)
 FILES = {  # address, bytes and sha256; 0 and "": not known, the content is checked when it is read
-    MAT: ("https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/" + MAT, 2_972_037_809,
-          "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa"),
-    SPLITS: ("https://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/" + SPLITS, 2626,
-             "6e081404491a8bfba2f066beaa9713ef6046f9007aa5f799f2a350506a580cee"),
-    MAP40: (META + MAP40, 0, ""), MAP13: (META + MAP13, 0, ""),
-}  # fmt: skip
-HOW = "\n".join((
-    "NYU-Depth-v2: open, no registration. --download fetches into the folder named what is not there yet; or fetch by hand:",
-    *(f"  {url}" + (f"   ({size / 1e9:.1f} GB)" if size > 1e6 else "") for url, size, _ in FILES.values()),
-    f"({MAP13} is optional: its table is known here, and compared where the file is.)",
-    "Licence: none stated by the authors; research use.",
-))  # fmt: skip
+    MAT: (
+        "https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/" + MAT,
+        2_972_037_809,
+        "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa",
+    ),
+    SPLITS: (
+        "https://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/" + SPLITS,
+        2626,
+        "6e081404491a8bfba2f066beaa9713ef6046f9007aa5f799f2a350506a580cee",
+    ),
+    MAP40: (META + MAP40, 0, ""),
+    MAP13: (META + MAP13, 0, ""),
+}
+HOW = "\n".join(
+    (
+        "NYU-Depth-v2: open, no registration. --download fetches into the folder named what is not there yet; or fetch by hand:",
+        *(
+            f"  {url}" + (f"   ({size / 1e9:.1f} GB)" if size > 1e6 else "")
+            for url, size, _ in FILES.values()
+        ),
+        f"({MAP13} is optional: its table is known here, and compared where the file is.)",
+        "Licence: none stated by the authors; research use.",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -76,52 +206,95 @@ class Options(common.Options):
     """Convert NYU-Depth-v2 to the prepared layout; goes on where an earlier run stopped."""
 
     source: tyro.conf.Positional[str] = ""
-    """Folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat, or that .mat, the others lying beside it."""
+    """Folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat, or that .mat, the others lying
+    beside it.
+    """
     download: bool = False
     """Fetch the files that FOLDER does not have yet (2.8 GB); an interrupted download goes on."""
     frames: str = ""
-    """Instead of FOLDER: a folder of extracted training frames with rgb/, depth/ and label13/. 13 classes and metres only."""
+    """Instead of FOLDER: a folder of extracted training frames with rgb/, depth/ and label13/. 13 classes and
+    metres only.
+    """
     classes: Literal[13, 40] = 13
     """Which classes."""
     depth: tuple[Literal["metres", "inverse", "hha"], ...] = ("metres",)
-    """One or more of: metres (sensor depth, D); inverse, 1/m (inverse_depth, I); hha (disparity, height, angle with gravity; H)."""
+    """One or more of: metres (sensor depth, D); inverse, 1/m (inverse_depth, I); hha (disparity, height,
+    angle with gravity; H).
+    """
     raw_depth: bool = False
     """Depth as the Kinect measured it, 0 = nothing measured, instead of the authors' in-painted one."""
     gravity: Literal["estimated", "level"] = "estimated"
-    """For hha: up is estimated from each image's surfaces, or the camera is taken to be level (its tilt then shows as height and angle)."""
+    """For hha: up is estimated from each image's surfaces, or the camera is taken to be level (its tilt then
+    shows as height and angle).
+    """
     border: int = BORDER
-    """Rows and columns cut off at each side; 0 = keep the white rim, as published tables do: it is void and not scored."""
+    """Rows and columns cut off at each side; 0 = keep the white rim, as published tables do: it is void and
+    not scored.
+    """
     val: Literal["blocks", "none"] = "blocks"
-    """Where val comes from, which the data set does not have: blocks of training frames, or nowhere ('train' needs one). Never test."""
+    """Where val comes from, which the data set does not have: blocks of training frames, or nowhere ('train'
+    needs one). Never test.
+    """
 
     def recorded(self) -> dict:
-        return {name: value for name, value in super().recorded().items() if name == "size" or not self.frames and name not in
-                ("frames", "download")}  # fmt: skip
+        return {
+            name: value
+            for name, value in super().recorded().items()
+            if name == "size" or not self.frames and name not in ("frames", "download")
+        }
 
 
 DEPTH = {
     "metres": replace(SENSORS["depth"], high=10.0, scale=1e-3),
-    "inverse": Modality("inverse_depth", "I", 1, "1/m", 0.0, 1.5, SENSORS["depth"].colour, "uint16", 1 / 16384, sparse=True,
-                        channel_names=("inverse depth",)),
-    # The planes and ranges of mmlib.unsupervised.pictures' form "hha", so that either can stand in for the other.
-    "hha": Modality("hha", "H", 3, "1 m/z, height/3 m, angle/180°", colour="#56B4E9", scale=1 / 255,
-                    channel_names=("disparity", "height", "angle")),
-}  # fmt: skip
+    "inverse": Modality(
+        "inverse_depth",
+        "I",
+        1,
+        "1/m",
+        0.0,
+        1.5,
+        SENSORS["depth"].colour,
+        "uint16",
+        1 / 16384,
+        sparse=True,
+        channel_names=("inverse depth",),
+    ),
+    # The planes and ranges of mmlib.unsupervised.pictures' form "hha", so that either can stand in for the
+    # other.
+    "hha": Modality(
+        "hha",
+        "H",
+        3,
+        "1 m/z, height/3 m, angle/180°",
+        colour="#56B4E9",
+        scale=1 / 255,
+        channel_names=("disparity", "height", "angle"),
+    ),
+}
 MODALITIES = {"rgb": SENSORS["rgb"], "depth": replace(SENSORS["depth"], high=10.0)}  # of --frames
 
 
 def division(position: int) -> str:
-    """Split of the frame at this position in the sorted list of training frames; of every 8 blocks the 4th is val, the 8th test."""
+    """Split of the frame at this position in the sorted list of training frames; of every 8 blocks the 4th is
+    val, the 8th test.
+    """
     return {3: "val", 7: "test"}.get(position // BLOCK % 8, "train")
 
 
 def description(options: Options) -> Description:
     """What is written; of --frames as it has always been, so that records made with it stay valid."""
-    source, licence = "NYU-Depth-v2, Silberman et al., ECCV 2012; official ", "none stated by the authors; research use"
+    source, licence = (
+        "NYU-Depth-v2, Silberman et al., ECCV 2012; official ",
+        "none stated by the authors; research use",
+    )
     if options.frames:
         extra = {"division": f"blocks of {BLOCK} consecutive frames, own division"}
-        return Description("nyu-depth-v2-13", CLASSES, PALETTE, MODALITIES, source + "training split", licence, extra)
-    names, palette = (CLASSES, PALETTE) if options.classes == 13 else (CLASSES40, [colour(id) for id in range(40)])
+        return Description(
+            "nyu-depth-v2-13", CLASSES, PALETTE, MODALITIES, source + "training split", licence, extra
+        )
+    names, palette = (
+        (CLASSES, PALETTE) if options.classes == 13 else (CLASSES40, [colour(id) for id in range(40)])
+    )
     depth = [replace(DEPTH[name], sparse=DEPTH[name].sparse or options.raw_depth) for name in options.depth]
     extra = {
         "splits": "official, numbered from 1",
@@ -131,14 +304,22 @@ def description(options: Options) -> Description:
         "depth": "raw, 0 = no measurement" if options.raw_depth else "in-painted by the authors",
     }
     if "hha" in options.depth:
-        extra["hha"] = f"own computation with the toolbox's Kinect intrinsics; gravity {options.gravity}; angle 0 = floor, 1/2 = wall"
+        extra["hha"] = (
+            f"own computation with the toolbox's Kinect intrinsics; gravity {options.gravity}; angle 0 = floor, 1/2 = wall"
+        )
     modalities = {m.name: m for m in (SENSORS["rgb"], *depth)}
-    return Description(f"nyu-depth-v2-{options.classes}", names, palette, modalities, source + "frames", licence, extra)
+    return Description(
+        f"nyu-depth-v2-{options.classes}", names, palette, modalities, source + "frames", licence, extra
+    )
 
 
 def colour(id: int) -> tuple[int, ...]:
-    """Of class ``id``, from 0, of the 40: PASCAL VOC's colours, in which red, green and blue take the bits of id + 1 in turn."""
-    return tuple(sum(((id + 1) >> (3 * bit + plane) & 1) << (7 - bit) for bit in range(3)) for plane in range(3))
+    """Of class ``id``, from 0, of the 40: PASCAL VOC's colours, in which red, green and blue take the bits of
+    id + 1 in turn.
+    """
+    return tuple(
+        sum(((id + 1) >> (3 * bit + plane) & 1) << (7 - bit) for bit in range(3)) for plane in range(3)
+    )
 
 
 # ---- the official files ----
@@ -160,7 +341,9 @@ def read_mat(path: Path, name: str) -> np.ndarray:
         if not np.array_equal(numbers, found.ravel()):
             raise ValueError("not whole numbers")
     except Exception as error:  # the reader raises anything on a damaged file
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected a MATLAB 5 file with {name}") from error
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); expected a MATLAB 5 file with {name}"
+        ) from error
     return numbers
 
 
@@ -168,17 +351,22 @@ def class_table(folder: Path, names: list[str], classes: int) -> np.ndarray:
     """(895,) uint8: class id of each raw label, 255 for 0.
 
     Args:
-        names: of the raw labels 1 to 894, from the big file; [] = unknown. They guard against a table in another order.
+        names: of the raw labels 1 to 894, from the big file; [] = unknown. They guard against a table in
+            another order.
 
     Raises:
         DataError: a mapping file of another length, range or order than the official ones.
     """
     to40 = read_mat(folder / MAP40, "mapClass")
     if to40.shape != (RAW_IDS,) or to40.min() < 1 or to40.max() > 40:
-        raise DataError(f"{folder / MAP40}: mapClass has {to40.size} values; expected {RAW_IDS} between 1 and 40")
+        raise DataError(
+            f"{folder / MAP40}: mapClass has {to40.size} values; expected {RAW_IDS} between 1 and 40"
+        )
     wrong = [name for name, id in zip(names, to40) if name in CLASSES40[:37] and CLASSES40[id - 1] != name]
     if wrong:
-        raise DataError(f"{folder / MAP40}: maps {wrong[0]!r} to another class than its own; the file belongs to other labels")
+        raise DataError(
+            f"{folder / MAP40}: maps {wrong[0]!r} to another class than its own; the file belongs to other labels"
+        )
     if (folder / MAP13).exists() and read_mat(folder / MAP13, "classMapping13").tolist() != TO_13:
         raise DataError(f"{folder / MAP13}: another table than the official one; delete the file to use that")
     final = to40 if classes == 40 else np.array(TO_13)[to40 - 1]
@@ -193,22 +381,30 @@ def read_splits(path: Path) -> dict[str, np.ndarray]:
     """
     found = {split: np.sort(read_mat(path, f"{split}Ndxs")) for split in OFFICIAL}
     counts = {split: len(numbers) for split, numbers in found.items()}
-    if counts != OFFICIAL or not np.array_equal(np.sort(np.concatenate([*found.values()])), np.arange(FRAMES) + 1):
+    if counts != OFFICIAL or not np.array_equal(
+        np.sort(np.concatenate([*found.values()])), np.arange(FRAMES) + 1
+    ):
         raise DataError(f"{path}: {counts}; expected {OFFICIAL}, which together are 1 to {FRAMES}, each once")
     return found
 
 
 def open_frames(path: Path, depth: str):
-    """The HDF5 file, checked, its chunk cache large enough to unpack each chunk once when frames are read in order.
+    """The HDF5 file, checked, its chunk cache large enough to unpack each chunk once when frames are read in
+    order.
 
     Raises:
-        DataError: h5py is missing; the file is cut off, of another version, or its arrays are not as documented.
+        DataError: h5py is missing; the file is cut off, of another version, or its arrays are not as
+            documented.
     """
     try:
         import h5py
     except ImportError as error:
         raise DataError(f'{path}: reading it needs h5py; pip install -e ".[data]"') from error
-    wanted = {"images": ((3, *SIZE[::-1]), "uint8"), depth: (SIZE[::-1], "float32"), "labels": (SIZE[::-1], "uint16")}
+    wanted = {
+        "images": ((3, *SIZE[::-1]), "uint8"),
+        depth: (SIZE[::-1], "float32"),
+        "labels": (SIZE[::-1], "uint16"),
+    }
     cache, count = 1 << 20, None
     try:
         with h5py.File(path) as file:
@@ -229,20 +425,30 @@ def open_frames(path: Path, depth: str):
     except OSError as error:
         if not path.exists():
             raise
-        raise DataError(f"{path}: cannot be read ({error}); expected MATLAB 7.3 (HDF5), {FILES[MAT][1]} bytes; fetch it again") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); expected MATLAB 7.3 (HDF5), {FILES[MAT][1]} bytes; fetch it again"
+        ) from error
 
 
 def cells(file, name: str) -> list[str]:
-    """Texts of a MATLAB cell array, which HDF5 holds as references to arrays of characters; [] where there is no such array."""
+    """Texts of a MATLAB cell array, which HDF5 holds as references to arrays of characters; [] where there is
+    no such array.
+    """
     try:
-        return ["".join(map(chr, file[cell][()].ravel())) for cell in file[name][()].ravel()] if name in file else []
+        return (
+            ["".join(map(chr, file[cell][()].ravel())) for cell in file[name][()].ravel()]
+            if name in file
+            else []
+        )
     except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise DataError(
             f"{file.filename}: {name} cannot be read ({error}); expected a cell array of texts; fetch the file again"
         ) from error
 
 
-def read_frame(file, table: np.ndarray, options: Options, sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_frame(
+    file, table: np.ndarray, options: Options, sample: Sample
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Stored arrays and label of one frame of the official file, rim cut off.
 
     Raises:
@@ -253,33 +459,55 @@ def read_frame(file, table: np.ndarray, options: Options, sample: Sample) -> tup
         images, metres, ids = (file[name][int(sample.id) - 1] for name in ("images", depth, "labels"))
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error}); fetch the file again") from error
-    images, metres, ids = images.transpose(2, 1, 0), metres.T.astype(np.float64), ids.T  # (column, row) -> (row, column)
+    images, metres, ids = (
+        images.transpose(2, 1, 0),
+        metres.T.astype(np.float64),
+        ids.T,
+    )  # (column, row) -> (row, column)
     if ids.max() > RAW_IDS:
         raise DataError(f"{where}: label id {ids.max()}; expected 0 to {RAW_IDS}")
     if not np.isfinite(metres).all() or metres.min() < 0 or metres.max() > 10:
-        raise DataError(f"{where}: {depth} from {metres.min()} to {metres.max()}; expected metres between 0 and 10")
-    planes = {"metres": lambda: metres[..., None], "inverse": lambda: np.where(metres > 0, 1 / np.maximum(metres, 1e-3), 0)[..., None],
-              "hha": lambda: hha(metres, KINECT, LEVEL if options.gravity == "level" else None) * (1.0, 1 / 3, 1 / 180)}  # fmt: skip
-    found = {"rgb": images} | {DEPTH[name].name: DEPTH[name].to_stored(planes[name]()) for name in options.depth}
+        raise DataError(
+            f"{where}: {depth} from {metres.min()} to {metres.max()}; expected metres between 0 and 10"
+        )
+    planes = {
+        "metres": lambda: metres[..., None],
+        "inverse": lambda: np.where(metres > 0, 1 / np.maximum(metres, 1e-3), 0)[..., None],
+        "hha": lambda: (
+            hha(metres, KINECT, LEVEL if options.gravity == "level" else None) * (1.0, 1 / 3, 1 / 180)
+        ),
+    }
+    found = {"rgb": images} | {
+        DEPTH[name].name: DEPTH[name].to_stored(planes[name]()) for name in options.depth
+    }
     inside = tuple(slice(options.border, side - options.border) for side in SIZE)
     return {name: np.ascontiguousarray(array[inside]) for name, array in found.items()}, table[ids[inside]]
 
 
-def official_samples(splits: dict[str, np.ndarray], scenes: list[str], count: int, options: Options) -> list[Sample]:
+def official_samples(
+    splits: dict[str, np.ndarray], scenes: list[str], count: int, options: Options
+) -> list[Sample]:
     """One Sample per frame, in the order of the file; its condition is the kind of room."""
     if count != FRAMES and not options.partial:
-        raise DataError(f"{options.source}: holds {count} frames; expected {FRAMES}; fetch it again, or give --partial")
+        raise DataError(
+            f"{options.source}: holds {count} frames; expected {FRAMES}; fetch it again, or give --partial"
+        )
     split = dict.fromkeys(splits["test"].tolist(), "test")
     for position, number in enumerate(splits["train"].tolist()):
         split[number] = "val" if options.val == "blocks" and division(position) == "val" else "train"
     numbers = range(1, min(count, FRAMES) + 1)
-    return [Sample(f"{number:04d}", split[number], scenes[number - 1] if len(scenes) == count else "") for number in numbers]
+    return [
+        Sample(f"{number:04d}", split[number], scenes[number - 1] if len(scenes) == count else "")
+        for number in numbers
+    ]
 
 
 # ---- extracted frames ----
 
 
-def read_extracted(folder: Path, size: tuple[int, int], sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_extracted(
+    folder: Path, size: tuple[int, int], sample: Sample
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Stored arrays and label of one extracted frame, cropped and resized.
 
     Raises:
@@ -299,20 +527,28 @@ def read_extracted(folder: Path, size: tuple[int, int], sample: Sample) -> tuple
         rows = ((np.arange(height) + 0.5) * label.shape[0] / height).astype(int)
         columns = ((np.arange(width) + 0.5) * label.shape[1] / width).astype(int)
         metres, label = metres[rows][:, columns], label[rows][:, columns]
-    return {"rgb": rgb, "depth": MODALITIES["depth"].to_stored(metres[..., None])}, np.ascontiguousarray(label)
+    return {"rgb": rgb, "depth": MODALITIES["depth"].to_stored(metres[..., None])}, np.ascontiguousarray(
+        label
+    )
 
 
 def prepare_extracted(options: Options) -> None:
     fixed = ("source", "download", "classes", "depth", "raw_depth", "gravity", "border", "val")
     given = [name for name in fixed if getattr(options, name) != getattr(Options(), name)]
     if given:
-        raise DataError(f"--frames has 13 classes, in-painted depth in metres and its own division; it takes no {' and no '.join(given)}")
+        raise DataError(
+            f"--frames has 13 classes, in-painted depth in metres and its own division; it takes no {' and no '.join(given)}"
+        )
     folder = Path(options.frames)
     stems = sorted(path.stem for path in (folder / "rgb").glob("*.jpg"))
     if not stems and not options.check:
-        raise DataError(f"{folder / 'rgb'}: no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/")
+        raise DataError(
+            f"{folder / 'rgb'}: no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/"
+        )
     samples = [Sample(stem, division(position)) for position, stem in enumerate(stems)]
-    read = partial(read_extracted, folder, tuple(options.size))  # resizes by itself: averages over the pixels that a new one covers
+    read = partial(
+        read_extracted, folder, tuple(options.size)
+    )  # resizes by itself: averages over the pixels that a new one covers
     common.run(replace(options, source=options.frames), description(options), samples, read)
 
 
@@ -324,10 +560,22 @@ def prepare(options: Options) -> None:
     """
     if options.frames:
         return prepare_extracted(options)
-    if not options.depth or len(set(options.depth)) != len(options.depth) or not 0 <= options.border < min(SIZE) // 2:
-        raise DataError(f"--depth {' '.join(options.depth)} --border {options.border}: name each depth once, and a rim of 0 to 239 pixels")
-    held_out = sum(division(position) == "val" for position in range(OFFICIAL["train"])) * (options.val == "blocks")
-    expected = {split: count for split, count in (OFFICIAL | {"train": OFFICIAL["train"] - held_out, "val": held_out}).items() if count}
+    if (
+        not options.depth
+        or len(set(options.depth)) != len(options.depth)
+        or not 0 <= options.border < min(SIZE) // 2
+    ):
+        raise DataError(
+            f"--depth {' '.join(options.depth)} --border {options.border}: name each depth once, and a rim of 0 to 239 pixels"
+        )
+    held_out = sum(division(position) == "val" for position in range(OFFICIAL["train"])) * (
+        options.val == "blocks"
+    )
+    expected = {
+        split: count
+        for split, count in (OFFICIAL | {"train": OFFICIAL["train"] - held_out, "val": held_out}).items()
+        if count
+    }
     if options.check:
         return common.run(options, description(options), [], None, expected)
     if options.source.endswith(".mat"):
@@ -342,7 +590,9 @@ def prepare(options: Options) -> None:
     with open_frames(folder / MAT, "rawDepths" if options.raw_depth else "depths") as file:
         table = class_table(folder, cells(file, "names"), options.classes)
         samples = official_samples(splits, cells(file, "sceneTypes"), len(file["images"]), options)
-        common.run(options, description(options), samples, partial(read_frame, file, table, options), expected)
+        common.run(
+            options, description(options), samples, partial(read_frame, file, table, options), expected
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""LiDAR points and events seen by a camera: readers of the raw files, pinhole projection, z-buffer, counts. Plain numpy.
+"""LiDAR points and events seen by a camera: readers of the raw files, pinhole projection, z-buffer, counts.
+Plain numpy.
 
-A camera looks along +z, x points right, y down; pixel centres have integer coordinates, so pixel c holds u in [c - 1/2, c + 1/2).
-``K`` is a 3 × 3 camera matrix, ``a2b`` a 4 × 4 rigid transform from frame a to frame b in metres. The images are taken as undistorted.
+A camera looks along +z, x points right, y down; pixel centres have integer coordinates, so pixel c holds u in
+[c - 1/2, c + 1/2). ``K`` is a 3 × 3 camera matrix, ``a2b`` a 4 × 4 rigid transform from frame a to frame b in
+metres. The images are taken as undistorted.
 """
 
 from __future__ import annotations
@@ -16,10 +18,38 @@ import numpy as np
 from mmlib.data.prepared import DataError
 
 POINT = 6  # numbers a LiDAR point: x forward, y left, z up in m, intensity, ring, time in s
-# Integers in a line of a GNSS file, by the receiver's names: angles in 1e-5 deg, angular rates in 1e-5 deg/s, speeds in mm/s.
-GNSS = ("iTOW", "timestamp", "tAcc", "lon", "lat", "height", "hMSL", "fixType", "numSV", "hAcc", "vAcc", "roll", "pitch", "heading",
-        "accRoll", "accPitch", "accHeading", "angular_rate_roll", "angular_rate_pitch", "angular_rate_heading", "velN", "velE", "velD",
-        "gSpeed", "sAcc", "pDOP", "magDec", "magAcc")  # fmt: skip
+# Integers in a line of a GNSS file, by the receiver's names: angles in 1e-5 deg, angular rates in 1e-5 deg/s,
+# speeds in mm/s.
+GNSS = (
+    "iTOW",
+    "timestamp",
+    "tAcc",
+    "lon",
+    "lat",
+    "height",
+    "hMSL",
+    "fixType",
+    "numSV",
+    "hAcc",
+    "vAcc",
+    "roll",
+    "pitch",
+    "heading",
+    "accRoll",
+    "accPitch",
+    "accHeading",
+    "angular_rate_roll",
+    "angular_rate_pitch",
+    "angular_rate_heading",
+    "velN",
+    "velE",
+    "velD",
+    "gSpeed",
+    "sAcc",
+    "pDOP",
+    "magDec",
+    "magAcc",
+)
 CHUNK = 1 << 15  # events at a time, so that intermediate arrays stay in the processor's cache
 CLOCK = 1.0  # s; points that lie further from the exposure than this come from another clock
 
@@ -28,7 +58,8 @@ def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[st
     """``intrinsics/<camera>/K`` (3, 3) and ``extrinsics/<transform>`` (4, 4) of a JSON file, by their names.
 
     Raises:
-        DataError: no such file, no JSON, a key is missing, or a matrix is no camera matrix or no rigid transform; names file and key.
+        DataError: no such file, no JSON, a key is missing, or a matrix is no camera matrix or no rigid
+            transform; names file and key.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -36,7 +67,9 @@ def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[st
         raise DataError(f"{path}: not found; projecting raw sensors needs the calibration") from error
     except ValueError as error:
         raise DataError(f"{path}: not readable as JSON ({error}); fetch it again") from error
-    places = {name: ("intrinsics", name, "K") for name in cameras} | {name: ("extrinsics", name) for name in transforms}
+    places = {name: ("intrinsics", name, "K") for name in cameras} | {
+        name: ("extrinsics", name) for name in transforms
+    }
     found = {}
     for name, place in places.items():
         where, value, size = f"{path}, {'/'.join(place)}", values, 3 if place[-1] == "K" else 4
@@ -50,36 +83,52 @@ def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[st
             raise DataError(f"{where}: not a matrix of numbers") from error
         if matrix.shape != (size, size) or not np.isfinite(matrix).all():
             raise DataError(f"{where}: shape {matrix.shape}; expected a finite {size} × {size} matrix")
-        if size == 3 and not (matrix[0, 0] > 0 and matrix[1, 1] > 0 and matrix[1, 0] == 0 and np.array_equal(matrix[2], (0, 0, 1))):
-            raise DataError(f"{where}: {matrix.tolist()} is no camera matrix; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx, fy > 0")
+        if size == 3 and not (
+            matrix[0, 0] > 0
+            and matrix[1, 1] > 0
+            and matrix[1, 0] == 0
+            and np.array_equal(matrix[2], (0, 0, 1))
+        ):
+            raise DataError(
+                f"{where}: {matrix.tolist()} is no camera matrix; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx, fy > 0"
+            )
         turn = matrix[:3, :3]
         rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 0.01 and np.linalg.det(turn) > 0
         if size == 4 and not (rigid and np.array_equal(matrix[3], (0, 0, 0, 1))):
-            raise DataError(f"{where}: no rigid transform; expected a rotation and a shift in m above the row 0 0 0 1")
+            raise DataError(
+                f"{where}: no rigid transform; expected a rotation and a shift in m above the row 0 0 0 1"
+            )
         found[name] = matrix
     return found
 
 
 def resized_camera(camera: np.ndarray, native: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """K (or any map to pixels, 3 × 3) of an image of (height, width) ``native`` after it is resized to ``size``: edges stay edges."""
+    """K (or any map to pixels, 3 × 3) of an image of (height, width) ``native`` after it is resized to
+    ``size``: edges stay edges.
+    """
     (sy, sx) = (new / old for new, old in zip(size, native))
     return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]]) @ camera
 
 
-def homography_at_infinity(event_camera: np.ndarray, camera: np.ndarray, event2camera: np.ndarray) -> np.ndarray:
-    """H = K_camera R K_event⁻¹, (3, 3): where a far point seen by the event camera lies in the camera's image.
+def homography_at_infinity(
+    event_camera: np.ndarray, camera: np.ndarray, event2camera: np.ndarray
+) -> np.ndarray:
+    """H = K_camera R K_event⁻¹, (3, 3): where a far point seen by the event camera lies in the camera's
+    image.
 
-    Events have no depth, so the shift between the two cameras is left out. Rectifying the pair, taking the disparity as zero and undoing
-    the rectification, as public tools do, is the same map.
+    Events have no depth, so the shift between the two cameras is left out. Rectifying the pair, taking the
+    disparity as zero and undoing the rectification, as public tools do, is the same map.
     """
     return camera @ event2camera[:3, :3] @ np.linalg.inv(event_camera)
 
 
 def read_points(path: Path) -> np.ndarray:
-    """LiDAR points (N, 6) float64: x, y, z in m, intensity, ring, time in s. Points without a finite place are no returns and left out.
+    """LiDAR points (N, 6) float64: x, y, z in m, intensity, ring, time in s. Points without a finite place
+    are no returns and left out.
 
     Raises:
-        DataError: missing, empty, cut inside a point, or no finite point; NaN or negative intensity; names the file.
+        DataError: missing, empty, cut inside a point, or no finite point; NaN or negative intensity; names
+            the file.
     """
     try:
         values = np.fromfile(path, np.float64)
@@ -87,7 +136,9 @@ def read_points(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error
     if not size or size % (8 * POINT):
-        raise DataError(f"{path}: {size} bytes are no whole number of {POINT} float64 a point ({8 * POINT} bytes); fetch it again")
+        raise DataError(
+            f"{path}: {size} bytes are no whole number of {POINT} float64 a point ({8 * POINT} bytes); fetch it again"
+        )
     points = values.reshape(-1, POINT)
     finite = np.isfinite(points[:, :3]).all(1)
     if not finite.any():
@@ -100,7 +151,9 @@ def read_points(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Motion:
-    """How the car moves while the LiDAR scans: along its own x axis, turning at a constant rate about its own axes (x forward, z down)."""
+    """How the car moves while the LiDAR scans: along its own x axis, turning at a constant rate about its own
+    axes (x forward, z down).
+    """
 
     speed: float  # m/s
     rates: np.ndarray  # (3,) rad/s
@@ -126,11 +179,14 @@ def read_motion(path: Path) -> Motion:
     return Motion(fields["gSpeed"] / 1e3, np.deg2rad(rates / 1e5))
 
 
-def compensate(points: np.ndarray, exposure: float, motion: Motion, lidar2car: np.ndarray, where="points") -> np.ndarray:
-    """Points (N, 6) -> the same, each moved to where it would be measured from the car at the time ``exposure`` (s).
+def compensate(
+    points: np.ndarray, exposure: float, motion: Motion, lidar2car: np.ndarray, where="points"
+) -> np.ndarray:
+    """Points (N, 6) -> the same, each moved to where it would be measured from the car at the time
+    ``exposure`` (s).
 
-    In the car's frame, with w the rates, v the velocity and t = time of the point - exposure: p' = exp([w] t) p + ∫ exp([w] s) v ds over
-    [0, t], the exact motion on an arc. Static surroundings are assumed.
+    In the car's frame, with w the rates, v the velocity and t = time of the point - exposure: p' = exp([w] t)
+    p + ∫ exp([w] s) v ds over [0, t], the exact motion on an arc. Static surroundings are assumed.
 
     Raises:
         DataError: points and exposure lie more than a second apart; names ``where``.
@@ -138,7 +194,9 @@ def compensate(points: np.ndarray, exposure: float, motion: Motion, lidar2car: n
     seconds = points[:, 5] - exposure
     if not np.abs(seconds).max(initial=0) < CLOCK:
         apart = np.abs(seconds).max()
-        raise DataError(f"{where}: a point lies {apart:.3g} s from the exposure; expected less than {CLOCK:g} s, both on one clock")
+        raise DataError(
+            f"{where}: a point lies {apart:.3g} s from the exposure; expected less than {CLOCK:g} s, both on one clock"
+        )
     velocity, rate = np.array([motion.speed, 0, 0]), np.linalg.norm(motion.rates)
     place = points[:, :3] @ lidar2car[:3, :3].T + lidar2car[:3, 3]
     t = seconds[:, None]
@@ -147,7 +205,11 @@ def compensate(points: np.ndarray, exposure: float, motion: Motion, lidar2car: n
         along = axis * (place @ axis)[:, None]
         place = along + (place - along) * np.cos(angle) + np.cross(axis, place) * np.sin(angle)
         forward = axis * (velocity @ axis)
-        shift = forward * t + (velocity - forward) * np.sin(angle) / rate + np.cross(axis, velocity) * (1 - np.cos(angle)) / rate
+        shift = (
+            forward * t
+            + (velocity - forward) * np.sin(angle) / rate
+            + np.cross(axis, velocity) * (1 - np.cos(angle)) / rate
+        )
     else:
         shift = velocity * t
     moved = points.copy()
@@ -155,15 +217,23 @@ def compensate(points: np.ndarray, exposure: float, motion: Motion, lidar2car: n
     return moved
 
 
-def visible(places: np.ndarray, camera: np.ndarray, to_camera: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the points (N, 3) in m the camera sees, as indices (n,), and in which flat pixel row · width + column (n,)."""
+def visible(
+    places: np.ndarray, camera: np.ndarray, to_camera: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the points (N, 3) in m the camera sees, as indices (n,), and in which flat pixel row · width +
+    column (n,).
+    """
     matrix = camera @ to_camera[:3]
     u, v, depth = (places @ matrix[:, :3].T + matrix[:, 3]).T
     return _pixels(u, v, depth, size)
 
 
-def _pixels(u: np.ndarray, v: np.ndarray, w: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and flat pixels of the homogeneous pixel coordinates (u, v, w) that lie in front of the camera and inside the image."""
+def _pixels(
+    u: np.ndarray, v: np.ndarray, w: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and flat pixels of the homogeneous pixel coordinates (u, v, w) that lie in front of the camera
+    and inside the image.
+    """
     height, width = size
     front = np.flatnonzero(w > 0)
     if len(front) < len(w):
@@ -174,12 +244,15 @@ def _pixels(u: np.ndarray, v: np.ndarray, w: np.ndarray, size: tuple[int, int]) 
     return front[inside], (row[inside] * width + column[inside]).astype(np.int64)
 
 
-def nearest(pixel: np.ndarray, distance: np.ndarray, size: tuple[int, int], enlarge: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    pixel: np.ndarray, distance: np.ndarray, size: tuple[int, int], enlarge: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Z-buffer: of the points that land in one pixel the nearest is seen (of equal ones the first).
 
     Args:
         pixel, distance: (n,) flat pixel and distance of each point.
-        enlarge: every point covers enlarge × enlarge pixels, for an even number one more to the right and below.
+        enlarge: every point covers enlarge × enlarge pixels, for an even number one more to the right and
+            below.
 
     Returns:
         Flat pixels that are hit (m,), each once, in any order, and the index of the point seen in each (m,).
@@ -191,7 +264,10 @@ def nearest(pixel: np.ndarray, distance: np.ndarray, size: tuple[int, int], enla
         reach = np.arange(enlarge) - (enlarge - 1) // 2
         row, column = (pixel // width)[:, None, None] + reach[:, None], (pixel % width)[:, None, None] + reach
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pixel, point = (row * width + column)[inside], np.broadcast_to(point[:, None, None], inside.shape)[inside]
+        pixel, point = (
+            (row * width + column)[inside],
+            np.broadcast_to(point[:, None, None], inside.shape)[inside],
+        )
     distance = distance[point]
     buffer = np.full(height * width, np.inf)
     np.minimum.at(buffer, pixel, distance)
@@ -204,11 +280,18 @@ def nearest(pixel: np.ndarray, distance: np.ndarray, size: tuple[int, int], enla
 
 
 def lidar_returns(
-    points: np.ndarray, camera: np.ndarray, lidar2camera: np.ndarray, size: tuple[int, int], enlarge: int = 1, near: float = 1.0
+    points: np.ndarray,
+    camera: np.ndarray,
+    lidar2camera: np.ndarray,
+    size: tuple[int, int],
+    enlarge: int = 1,
+    near: float = 1.0,
 ):
-    """What the camera sees of LiDAR points (N, 6): flat pixels (m,) and (m, 3) float64 range in m, intensity, height in m.
+    """What the camera sees of LiDAR points (N, 6): flat pixels (m,) and (m, 3) float64 range in m, intensity,
+    height in m.
 
-    Range and height are the LiDAR's own, measured from it. Points nearer than ``near`` m are the car itself and left out.
+    Range and height are the LiDAR's own, measured from it. Points nearer than ``near`` m are the car itself
+    and left out.
     """
     places = points[:, :3]
     distance = np.sqrt(np.einsum("ij,ij->i", places, places))
@@ -221,10 +304,12 @@ def lidar_returns(
 
 
 def read_events(path: Path, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Events of the last ``window`` microseconds before the last one: x, y, p (n,), p = 1 brighter, 0 darker. In any order in the file.
+    """Events of the last ``window`` microseconds before the last one: x, y, p (n,), p = 1 brighter, 0 darker.
+    In any order in the file.
 
     Raises:
-        DataError: missing, damaged, or not events/{x,y,t,p} of one length, finite, p of 0 and 1; names the file.
+        DataError: missing, damaged, or not events/{x,y,t,p} of one length, finite, p of 0 and 1; names the
+            file.
         ValueError: h5py, or hdf5plugin with the filters these files are packed with, is not installed.
     """
     try:
@@ -236,29 +321,45 @@ def read_events(path: Path, window: int) -> tuple[np.ndarray, np.ndarray, np.nda
         with h5py.File(path, "r") as file:
             stored = [file[f"events/{name}"] for name in "xytp"]
             kinds = [getattr(each, "dtype", np.dtype(object)).kind for each in stored]
-            if any(kind not in "biuf" for kind in kinds) or len({each.shape for each in stored}) > 1 or len(stored[0].shape) != 1:
-                raise DataError(f"{path}: events/x, y, t, p have other types or lengths; expected four rows of numbers, one length")
+            if (
+                any(kind not in "biuf" for kind in kinds)
+                or len({each.shape for each in stored}) > 1
+                or len(stored[0].shape) != 1
+            ):
+                raise DataError(
+                    f"{path}: events/x, y, t, p have other types or lengths; expected four rows of numbers, one length"
+                )
             t = stored[2][:]
             if not len(t):
                 return tuple(np.zeros(0) for _ in range(3))
             if not np.isfinite(t).all():
                 raise DataError(f"{path}: NaN or infinite event times")
-            recent = t >= t.max().item() - window  # a Python number: an unsigned 64-bit time would wrap below zero
+            recent = (
+                t >= t.max().item() - window
+            )  # a Python number: an unsigned 64-bit time would wrap below zero
             first, last = (place := np.flatnonzero(recent))[0], place[-1] + 1
             x, y, p = (stored[i][first:last][recent[first:last]] for i in (0, 1, 3))
     except FileNotFoundError as error:
         raise DataError(f"{path}: not found") from error
     except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); expected HDF5 with events/x, y, t, p") from error
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); expected HDF5 with events/x, y, t, p"
+        ) from error
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise DataError(f"{path}: NaN or infinite event coordinates")
     if not ((p == 0) | (p == 1)).all():
-        raise DataError(f"{path}: polarities {np.unique(p)[:5].tolist()}; expected 0 (darker) and 1 (brighter)")
+        raise DataError(
+            f"{path}: polarities {np.unique(p)[:5].tolist()}; expected 0 (darker) and 1 (brighter)"
+        )
     return x, y, p
 
 
-def event_counts(x: np.ndarray, y: np.ndarray, p: np.ndarray, homography: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 2) int64: events with p = 1 and with p = 0 in every pixel of the camera, through ``homography`` (3, 3)."""
+def event_counts(
+    x: np.ndarray, y: np.ndarray, p: np.ndarray, homography: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """(H, W, 2) int64: events with p = 1 and with p = 0 in every pixel of the camera, through ``homography``
+    (3, 3).
+    """
     cells = [np.zeros(0, np.int64)]
     for first in range(0, len(x), CHUNK):
         u, v = (np.asarray(values[first : first + CHUNK], np.float64) for values in (x, y))

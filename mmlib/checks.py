@@ -31,7 +31,8 @@ def _short(value) -> str:
 
 
 def check(function: Callable, cases: Sequence[tuple[tuple, object]], tolerance: float = 1e-6) -> bool:
-    """Call ``function(*arguments)`` for each (arguments, expected) and print one line; on the first difference, both values.
+    """Call ``function(*arguments)`` for each (arguments, expected) and print one line; on the first
+    difference, both values.
 
     An exercise that still returns None is reported as open, not as wrong.
     """
@@ -46,14 +47,17 @@ def check(function: Callable, cases: Sequence[tuple[tuple, object]], tolerance: 
             print(f"{name}: open - it returns None. Case 1 expects {_short(expected)}")
             return False
         if not _equal(found, expected, tolerance):
-            print(f"{name}: case {number} of {len(cases)} differs\n  expected {_short(expected)}\n  yours    {_short(found)}")
+            print(
+                f"{name}: case {number} of {len(cases)} differs\n  expected {_short(expected)}\n  yours    {_short(found)}"
+            )
             return False
     print(f"{name}: all {len(cases)} cases agree")
     return True
 
 
 def within(what: str, value: float, low: float, high: float) -> None:
-    """Print that ``value`` lies in [low, high], without the value itself: trained numbers differ between processors, verdicts do not.
+    """Print that ``value`` lies in [low, high], without the value itself: trained numbers differ between
+    processors, verdicts do not.
 
     Raises:
         AssertionError: it does not; then the value is shown.

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from .data import world
+from . import world
 from .evaluation.statistics import estimate
 from .predict import PredictConfig, run_predict
 from .recipes import read_recipe
@@ -30,12 +30,16 @@ from .unsupervised.training import cluster
 
 @dataclass(frozen=True)
 class RenderConfig:
-    """Render the sensor world as a prepared data set: street or room scenes, eight registered sensors, labels."""
+    """Render the sensor world as a prepared data set: street or room scenes, eight registered sensors,
+    labels.
+    """
 
     scene: tyro.conf.Positional[Literal["street", "room"]] = "street"
     """Which scenes."""
     out: str = ""
-    """Folder to write; empty = the cache ($MMLIB_DATA, else ~/.cache/mmlib), where 'train --data street' finds it."""
+    """Folder to write; empty = the cache ($MMLIB_DATA, else ~/.cache/mmlib), where 'train --data street'
+    finds it.
+    """
     train: int = 400
     """Number of training frames."""
     val: int = 64
@@ -45,7 +49,9 @@ class RenderConfig:
     size: tuple[int, int] = (96, 128)
     """Height and width in pixels."""
     modalities: tuple[str, ...] = ()
-    """Sensors to render, by name, of rgb depth event lidar thermal nir dolp aolp; none given = the first four."""
+    """Sensors to render, by name, of rgb depth event lidar thermal nir dolp aolp; none given = the first
+    four.
+    """
     progress: bool = True
     """Show a progress bar."""
 
@@ -68,7 +74,9 @@ RECIPE = "JSON file of settings, such as data_scripts/recipes/NAME.json: they re
 class TrainCommand(TrainConfig):
     recipe: Annotated[str, tyro.conf.arg(help=RECIPE)] = ""
     dry_run: bool = False
-    """Measure a few steps, print what the training would cost in work, memory, time and disk, and write nothing to OUT."""
+    """Measure a few steps, print what the training would cost in work, memory, time and disk, and write
+    nothing to OUT.
+    """
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,22 @@ MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher st
 
 
 def with_recipe(name: str, arguments: list[str]):
-    """Defaults of the command ``name``: with those of the recipe, if ``arguments`` call this command with one."""
+    """Defaults of the command ``name``: with those of the recipe, if ``arguments`` call this command with
+    one.
+    """
     kind = COMMANDS[name]
     config = kind(data=tyro.MISSING, out=tyro.MISSING)
-    words = [word for argument in arguments for word in (argument.split("=", 1) if argument.startswith("--recipe=") else [argument])]
+    words = [
+        word
+        for argument in arguments
+        for word in (argument.split("=", 1) if argument.startswith("--recipe=") else [argument])
+    ]
     paths = [path for flag, path in zip(words, words[1:]) if flag == "--recipe"]
-    return read_recipe(paths[-1], name, kind.__base__).applied(config) if paths and arguments[0] == name else config
+    return (
+        read_recipe(paths[-1], name, kind.__base__).applied(config)
+        if paths and arguments[0] == name
+        else config
+    )
 
 
 def settings_of(command, name: str):
@@ -114,19 +132,29 @@ def run_train(command: TrainCommand) -> None:
     if report:  # on the main process only
         scores = report["scores"]
         summary = scores["summary"]["all"]
-        print("mIoU in % on val, by subset: " + "  ".join(f"{name} {value:.1f}" for name, value in scores["miou"]["all"].items()))
-        print(f"full {summary['full']:.1f}, mean {summary['mean']:.1f}, min {summary['min']:.1f}, std {summary['std']:.1f}; "
-              f"{report['steps']} steps, {report['seconds']:.0f} s; {config.out}/report.json")  # fmt: skip
+        print(
+            "mIoU in % on val, by subset: "
+            + "  ".join(f"{name} {value:.1f}" for name, value in scores["miou"]["all"].items())
+        )
+        print(
+            f"full {summary['full']:.1f}, mean {summary['mean']:.1f}, min {summary['min']:.1f}, std {summary['std']:.1f}; "
+            f"{report['steps']} steps, {report['seconds']:.0f} s; {config.out}/report.json"
+        )
 
 
 def find_sensors(config: ClusterConfig) -> ClusterConfig:
-    """``config`` with its data found; a scene of the sensor world is rendered with the sensors that clustering compares."""
+    """``config`` with its data found; a scene of the sensor world is rendered with the sensors that
+    clustering compares.
+    """
     if config.data not in SCENES or Path(config.data).exists():
         return config
     usual = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")
     names = usual if set(config.modalities) <= set(usual) else world.ALL
-    return replace(config, data=str(world.ensure(config.data, modalities=names, progress=config.progress)),
-                   modalities=config.modalities or usual)  # fmt: skip
+    return replace(
+        config,
+        data=str(world.ensure(config.data, modalities=names, progress=config.progress)),
+        modalities=config.modalities or usual,
+    )
 
 
 def run_cluster(command: ClusterCommand) -> None:
@@ -143,15 +171,23 @@ def run_cluster(command: ClusterCommand) -> None:
 def print_clusters(report: dict) -> None:
     if report["scores"]:
         scores, repeats = report["scores"], estimate([entry["miou"] for entry in report["kmeans"]])
-        print(f"in % on {report['split']}, state chosen by {report['chosen by']}; clusters named by Hungarian matching on the same split")
+        print(
+            f"in % on {report['split']}, state chosen by {report['chosen by']}; clusters named by Hungarian matching on the same split"
+        )
         for group, value in scores["miou"].items():
-            print(f"  {group.removeprefix('condition='):8} mIoU {value:.1f}  accuracy {scores['accuracy'][group]:.1f}")
+            print(
+                f"  {group.removeprefix('condition='):8} mIoU {value:.1f}  accuracy {scores['accuracy'][group]:.1f}"
+            )
         classes = scores["iou"]["all"].items()  # a class that this split does not show has no score
-        print("  " + "  ".join(f"{name} {'–' if value is None else f'{value:.0f}'}" for name, value in classes))
+        print(
+            "  " + "  ".join(f"{name} {'–' if value is None else f'{value:.0f}'}" for name, value in classes)
+        )
         print(f"  k-means repeated with other seeds: mIoU {repeats}")
     found = report["collapse"]
-    print(f"effective rank {found['effective_rank']:.1f}, mean similarity of random pairs {found['mean_similarity']:.2f}, clusters hold "
-          f"{100 * found['use_min']:.1f} to {100 * found['use_max']:.1f} % of the tokens; {report['seconds']:.0f} s")  # fmt: skip
+    print(
+        f"effective rank {found['effective_rank']:.1f}, mean similarity of random pairs {found['mean_similarity']:.2f}, clusters hold "
+        f"{100 * found['use_min']:.1f} to {100 * found['use_max']:.1f} % of the tokens; {report['seconds']:.0f} s"
+    )
 
 
 def run_search(config: SearchConfig) -> None:
@@ -159,11 +195,17 @@ def run_search(config: SearchConfig) -> None:
     best, ranks = report["best"], report.get("rank correlation with mIoU", {})
     print(f"{report['finished']} trials of {report['method']}; best chosen by {report['chosen by']}:")
     print(
-        f"  trial {best['number']}: {best['value']:.4f} with " + ", ".join(f"{k} {v:.3g}" for k, v in best.items() if isinstance(v, float))
+        f"  trial {best['number']}: {best['value']:.4f} with "
+        + ", ".join(f"{k} {v:.3g}" for k, v in best.items() if isinstance(v, float))
     )
     if ranks:
-        print(f"  its mIoU {best['scores']['miou']:.1f} %, the best of any trial {report['best mIoU of any trial']:.1f} %")
-        print("  rank correlation with mIoU: " + ", ".join(f"{name} {value:+.2f}" for name, value in ranks.items()))
+        print(
+            f"  its mIoU {best['scores']['miou']:.1f} %, the best of any trial {report['best mIoU of any trial']:.1f} %"
+        )
+        print(
+            "  rank correlation with mIoU: "
+            + ", ".join(f"{name} {value:+.2f}" for name, value in ranks.items())
+        )
 
 
 def run_segment(config: SegmentConfig) -> None:
@@ -178,16 +220,32 @@ def run_pretrain(config: PretrainConfig) -> None:
 
 
 # Numbers that may be negative, or whose own check says more.
-SIGNED = ("failures", "maps", "centre_images", "bias", "factor", "numbers", "lambda_p", "lambda_f", "seed", "kmeans_seed", "search_seed")
+SIGNED = (
+    "failures",
+    "maps",
+    "centre_images",
+    "bias",
+    "factor",
+    "numbers",
+    "lambda_p",
+    "lambda_f",
+    "seed",
+    "kmeans_seed",
+    "search_seed",
+)
 
 
 def check_numbers(config) -> None:
-    """Raise ValueError, naming the flag, for a number that is not finite, or negative where that means nothing."""
+    """Raise ValueError, naming the flag, for a number that is not finite, or negative where that means
+    nothing.
+    """
     for name in (field.name for field in fields(config)):
         value = getattr(config, name)
         if is_dataclass(value):
             check_numbers(value)
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        values = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+        )
         for number in (v for v in values if isinstance(v, int | float)):
             if not math.isfinite(number) or (number < 0 and name not in SIGNED):
                 wanted = "a finite number" + ", 0 or more" * (name not in SIGNED)
@@ -195,9 +253,13 @@ def check_numbers(config) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and run it. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for the traceback."""
+    """Parse the command line and run it. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for
+    the traceback.
+    """
     try:
-        defaults = {name: with_recipe(name, sys.argv[1:] if arguments is None else arguments) for name in COMMANDS}
+        defaults = {
+            name: with_recipe(name, sys.argv[1:] if arguments is None else arguments) for name in COMMANDS
+        }
     except ValueError as error:
         sys.exit(f"error: {error}")
     command = (
@@ -207,25 +269,42 @@ def main(arguments: list[str] | None = None) -> None:
         | Annotated[CompareConfig, tyro.conf.subcommand("compare", prefix_name=False)]
         | Annotated[PredictConfig, tyro.conf.subcommand("predict", prefix_name=False)]
         | Annotated[ExportConfig, tyro.conf.subcommand("export", prefix_name=False)]
-        | Annotated[ClusterCommand, tyro.conf.subcommand("cluster", prefix_name=False, default=defaults["cluster"])]
+        | Annotated[
+            ClusterCommand, tyro.conf.subcommand("cluster", prefix_name=False, default=defaults["cluster"])
+        ]
         | Annotated[SearchConfig, tyro.conf.subcommand("search", prefix_name=False)]
         | Annotated[SegmentConfig, tyro.conf.subcommand("segment", prefix_name=False)]
         | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain", prefix_name=False)]
     )
-    config = tyro.cli(command, prog="python -m mmlib", description="Multi-modal semantic segmentation that does not lean on one sensor.",
-                      args=arguments, config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
-    run = {RenderConfig: run_render, TrainCommand: run_train, EvaluateConfig: run_evaluate, CompareConfig: run_compare,
-           PredictConfig: run_predict, ExportConfig: run_export,
-           ClusterCommand: run_cluster, SearchConfig: run_search, SegmentConfig: run_segment,
-           PretrainConfig: run_pretrain}[type(config)]  # fmt: skip
+    config = tyro.cli(
+        command,
+        prog="python -m mmlib",
+        description="Multi-modal semantic segmentation that does not lean on one sensor.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    run = {
+        RenderConfig: run_render,
+        TrainCommand: run_train,
+        EvaluateConfig: run_evaluate,
+        CompareConfig: run_compare,
+        PredictConfig: run_predict,
+        ExportConfig: run_export,
+        ClusterCommand: run_cluster,
+        SearchConfig: run_search,
+        SegmentConfig: run_segment,
+        PretrainConfig: run_pretrain,
+    }[type(config)]
     try:
         check_numbers(config)
         run(config)
     except torch.OutOfMemoryError as error:
         if os.environ.get("MMLIB_DEBUG"):
             raise
-        sys.exit(f"error: the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double --accumulate in "
-                 "training), or give --checkpointing or a smaller --crop")  # fmt: skip
+        sys.exit(
+            f"error: the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double --accumulate in "
+            "training), or give --checkpointing or a smaller --crop"
+        )
     except (ValueError, OSError) as error:
         if os.environ.get("MMLIB_DEBUG"):
             raise

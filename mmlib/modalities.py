@@ -29,14 +29,17 @@ class Modality:
         symbol: one capital letter, used in the names of modality subsets ("RDE").
         channels: number of channels C.
         unit: physical unit of the values.
-        low, high: usual range of the physical values; used to picture them and to bound noise, never to clip data.
+        low, high: usual range of the physical values; used to picture them and to bound noise, never to clip
+            data.
         colour: the modality's colour in every figure, slider and table.
         dtype: how values are stored ("uint8", "uint16" or "float32").
         scale, offset: physical = stored * scale + offset.
         compress: whether the network sees sign(x)·log(1 + |x|) instead of x (long-tailed ranges and counts).
-        sparse: whether 0 means "no measurement": such images are resized by nearest neighbour, never interpolated.
-        mean, std: per-channel statistics of the (compressed) values over the training split; () = not measured yet.
-        flip_negates: channels that change sign when the image is mirrored left-right (the sine of a doubled angle).
+        sparse: whether 0 means "no measurement": such images are resized by nearest neighbour, never
+        interpolated. mean, std: per-channel statistics of the (compressed) values over the training split; ()
+        = not measured yet.
+        flip_negates: channels that change sign when the image is mirrored left-right (the sine of a doubled
+            angle).
         picture: how to show it: "colour", "grey", "heat", "range", "events" or "angle".
         channel_names: one name per channel; () = none.
     """
@@ -63,17 +66,23 @@ class Modality:
         for field in ("mean", "std", "flip_negates", "channel_names"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not self.name.isidentifier() or not self.name.islower():
-            raise ValueError(f"modality name {self.name!r}: expected a lower-case identifier such as 'rgb' or 'depth'")
+            raise ValueError(
+                f"modality name {self.name!r}: expected a lower-case identifier such as 'rgb' or 'depth'"
+            )
         if len(self.symbol) != 1 or not self.symbol.isupper():
             raise ValueError(f"modality {self.name!r}: symbol {self.symbol!r} must be one capital letter")
         if self.channels < 1:
             raise ValueError(f"modality {self.name!r}: {self.channels} channels; expected 1 or more")
         if self.dtype not in STORED_DTYPES:
-            raise ValueError(f"modality {self.name!r}: dtype {self.dtype!r}; expected one of {', '.join(STORED_DTYPES)}")
+            raise ValueError(
+                f"modality {self.name!r}: dtype {self.dtype!r}; expected one of {', '.join(STORED_DTYPES)}"
+            )
         for field in ("mean", "std"):
             values = getattr(self, field)
             if values and len(values) != self.channels:
-                raise ValueError(f"modality {self.name!r}: {len(values)} values of {field} for {self.channels} channels")
+                raise ValueError(
+                    f"modality {self.name!r}: {len(values)} values of {field} for {self.channels} channels"
+                )
         if any(not value > 0 for value in self.std):
             raise ValueError(f"modality {self.name!r}: std {self.std} must be positive")
 
@@ -90,7 +99,9 @@ class Modality:
         return np.clip(np.rint(values), limits.min, limits.max).astype(self.dtype)
 
     def compressed(self, physical):
-        """Physical values as the network's statistics see them (numpy array or torch tensor in, the same out)."""
+        """Physical values as the network's statistics see them (numpy array or torch tensor in, the same
+        out).
+        """
         if not self.compress:
             return physical
         if isinstance(physical, np.ndarray):
@@ -104,7 +115,9 @@ class Modality:
             ValueError: the statistics were never measured.
         """
         if not self.mean or not self.std:
-            raise ValueError(f"modality {self.name!r} has no statistics; write its data set with mmlib.data.prepared, which measures them")
+            raise ValueError(
+                f"modality {self.name!r} has no statistics; write its data set with mmlib.data.prepared, which measures them"
+            )
         values = self.compressed(physical)
         if isinstance(values, np.ndarray):
             mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.mean, self.std))
@@ -121,12 +134,43 @@ class Modality:
 SENSORS: dict[str, Modality] = {
     m.name: m
     for m in (
-        Modality("rgb", "R", 3, "reflectance", colour="#D55E00", scale=1 / 255, picture="colour", channel_names=("red", "green", "blue")),
         Modality(
-            "depth", "D", 1, "m", 0, 80, "#0072B2", "uint16", 1 / 256, compress=True, sparse=True, picture="range", channel_names=("depth",)
+            "rgb",
+            "R",
+            3,
+            "reflectance",
+            colour="#D55E00",
+            scale=1 / 255,
+            picture="colour",
+            channel_names=("red", "green", "blue"),
         ),
         Modality(
-            "event", "E", 2, "events", 0, 6, "#CC79A7", compress=True, sparse=True, picture="events", channel_names=("brighter", "darker")
+            "depth",
+            "D",
+            1,
+            "m",
+            0,
+            80,
+            "#0072B2",
+            "uint16",
+            1 / 256,
+            compress=True,
+            sparse=True,
+            picture="range",
+            channel_names=("depth",),
+        ),
+        Modality(
+            "event",
+            "E",
+            2,
+            "events",
+            0,
+            6,
+            "#CC79A7",
+            compress=True,
+            sparse=True,
+            picture="events",
+            channel_names=("brighter", "darker"),
         ),
         Modality(
             "lidar",
@@ -143,9 +187,32 @@ SENSORS: dict[str, Modality] = {
             picture="range",
             channel_names=("range", "intensity", "height"),
         ),
-        Modality("thermal", "T", 1, "°C", -5, 45, "#E69F00", "uint16", 0.01, -100.0, picture="heat", channel_names=("temperature",)),
-        Modality("nir", "N", 1, "reflectance", colour="#56B4E9", scale=1 / 255, channel_names=("near infrared",)),
-        Modality("dolp", "P", 1, "fraction", colour="#B8A800", scale=1 / 255, channel_names=("degree of linear polarisation",)),
+        Modality(
+            "thermal",
+            "T",
+            1,
+            "°C",
+            -5,
+            45,
+            "#E69F00",
+            "uint16",
+            0.01,
+            -100.0,
+            picture="heat",
+            channel_names=("temperature",),
+        ),
+        Modality(
+            "nir", "N", 1, "reflectance", colour="#56B4E9", scale=1 / 255, channel_names=("near infrared",)
+        ),
+        Modality(
+            "dolp",
+            "P",
+            1,
+            "fraction",
+            colour="#B8A800",
+            scale=1 / 255,
+            channel_names=("degree of linear polarisation",),
+        ),
         Modality(
             "aolp",
             "A",

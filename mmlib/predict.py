@@ -1,4 +1,6 @@
-"""A trained segmenter on image files: masks, overlays and confidence, from whichever of its sensors are there, sample by sample."""
+"""A trained segmenter on image files: masks, overlays and confidence, from whichever of its sensors are
+there, sample by sample.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,17 @@ class PredictConfig:
     checkpoint: tyro.conf.Positional[str]
     """A best.safetensors or last.safetensors written by 'train'."""
     out: str
-    """Folder for masks/, overlays/, confidence/, classes.json and sheet.png. What it holds already is not predicted again."""
+    """Folder for masks/, overlays/, confidence/, classes.json and sheet.png. What it holds already is not
+    predicted again.
+    """
     sensors: tyro.conf.Positional[tuple[str, ...]] = ()
-    """SENSOR=PATH for each sensor that is there: a file, or a folder whose files of one name belong to one sample (.png .jpg .tif .npy)."""
+    """SENSOR=PATH for each sensor that is there: a file, or a folder whose files of one name belong to one
+    sample (.png .jpg .tif .npy).
+    """
     data: str = ""
-    """Instead of files: folder of a prepared data set, or 'street' or 'room' for the sensor world. It may lack sensors, and labels."""
+    """Instead of files: folder of a prepared data set, or 'street' or 'room' for the sensor world. It may
+    lack sensors, and labels.
+    """
     split: str = "test"
     """With --data: whose images."""
     fusion: Literal["mean", "total", "agreement", "selection", "entropy"] = "mean"
@@ -55,7 +63,9 @@ class PredictConfig:
     stride: tuple[int, int] = (0, 0)
     """Largest step between windows; 0 0 = two thirds of the window."""
     size: tuple[int, int] = (0, 0)
-    """Height and width to which images are resized for the network; masks have the size of the files in any case. 0 0 = as they are."""
+    """Height and width to which images are resized for the network; masks have the size of the files in any
+    case. 0 0 = as they are.
+    """
     batch_size: int = 4
     """Images, or windows, at a time."""
     sheet: int = 4
@@ -70,7 +80,9 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """What to predict: sample name -> the sensors that it has, in the network's order, and a reader name -> physical (C, H, W) images."""
+    """What to predict: sample name -> the sensors that it has, in the network's order, and a reader name ->
+    physical (C, H, W) images.
+    """
 
     sensors: dict[str, tuple[str, ...]]
     read: Callable[[str], dict[str, Tensor]]
@@ -81,8 +93,9 @@ def read_file(path: Path, modality: Modality) -> Tensor:
     """One sensor's image, stored as its modality says, as physical values (C, H, W) float32.
 
     Raises:
-        DataError: names the file: unreadable, another type or number of channels, NaN or a negative range, or an image of which Pillow
-            would silently make another (16 bits a colour channel, several pages, a photograph stored on its side).
+        DataError: names the file: unreadable, another type or number of channels, NaN or a negative range, or
+            an image of which Pillow would silently make another (16 bits a colour channel, several pages, a
+            photograph stored on its side).
     """
     expected = f"expected {modality.name} as {modality.dtype} with {modality.channels} channel{'s' * (modality.channels > 1)}"
     try:
@@ -96,36 +109,52 @@ def read_file(path: Path, modality: Modality) -> Tensor:
                 inside = image.tile[0][3] if image.tile else image.mode
                 inside = inside if isinstance(inside, str) else str(inside[0])
                 found = _MODES.get(image.mode, (image.mode, len(image.getbands())))
-                if image.mode in ("L", "RGB", "RGBA") and inside != image.mode:  # 16 or 4 bits a channel: Pillow would cut or stretch them
+                if (
+                    image.mode in ("L", "RGB", "RGBA") and inside != image.mode
+                ):  # 16 or 4 bits a channel: Pillow would cut or stretch them
                     found = inside, len(image.getbands())
                 if image.getexif().get(0x0112, 1) != 1 or getattr(image, "n_frames", 1) > 1:
-                    raise DataError(f"{path}: stored on its side (EXIF orientation), or several pages; save one upright image")
+                    raise DataError(
+                        f"{path}: stored on its side (EXIF orientation), or several pages; save one upright image"
+                    )
                 array = np.array(image) if found == (modality.dtype, modality.channels) else np.empty((1, 1))
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged files
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; damaged, or of another kind") from error
+        raise DataError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}; damaged, or of another kind"
+        ) from error
     if found != (modality.dtype, modality.channels):
-        raise DataError(f"{path}: {expected}, found {found[0]} with {found[1]}; convert the file to what the network was trained on")
+        raise DataError(
+            f"{path}: {expected}, found {found[0]} with {found[1]}; convert the file to what the network was trained on"
+        )
     array = array.reshape(*array.shape[:2], modality.channels)
     check_values(modality, array, str(path))
     return torch.from_numpy(np.ascontiguousarray(modality.to_physical(array).transpose(2, 0, 1)))
 
 
 def open_files(given: tuple[str, ...], network: Segmenter) -> Source:
-    """Samples of files given as SENSOR=PATH: the files of one stem, in folders; or one sample, if every path is a file.
+    """Samples of files given as SENSOR=PATH: the files of one stem, in folders; or one sample, if every path
+    is a file.
 
     Raises:
         ValueError: not of that form, an unknown or repeated sensor.
-        DataError: no such path, a folder without images or with two files of one stem, folders that share no stem.
+        DataError: no such path, a folder without images or with two files of one stem, folders that share no
+            stem.
     """
     paths: dict[str, Path] = {}
     for entry in given:
         name, equals, path = entry.partition("=")
         if not equals or not path:
-            raise ValueError(f"{entry!r}: expected SENSOR=PATH, such as {next(iter(network.modalities))}=images")
+            raise ValueError(
+                f"{entry!r}: expected SENSOR=PATH, such as {next(iter(network.modalities))}=images"
+            )
         if name not in network.modalities or name in paths:
-            problem = "given twice" if name in paths else f"unknown sensor; this network knows {', '.join(network.modalities)}"
+            problem = (
+                "given twice"
+                if name in paths
+                else f"unknown sensor; this network knows {', '.join(network.modalities)}"
+            )
             raise ValueError(f"{entry!r}: {problem}")
         paths[name] = Path(path)
         if not paths[name].exists():
@@ -140,22 +169,32 @@ def open_files(given: tuple[str, ...], network: Segmenter) -> Source:
                     raise DataError(f"{path}: expected a file that ends in {' '.join(SUFFIXES)}")
                 continue
             if file.stem in found:
-                raise DataError(f"{path}: {found[file.stem].name} and {file.name} are one sample's name twice; keep one")
+                raise DataError(
+                    f"{path}: {found[file.stem].name} and {file.name} are one sample's name twice; keep one"
+                )
             found[file.stem] = file
         if not found:
-            raise DataError(f"{path}: no image in this folder; expected files that end in {' '.join(SUFFIXES)}")
+            raise DataError(
+                f"{path}: no image in this folder; expected files that end in {' '.join(SUFFIXES)}"
+            )
         for stem, file in found.items():
             files.setdefault(next(iter(files), stem) if alone else stem, {})[name] = file
     if len(paths) > 1 and all(len(of) == 1 for of in files.values()):
-        examples = ", ".join(f"{name} has {next(stem for stem, of in files.items() if name in of)}" for name in paths)
-        raise DataError(f"no two sensors share the name of a sample ({examples}); name the files of one sample alike")
+        examples = ", ".join(
+            f"{name} has {next(stem for stem, of in files.items() if name in of)}" for name in paths
+        )
+        raise DataError(
+            f"no two sensors share the name of a sample ({examples}); name the files of one sample alike"
+        )
     modalities = network.modalities
 
     def read(stem: str) -> dict[str, Tensor]:
         images = {name: read_file(file, modalities[name]) for name, file in files[stem].items()}
         sizes = {name: tuple(image.shape[1:]) for name, image in images.items()}
         if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{files[stem][name]} is {height} × {width}" for name, (height, width) in sizes.items())
+            listed = ", ".join(
+                f"{files[stem][name]} is {height} × {width}" for name, (height, width) in sizes.items()
+            )
             raise DataError(f"{stem}: sizes differ: {listed}; bring the sensors to one view and size first")
         return images
 
@@ -171,7 +210,11 @@ def open_data(root: str, split: str, network: Segmenter) -> Source:
     dataset.labelled = False  # labels are not read
     dataset.modalities = normalised_as(network, dataset)
     index = {row["id"]: i for i, row in enumerate(dataset.rows)}
-    return Source({stem: tuple(names) for stem in index}, lambda stem: dataset.physical(index[stem])[0], dataset.modalities)
+    return Source(
+        {stem: tuple(names) for stem in index},
+        lambda stem: dataset.physical(index[stem])[0],
+        dataset.modalities,
+    )
 
 
 def outputs(out: Path, stem: str) -> list[Path]:
@@ -179,23 +222,41 @@ def outputs(out: Path, stem: str) -> list[Path]:
     return [out / folder / f"{stem}.png" for folder in OUTPUTS]
 
 
-def plan_folder(config: PredictConfig, network: Segmenter, source: Source) -> tuple[list[str], list[Path], dict]:
-    """(samples that remain to be predicted, files to remove before that, the content of classes.json); writes nothing.
+def plan_folder(
+    config: PredictConfig, network: Segmenter, source: Source
+) -> tuple[list[str], list[Path], dict]:
+    """(samples that remain to be predicted, files to remove before that, the content of classes.json); writes
+    nothing.
 
     Raises:
         ValueError: the folder holds predictions of other settings.
     """
     out = Path(config.out)
     with open(config.checkpoint, "rb") as file:
-        checkpoint = {"file": Path(config.checkpoint).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        checkpoint = {
+            "file": Path(config.checkpoint).name,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
     settings = {
-        "classes": [{"id": k, "name": n, "colour": list(c)} for k, (n, c) in enumerate(zip(network.classes, network.palette))],
-        "checkpoint": checkpoint, "fusion": "centred" if network.config.fusion == "centred" else config.fusion,
-        "window": list(config.window), "stride": list(config.stride), "size": list(config.size),
-    }  # fmt: skip
-    notes = {"masks": "class ids", "confidence": "value / 65535 = probability that the network gives the class in masks/",
-             "protocol": "drop: absent sensors are left out"}  # fmt: skip
-    samples = {s: {"sensors": list(n), "absent": [m for m in network.modalities if m not in n]} for s, n in source.sensors.items()}
+        "classes": [
+            {"id": k, "name": n, "colour": list(c)}
+            for k, (n, c) in enumerate(zip(network.classes, network.palette))
+        ],
+        "checkpoint": checkpoint,
+        "fusion": "centred" if network.config.fusion == "centred" else config.fusion,
+        "window": list(config.window),
+        "stride": list(config.stride),
+        "size": list(config.size),
+    }
+    notes = {
+        "masks": "class ids",
+        "confidence": "value / 65535 = probability that the network gives the class in masks/",
+        "protocol": "drop: absent sensors are left out",
+    }
+    samples = {
+        s: {"sensors": list(n), "absent": [m for m in network.modalities if m not in n]}
+        for s, n in source.sensors.items()
+    }
     path, earlier, stale = out / "classes.json", {}, []
     if not path.exists() and any((out / folder).exists() for folder in OUTPUTS):
         raise ValueError(
@@ -206,23 +267,42 @@ def plan_folder(config: PredictConfig, network: Segmenter, source: Source) -> tu
     elif path.exists():
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            earlier, changed = record["samples"], [key for key, value in settings.items() if record[key] != value]
+            earlier, changed = (
+                record["samples"],
+                [key for key, value in settings.items() if record[key] != value],
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: damaged, or not of this command ({error}); choose another folder, or give --overwrite") from error
+            raise ValueError(
+                f"{path}: damaged, or not of this command ({error}); choose another folder, or give --overwrite"
+            ) from error
         if changed:
-            raise ValueError(f"{out}: holds predictions of another {changed[0]}; choose another folder, or give --overwrite to start over")
-        stale = [file for s in samples if s in earlier and earlier[s] != samples[s] for file in outputs(out, s)]
-    done = {stem for stem in samples if all(file.exists() and file not in stale for file in outputs(out, stem))}
-    return [stem for stem in samples if stem not in done], stale, settings | notes | {"samples": earlier | samples}
+            raise ValueError(
+                f"{out}: holds predictions of another {changed[0]}; choose another folder, or give --overwrite to start over"
+            )
+        stale = [
+            file for s in samples if s in earlier and earlier[s] != samples[s] for file in outputs(out, s)
+        ]
+    done = {
+        stem for stem in samples if all(file.exists() and file not in stale for file in outputs(out, stem))
+    }
+    return (
+        [stem for stem in samples if stem not in done],
+        stale,
+        settings | notes | {"samples": earlier | samples},
+    )
 
 
 def batches(stems: list[str], source: Source, size: int) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """Consecutive samples with the same sensors and image size, at most ``size`` together: stem -> physical images."""
+    """Consecutive samples with the same sensors and image size, at most ``size`` together: stem -> physical
+    images.
+    """
     batch: dict[str, dict[str, Tensor]] = {}
     for stem in stems:
         images = source.read(stem)
         first = next(iter(batch.values()), images)
-        if len(batch) == size or {n: i.shape for n, i in first.items()} != {n: i.shape for n, i in images.items()}:
+        if len(batch) == size or {n: i.shape for n, i in first.items()} != {
+            n: i.shape for n, i in images.items()
+        }:
             yield batch
             batch = {}
         batch[stem] = images
@@ -232,21 +312,26 @@ def batches(stems: list[str], source: Source, size: int) -> Iterator[dict[str, d
 
 @torch.no_grad()
 def predict(config: PredictConfig) -> dict[str, tuple[str, ...]]:
-    """Predict every sample and write the folder ``config.out``; returns which sensors each sample was predicted from.
+    """Predict every sample and write the folder ``config.out``; returns which sensors each sample was
+    predicted from.
 
-    Files: masks/STEM.png (class ids, uint8), overlays/STEM.png (the first sensor's picture under the class colours), confidence/STEM.png
-    (uint16, 65535 = 1: the largest softmax probability of the fused logits), classes.json, sheet.png. Each is written whole or not at all.
-    Of logits at full size, those of one image exist at a time.
+    Files: masks/STEM.png (class ids, uint8), overlays/STEM.png (the first sensor's picture under the class
+    colours), confidence/STEM.png (uint16, 65535 = 1: the largest softmax probability of the fused logits),
+    classes.json, sheet.png. Each is written whole or not at all. Of logits at full size, those of one image
+    exist at a time.
 
     Raises:
-        ValueError: no images, wrong options, or an ``out`` folder of other settings. DataError: unreadable images; names the file.
+        ValueError: no images, wrong options, or an ``out`` folder of other settings. DataError: unreadable
+            images; names the file.
     """
     from .viz.figures import overlay, picture
 
     if bool(config.sensors) == bool(config.data):
         raise ValueError("give images either as SENSOR=PATH or by --data, one of them")
     if config.batch_size < 1 or (any(config.size) and min(config.size) < 1):
-        raise ValueError(f"--batch-size {config.batch_size}, --size {config.size[0]} {config.size[1]}: expected positive numbers")
+        raise ValueError(
+            f"--batch-size {config.batch_size}, --size {config.size[0]} {config.size[1]}: expected positive numbers"
+        )
     limit_threads()
     device, out = choose_device(config.device), Path(config.out)
     network = load_segmenter(config.checkpoint, device)
@@ -264,7 +349,9 @@ def predict(config: PredictConfig) -> dict[str, tuple[str, ...]]:
                 fused = fuse(options["encode"](network_input(batch, source, config.size, device)))
             except ValueError as error:
                 raise ValueError(f"{', '.join(batch)}: {error}") from error
-            if record:  # not before there is something to write: a bad first image leaves the folder as it was
+            if (
+                record
+            ):  # not before there is something to write: a bad first image leaves the folder as it was
                 for file in stale:
                     file.unlink(missing_ok=True)
                 write_json(out / "classes.json", record)
@@ -275,7 +362,13 @@ def predict(config: PredictConfig) -> dict[str, tuple[str, ...]]:
                 best = logits.max(0)
                 mask = best.indices.to(torch.uint8).cpu().numpy()
                 blended = overlay(picture(source.modalities[name], image), mask, network.palette)
-                confidence = (65535 * (best.values - logits.logsumexp(0)).double().exp()).round().cpu().numpy().astype(np.uint16)
+                confidence = (
+                    (65535 * (best.values - logits.logsumexp(0)).double().exp())
+                    .round()
+                    .cpu()
+                    .numpy()
+                    .astype(np.uint16)
+                )
                 for path, array in zip(outputs(out, stem), (mask, blended, confidence)):
                     with atomic_path(path) as temporary:
                         Image.fromarray(array).save(temporary)
@@ -284,12 +377,19 @@ def predict(config: PredictConfig) -> dict[str, tuple[str, ...]]:
     return source.sensors
 
 
-def network_input(batch: dict[str, dict[str, Tensor]], source: Source, size: tuple[int, int], device) -> dict[str, Tensor]:
-    """stem -> physical images, to sensor -> (B, C, H, W) as the network takes them, resized to ``size`` (0 0 = not)."""
+def network_input(
+    batch: dict[str, dict[str, Tensor]], source: Source, size: tuple[int, int], device
+) -> dict[str, Tensor]:
+    """stem -> physical images, to sensor -> (B, C, H, W) as the network takes them, resized to ``size`` (0 0
+    = not).
+    """
     result = {}
     for name in next(iter(batch.values())):
         modality = source.modalities[name]
-        stack = [resize(images[name], size, modality.sparse) if any(size) else images[name] for images in batch.values()]
+        stack = [
+            resize(images[name], size, modality.sparse) if any(size) else images[name]
+            for images in batch.values()
+        ]
         result[name] = modality.to_network(torch.stack(stack)).to(device)
     return result
 
@@ -301,12 +401,22 @@ def write_sheet(config: PredictConfig, network: Segmenter, source: Source) -> No
     from .viz.figures import STYLE, class_legend, picture, picture_grid, sensor_title
 
     stems, rows, ids = list(source.sensors)[: config.sheet], [], set()
-    given = {name: m for name, m in source.modalities.items() if any(name in names for names in source.sensors.values())}
+    given = {
+        name: m
+        for name, m in source.modalities.items()
+        if any(name in names for names in source.sensors.values())
+    }
     for stem in stems:
         mask, blended, confidence = (np.array(Image.open(path)) for path in outputs(Path(config.out), stem))
         images, blank = source.read(stem), np.full_like(blended, 217)
-        row = {sensor_title(m): picture(m, images[name]) if name in images else blank for name, m in given.items()}
-        row |= {"prediction": blended, "confidence, white = 1": np.repeat((confidence / 257).astype(np.uint8)[..., None], 3, 2)}
+        row = {
+            sensor_title(m): picture(m, images[name]) if name in images else blank
+            for name, m in given.items()
+        }
+        row |= {
+            "prediction": blended,
+            "confidence, white = 1": np.repeat((confidence / 257).astype(np.uint8)[..., None], 3, 2),
+        }
         step = -(-mask.shape[0] // 400)
         rows.append({title: image[::step, ::step] for title, image in row.items()})
         ids |= set(np.unique(mask).tolist())
@@ -328,6 +438,8 @@ def run_predict(config: PredictConfig) -> None:
     for names in dict.fromkeys(sensors.values()):
         stems = [stem for stem, of in sensors.items() if of == names]
         lacking = [name for name in given if name not in names]
-        listed = f"; no {', '.join(lacking)}: {', '.join(stems[:5])}{', …' * (len(stems) > 5)}" if lacking else ""
+        listed = (
+            f"; no {', '.join(lacking)}: {', '.join(stems[:5])}{', …' * (len(stems) > 5)}" if lacking else ""
+        )
         print(f"{len(stems)} sample{'s' * (len(stems) > 1)} from {', '.join(names)}{listed}")
     print(f"{config.out}: {', '.join(OUTPUTS)}, classes.json, sheet.png")

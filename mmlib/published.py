@@ -1,9 +1,10 @@
 """Results as papers print them, and whether what a paper says about them follows from them.
 
-``published_tables.json`` holds, for each paper, its tables cell by cell, the sentences that quote a number together with the cells each
-should follow from, the sentences that compare without a number, and the rows that report one setting twice. A printed number stands for an
-interval: 60.37 is any value in [60.365, 60.375]. All arithmetic is on intervals, so a number is called wrong only when no values behind
-the cells could have given it.
+``published_tables.json`` holds, for each paper, its tables cell by cell, the sentences that quote a number
+together with the cells each should follow from, the sentences that compare without a number, and the rows
+that report one setting twice. A printed number stands for an
+interval: 60.37 is any value in [60.365, 60.375]. All arithmetic is on intervals, so a number is called wrong
+only when no values behind the cells could have given it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from fractions import Fraction
 from pathlib import Path
 
 FILE = Path(__file__).with_name("published_tables.json")
-# What may stand in the place of a column, computed from a row's cells; "with Mean" counts the printed mean as one cell more.
+# What may stand in the place of a column, computed from a row's cells; "with Mean" counts the printed mean as
+# one cell more.
 STATISTICS = ("mean", "sd", "sample sd", "mean with Mean", "sd with Mean")
 
 
@@ -43,24 +45,32 @@ class Interval:
 
 
 def interval(number: Decimal | str) -> Interval:
-    """What a printed number stands for: ± half a unit of its last digit. "47.80" and "47.8" are not the same. A float: TypeError."""
+    """What a printed number stands for: ± half a unit of its last digit. "47.80" and "47.8" are not the same.
+    A float: TypeError.
+    """
     if isinstance(number, float):
-        raise TypeError(f"interval({number!r}): a float has lost its printed digits; pass the number as a string, as printed")
+        raise TypeError(
+            f"interval({number!r}): a float has lost its printed digits; pass the number as a string, as printed"
+        )
     number = Decimal(number)
     half = Fraction(10) ** number.as_tuple().exponent / 2
     return Interval(Fraction(number) - half, Fraction(number) + half)
 
 
 def mean(cells) -> Interval:
-    """Mean of printed numbers. It is known no better than its cells: ± 0.005 for two decimals, however many there are."""
+    """Mean of printed numbers. It is known no better than its cells: ± 0.005 for two decimals, however many
+    there are.
+    """
     parts = [interval(cell) for cell in cells]
     return Interval(sum(p.low for p in parts) / len(parts), sum(p.high for p in parts) / len(parts))
 
 
 def deviation(cells, ddof: int = 0) -> Interval:
-    """Standard deviation of n printed numbers: of a population (``ddof=0``) or of a sample (1). Too few cells: ValueError.
+    """Standard deviation of n printed numbers: of a population (``ddof=0``) or of a sample (1). Too few
+    cells: ValueError.
 
-    Moving every cell by at most h moves it by at most h √(n / (n − ddof)), because it is a norm of the centred cells.
+    Moving every cell by at most h moves it by at most h √(n / (n − ddof)), because it is a norm of the
+    centred cells.
     """
     n, values = len(cells), [Fraction(Decimal(cell)) for cell in cells]
     if n <= ddof:
@@ -75,10 +85,11 @@ def deviation(cells, ddof: int = 0) -> Interval:
 
 @dataclass(frozen=True)
 class Table:
-    """One block of cells with one unit: the cells of each row, and the mean printed beside them ({} where there is none).
+    """One block of cells with one unit: the cells of each row, and the mean printed beside them ({} where
+    there is none).
 
-    ``subsets``: the sensors that each column uses, one letter each ("FE"); () where columns are no subsets. ``sensors``: letter -> name
-    of a modality of ``mmlib.modalities``, for colours.
+    ``subsets``: the sensors that each column uses, one letter each ("FE"); () where columns are no subsets.
+    ``sensors``: letter -> name of a modality of ``mmlib.modalities``, for colours.
     """
 
     name: str
@@ -99,15 +110,19 @@ class Table:
 
     def by_subset(self, row: str) -> dict[str, Decimal]:
         if not self.subsets:
-            raise ValueError(f"the columns of {self.name} ({', '.join(self.columns)}) are no subsets of sensors")
+            raise ValueError(
+                f"the columns of {self.name} ({', '.join(self.columns)}) are no subsets of sensors"
+            )
         return dict(zip(self.subsets, self.cells(row)))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A number in the text. ``readings``: what the sentence can mean; none = no cell decides it. ``instead``: what else the number is.
+    """A number in the text. ``readings``: what the sentence can mean; none = no cell decides it. ``instead``:
+    what else the number is.
 
-    A reading is {"value": [table, row, column or statistic], "minus": the same, "percent": true}, the last two if needed.
+    A reading is {"value": [table, row, column or statistic], "minus": the same, "percent": true}, the last
+    two if needed.
     """
 
     id: str
@@ -121,8 +136,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence that compares without a number. ``positive``: the differences (readings with "minus") that are above zero if it is true
-    of every case; none = no cell decides it.
+    """A sentence that compares without a number. ``positive``: the differences (readings with "minus") that
+    are above zero if it is true of every case; none = no cell decides it.
     """
 
     id: str
@@ -159,15 +174,23 @@ def _get(mapping: dict, key: str, what: str):
 
 
 def _table(name: str, columns: list, rows: list, **other) -> Table:
-    wrong = [row[0] for row in rows if len(row) != len(columns) + 1 or [other[0] for other in rows].count(row[0]) > 1]
+    wrong = [
+        row[0]
+        for row in rows
+        if len(row) != len(columns) + 1 or [other[0] for other in rows].count(row[0]) > 1
+    ]
     if wrong:
-        raise ValueError(f"{name}: each row needs a name of its own and {len(columns)} numbers; look at {', '.join(wrong)}")
+        raise ValueError(
+            f"{name}: each row needs a name of its own and {len(columns)} numbers; look at {', '.join(wrong)}"
+        )
     last = len(columns) - (columns[-1] == "Mean")
     cells = {row[0]: tuple(row[1 : last + 1]) for row in rows}
     means = {row[0]: row[-1] for row in rows} if last < len(columns) else {}
     subsets = tuple(other.pop("subsets", columns[:last] if "sensors" in other else ()))
     if subsets and len(set(map(frozenset, subsets))) != last:
-        raise ValueError(f"{name}: expected {last} different subsets of sensors, one a column, got {', '.join(subsets)}")
+        raise ValueError(
+            f"{name}: expected {last} different subsets of sensors, one a column, got {', '.join(subsets)}"
+        )
     return Table(name, columns=tuple(columns[:last]), rows=cells, means=means, subsets=subsets, **other)
 
 
@@ -175,10 +198,14 @@ def load_paper(name: str, file: Path = FILE) -> Paper:
     """The printed tables and claims of one paper.
 
     Raises:
-        KeyError, ValueError: no such paper; a row of the wrong length; a claim that refers to a cell that is not there; a statement about
-            something that is no difference.
+        KeyError, ValueError: no such paper; a row of the wrong length; a claim that refers to a cell that is
+            not there; a statement about something that is no difference.
     """
-    given = _get(json.loads(Path(file).read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal), name, "paper")
+    given = _get(
+        json.loads(Path(file).read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal),
+        name,
+        "paper",
+    )
     tables = {entry["name"]: _table(**entry) for entry in given["tables"]}
     repeats = tuple(Repeat(**entry) for entry in given["repeats"])
     claims = tuple(Claim(**entry) for entry in given["claims"])
@@ -190,7 +217,9 @@ def load_paper(name: str, file: Path = FILE) -> Paper:
     for statement in statements:
         for reading in statement.positive:
             if "minus" not in reading:
-                raise ValueError(f"{statement.id}: {reading} is no difference; a statement says what is above what, so give it a minus")
+                raise ValueError(
+                    f"{statement.id}: {reading} is no difference; a statement says what is above what, so give it a minus"
+                )
             value(paper, reading)
     for repeat in repeats:
         repeat_gap(paper, repeat)
@@ -206,7 +235,9 @@ def _look_up(paper: Paper, table: str, row: str, column: str, printed_means: boo
         return interval(block.cell(row, column))
     if printed_means and column == "mean" and row in block.means:
         return interval(block.means[row])
-    cells = block.cells(row) + ((_get(block.means, row, f"{table}: printed mean of"),) if column.endswith("Mean") else ())
+    cells = block.cells(row) + (
+        (_get(block.means, row, f"{table}: printed mean of"),) if column.endswith("Mean") else ()
+    )
     return mean(cells) if column.startswith("mean") else deviation(cells, ddof=int(column == "sample sd"))
 
 
@@ -230,9 +261,10 @@ def value(paper: Paper, reading: dict, printed_means: bool = False) -> Interval:
 class Verdict:
     """What the cells say about a printed number.
 
-    ``kind``: "follows"; "off" (no reading gives it); "text wrong" (nor that, but it is something else of the tables than the sentence
-    says); "not decidable" (no cell bears on it). ``recomputed``: the nearest reading, if any. ``by_printed_means``: whether the same
-    arithmetic on the printed means gives the number; None where no printed mean is involved.
+    ``kind``: "follows"; "off" (no reading gives it); "text wrong" (nor that, but it is something else of the
+    tables than the sentence says); "not decidable" (no cell bears on it). ``recomputed``: the nearest
+    reading, if any. ``by_printed_means``: whether the same arithmetic on the printed means gives the number;
+    None where no printed mean is involved.
     """
 
     claim: Claim
@@ -243,7 +275,11 @@ class Verdict:
     @property
     def off(self) -> float:
         """Printed − recomputed."""
-        return math.nan if self.recomputed is None else interval(self.claim.printed).middle - self.recomputed.middle
+        return (
+            math.nan
+            if self.recomputed is None
+            else interval(self.claim.printed).middle - self.recomputed.middle
+        )
 
     def __str__(self) -> str:
         return f"off by {self.off:+.2f}" if self.kind == "off" else self.kind
@@ -265,7 +301,9 @@ def judge(paper: Paper, claim: Claim) -> Verdict:
 
 
 def tally(paper: Paper, statement: Statement) -> dict[str, list[dict]]:
-    """The cases of a statement: "holds", "fails" (the difference is negative) and "open" (rounding hides its sign)."""
+    """The cases of a statement: "holds", "fails" (the difference is negative) and "open" (rounding hides its
+    sign).
+    """
     found = {"holds": [], "open": [], "fails": []}
     for reading in statement.positive:
         difference = value(paper, reading)
@@ -284,7 +322,9 @@ def mean_claims(paper: Paper) -> list[Claim]:
 
 def repeat_gap(paper: Paper, repeat: Repeat) -> tuple[list[Decimal], float]:
     """(first − second cell by cell, the same of the means recomputed from the cells)."""
-    first, second = (_get(paper.tables, table, "table").cells(row) for table, row in (repeat.first, repeat.second))
+    first, second = (
+        _get(paper.tables, table, "table").cells(row) for table, row in (repeat.first, repeat.second)
+    )
     return [a - b for a, b in zip(first, second, strict=True)], (mean(first) - mean(second)).middle
 
 
@@ -292,27 +332,46 @@ def repeat_gap(paper: Paper, repeat: Repeat) -> tuple[list[Decimal], float]:
 
 
 def lowered(table: Table, row: str) -> tuple[list[tuple[str, str]], int]:
-    """(the inclusions, S and S with one sensor more, that lower the printed score; how many inclusions there are)."""
+    """(the inclusions, S and S with one sensor more, that lower the printed score; how many inclusions there
+    are).
+    """
     score = table.by_subset(row)
-    pairs = [(small, large) for small in score for large in score if len(large) == len(small) + 1 and set(small) < set(large)]
+    pairs = [
+        (small, large)
+        for small in score
+        for large in score
+        if len(large) == len(small) + 1 and set(small) < set(large)
+    ]
     return [(small, large) for small, large in pairs if score[large] < score[small]], len(pairs)
 
 
 def below_best_single(table: Table, row: str) -> tuple[list[str], int]:
-    """(the subsets of several sensors that score below the best of their own sensors alone; how many subsets of several there are)."""
+    """(the subsets of several sensors that score below the best of their own sensors alone; how many subsets
+    of several there are).
+    """
     score = table.by_subset(row)
     several = [subset for subset in score if len(subset) > 1]
-    best = {subset: max(_get(score, sensor, f"{table.name}: column of one sensor") for sensor in subset) for subset in several}
+    best = {
+        subset: max(_get(score, sensor, f"{table.name}: column of one sensor") for sensor in subset)
+        for subset in several
+    }
     return [subset for subset in several if score[subset] < best[subset]], len(several)
 
 
 def gains(table: Table, row: str) -> dict[str, Decimal]:
     """Column -> printed score minus the best printed score of the other rows."""
     others = [table.cells(name) for name in table.rows if name != row]
-    return {column: cell - max(best) for column, cell, best in zip(table.columns, table.cells(row), zip(*others))}
+    return {
+        column: cell - max(best) for column, cell, best in zip(table.columns, table.cells(row), zip(*others))
+    }
 
 
 def summary(table: Table, row: str) -> dict[str, float]:
     """full (all sensors), mean, min and sd (population) over the subsets, from the printed cells."""
     score, cells = table.by_subset(row), table.cells(row)
-    return {"full": float(score[max(score, key=len)]), "mean": mean(cells).middle, "min": float(min(cells)), "sd": deviation(cells).middle}
+    return {
+        "full": float(score[max(score, key=len)]),
+        "mean": mean(cells).middle,
+        "min": float(min(cells)),
+        "sd": deviation(cells).middle,
+    }

@@ -4,8 +4,8 @@
 
     {"about": "…", "train": {"lr": {"value": 6e-5, "source": "paper, section 5"}, …}, "cluster": {…}}
 
-A key is a flag's name with underscores. A source begins with "paper" (the paper whose method it is), "released code" (the paper's own
-or a relative's, named) or "ours".
+A key is a flag's name with underscores. A source begins with "paper" (the paper whose method it is),
+"released code" (the paper's own or a relative's, named) or "ours".
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ class Recipe:
     sources: dict[str, str]
 
     def applied(self, config, tables: bool = False):
-        """``config`` with these values, wherever in it they stand; with ``tables`` instead those that are dictionaries, where ``config``
-        has an empty one: a parser that knew them beforehand would turn every entry into a flag.
+        """``config`` with these values, wherever in it they stand; with ``tables`` instead those that are
+        dictionaries, where ``config`` has an empty one: a parser that knew them beforehand would turn every
+        entry into a flag.
         """
-        return _applied(config, {name: value for name, value in self.values.items() if isinstance(value, dict) == tables})
+        return _applied(
+            config, {name: value for name, value in self.values.items() if isinstance(value, dict) == tables}
+        )
 
     def described(self, config) -> str:
         """Each value and its source, and which of them ``config`` has overridden."""
@@ -44,7 +47,14 @@ class Recipe:
                 for step in (*where[0], name):
                     value = getattr(value, step)
                 given = f"{shown(self.values[name])}   ({self.sources[name]})"
-                lines.append(f"  {name} " + (given if value == self.values[name] else f"{shown(value)}, on the command line, not {given}"))
+                lines.append(
+                    f"  {name} "
+                    + (
+                        given
+                        if value == self.values[name]
+                        else f"{shown(value)}, on the command line, not {given}"
+                    )
+                )
         return "\n".join(lines)
 
 
@@ -53,7 +63,9 @@ def shown(value) -> str:
 
 
 def settings(kind: type, where: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], type]]:
-    """Settings of a configuration and of those inside it that have a default: name -> (fields on the way to it, its type)."""
+    """Settings of a configuration and of those inside it that have a default: name -> (fields on the way to
+    it, its type).
+    """
     found, types = {}, get_type_hints(kind)
     for field in fields(kind):
         if is_dataclass(types[field.name]):
@@ -78,13 +90,15 @@ def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:
     """Section ``section`` of the file, checked against the settings of the dataclass ``kind``.
 
     Raises:
-        ValueError: no such file or section, no JSON, an unknown or repeated key, a value of another type, a value without a source; names
-            the file and the key.
+        ValueError: no such file or section, no JSON, an unknown or repeated key, a value of another type, a
+            value without a source; names the file and the key.
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such recipe; those of public data sets lie in data_scripts/recipes/") from error
+        raise ValueError(
+            f"{path}: no such recipe; those of public data sets lie in data_scripts/recipes/"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a recipe ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get(section), dict):
@@ -94,15 +108,24 @@ def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:
     for name, entry in found[section].items():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"{path}: unknown key {name!r} in {section!r}" + (f"; do you mean {close[0]!r}?" if close else ""))
+            raise ValueError(
+                f"{path}: unknown key {name!r} in {section!r}"
+                + (f"; do you mean {close[0]!r}?" if close else "")
+            )
         if not isinstance(entry, dict) or set(entry) != {"value", "source"}:
-            raise ValueError(f'{path}: {section}.{name}: expected {{"value": …, "source": …}}, found {json.dumps(entry)}')
+            raise ValueError(
+                f'{path}: {section}.{name}: expected {{"value": …, "source": …}}, found {json.dumps(entry)}'
+            )
         if not isinstance(entry["source"], str) or not entry["source"].startswith(SOURCES):
-            raise ValueError(f"{path}: {section}.{name}: source {entry['source']!r} must begin with one of {', '.join(map(repr, SOURCES))}")
+            raise ValueError(
+                f"{path}: {section}.{name}: source {entry['source']!r} must begin with one of {', '.join(map(repr, SOURCES))}"
+            )
         try:
             values[name] = fitted(entry["value"], known[name][1])
         except TypeError as error:
-            raise ValueError(f"{path}: {section}.{name}: {json.dumps(entry['value'])} is not {error}") from error
+            raise ValueError(
+                f"{path}: {section}.{name}: {json.dumps(entry['value'])} is not {error}"
+            ) from error
         sources[name] = entry["source"]
     return Recipe(str(path), section, values, sources)
 
@@ -115,7 +138,8 @@ def _unique(pairs: list[tuple]) -> dict:
 
 
 def fitted(value, kind):
-    """A value of JSON as the type ``kind``: numbers, strings, booleans, choices, tuples and dictionaries of them.
+    """A value of JSON as the type ``kind``: numbers, strings, booleans, choices, tuples and dictionaries of
+    them.
 
     Raises:
         TypeError: it is something else; the message is what was expected.

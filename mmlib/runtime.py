@@ -1,4 +1,6 @@
-"""Seeds, devices, threads and the two file habits on which everything relies: one cache folder, atomic writes."""
+"""Seeds, devices, threads and the two file habits on which everything relies: one cache folder, atomic
+writes.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,8 @@ def seed_everything(seed: int) -> None:
 def derived_seed(*parts) -> int:
     """A 63-bit seed from any parts with a stable str(): the same on every machine and in every process.
 
-    Randomness that is a function of (run seed, step, sample) instead of a generator's state is what makes a resumed
-    run, or one with more workers, identical to an uninterrupted one.
+    Randomness that is a function of (run seed, step, sample) instead of a generator's state is what makes a
+    resumed run, or one with more workers, identical to an uninterrupted one.
     """
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
 
@@ -66,25 +68,35 @@ def choose_device(device: str = "auto") -> torch.device:
             return torch.zeros(0, device=device).device
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0][:120]
-            raise ValueError(f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps") from error
+            raise ValueError(
+                f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps"
+            ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # a process is known by its number on its machine only
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[
+    :8
+]  # a process is known by its number on its machine only
 
 
 @lru_cache(maxsize=None)
 def remove_strays(folder: Path) -> None:
-    """Delete what processes that were killed left of files they were writing into ``folder``. Once per process and folder.
+    """Delete what processes that were killed left of files they were writing into ``folder``. Once per
+    process and folder.
 
-    A temporary is a stray if its process is no more on this machine, or after a day: on a shared disk it may be another machine's.
+    A temporary is a stray if its process is no more on this machine, or after a day: on a shared disk it may
+    be another machine's.
     """
     for path in folder.glob(".*.tmp"):
         found = re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d+)\.tmp", path.name)
         with contextlib.suppress(OSError):  # another process may have removed it first
-            if found and (found[1] == _MACHINE and not _alive(int(found[2])) or time.time() - path.stat().st_mtime > 86400):
+            if found and (
+                found[1] == _MACHINE
+                and not _alive(int(found[2]))
+                or time.time() - path.stat().st_mtime > 86400
+            ):
                 shutil.rmtree(path)
 
 
@@ -102,11 +114,12 @@ def _alive(process: int) -> bool:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path):
-    """Yield a temporary path of the same name beside ``path``; move it into place when the block ends well, remove it when it does not.
+    """Yield a temporary path of the same name beside ``path``; move it into place when the block ends well,
+    remove it when it does not.
 
-    A reader therefore sees the old file, the whole new file, or none. A full disk raises OSError naming the file. The temporary lies
-    in a folder of its own, because some libraries write temporaries of theirs beside it; what a killed process leaves there is removed
-    by the next process that writes into ``path``'s folder.
+    A reader therefore sees the old file, the whole new file, or none. A full disk raises OSError naming the
+    file. The temporary lies in a folder of its own, because some libraries write temporaries of theirs beside
+    it; what a killed process leaves there is removed by the next process that writes into ``path``'s folder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +134,9 @@ def atomic_path(path: str | Path):
         if error.filename in (None, str(temporary), str(folder)):
             free = shutil.disk_usage(path.parent).free / 1e6
             reason = f"{error.strerror or error}, {free:.1f} MB free on its disk"
-            raise OSError(f"{path}: could not be written ({reason}); nothing was written. Make room or choose another folder") from error
+            raise OSError(
+                f"{path}: could not be written ({reason}); nothing was written. Make room or choose another folder"
+            ) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +144,8 @@ def atomic_path(path: str | Path):
 
 @contextlib.contextmanager
 def exclusive(path: str | Path):
-    """Hold the lock file ``path``: another process waits for this one, whose end, of whatever kind, frees the lock.
+    """Hold the lock file ``path``: another process waits for this one, whose end, of whatever kind, frees the
+    lock.
 
     Raises:
         OSError: the lock can not be had, whoever holds it: a read-only disk, or a file that is none of ours.
@@ -138,23 +154,42 @@ def exclusive(path: str | Path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:  # an exclusive transaction, which the system ends with its process
-            lock = stack.enter_context(contextlib.closing(sqlite3.connect(path, timeout=1e6, isolation_level=None)))
-            lock.execute("PRAGMA journal_mode=OFF")  # nothing is written, and a kill shall not leave a journal behind
+            lock = stack.enter_context(
+                contextlib.closing(sqlite3.connect(path, timeout=1e6, isolation_level=None))
+            )
+            lock.execute(
+                "PRAGMA journal_mode=OFF"
+            )  # nothing is written, and a kill shall not leave a journal behind
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
-            raise OSError(f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written") from error
+            raise OSError(
+                f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written"
+            ) from error
         yield
 
 
 @contextlib.contextmanager
 def reading(path: str | Path, what: str, kind: type[ValueError] = ValueError):
-    """Whatever a damaged or foreign file makes the block raise becomes one line: a ``kind`` that names ``path`` and what was expected."""
+    """Whatever a damaged or foreign file makes the block raise becomes one line: a ``kind`` that names
+    ``path`` and what was expected.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise kind(f"{path}: no such file; expected {what}") from error
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError, OSError, EOFError, csv.Error,
-            SafetensorError) as error:  # fmt: skip
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        csv.Error,
+        SafetensorError,
+    ) as error:
         if isinstance(error, kind) and str(error).startswith(str(path)):
             raise
         reason = " ".join(str(error).split())
@@ -162,7 +197,9 @@ def reading(path: str | Path, what: str, kind: type[ValueError] = ValueError):
 
 
 def read_json(path: str | Path, what: str) -> dict:
-    """A JSON object; ``what`` says which. Raises ValueError: missing, damaged, or something else; names the file."""
+    """A JSON object; ``what`` says which. Raises ValueError: missing, damaged, or something else; names the
+    file.
+    """
     with reading(path, what):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(value, dict):
@@ -210,18 +247,23 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file by name; runs no code from the file.
 
     Raises:
-        ValueError: missing, damaged, another kind of file, or a tensor with NaN or infinite values; names the file.
+        ValueError: missing, damaged, another kind of file, or a tensor with NaN or infinite values; names the
+            file.
     """
     with reading(path, "a file of tensors"), safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {name} has NaN or infinite values; use another checkpoint, or train again")
+            raise ValueError(
+                f"{path}: {name} has NaN or infinite values; use another checkpoint, or train again"
+            )
     return tensors
 
 
 def provenance(command: str = "", seed: int | None = None) -> dict:
-    """What a result must carry: the command that makes it, seed, versions, machine and date. No host or user name."""
+    """What a result must carry: the command that makes it, seed, versions, machine and date. No host or user
+    name.
+    """
     import timm
 
     return {

@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 from tqdm.auto import tqdm
 
-from .data import world
+from . import world
 from .data.prepared import PreparedDataset
 from .evaluation.failures import FailureScores, evaluate_failures
 from .evaluation.fusion import FUSIONS
@@ -45,11 +45,17 @@ class EvaluateConfig:
     stride: tuple[int, int] = (0, 0)
     """Largest step between windows; 0 0 = two thirds of the window."""
     failure_probability: tuple[float, ...] = ()
-    """Also score random failures: each sensor of each sample absent with this probability (several may be given), never all of them."""
+    """Also score random failures: each sensor of each sample absent with this probability (several may be
+    given), never all of them.
+    """
     layout: str = ""
-    """Also print tables as papers do (subsets, Mean, Std; conditions), and write them to this path plus .md and .csv."""
+    """Also print tables as papers do (subsets, Mean, Std; conditions), and write them to this path plus .md
+    and .csv.
+    """
     failures: int = 0
-    """Samples on which every fusion rule is scored while one or two sensors fail unannounced, in six ways, mild and gross; -1 = all."""
+    """Samples on which every fusion rule is scored while one or two sensors fail unannounced, in six ways,
+    mild and gross; -1 = all.
+    """
     out: str = ""
     """JSON file for the scores; empty = print the table only."""
     batch_size: int = 8
@@ -64,11 +70,15 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Score finished runs on one split and compare them: mean and spread over seeds, differences paired by seed."""
+    """Score finished runs on one split and compare them: mean and spread over seeds, differences paired by
+    seed.
+    """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Folders written by 'train'. Runs that differ in nothing but the seed form a group; the first group is the reference. Or folders
-    written by 'cluster': their mIoU, accuracy and IoU by class, as reported, one row a run."""
+    """Folders written by 'train'. Runs that differ in nothing but the seed form a group; the first group is
+    the reference. Or folders written by 'cluster': their mIoU, accuracy and IoU by class, as reported, one
+    row a run.
+    """
     split: str = "test"
     """Which split."""
     checkpoint: Literal["last", "best"] = "last"
@@ -90,11 +100,15 @@ class CompareConfig:
 
 
 def find_data(name: str, progress: bool = True) -> str:
-    """A folder's path as it is; 'street' or 'room' = the sensor world, rendered into the cache if it is not there yet."""
+    """A folder's path as it is; 'street' or 'room' = the sensor world, rendered into the cache if it is not
+    there yet.
+    """
     return str(world.ensure(name, progress=progress)) if name in SCENES and not Path(name).exists() else name
 
 
-def open_checkpoint(path: str | Path, data: str, split: str, device="cpu", progress: bool = True) -> tuple[Segmenter, PreparedDataset]:
+def open_checkpoint(
+    path: str | Path, data: str, split: str, device="cpu", progress: bool = True
+) -> tuple[Segmenter, PreparedDataset]:
     """A trained network and the split to score it on.
 
     Raises:
@@ -103,14 +117,18 @@ def open_checkpoint(path: str | Path, data: str, split: str, device="cpu", progr
     network = load_segmenter(path, device)
     dataset = PreparedDataset(find_data(data, progress), split, list(network.modalities))
     if dataset.description.classes != network.classes:
-        ours, theirs = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (network.classes, dataset.description.classes))
+        ours, theirs = (
+            f"{len(names)} classes ({', '.join(names[:3])}, …)"
+            for names in (network.classes, dataset.description.classes)
+        )
         raise ValueError(f"{path} predicts {ours}, {data} has {theirs}")
     dataset.modalities = normalised_as(network, dataset)
     return network, dataset
 
 
 def normalised_as(network: Segmenter, dataset: PreparedDataset) -> dict[str, Modality]:
-    """The data set's modalities, read as they are stored and normalised by the statistics that the network was trained with.
+    """The data set's modalities, read as they are stored and normalised by the statistics that the network
+    was trained with.
 
     Raises:
         ValueError: a sensor has other channels, or another unit, than the one of that name in training.
@@ -119,22 +137,32 @@ def normalised_as(network: Segmenter, dataset: PreparedDataset) -> dict[str, Mod
     for name, theirs in dataset.modalities.items():
         ours = network.modalities[name]
         if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
-            trained, found = (f"{m.channels} channel{'s' * (m.channels > 1)} in {m.unit or 'no unit'}" for m in (ours, theirs))
-            raise ValueError(f"{name}: the network was trained on {trained}, {dataset.root} has {found}; prepare the data in the same unit")
+            trained, found = (
+                f"{m.channels} channel{'s' * (m.channels > 1)} in {m.unit or 'no unit'}"
+                for m in (ours, theirs)
+            )
+            raise ValueError(
+                f"{name}: the network was trained on {trained}, {dataset.root} has {found}; prepare the data in the same unit"
+            )
         result[name] = replace(ours, dtype=theirs.dtype, scale=theirs.scale, offset=theirs.offset)
     return result
 
 
-def fusing(network: Segmenter, fusion: str, window: tuple[int, int], stride: tuple[int, int], batch_size: int) -> dict:
-    """``encode`` and ``fuse`` for ``evaluate_subsets``: this rule, on whole images (``window`` 0 0) or on sliding windows.
+def fusing(
+    network: Segmenter, fusion: str, window: tuple[int, int], stride: tuple[int, int], batch_size: int
+) -> dict:
+    """``encode`` and ``fuse`` for ``evaluate_subsets``: this rule, on whole images (``window`` 0 0) or on
+    sliding windows.
 
     Raises:
         ValueError: another rule than the mean for centred fusion; windows that do not fit.
     """
     centred = network.config.fusion == "centred"
     if centred and fusion != "mean":
-        raise ValueError(f"--fusion {fusion}: this network's fusion is centred on {next(iter(network.modalities))}; it has no logits "
-                         "of single sensors; leave the option out")  # fmt: skip
+        raise ValueError(
+            f"--fusion {fusion}: this network's fusion is centred on {next(iter(network.modalities))}; it has no logits "
+            "of single sensors; leave the option out"
+        )
     if any(stride) and not any(window):
         raise ValueError(f"--stride {stride[0]} {stride[1]} without --window; give --window HEIGHT WIDTH too")
 
@@ -150,7 +178,9 @@ def fusing(network: Segmenter, fusion: str, window: tuple[int, int], stride: tup
 def refuse_folder(out: str) -> None:
     """Raise ValueError, before hours of scoring, for an ``--out`` that cannot be written as a file."""
     if out and Path(out).is_dir():
-        raise ValueError(f"{out}: a folder; --out names the JSON file to write, such as {Path(out) / 'scores.json'}")
+        raise ValueError(
+            f"{out}: a folder; --out names the JSON file to write, such as {Path(out) / 'scores.json'}"
+        )
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
@@ -161,16 +191,32 @@ def run_evaluate(config: EvaluateConfig) -> None:
         subset_probabilities(1, probability)  # complains before the work, not after it
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
     windows = {"window": config.window, "stride": config.stride, "batch_size": config.batch_size}
-    loading = {"batch_size": config.batch_size, "device": device, "workers": config.workers, "progress": config.progress}
-    scores = evaluate_subsets(dataset=data, **fusing(network, config.fusion, **windows), protocol=config.protocol, **loading)
+    loading = {
+        "batch_size": config.batch_size,
+        "device": device,
+        "workers": config.workers,
+        "progress": config.progress,
+    }
+    scores = evaluate_subsets(
+        dataset=data, **fusing(network, config.fusion, **windows), protocol=config.protocol, **loading
+    )
     fusion = "centred" if network.config.fusion == "centred" else config.fusion
-    how = f"fusion {fusion}, " + (f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images")
+    how = f"fusion {fusion}, " + (
+        f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images"
+    )
     how += f", stride {config.stride[0]} × {config.stride[1]}" * any(config.stride)
     what = f"{config.split}, {len(data)} samples, {how}"
     caption = f"on {what}; absent sensors: {config.protocol}"
     print(f"{Path(config.checkpoint).name} on {what}; {scores.table()}")
-    record = {"provenance": provenance(), "split": config.split, "samples": len(data), "fusion": fusion,
-              "window": list(config.window), "stride": list(config.stride), "scores": scores.to_dict()}  # fmt: skip
+    record = {
+        "provenance": provenance(),
+        "split": config.split,
+        "samples": len(data),
+        "fusion": fusion,
+        "window": list(config.window),
+        "stride": list(config.stride),
+        "scores": scores.to_dict(),
+    }
     if config.layout:
         name = f"{Path(config.checkpoint).resolve().parent.name}, {Path(config.checkpoint).stem}"
         _print_sheets(score_sheets(scores, name, caption), config.layout)
@@ -180,7 +226,9 @@ def run_evaluate(config: EvaluateConfig) -> None:
         rows = {row: decimals(dict(zip(sheet.columns, values))) for row, values in sheet.rows.items()}
         record["failure_probability"] = {"protocol": config.protocol, "miou": rows}
     if config.failures:
-        failures = score_failures(network, data, config.failures, fusing(network, "mean", **windows), **loading)
+        failures = score_failures(
+            network, data, config.failures, fusing(network, "mean", **windows), **loading
+        )
         print(f"\n{failures.table()}")
         record["failures"] = failures.to_dict()
     if config.out:
@@ -193,25 +241,40 @@ def _print_sheets(sheets: list[Sheet], stem: str) -> None:
     print(f"\n{' and '.join(map(str, write_sheets(stem, sheets)))}")
 
 
-def score_failures(network: Segmenter, data: PreparedDataset, samples: int, options: dict | None = None, **loading) -> FailureScores:
-    """Every fusion rule under every failure, on so many evenly spaced samples (-1 = all). ``options``: see ``fusing``."""
+def score_failures(
+    network: Segmenter, data: PreparedDataset, samples: int, options: dict | None = None, **loading
+) -> FailureScores:
+    """Every fusion rule under every failure, on so many evenly spaced samples (-1 = all). ``options``: see
+    ``fusing``.
+    """
     indices = None if samples < 0 else evenly_spaced(len(data), samples)
     options = options or network.scoring()
-    rules = {"network": options["fuse"]} if options["fuse"] else {n: FUSIONS[n] for n in ("mean", "agreement", "selection", "entropy")}
+    rules = (
+        {"network": options["fuse"]}
+        if options["fuse"]
+        else {n: FUSIONS[n] for n in ("mean", "agreement", "selection", "entropy")}
+    )
     return evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
 
 
 def group_name(folder: Path, config: dict, others: list[dict]) -> str:
-    """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells this configuration from
-    the others: "subsets dropout, epochs 37.5"."""
+    """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells this
+    configuration from the others: "subsets dropout, epochs 37.5".
+    """
     stem, _, seed = folder.name.rpartition("-")
     if stem and seed.isdigit():
         return stem
     flat = [
-        {k: v for key, value in c.items() for k, v in (value.items() if isinstance(value, dict) else {key: value}.items())}
+        {
+            k: v
+            for key, value in c.items()
+            for k, v in (value.items() if isinstance(value, dict) else {key: value}.items())
+        }
         for c in (config, *others)
     ]
-    differing = [key for key in flat[0] if key != "seed" and any(f.get(key) != flat[0][key] for f in flat[1:])]
+    differing = [
+        key for key in flat[0] if key != "seed" and any(f.get(key) != flat[0][key] for f in flat[1:])
+    ]
     return ", ".join(f"{key.replace('_', ' ')} {flat[0][key]}" for key in differing) or "all runs"
 
 
@@ -232,22 +295,35 @@ def run_compare(config: CompareConfig) -> None:
         runs.append((folder, report, settings))
     if clustered := [folder for folder, report, _ in runs if "plan" in report]:
         if len(clustered) < len(runs):
-            raise ValueError(f"{clustered[0]} is a run of 'cluster', others are of 'train'; compare each kind by itself")
+            raise ValueError(
+                f"{clustered[0]} is a run of 'cluster', others are of 'train'; compare each kind by itself"
+            )
         return _compare_clusters(runs, config)
-    public = [{k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs]
+    public = [
+        {k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs
+    ]
     for (folder, report, settings), own in zip(tqdm(runs, "compare", disable=not config.progress), public):
         name, seed = group_name(folder, own, [p for p in public if p != own]), report["config"]["seed"]
-        group = groups.setdefault(name, {"config": own, "steps": report["steps"], "seeds": [], "seconds": [], "cpu_seconds": []})
+        group = groups.setdefault(
+            name, {"config": own, "steps": report["steps"], "seeds": [], "seconds": [], "cpu_seconds": []}
+        )
         if group["config"] != own:
-            raise ValueError(f"{folder}: other settings than the runs before it of the name '{name}'; give it another folder name")
+            raise ValueError(
+                f"{folder}: other settings than the runs before it of the name '{name}'; give it another folder name"
+            )
         if seed in group["seeds"]:
             raise ValueError(
                 f"{folder}: a second run of '{name}' with seed {seed}; name each run once, and compare data sets one at a time"
             )
         network, data = open_checkpoint(
-            folder / f"{config.checkpoint}.safetensors", config.data or settings["data"], config.split, progress=config.progress
+            folder / f"{config.checkpoint}.safetensors",
+            config.data or settings["data"],
+            config.split,
+            progress=config.progress,
         )
-        scores = evaluate_subsets(dataset=data, **network.scoring(), protocol=config.protocol, progress=config.progress).to_dict()
+        scores = evaluate_subsets(
+            dataset=data, **network.scoring(), protocol=config.protocol, progress=config.progress
+        ).to_dict()
         group["seeds"].append(seed)
         for clock in ("seconds", "cpu_seconds"):
             group[clock].append(report[clock])
@@ -265,29 +341,54 @@ def run_compare(config: CompareConfig) -> None:
             failures = score_failures(network, data, config.failures, progress=config.progress)
             group.setdefault("failures", []).append(failures.to_dict())
         _, evaluations = read_history(folder / "history.jsonl")
-        kept = [{"epoch": e["epoch"], **e["val"], "miou": e["miou"], "information": e.get("information", {})} for e in evaluations]
+        kept = [
+            {"epoch": e["epoch"], **e["val"], "miou": e["miou"], "information": e.get("information", {})}
+            for e in evaluations
+        ]
         group.setdefault("curves", []).append(kept)
     _print_comparison(groups, config)
     if config.layout:
-        means = {name: {s: sum(v) / len(v) for s, v in group["miou"]["all"].items()} for name, group in groups.items()}
+        means = {
+            name: {s: sum(v) / len(v) for s, v in group["miou"]["all"].items()}
+            for name, group in groups.items()
+        }
         how = f"{config.split}, {config.checkpoint} checkpoint, fusion mean, whole images; absent sensors: {config.protocol}"
-        _print_sheets([subset_sheet(means, f"mIoU in % on {how}; means over seeds; Std: population, over subsets")], config.layout)
+        _print_sheets(
+            [subset_sheet(means, f"mIoU in % on {how}; means over seeds; Std: population, over subsets")],
+            config.layout,
+        )
     if config.out:
-        record = {"provenance": provenance(), "split": config.split, "protocol": config.protocol, "checkpoint": config.checkpoint}
+        record = {
+            "provenance": provenance(),
+            "split": config.split,
+            "protocol": config.protocol,
+            "checkpoint": config.checkpoint,
+        }
         write_json(config.out, record | {"groups": rounded(groups)})
 
 
 def _compare_clusters(runs: list, config: CompareConfig) -> None:
-    """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own split."""
+    """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own
+    split.
+    """
     names = [folder.name for folder, *_ in runs]
-    reports = {name if names.count(name) == 1 else str(folder): report for name, (folder, report, _) in zip(names, runs)}
+    reports = {
+        name if names.count(name) == 1 else str(folder): report
+        for name, (folder, report, _) in zip(names, runs)
+    }
     sheets = cluster_sheets(reports)
     if config.layout:
         _print_sheets(sheets, config.layout)
     else:
         print("\n\n".join(sheet.markdown() for sheet in sheets))
     if config.out:
-        write_json(config.out, {"provenance": provenance(), "scores": {name: report["scores"] for name, report in reports.items()}})
+        write_json(
+            config.out,
+            {
+                "provenance": provenance(),
+                "scores": {name: report["scores"] for name, report in reports.items()},
+            },
+        )
 
 
 def rounded(value, digits: int = 5):
@@ -301,16 +402,27 @@ def rounded(value, digits: int = 5):
 
 def _print_comparison(groups: dict, config: CompareConfig) -> None:
     reference = next(iter(groups))
-    print(f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; mean ± sd over seeds")
+    print(
+        f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; mean ± sd over seeds"
+    )
     for name, group in groups.items():
         summary = group["summary"]["all"]
         cost = sum(group["cpu_seconds"]) / len(group["seeds"])
-        print(f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {cost:.0f} CPU s)")
+        print(
+            f"\n{name}  (seeds {', '.join(map(str, group['seeds']))}; {group['steps']} steps, {cost:.0f} CPU s)"
+        )
         keys = [key for key in ("full", "mean", "min", "std", "gap") if key in summary]
         print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in keys))
-        print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in group["miou"]["all"].items()))
+        print(
+            "  "
+            + "  ".join(
+                f"{subset} {sum(values) / len(values):.1f}" for subset, values in group["miou"]["all"].items()
+            )
+        )
         if name != reference and group["seeds"] == groups[reference]["seeds"] and len(group["seeds"]) > 1:
             for key in ("full", "mean"):
                 d = paired_difference(summary[key], groups[reference]["summary"]["all"][key])
                 verdict = "" if d.clear else " - smaller than its spread"
-                print(f"  {key} minus '{reference}': {d.mean:+.1f}, 95 % interval [{d.low:+.1f}, {d.high:+.1f}]{verdict}")
+                print(
+                    f"  {key} minus '{reference}': {d.mean:+.1f}, 95 % interval [{d.low:+.1f}, {d.high:+.1f}]{verdict}"
+                )

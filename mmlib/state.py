@@ -33,7 +33,9 @@ def append(path: Path, entry: dict) -> None:
 
 
 def _lines(path: str | Path) -> list[tuple[str, dict]]:
-    """The lines of a history, as text and read; the last one only if it is whole: a kill, or a writer at work, may have cut it short."""
+    """The lines of a history, as text and read; the last one only if it is whole: a kill, or a writer at
+    work, may have cut it short.
+    """
     with reading(path, "a history, one JSON object with a step on each line"):
         texts = [line for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1] if line]
         lines = [(text, json.loads(text)) for text in texts]
@@ -43,7 +45,9 @@ def _lines(path: str | Path) -> list[tuple[str, dict]]:
 
 
 def trim_history(path: Path, step: int) -> None:
-    """Drop lines written after the state that the run resumes from, and a line cut short by a kill. ValueError: a damaged line."""
+    """Drop lines written after the state that the run resumes from, and a line cut short by a kill.
+    ValueError: a damaged line.
+    """
     kept = [text for text, line in (_lines(path) if path.exists() else []) if line["step"] <= step]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
@@ -67,7 +71,9 @@ def load_into(module: nn.Module, tensors: dict, path: str | Path) -> None:
                 raise TypeError(f"{name} holds {tensors[name].dtype}, expected {own.dtype}")
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(
+            f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, progress: Progress) -> None:
@@ -75,21 +81,28 @@ def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, 
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    save_tensors(path, tensors, {"state": {"config": asdict(config) | {"processes": processes}, "progress": asdict(progress)}})
+    save_tensors(
+        path,
+        tensors,
+        {"state": {"config": asdict(config) | {"processes": processes}, "progress": asdict(progress)}},
+    )
 
 
 def resume(out: Path, config, model: nn.Module, optimizer, processes: int, samples: int) -> Progress:
     """Load ``out/resume.safetensors`` into model and optimizer, if there is one.
 
     Raises:
-        ValueError: ``out`` is a file, or holds another run, one on another number of samples, or a damaged state; names it.
+        ValueError: ``out`` is a file, or holds another run, one on another number of samples, or a damaged
+            state; names it.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: a file; --out names the folder to write")
     path = out / "resume.safetensors"
     if not path.exists():
         if (out / "last.safetensors").exists():
-            raise ValueError(f"{out}: holds a trained network but no state to resume from; choose another --out")
+            raise ValueError(
+                f"{out}: holds a trained network but no state to resume from; choose another --out"
+            )
         return Progress(samples=samples)
     meta = read_tensor_header(path).get("state")
     with reading(path, "a state to resume from"):
@@ -98,7 +111,9 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int, sampl
             raise ValueError(f"it was saved at step {progress.step!r}")
     ours = json.loads(json.dumps(asdict(config) | {"processes": processes}))
     differing = [
-        f"{key} was {theirs.get(key)!r}, is {value!r}" for key, value in ours.items() if key not in FREE and theirs.get(key) != value
+        f"{key} was {theirs.get(key)!r}, is {value!r}"
+        for key, value in ours.items()
+        if key not in FREE and theirs.get(key) != value
     ]
     if differing:
         raise ValueError(
@@ -122,7 +137,9 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int, sampl
                 states.setdefault(int(index), {})[key] = value
         shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
         keys = {frozenset(state) for state in states.values()}
-        if len(keys) > 1 or any(v.ndim and v.shape != shapes[i] for i, state in states.items() for v in state.values()):
+        if len(keys) > 1 or any(
+            v.ndim and v.shape != shapes[i] for i, state in states.items() for v in state.values()
+        ):
             raise ValueError("its optimizer state is incomplete, or of another network")
     load_into(model, weights, path)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -130,7 +147,8 @@ def resume(out: Path, config, model: nn.Module, optimizer, processes: int, sampl
 
 
 def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:
-    """The best state up to ``step``: its value, weights and step. A later one is found again by the steps that are repeated.
+    """The best state up to ``step``: its value, weights and step. A later one is found again by the steps
+    that are repeated.
 
     Raises:
         ValueError: damaged, or another kind of file; names it.

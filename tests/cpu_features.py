@@ -1,7 +1,8 @@
-"""Print the processor features numpy may be told not to use here, for ``NPY_DISABLE_CPU_FEATURES`` (see the Makefile).
+"""Print the processor features numpy may be told not to use here, for ``NPY_DISABLE_CPU_FEATURES`` (see the
+Makefile).
 
-Only features that this machine has and numpy dispatches on can be disabled; naming any other draws a warning, which
-would land in a notebook's output.
+Only features that this machine has and numpy dispatches on can be disabled; naming any other draws a warning,
+which would land in a notebook's output.
 """
 
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__

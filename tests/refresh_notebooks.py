@@ -4,7 +4,8 @@
     python tests/refresh_notebooks.py 05                   # those whose name starts so
     python tests/refresh_notebooks.py --clean-only
 
-A notebook is written only when all of its cells ran; progress bars and warnings (stderr) are reported as errors.
+A notebook is written only when all of its cells ran; progress bars and warnings (stderr) are reported as
+errors.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ def merged(outputs: list) -> list:
     """Printed text that arrived in several pieces, as one: where it was cut depends on timing alone."""
     kept = []
     for output in outputs:
-        if kept and output["output_type"] == kept[-1]["output_type"] == "stream" and output["name"] == kept[-1]["name"]:
+        if (
+            kept
+            and output["output_type"] == kept[-1]["output_type"] == "stream"
+            and output["name"] == kept[-1]["name"]
+        ):
             kept[-1]["text"] += output["text"]
         else:
             kept.append(output)
@@ -38,10 +43,17 @@ def merged(outputs: list) -> list:
 
 
 def clean(notebook):
-    """Drop what changes from run to run or machine to machine: widget state, timestamps, versions, random ids, cuts in what was printed."""
+    """Drop what changes from run to run or machine to machine: widget state, timestamps, versions, random
+    ids, cuts in what was printed.
+    """
     notebook["metadata"] = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"},
+        "language_info": {
+            "name": "python",
+            "file_extension": ".py",
+            "mimetype": "text/x-python",
+            "pygments_lexer": "ipython3",
+        },
     }
     for cell, name in zip(notebook["cells"], cell_ids(notebook)):
         tags = cell["metadata"].get("tags")
@@ -50,7 +62,8 @@ def clean(notebook):
         if "outputs" in cell:
             cell["outputs"] = merged(cell["outputs"])
         for output in cell.get("outputs", []):
-            # A widget's random id points to state that is not stored; without it, viewers show the panel's text form instead of an error.
+            # A widget's random id points to state that is not stored; without it, viewers show the panel's
+            # text form instead of an error.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             kept = output.get("metadata", {}).get("image/png")
             if "metadata" in output:
@@ -70,11 +83,18 @@ def refresh(path: Path, execute: bool = True, timeout: int = 300) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     if execute:
-        NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+        NotebookClient(
+            notebook,
+            timeout=timeout,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+        ).execute()
         for number, cell in enumerate(notebook.cells):
             for output in cell.get("outputs", []):
                 if output.get("name") == "stderr":
-                    raise ValueError(f"{path.name}, cell {number} wrote to stderr: {output['text'].strip()[-300:]}")
+                    raise ValueError(
+                        f"{path.name}, cell {number} wrote to stderr: {output['text'].strip()[-300:]}"
+                    )
     clean(notebook)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     nbformat.validate(notebook)
@@ -84,13 +104,22 @@ def refresh(path: Path, execute: bool = True, timeout: int = 300) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="beginnings of notebook names; all when none is given")
     parser.add_argument("--clean-only", action="store_true", help="do not execute")
     options = parser.parse_args(arguments)
-    paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not options.names or path.name.startswith(tuple(options.names))]
+    paths = [
+        path
+        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+        if not options.names or path.name.startswith(tuple(options.names))
+    ]
     if not paths:
-        print(f"no notebook in {NOTEBOOKS.name}/ starts with {' or '.join(options.names) or 'anything'}", file=sys.stderr)
+        print(
+            f"no notebook in {NOTEBOOKS.name}/ starts with {' or '.join(options.names) or 'anything'}",
+            file=sys.stderr,
+        )
         return 1
     failed = 0
     for path in paths:

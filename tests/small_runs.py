@@ -1,4 +1,6 @@
-"""Clustering runs of a second: settings, labels changed in a copy of the data, data sets of given frames, comparison to the last bit."""
+"""Clustering runs of a second: settings, labels changed in a copy of the data, data sets of given frames,
+comparison to the last bit.
+"""
 
 import shutil
 from pathlib import Path
@@ -22,8 +24,17 @@ QUICK = EvaluationConfig(restarts=2, repeats=2)
 
 
 def configured(data, out="unused", method="unim2", **changes) -> ClusterConfig:
-    settings = dict(tokens=TokenConfig("descriptors"), network=NetworkConfig(dim=8), loss=SMALL, steps=4, batch_size=4, neighbours=3,
-                    evaluation=QUICK, device="cpu", progress=False)  # fmt: skip
+    settings = dict(
+        tokens=TokenConfig("descriptors"),
+        network=NetworkConfig(dim=8),
+        loss=SMALL,
+        steps=4,
+        batch_size=4,
+        neighbours=3,
+        evaluation=QUICK,
+        device="cpu",
+        progress=False,
+    )
     return ClusterConfig(str(data), str(out), method, **(settings | changes))
 
 
@@ -37,7 +48,11 @@ def same(a: Path, b: Path, *files) -> bool:
 
 
 def lines(out: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for part in read_history(out / "history.jsonl") for line in part]
+    return [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for part in read_history(out / "history.jsonl")
+        for line in part
+    ]
 
 
 def relabelled(data: str, root: Path, change, split="") -> str:
@@ -51,7 +66,9 @@ def relabelled(data: str, root: Path, change, split="") -> str:
 def written(root, frames, classes=toy.CLASSES, modalities=("rgb", "depth")) -> str:
     """A data set of (split, {sensor: stored}, label) frames."""
     palette = [(10 * k, 20, 30) for k in range(len(classes))]
-    with Writer(root, Description("own", list(classes), palette, {n: toy.MODALITIES[n] for n in modalities})) as writer:
+    with Writer(
+        root, Description("own", list(classes), palette, {n: toy.MODALITIES[n] for n in modalities})
+    ) as writer:
         for i, (split, images, label) in enumerate(frames):
             writer.add(f"f{i:02d}", split, {n: images[n] for n in modalities}, label)
     return str(root)

@@ -1,4 +1,6 @@
-"""A flat-coloured stand-in for the rendered world, for tests of figures and panels that must not wait for a renderer."""
+"""A flat-coloured stand-in for the rendered world, for tests of figures and panels that must not wait for a
+renderer.
+"""
 
 from dataclasses import dataclass
 
@@ -17,8 +19,12 @@ class Frame:
     label: np.ndarray
 
 
-def render_frame(scene="street", seed=0, condition="day", case="", size=(48, 64), modalities=tuple(SENSORS)) -> Frame:
-    """Road below, sky above, a building and a car at places that depend on ``seed``; every sensor of ``mmlib.modalities``."""
+def render_frame(
+    scene="street", seed=0, condition="day", case="", size=(48, 64), modalities=tuple(SENSORS)
+) -> Frame:
+    """Road below, sky above, a building and a car at places that depend on ``seed``; every sensor of
+    ``mmlib.modalities``.
+    """
     height, width = size
     rng = np.random.default_rng(seed)
     label = np.zeros(size, np.uint8)
@@ -26,7 +32,9 @@ def render_frame(scene="street", seed=0, condition="day", case="", size=(48, 64)
     left, car = rng.integers(2, width // 3), rng.integers(width // 3, width - 16)
     label[height // 6 : height // 2 + 3, left : left + width // 3] = 2
     label[height // 2 : height // 2 + 12, car : car + 12] = 3
-    light = {"day": 1.0, "dusk": 0.6, "night": 0.1, "fog": 0.8}[condition] * {"underexposure": 0.3}.get(case, 1)
+    light = {"day": 1.0, "dusk": 0.6, "night": 0.1, "fog": 0.8}[condition] * {"underexposure": 0.3}.get(
+        case, 1
+    )
     rows = np.arange(height)[:, None] * np.ones((1, width))
     distance = np.where(label == 1, 200 / np.maximum(rows - height / 2 + 2, 1), 25.0)
     distance[label == 3] = 8
@@ -45,4 +53,6 @@ def render_frame(scene="street", seed=0, condition="day", case="", size=(48, 64)
         "dolp": np.where(label == 3, 0.6, 0.1)[..., None],
         "aolp": np.stack([np.cos(2 * angle), np.sin(2 * angle)], -1),
     }
-    return Frame({name: SENSORS[name].to_stored(np.maximum(physical[name], -1e6)) for name in modalities}, label)
+    return Frame(
+        {name: SENSORS[name].to_stored(np.maximum(physical[name], -1e6)) for name in modalities}, label
+    )

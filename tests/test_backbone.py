@@ -1,4 +1,6 @@
-"""Frozen backbones: one network in every file format gives one set of tokens, descriptors follow from their definition."""
+"""Frozen backbones: one network in every file format gives one set of tokens, descriptors follow from their
+definition.
+"""
 
 import json
 import math
@@ -35,7 +37,11 @@ def no_network(monkeypatch):
 def tiny(monkeypatch):
     """DINOv3 networks with two blocks of width 48, by the same names."""
     small = dict(embed_dim=48, depth=2, num_heads=3)
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, pretrained, **small | options))
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, pretrained=False, **options: create(name, pretrained, **small | options),
+    )
 
 
 def scrambled(model: str, bias: float = 0.0):
@@ -54,11 +60,22 @@ def meta(state: dict) -> dict:
     for key, value in state.items():
         block = key.rsplit(".", 1)[0]
         if key.endswith("q_bias"):
-            rest = [torch.full_like(value, 9.0), state[block + ".v_bias"]]  # what stands for the masked key bias must not matter
-            found |= {block + ".qkv.bias": torch.cat([value, *rest]), block + ".qkv.bias_mask": torch.full((len(value) * 3,), math.nan)}
+            rest = [
+                torch.full_like(value, 9.0),
+                state[block + ".v_bias"],
+            ]  # what stands for the masked key bias must not matter
+            found |= {
+                block + ".qkv.bias": torch.cat([value, *rest]),
+                block + ".qkv.bias_mask": torch.full((len(value) * 3,), math.nan),
+            }
         elif not key.endswith("v_bias"):
-            for ours, theirs in (("reg_token", "storage_tokens"), ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"),
-                                 ("fc1_g", "w1"), ("fc1_x", "w2")):  # fmt: skip
+            for ours, theirs in (
+                ("reg_token", "storage_tokens"),
+                ("gamma_1", "ls1.gamma"),
+                ("gamma_2", "ls2.gamma"),
+                ("fc1_g", "w1"),
+                ("fc1_x", "w2"),
+            ):
                 key = key.replace(ours, theirs)
             found[key.replace("fc2", "w3") if any("fc1_g" in k for k in state) else key] = value
     return found
@@ -68,10 +85,22 @@ def transformers(state: dict) -> dict:
     """timm's keys -> those of Hugging Face Transformers."""
     found = {"embeddings.mask_token": torch.ones(1, 1, 48)}
     gated = any("fc1_g" in key for key in state)
-    names = {"cls_token": "embeddings.cls_token", "reg_token": "embeddings.register_tokens", "blocks.": "layer.",
-             "patch_embed.proj": "embeddings.patch_embeddings", "attn.": "attention.", "attention.proj": "attention.o_proj",
-             "gamma_1": "layer_scale1.lambda1", "gamma_2": "layer_scale2.lambda1", "fc1_g": "gate_proj", "fc1_x": "up_proj",
-             "fc1": "gate_proj" if gated else "up_proj", "fc2": "down_proj", "q_bias": "q_proj.bias", "v_bias": "v_proj.bias"}  # fmt: skip
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "reg_token": "embeddings.register_tokens",
+        "blocks.": "layer.",
+        "patch_embed.proj": "embeddings.patch_embeddings",
+        "attn.": "attention.",
+        "attention.proj": "attention.o_proj",
+        "gamma_1": "layer_scale1.lambda1",
+        "gamma_2": "layer_scale2.lambda1",
+        "fc1_g": "gate_proj",
+        "fc1_x": "up_proj",
+        "fc1": "gate_proj" if gated else "up_proj",
+        "fc2": "down_proj",
+        "q_bias": "q_proj.bias",
+        "v_bias": "v_proj.bias",
+    }
     for key, value in state.items():
         for ours, theirs in names.items():
             key = key.replace(ours, theirs)
@@ -90,14 +119,21 @@ def save(state: dict, path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("name", "bias"), [("dinov3-small", 0.0), ("dinov3-small", 0.3), ("dinov3-small-plus", 0.3), ("dinov3-base", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "bias"),
+    [("dinov3-small", 0.0), ("dinov3-small", 0.3), ("dinov3-small-plus", 0.3), ("dinov3-base", 0.0)],
+)
 def test_one_network_in_every_format_gives_one_set_of_tokens(tiny, tmp_path, name, bias):
     model = DINOV3[name] + ("_qkvb" if bias else "")
     network = scrambled(model, bias)
     state = network.state_dict()
     images = torch.rand(2, 3, 48, 80, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():  # by hand: ImageNet normalisation, then all but the class token and four registers, row by row
-        normalised = (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    with (
+        torch.no_grad()
+    ):  # by hand: ImageNet normalisation, then all but the class token and four registers, row by row
+        normalised = (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        )[:, None, None]
         expected = network.forward_features(normalised)[:, 5:].reshape(2, 3, 5, 48).permute(0, 3, 1, 2)
     assert expected.std() > 0.1
     folder = tmp_path / "folder"
@@ -105,11 +141,17 @@ def test_one_network_in_every_format_gives_one_set_of_tokens(tiny, tmp_path, nam
     save(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"architecture": model, "pretrained_cfg": {}}))
     files = [
-        save(state, tmp_path / "timm.safetensors"), save(state, tmp_path / "timm.pth"), str(folder),
+        save(state, tmp_path / "timm.safetensors"),
+        save(state, tmp_path / "timm.pth"),
+        str(folder),
         save(meta(state), tmp_path / "meta.pth"),
-        save({"teacher": {f"backbone.{key}": value for key, value in meta(state).items()}}, tmp_path / "run.pth"),
-        save(transformers(state), tmp_path / "transformers.safetensors"), save(transformers(state), tmp_path / "pytorch_model.bin"),
-    ]  # fmt: skip
+        save(
+            {"teacher": {f"backbone.{key}": value for key, value in meta(state).items()}},
+            tmp_path / "run.pth",
+        ),
+        save(transformers(state), tmp_path / "transformers.safetensors"),
+        save(transformers(state), tmp_path / "pytorch_model.bin"),
+    ]
     found = [load_backbone(name, file) for file in files]
     for file, made in zip(files, found):
         assert (made.channels, made.patch) == (48, 16)
@@ -129,19 +171,33 @@ def test_the_real_small_network():
     images = torch.rand(1, 3, 32, 64)
     tokens = made.extract(images)
     assert tokens.shape == (1, 384, 2, 4) and (made.channels, made.patch) == (384, 16)
-    torch.testing.assert_close(tokens.mean(1), torch.zeros(1, 2, 4), atol=1e-4, rtol=0)  # the final norm, untrained
+    torch.testing.assert_close(
+        tokens.mean(1), torch.zeros(1, 2, 4), atol=1e-4, rtol=0
+    )  # the final norm, untrained
     torch.testing.assert_close(tokens.std(1, correction=0), torch.ones(1, 2, 4), atol=1e-2, rtol=0)
-    assert not tokens.requires_grad and not made.network.training and not any(p.requires_grad for p in made.network.parameters())
+    assert (
+        not tokens.requires_grad
+        and not made.network.training
+        and not any(p.requires_grad for p in made.network.parameters())
+    )
     state = torch.get_rng_state()
-    assert load_backbone("dinov3-small", "random").key == made.key and torch.equal(state, torch.get_rng_state())
+    assert load_backbone("dinov3-small", "random").key == made.key and torch.equal(
+        state, torch.get_rng_state()
+    )
 
 
 def test_weights_that_do_not_fit_are_refused(tiny, tmp_path, monkeypatch):
     state = scrambled("vit_small_patch16_dinov3").state_dict()
     file = save(state, tmp_path / "small.pth")
-    with pytest.raises(ValueError, match=r"not the weights of dinov3-small-plus: 8 missing, such as blocks.0.mlp.fc1_g.bias .*4 unknown"):
+    with pytest.raises(
+        ValueError,
+        match=r"not the weights of dinov3-small-plus: 8 missing, such as blocks.0.mlp.fc1_g.bias .*4 unknown",
+    ):
         load_backbone("dinov3-small-plus", file)
-    wide = {key: torch.zeros(*value.shape[:-1], 64) if key == "cls_token" else value for key, value in state.items()}
+    wide = {
+        key: torch.zeros(*value.shape[:-1], 64) if key == "cls_token" else value
+        for key, value in state.items()
+    }
     with pytest.raises(ValueError, match=r"1 of another shape, such as cls_token \(1, 1, 64\)"):
         load_backbone("dinov3-small", save(wide, tmp_path / "wide.safetensors"))
     without = {key: value for key, value in transformers(state).items() if "k_proj" not in key}
@@ -159,7 +215,9 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="empty: has no model.safetensors"):
         load_backbone("dinov3-small", tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text('{"architecture": "vit_base_patch16_dinov3.lvd1689m"}')
-    with pytest.raises(ValueError, match="is of vit_base_patch16_dinov3.lvd1689m, not of vit_small_patch16_dinov3"):
+    with pytest.raises(
+        ValueError, match="is of vit_base_patch16_dinov3.lvd1689m, not of vit_small_patch16_dinov3"
+    ):
         load_backbone("dinov3-small", tmp_path / "empty")
 
     class Trap:
@@ -177,7 +235,8 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"dinov3-small: its weights could not be had.*timm/vit_small_patch16_dinov3.lvd1689m.*descriptors"
+        ValueError,
+        match=r"dinov3-small: its weights could not be had.*timm/vit_small_patch16_dinov3.lvd1689m.*descriptors",
     ):
         load_backbone("dinov3-small")
 
@@ -197,10 +256,19 @@ def test_sizes_and_values_that_are_refused(tiny, name):
         made.extract(torch.zeros(1, 3, 2 * p + 1, 3 * p))
     with pytest.raises(ValueError, match=f"of 4 × {p} pixels.*resize to {p} × {p}"):
         made.extract(torch.zeros(1, 3, 4, p))
-    for bad in (torch.full((1, 3, p, p), 255.0), torch.full((1, 3, p, p), -0.1), torch.full((1, 3, p, p), math.nan)):
+    for bad in (
+        torch.full((1, 3, p, p), 255.0),
+        torch.full((1, 3, p, p), -0.1),
+        torch.full((1, 3, p, p), math.nan),
+    ):
         with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
             made.extract(bad)
-    for bad in (torch.zeros(3, p, p), torch.zeros(1, 1, p, p), torch.zeros(0, 3, p, p), torch.zeros(1, 3, p, p, dtype=torch.uint8)):
+    for bad in (
+        torch.zeros(3, p, p),
+        torch.zeros(1, 1, p, p),
+        torch.zeros(0, 3, p, p),
+        torch.zeros(1, 3, p, p, dtype=torch.uint8),
+    ):
         with pytest.raises(ValueError, match="expects floats of shape"):
             made.extract(bad)
 
@@ -212,7 +280,11 @@ def test_any_size_that_fits_and_every_picture_by_itself(h, w, seed):
     for name in ("descriptors", "descriptors+vit"):
         made = load_backbone(name, "" if name == "descriptors" else "random")
         tokens = made.extract(images.double())
-        assert tokens.shape == (3, made.channels, h, w) and tokens.dtype == torch.float32 and torch.isfinite(tokens).all()
+        assert (
+            tokens.shape == (3, made.channels, h, w)
+            and tokens.dtype == torch.float32
+            and torch.isfinite(tokens).all()
+        )
         torch.testing.assert_close(made.extract(images[1:2]), tokens[1:2], rtol=1e-4, atol=1e-4)
 
 
@@ -248,7 +320,9 @@ def test_a_grating_answers_at_its_scale_and_direction(scale, direction):
     found = describe(wave.expand(1, 3, 96, 96))[0, :, 4:8, 4:8]
     answers = torch.stack([found[AMPLITUDE[s]].mean((1, 2)) for s in range(3)])
     assert answers.argmax() == scale * 4 + direction
-    others = torch.cat([answers.flatten()[: scale * 4 + direction], answers.flatten()[scale * 4 + direction + 1 :]])
+    others = torch.cat(
+        [answers.flatten()[: scale * 4 + direction], answers.flatten()[scale * 4 + direction + 1 :]]
+    )
     assert answers.max() > others.max() + 0.3
 
 
@@ -257,7 +331,9 @@ def test_descriptors_follow_from_their_definition():
     images = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(3))
     found = describe(images)[0, :, 2, 2].double().numpy()
     red, green, blue = images[0].double().numpy()
-    opponent = np.stack([(red + green + blue) / 3**0.5, (red - green) / 2**0.5, (red + green - 2 * blue) / 6**0.5])
+    opponent = np.stack(
+        [(red + green + blue) / 3**0.5, (red - green) / 2**0.5, (red + green - 2 * blue) / 6**0.5]
+    )
     patch = opponent[:, 16:24, 16:24].reshape(3, -1)
     np.testing.assert_allclose(found[MEAN], patch.mean(1), atol=1e-5)
     np.testing.assert_allclose(found[DEVIATION], patch.std(1), atol=1e-5)
@@ -289,7 +365,9 @@ def test_normalised_texture_outlives_the_dark():
     day, night = describe(images), describe(0.3 * images)
     change = (day - night).abs().mean((0, 2, 3))
     raw, normalised = [[i for s in (8, 24, 32) for i in range(s + o, s + o + 4)] for o in (0, 4)]
-    assert change[raw].min() > 0.55 * math.log(1 / 0.3) and change[normalised].max() < 0.25 * math.log(1 / 0.3)
+    assert change[raw].min() > 0.55 * math.log(1 / 0.3) and change[normalised].max() < 0.25 * math.log(
+        1 / 0.3
+    )
     assert change[RELATIVE].max() < 0.1
 
 
@@ -297,7 +375,9 @@ def test_joined_tokens_are_those_of_the_parts():
     images = torch.rand(2, 3, 16, 24)
     joined = load_backbone("descriptors+vit")
     parts = [load_backbone("descriptors"), load_backbone("vit")]
-    assert joined.channels == sum(part.channels for part in parts) and joined.key not in {part.key for part in parts}
+    assert joined.channels == sum(part.channels for part in parts) and joined.key not in {
+        part.key for part in parts
+    }
     torch.testing.assert_close(joined.extract(images), torch.cat([part.extract(images) for part in parts], 1))
 
 
@@ -306,7 +386,10 @@ def test_the_shipped_weights_are_small_documented_and_trained():
     header, state = read_tensor_header(SHIPPED), read_tensors(SHIPPED)
     assert {value.dtype for value in state.values()} == {torch.float16}
     recipe = header["recipe"]
-    assert recipe["provenance"]["command"].startswith("python -m mmlib pretrain") and recipe["steps"] == recipe["config"]["steps"] > 100
+    assert (
+        recipe["provenance"]["command"].startswith("python -m mmlib pretrain")
+        and recipe["steps"] == recipe["config"]["steps"] > 100
+    )
     assert recipe["last"]["usage"] > 0.5 and recipe["last"]["rank"] > 3  # no collapse
     assert load_backbone("vit").key != load_backbone("vit", "random").key
 
@@ -316,8 +399,10 @@ def test_weights_of_the_small_transformer_are_checked(tmp_path):
     with pytest.raises(ValueError, match="plain.safetensors: not a file of this library"):
         load_backbone("vit", other)
     state = {key: value for key, value in read_tensors(SHIPPED).items() if key != "norm.bias"}
-    for header, message in (({"segmenter": {}}, "not weights of the small transformer"),
-                            ({"vit": {"channels": 96, "depth": 4, "heads": 3}}, "do not fit its description")):  # fmt: skip
+    for header, message in (
+        ({"segmenter": {}}, "not weights of the small transformer"),
+        ({"vit": {"channels": 96, "depth": 4, "heads": 3}}, "do not fit its description"),
+    ):
         save_file(state, tmp_path / "vit.safetensors", {"mmlib": json.dumps(header)})
         with pytest.raises(ValueError, match=message):
             load_backbone("descriptors+vit", tmp_path / "vit.safetensors")
@@ -329,7 +414,9 @@ def test_a_mask_hides_what_is_below_it():
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, 2:6, 2:6] = True
     changed = images.clone()
-    changed[..., 28:36, 28:36] = 0.0  # deep inside: the stem's receptive field of 15 pixels does not reach a visible token
+    changed[..., 28:36, 28:36] = (
+        0.0  # deep inside: the stem's receptive field of 15 pixels does not reach a visible token
+    )
     with torch.no_grad():
         # GroupNorm sees the whole picture, so only its statistics pass the mask; without it nothing does.
         for layer in network.stem:

@@ -1,4 +1,6 @@
-"""Losses of the baselines: spectra, medoids, contrast, depth guidance, distances of distributions, against brute force and scipy."""
+"""Losses of the baselines: spectra, medoids, contrast, depth guidance, distances of distributions, against
+brute force and scipy.
+"""
 
 import math
 
@@ -51,7 +53,11 @@ def test_the_first_eigenvector_is_the_dropped_one():
     affinity = randn(1, 10, 10, seed=3).abs()
     affinity = affinity + affinity.transpose(1, 2)
     vectors = b.eigenvectors(affinity, 10)
-    assert torch.allclose(torch.einsum("bpk,bp->bk", vectors, affinity.sum(2).sqrt()), torch.zeros(1, 9, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(
+        torch.einsum("bpk,bp->bk", vectors, affinity.sum(2).sqrt()),
+        torch.zeros(1, 9, dtype=torch.float64),
+        atol=1e-9,
+    )
 
 
 def test_a_point_without_affinity_has_a_zero_row():
@@ -92,7 +98,9 @@ def test_eicue_recovers_objects(colour):
     with torch.no_grad():
         cue.centres.copy_(torch.tensor([[-1.0], [1.0]]))
     objects, loss = cue(code + 0.02 * randn(1, 2, 4, 6, dtype=torch.float32), rgb)
-    assert objects.shape == (1, 24) and torch.equal(objects[0], truth)  # the smaller object is on the positive side
+    assert objects.shape == (1, 24) and torch.equal(
+        objects[0], truth
+    )  # the smaller object is on the positive side
     assert float(loss.detach()) == pytest.approx(-1)  # in one dimension every cosine is ±1
 
 
@@ -103,7 +111,9 @@ def test_eicue_trains_its_centres_only():
     loss.backward()
     assert code.grad is None and cue.centres.grad.abs().sum() > 0
     vectors = b.eigenvectors(
-        b.code_affinity(code.detach().flatten(2).mT) + b.colour_affinity(F.adaptive_avg_pool2d(rgb, (4, 6)), "paper"), 4
+        b.code_affinity(code.detach().flatten(2).mT)
+        + b.colour_affinity(F.adaptive_avg_pool2d(rgb, (4, 6)), "paper"),
+        4,
     )
     cosines = [[float(F.cosine_similarity(v, m, dim=0)) for m in cue.centres.detach()] for v in vectors[0]]
     assert float(loss.detach()) == pytest.approx(-np.max(cosines, 1).mean(), abs=1e-5)
@@ -125,7 +135,10 @@ def test_affinities_in_closed_form():
     deviations = np.array([0.229, 0.224, 0.225])
     assert released == pytest.approx(math.exp(-float(((1 / deviations / 255) ** 2).sum()) / 0.02), rel=1e-5)
     assert 0.9 < released < 1  # the two most different colours there are
-    assert float(b.colour_affinity(black_white)[0, 0, 1]) < 1e-60 or float(b.colour_affinity(black_white)[0, 0, 1]) == 0
+    assert (
+        float(b.colour_affinity(black_white)[0, 0, 1]) < 1e-60
+        or float(b.colour_affinity(black_white)[0, 0, 1]) == 0
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -141,7 +154,9 @@ def test_medoids_by_brute_force(seed):
         cost = {i: sum(np.linalg.norm(x[i] - x[j]) for j in members) for i in members}
         assert np.allclose(prototypes[k].detach(), x[min(cost, key=cost.get)])
     prototypes.sum().backward()
-    assert (points.grad.sum(1) != 0).sum() == len(names)  # the gradient reaches the points chosen, nobody else
+    assert (points.grad.sum(1) != 0).sum() == len(
+        names
+    )  # the gradient reaches the points chosen, nobody else
 
 
 def test_a_medoid_is_a_member_and_not_the_mean():
@@ -160,7 +175,9 @@ def test_object_contrast_by_hand():
             logits = p @ z[i] / 0.07
             total += float(weight[i]) * (np.log(np.exp(logits).sum()) - logits[k])
         terms.append(total / 7)
-    assert float(b.object_contrast(own, other, objects, weight)) == pytest.approx((0.3 * terms[0] + 0.7 * terms[1]) / 2)
+    assert float(b.object_contrast(own, other, objects, weight)) == pytest.approx(
+        (0.3 * terms[0] + 0.7 * terms[1]) / 2
+    )
     smoothed = float(b.object_contrast(own, other, objects, weight, smoothing=0.1))
     assert smoothed != pytest.approx((0.3 * terms[0] + 0.7 * terms[1]) / 2, rel=1e-3)
 
@@ -204,7 +221,9 @@ def test_eagle_is_symmetric_in_its_views_and_learns_objects():
     tokens = [torch.rand(1, 6, 4, 6) + 0.5 for _ in range(2)]
     loss, lookup = eagle(codes, tokens, rgb)
     swapped = eagle(codes[::-1], tokens[::-1], rgb)
-    assert float(loss) == pytest.approx(float(swapped[0]), rel=1e-5) and float(lookup) == pytest.approx(float(swapped[1]), rel=1e-5)
+    assert float(loss) == pytest.approx(float(swapped[0]), rel=1e-5) and float(lookup) == pytest.approx(
+        float(swapped[1]), rel=1e-5
+    )
     directions = []
     for own, other in ((0, 1), (1, 0)):
         z = [F.normalize(eagle.project(c[0].flatten(1).T), dim=1) for c in (codes[own], codes[other])]
@@ -279,11 +298,15 @@ def test_farthest_points_of_a_line():
     points = torch.zeros(1, 9, 3)
     points[0, :, 0] = torch.arange(9)
     assert b.farthest_points(points, 3)[0].tolist() == [0, 8, 4]
-    started = {int(b.farthest_points(points, 1, generator=torch.Generator().manual_seed(s))) for s in range(60)}
+    started = {
+        int(b.farthest_points(points, 1, generator=torch.Generator().manual_seed(s))) for s in range(60)
+    }
     assert started == set(range(9))
     few = torch.zeros(1, 9, dtype=torch.bool)
     few[0, [2, 6]] = True
-    assert b.farthest_points(points, 5, few)[0].tolist()[:2] == [2, 6] and set(b.farthest_points(points, 5, few)[0].tolist()) == {2, 6}
+    assert b.farthest_points(points, 5, few)[0].tolist()[:2] == [2, 6] and set(
+        b.farthest_points(points, 5, few)[0].tolist()
+    ) == {2, 6}
     with pytest.raises(ValueError, match="10 points of 9"):
         b.farthest_points(points, 10)
     with pytest.raises(ValueError, match="image 0 of the batch has no valid point"):
@@ -291,7 +314,9 @@ def test_farthest_points_of_a_line():
 
 
 def test_depth_guidance_by_hand():
-    """With as many points as cells, order does not matter: the loss is that of all pairs of cells, written as a double loop."""
+    """With as many points as cells, order does not matter: the loss is that of all pairs of cells, written as
+    a double loop.
+    """
     depth, code = randn(2, 1, 3, 4).abs() + 0.6, randn(2, 5, 3, 4, seed=1).requires_grad_()
     found = b.depth_guidance(depth, code, 0.3, points=500, centre=False)
     total = 0.0
@@ -312,7 +337,9 @@ def test_depth_guidance_uses_the_farthest_points_of_measured_cells():
     index = b.farthest_points(b.back_project(depth), 4, (depth > 0).flatten(1))
     f, c = b.depth_features(depth).flatten(2), code.flatten(2)
     f, c = (torch.stack([x[i][:, index[i]].T for i in range(2)]) for x in (f, c))
-    assert float(b.depth_guidance(depth, code, 0.2, points=4)) == pytest.approx(float(correlation_loss(f, f, c, c, 0.2)))
+    assert float(b.depth_guidance(depth, code, 0.2, points=4)) == pytest.approx(
+        float(correlation_loss(f, f, c, c, 0.2))
+    )
 
 
 def test_images_without_depth_take_no_part():
@@ -351,7 +378,9 @@ def brute_mmd(x, y, scales, bandwidth):
         return np.mean([np.exp(-((u - v) ** 2).sum() / (s * bandwidth)) for s in scales])
 
     return (
-        np.mean([k(u, v) for u in x for v in x]) + np.mean([k(u, v) for u in y for v in y]) - 2 * np.mean([k(u, v) for u in x for v in y])
+        np.mean([k(u, v) for u in x for v in x])
+        + np.mean([k(u, v) for u in y for v in y])
+        - 2 * np.mean([k(u, v) for u in x for v in y])
     )
 
 
@@ -369,7 +398,9 @@ def test_mmd_by_a_double_loop(bandwidth):
 def test_mmd_is_a_distance_of_sets(seed, n, m):
     x, y = randn(n, 3, seed=seed), randn(m, 3, seed=seed + 1)
     assert float(b.mmd(x, x.flip(0))) == pytest.approx(0, abs=1e-12)
-    assert float(b.mmd(x, torch.cat([x, x]))) == pytest.approx(0, abs=1e-12)  # the same distribution in another number of samples
+    assert float(b.mmd(x, torch.cat([x, x]))) == pytest.approx(
+        0, abs=1e-12
+    )  # the same distribution in another number of samples
     assert float(b.mmd(x, y)) > 1e-6
     assert float(b.mmd(x, y)) == pytest.approx(float(b.mmd(y, x)))
 
@@ -388,9 +419,15 @@ def test_cosine_in_closed_form():
     assert float(b.cosine_distance(x, y)) == pytest.approx((0 + 2 + 1 + (1 - 24 / 25)) / 4)
 
 
-@pytest.mark.parametrize("loss", [b.coral, lambda x, y: b.mmd(x, y, bandwidth=2.0), b.cosine_distance], ids=["coral", "mmd", "cosine"])
+@pytest.mark.parametrize(
+    "loss",
+    [b.coral, lambda x, y: b.mmd(x, y, bandwidth=2.0), b.cosine_distance],
+    ids=["coral", "mmd", "cosine"],
+)
 def test_gradients_by_finite_differences(loss):
-    assert torch.autograd.gradcheck(loss, (randn(5, 3).requires_grad_(), randn(5, 3, seed=1).requires_grad_()))
+    assert torch.autograd.gradcheck(
+        loss, (randn(5, 3).requires_grad_(), randn(5, 3, seed=1).requires_grad_())
+    )
 
 
 def test_object_contrast_gradient_by_finite_differences():
@@ -400,7 +437,11 @@ def test_object_contrast_gradient_by_finite_differences():
 
 
 def test_unfit_samples_are_explained():
-    for loss, x, y in [(b.coral, randn(1, 3), randn(4, 3)), (b.mmd, randn(4, 3), randn(4, 2)), (b.mmd, randn(4, 3), randn(0, 3))]:
+    for loss, x, y in [
+        (b.coral, randn(1, 3), randn(4, 3)),
+        (b.mmd, randn(4, 3), randn(4, 2)),
+        (b.mmd, randn(4, 3), randn(0, 3)),
+    ]:
         with pytest.raises(ValueError, match="two sets of"):
             loss(x, y)
     with pytest.raises(ValueError, match="sample by sample; got 4 and 5"):
@@ -409,14 +450,19 @@ def test_unfit_samples_are_explained():
 
 @pytest.mark.parametrize("kind", ["coral", "mmd", "cosine"])
 def test_distillation_moves_the_student_to_the_teacher(kind):
-    tokens = {name: randn(2, 6, 3, 4, seed=i, dtype=torch.float32) for i, name in enumerate(["rgb", "depth", "nir"])}
+    tokens = {
+        name: randn(2, 6, 3, 4, seed=i, dtype=torch.float32) for i, name in enumerate(["rgb", "depth", "nir"])
+    }
     tokens["rgb"].requires_grad_()
     torch.manual_seed(0)
     distil = b.Distillation(6, ["depth", "nir"], kind)
     adapted = distil.adapt(tokens)
     assert adapted["rgb"] is tokens["rgb"] and list(adapted) == list(tokens)
     loss = {"coral": b.coral, "mmd": b.mmd, "cosine": b.cosine_distance}[kind]
-    flat = {name: torch.stack([x[i, :, v, u] for i in range(2) for v in range(3) for u in range(4)]) for name, x in adapted.items()}
+    flat = {
+        name: torch.stack([x[i, :, v, u] for i in range(2) for v in range(3) for u in range(4)])
+        for name, x in adapted.items()
+    }
     expected = (float(loss(flat["rgb"], flat["depth"])) + float(loss(flat["rgb"], flat["nir"]))) / 2
     assert float(distil(tokens)) == pytest.approx(expected, rel=1e-4)
     optimizer = torch.optim.Adam(distil.parameters(), 3e-3)

@@ -1,4 +1,6 @@
-"""The panel of the log-Sobolev bound: numbers against closed forms, picture and words in step with the sliders."""
+"""The panel of the log-Sobolev bound: numbers against closed forms, picture and words in step with the
+sliders.
+"""
 
 import base64
 import re
@@ -48,7 +50,9 @@ def test_numbers_agree_with_closed_forms(panel):
     assert shown["violated"] and not panel.set(sigma=1.0)["violated"], "equality at σ = 1 is no violation"
     assert panel.state()["entropy"] == pytest.approx(exponential(0.7, gaussian()).entropy)
     shown, exact = panel.set("bump", 1.2, 1.5), bump(1.44, 1.5)
-    assert shown["entropy"] == pytest.approx(exact.entropy) and shown["correct"] == pytest.approx(exact.information / 2)
+    assert shown["entropy"] == pytest.approx(exact.entropy) and shown["correct"] == pytest.approx(
+        exact.information / 2
+    )
     assert shown["printed"] == pytest.approx(exact.information / 2 / 2.25)
 
 
@@ -59,11 +63,17 @@ def test_numbers_agree_with_adaptive_integration(panel, name, a, sigma):
     _, _, f, slope = FUNCTIONS[name]
     density = lambda x: np.exp(-((x / sigma) ** 2) / 2) / np.sqrt(2 * np.pi) / sigma
     edges = np.union1d(np.linspace(-13, 13, 105) * sigma, [a])
-    mean = lambda g: sum(quad(lambda x: g(x) * density(x), p, q, epsabs=0, epsrel=1e-9)[0] for p, q in zip(edges, edges[1:]))
+    mean = lambda g: sum(
+        quad(lambda x: g(x) * density(x), p, q, epsabs=0, epsrel=1e-9)[0] for p, q in zip(edges, edges[1:])
+    )
     m = mean(lambda x: f(x, a))
     shown = panel.set(name, a, sigma)
-    assert shown["entropy"] == pytest.approx(mean(lambda x: f(x, a) * np.log(f(x, a) / m) if f(x, a) > 0 else 0.0), rel=1e-5)
-    assert shown["printed"] == pytest.approx(mean(lambda x: slope(x, a) ** 2 / f(x, a) / 2 if f(x, a) > 0 else 0.0), rel=1e-3)
+    assert shown["entropy"] == pytest.approx(
+        mean(lambda x: f(x, a) * np.log(f(x, a) / m) if f(x, a) > 0 else 0.0), rel=1e-5
+    )
+    assert shown["printed"] == pytest.approx(
+        mean(lambda x: slope(x, a) ** 2 / f(x, a) / 2 if f(x, a) > 0 else 0.0), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -74,7 +84,9 @@ def test_only_the_form_with_sigma_always_bounds(panel, name):
             shown = panel.set(name, a, sigma)
             assert shown["error"] == "" and shown["entropy"] <= shown["correct"] * (1 + 1e-9)
             assert shown["correct"] == pytest.approx(sigma**2 * shown["printed"])
-            assert shown["violated"] == (shown["printed"] < shown["entropy"] * (1 - 1e-6)) and not (shown["violated"] and sigma <= 1)
+            assert shown["violated"] == (shown["printed"] < shown["entropy"] * (1 - 1e-6)) and not (
+                shown["violated"] and sigma <= 1
+            )
             broken += shown["violated"]
     assert broken, "noise that is wide enough breaks the printed form for each of them"
 
@@ -84,10 +96,17 @@ def test_a_violation_turns_the_bar_red_and_is_said(panel):
     (entropy, _), (printed, colour), (correct, green) = bars(panel)
     assert colour == bound_panel.VIOLATED and green == bound_panel.HOLDS and printed < entropy == correct
     assert printed / entropy == pytest.approx(0.5419 / 1.7557, rel=1e-2)
-    assert "is violated" in panel.status.value and "entropy 1.756, printed bound 0.542, bound with Σ 1.756" in panel.status.value
+    assert (
+        "is violated" in panel.status.value
+        and "entropy 1.756, printed bound 0.542, bound with Σ 1.756" in panel.status.value
+    )
     assert "1.756" in panel.picture.value and "0.542" in panel.picture.value
     panel.sigma.value = 0.8
-    assert bars(panel)[1][1] != bound_panel.VIOLATED and "bound <b>holds" in panel.status.value and "violated" not in panel.picture.value
+    assert (
+        bars(panel)[1][1] != bound_panel.VIOLATED
+        and "bound <b>holds" in panel.status.value
+        and "violated" not in panel.picture.value
+    )
 
 
 def test_every_slider_redraws_and_the_alternative_text_follows(panel):
@@ -99,7 +118,10 @@ def test_every_slider_redraws_and_the_alternative_text_follows(panel):
         before = panel.picture.value, panel.state()
         change()
         assert panel.picture.value != before[0] and panel.state() != before[1]
-    assert 'alt="f = 1.1 + sin(3 a x) with a = 1.1 under noise of standard deviation 1.4: entropy' in panel.picture.value
+    assert (
+        'alt="f = 1.1 + sin(3 a x) with a = 1.1 under noise of standard deviation 1.4: entropy'
+        in panel.picture.value
+    )
     assert panel.a.description == "frequency a"
 
 
@@ -127,9 +149,14 @@ def test_its_text_form_is_constant_and_short(panel):
 
 
 def test_a_callback_never_raises(panel, monkeypatch):
-    monkeypatch.setattr(bound_panel, "entropy", lambda *a: (_ for _ in ()).throw(RuntimeError("no <integral>")))
+    monkeypatch.setattr(
+        bound_panel, "entropy", lambda *a: (_ for _ in ()).throw(RuntimeError("no <integral>"))
+    )
     panel.sigma.value = 1.5
-    assert panel.state()["error"] == "RuntimeError: no <integral>" and "no &lt;integral&gt;" in panel.status.value
+    assert (
+        panel.state()["error"] == "RuntimeError: no <integral>"
+        and "no &lt;integral&gt;" in panel.status.value
+    )
 
 
 def test_wrong_settings_are_refused(panel):

@@ -1,4 +1,6 @@
-"""The command line as a stranger meets it: help, the whole path from rendering to comparison, and errors of one line."""
+"""The command line as a stranger meets it: help, the whole path from rendering to comparison, and errors of
+one line.
+"""
 
 import json
 import os
@@ -29,11 +31,39 @@ def test_help_is_there_for_every_command(command, capsys):
 
 def test_from_rendering_to_comparison(tmp_path, capsys):
     world = tmp_path / "street"
-    cli.main(["render", "street", "--out", str(world), "--train", "6", "--val", "2", "--test", "2", "--size", "48", "64", "--no-progress"])
+    cli.main(
+        [
+            "render",
+            "street",
+            "--out",
+            str(world),
+            "--train",
+            "6",
+            "--val",
+            "2",
+            "--test",
+            "2",
+            "--size",
+            "48",
+            "64",
+            "--no-progress",
+        ]
+    )
     quick = ["--data", str(world), "--epochs", "1", "--batch-size", "3", "--no-progress"]
     for seed in (0, 1):
         for kind in ("full", "all-subsets"):
-            cli.main(["train", *quick, "--out", str(tmp_path / f"{kind}-{seed}"), "--subsets", kind, "--seed", str(seed)])
+            cli.main(
+                [
+                    "train",
+                    *quick,
+                    "--out",
+                    str(tmp_path / f"{kind}-{seed}"),
+                    "--subsets",
+                    kind,
+                    "--seed",
+                    str(seed),
+                ]
+            )
     assert "mIoU in % on val, by subset: R " in capsys.readouterr().out
 
     cli.main(
@@ -52,9 +82,23 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "absent sensors: black" in out and "RDEL" in out and "Pedestrian" in out
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["split"] == "val" and len(scores["scores"]["miou"]["all"]) == 15 and scores["provenance"]["torch"]
+    assert (
+        scores["split"] == "val"
+        and len(scores["scores"]["miou"]["all"]) == 15
+        and scores["provenance"]["torch"]
+    )
 
-    options = ["--data", str(world), "--fusion", "agreement", "--failures", "2", "--out", str(tmp_path / "failures.json"), "--no-progress"]
+    options = [
+        "--data",
+        str(world),
+        "--fusion",
+        "agreement",
+        "--failures",
+        "2",
+        "--out",
+        str(tmp_path / "failures.json"),
+        "--no-progress",
+    ]
     cli.main(["evaluate", str(tmp_path / "full-0" / "best.safetensors"), *options])
     assert "fusion agreement" in capsys.readouterr().out
     failures = json.loads((tmp_path / "failures.json").read_text())
@@ -62,9 +106,13 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     assert set(failures["failures"]["summary"]) == {"mean", "agreement", "selection", "entropy", "oracle"}
 
     folders = [str(tmp_path / f"{kind}-{seed}") for kind in ("full", "all-subsets") for seed in (0, 1)]
-    cli.main(["compare", *folders, "--split", "test", "--out", str(tmp_path / "compared.json"), "--no-progress"])
+    cli.main(
+        ["compare", *folders, "--split", "test", "--out", str(tmp_path / "compared.json"), "--no-progress"]
+    )
     out = capsys.readouterr().out
-    assert "full  (seeds 0, 1" in out and "mean minus 'full'" in out and "95 % interval" in out and "gap" in out
+    assert (
+        "full  (seeds 0, 1" in out and "mean minus 'full'" in out and "95 % interval" in out and "gap" in out
+    )
     compared = json.loads((tmp_path / "compared.json").read_text())
     assert list(compared["groups"]) == ["full", "all-subsets"]
     with pytest.raises(SystemExit, match="a second run of 'full' with seed 0"):
@@ -82,25 +130,73 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     shutil.copytree(folders[2], tmp_path / "full-7")
     with pytest.raises(SystemExit, match="full-7: other settings"):
         cli.main(["compare", folders[0], str(tmp_path / "full-7"), "--no-progress"])
-    assert group["seeds"] == [0, 1] and len(group["miou"]["all"]["RDEL"]) == 2 and len(group["iou"]["R"]["Sky"]) == 2
+    assert (
+        group["seeds"] == [0, 1]
+        and len(group["miou"]["all"]["RDEL"]) == 2
+        and len(group["iou"]["R"]["Sky"]) == 2
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["train", "--data", "nowhere", "--out", "{tmp}/run"], "'nowhere' is not a prepared data set"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--modalities", "rgb", "sonar"], "unknown modality 'sonar'"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"], "must be positive"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--lambda-p", "-1"], "lambda_p -1.0: a weight of 0 or more"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--sigma", "0"], "sigma 0.0: a standard deviation above 0"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred"], "give --subsets full or dropout"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred", "--subsets", "full", "--features", "kl"], "takes --pred"),
-    (["train", "--data", "{toy}", "--out", "{tmp}/run", "--batch-size", "1", "--prediction", "gat", "--no-progress"], "a batch of 2"),
-    (["evaluate", "none.safetensors", "--data", "{toy}"], "none.safetensors: no such file"),
-    (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
-    (["compare", "{tmp}"], "no report.json"),
-    (["render", "street", "--out", "{toy}", "--no-progress"], "already holds a finished data set"),
-    (["render", "street", "--out", "{tmp}/w", "--modalities", "sonar", "--no-progress"], "sonar"),
-    (["render", "street", "--out", "{tmp}/w", "--size", "0", "10", "--no-progress"], "size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--data", "nowhere", "--out", "{tmp}/run"], "'nowhere' is not a prepared data set"),
+        (
+            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--modalities", "rgb", "sonar"],
+            "unknown modality 'sonar'",
+        ),
+        (["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"], "must be positive"),
+        (
+            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--lambda-p", "-1"],
+            "lambda_p -1.0: a weight of 0 or more",
+        ),
+        (
+            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--sigma", "0"],
+            "sigma 0.0: a standard deviation above 0",
+        ),
+        (
+            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred"],
+            "give --subsets full or dropout",
+        ),
+        (
+            [
+                "train",
+                "--data",
+                "{toy}",
+                "--out",
+                "{tmp}/run",
+                "--fusion",
+                "centred",
+                "--subsets",
+                "full",
+                "--features",
+                "kl",
+            ],
+            "takes --pred",
+        ),
+        (
+            [
+                "train",
+                "--data",
+                "{toy}",
+                "--out",
+                "{tmp}/run",
+                "--batch-size",
+                "1",
+                "--prediction",
+                "gat",
+                "--no-progress",
+            ],
+            "a batch of 2",
+        ),
+        (["evaluate", "none.safetensors", "--data", "{toy}"], "none.safetensors: no such file"),
+        (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
+        (["compare", "{tmp}"], "no report.json"),
+        (["render", "street", "--out", "{toy}", "--no-progress"], "already holds a finished data set"),
+        (["render", "street", "--out", "{tmp}/w", "--modalities", "sonar", "--no-progress"], "sonar"),
+        (["render", "street", "--out", "{tmp}/w", "--size", "0", "10", "--no-progress"], "size"),
+    ],
+)
 def test_errors_are_one_line(tmp_path, arguments, message):
     data = toy.make(tmp_path / "toy")
     with pytest.raises(SystemExit) as end:
@@ -112,14 +208,47 @@ def test_a_checkpoint_of_other_classes_or_sensors_is_refused(tmp_path):
     data = toy.make(tmp_path / "toy")
     cli.main(["train", "--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "1", "--no-progress"])
     world = tmp_path / "street"
-    cli.main(["render", "street", "--out", str(world), "--train", "1", "--val", "1", "--test", "1", "--size", "48", "64", "--no-progress"])
-    with pytest.raises(SystemExit, match="unknown modality 'aolp'.*has rgb, depth, event, lidar"):
-        cli.main(["evaluate", str(tmp_path / "run" / "last.safetensors"), "--data", str(world), "--no-progress"])
     cli.main(
-        ["train", "--data", str(data), "--out", str(tmp_path / "rd"), "--modalities", "rgb", "depth", "--epochs", "1", "--no-progress"]
+        [
+            "render",
+            "street",
+            "--out",
+            str(world),
+            "--train",
+            "1",
+            "--val",
+            "1",
+            "--test",
+            "1",
+            "--size",
+            "48",
+            "64",
+            "--no-progress",
+        ]
+    )
+    with pytest.raises(SystemExit, match="unknown modality 'aolp'.*has rgb, depth, event, lidar"):
+        cli.main(
+            ["evaluate", str(tmp_path / "run" / "last.safetensors"), "--data", str(world), "--no-progress"]
+        )
+    cli.main(
+        [
+            "train",
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / "rd"),
+            "--modalities",
+            "rgb",
+            "depth",
+            "--epochs",
+            "1",
+            "--no-progress",
+        ]
     )
     with pytest.raises(SystemExit, match="predicts 3 classes"):
-        cli.main(["evaluate", str(tmp_path / "rd" / "last.safetensors"), "--data", str(world), "--no-progress"])
+        cli.main(
+            ["evaluate", str(tmp_path / "rd" / "last.safetensors"), "--data", str(world), "--no-progress"]
+        )
 
 
 def test_the_process_itself_ends_in_one_line_and_a_status(tmp_path):

@@ -1,4 +1,6 @@
-"""From codes to numbers: honest counts, the spread of k-means, criteria by hand, probes, crops, and data that are odd."""
+"""From codes to numbers: honest counts, the spread of k-means, criteria by hand, probes, crops, and data that
+are odd.
+"""
 
 import itertools
 import json
@@ -39,20 +41,32 @@ def bilinear(grid: np.ndarray, size) -> np.ndarray:
         at = np.clip((np.arange(length) + 0.5) * n / length - 0.5, 0, n - 1)
         low = np.minimum(at.astype(int), n - 1)
         share = (at - low).reshape([-1 if a == axis else 1 for a in range(3)])
-        found = np.take(found, low, axis) * (1 - share) + np.take(found, np.minimum(low + 1, n - 1), axis) * share
+        found = (
+            np.take(found, low, axis) * (1 - share) + np.take(found, np.minimum(low + 1, n - 1), axis) * share
+        )
     return found
 
 
-@pytest.mark.parametrize("method, combine", [("unim2", "network"), ("coral", "network"), ("stego", "feature"), ("kmeans", "network")])
+@pytest.mark.parametrize(
+    "method, combine",
+    [("unim2", "network"), ("coral", "network"), ("stego", "feature"), ("kmeans", "network")],
+)
 def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
-    """From pictures to counts by hand: standardise, smooth, centre, network, pixels; nothing but the saved files is used."""
+    """From pictures to counts by hand: standardise, smooth, centre, network, pixels; nothing but the saved
+    files is used.
+    """
     report = cluster(configured(data, tmp_path, method, combine=combine))
     backbone, counts = load_backbone("descriptors"), np.zeros((3, 3), int)
 
     def raw(split):
         images = PreparedDataset(data, split)
-        seen = [{n: as_picture(images.modalities[n], x)[None] for n, x in images.physical(i)[0].items()} for i in range(len(images))]
-        return {n: torch.cat([backbone.extract(s[n]) for s in seen]).half().double().numpy() for n in SENSORS}, images
+        seen = [
+            {n: as_picture(images.modalities[n], x)[None] for n, x in images.physical(i)[0].items()}
+            for i in range(len(images))
+        ]
+        return {
+            n: torch.cat([backbone.extract(s[n]) for s in seen]).half().double().numpy() for n in SENSORS
+        }, images
 
     train, (val, images) = raw("train")[0], raw("val")
     tokens, statistics = {}, load_file(tmp_path / "tokens.safetensors")
@@ -72,8 +86,11 @@ def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
             adapters = load_file(tmp_path / "adapters.safetensors")
             for name in ("depth", "aolp"):
                 w = {k.removeprefix(f"{name}."): v for k, v in adapters.items() if k.startswith(f"{name}.")}
-                tokens[name] = F.conv2d(F.relu(F.conv2d(tokens[name], w["body.0.weight"], w["body.0.bias"])),
-                                        w["body.2.weight"], w["body.2.bias"])  # fmt: skip
+                tokens[name] = F.conv2d(
+                    F.relu(F.conv2d(tokens[name], w["body.0.weight"], w["body.0.bias"])),
+                    w["body.2.weight"],
+                    w["body.2.bias"],
+                )
         with torch.no_grad():
             codes = net({"rgb&depth&aolp": sum(tokens.values())} if combine == "feature" else tokens)
     centroids = load_clustering(tmp_path / "clusters.safetensors").centroids.numpy()
@@ -82,7 +99,9 @@ def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
         label = images.stored(i)[1]
         np.add.at(counts, (label[label < 255], assignment[label < 255]), 1)
     assert counts.sum() == np.sum(report["scores"]["counts"]["all"])
-    assert np.abs(counts - np.array(report["scores"]["counts"]["all"])).sum() <= 16  # pixels on the border of two clusters
+    assert (
+        np.abs(counts - np.array(report["scores"]["counts"]["all"])).sum() <= 16
+    )  # pixels on the border of two clusters
 
 
 def captured(monkeypatch) -> list:
@@ -109,7 +128,9 @@ def test_the_spread_of_kmeans_is_apart_from_that_of_training(data, tmp_path, mon
         assert [entry["inertia"] for entry in report["kmeans"]] == [min(run.inertia) for _, _, run in runs]
         calls.clear()
     assert seeds["a"] == seeds["c"] != seeds["b"] and len({*seeds["a"], *seeds["b"]}) == 6
-    assert same(tmp_path / "a", tmp_path / "b", "network.safetensors") and not same(tmp_path / "a", tmp_path / "b", "clusters.safetensors")
+    assert same(tmp_path / "a", tmp_path / "b", "network.safetensors") and not same(
+        tmp_path / "a", tmp_path / "b", "clusters.safetensors"
+    )
 
 
 def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
@@ -123,9 +144,13 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
     flat = codes.movedim(1, -1).reshape(2, -1, codes.shape[1])
     best = min((run for _, _, run in calls), key=lambda run: min(run.inertia))
     ids = (F.normalize(flat, dim=2) @ best.centroids.T).argmax(2)
-    assert report.criteria["silhouette"] == pytest.approx(diagnostics.silhouette(flat.flatten(0, 1), best.centroids), abs=2e-5)
+    assert report.criteria["silhouette"] == pytest.approx(
+        diagnostics.silhouette(flat.flatten(0, 1), best.centroids), abs=2e-5
+    )
     clusterings = [(F.normalize(flat, dim=2) @ c.T).argmax(2) for _, _, run in calls for c in run.restarts]
-    assert len(clusterings) == 4 and report.criteria["agreement"] == pytest.approx(diagnostics.agreement(clusterings), abs=2e-5)
+    assert len(clusterings) == 4 and report.criteria["agreement"] == pytest.approx(
+        diagnostics.agreement(clusterings), abs=2e-5
+    )
     explained = []
     for name, tokens in prepared.tokens.batch([0, 1]).items():
         unit = F.normalize(tokens.double().flatten(2), dim=1)
@@ -134,24 +159,40 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
         together = torch.stack([ids[0][:, None] == ids[1], ids[1][:, None] == ids[0]]).flatten()
         explained.append(np.corrcoef(values.numpy(), together.numpy())[0, 1])
         assert report.criteria[f"explained/{name}"] == pytest.approx(explained[-1], abs=2e-5)
-    assert report.criteria["explained"] == pytest.approx(np.mean(explained), abs=2e-5) and report.criterion == report.criteria["explained"]
+    assert (
+        report.criteria["explained"] == pytest.approx(np.mean(explained), abs=2e-5)
+        and report.criterion == report.criteria["explained"]
+    )
 
 
 def test_a_linear_probe_learns_from_the_training_split_and_is_not_matched(data, tmp_path):
-    turned = relabelled(data, tmp_path / "turned", lambda x: np.where(x < 255, (x + 1) % 3, x).astype(np.uint8), split="train")
+    turned = relabelled(
+        data, tmp_path / "turned", lambda x: np.where(x < 255, (x + 1) % 3, x).astype(np.uint8), split="train"
+    )
     settings = replace(QUICK, linear_steps=150)
-    found = [cluster(configured(d, tmp_path / n, "kmeans", evaluation=settings)) for d, n in ((data, "a"), (turned, "b"))]
+    found = [
+        cluster(configured(d, tmp_path / n, "kmeans", evaluation=settings))
+        for d, n in ((data, "a"), (turned, "b"))
+    ]
     assert found[0]["linear_probe"]["accuracy"] > 75 and found[1]["linear_probe"]["accuracy"] < 20
     assert found[0]["scores"] == found[1]["scores"]
     for crops, root in ((5, data), (1, str(toy.make(tmp_path / "none", labels=False)))):
         with pytest.raises(ValueError, match="linear probe .*needs a labelled training split and --crops 1"):
-            cluster(configured(root, tmp_path / "c", tokens=TokenConfig("descriptors", crops=crops), evaluation=settings))
+            cluster(
+                configured(
+                    root, tmp_path / "c", tokens=TokenConfig("descriptors", crops=crops), evaluation=settings
+                )
+            )
 
 
 def test_five_crops_to_train_on_and_whole_images_to_score(data, tmp_path):
     config = configured(data, tmp_path, tokens=TokenConfig("descriptors", crops=5), method="depthg")
     found, prepared = prepare(config)
-    assert len(prepared.tokens) == 60 and prepared.tokens.grid == (2, 3) and prepared.extras["depth"].shape == (60, 1, 2, 3)
+    assert (
+        len(prepared.tokens) == 60
+        and prepared.tokens.grid == (2, 3)
+        and prepared.extras["depth"].shape == (60, 1, 2, 3)
+    )
     assert len(prepared.scored_tokens) == 5 and prepared.scored_tokens.grid == (4, 6)
     image = prepared.tokens.image
     assert not (image[prepared.neighbours.numpy()] == image[:, None]).any()
@@ -161,7 +202,11 @@ def test_five_crops_to_train_on_and_whole_images_to_score(data, tmp_path):
     assert np.sum(report["scores"]["counts"]["all"]) == 5 * (32 * 48 - 1)
     sized = replace(config, tokens=TokenConfig("descriptors", crops=5, size=(32, 32), eval_size=(64, 96)))
     _, prepared = prepare(sized)
-    assert prepared.tokens.grid == (4, 4) and prepared.scored_tokens.grid == (8, 12) and prepared.extras["depth"].shape == (60, 1, 4, 4)
+    assert (
+        prepared.tokens.grid == (4, 4)
+        and prepared.scored_tokens.grid == (8, 12)
+        and prepared.extras["depth"].shape == (60, 1, 4, 4)
+    )
 
 
 def test_neighbours_are_judged_by_the_reference_or_by_all(data):
@@ -176,7 +221,11 @@ def test_neighbours_are_judged_by_the_reference_or_by_all(data):
 def test_without_labels_there_are_maps_and_no_scores(tmp_path):
     root = toy.make(tmp_path / "toy", labels=False)
     report = cluster(configured(root, tmp_path / "run", evaluation=replace(QUICK, clusters=4)))
-    assert report["scores"] is None and "many_to_one" not in report and all(set(entry) == {"inertia"} for entry in report["kmeans"])
+    assert (
+        report["scores"] is None
+        and "many_to_one" not in report
+        and all(set(entry) == {"inertia"} for entry in report["kmeans"])
+    )
     listed = json.loads((tmp_path / "run" / "maps" / "ids.json").read_text())
     assert [entry["name"] for entry in listed] == [f"cluster {k}" for k in range(4)]
     seen = set()
@@ -194,7 +243,9 @@ def test_without_labels_there_are_maps_and_no_scores(tmp_path):
 
 def test_few_images(tmp_path):
     two = str(toy.make(tmp_path / "two", train=2, val=1))
-    assert cluster(configured(two, tmp_path / "a", neighbours=1))["scores"]["rule"] == "hungarian"  # three clusters of two images
+    assert (
+        cluster(configured(two, tmp_path / "a", neighbours=1))["scores"]["rule"] == "hungarian"
+    )  # three clusters of two images
     with pytest.raises(ValueError, match="k=3, but 2 entries leave 1 neighbours"):
         cluster(configured(two, tmp_path / "b"))
     one = str(toy.make(tmp_path / "one", train=1, val=1))
@@ -207,14 +258,24 @@ def test_few_images(tmp_path):
 
 @pytest.mark.parametrize("flat, named", [(("rgb", "depth"), "rgb|depth"), (("depth",), "depth")])
 def test_a_sensor_that_shows_nothing_is_named(tmp_path, flat, named):
-    """Its tokens are rounding noise; divided by its own spread, that would be clustered as if it meant something."""
+    """Its tokens are rounding noise; divided by its own spread, that would be clustered as if it meant
+    something.
+    """
     frames = []
     for i in range(6):
         images, label = toy.sample(i, (32, 32))
-        frames.append(("val" if i == 5 else "train", images | {name: np.full_like(images[name], 90) for name in flat}, label))
+        frames.append(
+            (
+                "val" if i == 5 else "train",
+                images | {name: np.full_like(images[name], 90) for name in flat},
+                label,
+            )
+        )
     root = written(tmp_path / "flat", frames)
     for method in ("kmeans", "unim2"):
-        with pytest.raises(ValueError, match=f"^({named}): its images have constant features; leave it out with --modalities"):
+        with pytest.raises(
+            ValueError, match=f"^({named}): its images have constant features; leave it out with --modalities"
+        ):
             cluster(configured(root, tmp_path / method, method))
 
 
@@ -225,19 +286,28 @@ def test_collapsed_codes_are_named(shared):
     with torch.no_grad():
         for p in model.net.head.parameters():
             p.fill_(1.0 if p.ndim == 1 else 0.0)
-    with pytest.raises(ValueError, match="1 distinct directions for 3 clusters: constant features or a collapsed network"):
+    with pytest.raises(
+        ValueError, match="1 distinct directions for 3 clusters: constant features or a collapsed network"
+    ):
         evaluate(model, found, prepared, 3, config)
 
 
-@pytest.mark.parametrize("size, message", [((6, 40), "smaller than one patch of 8 x 8"), ((30, 44), "not made of whole patches of 8 x 8")])
+@pytest.mark.parametrize(
+    "size, message",
+    [((6, 40), "smaller than one patch of 8 x 8"), ((30, 44), "not made of whole patches of 8 x 8")],
+)
 def test_sizes_that_do_not_fit_the_patches(tmp_path, size, message):
     rng = np.random.default_rng(0)
     images = [{"rgb": rng.integers(0, 255, (*size, 3), np.uint8)} for _ in range(6)]
-    frames = [("val" if i == 5 else "train", image, (image["rgb"][..., 0] // 100)) for i, image in enumerate(images)]
+    frames = [
+        ("val" if i == 5 else "train", image, (image["rgb"][..., 0] // 100)) for i, image in enumerate(images)
+    ]
     root = written(tmp_path / "odd", frames, modalities=("rgb",))
     with pytest.raises(ValueError, match=message):
         cluster(configured(root, tmp_path / "run", "stego"))
-    report = cluster(configured(root, tmp_path / "run", "stego", tokens=TokenConfig("descriptors", size=(32, 48))))
+    report = cluster(
+        configured(root, tmp_path / "run", "stego", tokens=TokenConfig("descriptors", size=(32, 48)))
+    )
     assert np.sum(report["scores"]["counts"]["all"]) == size[0] * size[1]  # scored at the labels' own size
 
 
@@ -246,13 +316,19 @@ def test_a_class_that_never_occurs_is_not_counted(tmp_path):
     root = written(tmp_path / "ghost", frames, [*toy.CLASSES, "ghost"], SENSORS)
     scores = cluster(configured(root, tmp_path / "run"))["scores"]
     assert scores["iou"]["all"]["ghost"] is None and np.shape(scores["counts"]["all"]) == (4, 4)
-    assert scores["miou"]["all"] == pytest.approx(np.mean([scores["iou"]["all"][name] for name in toy.CLASSES]), abs=1e-3)
+    assert scores["miou"]["all"] == pytest.approx(
+        np.mean([scores["iou"]["all"][name] for name in toy.CLASSES]), abs=1e-3
+    )
 
 
 def test_tokens_of_other_weights_are_not_reused(data, tmp_path):
     for name in ("a", "b"):
         torch.manual_seed(ord(name))
-        save_tensors(tmp_path / f"{name}.safetensors", PatchViT(24, 1).state_dict(), {"vit": {"channels": 24, "depth": 1}})
+        save_tensors(
+            tmp_path / f"{name}.safetensors",
+            PatchViT(24, 1).state_dict(),
+            {"vit": {"channels": 24, "depth": 1}},
+        )
     raw = TokenConfig("vit", standardize="off", smooth="off", centre_images=0.0)
     weights = lambda name: replace(raw, backbone_weights=str(tmp_path / f"{name}.safetensors"))
     config = lambda name: configured(data, "unused", "kmeans", tokens=weights(name))
@@ -261,7 +337,9 @@ def test_tokens_of_other_weights_are_not_reused(data, tmp_path):
     assert found[0].backbone.key == found[2].backbone.key != found[1].backbone.key
     assert np.array_equal(arrays[0], arrays[2]) and not np.array_equal(arrays[0], arrays[1])
     picture = as_picture(found[1].data.modalities["rgb"], found[1].data.physical(3)[0]["rgb"])[None]
-    torch.testing.assert_close(torch.from_numpy(arrays[1][3]).float(), found[1].backbone.extract(picture)[0], atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(
+        torch.from_numpy(arrays[1][3]).float(), found[1].backbone.extract(picture)[0], atol=5e-3, rtol=5e-3
+    )
 
 
 def test_one_sensor_without_colour_by_every_method_of_one_sensor(data, tmp_path):
@@ -270,21 +348,29 @@ def test_one_sensor_without_colour_by_every_method_of_one_sensor(data, tmp_path)
         assert report["config"]["modalities"] == ("depth",) and report["scores"]["miou"]["all"] > 0
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"steps": 0}, "0 steps"), ({"batch_size": 1}, "1 images"), ({"save_every": 0}, "saved every 0"),
-    ({"evaluation": replace(QUICK, clusters=1)}, "1 clusters: expected 2 to 255"),
-    ({"evaluation": replace(QUICK, clusters=256)}, "256 clusters: expected 2 to 255"),
-    ({"evaluation": replace(QUICK, repeats=0)}, "0 repeats"),
-    ({"evaluation": replace(QUICK, repeats=1, restarts=1, criterion="agreement")}, "agreement compares two"),
-    ({"evaluation": replace(QUICK, guide="sonar")}, "--guide sonar: expected one of rgb, depth, aolp"),
-    ({"evaluation": replace(QUICK, split="dusk")}, "no sample in split 'dusk'"),
-    ({"select": "criterion"}, "give --eval-every"),
-    ({"lr": -1.0}, "--lr -1.0: expected a learning rate above 0"),
-    ({"select": "criterion", "eval_every": 1, "method": "kmeans"}, "--select last"),
-    ({"loss": replace(SMALL, lambdas={"sonar": 1.0})}, "sonar"),
-    ({"loss": replace(SMALL, shifts=Shifts("absolute"))}, "no shift b for modality 'rgb'"),
-    ({"tokens": TokenConfig("descriptors", depth_form="nonsense")}, "form 'nonsense' is unknown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"batch_size": 1}, "1 images"),
+        ({"save_every": 0}, "saved every 0"),
+        ({"evaluation": replace(QUICK, clusters=1)}, "1 clusters: expected 2 to 255"),
+        ({"evaluation": replace(QUICK, clusters=256)}, "256 clusters: expected 2 to 255"),
+        ({"evaluation": replace(QUICK, repeats=0)}, "0 repeats"),
+        (
+            {"evaluation": replace(QUICK, repeats=1, restarts=1, criterion="agreement")},
+            "agreement compares two",
+        ),
+        ({"evaluation": replace(QUICK, guide="sonar")}, "--guide sonar: expected one of rgb, depth, aolp"),
+        ({"evaluation": replace(QUICK, split="dusk")}, "no sample in split 'dusk'"),
+        ({"select": "criterion"}, "give --eval-every"),
+        ({"lr": -1.0}, "--lr -1.0: expected a learning rate above 0"),
+        ({"select": "criterion", "eval_every": 1, "method": "kmeans"}, "--select last"),
+        ({"loss": replace(SMALL, lambdas={"sonar": 1.0})}, "sonar"),
+        ({"loss": replace(SMALL, shifts=Shifts("absolute"))}, "no shift b for modality 'rgb'"),
+        ({"tokens": TokenConfig("descriptors", depth_form="nonsense")}, "form 'nonsense' is unknown"),
+    ],
+)
 def test_bad_settings_are_named_before_training(data, tmp_path, changes, message):
     with pytest.raises(ValueError) as error:
         cluster(configured(data, tmp_path, **changes))

@@ -1,4 +1,6 @@
-"""The trainable part of UniM2: the paper's parameter counts, forward against plain sums, harmonizers and anchors, fusions, files."""
+"""The trainable part of UniM2: the paper's parameter counts, forward against plain sums, harmonizers and
+anchors, fusions, files.
+"""
 
 import math
 from itertools import permutations
@@ -52,9 +54,16 @@ def linear(layer, x):
 def test_released_parameter_counts():
     """Facts of the released code at ViT-S and two modalities: 1,172,256 trained numbers."""
     net = ClusterNet(384, ["rgb", "depth"])
-    assert [size(part) for part in (net.msn, net.fusion, net.head, net.harmonizers)] == [296_064, 664_512, 201_740, 9_940]
+    assert [size(part) for part in (net.msn, net.fusion, net.head, net.harmonizers)] == [
+        296_064,
+        664_512,
+        201_740,
+        9_940,
+    ]
     assert size(net) == 1_172_256
-    assert net.config == NetworkConfig(dim=70, fusion="conv", msn=True, residual=False, dropout=0.1, anchor="rgb")
+    assert net.config == NetworkConfig(
+        dim=70, fusion="conv", msn=True, residual=False, dropout=0.1, anchor="rgb"
+    )
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
@@ -114,9 +123,15 @@ def test_odd_numbers_of_channels():
 # ---------------------------------------------------------------- harmonizers and anchors
 
 
-@pytest.mark.parametrize("anchor, soft", [
-    ("rgb", ["depth", "thermal"]), ("auxiliary", ["rgb"]), ("both", []), ("none", ["rgb", "depth", "thermal"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "anchor, soft",
+    [
+        ("rgb", ["depth", "thermal"]),
+        ("auxiliary", ["rgb"]),
+        ("both", []),
+        ("none", ["rgb", "depth", "thermal"]),
+    ],
+)
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1]], ids="-".join)
 def test_anchor_placement(anchor, soft, order):
     """Table 6: an anchor's loss sees the code itself; the order in which sensors are named changes nothing."""
@@ -134,7 +149,9 @@ def test_anchor_placement(anchor, soft, order):
 def test_harmonizers_are_one_each_or_shared():
     code = torch.randn(1, D, 2, 2)
     own, shared = network(NAMES), network(NAMES, shared_cmh=True)
-    assert size(own.harmonizers) == 2 * size(Harmonizer(D)) and size(shared.harmonizers) == size(Harmonizer(D))
+    assert size(own.harmonizers) == 2 * size(Harmonizer(D)) and size(shared.harmonizers) == size(
+        Harmonizer(D)
+    )
     assert torch.equal(shared.harmonized(code, "depth"), shared.harmonized(code, "thermal"))
     assert not torch.allclose(own.harmonized(code, "depth"), own.harmonized(code, "thermal"))
     assert not network(NAMES, shared_cmh=True, anchor="both").harmonizers
@@ -145,9 +162,15 @@ def test_a_harmonizer_learns_from_its_own_modality_only():
     for name in NAMES:
         net.zero_grad()
         net.harmonized(net(batch), name).square().sum().backward()
-        touched = {key for key, module in net.harmonizers.items() if any(p.grad is not None for p in module.parameters())}
+        touched = {
+            key
+            for key, module in net.harmonizers.items()
+            if any(p.grad is not None for p in module.parameters())
+        }
         assert touched == ({name} - {"rgb"})
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.head.parameters())  # every loss reaches the code
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in net.head.parameters()
+        )  # every loss reaches the code
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -176,17 +199,24 @@ def test_the_reference_alone_is_read_without_fusion():
 def test_every_fusion_of_any_number_of_modalities(fusion, names):
     net, batch = network(names, fusion=fusion), tokens(names)
     assert net(batch).shape == (2, D, 3, 4)
-    assert torch.equal(net(batch), net(dict(reversed(batch.items()))))  # the order within the batch is of no meaning
+    assert torch.equal(
+        net(batch), net(dict(reversed(batch.items())))
+    )  # the order within the batch is of no meaning
     alone = torch.cat([net({name: x[i : i + 1] for name, x in batch.items()}) for i in range(2)])
     assert torch.allclose(net(batch), alone, atol=1e-6)  # in eval mode no image touches another
     net.train()(batch).square().sum().backward()
     assert all(p.grad is not None for part in (net.msn, net.head) for p in part.parameters())
 
 
-@pytest.mark.parametrize("fusion, rule", [("sum", lambda x: x.sum(0)), ("mean", lambda x: x.mean(0)), ("max", lambda x: x.max(0)[0])])
+@pytest.mark.parametrize(
+    "fusion, rule",
+    [("sum", lambda x: x.sum(0)), ("mean", lambda x: x.mean(0)), ("max", lambda x: x.max(0)[0])],
+)
 def test_static_fusions(fusion, rule):
     net, batch = network(NAMES, fusion=fusion, msn=False), tokens(NAMES)
-    assert torch.allclose(net.fused(batch), rule(torch.stack([F.normalize(x, dim=1) for x in batch.values()])), atol=1e-6)
+    assert torch.allclose(
+        net.fused(batch), rule(torch.stack([F.normalize(x, dim=1) for x in batch.values()])), atol=1e-6
+    )
     assert size(net) == size(net.head) + size(net.harmonizers)
     for order in permutations(NAMES):  # symmetric in the modalities
         assert torch.allclose(net.fused(batch), net.fused(dict(zip(order, batch.values()))), atol=1e-6)
@@ -195,7 +225,11 @@ def test_static_fusions(fusion, rule):
 @pytest.mark.parametrize("fusion", [f for f in FUSIONS if f != "cbam"])
 def test_fusions_work_at_each_location(fusion):
     """Permuting the locations permutes the codes; CBAM looks around and does not obey."""
-    net, batch, order = network(NAMES, fusion=fusion), tokens(NAMES), torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    net, batch, order = (
+        network(NAMES, fusion=fusion),
+        tokens(NAMES),
+        torch.randperm(12, generator=torch.Generator().manual_seed(3)),
+    )
     moved = {name: x.flatten(2)[:, :, order].view_as(x) for name, x in batch.items()}
     assert torch.allclose(net(moved).flatten(2), net(batch).flatten(2)[:, :, order], atol=1e-5)
 
@@ -206,15 +240,23 @@ def test_cbam_gates_by_hand():
     channel = torch.empty(2, 2 * C)
     for b in range(2):
         pooled = [x[b].flatten(1).mean(1), x[b].flatten(1).max(1)[0]]
-        mlp = [fusion.mlp[2].weight[:, :, 0, 0] @ (fusion.mlp[0].weight[:, :, 0, 0] @ p + fusion.mlp[0].bias).clamp_min(0) for p in pooled]
+        mlp = [
+            fusion.mlp[2].weight[:, :, 0, 0]
+            @ (fusion.mlp[0].weight[:, :, 0, 0] @ p + fusion.mlp[0].bias).clamp_min(0)
+            for p in pooled
+        ]
         channel[b] = 1 / (1 + torch.exp(-(mlp[0] + mlp[1] + 2 * fusion.mlp[2].bias)))
     x = x * channel[:, :, None, None]
     seen = F.pad(torch.stack([x.mean(1), x.max(1)[0]], 1), (3, 3, 3, 3))
     spatial = torch.empty(2, 3, 4)
     for i in range(3):
         for j in range(4):
-            spatial[:, i, j] = (seen[:, :, i : i + 7, j : j + 7] * fusion.spatial.weight[0]).sum((1, 2, 3)) + fusion.spatial.bias
-    assert torch.allclose(fusion(maps), linear(fusion.project, x * torch.sigmoid(spatial)[:, None]), atol=1e-5)
+            spatial[:, i, j] = (seen[:, :, i : i + 7, j : j + 7] * fusion.spatial.weight[0]).sum(
+                (1, 2, 3)
+            ) + fusion.spatial.bias
+    assert torch.allclose(
+        fusion(maps), linear(fusion.project, x * torch.sigmoid(spatial)[:, None]), atol=1e-5
+    )
 
 
 def test_stitching_starts_as_plain_concatenation_and_then_crosses():
@@ -269,10 +311,15 @@ def test_wrong_tokens_are_explained():
         net.harmonized(torch.zeros(1, D, 2, 2), "nir")
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"fusion": "concat"}, "expected one of conv, sum"), ({"anchor": "depth"}, "expected one of rgb, auxiliary"),
-    ({"dim": 0}, "1 channel or more"), ({"dropout": 1.0}, r"share in \[0, 1\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"fusion": "concat"}, "expected one of conv, sum"),
+        ({"anchor": "depth"}, "expected one of rgb, auxiliary"),
+        ({"dim": 0}, "1 channel or more"),
+        ({"dropout": 1.0}, r"share in \[0, 1\)"),
+    ],
+)
 def test_wrong_settings_are_explained(options, words):
     with pytest.raises(ValueError, match=words):
         NetworkConfig(**options)
@@ -284,9 +331,16 @@ def test_modalities_are_named_once(names):
         ClusterNet(C, names)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"fusion": "cbam", "anchor": "none"}, {"fusion": "stitch", "residual": True, "shared_cmh": True}, {"fusion": "max", "msn": False},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fusion": "cbam", "anchor": "none"},
+        {"fusion": "stitch", "residual": True, "shared_cmh": True},
+        {"fusion": "max", "msn": False},
+    ],
+    ids=str,
+)
 def test_round_trip(tmp_path, options):
     net, batch, path = network(NAMES, **options), tokens(NAMES), tmp_path / "net.safetensors"
     net.train()(batch)  # moves the running statistics of BatchNorm, which must travel too
@@ -311,7 +365,12 @@ def test_bad_files_are_explained(tmp_path):
     save_tensors(path, net.state_dict(), {"segmenter": header})
     with pytest.raises(ValueError, match="holds no clustering network"):
         load_cluster_net(path)
-    for wrong in ({"channels": C + 2}, {"modalities": NAMES}, {"config": header["config"] | {"dim": D + 1}}, {"config": {"depth": 3}}):
+    for wrong in (
+        {"channels": C + 2},
+        {"modalities": NAMES},
+        {"config": header["config"] | {"dim": D + 1}},
+        {"config": {"depth": 3}},
+    ):
         save_tensors(path, net.state_dict(), {"cluster_net": header | wrong})
         with pytest.raises(ValueError, match="do not fit|that this version can build"):
             load_cluster_net(path)

@@ -1,4 +1,6 @@
-"""The panel of label-free clusters: pictures against a palette by hand, numbers in step with the sliders, files that are not its own."""
+"""The panel of label-free clusters: pictures against a palette by hand, numbers in step with the sliders,
+files that are not its own.
+"""
 
 import base64
 import io
@@ -16,9 +18,14 @@ PALETTE = [(10, 0, 0), (0, 20, 0), (0, 0, 30)]
 GREY, RIGHT, WRONG = (64, 64, 64), (225, 225, 225), (213, 94, 0)
 SIZES = {"L": 3, "B": 2, "K": 2, "C": 4, "F": 2, "H": 6, "W": 8, "S": 2, "3": 3}
 NOTES = {
-    "classes": ["a", "b", "c"], "palette": PALETTE, "sensors": ["rgb", "thermal"], "frames": ["f0", "f1"], "conditions": ["day", "<night>"],
-    "split": "test", "provenance": {"command": "none"},
-}  # fmt: skip
+    "classes": ["a", "b", "c"],
+    "palette": PALETTE,
+    "sensors": ["rgb", "thermal"],
+    "frames": ["f0", "f1"],
+    "conditions": ["day", "<night>"],
+    "split": "test",
+    "provenance": {"command": "none"},
+}
 
 
 @pytest.fixture
@@ -27,7 +34,11 @@ def arrays():
     shape = {name: tuple(SIZES[axis] for axis in axes) for name, axes in LAYOUT.items()}
     found = {name: rng.random(size).astype(np.float32) for name, size in shape.items()}
     found |= {name: rng.integers(0, 256, shape[name]).astype(np.uint8) for name in ("pictures",)}
-    found["lambdas"], found["offsets"], found["clusters"] = np.float32([0, 0.3, 1]), np.float32([-0.5, 0]), np.int16([3, 4])
+    found["lambdas"], found["offsets"], found["clusters"] = (
+        np.float32([0, 0.3, 1]),
+        np.float32([-0.5, 0]),
+        np.int16([3, 4]),
+    )
     found["maps"] = rng.integers(0, 3, shape["maps"]).astype(np.uint8)
     found["mapping"] = np.tile(np.int8([2, 0, -1, 1]), (*shape["miou"], 1))
     found["labels"] = rng.integers(0, 3, shape["labels"]).astype(np.uint8)
@@ -59,13 +70,21 @@ def images(panel) -> list[tuple[str, np.ndarray]]:
 def test_starts_at_the_usual_settings_and_has_a_constant_text_form(panel):
     assert repr(panel) == "ClusterPanel(sensors=rgb + thermal; 3 lambdas, 2 offsets, 2 clusters)"
     state = panel.state()
-    assert (state["weight"], state["offset"], state["clusters"], state["view"], state["error"]) == (1.0, 0.0, 3, "classes", "")
+    assert (state["weight"], state["offset"], state["clusters"], state["view"], state["error"]) == (
+        1.0,
+        0.0,
+        3,
+        "classes",
+        "",
+    )
     panel.set(weight=0.0)
     assert repr(panel).startswith("ClusterPanel(sensors=rgb + thermal;")
 
 
 def test_pictures_are_those_of_the_combination(panel, arrays):
-    """Colours by hand, pixel by pixel: cluster 2 has no class and is grey, label 255 is grey and neither right nor wrong."""
+    """Colours by hand, pixel by pixel: cluster 2 has no class and is grey, label 255 is grey and neither
+    right nor wrong.
+    """
     panel.set(weight=0.3, offset=-0.5, clusters=4)
     classes = {0: 2, 1: 0, 2: None, 3: 1}
     for view in ("classes", "errors", "clusters"):
@@ -74,15 +93,21 @@ def test_pictures_are_those_of_the_combination(panel, arrays):
         assert len(shown) == 8, "two frames of two sensors, a result and a label"
         for frame in range(2):
             rgb, thermal, drawn, label = (pixels for _, pixels in shown[4 * frame : 4 * frame + 4])
-            assert np.array_equal(rgb, arrays["pictures"][frame, 0]) and np.array_equal(thermal, arrays["pictures"][frame, 1])
+            assert np.array_equal(rgb, arrays["pictures"][frame, 0]) and np.array_equal(
+                thermal, arrays["pictures"][frame, 1]
+            )
             for y in range(6):
                 for x in range(8):
-                    cluster, true = int(arrays["maps"][1, 0, 1, frame, y, x]), int(arrays["labels"][frame, y, x])
+                    cluster, true = (
+                        int(arrays["maps"][1, 0, 1, frame, y, x]),
+                        int(arrays["labels"][frame, y, x]),
+                    )
                     found = classes[cluster]
                     expected = {
-                        "classes": GREY if found is None else PALETTE[found], "clusters": cluster_palette(4)[cluster],
+                        "classes": GREY if found is None else PALETTE[found],
+                        "clusters": cluster_palette(4)[cluster],
                         "errors": GREY if true == 255 else RIGHT if found == true else WRONG,
-                    }[view]  # fmt: skip
+                    }[view]
                     assert tuple(drawn[y, x]) == expected
                     assert tuple(label[y, x]) == (GREY if true == 255 else PALETTE[true])
 
@@ -111,7 +136,9 @@ def test_numbers_and_words_follow_the_sliders(panel, arrays):
                 assert state["rank"] == pytest.approx(float(arrays["rank"][i, j]))
                 assert f"mIoU <b>{arrays['miou'][i, j, k]:.1f} %</b>" in panel.status.value
                 highlighted = re.findall(r"outline:[^>]*>([^<]*)<", panel.numbers.value)
-                assert highlighted == [f"{arrays['miou'][i, j, k]:.1f}"], "one cell of the table is marked, the one that is shown"
+                assert highlighted == [f"{arrays['miou'][i, j, k]:.1f}"], (
+                    "one cell of the table is marked, the one that is shown"
+                )
                 assert f"λ {weight:g}, level of b {offset:+g}, {clusters} clusters" in images(panel)[2][0]
 
 
@@ -131,15 +158,24 @@ def test_a_slider_moved_by_hand_redraws(panel):
 
 def test_a_collapse_is_said_and_nothing_is_drawn_as_a_class(panel):
     state = panel.set(weight=0.0, offset=-0.5)
-    assert state["collapsed"] and state["error"] == "" and "collapsed" in panel.status.value and "collapse<" in panel.numbers.value
+    assert (
+        state["collapsed"]
+        and state["error"] == ""
+        and "collapsed" in panel.status.value
+        and "collapse<" in panel.numbers.value
+    )
     assert (images(panel)[2][1] == 64).all()
 
 
 def test_every_picture_has_words_and_names_are_escaped(panel):
     assert all(len(alt) > 10 for alt, _ in images(panel))
     assert "<night>" not in panel.pictures.value and "&lt;night&gt;" in panel.pictures.value
-    assert 'role="status"' in panel.status.value and all(c.tooltip for c in (panel.weight, panel.offset, panel.clusters, panel.view))
-    assert not any(c.continuous_update for c in (panel.weight, panel.offset, panel.clusters)), "a drag would queue up redraws"
+    assert 'role="status"' in panel.status.value and all(
+        c.tooltip for c in (panel.weight, panel.offset, panel.clusters, panel.view)
+    )
+    assert not any(c.continuous_update for c in (panel.weight, panel.offset, panel.clusters)), (
+        "a drag would queue up redraws"
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"weight": 0.7}, {"offset": 2.0}, {"clusters": 5}, {"view": "beauty"}])
@@ -158,8 +194,12 @@ def test_a_callback_never_raises(panel, monkeypatch):
 
 def test_what_is_saved_comes_back(file, arrays):
     back, notes = load_panel(file)
-    assert all(np.array_equal(back[name], arrays[name], equal_nan=arrays[name].dtype.kind == "f") for name in LAYOUT)
-    assert notes["classes"] == NOTES["classes"] and list(file.parent.iterdir()) == [file], "no temporary file is left"
+    assert all(
+        np.array_equal(back[name], arrays[name], equal_nan=arrays[name].dtype.kind == "f") for name in LAYOUT
+    )
+    assert notes["classes"] == NOTES["classes"] and list(file.parent.iterdir()) == [file], (
+        "no temporary file is left"
+    )
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path, file, arrays):

@@ -1,4 +1,6 @@
-"""The trainer of clusters: what each method reads and matches, that labels choose nothing, and exact resumption."""
+"""The trainer of clusters: what each method reads and matches, that labels choose nothing, and exact
+resumption.
+"""
 
 import itertools
 import json
@@ -31,40 +33,61 @@ METHODS = ("unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosin
 # ---------------------------------------------------------------- plans
 
 
-@pytest.mark.parametrize("method, changes, read, targets", [
-    ("unim2", {}, SENSORS, SENSORS),
-    ("kmeans", {}, SENSORS, ["rgb&depth&aolp"]),
-    ("stego", {}, SENSORS, ["rgb&depth&aolp"]),
-    ("eagle", {}, SENSORS, ["rgb&depth&aolp"]),
-    ("stego", {"combine": "image"}, ["rgb+depth+aolp"], ["rgb+depth+aolp"]),
-    ("kmeans", {"combine": "feature"}, ["rgb&depth&aolp"], ["rgb&depth&aolp"]),
-    ("depthg", {}, ["rgb"], ["rgb"]),
-    ("coral", {}, SENSORS, ["rgb"]),
-    ("mmd", {}, SENSORS, ["rgb"]),
-    ("cosine", {}, SENSORS, ["rgb"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, changes, read, targets",
+    [
+        ("unim2", {}, SENSORS, SENSORS),
+        ("kmeans", {}, SENSORS, ["rgb&depth&aolp"]),
+        ("stego", {}, SENSORS, ["rgb&depth&aolp"]),
+        ("eagle", {}, SENSORS, ["rgb&depth&aolp"]),
+        ("stego", {"combine": "image"}, ["rgb+depth+aolp"], ["rgb+depth+aolp"]),
+        ("kmeans", {"combine": "feature"}, ["rgb&depth&aolp"], ["rgb&depth&aolp"]),
+        ("depthg", {}, ["rgb"], ["rgb"]),
+        ("coral", {}, SENSORS, ["rgb"]),
+        ("mmd", {}, SENSORS, ["rgb"]),
+        ("cosine", {}, SENSORS, ["rgb"]),
+    ],
+)
 def test_what_is_read_and_what_supervises(method, changes, read, targets):
     found = plan(configured("", method=method, **changes), SENSORS)
     assert (list(found.read), list(found.targets), list(found.sensors)) == (read, targets, SENSORS)
     parts = {part for name in (*read, *targets) for part in name.split("&")}
     assert set(found.extracted) == parts and len(found.extracted) == len(parts)
     # Only UniM2 has modality-specific networks and harmonizers.
-    assert (found.network.msn, found.network.anchor) == ((True, "rgb") if method == "unim2" else (False, "both"))
+    assert (found.network.msn, found.network.anchor) == (
+        (True, "rgb") if method == "unim2" else (False, "both")
+    )
     if method in ("kmeans", "stego", "eagle") and not changes:
         alone = plan(configured("", method=method), ["aolp"])
         assert alone.read == alone.targets == ("aolp",)
 
 
-@pytest.mark.parametrize("method, sensors, changes, message", [
-    *((method, ["rgb"], {}, f"--method {method} needs two sensors") for method in ("unim2", "depthg", "coral", "mmd", "cosine")),
-    ("depthg", ["rgb", "aolp"], {}, "'depth' among its sensors, got rgb, aolp"),
-    *((method, SENSORS, {"combine": "image"}, "--combine image is for kmeans") for method in ("unim2", "depthg", "coral")),
-    ("stego", ["rgb"], {"combine": "feature"}, "on 1"),
-    *(("stego", SENSORS, {"network": NetworkConfig(**{k: v})}, f"--{k.replace('_', '-')}: a setting of unim2; stego has no such part")
-      for k, v in (("anchor", "both"), ("shared_cmh", True), ("msn", False))),
-    ("eagle", SENSORS, {"lambda_x": 0.5}, "λ: a setting of unim2; eagle"),
-    ("coral", SENSORS, {"loss": replace(SMALL, lambdas={"depth": 2.0})}, "λ: a setting of unim2; coral"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, sensors, changes, message",
+    [
+        *(
+            (method, ["rgb"], {}, f"--method {method} needs two sensors")
+            for method in ("unim2", "depthg", "coral", "mmd", "cosine")
+        ),
+        ("depthg", ["rgb", "aolp"], {}, "'depth' among its sensors, got rgb, aolp"),
+        *(
+            (method, SENSORS, {"combine": "image"}, "--combine image is for kmeans")
+            for method in ("unim2", "depthg", "coral")
+        ),
+        ("stego", ["rgb"], {"combine": "feature"}, "on 1"),
+        *(
+            (
+                "stego",
+                SENSORS,
+                {"network": NetworkConfig(**{k: v})},
+                f"--{k.replace('_', '-')}: a setting of unim2; stego has no such part",
+            )
+            for k, v in (("anchor", "both"), ("shared_cmh", True), ("msn", False))
+        ),
+        ("eagle", SENSORS, {"lambda_x": 0.5}, "λ: a setting of unim2; eagle"),
+        ("coral", SENSORS, {"loss": replace(SMALL, lambdas={"depth": 2.0})}, "λ: a setting of unim2; coral"),
+    ],
+)
 def test_settings_that_do_not_go_together_are_refused(method, sensors, changes, message):
     with pytest.raises(ValueError) as error:
         plan(configured("", method=method, **changes), sensors)
@@ -73,7 +96,9 @@ def test_settings_that_do_not_go_together_are_refused(method, sensors, changes, 
 
 def test_lambda_of_every_auxiliary_and_of_single_ones():
     assert plan(configured("", lambda_x=0.3), SENSORS).loss.lambdas == {"depth": 0.3, "aolp": 0.3}
-    found = plan(configured("", lambda_x=0.3, loss=replace(SMALL, lambdas={"aolp": 2.0, "rgb": 0.5})), SENSORS)
+    found = plan(
+        configured("", lambda_x=0.3, loss=replace(SMALL, lambdas={"aolp": 2.0, "rgb": 0.5})), SENSORS
+    )
     assert found.loss == replace(SMALL, lambdas={"rgb": 0.5, "depth": 0.3, "aolp": 2.0})
 
 
@@ -81,7 +106,10 @@ def test_eagle_has_its_own_loss_unless_another_is_asked_for():
     assert plan(configured("", method="eagle", loss=CorrespondenceConfig()), SENSORS).loss == EAGLE_LOSS
     assert EAGLE_LOSS.shifts.rule == "adaptive" and EAGLE_LOSS.stabilize and EAGLE_LOSS.weights[1] == 0
     assert plan(configured("", method="eagle"), SENSORS).loss == SMALL
-    assert plan(configured("", method="stego", loss=CorrespondenceConfig()), SENSORS).loss == CorrespondenceConfig()
+    assert (
+        plan(configured("", method="stego", loss=CorrespondenceConfig()), SENSORS).loss
+        == CorrespondenceConfig()
+    )
 
 
 def test_the_reference_comes_first_however_sensors_are_named(data):
@@ -97,12 +125,17 @@ def test_the_reference_comes_first_however_sensors_are_named(data):
 def test_shared_tokens_do_not_bring_another_run_s_settings(data, tmp_path):
     """Tokens are prepared for one configuration; a run of another on them is what it is without sharing."""
     shared = prepare(configured(data, modalities=("rgb", "depth")))
-    changes = dict(modalities=("rgb", "depth"), lambda_x=0.0, network=NetworkConfig(dim=8, anchor="both", fusion="mean"))
+    changes = dict(
+        modalities=("rgb", "depth"), lambda_x=0.0, network=NetworkConfig(dim=8, anchor="both", fusion="mean")
+    )
     cluster(configured(data, tmp_path / "shared", **changes), shared)
     cluster(configured(data, tmp_path / "own", **changes))
     assert same(tmp_path / "shared", tmp_path / "own")
     with pytest.raises(ValueError, match=r"lack rgb\+depth"):
-        cluster(configured(data, tmp_path / "no", method="stego", combine="image", modalities=("rgb", "depth")), shared)
+        cluster(
+            configured(data, tmp_path / "no", method="stego", combine="image", modalities=("rgb", "depth")),
+            shared,
+        )
 
 
 # ---------------------------------------------------------------- one step
@@ -144,7 +177,9 @@ def test_with_lambda_0_no_gradient_reaches_a_harmonizer(shared):
         model, parts, _ = one_step(shared, lambda_x=lambda_x)
         assert set(model.net.harmonizers) == {"depth", "aolp"}
         assert all(reaches(cmh) == reached for cmh in model.net.harmonizers.values())
-        assert ("depth/self" in parts) == reached and reaches(model.net.head) and reaches(model.net.msn["aolp"])  # still read
+        assert (
+            ("depth/self" in parts) == reached and reaches(model.net.head) and reaches(model.net.msn["aolp"])
+        )  # still read
 
 
 def test_the_loss_of_the_reference_does_not_see_the_harmonizers(shared):
@@ -156,7 +191,10 @@ def test_the_loss_of_the_reference_does_not_see_the_harmonizers(shared):
     _, before, _ = one_step(shared)
     _, after, _ = one_step(shared, change=disturbed)
     for pair in ("self", "knn", "random"):
-        assert before[f"rgb/{pair}"] == after[f"rgb/{pair}"] and before[f"depth/{pair}"] != after[f"depth/{pair}"]
+        assert (
+            before[f"rgb/{pair}"] == after[f"rgb/{pair}"]
+            and before[f"depth/{pair}"] != after[f"depth/{pair}"]
+        )
 
 
 def test_inference_does_not_need_the_harmonizers(shared):
@@ -168,14 +206,28 @@ def test_inference_does_not_need_the_harmonizers(shared):
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(shared):
-    """Eq. 9 from the logged terms, which stand before λ and weights; the baselines add what they say they add."""
+    """Eq. 9 from the logged terms, which stand before λ and weights; the baselines add what they say they
+    add.
+    """
     loss = replace(SMALL, weights=(0.5, 0.25, 2.0), lambdas={"aolp": 3.0})
     _, parts, _ = one_step(shared, lambda_x=0.3, loss=loss)
     weights = dict(zip(("self", "knn", "random"), loss.weights))
-    expected = sum(lam * w * parts[f"{n}/{p}"] for n, lam in (("rgb", 1), ("depth", 0.3), ("aolp", 3)) for p, w in weights.items())
-    assert parts["loss"] == pytest.approx(expected, rel=1e-5) and len({round(v, 5) for v in parts.values()}) > 6
+    expected = sum(
+        lam * w * parts[f"{n}/{p}"]
+        for n, lam in (("rgb", 1), ("depth", 0.3), ("aolp", 3))
+        for p, w in weights.items()
+    )
+    assert (
+        parts["loss"] == pytest.approx(expected, rel=1e-5) and len({round(v, 5) for v in parts.values()}) > 6
+    )
     plain = replace(loss, lambdas={})
-    for method, target in (("depthg", "rgb"), ("coral", "rgb"), ("mmd", "rgb"), ("cosine", "rgb"), ("stego", "rgb&depth&aolp")):
+    for method, target in (
+        ("depthg", "rgb"),
+        ("coral", "rgb"),
+        ("mmd", "rgb"),
+        ("cosine", "rgb"),
+        ("stego", "rgb&depth&aolp"),
+    ):
         _, parts, _ = one_step(shared, method, loss=plain)
         expected = sum(w * parts[f"{target}/{p}"] for p, w in weights.items())
         added = {"depthg": ("depth", 0.5), "stego": ("", 0)}.get(method, ("distillation", 1.0))
@@ -184,13 +236,24 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(shared):
 
 
 def test_sampled_tokens_are_all_that_is_computed(shared, monkeypatch):
-    """Every token drawn once is every token; fewer drawn are fewer seen by the network, whichever way they are interpolated."""
+    """Every token drawn once is every token; fewer drawn are fewer seen by the network, whichever way they
+    are interpolated.
+    """
     weights, seen = (1.0, 1.0, 0.0), []  # random pairs would be drawn anew
     genuine = Model.forward
-    monkeypatch.setattr(Model, "forward", lambda self, tokens: (seen.append(tokens["rgb"].shape[2:]), genuine(self, tokens))[1])
+    monkeypatch.setattr(
+        Model,
+        "forward",
+        lambda self, tokens: (seen.append(tokens["rgb"].shape[2:]), genuine(self, tokens))[1],
+    )
     for method in ("unim2", "coral"):
-        every, sampled = (one_step(shared, method, loss=replace(SMALL, weights=weights, points=points))[1] for points in (0, 24))
-        assert [every[name] for name in every if "/" in name] == pytest.approx([sampled[name] for name in every if "/" in name], abs=1e-5)
+        every, sampled = (
+            one_step(shared, method, loss=replace(SMALL, weights=weights, points=points))[1]
+            for points in (0, 24)
+        )
+        assert [every[name] for name in every if "/" in name] == pytest.approx(
+            [sampled[name] for name in every if "/" in name], abs=1e-5
+        )
         assert len({round(value, 4) for value in every.values()}) > 2
     assert seen.count((4, 6)) == 2 and seen.count((24, 1)) == 2
     for changes, size in (({"points": 7}, (7, 1)), ({"points": 7, "sampling": "bilinear"}, (4, 6))):
@@ -203,10 +266,15 @@ def test_sampled_tokens_are_all_that_is_computed(shared, monkeypatch):
     assert seen == [(4, 6)] * 2  # these look at whole maps
 
 
-@pytest.mark.parametrize("anchor, soft", [("rgb", ("depth", "aolp")), ("auxiliary", ("rgb",)), ("both", ()), ("none", tuple(SENSORS))])
+@pytest.mark.parametrize(
+    "anchor, soft",
+    [("rgb", ("depth", "aolp")), ("auxiliary", ("rgb",)), ("both", ()), ("none", tuple(SENSORS))],
+)
 def test_anchors_reach_the_network(shared, anchor, soft):
     model, _, _ = one_step(shared, network=NetworkConfig(dim=8, anchor=anchor))
-    assert model.net.soft == soft == tuple(model.net.harmonizers) and all(map(reaches, model.net.harmonizers.values()))
+    assert model.net.soft == soft == tuple(model.net.harmonizers) and all(
+        map(reaches, model.net.harmonizers.values())
+    )
     model, _, _ = one_step(shared, network=NetworkConfig(dim=8, anchor=anchor, shared_cmh=True))
     assert list(model.net.harmonizers) == (["shared"] if soft else [])
 
@@ -243,7 +311,9 @@ def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
     depth = prepared.data.physical(5)[0]["depth"][0].double().numpy()
     for i, j in itertools.product(range(4), range(6)):
         cell = depth[8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
-        expected = cell[cell > 0].mean() if (cell > 0).any() else 0.0  # the sky was not measured: no zero enters a mean
+        expected = (
+            cell[cell > 0].mean() if (cell > 0).any() else 0.0
+        )  # the sky was not measured: no zero enters a mean
         assert float(prepared.extras["depth"][5, 0, i, j]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -254,7 +324,9 @@ def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
     tokens = shared("cosine")[1].tokens.batch([0, 1], SENSORS)
     model.eval()
     students = {name: adapters[name](x) if name in adapters else x for name, x in tokens.items()}
-    assert torch.equal(model(tokens), model.net(students)) and not torch.equal(model(tokens), model.net(tokens))
+    assert torch.equal(model(tokens), model.net(students)) and not torch.equal(
+        model(tokens), model.net(tokens)
+    )
 
 
 # ---------------------------------------------------------------- runs
@@ -268,10 +340,14 @@ def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypa
     if method != "kmeans":
         files |= {"network.safetensors", "resume.safetensors", "history.jsonl"}
         steps, evaluations = read_history(tmp_path / "history.jsonl")
-        assert [line["step"] for line in steps] == [1, 2, 3, 4] and [line["step"] for line in evaluations] == [4]
+        assert [line["step"] for line in steps] == [1, 2, 3, 4] and [
+            line["step"] for line in evaluations
+        ] == [4]
         assert all(math.isfinite(value) for line in steps for value in line.values())
         found = plan(configured(data, method=method), SENSORS)
-        assert set(report["histograms"]) == {f"{name}/{pair}" for name in found.targets for pair in ("self", "random")}
+        assert set(report["histograms"]) == {
+            f"{name}/{pair}" for name in found.targets for pair in ("self", "random")
+        }
         assert set(report["shifts"]) == set(found.targets) and report["parameters"] > 0
     if method in ("coral", "mmd", "cosine"):
         files.add("adapters.safetensors")
@@ -279,10 +355,19 @@ def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypa
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["ids.json", "val_000.png", "val_001.png"]
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["config"]["method"] == method and again["split"] == "val" and "nothing" in again["chosen by"]
-    assert set(report["scores"]["miou"]) == {"all", "condition=day", "condition=night"} and len(report["kmeans"]) == 2
-    assert np.sum(report["scores"]["counts"]["all"]) == 5 * (32 * 48 - 1) and str(tmp_path) not in json.dumps(again["config"])
+    assert (
+        set(report["scores"]["miou"]) == {"all", "condition=day", "condition=night"}
+        and len(report["kmeans"]) == 2
+    )
+    assert np.sum(report["scores"]["counts"]["all"]) == 5 * (32 * 48 - 1) and str(tmp_path) not in json.dumps(
+        again["config"]
+    )
     saved = load_clustering(tmp_path / "clusters.safetensors")
-    assert saved.mapping == report["scores"]["mapping"] and len(saved.centroids) == 3 and saved.classes == toy.CLASSES
+    assert (
+        saved.mapping == report["scores"]["mapping"]
+        and len(saved.centroids) == 3
+        and saved.classes == toy.CLASSES
+    )
 
 
 def test_training_lowers_the_loss_and_spreads_the_codes(data, tmp_path, monkeypatch):
@@ -290,7 +375,9 @@ def test_training_lowers_the_loss_and_spreads_the_codes(data, tmp_path, monkeypa
     report = cluster(configured(data, tmp_path, steps=60))
     loss = [line["loss"] for line in read_history(tmp_path / "history.jsonl")[0]]
     assert np.mean(loss[-10:]) < np.mean(loss[:5]) - 0.01
-    assert report["collapse"]["effective_rank"] > 3 and report["criteria"]["explained"] > 0.6  # one step: 1.8 to 2.3, 0.3 to 0.7
+    assert (
+        report["collapse"]["effective_rank"] > 3 and report["criteria"]["explained"] > 0.6
+    )  # one step: 1.8 to 2.3, 0.3 to 0.7
 
 
 def test_shifts_are_quantiles_of_what_training_sees(data, tmp_path):
@@ -299,12 +386,16 @@ def test_shifts_are_quantiles_of_what_training_sees(data, tmp_path):
     for name in SENSORS:
         assert report["histograms"][f"{name}/self"]["attracted"] == pytest.approx(0.7, abs=0.07)
         assert report["histograms"][f"{name}/random"]["attracted"] == pytest.approx(0.2, abs=0.07)
-        assert report["histograms"][f"{name}/random"]["shift"] == pytest.approx(report["shifts"][name][2], abs=1e-4)
+        assert report["histograms"][f"{name}/random"]["shift"] == pytest.approx(
+            report["shifts"][name][2], abs=1e-4
+        )
 
 
 def test_labels_never_influence_a_run(data, tmp_path):
     rng = np.random.default_rng(0)
-    other = relabelled(data, tmp_path / "other", lambda label: rng.integers(0, 3, label.shape).astype(np.uint8))
+    other = relabelled(
+        data, tmp_path / "other", lambda label: rng.integers(0, 3, label.shape).astype(np.uint8)
+    )
     settings = dict(steps=6, eval_every=2, select="criterion", save_every=3)
     true, random = (cluster(configured(d, tmp_path / n, **settings)) for d, n in ((data, "a"), (other, "b")))
     assert same(tmp_path / "a", tmp_path / "b")
@@ -312,7 +403,10 @@ def test_labels_never_influence_a_run(data, tmp_path):
     for key in ("criteria", "collapse", "step", "use", "shifts", "histograms"):
         assert true[key] == random[key]
     assert [e["inertia"] for e in true["kmeans"]] == [e["inertia"] for e in random["kmeans"]]
-    drop = lambda line: {k: v for k, v in line.items() if k not in ("miou", "accuracy")} | {"val": line.get("val", {}).get("criteria")}
+    drop = lambda line: (
+        {k: v for k, v in line.items() if k not in ("miou", "accuracy")}
+        | {"val": line.get("val", {}).get("criteria")}
+    )
     assert [drop(line) for line in lines(tmp_path / "a")] == [drop(line) for line in lines(tmp_path / "b")]
     none = str(toy.make(tmp_path / "none", labels=False))
     assert cluster(configured(none, tmp_path / "c", **settings))["scores"] is None and same(
@@ -321,7 +415,9 @@ def test_labels_never_influence_a_run(data, tmp_path):
 
 
 def dictated(monkeypatch, criterion: dict, quality: dict):
-    """Replace what is measured after a step: the label-free criterion, and the share of pixels on their class."""
+    """Replace what is measured after a step: the label-free criterion, and the share of pixels on their
+    class.
+    """
     now, genuine_step, genuine = [0], training.step_loss, training.evaluate
 
     def stepped(*args):
@@ -338,9 +434,14 @@ def dictated(monkeypatch, criterion: dict, quality: dict):
     monkeypatch.setattr(training, "evaluate", measured)
 
 
-@pytest.mark.parametrize("select, step, stamp", [
-    ("last", 6, "nothing"), ("criterion", 2, "label-free criterion on training"), ("labels", 4, "LABELS of the split 'val', which is also"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "select, step, stamp",
+    [
+        ("last", 6, "nothing"),
+        ("criterion", 2, "label-free criterion on training"),
+        ("labels", 4, "LABELS of the split 'val', which is also"),
+    ],
+)
 def test_the_state_that_is_kept(data, tmp_path, monkeypatch, select, step, stamp):
     reference = configured(data, tmp_path / "short", steps=step)
     cluster(reference)
@@ -348,7 +449,11 @@ def test_the_state_that_is_kept(data, tmp_path, monkeypatch, select, step, stamp
     dictated(monkeypatch, {1: nan, 2: 0.9, 5: nan}, {4: 90})
     settings = dict(steps=6, eval_every=1, save_every=2, select=select)
     report = cluster(configured(data, tmp_path / "run", **settings))
-    assert report["step"] == step and stamp in report["chosen by"] and stamp in (tmp_path / "run" / "report.json").read_text()
+    assert (
+        report["step"] == step
+        and stamp in report["chosen by"]
+        and stamp in (tmp_path / "run" / "report.json").read_text()
+    )
     assert same(tmp_path / "run", tmp_path / "short")
 
     class Killed(Exception):
@@ -361,8 +466,12 @@ def test_the_state_that_is_kept(data, tmp_path, monkeypatch, select, step, stamp
     cut = configured(data, tmp_path / "cut", **settings)
     with pytest.raises(Killed):
         cluster(cut, stop=die)
-    assert cluster(cut)["step"] == step and same(tmp_path / "cut", tmp_path / "short")  # also where the best came before the kill
-    assert cluster(cut)["step"] == step and same(tmp_path / "cut", tmp_path / "short")  # and when a finished run is asked for again
+    assert cluster(cut)["step"] == step and same(
+        tmp_path / "cut", tmp_path / "short"
+    )  # also where the best came before the kill
+    assert cluster(cut)["step"] == step and same(
+        tmp_path / "cut", tmp_path / "short"
+    )  # and when a finished run is asked for again
 
 
 @pytest.mark.parametrize("method", ["unim2", "eagle", "coral", "depthg"])
@@ -388,17 +497,24 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     monkeypatch.setattr(training, "step_loss", lambda *args: (seen.append(args[-1]), genuine(*args))[1])
     resumed = cluster(cut)
     assert seen == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # from the saved state, not from the start
-    assert same(tmp_path / "whole", tmp_path / "cut") and same(tmp_path / "whole", tmp_path / "cut", "resume.safetensors")
+    assert same(tmp_path / "whole", tmp_path / "cut") and same(
+        tmp_path / "whole", tmp_path / "cut", "resume.safetensors"
+    )
     assert lines(tmp_path / "whole") == lines(tmp_path / "cut") and resumed["scores"] == whole["scores"]
     steps, evaluations = read_history(tmp_path / "cut" / "history.jsonl")
-    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7] and [line["step"] for line in evaluations] == [3, 6, 7]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7] and [
+        line["step"] for line in evaluations
+    ] == [3, 6, 7]
 
 
 def test_a_folder_of_other_settings_is_refused(data, tmp_path):
     config = configured(data, tmp_path)
     cluster(config)
     before = (tmp_path / "report.json").read_bytes()
-    for other, message in ((replace(config, lr=0.1), "lr was 0.001, is 0.1"), (replace(config, method="stego"), "method was 'unim2'")):
+    for other, message in (
+        (replace(config, lr=0.1), "lr was 0.001, is 0.1"),
+        (replace(config, method="stego"), "method was 'unim2'"),
+    ):
         with pytest.raises(ValueError, match=f"another configuration .*{message}"):
             cluster(other)
     with pytest.raises(ValueError, match="another configuration"):
@@ -413,4 +529,6 @@ def test_one_seed_is_one_result_and_prepared_tokens_are_shared(data, tmp_path, s
     cluster(first)
     cluster(replace(first, out=str(tmp_path / "b")), shared())
     cluster(replace(first, out=str(tmp_path / "c"), seed=1))
-    assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c", "network.safetensors")
+    assert same(tmp_path / "a", tmp_path / "b") and not same(
+        tmp_path / "a", tmp_path / "c", "network.safetensors"
+    )

@@ -32,7 +32,10 @@ from mmlib.data.prepared import DataError, write_array  # noqa: E402
 
 # ---- archives ----
 
-TREE = {f"set/{kind}/{i:02d}.bin": random.Random(i).randbytes(97 * i * i) for i, kind in enumerate(["a", "b"] * 12)}
+TREE = {
+    f"set/{kind}/{i:02d}.bin": random.Random(i).randbytes(97 * i * i)
+    for i, kind in enumerate(["a", "b"] * 12)
+}
 
 
 def pack(path: Path, tree=TREE) -> Path:
@@ -58,17 +61,26 @@ def add(file: tarfile.TarFile, name: str, content: bytes = b"", **attributes):
 
 
 def seen(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in contents(folder).items() if "." not in (part[0] for part in Path(name).parts)}
+    return {
+        name: content
+        for name, content in contents(folder).items()
+        if "." not in (part[0] for part in Path(name).parts)
+    }
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz"])
 def test_archives_come_out_as_they_went_in(tmp_path, suffix):
-    archive, target = pack(tmp_path / f"set{suffix}", TREE | {"__MACOSX/set/a/00.bin": b"no data"}), tmp_path / "out"
+    archive, target = (
+        pack(tmp_path / f"set{suffix}", TREE | {"__MACOSX/set/a/00.bin": b"no data"}),
+        tmp_path / "out",
+    )
     assert files.unpack([archive], target, False) == target and seen(target) == TREE
     (target / "set/a/10.bin").write_bytes(b"edited by its owner")
     files.unpack([archive], target, False)  # nothing to do
     assert (target / "set/a/10.bin").read_bytes() == b"edited by its owner"
-    other = {name: content[::-1] for name, content in TREE.items()}  # another archive of that name, its files of equal size
+    other = {
+        name: content[::-1] for name, content in TREE.items()
+    }  # another archive of that name, its files of equal size
     os.utime(pack(archive, other), ns=(1, 1))
     files.unpack([archive], target, False)
     assert seen(target) == other
@@ -80,7 +92,10 @@ def evil(path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "\\evil", "C:\\evil", "C:evil", "a/..", "new\nline"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil", "a/../../evil", "/evil", "..\\evil", "\\evil", "C:\\evil", "C:evil", "a/..", "new\nline"],
+)
 def test_no_member_leaves_the_folder(tmp_path, suffix, name):
     with pytest.raises(DataError, match="outside the target folder; nothing was unpacked") as error:
         files.unpack([evil(tmp_path / f"evil{suffix}", name)], tmp_path / "out" / "deep", False)
@@ -115,7 +130,9 @@ def test_encrypted_twice_named_and_empty_archives(tmp_path):
     archive = pack(tmp_path / "a.zip", {"secret.bin": b"1234"})
     content = bytearray(archive.read_bytes())
     for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        content[content.index(b"secret.bin", content.index(magic)) - {6: 30, 8: 46}[offset] + offset] |= 1  # the flag "encrypted"
+        content[content.index(b"secret.bin", content.index(magic)) - {6: 30, 8: 46}[offset] + offset] |= (
+            1  # the flag "encrypted"
+        )
     archive.write_bytes(content)
     with pytest.raises(DataError, match="'secret.bin' is encrypted; unpack it with its password"):
         files.unpack([archive], tmp_path / "out", False)
@@ -159,7 +176,9 @@ def test_a_tar_that_ends_early_is_damaged(tmp_path):
         except tarfile.TarError:
             pass
     assert silent >= 2 * len(starts)  # the naive reader noticed nothing
-    (tmp_path / "cut.tar").write_bytes(whole[: end + 512])  # the padding behind the first block of zeros says nothing
+    (tmp_path / "cut.tar").write_bytes(
+        whole[: end + 512]
+    )  # the padding behind the first block of zeros says nothing
     assert seen(files.unpack([tmp_path / "cut.tar"], tmp_path / "out", False)) == TREE
 
 
@@ -222,7 +241,11 @@ def test_a_disk_that_fills_up_is_not_called_a_damaged_archive(tmp_path):
     assert kill_after(60, _unpack_without_room, archive, target, said) == 0
     assert "nothing was written" in said.read_text() and "cannot be unpacked" not in said.read_text()
     there = seen(target)
-    assert there and all(TREE[name] == content for name, content in there.items()) and not list(target.rglob("*.tmp*"))
+    assert (
+        there
+        and all(TREE[name] == content for name, content in there.items())
+        and not list(target.rglob("*.tmp*"))
+    )
     assert seen(files.unpack([archive], target, False)) == TREE  # with room, the same call goes on
 
 
@@ -241,11 +264,15 @@ def test_unpacking_killed_at_random_moments(tmp_path, suffix):
         before = set(seen(target)) if target.exists() else set()
         kills += kill_after(rng.uniform(0, 0.1), _unpack_slowly, archive, target) != 0
         after = seen(target) if target.exists() else {}
-        assert before <= set(after) and all(TREE[name] == content for name, content in after.items())  # what is there is whole
+        assert before <= set(after) and all(
+            TREE[name] == content for name, content in after.items()
+        )  # what is there is whole
         went_on += 0 < len(before) < len(TREE)
     assert kills >= 3 and went_on >= 1, "the moments were badly chosen"
     assert seen(files.unpack([archive], target, False)) == TREE
-    assert set(contents(target)) - set(TREE) == {f".set{suffix}.unpacked"}  # no journal and no temporary file is left
+    assert set(contents(target)) - set(TREE) == {
+        f".set{suffix}.unpacked"
+    }  # no journal and no temporary file is left
 
 
 def test_a_journal_cut_within_a_line_or_of_another_archive_is_not_believed(tmp_path):
@@ -254,7 +281,12 @@ def test_a_journal_cut_within_a_line_or_of_another_archive_is_not_believed(tmp_p
     (target / "a").mkdir(parents=True)
     (target / "a" / "1").write_bytes(b"WRONG")  # of another origin
     stamp = f"{archive.stat().st_size} {archive.stat().st_mtime_ns}"
-    for journal in (f"{stamp}\na/1", f"{stamp}0\na/1\n", stamp, ""):  # cut from "a/12"; of another moment; cut in the first line
+    for journal in (
+        f"{stamp}\na/1",
+        f"{stamp}0\na/1\n",
+        stamp,
+        "",
+    ):  # cut from "a/12"; of another moment; cut in the first line
         (target / ".a.zip.unpacking").write_text(journal)
         (target / ".a.zip.unpacked").unlink(missing_ok=True)
         (target / "a" / "1").write_bytes(b"WRONG")
@@ -303,7 +335,11 @@ class Handler(BaseHTTPRequestHandler):
             if begin >= len(plan.content):
                 return self.send_error(416)
         self.send_response(206 if begin else 200)
-        for name, value in (("ETag", plan.etag), ("Last-Modified", plan.modified), ("Content-Type", plan.kind)):
+        for name, value in (
+            ("ETag", plan.etag),
+            ("Last-Modified", plan.modified),
+            ("Content-Type", plan.kind),
+        ):
             if value:
                 self.send_header(name, value)
         if begin:
@@ -350,16 +386,27 @@ def test_a_download_is_the_file(server, tmp_path):
     assert path.read_bytes() == plan.content
 
 
-@pytest.mark.parametrize("validator", [{}, {"etag": "", "modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"etag": 'W/"1"', "modified": "Mon"}])
+@pytest.mark.parametrize(
+    "validator",
+    [{}, {"etag": "", "modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"etag": 'W/"1"', "modified": "Mon"}],
+)
 def test_a_broken_download_goes_on(server, tmp_path, validator):
     plan = server.plan = Plan(cuts=[70_001, 1, 0, 100_000], **validator)
     for got in (70_001, 70_002, 70_002, 170_002):
-        with pytest.raises(DataError, match=rf"the connection ended after {got} of 300000 bytes; run again, it goes on"):
+        with pytest.raises(
+            DataError, match=rf"the connection ended after {got} of 300000 bytes; run again, it goes on"
+        ):
             files.fetch(server.url, tmp_path / "set.zip", progress=False)
         assert not (tmp_path / "set.zip").exists()
     files.fetch(server.url, tmp_path / "set.zip", progress=False)
     assert (tmp_path / "set.zip").read_bytes() == plan.content and left(tmp_path) == {"set.zip"}
-    assert [headers.get("Range") for headers in plan.asked] == [None, "bytes=70001-", "bytes=70002-", "bytes=70002-", "bytes=170002-"]
+    assert [headers.get("Range") for headers in plan.asked] == [
+        None,
+        "bytes=70001-",
+        "bytes=70002-",
+        "bytes=70002-",
+        "bytes=170002-",
+    ]
     assert plan.asked[1]["If-Range"] == (plan.modified or plan.etag)
 
 
@@ -376,22 +423,27 @@ def test_a_server_without_ranges_begins_anew(server, tmp_path):
 NEW = random.Random(2).randbytes(300_000)
 
 
-@pytest.mark.parametrize("server_is", [
-    {"etag": '"two"'},  # keeps the rules
-    {"etag": '"two"', "if_range": False},  # sends a range of whatever it has now
-    {"etag": '"two"', "ranges": False},
-    {"etag": "", "if_range": False},  # lost its tag, and gives no other
-    {"etag": "", "modified": "Tue"},
-    {"etag": '"two"', "content": NEW[:60_000]},  # shorter than what is there already
-    {"etag": '"two"', "content": NEW[:60_000], "if_range": False},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "server_is",
+    [
+        {"etag": '"two"'},  # keeps the rules
+        {"etag": '"two"', "if_range": False},  # sends a range of whatever it has now
+        {"etag": '"two"', "ranges": False},
+        {"etag": "", "if_range": False},  # lost its tag, and gives no other
+        {"etag": "", "modified": "Tue"},
+        {"etag": '"two"', "content": NEW[:60_000]},  # shorter than what is there already
+        {"etag": '"two"', "content": NEW[:60_000], "if_range": False},
+    ],
+)
 def test_two_versions_are_never_glued_together(server, tmp_path, server_is):
     plan = server.plan = Plan(cuts=[70_000])
     with pytest.raises(DataError):
         files.fetch(server.url, tmp_path / "set.zip", progress=False)
     assert (tmp_path / "set.zip.part").read_bytes() == plan.content[:70_000]
     server.plan = Plan(**({"content": NEW} | server_is))
-    sha256 = server.plan.sha256 if not server_is["etag"] and not server_is.get("if_range", True) else ""  # nothing else could tell
+    sha256 = (
+        server.plan.sha256 if not server_is["etag"] and not server_is.get("if_range", True) else ""
+    )  # nothing else could tell
     for _ in range(2):
         try:
             files.fetch(server.url, tmp_path / "set.zip", sha256=sha256, progress=False)
@@ -418,19 +470,26 @@ def test_without_a_version_a_download_begins_anew(server, tmp_path):
     assert (tmp_path / "set.zip").read_bytes() == NEW and "Range" not in server.plan.asked[0]
 
 
-@pytest.mark.parametrize("server_is, expected, message", [
-    ({}, {"size": 299_999}, "offers 300000 bytes, expected 299999"),
-    ({}, {"sha256": "0" * 64}, "expected sha256 0000.*, got .*; what was fetched is removed"),
-    ({"length": False}, {"size": 299_999}, "expected 299999 bytes, got 300000"),
-    ({"length": False}, {"size": 300_001}, "the connection ended after 300000 of 300001 bytes"),
-    ({"length": False}, {}, "does not say how long the file is"),
-    ({"length": False, "chunked": True, "cuts": [50_000]}, {}, "IncompleteRead|the connection ended"),
-    ({"length": False, "cuts": [50_000]}, {"sha256": Plan().sha256}, "expected sha256"),
-    ({"kind": "text/html; charset=utf-8"}, {}, "answered with a web page"),
-    ({"status": 404}, {}, "HTTP Error 404: Not Found; try again later, or download it by hand to .*set.zip"),
-    ({"status": 416}, {}, "HTTP Error 416"),
-    ({"status": 503}, {}, "HTTP Error 503"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "server_is, expected, message",
+    [
+        ({}, {"size": 299_999}, "offers 300000 bytes, expected 299999"),
+        ({}, {"sha256": "0" * 64}, "expected sha256 0000.*, got .*; what was fetched is removed"),
+        ({"length": False}, {"size": 299_999}, "expected 299999 bytes, got 300000"),
+        ({"length": False}, {"size": 300_001}, "the connection ended after 300000 of 300001 bytes"),
+        ({"length": False}, {}, "does not say how long the file is"),
+        ({"length": False, "chunked": True, "cuts": [50_000]}, {}, "IncompleteRead|the connection ended"),
+        ({"length": False, "cuts": [50_000]}, {"sha256": Plan().sha256}, "expected sha256"),
+        ({"kind": "text/html; charset=utf-8"}, {}, "answered with a web page"),
+        (
+            {"status": 404},
+            {},
+            "HTTP Error 404: Not Found; try again later, or download it by hand to .*set.zip",
+        ),
+        ({"status": 416}, {}, "HTTP Error 416"),
+        ({"status": 503}, {}, "HTTP Error 503"),
+    ],
+)
 def test_no_bad_download_looks_whole(server, tmp_path, server_is, expected, message):
     server.plan = Plan(**server_is)
     Handler.protocol_version = "HTTP/1.1" if server.plan.chunked else "HTTP/1.0"
@@ -446,7 +505,9 @@ def test_chunks_with_their_end_are_a_whole_file(server, tmp_path, monkeypatch):
 
 
 def test_no_server_and_no_room(server, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="127.0.0.1:9/x: URLError.*run again to go on, or download it by hand to .*x"):
+    with pytest.raises(
+        DataError, match="127.0.0.1:9/x: URLError.*run again to go on, or download it by hand to .*x"
+    ):
         files.fetch("http://127.0.0.1:9/x", tmp_path / "x", progress=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 299_999))
     with pytest.raises(DataError, match="GB to fetch, .* make room"):
@@ -466,7 +527,9 @@ def test_a_download_killed_at_random_moments(server, tmp_path):
         kills += kill_after(rng.uniform(0, 0.06), _fetch, server.url, tmp_path / "set.zip") != 0
         if (tmp_path / "set.zip").exists():
             break
-        sizes.append((tmp_path / "set.zip.part").stat().st_size if (tmp_path / "set.zip.part").exists() else 0)
+        sizes.append(
+            (tmp_path / "set.zip.part").stat().st_size if (tmp_path / "set.zip.part").exists() else 0
+        )
     assert kills >= 3 and sizes == sorted(sizes) and len(set(sizes)) > 2
     files.fetch(server.url, tmp_path / "set.zip", progress=False)
     assert (tmp_path / "set.zip").read_bytes() == plan.content and left(tmp_path) == {"set.zip"}
@@ -475,7 +538,13 @@ def test_a_download_killed_at_random_moments(server, tmp_path):
 # ---- images and arrays ----
 
 
-def png(pixels: np.ndarray, depth: int = 8, palette: bytes = b"", transparent: bytes = b"", kind: int | None = None) -> bytes:
+def png(
+    pixels: np.ndarray,
+    depth: int = 8,
+    palette: bytes = b"",
+    transparent: bytes = b"",
+    kind: int | None = None,
+) -> bytes:
     """A PNG written by hand: (H, W, C) values of ``depth`` bits as they are."""
     height, width, channels = pixels.shape
     kind = kind if kind is not None else 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -486,11 +555,20 @@ def png(pixels: np.ndarray, depth: int = 8, palette: bytes = b"", transparent: b
         rows = [np.packbits(row).tobytes() for row in bits]
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
 
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)), (b"PLTE", palette), (b"tRNS", transparent),
-             (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]  # fmt: skip
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in parts if content or name == b"IEND")
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)),
+        (b"PLTE", palette),
+        (b"tRNS", transparent),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(name, content) for name, content in parts if content or name == b"IEND"
+    )
 
 
 @pytest.mark.parametrize("depth, channels", [(8, 1), (8, 2), (8, 3), (8, 4), (16, 1), (16, 3), (16, 4)])
@@ -504,15 +582,22 @@ def test_every_plane_of_a_png_comes_out_as_it_is(tmp_path, depth, channels):
     with Image.open(tmp_path / "a.png") as image:
         if (depth, channels) == (16, 3):  # the naive way loses the low byte
             assert np.array_equal(np.array(image), pixels >> 8)
-        if (depth, channels) == (8, 4):  # and the fourth plane, or, when it resizes, the colours of the others
+        if (depth, channels) == (
+            8,
+            4,
+        ):  # and the fourth plane, or, when it resizes, the colours of the others
             assert np.array(image.convert("RGB")).shape[2] == 3
-            assert not np.array_equal(np.array(image.resize((3, 3)))[..., :3], np.array(image.convert("RGB").resize((3, 3))))
+            assert not np.array_equal(
+                np.array(image.resize((3, 3)))[..., :3], np.array(image.convert("RGB").resize((3, 3)))
+            )
 
 
 def test_ids_of_a_palette_are_ids(tmp_path):
     for depth in (1, 2, 4, 8):
         ids = (np.arange(63).reshape(9, 7, 1) % 2**depth).astype(np.uint8)
-        (tmp_path / "a.png").write_bytes(png(ids, depth, palette=bytes(range(255, 255 - 3 * min(64, 2**depth), -1))))
+        (tmp_path / "a.png").write_bytes(
+            png(ids, depth, palette=bytes(range(255, 255 - 3 * min(64, 2**depth), -1)))
+        )
         assert np.array_equal(files.read_image(tmp_path / "a.png", 1), ids)
         with Image.open(tmp_path / "a.png") as image:
             assert not np.array_equal(np.array(image.convert("L"))[..., None], ids)
@@ -528,7 +613,9 @@ def test_grey_of_few_bits_is_spread(tmp_path):
 def test_jpeg_and_wrong_kinds(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
-    assert np.array_equal(files.read_image(tmp_path / "a.jpg", 3, size=(16, 24)), np.array(Image.open(tmp_path / "a.jpg")))
+    assert np.array_equal(
+        files.read_image(tmp_path / "a.jpg", 3, size=(16, 24)), np.array(Image.open(tmp_path / "a.jpg"))
+    )
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg")
     (tmp_path / "grey.png").write_bytes(png(pixels[..., :1]))
@@ -543,17 +630,25 @@ def test_jpeg_and_wrong_kinds(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
     for name, arguments, message in [
-        ("none.png", (3,), "none.png: not found"), ("a.jpg", (1,), "expected uint8 with 1 channel, found uint8 with 3"),
+        ("none.png", (3,), "none.png: not found"),
+        ("a.jpg", (1,), "expected uint8 with 1 channel, found uint8 with 3"),
         ("grey.png", (3,), "expected uint8 with 3 channels, found uint8 with 1"),
         ("deep.png", (3,), "expected uint8 with 3 channels, found uint16"),
         ("a.jpg", (3, "uint16"), "expected uint16 with 3 channels, found uint8"),
         ("a.jpg", ((1, 4),), "with 1 or 4 channels, found uint8 with 3"),
-        ("a.jpg", (3, "uint8", (24, 16)), "16 × 24 pixels; expected 24 × 16"), ("cmyk.jpg", (4,), "found image mode CMYK"),
-        ("huge.png", (3, "uint8", (16, 24)), "cannot be read .DecompressionBombError"), ("huge.png", (3,), "cannot be read"),
-        ("large.png", (3, "uint8", (16, 24)), "9000 × 9000 pixels; expected 16 × 24"), ("large.png", (3,), "cannot be read"),
-        ("opaque.png", (2, "uint16"), "16-bit grey with opacity"), ("a.tif", (3,), "cannot be read"), ("text.png", (3,), "cannot be read"),
-        ("empty.png", (3,), "cannot be read"), ("folder.png", (3,), "cannot be read"), ("cut.jpg", (3,), "cannot be read"),
-    ]:  # fmt: skip
+        ("a.jpg", (3, "uint8", (24, 16)), "16 × 24 pixels; expected 24 × 16"),
+        ("cmyk.jpg", (4,), "found image mode CMYK"),
+        ("huge.png", (3, "uint8", (16, 24)), "cannot be read .DecompressionBombError"),
+        ("huge.png", (3,), "cannot be read"),
+        ("large.png", (3, "uint8", (16, 24)), "9000 × 9000 pixels; expected 16 × 24"),
+        ("large.png", (3,), "cannot be read"),
+        ("opaque.png", (2, "uint16"), "16-bit grey with opacity"),
+        ("a.tif", (3,), "cannot be read"),
+        ("text.png", (3,), "cannot be read"),
+        ("empty.png", (3,), "cannot be read"),
+        ("folder.png", (3,), "cannot be read"),
+        ("cut.jpg", (3,), "cannot be read"),
+    ]:
         with pytest.raises(DataError, match=message) as error:
             files.read_image(tmp_path / name, *arguments)
         assert str(tmp_path / name) in str(error.value)
@@ -607,7 +702,9 @@ def test_no_array_runs_code_or_takes_memory_it_does_not_have(tmp_path):
     (tmp_path / "a.npy").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
     np.save(tmp_path / "b.npy", np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
     with open(tmp_path / "c.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**8,)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": (10**8,)}
+        )
     tracemalloc.start()
     for name in ("a.npy", "b.npy", "c.npy"):
         with pytest.raises(DataError, match=f"{name}: cannot be read"):
@@ -633,19 +730,33 @@ def test_arrays(tmp_path):
     np.save(tmp_path / "bool.npy", values > 0)
     np.save(tmp_path / "empty.npy", values[:0])
     (tmp_path / "cut.npy").write_bytes((tmp_path / "nan.npy").read_bytes()[:-1])
-    for name, shape in (("lies.npy", (10**7, 10**6)), ("overflows.npy", (10**30, 10**30)), ("negative.npy", (-3, 5))):
+    for name, shape in (
+        ("lies.npy", (10**7, 10**6)),
+        ("overflows.npy", (10**30, 10**30)),
+        ("negative.npy", (-3, 5)),
+    ):
         with open(tmp_path / name, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f8", "fortran_order": False, "shape": shape}
+            )
             file.write(values.tobytes())
     (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
     for name, shape, message in [
-        ("none.npy", None, "not found"), ("a.npy", (6, 5), r"shape \(5, 6\); expected \(6, 5\)"), ("pickle.npy", None, "cannot be read"),
-        ("zip.npy.npz", None, "an archive of arrays"), ("nan.npy", None, "NaN or infinite"), ("inf.npy", None, "NaN or infinite"),
+        ("none.npy", None, "not found"),
+        ("a.npy", (6, 5), r"shape \(5, 6\); expected \(6, 5\)"),
+        ("pickle.npy", None, "cannot be read"),
+        ("zip.npy.npz", None, "an archive of arrays"),
+        ("nan.npy", None, "NaN or infinite"),
+        ("inf.npy", None, "NaN or infinite"),
         ("empty.npy", (5, 6), "empty.npy"),
-        ("complex.npy", None, "complex128; expected numbers"), ("bool.npy", None, "bool; expected numbers"),
-        ("cut.npy", None, "cannot be read"), ("lies.npy", None, "cannot be read"), ("overflows.npy", None, "cannot be read"),
-        ("negative.npy", None, "cannot be read"), ("header.npy", None, "cannot be read"),
-    ]:  # fmt: skip
+        ("complex.npy", None, "complex128; expected numbers"),
+        ("bool.npy", None, "bool; expected numbers"),
+        ("cut.npy", None, "cannot be read"),
+        ("lies.npy", None, "cannot be read"),
+        ("overflows.npy", None, "cannot be read"),
+        ("negative.npy", None, "cannot be read"),
+        ("header.npy", None, "cannot be read"),
+    ]:
         with pytest.raises(DataError, match=message) as error:
             files.read_npy(tmp_path / name, shape)
         assert str(tmp_path / name) in str(error.value)

@@ -20,7 +20,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import common  # noqa: E402
 
-from mmlib.data.prepared import DataError, Description, PreparedDataset, read_description, read_index  # noqa: E402
+# noqa: E402
+from mmlib.data.prepared import DataError, Description, PreparedDataset, read_description, read_index
 from mmlib.modalities import Modality  # noqa: E402
 
 # ---- ids and sizes ----
@@ -29,7 +30,9 @@ from mmlib.modalities import Modality  # noqa: E402
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.integers(0, 900), st.integers(0, 255), min_size=1, max_size=40), st.data())
 def test_ids_are_mapped_one_by_one(table, data):
-    ids = np.array(data.draw(st.lists(st.sampled_from(sorted(table)), min_size=6, max_size=6)), np.uint16).reshape(2, 3)
+    ids = np.array(
+        data.draw(st.lists(st.sampled_from(sorted(table)), min_size=6, max_size=6)), np.uint16
+    ).reshape(2, 3)
     found = common.map_ids(ids, table, "x.png")
     assert found.dtype == np.uint8 and found.tolist() == [[table[id] for id in row] for row in ids.tolist()]
     ids[1, 2] = 901
@@ -51,18 +54,33 @@ DENSE = Modality("heat", "H", 1, "°C", dtype="uint16", scale=0.01, offset=-100.
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(2, 9), st.integers(2, 9), st.tuples(st.integers(1, 20), st.integers(1, 20)), st.integers(0, 999))
+@given(
+    st.integers(2, 9),
+    st.integers(2, 9),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.integers(0, 999),
+)
 def test_resized_labels_and_sparse_images_hold_what_was_there(height, width, size, seed):
     rng = np.random.default_rng(seed)
     label = rng.choice([0, 3, 18, 255], (height, width)).astype(np.uint8)
     sparse = rng.standard_normal((height, width, 2)).astype(np.float32) * 1e5
     heat = np.full((height, width, 1), rng.integers(0, 65536), np.uint16)
-    images, small = common.resized({"lidar": sparse, "heat": heat}, label, {"lidar": SPARSE, "heat": DENSE}, size)
-    assert small.shape == images["heat"].shape[:2] == images["lidar"].shape[:2] == size and small.dtype == np.uint8
+    images, small = common.resized(
+        {"lidar": sparse, "heat": heat}, label, {"lidar": SPARSE, "heat": DENSE}, size
+    )
+    assert (
+        small.shape == images["heat"].shape[:2] == images["lidar"].shape[:2] == size
+        and small.dtype == np.uint8
+    )
     for r, c in product(*map(range, size)):
-        at = int((r + 0.5) * height / size[0]), int((c + 0.5) * width / size[1])  # the pixel whose area holds the new one's centre
+        at = (
+            int((r + 0.5) * height / size[0]),
+            int((c + 0.5) * width / size[1]),
+        )  # the pixel whose area holds the new one's centre
         assert small[r, c] == label[at] and (images["lidar"][r, c] == sparse[at]).all()
-    assert (images["heat"] == heat[0, 0]).all() and images["heat"].dtype == np.uint16  # a mean of equal values is that value
+    assert (images["heat"] == heat[0, 0]).all() and images[
+        "heat"
+    ].dtype == np.uint16  # a mean of equal values is that value
     assert common.resized({"heat": heat}, None, {"heat": DENSE}, (0, 0))[0]["heat"] is heat
 
 
@@ -72,7 +90,12 @@ def test_resized_labels_and_sparse_images_hold_what_was_there(height, width, siz
 def test_the_source_is_found(tmp_path):
     out = str(tmp_path / "out")
     deep = tmp_path / "source" / "one" / "two" / "three"
-    for folder in (deep / "rgb", deep / "gt", tmp_path / "source" / "__MACOSX" / "rgb", tmp_path / "source" / "__MACOSX" / "gt"):
+    for folder in (
+        deep / "rgb",
+        deep / "gt",
+        tmp_path / "source" / "__MACOSX" / "rgb",
+        tmp_path / "source" / "__MACOSX" / "gt",
+    ):
         folder.mkdir(parents=True)
     assert common.locate(common.Options(str(tmp_path / "source"), out), ["rgb", "gt"], "HOW") == deep
     assert common.locate(common.Options(str(deep), out), ["rgb", "gt"], "HOW") == deep
@@ -80,15 +103,27 @@ def test_the_source_is_found(tmp_path):
     with zipfile.ZipFile(archive, "w") as file:
         for name in ("x/rgb/1.png", "x/gt/1.png", "__MACOSX/x/rgb/._1.png", "__MACOSX/x/gt/._1.png"):
             file.writestr(name, name)
-    assert common.locate(common.Options(str(archive), f"{out}/", progress=False), ["rgb", "gt"], "HOW") == Path(f"{out}-source/x")
+    assert common.locate(
+        common.Options(str(archive), f"{out}/", progress=False), ["rgb", "gt"], "HOW"
+    ) == Path(f"{out}-source/x")
     shutil.move(archive, tmp_path / "source" / "one" / "set.zip")
     for source, to, message in [
-        (deep, "", "--out is missing"), ("", out, r"name the archive or the unpacked folder.\nHOW"),
-        ("nowhere", out, r"nowhere: not found.\nHOW"), (deep / "rgb", out, "no folder in it holds rgb, gt"),
-        (tmp_path / "source" / "one", out, r"no folder in it holds rgb, gt, depth \(archives in it .*set.zip\).\nHOW"),
-    ]:  # fmt: skip
+        (deep, "", "--out is missing"),
+        ("", out, r"name the archive or the unpacked folder.\nHOW"),
+        ("nowhere", out, r"nowhere: not found.\nHOW"),
+        (deep / "rgb", out, "no folder in it holds rgb, gt"),
+        (
+            tmp_path / "source" / "one",
+            out,
+            r"no folder in it holds rgb, gt, depth \(archives in it .*set.zip\).\nHOW",
+        ),
+    ]:
         with pytest.raises(DataError, match=message):
-            common.locate(common.Options(str(source), to), ["rgb", "gt", "depth"] if Path(source).name == "one" else ["rgb", "gt"], "HOW")
+            common.locate(
+                common.Options(str(source), to),
+                ["rgb", "gt", "depth"] if Path(source).name == "one" else ["rgb", "gt"],
+                "HOW",
+            )
 
 
 def test_errors_end_in_one_line(monkeypatch, capsys):
@@ -97,7 +132,9 @@ def test_errors_end_in_one_line(monkeypatch, capsys):
             assert options == common.Options("folder", "out", size=(4, 5), partial=True)
             raise error
 
-        monkeypatch.setattr(sys, "argv", ["prepare", "folder", "--out", "out", "--size", "4", "5", "--partial"])
+        monkeypatch.setattr(
+            sys, "argv", ["prepare", "folder", "--out", "out", "--size", "4", "5", "--partial"]
+        )
         common.start(main, common.Options, "doc")
 
     for error, message in (
@@ -118,7 +155,10 @@ def test_errors_end_in_one_line(monkeypatch, capsys):
 # ---- the conversion ----
 
 SPLIT = ("train", "train", "val", "test")
-SAMPLES = [common.Sample(f"s{i:02d}", SPLIT[i % 4], ("day", "night")[i % 2], ("", "broken")[i % 3 == 0]) for i in range(16)]
+SAMPLES = [
+    common.Sample(f"s{i:02d}", SPLIT[i % 4], ("day", "night")[i % 2], ("", "broken")[i % 3 == 0])
+    for i in range(16)
+]
 COUNTS = {"train": 8, "val": 4, "test": 4}
 DESCRIPTION = Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES, extra={"void": "none"})
 
@@ -128,7 +168,9 @@ def read(sample: common.Sample):
 
 
 def prepare(out, samples=SAMPLES, read=read, expected=COUNTS, description=DESCRIPTION, **options):
-    common.run(common.Options("source", str(out), progress=False, **options), description, samples, read, expected)
+    common.run(
+        common.Options("source", str(out), progress=False, **options), description, samples, read, expected
+    )
 
 
 @pytest.fixture
@@ -146,26 +188,37 @@ def whole(tmp_path_factory) -> Path:
 
 def test_every_pixel_and_every_row_comes_through(whole):
     rows = read_index(whole)
-    assert {(r["id"], r["split"], r["condition"], r["case"]) for r in rows} == {(s.id, s.split, s.condition, s.case) for s in SAMPLES}
+    assert {(r["id"], r["split"], r["condition"], r["case"]) for r in rows} == {
+        (s.id, s.split, s.condition, s.case) for s in SAMPLES
+    }
     for split in COUNTS:
         data = PreparedDataset(whole, split)
         for i, row in enumerate(data.rows):
             (images, label), (want, ids) = data.stored(i), toy.sample(int(row["id"][1:]), (16, 24))
-            assert np.array_equal(label, ids) and all(np.array_equal(images[name], want[name]) for name in want)
+            assert np.array_equal(label, ids) and all(
+                np.array_equal(images[name], want[name]) for name in want
+            )
     found = read_description(whole)
     assert found.extra == {"void": "none", "options": {"size": [0, 0]}}
-    train = np.concatenate([toy.sample(i, (16, 24))[0]["rgb"].reshape(-1, 3) for i in range(16) if i % 4 < 2]) / 255
+    train = (
+        np.concatenate([toy.sample(i, (16, 24))[0]["rgb"].reshape(-1, 3) for i in range(16) if i % 4 < 2])
+        / 255
+    )
     rgb = found.modalities["rgb"]
     assert np.allclose(rgb.mean, train.mean(0), atol=1e-5) and np.allclose(rgb.std, train.std(0), atol=1e-5)
     assert set(contents(whole)) == {"dataset.json", "index.csv", "contact_sheet.png"} | {
-        f"{folder}/{s.id}.{'npy' if folder == 'aolp' else 'png'}" for s in SAMPLES for folder in ("rgb", "depth", "aolp", "label")
+        f"{folder}/{s.id}.{'npy' if folder == 'aolp' else 'png'}"
+        for s in SAMPLES
+        for folder in ("rgb", "depth", "aolp", "label")
     }
 
 
 def test_threads_and_order_change_no_byte(whole, tmp_path):
     rng, mixed = random.Random(0), SAMPLES.copy()
     rng.shuffle(mixed)
-    prepare(tmp_path / "out", mixed, lambda sample: time.sleep(rng.uniform(0, 0.01)) or read(sample), workers=6)
+    prepare(
+        tmp_path / "out", mixed, lambda sample: time.sleep(rng.uniform(0, 0.01)) or read(sample), workers=6
+    )
     assert contents(tmp_path / "out") == contents(whole)
 
 
@@ -218,7 +271,12 @@ def test_one_folder_holds_one_setting(whole, tmp_path):
     with pytest.raises(DataError, match="other classes"):
         prepare(whole, description=replace(DESCRIPTION, classes=["a", "b", "c"]))
     with pytest.raises(DataError, match="other modalities"):
-        prepare(whole, description=replace(DESCRIPTION, modalities=toy.MODALITIES | {"rgb": replace(toy.MODALITIES["rgb"], scale=1.0)}))
+        prepare(
+            whole,
+            description=replace(
+                DESCRIPTION, modalities=toy.MODALITIES | {"rgb": replace(toy.MODALITIES["rgb"], scale=1.0)}
+            ),
+        )
     with pytest.raises(DataError, match="already holds a finished data set"):
         prepare(whole, SAMPLES[:-1], partial=True)
 
@@ -231,7 +289,12 @@ def test_one_folder_holds_one_setting(whole, tmp_path):
         prepare(tmp_path, read=stop, workers=1)
     with pytest.raises(DataError, match="unfinished data set with another description"):
         prepare(tmp_path, size=(8, 12))
-    moved = [replace(SAMPLES[0], split="val"), replace(SAMPLES[2], split="train"), *SAMPLES[1:2], *SAMPLES[3:]]
+    moved = [
+        replace(SAMPLES[0], split="val"),
+        replace(SAMPLES[2], split="train"),
+        *SAMPLES[1:2],
+        *SAMPLES[3:],
+    ]
     with pytest.raises(DataError, match="unfinished data set of other samples \\('s00'\\)"):
         prepare(tmp_path, moved)
     prepare(tmp_path)
@@ -247,16 +310,21 @@ def test_another_size(tmp_path, no_sheet):
     assert set(np.unique(stored["depth"])) <= set(np.unique(source["depth"]))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"samples": []}, "found test: 0 of 4, train: 0 of 8, val: 0 of 4 samples"),
-    ({"samples": [], "expected": {}}, "source: no sample found"),
-    ({"samples": SAMPLES[1:]}, "found train: 7 of 8 samples; complete the download, or give --partial"),
-    ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99")]}, "found train: 9 of 8"),
-    ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99")], "partial": True}, "found train: 9 of 8"),
-    ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99", split="trial")]}, "found trial: 1 of 0"),
-    ({"samples": [*SAMPLES, SAMPLES[0]], "expected": {}}, "1 sample ids appear twice, 's00'"),
-    ({"size": (0, 5)}, "--size 0 5"), ({"size": (-3, 5)}, "--size -3 5"), ({"out": ""}, "--out is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"samples": []}, "found test: 0 of 4, train: 0 of 8, val: 0 of 4 samples"),
+        ({"samples": [], "expected": {}}, "source: no sample found"),
+        ({"samples": SAMPLES[1:]}, "found train: 7 of 8 samples; complete the download, or give --partial"),
+        ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99")]}, "found train: 9 of 8"),
+        ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99")], "partial": True}, "found train: 9 of 8"),
+        ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99", split="trial")]}, "found trial: 1 of 0"),
+        ({"samples": [*SAMPLES, SAMPLES[0]], "expected": {}}, "1 sample ids appear twice, 's00'"),
+        ({"size": (0, 5)}, "--size 0 5"),
+        ({"size": (-3, 5)}, "--size -3 5"),
+        ({"out": ""}, "--out is missing"),
+    ],
+)
 def test_wrong_counts_and_options(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         prepare(**({"out": tmp_path / "out"} | change))
@@ -270,7 +338,9 @@ def test_partial_data_are_accepted_where_asked_for(tmp_path, no_sheet):
         prepare(tmp_path / "out", check=True)
     there = [replace(sample, files={"rgb": tmp_path / sample.id}) for sample in SAMPLES[:3]]
     (tmp_path / "s01").touch()
-    with pytest.raises(DataError, match="s00: not found; 2 of 3 samples lack files; complete the download, or give --partial"):
+    with pytest.raises(
+        DataError, match="s00: not found; 2 of 3 samples lack files; complete the download, or give --partial"
+    ):
         common.complete(there, common.Options())
     assert [sample.id for sample in common.complete(there, common.Options(partial=True))] == ["s01"]
 
@@ -303,12 +373,23 @@ def damage(root: Path, what: str) -> None:
         (root / "index.csv").write_text("".join(line for line in lines if not line.startswith("s04")))
 
 
-@pytest.mark.parametrize("what, message", [
-    ("one bit", "s04.png"), ("one bit", "s04.png"), ("one bit", "s04.png"), ("cut", "s04.png: (damaged|cannot be read)"),
-    ("missing", "depth.s04.png: not found"), ("class id", "s04.png: label id 3 out of range"), ("planes", "s04.png: expected uint8 with 3"),
-    ("size", r"'s04': label is \(16, 25\)"), ("short array", "s04.npy: cannot be read"), ("stranger", "s4.png: not in index.csv"),
-    ("index", "found train: 7 of 8"), ("no labels", "label: not found, though this data set has labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("one bit", "s04.png"),
+        ("one bit", "s04.png"),
+        ("one bit", "s04.png"),
+        ("cut", "s04.png: (damaged|cannot be read)"),
+        ("missing", "depth.s04.png: not found"),
+        ("class id", "s04.png: label id 3 out of range"),
+        ("planes", "s04.png: expected uint8 with 3"),
+        ("size", r"'s04': label is \(16, 25\)"),
+        ("short array", "s04.npy: cannot be read"),
+        ("stranger", "s4.png: not in index.csv"),
+        ("index", "found train: 7 of 8"),
+        ("no labels", "label: not found, though this data set has labels"),
+    ],
+)
 def test_check_finds_what_is_wrong(whole, tmp_path, what, message):
     shutil.copytree(whole, tmp_path / "copy")
     damage(tmp_path / "copy", what)
@@ -320,12 +401,23 @@ def test_the_report_counts_right(whole, capsys):
     prepare(whole, check=True)
     said = capsys.readouterr().out
     assert f"{whole}: 16 samples of 16 × 24 pixels, every file as it should be" in said
-    assert "test: 4 samples, broken 2, night 4" in said and "train: 8 samples, broken 3, day 4, night 4" in said
+    assert (
+        "test: 4 samples, broken 2, night 4" in said and "train: 8 samples, broken 3, day 4, night 4" in said
+    )
     labels = np.stack([toy.sample(i, (16, 24))[1] for i in range(16)])
-    shares = ", ".join(f"{name} {100 * (labels == k).sum() / (labels != 255).sum():.2f}" for k, name in enumerate(toy.CLASSES))
-    assert f"share of the labelled pixels in %: {shares}" in said and f"ignored: {100 * (labels == 255).mean():.1f} % of all pixels" in said
+    shares = ", ".join(
+        f"{name} {100 * (labels == k).sum() / (labels != 255).sum():.2f}"
+        for k, name in enumerate(toy.CLASSES)
+    )
+    assert (
+        f"share of the labelled pixels in %: {shares}" in said
+        and f"ignored: {100 * (labels == 255).mean():.1f} % of all pixels" in said
+    )
     metres = np.stack([toy.sample(i, (16, 24))[0]["depth"] for i in range(16) if i % 4 < 2]) / 256
-    assert f"depth (1 × uint16, log(1 + |x|) of m): mean {np.log1p(metres).mean():.4g}; std {np.log1p(metres).std():.4g}" in said
+    assert (
+        f"depth (1 × uint16, log(1 + |x|) of m): mean {np.log1p(metres).mean():.4g}; std {np.log1p(metres).std():.4g}"
+        in said
+    )
 
 
 def test_a_lost_contact_sheet_is_drawn_again_and_never_by_halves(whole, tmp_path, monkeypatch):

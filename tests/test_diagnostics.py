@@ -19,12 +19,16 @@ def generator(seed=0):
 
 
 def test_effective_rank_has_its_closed_forms():
-    line = torch.randn(50, 1, generator=generator()) @ torch.randn(1, 6, generator=generator(1))  # also opposite poles
+    line = torch.randn(50, 1, generator=generator()) @ torch.randn(
+        1, 6, generator=generator(1)
+    )  # also opposite poles
     assert dg.effective_rank(line) == pytest.approx(1, abs=1e-6)
     assert dg.effective_rank(torch.eye(7)) == pytest.approx(7) == dg.effective_rank(3 * torch.eye(7))
     # unit codes, 3 along one axis and 1 along another: singular values sqrt(3) and 1
     share = np.array([math.sqrt(3), 1]) / (math.sqrt(3) + 1)
-    assert dg.effective_rank(torch.tensor([[1.0, 0, 0]] * 3 + [[0, 2.0, 0]])) == pytest.approx(math.exp(-(share * np.log(share)).sum()))
+    assert dg.effective_rank(torch.tensor([[1.0, 0, 0]] * 3 + [[0, 2.0, 0]])) == pytest.approx(
+        math.exp(-(share * np.log(share)).sum())
+    )
 
 
 def test_effective_rank_is_that_of_the_singular_values():
@@ -44,14 +48,22 @@ def test_collapse_panel():
     healthy = dg.collapse(torch.eye(4).repeat(100, 1), torch.eye(4))
     assert healthy["effective_rank"] == pytest.approx(4) and healthy["inertia"] == 0
     assert healthy["use_min"] == healthy["use_max"] == 0.25 and healthy["negative_share"] == 0
-    assert healthy["mean_similarity"] == pytest.approx(99 / 399, abs=0.02)  # 99 of the 399 others are the same axis
-    one = dg.collapse(torch.rand(100, 1, generator=generator()) * torch.ones(100, 4), torch.eye(4)[:2] + torch.eye(4)[2])
+    assert healthy["mean_similarity"] == pytest.approx(
+        99 / 399, abs=0.02
+    )  # 99 of the 399 others are the same axis
+    one = dg.collapse(
+        torch.rand(100, 1, generator=generator()) * torch.ones(100, 4), torch.eye(4)[:2] + torch.eye(4)[2]
+    )
     assert one["mean_similarity"] == pytest.approx(1) and one["effective_rank"] == pytest.approx(1, abs=1e-3)
     assert (one["use_min"], one["use_max"]) == (0, 1)
     poles = torch.tensor([1.0, -1]).repeat(200)[:, None] * torch.tensor([[0.6, 0.8]])
     two = dg.collapse(poles, torch.tensor([[0.6, 0.8], [-0.6, -0.8], [1, 0]]))
     assert two["negative_share"] == pytest.approx(200 / 399, abs=0.02) and abs(two["mean_similarity"]) < 0.03
-    assert two["effective_rank"] == pytest.approx(1, abs=1e-3) and two["use_min"] == 0 and two["inertia"] == pytest.approx(0, abs=1e-6)
+    assert (
+        two["effective_rank"] == pytest.approx(1, abs=1e-3)
+        and two["use_min"] == 0
+        and two["inertia"] == pytest.approx(0, abs=1e-6)
+    )
 
 
 def test_random_pairs_are_never_a_point_with_itself():
@@ -83,7 +95,9 @@ def test_auc_is_the_share_of_pairs_won(rows):
 
 def test_auc_of_correspondences_leaves_unlabelled_tokens_out():
     first, second = torch.tensor([[0, 1, 255], [1, 1, 0]]), torch.tensor([[0, 255], [1, 0]])
-    correspondence = {name: torch.rand(2, 3, 2, generator=generator(seed)) for seed, name in enumerate(("rgb", "depth"))}
+    correspondence = {
+        name: torch.rand(2, 3, 2, generator=generator(seed)) for seed, name in enumerate(("rgb", "depth"))
+    }
     found = dg.correspondence_auc(correspondence, first, second)
     for name, values in correspondence.items():
         same, other = [], []
@@ -106,13 +120,17 @@ def test_majority_of_each_cell(seed, grid):
     for b in range(2):
         for i in range(grid[0]):
             for j in range(grid[1]):
-                rows = slice(i * 8 // grid[0], -(-(i + 1) * 8 // grid[0]))  # a pixel that two cells share belongs to both
+                rows = slice(
+                    i * 8 // grid[0], -(-(i + 1) * 8 // grid[0])
+                )  # a pixel that two cells share belongs to both
                 cell = label[b, rows, slice(j * 15 // grid[1], -(-(j + 1) * 15 // grid[1]))].ravel().tolist()
                 assert found[b, i, j] == max([0, 1, 2, 255], key=lambda k: (cell.count(k), -k))
 
 
 def rand_by_pairs(a, b):
-    """Adjusted Rand index from its definition: every pair of points asked whether both clusterings agree on it."""
+    """Adjusted Rand index from its definition: every pair of points asked whether both clusterings agree on
+    it.
+    """
     pairs = list(combinations(range(len(a)), 2))
     both = sum(a[i] == a[j] and b[i] == b[j] for i, j in pairs)
     one, other = sum(a[i] == a[j] for i, j in pairs), sum(b[i] == b[j] for i, j in pairs)
@@ -123,13 +141,18 @@ def rand_by_pairs(a, b):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=2, max_size=20))
 def test_adjusted_rand_is_that_of_pairs(rows):
     a, b = zip(*rows)
-    assert dg.adjusted_rand(torch.tensor(a), torch.tensor(b)) == pytest.approx(rand_by_pairs(a, b), nan_ok=True)
+    assert dg.adjusted_rand(torch.tensor(a), torch.tensor(b)) == pytest.approx(
+        rand_by_pairs(a, b), nan_ok=True
+    )
 
 
 def test_adjusted_rand_ignores_names_and_is_zero_by_chance():
     a = torch.randint(0, 300, (60, 100), generator=generator())  # ids beyond 255 are ids like others
     assert dg.adjusted_rand(a, 299 - a) == 1
-    assert abs(dg.adjusted_rand(a, a.flatten()[torch.randperm(6000, generator=generator())].reshape(60, 100))) < 0.01
+    assert (
+        abs(dg.adjusted_rand(a, a.flatten()[torch.randperm(6000, generator=generator())].reshape(60, 100)))
+        < 0.01
+    )
     assert math.isnan(dg.adjusted_rand(a * 0, a * 0)) and dg.adjusted_rand(a * 0, a) == 0
     large = torch.arange(3).repeat_interleave(1_000_000)
     assert dg.adjusted_rand(large, large) == 1  # 4.5e12 pairs squared do not fit in 64 bits
@@ -144,12 +167,17 @@ def test_agreement_is_the_mean_over_pairs():
 def test_explained_correspondence_is_a_correlation():
     first, second = (torch.randint(0, 3, (4, 6), generator=generator(seed)) for seed in (0, 1))
     same = (first[:, :, None] == second[:, None]).float()
-    frozen = {"rgb": same + 0.5 * torch.randn(4, 6, 6, generator=generator(2)), "depth": torch.randn(4, 6, 6, generator=generator(3))}
+    frozen = {
+        "rgb": same + 0.5 * torch.randn(4, 6, 6, generator=generator(2)),
+        "depth": torch.randn(4, 6, 6, generator=generator(3)),
+    }
     total, each = dg.explained_correspondence(frozen, first, second)
     for name, values in frozen.items():
         assert each[name] == pytest.approx(pearsonr(values.flatten(), same.flatten()).statistic, abs=1e-5)
         inside, outside, share = values[same == 1].mean(), values[same == 0].mean(), same.mean()
-        form = (inside - outside) / values.std(correction=0) * (share * (1 - share)).sqrt()  # the docstring's form
+        form = (
+            (inside - outside) / values.std(correction=0) * (share * (1 - share)).sqrt()
+        )  # the docstring's form
         assert each[name] == pytest.approx(float(form), abs=1e-5)
     assert total == pytest.approx((each["rgb"] + each["depth"]) / 2) and each["rgb"] > 0.5
     assert dg.explained_correspondence({"x": 3 * same - 1}, first, second)[0] == pytest.approx(1)
@@ -165,12 +193,17 @@ def test_silhouette_from_its_definition_and_fooled_by_poles():
     assert dg.silhouette(codes, centroids) == pytest.approx(np.mean(expected), abs=1e-5)
     poles = torch.tensor([1.0, -1]).repeat(20)[:, None] * torch.tensor([[0.6, 0.8]])
     assert dg.silhouette(poles, torch.tensor([[0.6, 0.8], [-0.6, -0.8]])) == pytest.approx(1)
-    assert dg.silhouette(poles[::2], torch.tensor([[0.6, 0.8], [0.6, 0.8]])) == 0  # two centroids on one place
+    assert (
+        dg.silhouette(poles[::2], torch.tensor([[0.6, 0.8], [0.6, 0.8]])) == 0
+    )  # two centroids on one place
 
 
 def test_boundary_agreement_counts_neighbours():
     assignment = torch.randint(0, 3, (2, 5, 4), generator=generator())
-    pictures = {"rgb": torch.rand(2, 3, 5, 4, generator=generator(1)), "depth": torch.rand(2, 1, 5, 4, generator=generator(2))}
+    pictures = {
+        "rgb": torch.rand(2, 3, 5, 4, generator=generator(1)),
+        "depth": torch.rand(2, 1, 5, 4, generator=generator(2)),
+    }
     total, each = dg.boundary_agreement(assignment, pictures)
     for name, picture in pictures.items():
         border, inside = [], []
@@ -181,19 +214,26 @@ def test_boundary_agreement_counts_neighbours():
                         if v < 5 and u < 4:
                             step = float((picture[b, :, y, x] - picture[b, :, v, u]).norm())
                             (border if assignment[b, y, x] != assignment[b, v, u] else inside).append(step)
-        assert each[name] == pytest.approx(mannwhitneyu(border, inside).statistic / (len(border) * len(inside)))
+        assert each[name] == pytest.approx(
+            mannwhitneyu(border, inside).statistic / (len(border) * len(inside))
+        )
     assert total == pytest.approx(np.mean(list(each.values())))
     aligned = {"thermal": 3.0 * assignment[:, None]}
-    assert dg.boundary_agreement(assignment, aligned)[0] == 1 and math.isnan(dg.boundary_agreement(assignment * 0, aligned)[0])
+    assert dg.boundary_agreement(assignment, aligned)[0] == 1 and math.isnan(
+        dg.boundary_agreement(assignment * 0, aligned)[0]
+    )
 
 
 def test_position_share():
     rows = torch.arange(8)[:, None].expand(8, 8)
-    assert dg.position_share((rows // 2).expand(10, 8, 8)) == pytest.approx(1)  # a cluster for each row of blocks
+    assert dg.position_share((rows // 2).expand(10, 8, 8)) == pytest.approx(
+        1
+    )  # a cluster for each row of blocks
     assert dg.position_share((rows // 4).expand(10, 8, 8), blocks=2) == pytest.approx(1)
     assert dg.position_share(torch.randint(0, 4, (400, 8, 8), generator=generator())) < 0.01
     assert dg.position_share(torch.zeros(3, 8, 8, dtype=torch.long)) == 0
-    # half the images follow the row, half are upside down: I = H(c) − H(c | block) = 0 where both ids are equally likely
+    # half the images follow the row, half are upside down: I = H(c) − H(c | block) = 0 where both ids are
+    # equally likely
     flipped = torch.stack([(rows // 4).long(), 1 - (rows // 4).long()]).repeat(3, 1, 1)
     assert dg.position_share(flipped, blocks=2) == pytest.approx(0, abs=1e-12)
 
@@ -212,9 +252,17 @@ def test_position_share():
         (lambda: dg.majority_label(torch.full((1, 8, 8), 3), (4, 4), 3), "id 3; expected 0 to 2"),
         (lambda: dg.adjusted_rand(torch.zeros(3).long(), torch.zeros(4).long()), "the same points"),
         (lambda: dg.agreement([torch.zeros(3).long()]), "expected two or more to compare"),
-        (lambda: dg.explained_correspondence({"rgb": torch.ones(1, 2, 2)}, *torch.tensor([[[0, 1]], [[0, 1]]])), "'rgb': .* constant"),
+        (
+            lambda: dg.explained_correspondence(
+                {"rgb": torch.ones(1, 2, 2)}, *torch.tensor([[[0, 1]], [[0, 1]]])
+            ),
+            "'rgb': .* constant",
+        ),
         (lambda: dg.silhouette(torch.rand(4, 3), torch.rand(1, 3)), "two clusters or more"),
-        (lambda: dg.boundary_agreement(torch.zeros(1, 4, 4), {"rgb": torch.rand(1, 3, 8, 8)}), "'rgb': .* does not fit"),
+        (
+            lambda: dg.boundary_agreement(torch.zeros(1, 4, 4), {"rgb": torch.rand(1, 3, 8, 8)}),
+            "'rgb': .* does not fit",
+        ),
         (lambda: dg.position_share(torch.zeros(2, 3, 3).long()), "at least 4 blocks"),
     ],
 )

@@ -12,7 +12,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]]
+DIRECT = [
+    Requirement(line)
+    for line in PROJECT["dependencies"] + [line for extra in EXTRAS.values() for line in extra]
+]
 
 
 def pins(text: str) -> dict[str, str]:
@@ -36,12 +39,20 @@ PINS = pins((ROOT / "constraints.txt").read_text())
 @pytest.mark.parametrize("requirement", DIRECT, ids=str)
 def test_every_direct_dependency_is_pinned_within_its_bounds(requirement):
     version = PINS.get(canonicalize_name(requirement.name))
-    assert version, f"{requirement.name} is in pyproject.toml but not in constraints.txt; run `make constraints`"
-    assert version in requirement.specifier, f"constraints.txt pins {requirement.name}=={version}, outside {requirement.specifier}"
-    assert any(clause.operator == ">=" for clause in requirement.specifier), f"{requirement} states no lower bound"
+    assert version, (
+        f"{requirement.name} is in pyproject.toml but not in constraints.txt; run `make constraints`"
+    )
+    assert version in requirement.specifier, (
+        f"constraints.txt pins {requirement.name}=={version}, outside {requirement.specifier}"
+    )
+    assert any(clause.operator == ">=" for clause in requirement.specifier), (
+        f"{requirement} states no lower bound"
+    )
 
 
-@pytest.mark.parametrize("line", ["torch>=2.6", "-e /somewhere/mmlib", "mmlib @ file:///somewhere", "torch==2.14.1\ntorch==2.14.1"])
+@pytest.mark.parametrize(
+    "line", ["torch>=2.6", "-e /somewhere/mmlib", "mmlib @ file:///somewhere", "torch==2.14.1\ntorch==2.14.1"]
+)
 def test_a_line_that_is_no_exact_pin_is_refused(line):
     with pytest.raises(ValueError, match="constraints.txt"):
         pins(line)
@@ -55,7 +66,9 @@ def test_conda_users_get_the_same_environment():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [item for item in environment["dependencies"] if isinstance(item, str)]
     pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
-    assert pip == ["-c constraints.txt", f"-e .[{','.join(EXTRAS)}]"], "environment.yml must install what `make lab` installs"
+    assert pip == ["-c constraints.txt", f"-e .[{','.join(EXTRAS)}]"], (
+        "environment.yml must install what `make lab` installs"
+    )
     names = {re.split(r"[=<> ]", item)[0] for item in conda}
     assert names == {"python", "pip"}, "anything else in environment.yml would escape constraints.txt"
     python = next(item for item in conda if item.startswith("python=")).split("=")[1]

@@ -19,13 +19,22 @@ from mmlib.data.prepared import PreparedDataset, collate, write_array
 from mmlib.evaluation import subsets as subsets_module
 from mmlib.evaluation.confusion import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.fusion import FUSIONS
-from mmlib.evaluation.layout import Sheet, cluster_sheets, failure_sheet, score_sheets, subset_sheet, write_sheets
+from mmlib.evaluation.layout import (
+    Sheet,
+    cluster_sheets,
+    failure_sheet,
+    score_sheets,
+    subset_sheet,
+    write_sheets,
+)
 from mmlib.evaluation.statistics import estimate, paired_difference
 from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix, subset_probabilities
 from mmlib.modalities import SENSORS, subsets
 from mmlib.published import load_paper
 
-maps = hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0, 1, 2, 3, 255]))
+maps = hnp.arrays(
+    np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0, 1, 2, 3, 255])
+)
 
 
 @given(maps, st.integers(0, 2**31))
@@ -44,12 +53,16 @@ def test_counts_and_ratios_match_loops(label, seed):
         values.append((truth & guess).sum() / (truth | guess).sum() if truth.any() else np.nan)
     assert np.allclose(iou(counts), values, equal_nan=True)
     assert np.allclose(miou(counts), np.nanmean(values) if valid.any() else np.nan, equal_nan=True)
-    assert np.allclose(accuracy(counts), (prediction == label)[valid].mean() if valid.any() else np.nan, equal_nan=True)
+    assert np.allclose(
+        accuracy(counts), (prediction == label)[valid].mean() if valid.any() else np.nan, equal_nan=True
+    )
 
 
 def test_a_worked_example_and_absent_classes():
     counts = np.array([[3, 1, 0], [1, 5, 0], [0, 0, 0]])
-    assert iou(counts)[:2].tolist() == [3 / 5, 5 / 7] and np.isnan(iou(counts)[2])  # absent: NaN, neither 0 nor 1
+    assert iou(counts)[:2].tolist() == [3 / 5, 5 / 7] and np.isnan(
+        iou(counts)[2]
+    )  # absent: NaN, neither 0 nor 1
     assert miou(counts) == pytest.approx((3 / 5 + 5 / 7) / 2)
     assert iou(np.array([[3, 1], [0, 0]])).tolist()[0] == 3 / 4  # the false alarm costs the class it covers
 
@@ -81,14 +94,20 @@ def scored(tmp_path_factory):
 @pytest.mark.parametrize("form", ["linear", "fused", "whole"])
 @pytest.mark.parametrize("protocol", ["drop", "zero", "black", "noise"])
 def test_one_pass_equals_one_forward_per_subset(scored, protocol, form):
-    """The same mean in three forms: summed from the cache, fused by a function, and as a network that sees images only."""
+    """The same mean in three forms: summed from the cache, fused by a function, and as a network that sees
+    images only.
+    """
     data, network = scored
     encode = (lambda images: images) if form == "whole" else network.modality_logits
     fuse = {"linear": None, "fused": FUSIONS["mean"], "whole": network}[form]
     scores = evaluate_subsets(encode, data, fuse=fuse, batch_size=2, protocol=protocol)
     names = list(data.modalities)
     for s, name in enumerate(scores.names):
-        expected = {"all": np.zeros((3, 3), int), "condition=night": np.zeros((3, 3), int), "case=broken": np.zeros((3, 3), int)}
+        expected = {
+            "all": np.zeros((3, 3), int),
+            "condition=night": np.zeros((3, 3), int),
+            "case=broken": np.zeros((3, 3), int),
+        }
         for first in range(0, len(data), 2):  # the same batches, since the noise protocol draws per batch
             batch = collate([data[i] for i in range(first, min(first + 2, len(data)))])
             missing = [n for n in names if data.modalities[n].symbol not in name]
@@ -127,8 +146,12 @@ def test_a_fusion_that_is_not_linear_sees_exactly_the_sensors_that_take_part(sco
             missing = [n for n, m in data.modalities.items() if m.symbol not in name]
             images = remove(images, missing, protocol, data.modalities)
             with torch.no_grad():
-                logits = torch.stack([network.modality_logits({n: image})[n][0] for n, image in images.items()]).amax(0)
-            large = F.interpolate(logits[None], data[i]["label"].shape, mode="bilinear", align_corners=False)[0]
+                logits = torch.stack(
+                    [network.modality_logits({n: image})[n][0] for n, image in images.items()]
+                ).amax(0)
+            large = F.interpolate(logits[None], data[i]["label"].shape, mode="bilinear", align_corners=False)[
+                0
+            ]
             expected += confusion_matrix(large.argmax(0), data[i]["label"], 3).numpy()
         assert np.abs(scores.counts["all"][s] - expected).sum() <= 8, name
     linear = evaluate_subsets(network.modality_logits, data, batch_size=1, protocol=protocol)
@@ -146,7 +169,9 @@ def test_logits_of_other_classes_are_refused(scored):
 def test_shards_add_up(scored):
     data, network = scored
     whole = evaluate_subsets(network.modality_logits, data, batch_size=1)
-    parts = [evaluate_subsets(network.modality_logits, data, batch_size=1, shard=(rank, 2)) for rank in range(2)]
+    parts = [
+        evaluate_subsets(network.modality_logits, data, batch_size=1, shard=(rank, 2)) for rank in range(2)
+    ]
     for group in whole.counts:
         assert np.array_equal(whole.counts[group], parts[0].counts[group] + parts[1].counts[group])
 
@@ -160,7 +185,9 @@ def test_images_of_different_sizes_are_scored_at_their_own(tmp_path, scored):
         path.unlink()
         write_array(path, array)
     write_array(tmp_path / "label" / "val_002.png", label[..., None])
-    together, apart = (evaluate_subsets(network.modality_logits, data, batch_size=size).counts["all"] for size in (5, 1))
+    together, apart = (
+        evaluate_subsets(network.modality_logits, data, batch_size=size).counts["all"] for size in (5, 1)
+    )
     assert together[-1].sum() == apart[-1].sum() == 4 * (32 * 48 - 1) + 40 * 32 - 1
     assert np.abs(together - apart).sum() <= 20
 
@@ -182,7 +209,9 @@ def test_summary_by_hand():
     scores = SubsetScores(modalities, ["a", "b"], "drop", {"all": np.stack([good, bad, bad])})
     assert scores.miou() == {"R": 100.0, "D": pytest.approx(100 / 3), "RD": pytest.approx(100 / 3)}
     assert scores.lowered() == (1, 2)  # adding D to R lowers mIoU, adding R to D leaves it
-    assert scores.summary()["mean"] == pytest.approx(500 / 9) and scores.summary()["std"] == pytest.approx(np.std([100, 100 / 3, 100 / 3]))
+    assert scores.summary()["mean"] == pytest.approx(500 / 9) and scores.summary()["std"] == pytest.approx(
+        np.std([100, 100 / 3, 100 / 3])
+    )
     assert "lowers mIoU in 1 of 2" in scores.table() and scores.to_dict()["miou"]["all"]["R"] == 100.0
 
 
@@ -202,7 +231,9 @@ def test_no_probability_is_refused(p):
 
 
 def test_expected_counts_are_those_of_sensors_that_fail_at_random(scored):
-    """2,000 passes in which each sensor of each sample is absent with probability 0.4, drawn again where all are; their mean."""
+    """2,000 passes in which each sensor of each sample is absent with probability 0.4, drawn again where all
+    are; their mean.
+    """
     data, network = scored
     p, draws, names = 0.4, 2000, list(data.modalities)
     scores = evaluate_subsets(network.modality_logits, data)
@@ -211,7 +242,9 @@ def test_expected_counts_are_those_of_sensors_that_fail_at_random(scored):
     for sample in (data[i] for i in range(len(data))):
         with torch.no_grad():
             of = {s: network({n: sample["images"][n][None] for n in s})[0].argmax(0) for s in subsets(names)}
-        single.append({s: confusion_matrix(prediction, sample["label"], 3).numpy() for s, prediction in of.items()})
+        single.append(
+            {s: confusion_matrix(prediction, sample["label"], 3).numpy() for s, prediction in of.items()}
+        )
     total = np.zeros((draws, 3, 3))
     for draw in range(draws):
         for counts in single:
@@ -221,7 +254,9 @@ def test_expected_counts_are_those_of_sensors_that_fail_at_random(scored):
             total[draw] += counts[left]
     expected, error = total.mean(0), total.std(0) / np.sqrt(draws)
     assert (np.abs(scores.failing(p) - expected) <= 5 * error + 1).all() and error.max() > 1
-    assert not np.allclose(scores.failing(p), scores.failing(0.3), atol=5 * error.max())  # the bound tells probabilities apart
+    assert not np.allclose(
+        scores.failing(p), scores.failing(0.3), atol=5 * error.max()
+    )  # the bound tells probabilities apart
     assert np.array_equal(scores.failing(0), scores.counts["all"][-1])
 
 
@@ -229,7 +264,9 @@ def test_full_size_logits_exist_for_one_image_at_a_time(scored, monkeypatch):
     data, network = scored
     shapes = []
     monkeypatch.setattr(
-        subsets_module, "upsampled", lambda x, size, plain=subsets_module.upsampled: shapes.append(len(x)) or plain(x, size)
+        subsets_module,
+        "upsampled",
+        lambda x, size, plain=subsets_module.upsampled: shapes.append(len(x)) or plain(x, size),
     )
     for fuse in (None, FUSIONS["agreement"]):
         evaluate_subsets(network.modality_logits, data, fuse=fuse, batch_size=5)
@@ -237,22 +274,40 @@ def test_full_size_logits_exist_for_one_image_at_a_time(scored, monkeypatch):
 
 
 def by_condition(groups) -> SubsetScores:
-    """Scores of two sensors whose full set has these (right, wrong) pixels of two classes in each condition or case."""
+    """Scores of two sensors whose full set has these (right, wrong) pixels of two classes in each condition
+    or case.
+    """
     modalities = {name: SENSORS[name] for name in ("rgb", "depth")}
     full = {name: np.array([[right, wrong], [wrong, right]]) for name, (right, wrong) in groups.items()}
     full = {"all": sum(full[name] for name in groups if name.startswith("condition"))} | full
     none = np.array([[0, 1], [1, 0]])
-    return SubsetScores(modalities, ["a", "b"], "drop", {name: np.stack([none, none, counts]) for name, counts in full.items()})
+    return SubsetScores(
+        modalities,
+        ["a", "b"],
+        "drop",
+        {name: np.stack([none, none, counts]) for name, counts in full.items()},
+    )
 
 
 def test_subsets_are_printed_in_the_papers_order():
-    """The columns of the printed tables are in the order of ours, and their means and deviations come out of the same cells."""
+    """The columns of the printed tables are in the order of ours, and their means and deviations come out of
+    the same cells.
+    """
     table = load_paper("functional-entropy").tables["T3"]
-    sheet = subset_sheet({row: dict(zip(table.columns, map(float, table.cells(row)))) for row in table.rows}, "as printed")
+    sheet = subset_sheet(
+        {row: dict(zip(table.columns, map(float, table.cells(row)))) for row in table.rows}, "as printed"
+    )
     four = {name: SENSORS[name] for name in ("rgb", "depth", "event", "lidar")}
-    assert sheet.columns == [*table.columns, "Mean", "Std"] == [*SubsetScores(four, ["a"], "drop").names, "Mean", "Std"]
+    assert (
+        sheet.columns
+        == [*table.columns, "Mean", "Std"]
+        == [*SubsetScores(four, ["a"], "drop").names, "Mean", "Std"]
+    )
     values = [float(cell) for cell in table.cells("MAGIC")]
-    assert sheet.rows["MAGIC"][-2:] == [pytest.approx(sum(values) / 15), pytest.approx(statistics.pstdev(values))]
+    assert sheet.rows["MAGIC"][-2:] == [
+        pytest.approx(sum(values) / 15),
+        pytest.approx(statistics.pstdev(values)),
+    ]
     assert sheet.markdown().splitlines()[4].startswith("| CMNeXt | 0.86 | 0.49 |")
 
 
@@ -261,7 +316,10 @@ def test_conditions_and_cases_stand_in_one_row():
     sheet = score_sheets(by_condition(groups), "mine", "on val")[1]
     # right / (right + 2 wrong), the same for both classes
     assert sheet.columns == ["fog", "sun", "blur", "all"]
-    assert sheet.rows == {"mine": [pytest.approx(100 * v) for v in (3 / 5, 1 / 3, 1 / 7, 4 / 8)]} and "(RD), on val" in sheet.caption
+    assert (
+        sheet.rows == {"mine": [pytest.approx(100 * v) for v in (3 / 5, 1 / 3, 1 / 7, 4 / 8)]}
+        and "(RD), on val" in sheet.caption
+    )
 
 
 def test_conditions_of_two_parts_become_a_table_of_two_directions():
@@ -270,27 +328,42 @@ def test_conditions_of_two_parts_become_a_table_of_two_directions():
     assert sheet.columns == ["fog", "rain", "all"] and list(sheet.rows) == ["day", "night", "all"]
     nan = pytest.approx(np.nan, nan_ok=True)
     expected = {"day": [3 / 5, 2 / 4, 5 / 9], "night": [1 / 3, None, 1 / 3], "all": [4 / 8, 2 / 4, 6 / 12]}
-    assert sheet.rows == {k: [nan if v is None else pytest.approx(100 * v) for v in row] for k, row in expected.items()}
+    assert sheet.rows == {
+        k: [nan if v is None else pytest.approx(100 * v) for v in row] for k, row in expected.items()
+    }
     assert "| night | 33.33 | – | 33.33 |" in sheet.markdown()
 
 
 def test_failures_by_group_and_both_readings():
     scores = by_condition({"condition=fog": (3, 1), "condition=sun": (1, 1)})
     sheet = failure_sheet(scores, [0.5], "on val")
-    # three subsets, equally likely: two of them all wrong, (0, 1); the mean of counts is not the mean of scores
+    # three subsets, equally likely: two of them all wrong, (0, 1); the mean of counts is not the mean of
+    # scores
     assert sheet.columns == ["all", "fog", "sun"]
     counts, means = sheet.rows.values()
     assert means == [pytest.approx(100 * v / 3) for v in (4 / 8, 3 / 5, 1 / 3)]
-    assert counts == [pytest.approx(100 * right / (right + 2 * wrong)) for right, wrong in ((4, 4), (3, 3), (1, 3))]
+    assert counts == [
+        pytest.approx(100 * right / (right + 2 * wrong)) for right, wrong in ((4, 4), (3, 3), (1, 3))
+    ]
 
 
 def report(miou, accuracy, split="val", **iou):
-    return {"split": split, "chosen by": "nothing", "scores": {"rule": "hungarian", "miou": {"all": miou}, "accuracy": {"all": accuracy},
-            "iou": {"all": iou}}}  # fmt: skip
+    return {
+        "split": split,
+        "chosen by": "nothing",
+        "scores": {
+            "rule": "hungarian",
+            "miou": {"all": miou},
+            "accuracy": {"all": accuracy},
+            "iou": {"all": iou},
+        },
+    }
 
 
 def test_clusters_are_printed_by_score_and_by_class():
-    both, classes = cluster_sheets({"u": report(31.3, 50.7, bed=60.0, tv=None), "s": report(20.0, 40.0, bed=30.0, tv=10.0)})
+    both, classes = cluster_sheets(
+        {"u": report(31.3, 50.7, bed=60.0, tv=None), "s": report(20.0, 40.0, bed=30.0, tv=10.0)}
+    )
     assert both.columns == ["mIoU", "Acc"] and both.rows == {"u": [31.3, 50.7], "s": [20.0, 40.0]}
     assert classes.columns == ["bed", "tv", "mIoU"] and "| u | 60.00 | – | 31.30 |" in classes.markdown()
     assert "on val; clusters named by: hungarian; state chosen by nothing" in both.caption
@@ -303,12 +376,16 @@ def test_clusters_are_printed_by_score_and_by_class():
 def test_tables_are_written_as_they_are(tmp_path):
     sheets = [Sheet("one, two", ["a", "b"], {"x": [1.23456, np.nan]}), Sheet("next", ["c"], {"y": [2.0]})]
     markdown, table = write_sheets(tmp_path / "runs" / "v1.5", sheets)
-    assert (markdown.name, table.name) == ("v1.5.md", "v1.5.csv") and markdown.read_text().count("| --- |") == 2
+    assert (markdown.name, table.name) == ("v1.5.md", "v1.5.csv") and markdown.read_text().count(
+        "| --- |"
+    ) == 2
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [tuple(row.values()) for row in rows] == [
-        ("one, two", "x", "a", "1.2346"), ("one, two", "x", "b", ""), ("next", "y", "c", "2.0000"),
-    ]  # fmt: skip
+        ("one, two", "x", "a", "1.2346"),
+        ("one, two", "x", "b", ""),
+        ("next", "y", "c", "2.0000"),
+    ]
 
 
 def test_interval_is_students():

@@ -41,7 +41,9 @@ def exported(data, tmp_path_factory):
 
 def expected(network, images, names):
     with torch.no_grad():
-        return network({n: network.modalities[n].to_network(torch.from_numpy(images[n])) for n in names}).numpy()
+        return network(
+            {n: network.modalities[n].to_network(torch.from_numpy(images[n])) for n in names}
+        ).numpy()
 
 
 @pytest.mark.parametrize("names", subsets(NAMES))
@@ -59,7 +61,9 @@ def test_every_subset_from_physical_images(exported, data, names):
     reference = expected(network, images, names)
     assert np.abs(logits - reference).max() < 1e-4 * np.abs(reference).max()
     sure = np.diff(np.sort(reference, 1)[:, -2:], axis=1)[:, 0] > 1e-2
-    assert ids.dtype == np.uint8 and sure.mean() > 0.95 and np.array_equal(ids[sure], reference.argmax(1)[sure])
+    assert (
+        ids.dtype == np.uint8 and sure.mean() > 0.95 and np.array_equal(ids[sure], reference.argmax(1)[sure])
+    )
     assert len(np.unique(ids)) > 1
 
 
@@ -67,10 +71,15 @@ def test_every_subset_from_physical_images(exported, data, names):
 def test_any_batch_and_size(exported, batch, size):
     network, session = exported
     rng = np.random.default_rng(0)
-    images = {n: rng.random((batch, m.channels, *size), dtype=np.float32) for n, m in network.modalities.items()}
+    images = {
+        n: rng.random((batch, m.channels, *size), dtype=np.float32) for n, m in network.modalities.items()
+    }
     logits = session.run(["logits"], images | {"present": np.ones(3, np.float32)})[0]
     reference = expected(network, images, NAMES)
-    assert logits.shape == (batch, 3, *size) and np.abs(logits - reference).max() < 1e-4 * np.abs(reference).max()
+    assert (
+        logits.shape == (batch, 3, *size)
+        and np.abs(logits - reference).max() < 1e-4 * np.abs(reference).max()
+    )
 
 
 def test_no_sensor_at_all_is_not_a_number(exported):
@@ -81,20 +90,39 @@ def test_no_sensor_at_all_is_not_a_number(exported):
 
 def test_the_model_says_what_its_numbers_mean(exported):
     _, session = exported
-    notes = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items() if value.startswith(("[", "{"))}
-    assert notes["classes"] == toy.CLASSES and notes["palette"] == [list(c) for c in toy.PALETTE] and notes["present"] == NAMES
+    notes = {
+        key: json.loads(value)
+        for key, value in session.get_modelmeta().custom_metadata_map.items()
+        if value.startswith(("[", "{"))
+    }
+    assert (
+        notes["classes"] == toy.CLASSES
+        and notes["palette"] == [list(c) for c in toy.PALETTE]
+        and notes["present"] == NAMES
+    )
     depth = notes["modalities"][1]
-    assert (depth["name"], depth["unit"], depth["channels"], depth["scale"]) == ("depth", "m", 1, toy.MODALITIES["depth"].scale)
-    assert [i.name for i in session.get_inputs()] == [*NAMES, "present"] and [o.name for o in session.get_outputs()] == ["logits", "ids"]
+    assert (depth["name"], depth["unit"], depth["channels"], depth["scale"]) == (
+        "depth",
+        "m",
+        1,
+        toy.MODALITIES["depth"].scale,
+    )
+    assert [i.name for i in session.get_inputs()] == [*NAMES, "present"] and [
+        o.name for o in session.get_outputs()
+    ] == ["logits", "ids"]
 
 
 def test_a_pyramid_transformer_at_a_fixed_size(data, tmp_path, capsys):
     torch.manual_seed(0)
-    network = Segmenter(data.modalities, toy.CLASSES, toy.PALETTE, NetworkConfig(encoder="pvt_v2_b0", stem="shared")).eval()
+    network = Segmenter(
+        data.modalities, toy.CLASSES, toy.PALETTE, NetworkConfig(encoder="pvt_v2_b0", stem="shared")
+    ).eval()
     save_segmenter(network, tmp_path / "net.safetensors")
     out = tmp_path / "models" / "net.onnx"
     cli.main(["export", str(tmp_path / "net.safetensors"), "--out", str(out), "--size", "32", "64"])
-    assert "images of 32 × 64" in capsys.readouterr().out and onnx.load(out, load_external_data=False).ir_version
+    assert (
+        "images of 32 × 64" in capsys.readouterr().out and onnx.load(out, load_external_data=False).ir_version
+    )
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     images = {n: rng.random((2, m.channels, 32, 64), dtype=np.float32) for n, m in network.modalities.items()}
@@ -106,7 +134,9 @@ def test_a_graph_that_computes_something_else_is_not_written(exported, tmp_path,
     """A checkpoint whose classifier differs by a thousandth, and an exporter that hands out the old graph."""
     network, session = exported
     graph = SimpleNamespace(metadata_props={}, opset_imports={"": 20})
-    program = SimpleNamespace(model=graph, save=lambda path, external_data: shutil.copy(session._model_path, path))
+    program = SimpleNamespace(
+        model=graph, save=lambda path, external_data: shutil.copy(session._model_path, path)
+    )
     monkeypatch.setattr(torch.onnx, "export", lambda *arguments, **options: program)
     changed = copy.deepcopy(network)
     with torch.no_grad():
@@ -128,17 +158,27 @@ def test_a_graph_that_computes_something_else_is_not_written(exported, tmp_path,
 def test_without_the_extra_one_line_says_what_to_install(data, tmp_path, monkeypatch):
     plain = builtins.__import__
     monkeypatch.delitem(sys.modules, "onnxscript", raising=False)
-    monkeypatch.setattr(export_module.importlib, "import_module", lambda name: plain(name if name == "onnx" else f"no_{name}"))
-    with pytest.raises(SystemExit, match=r'ONNX export needs the package onnxscript .*pip install -e "\.\[export\]"'):
+    monkeypatch.setattr(
+        export_module.importlib, "import_module", lambda name: plain(name if name == "onnx" else f"no_{name}")
+    )
+    with pytest.raises(
+        SystemExit, match=r'ONNX export needs the package onnxscript .*pip install -e "\.\[export\]"'
+    ):
         cli.main(["export", str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "net.onnx")])
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--opset", "11"], "--opset 11: expected 18 or more"),
-    (["--size", "16", "64"], "--size 16 64: pvt_v2_b0 needs 32 or more a side"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--opset", "11"], "--opset 11: expected 18 or more"),
+        (["--size", "16", "64"], "--size 16 64: pvt_v2_b0 needs 32 or more a side"),
+    ],
+)
 def test_wrong_options(data, tmp_path, options, message):
-    save_segmenter(Segmenter(data.modalities, toy.CLASSES, toy.PALETTE, NetworkConfig(encoder="pvt_v2_b0")), tmp_path / "net.safetensors")
+    save_segmenter(
+        Segmenter(data.modalities, toy.CLASSES, toy.PALETTE, NetworkConfig(encoder="pvt_v2_b0")),
+        tmp_path / "net.safetensors",
+    )
     with pytest.raises(SystemExit) as end:
         cli.main(["export", str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "net.onnx"), *options])
     assert message in end.value.code and not (tmp_path / "net.onnx").exists()

@@ -70,11 +70,15 @@ def test_pictures_mean_what_they_say():
     distance[0, :, 4:] = 60
     distance[0, 0, 0], distance[0, 0, 1], distance[0, 0, 2] = 0, np.inf, np.nan
     seen = figures.picture(SENSORS["depth"], distance).astype(int)
-    assert (seen[0, :3] == 0).all() and seen[4, 0].sum() > seen[4, 8].sum() > 0, "holes black, near brighter than far"
+    assert (seen[0, :3] == 0).all() and seen[4, 0].sum() > seen[4, 8].sum() > 0, (
+        "holes black, near brighter than far"
+    )
 
     point = np.zeros((3, 9, 9), np.float32)
     point[0, 4, 4] = 10
-    assert (figures.picture(SENSORS["lidar"], point).any(-1)).sum() == 5, "a lone LiDAR point is drawn as a small cross"
+    assert (figures.picture(SENSORS["lidar"], point).any(-1)).sum() == 5, (
+        "a lone LiDAR point is drawn as a small cross"
+    )
 
     events = np.zeros((2, 1, 3), np.float32)
     events[0, 0, 1] = events[1, 0, 2] = 6
@@ -85,7 +89,9 @@ def test_pictures_mean_what_they_say():
     wave = np.stack([np.cos(2 * angles), np.sin(2 * angles)])[:, None].astype(np.float32)
     seen = figures.picture(SENSORS["aolp"], wave)[0].astype(int)
     assert abs(seen[0] - seen[-1]).max() <= 3 and abs(seen[0] - seen[3]).max() > 50
-    assert figures.picture(SENSORS["aolp"], 0 * wave)[0, 0].tolist() == [128, 128, 128], "no polarisation is grey"
+    assert figures.picture(SENSORS["aolp"], 0 * wave)[0, 0].tolist() == [128, 128, 128], (
+        "no polarisation is grey"
+    )
 
     cold, hot = figures.picture(SENSORS["thermal"], np.array([[[-5.0, 45.0]]]))[0].astype(int)
     assert hot.sum() > cold.sum() + 300
@@ -110,7 +116,9 @@ def test_labels_overlays_and_errors():
     mixed = figures.overlay(photo, label, stub_world.PALETTE)
     assert mixed[0, 1].tolist() == [114, 82, 114] and mixed[1, 1].tolist() == [100, 100, 100]
     errors = figures.error_picture(np.array([[0, 0], [2, 0]]), label)
-    assert errors[0, 1].tolist() == list(figures.DARKER) and errors[1, 1].tolist() == list(figures.IGNORE_COLOUR)
+    assert errors[0, 1].tolist() == list(figures.DARKER) and errors[1, 1].tolist() == list(
+        figures.IGNORE_COLOUR
+    )
     with pytest.raises(ValueError, match="label has id 7; the palette has 4"):
         figures.label_picture(np.array([[7]]), stub_world.PALETTE)
 
@@ -122,7 +130,9 @@ def texts(fig) -> str:
 def test_the_contact_sheet_names_sensors_and_the_classes_that_occur(sample):
     images, label = sample
     label = np.where(label == 3, 255, label)
-    fig = figures.sample_figure(images, label, stub_world.PALETTE, classes=stub_world.CLASSES, title="What each sensor sees")
+    fig = figures.sample_figure(
+        images, label, stub_world.PALETTE, classes=stub_world.CLASSES, title="What each sensor sees"
+    )
     written = texts(fig)
     for word in ["What each sensor sees", "R rgb", "A aolp", "label", "road", "ignored"]:
         assert word in written
@@ -141,7 +151,11 @@ def test_bars_show_every_seed_and_the_sensors_colours():
     fig = figures.bars({"R": [40, 44], "RD": 60.0, "depth": 30.0, "gone": np.nan}, title="t")
     axis = fig.axes[0]
     colours = [matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in axis.patches]
-    assert colours[0] == SENSORS["rgb"].colour and colours[1] == figures.FUSED and colours[2] == SENSORS["depth"].colour
+    assert (
+        colours[0] == SENSORS["rgb"].colour
+        and colours[1] == figures.FUSED
+        and colours[2] == SENSORS["depth"].colour
+    )
     assert axis.patches[0].get_height() == 42 and axis.get_ylabel() == "mIoU (%)"
     assert any(len(line.get_xdata()) == 2 and sorted(line.get_ydata()) == [40, 44] for line in axis.lines)
 
@@ -170,4 +184,6 @@ def test_the_style_reads_at_notebook_width():
 def test_modality_colours_differ_and_are_not_the_grey_of_fused_results():
     colours = [m.colour for m in SENSORS.values()]
     assert len(set(colours)) == len(colours) and figures.FUSED not in colours
-    assert figures.modality_colour("RD") == figures.FUSED and figures.modality_colour("D") == figures.modality_colour("depth")
+    assert figures.modality_colour("RD") == figures.FUSED and figures.modality_colour(
+        "D"
+    ) == figures.modality_colour("depth")

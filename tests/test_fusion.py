@@ -1,4 +1,6 @@
-"""Fusion rules against weights worked out by hand and loops over pixels; failing sensors against a naive evaluation."""
+"""Fusion rules against weights worked out by hand and loops over pixels; failing sensors against a naive
+evaluation.
+"""
 
 import itertools
 import math
@@ -40,9 +42,16 @@ def by_hand(logits, rule):
     n, pixels = len(names), list(itertools.product(range(height), range(width)))
     found = np.zeros((n, batch, height, width))
     for b in range(batch):
-        vector = {(i, p): [float(logits[names[i]][b, k, p[0], p[1]]) for k in range(classes)] for i in range(n) for p in pixels}
+        vector = {
+            (i, p): [float(logits[names[i]][b, k, p[0], p[1]]) for k in range(classes)]
+            for i in range(n)
+            for p in pixels
+        }
         mean = {
-            (skip, p): [sum(vector[j, p][k] for j in range(n) if j != skip) / (n - (skip is not None)) for k in range(classes)]
+            (skip, p): [
+                sum(vector[j, p][k] for j in range(n) if j != skip) / (n - (skip is not None))
+                for k in range(classes)
+            ]
             for skip in (None, *(range(n) if n > 1 else ()))
             for p in pixels
         }
@@ -52,7 +61,10 @@ def by_hand(logits, rule):
         elif rule == "agreement" and n >= 3:
             divergence = []
             for i in range(n):
-                each = [sum(a * math.log(a / c) for a, c in zip(softmax(vector[i, p]), softmax(mean[i, p]))) for p in pixels]
+                each = [
+                    sum(a * math.log(a / c) for a, c in zip(softmax(vector[i, p]), softmax(mean[i, p])))
+                    for p in pixels
+                ]
                 divergence.append(sum(each) / len(each))
             share = softmax([-2 * d for d in divergence])
         elif rule == "selection":
@@ -80,7 +92,9 @@ def test_every_rule_equals_loops_over_pixels(rule, count):
     expected = by_hand(logits, rule)
     assert np.allclose(weights(logits, rule), expected.mean((2, 3)), atol=1e-5)
     fused = sum(torch.from_numpy(share)[:, None] * value for share, value in zip(expected, logits.values()))
-    assert torch.allclose(fuse(logits, rule), fused.float(), atol=1e-4) and torch.equal(FUSIONS[rule](logits), fuse(logits, rule))
+    assert torch.allclose(fuse(logits, rule), fused.float(), atol=1e-4) and torch.equal(
+        FUSIONS[rule](logits), fuse(logits, rule)
+    )
 
 
 def test_agreement_in_closed_form():
@@ -96,18 +110,26 @@ def test_agreement_in_closed_form():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(list(RULES)), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 3.0, 40.0]))
+@given(
+    st.sampled_from(list(RULES)), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 3.0, 40.0])
+)
 def test_weights_are_shares_and_follow_their_sensors(rule, count, seed, scale):
     logits = draw(count, seed=seed, scale=scale)
     found = weights(logits, rule)
     total = count if rule == "total" else 1
-    assert found.shape == (count, 2) and bool((found >= 0).all()) and torch.allclose(found.sum(0), torch.full((2,), float(total)))
+    assert (
+        found.shape == (count, 2)
+        and bool((found >= 0).all())
+        and torch.allclose(found.sum(0), torch.full((2,), float(total)))
+    )
     order = np.random.default_rng(seed).permutation(count)
     names = list(logits)
     shuffled = {names[i]: logits[names[i]] for i in order}
     if rule == "selection":  # a tie between two sensors would be broken by their order
         similarity = F.cosine_similarity(
-            torch.stack(list(logits.values())).softmax(2), torch.stack(list(logits.values())).mean(0).softmax(1)[None], dim=2
+            torch.stack(list(logits.values())).softmax(2),
+            torch.stack(list(logits.values())).mean(0).softmax(1)[None],
+            dim=2,
         )
         gaps = similarity.mean((-2, -1)).sort(0).values.diff(dim=0)
         if count > 1 and float(gaps.min()) < 1e-5:
@@ -115,25 +137,37 @@ def test_weights_are_shares_and_follow_their_sensors(rule, count, seed, scale):
     assert torch.allclose(weights(shuffled, rule), found[torch.as_tensor(order)], atol=1e-5)
     assert torch.allclose(fuse(shuffled, rule), fuse(logits, rule), atol=1e-4 * scale)
     alone = {name: value[1:] for name, value in logits.items()}
-    assert torch.allclose(weights(alone, rule)[:, 0], found[:, 1], atol=1e-5), "images of a batch do not touch each other"
+    assert torch.allclose(weights(alone, rule)[:, 0], found[:, 1], atol=1e-5), (
+        "images of a batch do not touch each other"
+    )
 
 
 def test_the_odd_one_out_loses_its_weight_where_the_sure_one_gains():
     truth = torch.randint(0, 4, (1, 6, 6), generator=torch.Generator().manual_seed(0))
     sound = 3.0 * F.one_hot(truth, 4).permute(0, 3, 1, 2).float()
-    wrong = 9.0 * F.one_hot((truth + 1) % 4, 4).permute(0, 3, 1, 2).float()  # wrong everywhere, and sure of it
-    logits = {name: sound + 0.5 * torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("abc")}
+    wrong = (
+        9.0 * F.one_hot((truth + 1) % 4, 4).permute(0, 3, 1, 2).float()
+    )  # wrong everywhere, and sure of it
+    logits = {
+        name: sound + 0.5 * torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(i))
+        for i, name in enumerate("abc")
+    }
     logits["d"] = wrong
     share = {rule: weights(logits, rule)[3, 0].item() for rule in RULES}
     assert share["agreement"] < 0.1 < share["mean"] == 0.25 and share["selection"] == 0
     assert share["entropy"] > 0.28, "sure of itself, hence trusted more than its quarter"
     right = {rule: (fuse(logits, rule).argmax(1) == truth).float().mean().item() for rule in RULES}
-    assert right["agreement"] == 1.0 == right["selection"] and right["entropy"] <= right["mean"] == right["total"]
+    assert (
+        right["agreement"] == 1.0 == right["selection"]
+        and right["entropy"] <= right["mean"] == right["total"]
+    )
 
 
 def test_two_sensors_have_no_majority():
     logits = draw(2)
-    assert torch.equal(weights(logits, "agreement"), torch.full((2, 2), 0.5)) and torch.equal(fuse(logits, "agreement"), fuse(logits))
+    assert torch.equal(weights(logits, "agreement"), torch.full((2, 2), 0.5)) and torch.equal(
+        fuse(logits, "agreement"), fuse(logits)
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -147,7 +181,9 @@ def test_numbers_that_are_none(bad):
     without = {name: value[1:] for name, value in logits.items() if name != "b"}
     assert share[1, 1] == 0 and torch.allclose(share[[0, 2, 3], 1], weights(without, "agreement")[:, 0])
     assert torch.allclose(fused[1:], fuse(without, "agreement"), atol=1e-4)
-    assert torch.allclose(fused[:1], fuse(draw(4), "agreement")[:1], atol=1e-4), "the other image keeps its four"
+    assert torch.allclose(fused[:1], fuse(draw(4), "agreement")[:1], atol=1e-4), (
+        "the other image keeps its four"
+    )
     for value in logits.values():
         value[1] = bad
     with pytest.raises(ValueError, match="image 1 of the batch: no sensor of a, b, c, d has finite logits"):
@@ -193,9 +229,20 @@ def naive(network, data, rule, fault, severity, broken, seed):
         for m, name in enumerate(names):
             image = images[name]
             if name in broken:
-                other = data.physical((i + 1 + (len(data) // 2 + m - 1) % (len(data) - 1)) % len(data))[0][name]
-                image = faulty(image, data.modalities[name], fault, severity, other, derived_seed(seed, data.rows[i]["id"]))
-            logits[name] = network.modality_logits({name: data.modalities[name].to_network(image)[None]})[name]
+                other = data.physical((i + 1 + (len(data) // 2 + m - 1) % (len(data) - 1)) % len(data))[0][
+                    name
+                ]
+                image = faulty(
+                    image,
+                    data.modalities[name],
+                    fault,
+                    severity,
+                    other,
+                    derived_seed(seed, data.rows[i]["id"]),
+                )
+            logits[name] = network.modality_logits({name: data.modalities[name].to_network(image)[None]})[
+                name
+            ]
         fused = F.interpolate(fuse(logits, rule), label.shape, mode="bilinear", align_corners=False)
         counts += confusion_matrix(fused[0].argmax(0), label, 3)
     return counts.numpy()
@@ -208,19 +255,29 @@ def test_one_pass_equals_one_forward_per_fault_and_rule(trial):
     pairs = ["".join(p) for p in itertools.combinations("RDA", 2)]
     assert scores.broken(1) == ["R", "D", "A"] and scores.broken(2) == pairs and scores.samples == 5
     every = {(rule, f, s, b) for rule in rules for f in FAULTS for s in SEVERITIES for b in (*"RDA", *pairs)}
-    plain = {(rule, "clean", "", "") for rule in rules} | {("oracle", "removed", "", b) for b in (*"RDA", *pairs)}
+    plain = {(rule, "clean", "", "") for rule in rules} | {
+        ("oracle", "removed", "", b) for b in (*"RDA", *pairs)
+    }
     assert set(scores.counts) == every | plain
     assert {int(c.sum()) for c in scores.counts.values()} == {5 * (32 * 48 - 1)}
     symbol = {m.symbol: name for name, m in data.modalities.items()}
     with torch.no_grad():
         for rule, fault, severity, broken in sorted(every)[:: len(every) // 12]:
             expected = naive(network, data, rule, fault, severity, [symbol[b] for b in broken], 4)
-            # the batch of an encoder pass may change the last bit of a logit, and with it a pixel that is tied
-            assert np.abs(scores.counts[rule, fault, severity, broken] - expected).sum() <= 8, (rule, fault, severity, broken)
+            # the batch of an encoder pass may change the last bit of a logit, and with it a pixel that is
+            # tied
+            assert np.abs(scores.counts[rule, fault, severity, broken] - expected).sum() <= 8, (
+                rule,
+                fault,
+                severity,
+                broken,
+            )
         for broken in ("R", "DA"):
             left = {n: v for n, v in data.modalities.items() if v.symbol not in broken}
             expected = sum(
-                confusion_matrix(network({n: data[i]["images"][n][None] for n in left})[0].argmax(0), data[i]["label"], 3).numpy()
+                confusion_matrix(
+                    network({n: data[i]["images"][n][None] for n in left})[0].argmax(0), data[i]["label"], 3
+                ).numpy()
                 for i in range(5)
             )
             assert np.abs(scores.counts["oracle", "removed", "", broken] - expected).sum() <= 8
@@ -239,7 +296,9 @@ def test_nothing_is_encoded_twice(trial):
         return fuse(logits, "mean")
 
     evaluate_failures(encode, {"one": rule, "two": rule}, data, faults=["dark", "shift"], batch_size=64)
-    assert seen == [{"rgb": 5, "depth": 5, "aolp": 5}] * len(data), "the sound image and four broken ones, whatever the rules"
+    assert seen == [{"rgb": 5, "depth": 5, "aolp": 5}] * len(data), (
+        "the sound image and four broken ones, whatever the rules"
+    )
     # a sample: 2 sound, then for each of 3 sensors and 3 pairs one oracle and two rules
     assert len(fused) == len(data) * (2 + 6 * 3) and fused.count(3) == len(data) * (2 + 6 * 2)
 
@@ -248,16 +307,27 @@ def test_batch_size_workers_and_choice_of_samples_change_nothing(trial):
     data, network = trial
     options = {"faults": ["noise", "other"], "pairs": False}
     first, again, small = (
-        evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, batch_size=b, workers=w, **options)
+        evaluate_failures(
+            network.modality_logits, {"mean": FUSIONS["mean"]}, data, batch_size=b, workers=w, **options
+        )
         for b, w in ((8, 0), (8, 1), (2, 0))
     )
-    parts = [evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, indices=i, **options) for i in ([0, 3], [1, 2, 4])]
+    parts = [
+        evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, indices=i, **options)
+        for i in ([0, 3], [1, 2, 4])
+    ]
     for key, counts in first.counts.items():
         assert np.array_equal(counts, again.counts[key]) and np.abs(counts - small.counts[key]).sum() <= 8
         assert np.array_equal(counts, parts[0].counts[key] + parts[1].counts[key])
-    assert first.broken(2) == [] and "double mild" not in first.summary()["mean"] and np.isnan(first.mean("mean", "mild", 2))
+    assert (
+        first.broken(2) == []
+        and "double mild" not in first.summary()["mean"]
+        and np.isnan(first.mean("mean", "mild", 2))
+    )
     other = evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, seed=1, **options)
-    changed = {key[1] for key, counts in first.counts.items() if not np.array_equal(counts, other.counts[key])}
+    changed = {
+        key[1] for key, counts in first.counts.items() if not np.array_equal(counts, other.counts[key])
+    }
     assert changed == {"noise"}, "the seed makes the noise and nothing else"
 
 
@@ -284,14 +354,24 @@ def test_averages_by_hand():
     scores.counts = {key: np.array([[c, 8 - c], [8 - c, c]]) for key, c in right.items()}
     percent = lambda c: 100 * c / (16 - c)  # noqa: E731
     found = scores.summary()
-    assert found["mean"]["clean"] == 100 == found["oracle"]["clean"] and found["oracle"]["single mild"] == pytest.approx(percent(7))
+    assert found["mean"]["clean"] == 100 == found["oracle"]["clean"] and found["oracle"][
+        "single mild"
+    ] == pytest.approx(percent(7))
     assert found["mean"]["single mild"] == pytest.approx(np.mean([percent(c) for c in (1, 2, 2, 3, 3, 4)]))
     assert found["mean"]["double mild"] == pytest.approx(np.mean([percent(c) for c in (4, 5, 5, 6, 6, 7)]))
     assert found["mean"]["double gross"] == pytest.approx(percent(4))
-    assert scores.by_fault()["mild"]["blur"]["mean"] == pytest.approx(np.mean([percent(c) for c in (2, 3, 4)]))
+    assert scores.by_fault()["mild"]["blur"]["mean"] == pytest.approx(
+        np.mean([percent(c) for c in (2, 3, 4)])
+    )
     record = scores.to_dict()
-    assert record["miou"]["mean"]["dark mild"]["DE"] == round(percent(6), 4) and record["miou"]["mean"]["clean"]["none"] == 100
-    assert record["miou"]["oracle"]["removed"]["R"] == round(percent(7), 4) and record["summary"]["mean"]["clean"] == 100
+    assert (
+        record["miou"]["mean"]["dark mild"]["DE"] == round(percent(6), 4)
+        and record["miou"]["mean"]["clean"]["none"] == 100
+    )
+    assert (
+        record["miou"]["oracle"]["removed"]["R"] == round(percent(7), 4)
+        and record["summary"]["mean"]["clean"] == 100
+    )
     assert f"{percent(4):.1f}" in scores.table() and "told which sensors are broken" in scores.table()
     assert 100 * miou(scores.counts["mean", "dark", "mild", "R"]) == scores.miou("mean", "dark", "mild", "R")
 
@@ -311,7 +391,9 @@ def test_what_can_not_be_scored(tmp_path, trial):
     with pytest.raises(ValueError, match="only sensor"):
         evaluate_failures(network.modality_logits, mean, PreparedDataset(data.root, "val", ["rgb"]))
     with pytest.raises(ValueError, match="no labels"):
-        evaluate_failures(network.modality_logits, mean, PreparedDataset(toy.make(tmp_path / "bare", labels=False), "val"))
+        evaluate_failures(
+            network.modality_logits, mean, PreparedDataset(toy.make(tmp_path / "bare", labels=False), "val")
+        )
     single = PreparedDataset(toy.make(tmp_path / "single", val=1), "val")
     with pytest.raises(ValueError, match="no other scene for fault 'other'"):
         evaluate_failures(network.modality_logits, mean, single)
@@ -328,5 +410,9 @@ def test_other_shows_a_scene_of_its_own_to_each_sensor(trial):
         shown = []
         for name, modality in data.modalities.items():
             image = variants[index][0][name][1]
-            shown += [i for i in range(len(data)) if torch.allclose(image, modality.to_network(data.physical(i)[0][name]))]
+            shown += [
+                i
+                for i in range(len(data))
+                if torch.allclose(image, modality.to_network(data.physical(i)[0][name]))
+            ]
         assert len(shown) == 3 and index not in shown and len(set(shown)) == 3

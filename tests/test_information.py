@@ -1,4 +1,6 @@
-"""Information of the network: closed forms, finite differences in float64, invariances, and what the fused reading can not see."""
+"""Information of the network: closed forms, finite differences in float64, invariances, and what the fused
+reading can not see.
+"""
 
 import math
 from dataclasses import replace
@@ -17,7 +19,9 @@ from mmlib.segmentation import information as info
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 
 NAMES = ("rgb", "depth", "event")
-MODALITIES = {n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels) for n in NAMES}
+MODALITIES = {
+    n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels) for n in NAMES
+}
 CLASSES, PALETTE = ["a", "b", "c", "d"], [(i, i, i) for i in range(4)]
 
 
@@ -28,7 +32,10 @@ def network(**options) -> Segmenter:
 
 def batch(count=2, size=(32, 32), dtype=torch.float64):
     generator = torch.Generator().manual_seed(3)
-    images = {n: torch.randn(count, m.channels, *size, generator=generator, dtype=dtype) for n, m in MODALITIES.items()}
+    images = {
+        n: torch.randn(count, m.channels, *size, generator=generator, dtype=dtype)
+        for n, m in MODALITIES.items()
+    }
     label = torch.randint(0, 4, (count, *size), generator=generator)
     label[:, :3] = 255
     return images, label
@@ -40,7 +47,9 @@ class Linear(nn.Module):
     def __init__(self, weights: dict[str, float], classes=4, channels=6):
         super().__init__()
         torch.manual_seed(1)
-        self.rows = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0][:classes])
+        self.rows = nn.Parameter(
+            torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))[0][:classes]
+        )
         self.weights = weights
 
     def forward(self, images):
@@ -73,8 +82,13 @@ def test_linear_network_has_the_ratio_of_squared_weights():
 @pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
 def test_input_gradients_agree_with_finite_differences(reading, encoder):
     """The information itself, and its derivative with respect to a weight, in float64."""
-    net, (images, label) = network(encoder=encoder), batch(1, (64, 64))  # at 32 the first attention of pvt_v2 has a single key
-    values, f = info.input_information(net, images, label, sigma=0.1, seed=5, reading=reading, create_graph=True)
+    net, (images, label) = (
+        network(encoder=encoder),
+        batch(1, (64, 64)),
+    )  # at 32 the first attention of pvt_v2 has a single key
+    values, f = info.input_information(
+        net, images, label, sigma=0.1, seed=5, reading=reading, create_graph=True
+    )
     z = {n: x.detach() for n, x in info.noisy(images, 0.1, 5).items()}
     target = net(images).softmax(1).detach()  # gets no gradient, so it stays what it is while a weight moves
 
@@ -99,7 +113,9 @@ def test_input_gradients_agree_with_finite_differences(reading, encoder):
     assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
     assert float(values[1].detach()) == pytest.approx(expected, rel=1e-9)
 
-    parameter = net.head.classify.weight if encoder == "residual" else net.encoder.stages[0].blocks[0].attn.q.weight
+    parameter = (
+        net.head.classify.weight if encoder == "residual" else net.encoder.stages[0].blocks[0].attn.q.weight
+    )
     (second,) = torch.autograd.grad(values[1].sum(), parameter)
     way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     found = []
@@ -116,14 +132,18 @@ def test_samples_do_not_mix():
     together, _ = info.input_information(net, images, label, seed=1)
     z = info.noisy(images, 0.1, 1)
     for b in range(3):  # the same noise: an image that is its own perturbed version, at sigma close to 0
-        alone, _ = info.input_information(net, {n: x[b : b + 1] for n, x in z.items()}, label[b : b + 1], sigma=1e-9)
+        alone, _ = info.input_information(
+            net, {n: x[b : b + 1] for n, x in z.items()}, label[b : b + 1], sigma=1e-9
+        )
         assert torch.allclose(alone[:, 0] * 1e18 * 0.01, together[:, b], rtol=1e-5)
 
 
 def test_tiling_an_image_changes_nothing_and_units_cancel():
     net, (images, label) = Linear(dict.fromkeys(NAMES, 1.0)), linear_case(1)
     plain, f = info.input_information(net, images, label, sigma=1e-6)
-    tiled, _ = info.input_information(net, {n: x.repeat(1, 1, 2, 3) for n, x in images.items()}, label.repeat(1, 2, 3), sigma=1e-6)
+    tiled, _ = info.input_information(
+        net, {n: x.repeat(1, 1, 2, 3) for n, x in images.items()}, label.repeat(1, 2, 3), sigma=1e-6
+    )
     assert torch.allclose(plain, tiled, rtol=1e-4)
 
     class Rescaled(Linear):  # takes depth in units a hundred times smaller
@@ -156,7 +176,9 @@ def test_logit_information_of_a_uniform_prediction(classes, expected):
 
 
 def test_inverse_logit_information_of_two_classes_has_its_minimum_at_0285():
-    """1/I = −ln p / (2 (1 − p)²): 1.22770 at p = 0.284668, 50.2517 at 0.99: it punishes the confident modality."""
+    """1/I = −ln p / (2 (1 − p)²): 1.22770 at p = 0.284668, 50.2517 at 0.99: it punishes the confident
+    modality.
+    """
 
     def inverse(p):
         logits = torch.tensor([math.log(p / (1 - p)), 0.0], dtype=torch.float64).view(1, 2, 1, 1)
@@ -172,7 +194,10 @@ def test_inverse_logit_information_of_two_classes_has_its_minimum_at_0285():
 @settings(max_examples=25, deadline=None)
 def test_closed_forms_equal_autograd(seed, classes, variance):
     generator = torch.Generator().manual_seed(seed)
-    logits = {n: torch.randn(2, classes, 3, 4, generator=generator, dtype=torch.float64).requires_grad_() for n in NAMES}
+    logits = {
+        n: torch.randn(2, classes, 3, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in NAMES
+    }
     label = torch.randint(0, classes, (2, 3, 4), generator=generator)
     label[0, 0] = 255
     pixels = (label != 255).flatten(1).sum(1)
@@ -201,7 +226,9 @@ def test_feature_information_equals_autograd(reading):
     target = stacked.mean(0).detach().softmax(1)
     for i in range(3):
         log_q = stacked[i].log_softmax(1)
-        loss = -(target * log_q).sum(1) if reading == "ce" else F.kl_div(log_q, target, reduction="none").sum(1)
+        loss = (
+            -(target * log_q).sum(1) if reading == "ce" else F.kl_div(log_q, target, reduction="none").sum(1)
+        )
         loss = loss.flatten(1).mean(1)
         (g,) = torch.autograd.grad(loss.sum(), feature, retain_graph=True)
         scale = 5 / 2 if reading == "kl" else 1.0
@@ -237,8 +264,10 @@ def test_decoder_information_agrees_with_finite_differences():
     gradients = torch.autograd.grad(value.sum(), leaves)
     direction = torch.randn_like(features[1])
     step = 1e-5
-    slope = (loss([*features[:1], features[1] + step * direction, *features[2:]])
-             - loss([*features[:1], features[1] - step * direction, *features[2:]])).sum() / (2 * step)  # fmt: skip
+    slope = (
+        loss([*features[:1], features[1] + step * direction, *features[2:]])
+        - loss([*features[:1], features[1] - step * direction, *features[2:]])
+    ).sum() / (2 * step)
     assert float(slope) == pytest.approx(float((gradients[1] * direction).sum()), rel=1e-5)
     pixels = (label != 255).flatten(1).sum(1)
     for j, (x, g) in enumerate(zip(features, gradients)):
@@ -249,7 +278,9 @@ def test_decoder_information_agrees_with_finite_differences():
 
 
 def test_decoder_information_does_not_grow_when_features_shrink():
-    """A head that normalises undoes the scale of its input: the gradient grows as features shrink, the information must not."""
+    """A head that normalises undoes the scale of its input: the gradient grows as features shrink, the
+    information must not.
+    """
     net, (images, label) = network(), batch(1)
     with torch.no_grad():
         features = net.features(images)
@@ -262,7 +293,9 @@ def test_decoder_information_does_not_grow_when_features_shrink():
 
 @pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
 def test_decoder_information_goes_through_the_head_alone(encoder):
-    """Features that hang on the encoder's graph, where fine scales lead to coarse ones, give what free ones give; and a gradient."""
+    """Features that hang on the encoder's graph, where fine scales lead to coarse ones, give what free ones
+    give; and a gradient.
+    """
     net, (images, label) = network(encoder=encoder), batch(1, (64, 64))
     hanging = net.features(images)
     free, _ = info.decoder_information(net.head, [feature.detach() for feature in hanging], label, 3)
@@ -275,7 +308,9 @@ def test_decoder_information_goes_through_the_head_alone(encoder):
 
 
 def test_at_the_clean_target_the_gradient_vanishes():
-    """CE of a prediction to itself: f is its entropy, above zero, and the gradient by the prediction's input is zero."""
+    """CE of a prediction to itself: f is its entropy, above zero, and the gradient by the prediction's input
+    is zero.
+    """
     net, (images, _) = network(), batch(1)
     leaf = images["rgb"].clone().requires_grad_()
     with torch.no_grad():
@@ -288,7 +323,10 @@ def test_at_the_clean_target_the_gradient_vanishes():
 def test_gat_is_the_plain_formula_and_needs_a_batch():
     net, (images, _) = network(), batch(2)
     values, f = info.gat_information(net, images, seed=7)
-    noise = {n: x.detach() for n, x in info.noisy({n: torch.zeros_like(x) for n, x in images.items()}, 1.0, 7).items()}
+    noise = {
+        n: x.detach()
+        for n, x in info.noisy({n: torch.zeros_like(x) for n, x in images.items()}, 1.0, 7).items()
+    }
     z = {n: (x + noise[n] * x.std(0)).requires_grad_() for n, x in images.items()}
     loss = -(net(images).softmax(1).detach() * net(z).log_softmax(1)).sum(1).mean()
     gradients = torch.autograd.grad(loss, list(z.values()))
@@ -306,8 +344,11 @@ def test_bad_input_is_refused_or_marked():
     with pytest.raises(ValueError, match="above 0"):
         info.input_information(net, images, label, sigma=0.0)
     label[1] = 255
-    for values in (info.input_information(net, images, label)[0], info.logit_information(net.modality_logits(images), label)[0],
-                   info.decoder_information(net.head, net.features(images), label, 3)[0][0]):  # fmt: skip
+    for values in (
+        info.input_information(net, images, label)[0],
+        info.logit_information(net.modality_logits(images), label)[0],
+        info.decoder_information(net.head, net.features(images), label, 3)[0][0],
+    ):
         assert torch.isfinite(values[:, 0]).all() and torch.isnan(values[:, 1]).all()
 
 
@@ -342,4 +383,6 @@ def test_measured_information_is_the_mean_over_samples(tmp_path):
     measured = info.measure_information(net, data, samples=3)
     assert list(measured) == list(data.modalities) and min(measured.values()) > 0
     assert info.measure_information(net, data, samples=3) == measured
-    assert info.fisher_gap(list(measured.values())) == pytest.approx(max(measured.values()) / min(measured.values()))
+    assert info.fisher_gap(list(measured.values())) == pytest.approx(
+        max(measured.values()) / min(measured.values())
+    )

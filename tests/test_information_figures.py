@@ -1,4 +1,6 @@
-"""Figures of a comparison record: differences against scipy and by hand, rows that are missing, what lies where in the axes."""
+"""Figures of a comparison record: differences against scipy and by hand, rows that are missing, what lies
+where in the axes.
+"""
 
 import matplotlib
 
@@ -22,7 +24,9 @@ def group(full, seeds=(0, 1, 2), **subsets):
 
 GROUPS = {
     "reference": group([50.0, 52.0, 51.0], R=[30.0, 31.0, 32.0]),
-    "better": group([55.1, 53.0, 54.2], seeds=(1, 0, 2)),  # the order of the seeds is not that of the reference
+    "better": group(
+        [55.1, 53.0, 54.2], seeds=(1, 0, 2)
+    ),  # the order of the seeds is not that of the reference
     "worse": group([40.0, 42.1, 41.0]),
     "open": group([49.0, 54.0, 50.0]),
     "single": group([60.0], seeds=[1]),
@@ -49,7 +53,9 @@ def test_verdicts_follow_the_interval():
 
 def test_reference_dots_leave_missing_rows_out_and_colour_by_verdict():
     rows = {"reference": "ours", "better": "B", "absent": "?", "worse": "W", "open": "O", "single": "S"}
-    fig = info.reference_dots(GROUPS, rows, "reference", {"full": "All sensors"}, headings={"worse": "Others", "absent": "none"})
+    fig = info.reference_dots(
+        GROUPS, rows, "reference", {"full": "All sensors"}, headings={"worse": "Others", "absent": "none"}
+    )
     axis = fig.axes[0]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["ours", "B", "W", "O", "S"]
     dots = {round(float(line.get_ydata()[0]), 2): line for line in axis.lines if line.get_markersize() == 6.5}
@@ -60,14 +66,17 @@ def test_reference_dots_leave_missing_rows_out_and_colour_by_verdict():
     expected = (info.INK, info.UP, info.DOWN, info.OPEN, info.OPEN)
     assert [to_hex(dots[p].get_color()) for p in places] == [c.lower() for c in expected]
     texts = [t.get_text() for t in axis.texts]
-    assert texts[0] == "reference" and texts[2].startswith("-10.0") and "Others" in texts and "none" not in texts
+    assert (
+        texts[0] == "reference" and texts[2].startswith("-10.0") and "Others" in texts and "none" not in texts
+    )
     assert "±" not in texts[4]  # one seed has no interval
     assert np.diff(places)[1] > np.diff(places)[0]  # a heading opens a space
 
 
 def test_information_panels_shade_from_least_to_most():
     curve = lambda factor: [
-        {"epoch": e, "information": {"rgb": 4.0 * factor * e, "depth": 1.0 * factor, "event": 2.0 * factor}} for e in (1.0, 2.0)
+        {"epoch": e, "information": {"rgb": 4.0 * factor * e, "depth": 1.0 * factor, "event": 2.0 * factor}}
+        for e in (1.0, 2.0)
     ]
     groups = {"a": {"curves": [curve(1.0), curve(4.0)]}, "b": {"curves": [curve(1.0)]}}
     fig = info.information_panels(groups, {"a": "without", "b": "with"})
@@ -78,7 +87,9 @@ def test_information_panels_shade_from_least_to_most():
     assert to_hex(bold[1].get_color()) == SENSORS["depth"].colour.lower()
     band = left.collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(2.0) and band.max() == pytest.approx(16.0)
-    title = left.get_title("left") + left.get_title("center")  # where it stands depends on the style, which other tests may have set
+    title = left.get_title("left") + left.get_title(
+        "center"
+    )  # where it stands depends on the style, which other tests may have set
     assert title.endswith("8.0") and left.get_yscale() == "log"
 
 
@@ -86,8 +97,12 @@ def test_subset_dots_show_means_and_ranges():
     series = {"one": {"R": [10.0, 20.0], "RD": [30.0, 32.0]}, "two": {"R": [5.0], "RD": [6.0]}}
     fig = info.subset_dots(series, "t")
     top, below = fig.axes
-    assert not top.patches and not top.texts and top.get_ylim()[0] > 0  # nothing left of the bars whose layout is used
-    assert np.allclose(top.lines[0].get_ydata(), [15.0, 31.0]) and np.allclose(top.lines[1].get_ydata(), [5.0, 6.0])
+    assert (
+        not top.patches and not top.texts and top.get_ylim()[0] > 0
+    )  # nothing left of the bars whose layout is used
+    assert np.allclose(top.lines[0].get_ydata(), [15.0, 31.0]) and np.allclose(
+        top.lines[1].get_ydata(), [5.0, 6.0]
+    )
     assert [t.get_text() for t in below.get_yticklabels()] == ["R rgb", "D depth"]
     spans = [segment[:, 1].tolist() for segment in top.collections[0].get_segments()]
     assert spans == [[10.0, 20.0], [30.0, 32.0]]

@@ -1,7 +1,9 @@
-"""Killed at any moment, the same command given again ends in the bytes of an undisturbed run, and leaves nothing else behind.
+"""Killed at any moment, the same command given again ends in the bytes of an undisturbed run, and leaves
+nothing else behind.
 
-A server process imports the library once and forks a process for every attempt, so that hundreds of real kills take seconds. They come
-at random moments; before every opening for writing, renaming and removing of a file; and in the middle of writing one.
+A server process imports the library once and forks a process for every attempt, so that hundreds of real
+kills take seconds. They come at random moments; before every opening for writing, renaming and removing of a
+file; and in the middle of writing one.
 """
 
 import json
@@ -20,12 +22,13 @@ from killing import SERVER
 from safetensors import safe_open
 from small_runs import configured
 
-from mmlib.data import world
+from mmlib import world
 from mmlib.data.prepared import Description, PreparedDataset, Writer, is_finished
 from mmlib.runtime import _MACHINE, atomic_path, write_json
 from mmlib.unsupervised.inference import EvaluationConfig
 
-# ---- the commands: each runs in a process and a folder of its own, and goes on where an earlier process was killed ----
+# ---- the commands: each runs in a process and a folder of its own, and goes on where an earlier process was
+# killed ----
 
 
 def render(data):
@@ -38,44 +41,82 @@ def render_into_the_cache(data):
 
 def prepare(data):
     """As the scripts of data_scripts/ do it, with several threads."""
-    with Writer("out", Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer, ThreadPoolExecutor(2) as pool:
+    with (
+        Writer("out", Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer,
+        ThreadPoolExecutor(2) as pool,
+    ):
         waiting = [i for i in range(6) if f"s{i}" not in writer.done]
-        list(pool.map(lambda i: writer.add(f"s{i}", ("train", "val")[i % 2], *toy.sample(i), ("day", "night")[i % 2]), waiting))
+        list(
+            pool.map(
+                lambda i: writer.add(
+                    f"s{i}", ("train", "val")[i % 2], *toy.sample(i), ("day", "night")[i % 2]
+                ),
+                waiting,
+            )
+        )
 
 
 def cache_tokens(data):
     from mmlib.unsupervised.backbone import load_backbone
     from mmlib.unsupervised.tokens import extract_tokens
 
-    extract_tokens(PreparedDataset(data), load_backbone("descriptors"), added=True, batch_size=2, progress=False)
+    extract_tokens(
+        PreparedDataset(data), load_backbone("descriptors"), added=True, batch_size=2, progress=False
+    )
 
 
 def train(data):
     from mmlib.segmentation.training import TrainConfig, train
 
-    train(TrainConfig(data, "out", epochs=2, save_every=0.1, eval_every=0.5, information_samples=1, progress=False))
+    train(
+        TrainConfig(
+            data, "out", epochs=2, save_every=0.1, eval_every=0.5, information_samples=1, progress=False
+        )
+    )
 
 
 def cluster(data):
     from mmlib.unsupervised.training import cluster
 
-    cluster(configured(data, "out", steps=3, eval_every=1, save_every=1, select="criterion",
-                       evaluation=EvaluationConfig(restarts=2, repeats=1, maps=1)))  # fmt: skip
+    cluster(
+        configured(
+            data,
+            "out",
+            steps=3,
+            eval_every=1,
+            save_every=1,
+            select="criterion",
+            evaluation=EvaluationConfig(restarts=2, repeats=1, maps=1),
+        )
+    )
 
 
 def pretrain(data):
     from mmlib.unsupervised.pretraining import PretrainConfig, pretrain
 
-    pretrain(PretrainConfig("out", (data,), ("rgb", "depth"), steps=3, batch_size=2, size=(32, 48), channels=12, depth=1, save_every=1,
-                            progress=False))  # fmt: skip
+    pretrain(
+        PretrainConfig(
+            "out",
+            (data,),
+            ("rgb", "depth"),
+            steps=3,
+            batch_size=2,
+            size=(32, 48),
+            channels=12,
+            depth=1,
+            save_every=1,
+            progress=False,
+        )
+    )
 
 
 JOBS = [render, render_into_the_cache, prepare, cache_tokens, train, cluster, pretrain]
 
 
 def attempt(job, data, folder, fatal, largest):
-    """Run ``job`` in ``folder``. The process dies before its file operation number ``fatal`` and while it writes a file larger than
-    ``largest`` bytes; 0 = it does not."""
+    """Run ``job`` in ``folder``. The process dies before its file operation number ``fatal`` and while it
+    writes a file larger than ``largest`` bytes; 0 = it does not.
+    """
     os.makedirs(folder, exist_ok=True)
     os.chdir(folder)
     os.environ["MMLIB_DATA"] = str(Path(folder) / "cache")
@@ -83,8 +124,16 @@ def attempt(job, data, folder, fatal, largest):
 
     def watch(event, arguments):
         nonlocal seen
-        writes = event == "open" and isinstance(arguments[0], str | os.PathLike) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writes and not str(arguments[0]).startswith("/dev")) or event in ("os.rename", "os.remove", "os.rmdir"):
+        writes = (
+            event == "open"
+            and isinstance(arguments[0], str | os.PathLike)
+            and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if (writes and not str(arguments[0]).startswith("/dev")) or event in (
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+        ):
             seen += 1
             if seen == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -111,7 +160,9 @@ def finish(job, data, folder) -> dict:
 
 
 def content(folder: Path) -> dict:
-    """What is in every file, by name: tensors, JSON without the times taken, else bytes. Raises where one is half-written."""
+    """What is in every file, by name: tensors, JSON without the times taken, else bytes. Raises where one is
+    half-written.
+    """
 
     def timeless(value):
         if isinstance(value, dict):
@@ -126,7 +177,11 @@ def content(folder: Path) -> dict:
         elif path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text()))
         elif name.endswith("history.jsonl"):
-            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            found[name] = [
+                timeless(json.loads(line))
+                for line in path.read_text().splitlines(True)
+                if line.endswith("\n")
+            ]
         elif path.suffix == ".safetensors":
             with safe_open(path, "np") as file:
                 arrays = {key: file.get_tensor(key) for key in file.keys()}
@@ -157,7 +212,9 @@ def data(tmp_path_factory) -> str:
 def undisturbed(data, tmp_path_factory):
     """job -> (folder of a run that nothing disturbs, its content, the seconds it took)."""
     known = {}
-    finish(os.chdir, "/", tmp_path_factory.mktemp("nothing"))  # the server starts, and imports what it preloads
+    finish(
+        os.chdir, "/", tmp_path_factory.mktemp("nothing")
+    )  # the server starts, and imports what it preloads
 
     def run(job):
         if job not in known:
@@ -174,7 +231,9 @@ def per_job(test):
 
 @per_job
 def test_killed_before_its_first_second_third_file_operation(job, data, undisturbed, tmp_path):
-    """Every process gets one operation further than the one before, from where that one died, until one comes to the end."""
+    """Every process gets one operation further than the one before, from where that one died, until one comes
+    to the end.
+    """
     whole, folder, kills = undisturbed(job)[1], tmp_path / "run", 0
     while True:
         process = start(job, data, folder, fatal=kills + 1)
@@ -210,7 +269,9 @@ def test_killed_at_random_moments(job, data, undisturbed, tmp_path):
 
 @per_job
 def test_killed_in_the_middle_of_a_file(job, data, undisturbed, tmp_path):
-    """The system kills a process whose file grows too large: among others half of a checkpoint or of an image is on disk by then."""
+    """The system kills a process whose file grows too large: among others half of a checkpoint or of an image
+    is on disk by then.
+    """
     (example, whole, _), folder = undisturbed(job), tmp_path / "run"
     sizes = sorted({path.stat().st_size for path in example.rglob("*") if path.is_file()} - {0})
     for largest in dict.fromkeys(size // 2 for size in sizes[-1:] + sizes[:: max(1, len(sizes) // 3)]):
@@ -218,14 +279,22 @@ def test_killed_in_the_middle_of_a_file(job, data, undisturbed, tmp_path):
         process.join(120)
         assert process.exitcode == -signal.SIGXFSZ
         check_what_is_left(folder, whole)
-    assert any(".tmp" in name or name.endswith(".part") for name in content(folder)) and finish(job, data, folder) == whole
+    assert (
+        any(".tmp" in name or name.endswith(".part") for name in content(folder))
+        and finish(job, data, folder) == whole
+    )
 
 
 def search(data):
     from mmlib.unsupervised.search import SearchConfig, search
 
     once = EvaluationConfig(restarts=2, repeats=1)
-    search(SearchConfig(configured(data, "out", steps=2, save_every=1, modalities=("rgb", "depth"), evaluation=once), trials=3))
+    search(
+        SearchConfig(
+            configured(data, "out", steps=2, save_every=1, modalities=("rgb", "depth"), evaluation=once),
+            trials=3,
+        )
+    )
 
 
 def test_a_search_killed_many_times_ends_with_the_asked_number_of_trials(data, tmp_path):
@@ -233,7 +302,11 @@ def test_a_search_killed_many_times_ends_with_the_asked_number_of_trials(data, t
     for attempt in range(4):
         process, deadline = start(search, data, tmp_path), time.monotonic() + 60
         if attempt % 2 == 0:  # in the middle of a trial that has written weights
-            while process.is_alive() and not list(tmp_path.glob("out/trials/*/*.safetensors")) and time.monotonic() < deadline:
+            while (
+                process.is_alive()
+                and not list(tmp_path.glob("out/trials/*/*.safetensors"))
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.001)
         else:
             process.join(random.uniform(0.2, 0.8))
@@ -242,7 +315,9 @@ def test_a_search_killed_many_times_ends_with_the_asked_number_of_trials(data, t
         kills += process.exitcode == -signal.SIGKILL
     found = finish(search, data, tmp_path)
     assert kills and found["out/report.json"]["finished"] == 3
-    assert not [name for name in found if ".tmp" in name or name.startswith("out/") and name.endswith(".safetensors")]
+    assert not [
+        name for name in found if ".tmp" in name or name.startswith("out/") and name.endswith(".safetensors")
+    ]
 
 
 @pytest.mark.parametrize("job", [render_into_the_cache, cache_tokens, prepare], ids=lambda job: job.__name__)
@@ -264,9 +339,19 @@ def test_temporaries_of_the_dead_are_removed_and_no_others(tmp_path):
     dead = SERVER.Process(target=os.getpid)
     dead.start()
     dead.join()
-    strays = [f".a.json.{_MACHINE}-{dead.pid}.tmp", f".b.{_MACHINE}-{dead.pid}.tmp", ".old.json.0123abcd-7.tmp",
-              f".old.json.{_MACHINE}-{os.getpid()}.tmp"]  # fmt: skip
-    others = [f".a.json.{_MACHINE}-{os.getpid()}.tmp", f".b.{_MACHINE}-1.tmp", ".new.json.0123abcd-7.tmp", ".mine.tmp", f"{dead.pid}.tmp"]
+    strays = [
+        f".a.json.{_MACHINE}-{dead.pid}.tmp",
+        f".b.{_MACHINE}-{dead.pid}.tmp",
+        ".old.json.0123abcd-7.tmp",
+        f".old.json.{_MACHINE}-{os.getpid()}.tmp",
+    ]
+    others = [
+        f".a.json.{_MACHINE}-{os.getpid()}.tmp",
+        f".b.{_MACHINE}-1.tmp",
+        ".new.json.0123abcd-7.tmp",
+        ".mine.tmp",
+        f"{dead.pid}.tmp",
+    ]
     for name in strays + others:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.json").touch()

@@ -1,4 +1,5 @@
-"""Malformed inputs, well over a hundred: each ends in one clear error that names the file or the flag, and changes nothing on disk.
+"""Malformed inputs, well over a hundred: each ends in one clear error that names the file or the flag, and
+changes nothing on disk.
 
 A case is a sound file and what is done to it; readers are called as the commands call them.
 """
@@ -30,13 +31,21 @@ def listing(root: Path) -> dict:
 
     def what(path: Path):
         stat = path.stat()
-        return "folder" if path.is_dir() else path.read_bytes() if stat.st_size < 10**5 else (stat.st_size, stat.st_mtime_ns)
+        return (
+            "folder"
+            if path.is_dir()
+            else path.read_bytes()
+            if stat.st_size < 10**5
+            else (stat.st_size, stat.st_mtime_ns)
+        )
 
     return {str(path.relative_to(root)): what(path) for path in root.rglob("*")}
 
 
 def refused(call, message: str, *names, around: Path) -> str:
-    """``call`` raises ValueError or OSError: one line that matches ``message`` and has all ``names``; no file around changes."""
+    """``call`` raises ValueError or OSError: one line that matches ``message`` and has all ``names``; no file
+    around changes.
+    """
     before = listing(around)
     with pytest.raises((ValueError, OSError), match=message) as error, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -82,7 +91,9 @@ def announced(shape: tuple, kind: str = "|u1"):
 
     def change(path):
         with open(path, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": kind, "fortran_order": False, "shape": shape}
+            )
 
     return change
 
@@ -95,10 +106,17 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes = b""):
     """A PNG of any header, sound by its checksums."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return holds(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return holds(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def edited(**changes):
@@ -129,13 +147,21 @@ def replaced(old: str, new: str):
 
 # ---- prepared data ----
 
-MODALITIES = {"rgb": SENSORS["rgb"], "depth": SENSORS["depth"], "aolp": SENSORS["aolp"], "gas": Modality("gas", "G", 1, dtype="float32"),
-              "sonar": Modality("sonar", "S", 1, "m", dtype="float32", picture="range", sparse=True)}  # fmt: skip
+MODALITIES = {
+    "rgb": SENSORS["rgb"],
+    "depth": SENSORS["depth"],
+    "aolp": SENSORS["aolp"],
+    "gas": Modality("gas", "G", 1, dtype="float32"),
+    "sonar": Modality("sonar", "S", 1, "m", dtype="float32", picture="range", sparse=True),
+}
 
 
 def sample(seed: int) -> tuple[dict, np.ndarray]:
     images, label = toy.sample(seed, (HEIGHT, WIDTH))
-    return images | {"gas": images["depth"].astype(np.float32) / 7, "sonar": images["depth"].astype(np.float32)}, label
+    return images | {
+        "gas": images["depth"].astype(np.float32) / 7,
+        "sonar": images["depth"].astype(np.float32),
+    }, label
 
 
 @pytest.fixture(scope="module")
@@ -162,66 +188,102 @@ def read(root: Path) -> None:
 
 DAMAGED = "not an index|not a valid description"
 DESCRIPTION = [
-    ("empty", holds(b""), DAMAGED), ("half", cut(0.5), DAMAGED), ("not UTF-8", holds(b"\xff\xfe\x00{"), DAMAGED),
-    ("a folder", becomes_a_folder, DAMAGED), ("a list", holds(b"[1]"), DAMAGED), ("null", holds(b"null"), DAMAGED),
-    ("a million brackets", holds(b"[" * 10**6), DAMAGED), ("gone", goes, "not a prepared data set"),
-    ("another format", edited(format=2), "reads format 1"), ("no format", edited(format=...), "reads format 1"),
-    ("no classes", edited(classes=...), "classes"), ("classes in a word", edited(classes="abc"), "classes"),
-    ("a class that is a number", edited(classes=["a", "b", 3]), "classes"), ("too few colours", edited(palette=[[0, 0, 0]]), "3 classes"),
+    ("empty", holds(b""), DAMAGED),
+    ("half", cut(0.5), DAMAGED),
+    ("not UTF-8", holds(b"\xff\xfe\x00{"), DAMAGED),
+    ("a folder", becomes_a_folder, DAMAGED),
+    ("a list", holds(b"[1]"), DAMAGED),
+    ("null", holds(b"null"), DAMAGED),
+    ("a million brackets", holds(b"[" * 10**6), DAMAGED),
+    ("gone", goes, "not a prepared data set"),
+    ("another format", edited(format=2), "reads format 1"),
+    ("no format", edited(format=...), "reads format 1"),
+    ("no classes", edited(classes=...), "classes"),
+    ("classes in a word", edited(classes="abc"), "classes"),
+    ("a class that is a number", edited(classes=["a", "b", 3]), "classes"),
+    ("too few colours", edited(palette=[[0, 0, 0]]), "3 classes"),
     ("a colour of two", edited(palette=[[0, 0, 0], [0, 0], [0, 0, 0]]), "palette"),
     ("a colour of 300", edited(palette=[[0, 0, 0], [0, 0, 300], [0, 0, 0]]), "palette"),
-    ("colours by name", edited(palette=["red", "green", "blue"]), "palette"), ("no modality", edited(modalities=[]), "no modality"),
-    ("modalities by name", edited(modalities=["rgb"]), DAMAGED), ("modalities in a dict", edited(modalities={"rgb": {}}), DAMAGED),
+    ("colours by name", edited(palette=["red", "green", "blue"]), "palette"),
+    ("no modality", edited(modalities=[]), "no modality"),
+    ("modalities by name", edited(modalities=["rgb"]), DAMAGED),
+    ("modalities in a dict", edited(modalities={"rgb": {}}), DAMAGED),
     ("two of a name", edited(modality_name="depth", modality_symbol="X"), "depth.*twice"),
     ("a modality called label", edited(modality_name="label"), "label"),
     ("a path for a name", edited(modality_name="../rgb"), "identifier"),
-    ("an upper-case name", edited(modality_name="RGB"), "lower-case"), ("a number for a name", edited(modality_name=3), DAMAGED),
-    ("no name", edited(modality_name=...), "name"), ("an unknown field", edited(modality_gamma=2.2), "gamma"),
-    ("no channel", edited(modality_channels=0), "channels"), ("half a channel", edited(modality_channels=2.5), "channels"),
+    ("an upper-case name", edited(modality_name="RGB"), "lower-case"),
+    ("a number for a name", edited(modality_name=3), DAMAGED),
+    ("no name", edited(modality_name=...), "name"),
+    ("an unknown field", edited(modality_gamma=2.2), "gamma"),
+    ("no channel", edited(modality_channels=0), "channels"),
+    ("half a channel", edited(modality_channels=2.5), "channels"),
     ("channels in words", edited(modality_channels="three"), "channels|not a valid"),
     ("float64", edited(modality_dtype="float64"), "dtype"),
-    ("scale 0", edited(modality_scale=0), "scale"), ("scale NaN", edited(modality_scale=float("nan")), "scale"),
+    ("scale 0", edited(modality_scale=0), "scale"),
+    ("scale NaN", edited(modality_scale=float("nan")), "scale"),
     ("scale in words", edited(modality_scale="1/255"), "scale|not a valid"),
     ("offset infinite", edited(modality_offset=float("inf")), "offset"),
-    ("range backwards", edited(modality_low=1, modality_high=0), "low"), ("mean NaN", edited(modality_mean=[0, 0, float("nan")]), "mean"),
-    ("two means of three", edited(modality_mean=[0, 0]), "mean"), ("std 0", edited(modality_std=[1, 0, 1]), "std"),
-    ("std negative", edited(modality_std=[1, -1, 1]), "std"), ("means in words", edited(modality_mean=["a", "b", "c"]), "mean|not a valid"),
+    ("range backwards", edited(modality_low=1, modality_high=0), "low"),
+    ("mean NaN", edited(modality_mean=[0, 0, float("nan")]), "mean"),
+    ("two means of three", edited(modality_mean=[0, 0]), "mean"),
+    ("std 0", edited(modality_std=[1, 0, 1]), "std"),
+    ("std negative", edited(modality_std=[1, -1, 1]), "std"),
+    ("means in words", edited(modality_mean=["a", "b", "c"]), "mean|not a valid"),
     ("an unknown picture", edited(modality_picture="hologram"), "picture"),
     ("flip of channel 9", edited(modality_flip_negates=[9]), "flip"),
     ("two of a symbol", edited(modality_symbol="D"), "share a symbol"),
     ("a long symbol", edited(modality_symbol="RGB"), "one capital letter"),
-]  # fmt: skip
+]
 INDEX = [
-    ("empty", holds(b""), "expected the columns"), ("no row", holds(b"id,split,condition,case\n"), "at least one row"),
-    ("another separator", replaced(",", ";"), "expected the columns"), ("a column less", replaced("split", "part"), "expected the columns"),
-    ("not UTF-8", replaced("t0", "t\xe9"), DAMAGED), ("a NUL", replaced("t0", "t\0"), "unsafe|" + DAMAGED),
-    ("a folder", becomes_a_folder, DAMAGED), ("an id twice", replaced("t1", "t0"), "'t0' is listed twice"),
+    ("empty", holds(b""), "expected the columns"),
+    ("no row", holds(b"id,split,condition,case\n"), "at least one row"),
+    ("another separator", replaced(",", ";"), "expected the columns"),
+    ("a column less", replaced("split", "part"), "expected the columns"),
+    ("not UTF-8", replaced("t0", "t\xe9"), DAMAGED),
+    ("a NUL", replaced("t0", "t\0"), "unsafe|" + DAMAGED),
+    ("a folder", becomes_a_folder, DAMAGED),
+    ("an id twice", replaced("t1", "t0"), "'t0' is listed twice"),
     ("an id that climbs", replaced("t0", "../t0"), "unsafe sample id"),
     ("an absolute id", replaced("t0", "/etc/passwd"), "unsafe sample id"),
-    ("an id with a backslash", replaced("t0", "..\\t0"), "unsafe sample id"), ("a hidden id", replaced("t0", ".t0"), "unsafe sample id"),
-    ("an empty id", replaced("t0,", ","), "unsafe sample id"), ("an id of two lines", replaced("t0,", '"t0\nt1",'), "unsafe sample id"),
+    ("an id with a backslash", replaced("t0", "..\\t0"), "unsafe sample id"),
+    ("a hidden id", replaced("t0", ".t0"), "unsafe sample id"),
+    ("an empty id", replaced("t0,", ","), "unsafe sample id"),
+    ("an id of two lines", replaced("t0,", '"t0\nt1",'), "unsafe sample id"),
     ("a row that ends early", replaced("t0,train,,", "t0,train"), "than there are columns"),
     ("a row that goes on", replaced("t0,train,,", "t0,train,,,more"), "than there are columns"),
     ("a quote that stays open", replaced("t0,train,,", '"t0,train,,'), DAMAGED + "|unsafe"),
-    ("a row without a split", replaced("t0,train", "t0,"), "split"), ("an id that has no files", replaced("t0", "t9"), "t9.*not found"),
+    ("a row without a split", replaced("t0,train", "t0,"), "split"),
+    ("an id that has no files", replaced("t0", "t9"), "t9.*not found"),
     ("a field of a megabyte", replaced("t0,train", "t0," + "x" * 10**6), DAMAGED),
-]  # fmt: skip
+]
 RGB, DEPTH, AOLP, GAS, LABEL = "rgb/t0.png", "depth/t0.png", "aolp/t0.npy", "gas/t0.npy", "label/t0.png"
 FILES = [
-    (RGB, "gone", goes, "not found"), (RGB, "empty", holds(b""), "cannot be read"), (RGB, "half", cut(0.5), "cannot be read"),
-    (RGB, "a header alone", cut(0.1), "cannot be read"), (RGB, "text", holds(b"P6 but not really"), "cannot be read"),
-    (RGB, "a folder", becomes_a_folder, "cannot be read"), (RGB, "grey", drawn("L"), "uint8 with 3 channels"),
-    (RGB, "with alpha", drawn("RGBA"), "uint8 with 3 channels"), (RGB, "of a palette", drawn("P"), "uint8 with 3 channels"),
-    (RGB, "black and white", drawn("1"), "uint8 with 3 channels"), (RGB, "a JPEG", drawn("RGB", format="JPEG"), "JPEG"),
-    (RGB, "a TIFF", drawn("RGB", format="TIFF"), "TIFF"), (RGB, "of another size", drawn("RGB", (WIDTH, HEIGHT - 1)), "one size"),
+    (RGB, "gone", goes, "not found"),
+    (RGB, "empty", holds(b""), "cannot be read"),
+    (RGB, "half", cut(0.5), "cannot be read"),
+    (RGB, "a header alone", cut(0.1), "cannot be read"),
+    (RGB, "text", holds(b"P6 but not really"), "cannot be read"),
+    (RGB, "a folder", becomes_a_folder, "cannot be read"),
+    (RGB, "grey", drawn("L"), "uint8 with 3 channels"),
+    (RGB, "with alpha", drawn("RGBA"), "uint8 with 3 channels"),
+    (RGB, "of a palette", drawn("P"), "uint8 with 3 channels"),
+    (RGB, "black and white", drawn("1"), "uint8 with 3 channels"),
+    (RGB, "a JPEG", drawn("RGB", format="JPEG"), "JPEG"),
+    (RGB, "a TIFF", drawn("RGB", format="TIFF"), "TIFF"),
+    (RGB, "of another size", drawn("RGB", (WIDTH, HEIGHT - 1)), "one size"),
     (RGB, "of 16 bits", png(WIDTH, HEIGHT, 16, 2, (b"\0" + b"\1\2" * 3 * WIDTH) * HEIGHT), "16"),
     (RGB, "of 60,000 pixels a side, it says", png(60_000, 60_000, 8, 2), "cannot be read"),
     (RGB, "of 2^31 pixels a side, it says", png(2**31 - 1, 2**31 - 1, 8, 2), "cannot be read"),
-    (RGB, "of no pixel", png(0, HEIGHT, 8, 2), "cannot be read"), (DEPTH, "of 8 bits", drawn("L"), "uint16 with 1 channel"),
-    (DEPTH, "of 32 bits", drawn("I", format="TIFF"), "uint16 with 1 channel|TIFF"), (DEPTH, "in colour", drawn("RGB"), "uint16 with 1"),
+    (RGB, "of no pixel", png(0, HEIGHT, 8, 2), "cannot be read"),
+    (DEPTH, "of 8 bits", drawn("L"), "uint16 with 1 channel"),
+    (DEPTH, "of 32 bits", drawn("I", format="TIFF"), "uint16 with 1 channel|TIFF"),
+    (DEPTH, "in colour", drawn("RGB"), "uint16 with 1"),
     (DEPTH, "of floats", drawn("F", format="TIFF"), "uint16 with 1 channel|TIFF"),
-    (AOLP, "gone", goes, "not found"), (AOLP, "empty", holds(b""), "cannot be read"), (AOLP, "half", cut(0.5), "cannot be read"),
-    (AOLP, "a byte short", cut(0.9999), "cannot be read"), (AOLP, "of another magic", holds(b"\x93NUMPZ" + bytes(200)), "cannot be read"),
+    (AOLP, "gone", goes, "not found"),
+    (AOLP, "empty", holds(b""), "cannot be read"),
+    (AOLP, "half", cut(0.5), "cannot be read"),
+    (AOLP, "a byte short", cut(0.9999), "cannot be read"),
+    (AOLP, "of another magic", holds(b"\x93NUMPZ" + bytes(200)), "cannot be read"),
     (AOLP, "of version 9", holds(b"\x93NUMPY\x09\0" + bytes(200)), "cannot be read"),
     (AOLP, "a folder", becomes_a_folder, "cannot be read"),
     (AOLP, "of floats", saved(np.zeros((HEIGHT, WIDTH, 2))), "uint8"),
@@ -242,17 +304,28 @@ FILES = [
     (GAS, "of half precision", saved(np.zeros((HEIGHT, WIDTH, 1), "f2")), "float32"),
     (GAS, "complex", saved(np.zeros((HEIGHT, WIDTH, 1), "c8")), "float32"),
     ("sonar/t0.npy", "behind the camera", saved(np.full((HEIGHT, WIDTH, 1), -1, "f4")), "negative range"),
-    (LABEL, "gone", goes, "not found"), (LABEL, "empty", holds(b""), "cannot be read"),
+    (LABEL, "gone", goes, "not found"),
+    (LABEL, "empty", holds(b""), "cannot be read"),
     (LABEL, "in colour", drawn("RGB"), "uint8 with 1 channel"),
-    (LABEL, "of a palette", drawn("P"), "uint8 with 1 channel"), (LABEL, "of 16 bits", drawn("I;16"), "uint8 with 1 channel"),
-    (LABEL, "a JPEG", drawn("L", format="JPEG"), "JPEG"), (LABEL, "of another size", drawn("L", (HEIGHT, WIDTH)), "one size"),
-    (LABEL, "of class 3 of 3", lambda path: Image.new("L", (WIDTH, HEIGHT), 3).save(path), "label id 3 out of range"),
+    (LABEL, "of a palette", drawn("P"), "uint8 with 1 channel"),
+    (LABEL, "of 16 bits", drawn("I;16"), "uint8 with 1 channel"),
+    (LABEL, "a JPEG", drawn("L", format="JPEG"), "JPEG"),
+    (LABEL, "of another size", drawn("L", (HEIGHT, WIDTH)), "one size"),
+    (
+        LABEL,
+        "of class 3 of 3",
+        lambda path: Image.new("L", (WIDTH, HEIGHT), 3).save(path),
+        "label id 3 out of range",
+    ),
     ("label", "a file", lambda path: (shutil.rmtree(path), path.write_text("")), "label"),
-]  # fmt: skip
+]
 
 
 def named(cases):
-    return [pytest.param(*case[:-3], *case[-2:], id=" ".join([*(f"{c}:" for c in case[:-3]), case[-3]])) for case in cases]
+    return [
+        pytest.param(*case[:-3], *case[-2:], id=" ".join([*(f"{c}:" for c in case[:-3]), case[-3]]))
+        for case in cases
+    ]
 
 
 @pytest.mark.parametrize("change, message", named(DESCRIPTION))
@@ -304,6 +377,9 @@ def test_files_that_may_not_be_read_and_folders_that_may_not_be_written(data, fi
         pytest.skip("root may read all files, and cannot become another user here")
     assert f"data/{file}: " in said and "Permission denied" in said
     said = receiver.recv()
-    assert said.startswith("data/new.json: could not be written (Permission denied") and "choose another folder" in said
+    assert (
+        said.startswith("data/new.json: could not be written (Permission denied")
+        and "choose another folder" in said
+    )
     process.join(60)
     data.chmod(0o755)

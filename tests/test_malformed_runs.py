@@ -1,6 +1,8 @@
-"""Malformed files of runs (checkpoints, states, histories, clusters, weights, searches) and command lines: one clear error each.
+"""Malformed files of runs (checkpoints, states, histories, clusters, weights, searches) and command lines:
+one clear error each.
 
-As in test_malformed: a sound file, what is done to it, and an error of one line that names it, with nothing changed on disk.
+As in test_malformed: a sound file, what is done to it, and an error of one line that names it, with nothing
+changed on disk.
 """
 
 import json
@@ -20,8 +22,7 @@ from safetensors.torch import save_file
 from small_runs import configured
 from test_malformed import becomes_a_folder, cut, edited, goes, holds, listing, named, refused
 
-from mmlib import cli
-from mmlib.data import world
+from mmlib import cli, world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.recipes import read_recipe
 from mmlib.scoring import CompareConfig, run_compare
@@ -52,12 +53,25 @@ class Bomb:
 ONCE = EvaluationConfig(restarts=2, repeats=1)
 COMMANDS = {  # in the folder that holds data/, so that a copy of it is the same run
     "train": lambda: train(TrainConfig("data", "train", epochs=1, information_samples=0, progress=False)),
-    "cluster": lambda: cluster(configured("data", "cluster", steps=2, eval_every=1, select="criterion", evaluation=ONCE)),
+    "cluster": lambda: cluster(
+        configured("data", "cluster", steps=2, eval_every=1, select="criterion", evaluation=ONCE)
+    ),
     "coral": lambda: cluster(configured("data", "coral", "coral", steps=1, evaluation=ONCE)),
-    "pretrain": lambda: pretrain(PretrainConfig("pretrain", ("data",), ("rgb",), channels=12, depth=1, size=(32, 48), steps=1, batch_size=2,
-                                                progress=False)),
+    "pretrain": lambda: pretrain(
+        PretrainConfig(
+            "pretrain",
+            ("data",),
+            ("rgb",),
+            channels=12,
+            depth=1,
+            size=(32, 48),
+            steps=1,
+            batch_size=2,
+            progress=False,
+        )
+    ),
     "search": lambda: search(SearchConfig(configured("data", "search", steps=1, evaluation=ONCE), trials=1)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +89,9 @@ def sound(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def runs(sound, tmp_path, monkeypatch) -> Path:
-    """A copy of it, which is the working folder. Its files are those of ``sound`` by another name: ``spoil`` them, or move others there."""
+    """A copy of it, which is the working folder. Its files are those of ``sound`` by another name: ``spoil``
+    them, or move others there.
+    """
     monkeypatch.setenv("MMLIB_DATA", "cache")
     shutil.copytree(sound, tmp_path / "runs", copy_function=os.link)
     monkeypatch.chdir(tmp_path / "runs")
@@ -103,7 +119,10 @@ def resaved(change):
 
     def apply(path):
         with safe_open(path, "pt") as file:
-            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["mmlib"])
+            tensors, header = (
+                {name: file.get_tensor(name) for name in file.keys()},
+                json.loads(file.metadata()["mmlib"]),
+            )
         tensors, header = change(tensors, header) or (tensors, header)
         save_file(tensors, path, {"mmlib": json.dumps(header)})
 
@@ -120,30 +139,47 @@ def saved_by_torch(path: Path):
 
 ONE = {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
 BYTES = [
-    ("empty", holds(b""), "not a file"), ("four bytes", holds(b"1234"), "not a file"),
-    ("half of its header", cut(0.01), "not a file"), ("half", cut(0.5), "not a file"), ("a byte short", cut(0.99999), "not a file"),
-    ("text", holds(b"these are not the weights you are looking for"), "not a file"), ("a folder", becomes_a_folder, "not a file"),
+    ("empty", holds(b""), "not a file"),
+    ("four bytes", holds(b"1234"), "not a file"),
+    ("half of its header", cut(0.01), "not a file"),
+    ("half", cut(0.5), "not a file"),
+    ("a byte short", cut(0.99999), "not a file"),
+    ("text", holds(b"these are not the weights you are looking for"), "not a file"),
+    ("a folder", becomes_a_folder, "not a file"),
     ("a header of 2^60 bytes, it says", framed(b"{}", length=2**60), "not a file"),
     ("a header that is no JSON", framed(b"{nothing"), "not a file"),
-    ("a header in a list", framed([1, 2]), "not a file"), ("without the library's header", framed(ONE, bytes(4)), "not a file"),
-    ("tensors beyond its end", framed({"x": ONE["x"] | {"data_offsets": [0, 2**40]}}, bytes(4)), "not a file"),
+    ("a header in a list", framed([1, 2]), "not a file"),
+    ("without the library's header", framed(ONE, bytes(4)), "not a file"),
+    (
+        "tensors beyond its end",
+        framed({"x": ONE["x"] | {"data_offsets": [0, 2**40]}}, bytes(4)),
+        "not a file",
+    ),
     ("a shape of 2^62", framed({"x": ONE["x"] | {"shape": [2**62]}}, bytes(4)), "not a file"),
     ("a negative shape", framed({"x": ONE["x"] | {"shape": [-1]}}, bytes(4)), "not a file"),
     ("of an unknown dtype", framed({"x": ONE["x"] | {"dtype": "F31"}}, bytes(4)), "not a file"),
     ("tensors that overlap", framed({"x": ONE["x"], "y": ONE["x"]}, bytes(4)), "not a file"),
     ("words for a header", framed({"__metadata__": {"mmlib": "words"}} | ONE, bytes(4)), "not a file"),
     ("a list for a header", framed({"__metadata__": {"mmlib": "[]"}} | ONE, bytes(4)), "not a file"),
-    ("a million brackets for a header", framed({"__metadata__": {"mmlib": "[" * 10**6}} | ONE, bytes(4)), "not a file"),
+    (
+        "a million brackets for a header",
+        framed({"__metadata__": {"mmlib": "[" * 10**6}} | ONE, bytes(4)),
+        "not a file",
+    ),
     ("of another kind", resaved(lambda tensors, header: (tensors, {"other": 1})), "not|holds no"),
-    ("a pickle", pickled, "not a file"), ("a pickle of torch", saved_by_torch, "not a file"),
-]  # fmt: skip
+    ("a pickle", pickled, "not a file"),
+    ("a pickle of torch", saved_by_torch, "not a file"),
+]
 
 
 READERS = {
-    "train/last.safetensors": load_segmenter, "train/resume.safetensors": lambda path: COMMANDS["train"](),
-    "cluster/network.safetensors": load_cluster_net, "cluster/clusters.safetensors": load_clustering,
-    "cluster/kept.safetensors": lambda path: COMMANDS["cluster"](), "pretrain/vit.safetensors": lambda path: load_backbone("vit", path),
-}  # fmt: skip
+    "train/last.safetensors": load_segmenter,
+    "train/resume.safetensors": lambda path: COMMANDS["train"](),
+    "cluster/network.safetensors": load_cluster_net,
+    "cluster/clusters.safetensors": load_clustering,
+    "cluster/kept.safetensors": lambda path: COMMANDS["cluster"](),
+    "pretrain/vit.safetensors": lambda path: load_backbone("vit", path),
+}
 
 
 @pytest.mark.parametrize("file", READERS)
@@ -187,32 +223,61 @@ def broken(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone().fill_(float("nan"))
 
 
-LAST, RESUME, HEAD, MOMENT = "train/last.safetensors", "train/resume.safetensors", "head.classify.weight", "optimizer.0.exp_avg"
-NETWORK, CLUSTERS, KEPT, VIT = *(f"cluster/{name}.safetensors" for name in ("network", "clusters", "kept")), "pretrain/vit.safetensors"
+LAST, RESUME, HEAD, MOMENT = (
+    "train/last.safetensors",
+    "train/resume.safetensors",
+    "head.classify.weight",
+    "optimizer.0.exp_avg",
+)
+NETWORK, CLUSTERS, KEPT, VIT = (
+    *(f"cluster/{name}.safetensors" for name in ("network", "clusters", "kept")),
+    "pretrain/vit.safetensors",
+)
 MODALITY = {"name": "rgb", "symbol": "R", "channels": 3}
 CONTENTS = [
-    *((file, what, tensor(name, value), message) for file, name in ((LAST, HEAD), (RESUME, f"model.{HEAD}"),
-    (NETWORK, "head.linear.weight"),
-                                                                    (VIT, "norm.bias"))
-      for what, value, message in (
-          ("without a tensor", ..., "do not fit"), ("of another shape", torch.zeros(2, 3), "do not fit"),
-          ("of integers", lambda tensor: tensor.int(), "do not fit.*int32"), ("NaN", broken, "NaN or infinite"),
-          ("infinite", lambda tensor: tensor.clone().fill_(float("inf")), "NaN or infinite"))),
+    *(
+        (file, what, tensor(name, value), message)
+        for file, name in (
+            (LAST, HEAD),
+            (RESUME, f"model.{HEAD}"),
+            (NETWORK, "head.linear.weight"),
+            (VIT, "norm.bias"),
+        )
+        for what, value, message in (
+            ("without a tensor", ..., "do not fit"),
+            ("of another shape", torch.zeros(2, 3), "do not fit"),
+            ("of integers", lambda tensor: tensor.int(), "do not fit.*int32"),
+            ("NaN", broken, "NaN or infinite"),
+            ("infinite", lambda tensor: tensor.clone().fill_(float("inf")), "NaN or infinite"),
+        )
+    ),
     (LAST, "a tensor more", tensor("more", torch.zeros(2)), "do not fit"),
     (VIT, "a tensor more", tensor("more", torch.zeros(2)), "do not fit"),
-    *((LAST, f"settings: {what}", header("segmenter", *keys, value=value), "not a segmenter") for what, keys, value in (
-        ("none", ["config"], ...), ("a list", ["config"], [1]), ("an unknown one", ["config", "depth"], 3),
-        ("no classes", ["classes"], ...),
-        ("an encoder of another library", ["config", "encoder"], "resnet50"),
-        ("an encoder from the network", ["config", "encoder"], "hf-hub:a/b"),
-        ("an unknown stem", ["config", "stem"], "double"), ("an unknown fusion", ["config", "fusion"], "max"),
-        ("a width in words", ["config", "embed_dim"], "wide"), ("a negative width", ["config", "embed_dim"], -8),
-        ("a width beyond any memory", ["config", "embed_dim"], 2**50), ("no modality", ["modalities"], []),
-        ("no palette", ["palette"], ...),
-        ("modalities by name", ["modalities"], ["rgb"]), ("half a modality", ["modalities"], [{"name": "rgb"}]),
-        ("scale 0", ["modalities"], [MODALITY | {"scale": 0}]), ("an unknown field", ["modalities"], [MODALITY | {"gamma": 1}]),
-        ("a number for classes", ["classes"], 3), ("a class twice", ["classes"], ["a", "a", "b"]),
-        ("a short palette", ["palette"], [[0, 0, 0]]))),
+    *(
+        (LAST, f"settings: {what}", header("segmenter", *keys, value=value), "not a segmenter")
+        for what, keys, value in (
+            ("none", ["config"], ...),
+            ("a list", ["config"], [1]),
+            ("an unknown one", ["config", "depth"], 3),
+            ("no classes", ["classes"], ...),
+            ("an encoder of another library", ["config", "encoder"], "resnet50"),
+            ("an encoder from the network", ["config", "encoder"], "hf-hub:a/b"),
+            ("an unknown stem", ["config", "stem"], "double"),
+            ("an unknown fusion", ["config", "fusion"], "max"),
+            ("a width in words", ["config", "embed_dim"], "wide"),
+            ("a negative width", ["config", "embed_dim"], -8),
+            ("a width beyond any memory", ["config", "embed_dim"], 2**50),
+            ("no modality", ["modalities"], []),
+            ("no palette", ["palette"], ...),
+            ("modalities by name", ["modalities"], ["rgb"]),
+            ("half a modality", ["modalities"], [{"name": "rgb"}]),
+            ("scale 0", ["modalities"], [MODALITY | {"scale": 0}]),
+            ("an unknown field", ["modalities"], [MODALITY | {"gamma": 1}]),
+            ("a number for classes", ["classes"], 3),
+            ("a class twice", ["classes"], ["a", "a", "b"]),
+            ("a short palette", ["palette"], [[0, 0, 0]]),
+        )
+    ),
     (RESUME, "a moment of another shape", tensor(MOMENT, torch.zeros(3)), "optimizer state"),
     (RESUME, "a moment less", tensor(MOMENT, ...), "optimizer"),
     (RESUME, "a moment of nothing", tensor("optimizer.9999.exp_avg", torch.zeros(1)), "not a state"),
@@ -228,11 +293,18 @@ CONTENTS = [
     (KEPT, "no value", header("kept", "value", value=...), "not the best state"),
     (KEPT, "a value in words", header("kept", "value", value="best"), "not the"),
     (KEPT, "NaN", tensor("net.head.linear.weight", broken), "NaN or infinite"),
-    *((NETWORK, f"settings: {what}", header("cluster_net", *keys, value=value), "not a clustering network") for what, keys, value in (
-        ("no channels", ["channels"], ...), ("channels in words", ["channels"], "many"), ("channel -1", ["channels"], -1),
-        ("an unknown one", ["config", "depth"], 3), ("an unknown fusion", ["config", "fusion"], "magic"),
-        ("no modality", ["modalities"], []),
-        ("a dropout of 2", ["config", "dropout"], 2))),
+    *(
+        (NETWORK, f"settings: {what}", header("cluster_net", *keys, value=value), "not a clustering network")
+        for what, keys, value in (
+            ("no channels", ["channels"], ...),
+            ("channels in words", ["channels"], "many"),
+            ("channel -1", ["channels"], -1),
+            ("an unknown one", ["config", "depth"], 3),
+            ("an unknown fusion", ["config", "fusion"], "magic"),
+            ("no modality", ["modalities"], []),
+            ("a dropout of 2", ["config", "dropout"], 2),
+        )
+    ),
     (NETWORK, "other channels", header("cluster_net", "channels", value=7), "do not fit"),
     (CLUSTERS, "no centroid", tensor("centroids", ...), "not a saved clustering"),
     (CLUSTERS, "flat", tensor("centroids", torch.zeros(8)), "not a saved"),
@@ -246,8 +318,9 @@ CONTENTS = [
     (CLUSTERS, "more", header("more", value=1), "not a saved"),
     (VIT, "5 channels", header("vit", "channels", value=5), "do not fit|can build"),
     (VIT, "no width", header("vit", "channels", value=0), "can build"),
-    (VIT, "an unknown setting", header("vit", "width", value=5), "can build"), (VIT, "a number", header("vit", value=5), "can build"),
-]  # fmt: skip
+    (VIT, "an unknown setting", header("vit", "width", value=5), "can build"),
+    (VIT, "a number", header("vit", value=5), "can build"),
+]
 
 
 @pytest.mark.parametrize("file, change, message", named(CONTENTS))
@@ -260,16 +333,25 @@ GARBAGE, TEXT = holds(b"garbage " * 1000), holds(b"{}")
 HISTORY = [
     ("a line that is no JSON", holds(b'{"step": 1}\nnonsense\n{"step": 2}\n'), "not a history"),
     ("not UTF-8", holds(b"\xff\xfe\n"), "not a history"),
-    ("a list", holds(b"[1]\n"), "not a history"), ("a line without a step", holds(b'{"loss": 1}\n'), "not a history"),
-    ("a step in words", holds(b'{"step": "ten"}\n'), "not a history"), ("a million brackets", holds(b"[" * 10**6 + b"\n"), "not a history"),
+    ("a list", holds(b"[1]\n"), "not a history"),
+    ("a line without a step", holds(b'{"loss": 1}\n'), "not a history"),
+    ("a step in words", holds(b'{"step": "ten"}\n'), "not a history"),
+    ("a million brackets", holds(b"[" * 10**6 + b"\n"), "not a history"),
     ("a folder", becomes_a_folder, "not a history"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("file", [file for file in READERS if "kept" not in file])  # without a best state there is none to read
+@pytest.mark.parametrize(
+    "file", [file for file in READERS if "kept" not in file]
+)  # without a best state there is none to read
 def test_files_that_are_gone(runs, file):
     Path(file).unlink()
-    refused(lambda: READERS[file](file), "no such file|holds a trained network but no state", Path(file).parent, around=runs)
+    refused(
+        lambda: READERS[file](file),
+        "no such file|holds a trained network but no state",
+        Path(file).parent,
+        around=runs,
+    )
 
 
 @pytest.mark.parametrize("change, message", named(HISTORY))
@@ -287,33 +369,60 @@ def test_a_history_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
 
 
 SEGMENTED = [
-    ("cluster/report.json", "gone", goes, "no report.json"), ("cluster/report.json", "half", cut(0.5), "not the report"),
+    ("cluster/report.json", "gone", goes, "no report.json"),
+    ("cluster/report.json", "half", cut(0.5), "not the report"),
     ("cluster/report.json", "a list", holds(b"[]"), "not the report"),
     ("cluster/report.json", "not UTF-8", holds(b"\xff{}"), "not the report"),
-    ("cluster/report.json", "of nothing", TEXT, "not the report"), ("cluster/report.json", "no plan", edited(plan=...), "not the report"),
+    ("cluster/report.json", "of nothing", TEXT, "not the report"),
+    ("cluster/report.json", "no plan", edited(plan=...), "not the report"),
     ("cluster/report.json", "a plan in words", edited(plan={"sensors": 1, "read": 2}), "not the report"),
-    ("cluster/report.json", "of another backbone", edited(backbone={"key": "abc"}), "other weights or another version"),
-    ("cluster/report.json", "no backbone", edited(backbone=...), "not the report"), ("cluster/config.json", "gone", goes, "no such file"),
+    (
+        "cluster/report.json",
+        "of another backbone",
+        edited(backbone={"key": "abc"}),
+        "other weights or another version",
+    ),
+    ("cluster/report.json", "no backbone", edited(backbone=...), "not the report"),
+    ("cluster/config.json", "gone", goes, "no such file"),
     ("cluster/config.json", "half", cut(0.5), "not the settings"),
     ("cluster/config.json", "no tokens", edited(tokens=...), "not the settings"),
     ("cluster/config.json", "an unknown setting", edited(tokens={"patches": 3}), "not the settings"),
-    ("cluster/config.json", "an unknown backbone", edited(tokens={"backbone": "resnet"}), "backbone 'resnet': expected one of"),
+    (
+        "cluster/config.json",
+        "an unknown backbone",
+        edited(tokens={"backbone": "resnet"}),
+        "backbone 'resnet': expected one of",
+    ),
     ("cluster/tokens.safetensors", "empty", holds(b""), "not the statistics|not a file"),
     ("cluster/tokens.safetensors", "gone", goes, "no such file"),
     ("cluster/tokens.safetensors", "std less", tensor("tokens.std.rgb", ...), "mean and a positive std"),
-    ("cluster/tokens.safetensors", "std 0", tensor("tokens.std.rgb", torch.zeros_like), "mean and a positive std"),
+    (
+        "cluster/tokens.safetensors",
+        "std 0",
+        tensor("tokens.std.rgb", torch.zeros_like),
+        "mean and a positive std",
+    ),
     ("cluster/tokens.safetensors", "NaN", tensor("tokens.mean.rgb", broken), "NaN or infinite"),
-    ("cluster/clusters.safetensors", "of another length", tensor("centroids", torch.zeros(3, 5)), "5|centroids|codes"),
+    (
+        "cluster/clusters.safetensors",
+        "of another length",
+        tensor("centroids", torch.zeros(3, 5)),
+        "5|centroids|codes",
+    ),
     ("coral/adapters.safetensors", "half", cut(0.5), "not a file"),
     ("coral/adapters.safetensors", "a tensor more", tensor("more", torch.zeros(1)), "do not fit"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("file, change, message", named(SEGMENTED))
 def test_a_clustering_that_is_applied(runs, file, change, message):
     spoil(file, change)
     folder = str(Path(file).parent)
-    refused(lambda: segment(SegmentConfig(folder, "data", "maps", "val", device="cpu", progress=False)), message, around=runs)
+    refused(
+        lambda: segment(SegmentConfig(folder, "data", "maps", "val", device="cpu", progress=False)),
+        message,
+        around=runs,
+    )
 
 
 def torch_saved(value):
@@ -331,25 +440,34 @@ def zipped(**members: bytes):
 
 PROTOCOL_0 = b"cos\nmkdir\n(S'sprung'\ntR."  # os.mkdir("sprung")
 WEIGHTS = [
-    ("x.pth", "empty", holds(b""), "not a file of weights"), ("x.pth", "text", holds(b"weights"), "not a file of weights"),
-    ("x.pth", "a number", torch_saved(3), "holds a int, not a dictionary"), ("x.pth", "a list", torch_saved([1]), "holds a list"),
-    ("x.pth", "numbers by name", torch_saved({"a": 1}), "not a dictionary of tensors"), ("x.pth", "of no name", torch_saved({}), "missing"),
+    ("x.pth", "empty", holds(b""), "not a file of weights"),
+    ("x.pth", "text", holds(b"weights"), "not a file of weights"),
+    ("x.pth", "a number", torch_saved(3), "holds a int, not a dictionary"),
+    ("x.pth", "a list", torch_saved([1]), "holds a list"),
+    ("x.pth", "numbers by name", torch_saved({"a": 1}), "not a dictionary of tensors"),
+    ("x.pth", "of no name", torch_saved({}), "missing"),
     ("x.pth", "of other names", torch_saved({"a": torch.zeros(1)}), "missing"),
     ("x.pth", "names of numbers", torch_saved({3: torch.zeros(1)}), "not"),
-    ("x.pth", "half a checkpoint", lambda path: (torch_saved({"a": torch.zeros(10**4)})(path), cut(0.5)(path)), "not a file of weights"),
+    (
+        "x.pth",
+        "half a checkpoint",
+        lambda path: (torch_saved({"a": torch.zeros(10**4)})(path), cut(0.5)(path)),
+        "not a file of weights",
+    ),
     ("x.pth", "a pickle that makes a folder", pickled, "not a file of weights"),
     ("x.bin", "the same through torch", saved_by_torch, "not a file of"),
     ("x.bin", "a pickle in letters", holds(PROTOCOL_0), "not a file of weights"),
     ("x.pth", "a zip", zipped(a_txt=b"1"), "not a file of weights"),
     ("x.pth", "a zip with a bomb", zipped(data_pkl=PROTOCOL_0, version=b"3\n"), "not a file of weights"),
-    ("x.safetensors", "a pickle", pickled, "not a file of weights"), ("x.safetensors", "empty", holds(b""), "not a file of weights"),
+    ("x.safetensors", "a pickle", pickled, "not a file of weights"),
+    ("x.safetensors", "empty", holds(b""), "not a file of weights"),
     ("x.safetensors", "a list for a header", framed([1]), "not a file of weights"),
     ("x.safetensors", "of other names", lambda path: save_file({"a": torch.zeros(1)}, path), "missing"),
     ("x/config.json", "alone", holds(b"{}"), "has no model.safetensors"),
     ("x/config.json", "a list", holds(b"[]"), "has no model.safetensors"),
     ("x/model.safetensors", "a folder", lambda path: path.mkdir(), "not a file of weights"),
     ("x/pytorch_model.bin", "a pickle", pickled, "not a file of weights"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("file, change, message", named(WEIGHTS))
@@ -357,15 +475,21 @@ def test_weights_of_a_backbone(tmp_path, monkeypatch, file, change, message):
     monkeypatch.chdir(tmp_path)
     Path(file).parent.mkdir(exist_ok=True)
     change(Path(file))
-    refused(lambda: load_backbone("dinov3-small", file.split("/")[0]), message, file.split("/")[0], around=tmp_path)
+    refused(
+        lambda: load_backbone("dinov3-small", file.split("/")[0]),
+        message,
+        file.split("/")[0],
+        around=tmp_path,
+    )
     assert not list(tmp_path.rglob("sprung"))
 
 
 STORAGE = [
-    ("garbage", GARBAGE, "study.db: not Optuna's storage"), ("half", cut(0.5), "study.db: not Optuna's"),
+    ("garbage", GARBAGE, "study.db: not Optuna's storage"),
+    ("half", cut(0.5), "study.db: not Optuna's"),
     ("a folder", becomes_a_folder, "study.db: not"),
     ("SQLite and nothing else", holds(b"SQLite format 3\0" + bytes(4000)), "study.db: not Optuna's"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("change, message", named(STORAGE))
@@ -375,7 +499,9 @@ def test_storage_of_a_search(runs, change, message):
 
 
 def test_caches_that_are_none(runs, monkeypatch):
-    extract = lambda: extract_tokens(PreparedDataset("data", "val"), load_backbone("descriptors"), progress=False)
+    extract = lambda: extract_tokens(
+        PreparedDataset("data", "val"), load_backbone("descriptors"), progress=False
+    )
     folder = extract().folder
     lock = Path(f"{folder}.lock")
     shutil.rmtree(folder)
@@ -389,29 +515,46 @@ def test_caches_that_are_none(runs, monkeypatch):
 
 RECIPE = b'{"train": {"lr": {"value": %s, "source": "ours"}}}'
 RECIPES = [
-    ("empty", holds(b""), "cannot be read"), ("half", holds(RECIPE[:20]), "cannot be read"),
+    ("empty", holds(b""), "cannot be read"),
+    ("half", holds(RECIPE[:20]), "cannot be read"),
     ("not UTF-8", holds(b"\xff{}"), "cannot be read"),
-    ("a folder", lambda path: path.mkdir(), "cannot be read"), ("a million brackets", holds(b"[" * 10**6), "cannot be read"),
-    ("a list", holds(b"[]"), "no section 'train'"), ("null", holds(b"null"), "no section 'train'"), ("NaN", holds(RECIPE % b"NaN"), "NaN"),
-    ("1e999", holds(RECIPE % b"1e999"), "Infinity"), ("a rate in words", holds(RECIPE % b'"fast"'), "is not a number"),
+    ("a folder", lambda path: path.mkdir(), "cannot be read"),
+    ("a million brackets", holds(b"[" * 10**6), "cannot be read"),
+    ("a list", holds(b"[]"), "no section 'train'"),
+    ("null", holds(b"null"), "no section 'train'"),
+    ("NaN", holds(RECIPE % b"NaN"), "NaN"),
+    ("1e999", holds(RECIPE % b"1e999"), "Infinity"),
+    ("a rate in words", holds(RECIPE % b'"fast"'), "is not a number"),
     ("gone", lambda path: None, "no such recipe"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("change, message", named(RECIPES))
 def test_recipes(tmp_path, change, message):
     change(tmp_path / "recipe.json")
-    refused(lambda: read_recipe(tmp_path / "recipe.json", "train", TrainConfig), message, "recipe.json", around=tmp_path)
+    refused(
+        lambda: read_recipe(tmp_path / "recipe.json", "train", TrainConfig),
+        message,
+        "recipe.json",
+        around=tmp_path,
+    )
 
 
 # ---- the command line ----
 
 SMALL = ["--device", "cpu", "--no-progress", "--steps", "1", "--neighbours", "3", "--backbone", "descriptors"]
 RECORDS = [
-    (f"train/{file}", *case) for file, what in (("report.json", "not the report"), ("config.json", "not the settings")) for case in (
-        ("empty", holds(b""), what), ("half", cut(0.5), what), ("a list", holds(b"[]"), what), ("of nothing", TEXT, what),
-        ("not UTF-8", holds(b"\xff{}"), what), ("a million brackets", holds(b"[" * 10**6), what))
-]  # fmt: skip
+    (f"train/{file}", *case)
+    for file, what in (("report.json", "not the report"), ("config.json", "not the settings"))
+    for case in (
+        ("empty", holds(b""), what),
+        ("half", cut(0.5), what),
+        ("a list", holds(b"[]"), what),
+        ("of nothing", TEXT, what),
+        ("not UTF-8", holds(b"\xff{}"), what),
+        ("a million brackets", holds(b"[" * 10**6), what),
+    )
+]
 
 
 @pytest.mark.parametrize("file, change, message", named(RECORDS))
@@ -429,31 +572,53 @@ def test_a_data_set_that_has_become_smaller(runs):
 def test_a_lock_of_the_world_that_is_none(runs):
     root = world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False)
     Path(f"{root}.lock").write_bytes(b"garbage " * 1000)
-    assert world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False) == root  # what is there needs no lock
+    assert (
+        world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False) == root
+    )  # what is there needs no lock
     shutil.rmtree(root)
-    refused(lambda: world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False), "cannot be locked", f"{root}.lock", around=runs)
+    refused(
+        lambda: world.ensure("room", 1, 0, 0, (32, 48), ("rgb",), progress=False),
+        "cannot be locked",
+        f"{root}.lock",
+        around=runs,
+    )
 
 
 LINES = [
-    ("train --data data --out new --clip 0", "clip 0"), ("train --data data --out new --warmup 2", "warmup 2"),
-    ("train --data data --out new --pixels 0", "pixels 0"), ("train --data data --out new --pixels 7", "pixels 7"),
-    ("train --data data --out new --epochs -1", "epochs -1.0"), ("train --data data --out new --epochs nan", "epochs"),
-    ("train --data data --out new --epochs inf", "epochs"), ("train --data data --out new --batch-size 0", "batch size 0"),
-    ("train --data data --out new --batch-size -4", "batch-size -4"), ("train --data data --out new --accumulate 0", "accumulate 0"),
-    ("train --data data --out new --lr -1", "lr"), ("train --data data --out new --lr nan", "lr"),
-    ("train --data data --out new --weight-decay -1", "weight.decay"), 
+    ("train --data data --out new --clip 0", "clip 0"),
+    ("train --data data --out new --warmup 2", "warmup 2"),
+    ("train --data data --out new --pixels 0", "pixels 0"),
+    ("train --data data --out new --pixels 7", "pixels 7"),
+    ("train --data data --out new --epochs -1", "epochs -1.0"),
+    ("train --data data --out new --epochs nan", "epochs"),
+    ("train --data data --out new --epochs inf", "epochs"),
+    ("train --data data --out new --batch-size 0", "batch size 0"),
+    ("train --data data --out new --batch-size -4", "batch-size -4"),
+    ("train --data data --out new --accumulate 0", "accumulate 0"),
+    ("train --data data --out new --lr -1", "lr"),
+    ("train --data data --out new --lr nan", "lr"),
+    ("train --data data --out new --weight-decay -1", "weight.decay"),
     ("train --data data --out new --power nan", "power"),
-    ("train --data data --out new --crop -8 -8", "crop"), ("train --data data --out new --crop 8 0", "crop"),
-    ("train --data data --out new --scale 0 1", "scale"), ("train --data data --out new --scale 2 1", "scale"),
-    ("train --data data --out new --jitter -1", "jitter"), ("train --data data --out new --workers -1", "workers"),
-    ("train --data data --out new --eval-every -1", "eval.every"), ("train --data data --out new --lambda-p -1", "lambda_p"),
-    ("train --data data --out new --lambda-p nan", "lambda-p nan"), ("train --data data --out new --sigma -1", "sigma"),
-    ("train --data data --out new --embed-dim -1", "embed.dim"), ("train --data data --out new --dropout 2", "dropout"),
+    ("train --data data --out new --crop -8 -8", "crop"),
+    ("train --data data --out new --crop 8 0", "crop"),
+    ("train --data data --out new --scale 0 1", "scale"),
+    ("train --data data --out new --scale 2 1", "scale"),
+    ("train --data data --out new --jitter -1", "jitter"),
+    ("train --data data --out new --workers -1", "workers"),
+    ("train --data data --out new --eval-every -1", "eval.every"),
+    ("train --data data --out new --lambda-p -1", "lambda_p"),
+    ("train --data data --out new --lambda-p nan", "lambda-p nan"),
+    ("train --data data --out new --sigma -1", "sigma"),
+    ("train --data data --out new --embed-dim -1", "embed.dim"),
+    ("train --data data --out new --dropout 2", "dropout"),
     ("train --data data --out new --modalities rgb rgb", "name each modality once"),
     ("train --data data --out new --modalities sonar", "'sonar'"),
-    ("train --data nowhere --out new", "nowhere"), ("train --data data/index.csv --out new", "data/index.csv"),
-    ("train --data data --out data/index.csv", "data/index.csv: a file"), ("train --data data --out data/index.csv/new", "index.csv"),
-    ("train --data data --out cluster", "cluster"), ("train --data runs --out new", "runs"),
+    ("train --data nowhere --out new", "nowhere"),
+    ("train --data data/index.csv --out new", "data/index.csv"),
+    ("train --data data --out data/index.csv", "data/index.csv: a file"),
+    ("train --data data --out data/index.csv/new", "index.csv"),
+    ("train --data data --out cluster", "cluster"),
+    ("train --data runs --out new", "runs"),
     ("evaluate train/last.safetensors --data nowhere", "nowhere"),
     ("evaluate nowhere.safetensors --data data", "nowhere.safetensors: no such file"),
     ("evaluate train --data data", "train: not a file of this library"),
@@ -466,36 +631,68 @@ LINES = [
     ("evaluate train/last.safetensors --data data --device cuda:99", "device 'cuda:99' cannot be used"),
     ("evaluate train/last.safetensors --data data --workers -1", "workers"),
     ("evaluate train/last.safetensors --data data --out data", "data: .*a folder|data: could not be written"),
-    ("compare nowhere", "nowhere: no report.json"), ("compare train train --split val", "a second run"), ("compare data", "no report.json"),
-    ("render street --out data", "already holds a finished"), ("render street --out new --size 0 0", "size"),
-    ("render street --out new --size 100000 100000", "size"), ("render street --out new --train -1", "train -1"),
-    ("render street --out new --train 0 --val 0 --test 0", "all 0"), ("render street --out new --train 1000000", "train=1000000"),
+    ("compare nowhere", "nowhere: no report.json"),
+    ("compare train train --split val", "a second run"),
+    ("compare data", "no report.json"),
+    ("render street --out data", "already holds a finished"),
+    ("render street --out new --size 0 0", "size"),
+    ("render street --out new --size 100000 100000", "size"),
+    ("render street --out new --train -1", "train -1"),
+    ("render street --out new --train 0 --val 0 --test 0", "all 0"),
+    ("render street --out new --train 1000000", "train=1000000"),
     ("render street --out data/index.csv --train 1 --val 0 --test 0", "index.csv"),
-    *((f"cluster --data data {flags} --out new {' '.join(SMALL)}", message) for flags, message in (
-        ("--steps -1", "steps"), ("--lr -1", "lr"), ("--lr nan", "lr"), ("--lr inf", "lr"), ("--dim 0", "dim 0"),
-        ("--dropout 1", "dropout 1.0"),
-        ("--neighbours 99", "k=99"), ("--neighbours 0", "k=0"), ("--lambda-x nan", "lambda"), ("--lambda-x -1", "lambda"),
-        ("--clusters 999", "999 clusters"),
-        ("--restarts 0", "0 restarts"), ("--extract-batch 0", "batch_size=0"), ("--size -8 -8", "size"),
-        ("--weights -1 1 1", "weights"), ("--quantiles 2 2 2", "quantile"), ("--points -1", "points"),
-        ("--kmeans-points 0", "points 0: fewer than 3"),
-        ("--device warp", "device 'warp'"), ("--out data/index.csv", "index.csv"), ("--out train", "train"),
-        ("--batch-size 1", "1 images"))),
-    ("evaluate train/last.safetensors --data data --out data", "data: a folder"), ("compare train --out data", "data: a folder"),
-    ("segment data --data data --out new", "data: no report.json"), ("segment cluster --data nowhere --out new", "nowhere"),
+    *(
+        (f"cluster --data data {flags} --out new {' '.join(SMALL)}", message)
+        for flags, message in (
+            ("--steps -1", "steps"),
+            ("--lr -1", "lr"),
+            ("--lr nan", "lr"),
+            ("--lr inf", "lr"),
+            ("--dim 0", "dim 0"),
+            ("--dropout 1", "dropout 1.0"),
+            ("--neighbours 99", "k=99"),
+            ("--neighbours 0", "k=0"),
+            ("--lambda-x nan", "lambda"),
+            ("--lambda-x -1", "lambda"),
+            ("--clusters 999", "999 clusters"),
+            ("--restarts 0", "0 restarts"),
+            ("--extract-batch 0", "batch_size=0"),
+            ("--size -8 -8", "size"),
+            ("--weights -1 1 1", "weights"),
+            ("--quantiles 2 2 2", "quantile"),
+            ("--points -1", "points"),
+            ("--kmeans-points 0", "points 0: fewer than 3"),
+            ("--device warp", "device 'warp'"),
+            ("--out data/index.csv", "index.csv"),
+            ("--out train", "train"),
+            ("--batch-size 1", "1 images"),
+        )
+    ),
+    ("evaluate train/last.safetensors --data data --out data", "data: a folder"),
+    ("compare train --out data", "data: a folder"),
+    ("segment data --data data --out new", "data: no report.json"),
+    ("segment cluster --data nowhere --out new", "nowhere"),
     ("segment cluster --data data --out data/index.csv --split val --device cpu --no-progress", "index.csv"),
     ("segment cluster --data data --out new --split val --guide sonar --device cpu --no-progress", "sonar"),
-    ("pretrain --out new --data data --steps 0", "steps"), ("pretrain --out new --data data --size 7 7", "size"),
-    ("pretrain --out new --data data --lr nan --modalities rgb", "lr"), ("pretrain --out new --data data --heads 0", "heads"),
-    ("pretrain --out new --data nowhere", "nowhere"), ("search --data data --out new --trials 0 --no-progress", "trials"),
-    ("search --data data --out data/index.csv --trials 1 --neighbours 3 --backbone descriptors --no-progress", "index.csv"),
-]  # fmt: skip
+    ("pretrain --out new --data data --steps 0", "steps"),
+    ("pretrain --out new --data data --size 7 7", "size"),
+    ("pretrain --out new --data data --lr nan --modalities rgb", "lr"),
+    ("pretrain --out new --data data --heads 0", "heads"),
+    ("pretrain --out new --data nowhere", "nowhere"),
+    ("search --data data --out new --trials 0 --no-progress", "trials"),
+    (
+        "search --data data --out data/index.csv --trials 1 --neighbours 3 --backbone descriptors --no-progress",
+        "index.csv",
+    ),
+]
 
 
 @pytest.mark.parametrize("line, message", LINES, ids=[line[:90] for line, _ in LINES])
 def test_command_lines(runs, capsys, line, message):
     words = line.split()
-    for flag in {word for word in words if word.startswith("--") and words.count(word) > 1}:  # what a case says stands
+    for flag in {
+        word for word in words if word.startswith("--") and words.count(word) > 1
+    }:  # what a case says stands
         last = len(words) - 1 - words[::-1].index(flag)
         del words[last : last + 2]
     if words[0] == "train" and "--epochs" not in words:

@@ -1,4 +1,6 @@
-"""Clusters get names: every one-to-one matching by brute force, scores by loops over pixels, the rules for what stays unmatched."""
+"""Clusters get names: every one-to-one matching by brute force, scores by loops over pixels, the rules for
+what stays unmatched.
+"""
 
 import json
 from itertools import permutations
@@ -19,7 +21,10 @@ tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 5)), e
 def most_pixels(counts: np.ndarray) -> int:
     """The most pixels that any one-to-one matching puts right: all of them tried."""
     small = counts if counts.shape[0] <= counts.shape[1] else counts.T
-    return max(sum(small[i, j] for i, j in enumerate(order)) for order in permutations(range(small.shape[1]), len(small)))
+    return max(
+        sum(small[i, j] for i, j in enumerate(order))
+        for order in permutations(range(small.shape[1]), len(small))
+    )
 
 
 @given(tables)
@@ -53,11 +58,15 @@ def test_released_rule_at_equal_numbers():
     scores = score(counts, list("abcd"))
     square = counts[:, np.argsort(scores.mapping)]
     assert np.array_equal(scores.confusion()[:4, :4], square) and not scores.confusion()[:, 4].any()
-    assert list(scores.iou().values()) == pytest.approx(100 * iou(square)) and scores.miou() == pytest.approx(100 * float(miou(square)))
+    assert list(scores.iou().values()) == pytest.approx(100 * iou(square)) and scores.miou() == pytest.approx(
+        100 * float(miou(square))
+    )
 
 
 def test_more_clusters_than_classes():
-    """The third cluster stays nameless: its 3 + 1 pixels are missed by their classes and are nobody's false alarms."""
+    """The third cluster stays nameless: its 3 + 1 pixels are missed by their classes and are nobody's false
+    alarms.
+    """
     scores = score(np.array([[9, 0, 3], [0, 5, 1]]), ["a", "b"])
     assert scores.mapping.tolist() == [0, 1, -1]
     assert list(scores.iou().values()) == pytest.approx([100 * 9 / 12, 100 * 5 / 6])
@@ -92,19 +101,28 @@ def test_counts_are_those_of_a_loop(label, seed):
     for k, c in zip(label.ravel(), assignment.ravel()):
         if k != 255:
             expected[k, c] += 1
-    assert np.array_equal(cluster_counts(torch.from_numpy(assignment), torch.from_numpy(label), 3, 5), expected)
+    assert np.array_equal(
+        cluster_counts(torch.from_numpy(assignment), torch.from_numpy(label), 3, 5), expected
+    )
 
 
 def test_one_mapping_for_all_groups_and_what_is_written():
     day, night = np.array([[5, 1], [0, 4]]), np.array([[0, 3], [2, 0]])
     scores = score({"all": day + night, "condition=day": day, "condition=night": night}, ["road", "car"])
     assert scores.mapping.tolist() == [0, 1] and scores.rule == "hungarian"
-    assert scores.accuracy("condition=day") == 90 and scores.accuracy("condition=night") == 0  # night alone would be matched the other way
+    assert (
+        scores.accuracy("condition=day") == 90 and scores.accuracy("condition=night") == 0
+    )  # night alone would be matched the other way
     written = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert written["mapping"] == [0, 1] and written["counts"]["condition=night"] == [[0, 3], [2, 0]]
     assert written["iou"]["condition=day"]["road"] == pytest.approx(100 * 5 / 6, abs=1e-4)
     lines = scores.table().splitlines()
-    assert lines[1].split() == ["all", "day", "night"] and lines[3].split() == ["accuracy", "60.0", "90.0", "0.0"]
+    assert lines[1].split() == ["all", "day", "night"] and lines[3].split() == [
+        "accuracy",
+        "60.0",
+        "90.0",
+        "0.0",
+    ]
     assert lines[4].split() == ["road", "45.5", "83.3", "0.0"]
 
 
@@ -132,8 +150,14 @@ def test_a_mapping_from_another_split():
         (lambda: score([[1, 2]], ["a"], mapping=[0, 1]), "0 to 0 or -1"),
         (lambda: score([[1, 2]], ["a"], mapping=[0, -2]), "0 to 0 or -1"),
         (lambda: cluster_counts(torch.tensor([0]), torch.tensor([0, 1]), 2, 2), "differ in shape"),
-        (lambda: cluster_counts(torch.tensor([2]), torch.tensor([0]), 2, 2), "assignment has ids 2 to 2; expected 0 to 1"),
-        (lambda: cluster_counts(torch.tensor([0]), torch.tensor([3]), 2, 2), "label has ids 3 to 3; expected 0 to 1"),
+        (
+            lambda: cluster_counts(torch.tensor([2]), torch.tensor([0]), 2, 2),
+            "assignment has ids 2 to 2; expected 0 to 1",
+        ),
+        (
+            lambda: cluster_counts(torch.tensor([0]), torch.tensor([3]), 2, 2),
+            "label has ids 3 to 3; expected 0 to 1",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

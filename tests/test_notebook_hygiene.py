@@ -15,8 +15,13 @@ import refresh_notebooks
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 1_000_000
-ALLOWED_TAGS = {"raises-exception", "nbval-ignore-output"}  # any other tag that starts with nbval- would hide a cell from the comparison
-MACHINE_PATH = re.compile(r"(?<![\w.~$])/(?:home|Users|root|work|tmp|private|var|mnt|opt|workspace|content)/[\w.-]+|[A-Za-z]:\\\\?Users")
+ALLOWED_TAGS = {
+    "raises-exception",
+    "nbval-ignore-output",
+}  # any other tag that starts with nbval- would hide a cell from the comparison
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~$])/(?:home|Users|root|work|tmp|private|var|mnt|opt|workspace|content)/[\w.-]+|[A-Za-z]:\\\\?Users"
+)
 
 
 def text(value) -> str:
@@ -31,7 +36,9 @@ def markdown(notebook):
     """(cell number, text without code spans and fences) of each Markdown cell."""
     strip = re.compile(r"```.*?```|`[^`\n]*`", re.S)
     return [
-        (number, strip.sub("", text(cell["source"]))) for number, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown"
+        (number, strip.sub("", text(cell["source"])))
+        for number, cell in enumerate(notebook["cells"])
+        if cell["cell_type"] == "markdown"
     ]
 
 
@@ -46,7 +53,11 @@ def tags(cell) -> set[str]:
 def check_run_in_order(notebook, path):
     """Run once, top to bottom: a cell with no count would be run by nbval but never compared."""
     counts = [cell["execution_count"] for _, cell in code_cells(notebook)]
-    return [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts {counts}; run `make notebooks`"]
+    return (
+        []
+        if counts == list(range(1, len(counts) + 1))
+        else [f"execution counts {counts}; run `make notebooks`"]
+    )
 
 
 def check_kernel(notebook, path):
@@ -55,7 +66,11 @@ def check_kernel(notebook, path):
 
 
 def check_no_stderr(notebook, path):
-    return [f"cell {n} stores stderr: {text(o['text'])[:80]!r}" for n, _, o in outputs(notebook) if o.get("name") == "stderr"]
+    return [
+        f"cell {n} stores stderr: {text(o['text'])[:80]!r}"
+        for n, _, o in outputs(notebook)
+        if o.get("name") == "stderr"
+    ]
 
 
 def check_no_errors(notebook, path):
@@ -85,7 +100,9 @@ def check_no_widget_state(notebook, path):
     found = ["metadata.widgets is stored; run `make notebooks`"] if "widgets" in notebook["metadata"] else []
     kind = "application/vnd.jupyter.widget-view+json"
     found += [f"cell {n} stores a widget id" for n, _, o in outputs(notebook) if kind in o.get("data", {})]
-    return found + [f"cell {n} stores timestamps" for n, cell in code_cells(notebook) if "execution" in cell["metadata"]]
+    return found + [
+        f"cell {n} stores timestamps" for n, cell in code_cells(notebook) if "execution" in cell["metadata"]
+    ]
 
 
 def check_images_have_alt_text(notebook, path):
@@ -97,7 +114,9 @@ def check_images_have_alt_text(notebook, path):
             if len(m[1].strip()) < 8
         ]
         found += [
-            f"cell {number}: <img> without alt text" for m in re.finditer(r"<img\b[^>]*>", source) if not re.search(r'alt="[^"]{8,}"', m[0])
+            f"cell {number}: <img> without alt text"
+            for m in re.finditer(r"<img\b[^>]*>", source)
+            if not re.search(r'alt="[^"]{8,}"', m[0])
         ]
     return found
 
@@ -110,13 +129,21 @@ def check_figures_go_through_show(notebook, path):
         if not pictures:
             continue
         words = text(data.get("text/plain", ""))
-        if pictures != ["image/png"] or "show(" not in text(cell["source"]) or not re.match(r"Figure: \S+ \S+", words):
-            found.append(f"cell {number} draws a figure without mmlib.viz.figures.show(fig, alt=…); its text form is {words[:60]!r}")
+        if (
+            pictures != ["image/png"]
+            or "show(" not in text(cell["source"])
+            or not re.match(r"Figure: \S+ \S+", words)
+        ):
+            found.append(
+                f"cell {number} draws a figure without mmlib.viz.figures.show(fig, alt=…); its text form is {words[:60]!r}"
+            )
     return found
 
 
 def check_outputs_are_stable(notebook, path):
-    """Memory addresses, and the Output widget (ipywidgets.interact), whose content strict nbval cannot compare."""
+    """Memory addresses, and the Output widget (ipywidgets.interact), whose content strict nbval cannot
+    compare.
+    """
     found = []
     for number, cell, output in outputs(notebook):
         if "nbval-ignore-output" in tags(cell):
@@ -125,7 +152,9 @@ def check_outputs_are_stable(notebook, path):
         if re.search(r"\bat 0x[0-9a-f]{6,}", words):
             found.append(f"cell {number} prints a memory address")
         if re.search(r"\b(interactive|Output)\(", words):
-            found.append(f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.viz.panel)")
+            found.append(
+                f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.viz.panel)"
+            )
     return found
 
 
@@ -136,13 +165,17 @@ def heading_anchors(notebook) -> set[str]:
         for line in source.splitlines()
     ]
     names = [re.sub(r"^#+\s*", "", line).strip() for line in lines if re.match(r"#{1,6}\s", line)]
-    return {name.replace(" ", "-") for name in names} | {re.sub(r"[^\w\- ]", "", name).replace(" ", "-").lower() for name in names}
+    return {name.replace(" ", "-") for name in names} | {
+        re.sub(r"[^\w\- ]", "", name).replace(" ", "-").lower() for name in names
+    }
 
 
 def check_links_resolve(notebook, path):
     found = []
     for number, source in markdown(notebook):
-        targets = re.findall(r"\]\(\s*<?([^)\s>]+)", source) + re.findall(r"(?:href|src)=\"([^\"]+)\"", source)
+        targets = re.findall(r"\]\(\s*<?([^)\s>]+)", source) + re.findall(
+            r"(?:href|src)=\"([^\"]+)\"", source
+        )
         for target in targets:
             if re.match(r"(https?|mailto):", target):
                 continue
@@ -168,7 +201,11 @@ def check_nothing_hides_from_comparison(notebook, path):
         comments = re.findall(r"^\s*#\s*((?:NBVAL|PYTEST_VALIDATE)_\w+)", text(cell["source"]), re.M)
         found += [f"cell {number} has {mark}" for mark in sorted(hiding) + comments]
         ignored += "nbval-ignore-output" in tags(cell)
-    return found + ([f"{ignored} cells are tagged nbval-ignore-output; at most one (versions, device, times)"] if ignored > 1 else [])
+    return found + (
+        [f"{ignored} cells are tagged nbval-ignore-output; at most one (versions, device, times)"]
+        if ignored > 1
+        else []
+    )
 
 
 def check_first_cell_names_the_module(notebook, path):
@@ -297,7 +334,9 @@ def test_a_good_notebook_passes(check):
     assert check(good(), ROOT / "notebooks" / "x.ipynb") == []
 
 
-@pytest.mark.parametrize(("check", "spoil"), BAD, ids=[f"{i}-{check.__name__}" for i, (check, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("check", "spoil"), BAD, ids=[f"{i}-{check.__name__}" for i, (check, _) in enumerate(BAD)]
+)
 def test_a_bad_notebook_is_caught(check, spoil):
     notebook = copy.deepcopy(good())
     spoil(notebook)
@@ -332,6 +371,12 @@ def test_cleaning_joins_printed_pieces_and_nothing_else():
         return {"output_type": "stream", "name": name, "text": text}
 
     figure = {"output_type": "display_data", "data": {}, "metadata": {}}
-    pieces = [printed("stdout", "a\n"), printed("stdout", "b\n"), figure, printed("stdout", "c\n"), printed("stderr", "d\n")]
+    pieces = [
+        printed("stdout", "a\n"),
+        printed("stdout", "b\n"),
+        figure,
+        printed("stdout", "c\n"),
+        printed("stderr", "d\n"),
+    ]
     whole = [printed("stdout", "a\nb\n"), figure, printed("stdout", "c\n"), printed("stderr", "d\n")]
     assert refresh_notebooks.merged(copy.deepcopy(pieces)) == whole

@@ -1,4 +1,6 @@
-"""Predictions on files against the network run by hand, what a second run does, and every way in which files can be wrong."""
+"""Predictions on files against the network run by hand, what a second run does, and every way in which files
+can be wrong.
+"""
 
 import json
 import os
@@ -38,8 +40,13 @@ def trained(tmp_path_factory):
 
 def configured(root, out, *names, files=None, **changes) -> PredictConfig:
     folder = files or root / "files"
-    return PredictConfig(str(root / "net.safetensors"), str(out), tuple(f"{n}={folder / n}" for n in names), device="cpu",
-                         **({"progress": False, "sheet": 0} | changes))  # fmt: skip
+    return PredictConfig(
+        str(root / "net.safetensors"),
+        str(out),
+        tuple(f"{n}={folder / n}" for n in names),
+        device="cpu",
+        **({"progress": False, "sheet": 0} | changes),
+    )
 
 
 def by_hand(root, stem, names, files=None) -> np.ndarray:
@@ -53,7 +60,11 @@ def by_hand(root, stem, names, files=None) -> np.ndarray:
         values = np.sign(values) * np.log1p(np.abs(values)) if m.compress else values
         image = torch.from_numpy(((values - m.mean) / m.std).transpose(2, 0, 1)[None]).float()
         with torch.no_grad():
-            each.append(F.interpolate(network.modality_logits({name: image})[name], stored.shape[:2], mode="bilinear")[0].numpy())
+            each.append(
+                F.interpolate(
+                    network.modality_logits({name: image})[name], stored.shape[:2], mode="bilinear"
+                )[0].numpy()
+            )
     return np.mean(each, 0)
 
 
@@ -69,12 +80,24 @@ def test_every_subset_of_sensors_gives_the_networks_own_prediction(trained, tmp_
         mask, overlay, confidence = read(tmp_path, stem)
         logits = by_hand(trained, stem, names)
         sure = np.diff(np.sort(logits, 0)[-2:], axis=0)[0] > 1e-3
-        assert sure.mean() > 0.98 and mask.dtype == np.uint8 and np.array_equal(mask[sure], logits.argmax(0)[sure])
-        assert confidence.dtype == np.uint16 and np.abs(confidence / 65535 - softmax(logits.astype(float), 0).max(0)).max() < 1e-4
+        assert (
+            sure.mean() > 0.98
+            and mask.dtype == np.uint8
+            and np.array_equal(mask[sure], logits.argmax(0)[sure])
+        )
+        assert (
+            confidence.dtype == np.uint16
+            and np.abs(confidence / 65535 - softmax(logits.astype(float), 0).max(0)).max() < 1e-4
+        )
         assert overlay.shape == (*mask.shape, 3)
     record = json.loads((tmp_path / "classes.json").read_text())
-    assert [entry["name"] for entry in record["classes"]] == toy.CLASSES and record["classes"][1]["colour"] == list(toy.PALETTE[1])
-    assert record["samples"]["val_000"] == {"sensors": list(names), "absent": [n for n in NAMES if n not in names]}
+    assert [entry["name"] for entry in record["classes"]] == toy.CLASSES and record["classes"][1][
+        "colour"
+    ] == list(toy.PALETTE[1])
+    assert record["samples"]["val_000"] == {
+        "sensors": list(names),
+        "absent": [n for n in NAMES if n not in names],
+    }
     assert record["fusion"] == "mean" and record["protocol"].startswith("drop")
 
 
@@ -82,7 +105,9 @@ def test_the_overlay_is_the_first_sensors_picture_half_covered(trained, tmp_path
     predict(configured(trained, tmp_path, "depth", "rgb"))
     mask, overlay, _ = read(tmp_path, "val_001")
     picture = np.array(Image.open(trained / "files" / "rgb" / "val_001.png")).astype(float)
-    assert np.abs(overlay - (picture + np.array(toy.PALETTE)[mask]) / 2).max() <= 1  # reflectance 1 is drawn as 255
+    assert (
+        np.abs(overlay - (picture + np.array(toy.PALETTE)[mask]) / 2).max() <= 1
+    )  # reflectance 1 is drawn as 255
 
 
 def test_sensors_may_be_missing_sample_by_sample_and_sizes_may_differ(trained, tmp_path, capsys):
@@ -94,15 +119,33 @@ def test_sensors_may_be_missing_sample_by_sample_and_sizes_may_differ(trained, t
         write_array(next((files / name).glob("val_002.*")), array)
     (files / "rgb" / "notes.txt").write_text("not an image")
     out = tmp_path / "out"
-    arguments = ["predict", str(trained / "net.safetensors"), *(f"{n}={files / n}" for n in NAMES), "--out", str(out), "--no-progress"]
+    arguments = [
+        "predict",
+        str(trained / "net.safetensors"),
+        *(f"{n}={files / n}" for n in NAMES),
+        "--out",
+        str(out),
+        "--no-progress",
+    ]
     cli.main([*arguments, "--batch-size", "3", "--device", "cpu"])
-    expected = {"val_000": NAMES, "val_001": NAMES[1:], "val_002": NAMES, "val_003": NAMES[:2], "val_004": NAMES}
+    expected = {
+        "val_000": NAMES,
+        "val_001": NAMES[1:],
+        "val_002": NAMES,
+        "val_003": NAMES[:2],
+        "val_004": NAMES,
+    }
     for stem, names in expected.items():
         mask, logits = read(out, stem)[0], by_hand(trained, stem, names, files)
         assert mask.shape == logits.shape[1:] and (mask != logits.argmax(0)).mean() < 0.01
-    assert {s: part["sensors"] for s, part in json.loads((out / "classes.json").read_text())["samples"].items()} == expected
+    assert {
+        s: part["sensors"] for s, part in json.loads((out / "classes.json").read_text())["samples"].items()
+    } == expected
     printed = capsys.readouterr().out
-    assert "3 samples from rgb, depth, aolp\n" in printed and "1 sample from depth, aolp; no rgb: val_001" in printed
+    assert (
+        "3 samples from rgb, depth, aolp\n" in printed
+        and "1 sample from depth, aolp; no rgb: val_001" in printed
+    )
     assert Image.open(out / "sheet.png").size[0] > 600
     assert not [path for path in out.rglob("*") if ".tmp" in path.name]
 
@@ -111,16 +154,24 @@ def test_single_files_are_one_sample_whatever_their_names(trained, tmp_path):
     shutil.copy(trained / "files" / "rgb" / "val_000.png", tmp_path / "left.png")
     shutil.copy(trained / "files" / "depth" / "val_000.png", tmp_path / "range.png")
     given = (f"depth={tmp_path / 'range.png'}", f"rgb={tmp_path / 'left.png'}")
-    assert predict(replace(configured(trained, tmp_path / "out"), sensors=given)) == {"left": ("rgb", "depth")}
+    assert predict(replace(configured(trained, tmp_path / "out"), sensors=given)) == {
+        "left": ("rgb", "depth")
+    }
     predict(configured(trained, tmp_path / "folder", "rgb", "depth"))
-    assert all(np.array_equal(a, b) for a, b in zip(read(tmp_path / "out", "left"), read(tmp_path / "folder", "val_000")))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(read(tmp_path / "out", "left"), read(tmp_path / "folder", "val_000"))
+    )
 
 
 def test_a_prepared_data_set_gives_what_its_files_give(trained, tmp_path):
     predict(configured(trained, tmp_path / "a", *NAMES))
     predict(configured(trained, tmp_path / "b", data=str(trained / "toy"), split="val"))
     for i in range(5):
-        assert all(np.array_equal(a, b) for a, b in zip(read(tmp_path / "a", f"val_{i:03d}"), read(tmp_path / "b", f"val_{i:03d}")))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(read(tmp_path / "a", f"val_{i:03d}"), read(tmp_path / "b", f"val_{i:03d}"))
+        )
 
 
 def stored_otherwise(root, scale=1 / 64, unit="m"):
@@ -132,19 +183,29 @@ def stored_otherwise(root, scale=1 / 64, unit="m"):
             images, label = toy.sample(1000 + i)
             metres = toy.MODALITIES["depth"].to_physical(images["depth"])
             writer.add(f"val_{i:03d}", "val", {"rgb": images["rgb"], "depth": depth.to_stored(metres)}, label)
-            writer.add(f"train_{i:03d}", "train", {"rgb": images["rgb"], "depth": depth.to_stored(metres)}, label)
+            writer.add(
+                f"train_{i:03d}", "train", {"rgb": images["rgb"], "depth": depth.to_stored(metres)}, label
+            )
     return root
 
 
 def test_data_stored_at_another_scale_are_the_same_metres(trained, tmp_path):
     other = stored_otherwise(tmp_path / "other")
-    assert set(predict(configured(trained, tmp_path / "b", data=str(other), split="val")).values()) == {("rgb", "depth")}
+    assert set(predict(configured(trained, tmp_path / "b", data=str(other), split="val")).values()) == {
+        ("rgb", "depth")
+    }
     predict(configured(trained, tmp_path / "a", "rgb", "depth"))
     for i in range(5):
         a, b = (read(tmp_path / run, f"val_{i:03d}")[2].astype(int) for run in "ab")
         assert np.abs(a - b).max() < 200  # the coarser scale rounds 4 m and 10 m to themselves
-    with pytest.raises(ValueError, match=r"depth: the network was trained on 1 channel in m, .* has 1 channel in mm"):
-        predict(configured(trained, tmp_path / "c", data=str(stored_otherwise(tmp_path / "mm", 1.0, "mm")), split="val"))
+    with pytest.raises(
+        ValueError, match=r"depth: the network was trained on 1 channel in m, .* has 1 channel in mm"
+    ):
+        predict(
+            configured(
+                trained, tmp_path / "c", data=str(stored_otherwise(tmp_path / "mm", 1.0, "mm")), split="val"
+            )
+        )
 
 
 @pytest.mark.parametrize("changes", [{"fusion": "agreement"}, {"window": (32, 32)}, {"size": (16, 24)}])
@@ -156,7 +217,9 @@ def test_options_change_the_prediction_but_not_its_size(trained, tmp_path, chang
 
 
 def test_resizing_is_undone_at_the_files_own_size(trained, tmp_path):
-    """Images of one value each: whatever resizes them, the network sees that value on 16 × 24, and the mask is 32 × 48."""
+    """Images of one value each: whatever resizes them, the network sees that value on 16 × 24, and the mask
+    is 32 × 48.
+    """
     stored = {"rgb": np.uint8([70, 150, 200]), "depth": np.uint16([2000]), "aolp": np.uint8([20, 220])}
     for name, pixel in stored.items():
         write_array(tmp_path / name / f"s.{'npy' if name == 'aolp' else 'png'}", np.tile(pixel, (32, 48, 1)))
@@ -174,7 +237,9 @@ def test_resizing_is_undone_at_the_files_own_size(trained, tmp_path):
 
 
 def test_sparse_sensors_are_resized_without_inventing_ranges_colours_by_averaging(trained):
-    """Returns of 4 m between pixels without any: halves between them would be ranges that nobody measured. Stripes become grey."""
+    """Returns of 4 m between pixels without any: halves between them would be ranges that nobody measured.
+    Stripes become grey.
+    """
     modalities = load_segmenter(trained / "net.safetensors").modalities
     ranges = 4.0 * (torch.rand(1, 32, 48, generator=torch.Generator().manual_seed(0)) < 0.3)
     stripes = (torch.arange(48) % 2).float().expand(3, 32, 48)
@@ -183,11 +248,17 @@ def test_sparse_sensors_are_resized_without_inventing_ranges_colours_by_averagin
     none, four = modalities["depth"].to_network(torch.tensor([[[0.0, 4.0]]])).flatten().tolist()
     assert seen["depth"].shape == (1, 1, 16, 24) and set(seen["depth"].unique().tolist()) == {none, four}
     grey = modalities["rgb"].to_network(torch.full((3, 1, 1), 0.5))
-    assert (seen["rgb"][0] - grey).abs().max() < 0.5 < (modalities["rgb"].to_network(stripes) - grey).abs().max()
+    assert (
+        (seen["rgb"][0] - grey).abs().max() < 0.5 < (modalities["rgb"].to_network(stripes) - grey).abs().max()
+    )
 
 
 def times(out):
-    return {path.relative_to(out).as_posix(): path.stat().st_mtime_ns for path in out.rglob("*.png") if path.name != "sheet.png"}
+    return {
+        path.relative_to(out).as_posix(): path.stat().st_mtime_ns
+        for path in out.rglob("*.png")
+        if path.name != "sheet.png"
+    }
 
 
 def test_a_second_run_does_only_what_is_missing(trained, tmp_path):
@@ -200,7 +271,9 @@ def test_a_second_run_does_only_what_is_missing(trained, tmp_path):
     predict(run)
     assert times(out) == before
     (out / "confidence" / "val_003.png").unlink()
-    (tmp_path / "kept.png").rename(files / "depth" / "val_001.png")  # the sample has one sensor more: its masks are of another kind now
+    (tmp_path / "kept.png").rename(
+        files / "depth" / "val_001.png"
+    )  # the sample has one sensor more: its masks are of another kind now
     predict(run)
     changed = {name.split("/")[1] for name, time in times(out).items() if before.get(name) != time}
     assert changed == {"val_001.png", "val_003.png"}
@@ -209,7 +282,9 @@ def test_a_second_run_does_only_what_is_missing(trained, tmp_path):
     predict(replace(run, fusion="agreement", overwrite=True, sensors=run.sensors[:1]))
     assert not set(times(out).values()) & set(before.values()) and len(times(out)) == len(before)
     record = json.loads((out / "classes.json").read_text())
-    assert record["fusion"] == "agreement" and all(part["sensors"] == ["rgb"] for part in record["samples"].values())
+    assert record["fusion"] == "agreement" and all(
+        part["sensors"] == ["rgb"] for part in record["samples"].values()
+    )
     (out / "classes.json").write_text("{")
     with pytest.raises(ValueError, match="classes.json: damaged"):
         predict(run)
@@ -244,7 +319,11 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(trained, tmp_path, monke
 
 def spoil(files: Path, problem: str) -> None:
     """Make one file of the folder wrong."""
-    rgb, depth, aolp = files / "rgb" / "val_000.png", files / "depth" / "val_000.png", files / "aolp" / "val_000.npy"
+    rgb, depth, aolp = (
+        files / "rgb" / "val_000.png",
+        files / "depth" / "val_000.png",
+        files / "aolp" / "val_000.npy",
+    )
     if problem == "grey":
         Image.open(rgb).convert("L").save(rgb)
     elif problem == "alpha":
@@ -295,7 +374,9 @@ def spoil(files: Path, problem: str) -> None:
 
 
 def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
-    """A PNG that Pillow does not write: by default 16 bits a colour channel. Its header may claim another size."""
+    """A PNG that Pillow does not write: by default 16 bits a colour channel. Its header may claim another
+    size.
+    """
     import struct
     import zlib
 
@@ -308,58 +389,81 @@ def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("problem, message", [
-    ("grey", "rgb/val_000.png: expected rgb as uint8 with 3 channels, found uint8 with 1"),
-    ("alpha", "rgb/val_000.png: expected rgb as uint8 with 3 channels, found uint8 with 4"),
-    ("palette", "found P with 1"),
-    ("four bits", "found L;4 with 1"),
-    ("8 bit", "depth/val_000.png: expected depth as uint16 with 1 channel, found uint8 with 1"),
-    ("16 bit colour", "found RGB;16B with 3"),
-    ("sideways", "val_000.jpg: stored on its side"),
-    ("pages", "val_000.tif: stored on its side (EXIF orientation), or several pages"),
-    ("half", "rgb/val_000.png: cannot be read"),
-    ("text", "rgb/val_000.png: cannot be read"),
-    ("huge", "rgb/val_000.png: cannot be read (DecompressionBombError"),
-    ("size", "val_000: sizes differ: {files}/rgb/val_000.png is 16 × 24, {files}/depth/val_000.png is 32 × 48"),
-    ("twice", "val_000.jpg and val_000.png are one sample's name twice"),
-    ("names", "no two sensors share the name of a sample (rgb has val_000, depth has depth_val_000)"),
-    ("empty", "depth: no image in this folder"),
-    ("float64", "aolp/val_000.npy: expected aolp as uint8 with 2 channels, found float64 with 2"),
-    ("channels", "found uint8 with 3"),
-    ("dimensions", "(H, W) or (H, W, C); found shape (1, 32, 48, 2)"),
-    ("pickle", "aolp/val_000.npy: cannot be read"),
-    ("header", "aolp/val_000.npy: cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "problem, message",
+    [
+        ("grey", "rgb/val_000.png: expected rgb as uint8 with 3 channels, found uint8 with 1"),
+        ("alpha", "rgb/val_000.png: expected rgb as uint8 with 3 channels, found uint8 with 4"),
+        ("palette", "found P with 1"),
+        ("four bits", "found L;4 with 1"),
+        ("8 bit", "depth/val_000.png: expected depth as uint16 with 1 channel, found uint8 with 1"),
+        ("16 bit colour", "found RGB;16B with 3"),
+        ("sideways", "val_000.jpg: stored on its side"),
+        ("pages", "val_000.tif: stored on its side (EXIF orientation), or several pages"),
+        ("half", "rgb/val_000.png: cannot be read"),
+        ("text", "rgb/val_000.png: cannot be read"),
+        ("huge", "rgb/val_000.png: cannot be read (DecompressionBombError"),
+        (
+            "size",
+            "val_000: sizes differ: {files}/rgb/val_000.png is 16 × 24, {files}/depth/val_000.png is 32 × 48",
+        ),
+        ("twice", "val_000.jpg and val_000.png are one sample's name twice"),
+        ("names", "no two sensors share the name of a sample (rgb has val_000, depth has depth_val_000)"),
+        ("empty", "depth: no image in this folder"),
+        ("float64", "aolp/val_000.npy: expected aolp as uint8 with 2 channels, found float64 with 2"),
+        ("channels", "found uint8 with 3"),
+        ("dimensions", "(H, W) or (H, W, C); found shape (1, 32, 48, 2)"),
+        ("pickle", "aolp/val_000.npy: cannot be read"),
+        ("header", "aolp/val_000.npy: cannot be read"),
+    ],
+)
 def test_a_wrong_file_is_named_and_nothing_is_written(trained, tmp_path, problem, message):
     files = tmp_path / "files"
     shutil.copytree(trained / "files", files)
     spoil(files, problem)
     names = ["rgb", "depth"] if problem == "names" else NAMES
     with pytest.raises(SystemExit) as end:
-        cli.main(["predict", str(trained / "net.safetensors"), *(f"{n}={files / n}" for n in names), "--out", str(tmp_path / "out")])
-    assert end.value.code.startswith("error: ") and "\n" not in end.value.code and message.format(files=files) in end.value.code
+        cli.main(
+            [
+                "predict",
+                str(trained / "net.safetensors"),
+                *(f"{n}={files / n}" for n in names),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+    assert (
+        end.value.code.startswith("error: ")
+        and "\n" not in end.value.code
+        and message.format(files=files) in end.value.code
+    )
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((), "either as SENSOR=PATH or by --data, one of them"),
-    (("rgb={files}/rgb", "--data", "{toy}"), "either as SENSOR=PATH or by --data, one of them"),
-    (("rgb",), "'rgb': expected SENSOR=PATH, such as rgb=images"),
-    (("sonar={files}/rgb",), "unknown sensor; this network knows rgb, depth, aolp"),
-    (("rgb={files}/rgb", "rgb={files}/rgb"), "given twice"),
-    (("rgb={files}/nowhere",), "nowhere: no such file or folder"),
-    (("rgb={toy}/dataset.json",), "dataset.json: expected a file that ends in .png"),
-    (("rgb={files}/rgb", "--window", "33", "32"), "--window 33: expected a multiple of 32"),
-    (("rgb={files}/rgb", "--stride", "32", "32"), "--stride 32 32 without --window"),
-    (("rgb={files}/rgb", "--batch-size", "0"), "expected positive numbers"),
-    (("--data", "{toy}", "--split", "nowhere"), "no sample in split 'nowhere'"),
-    (("--data", "{files}"), "is not a prepared data set"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "either as SENSOR=PATH or by --data, one of them"),
+        (("rgb={files}/rgb", "--data", "{toy}"), "either as SENSOR=PATH or by --data, one of them"),
+        (("rgb",), "'rgb': expected SENSOR=PATH, such as rgb=images"),
+        (("sonar={files}/rgb",), "unknown sensor; this network knows rgb, depth, aolp"),
+        (("rgb={files}/rgb", "rgb={files}/rgb"), "given twice"),
+        (("rgb={files}/nowhere",), "nowhere: no such file or folder"),
+        (("rgb={toy}/dataset.json",), "dataset.json: expected a file that ends in .png"),
+        (("rgb={files}/rgb", "--window", "33", "32"), "--window 33: expected a multiple of 32"),
+        (("rgb={files}/rgb", "--stride", "32", "32"), "--stride 32 32 without --window"),
+        (("rgb={files}/rgb", "--batch-size", "0"), "expected positive numbers"),
+        (("--data", "{toy}", "--split", "nowhere"), "no sample in split 'nowhere'"),
+        (("--data", "{files}"), "is not a prepared data set"),
+    ],
+)
 def test_wrong_arguments_end_in_one_line(trained, tmp_path, arguments, message):
     filled = [a.format(files=trained / "files", toy=trained / "toy") for a in arguments]
     with pytest.raises(SystemExit) as end:
         cli.main(["predict", str(trained / "net.safetensors"), *filled, "--out", str(tmp_path / "out")])
-    assert end.value.code.startswith("error: ") and message in end.value.code and not (tmp_path / "out").exists()
+    assert (
+        end.value.code.startswith("error: ") and message in end.value.code and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -371,8 +475,19 @@ def test_a_file_that_may_not_be_read_is_named(trained, tmp_path):
         read_file(path, toy.MODALITIES["rgb"])
 
 
-@pytest.mark.parametrize("dtype, suffix", [("uint8", ".png"), ("uint8", ".tif"), ("uint16", ".png"), ("uint16", ".tif"),
-                                           ("float32", ".tif"), ("uint8", ".npy"), ("uint16", ".npy"), ("float32", ".npy")])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype, suffix",
+    [
+        ("uint8", ".png"),
+        ("uint8", ".tif"),
+        ("uint16", ".png"),
+        ("uint16", ".tif"),
+        ("float32", ".tif"),
+        ("uint8", ".npy"),
+        ("uint16", ".npy"),
+        ("float32", ".npy"),
+    ],
+)
 def test_every_stored_type_comes_back_in_physical_units(tmp_path, dtype, suffix):
     modality = replace(toy.MODALITIES["depth"], dtype=dtype, scale=0.5, offset=3.0)
     stored = (np.arange(30).reshape(5, 6) * (1000 if dtype == "uint16" else 1)).astype(dtype)
@@ -381,9 +496,14 @@ def test_every_stored_type_comes_back_in_physical_units(tmp_path, dtype, suffix)
     assert np.array_equal(read_file(path, modality)[0].numpy(), stored * np.float32(0.5) + np.float32(3))
 
 
-@pytest.mark.parametrize("value, message", [(np.nan, "x.npy: depth has NaN"), (-0.5, "x.npy: depth has a negative range")])
+@pytest.mark.parametrize(
+    "value, message", [(np.nan, "x.npy: depth has NaN"), (-0.5, "x.npy: depth has a negative range")]
+)
 def test_values_that_cannot_be_are_refused(tmp_path, value, message):
-    modality, values = replace(toy.MODALITIES["depth"], dtype="float32", scale=1.0), np.ones((5, 6), np.float32)
+    modality, values = (
+        replace(toy.MODALITIES["depth"], dtype="float32", scale=1.0),
+        np.ones((5, 6), np.float32),
+    )
     values[3, 4] = value
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(ValueError, match=message):

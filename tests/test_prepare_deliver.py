@@ -1,4 +1,6 @@
-"""The DELIVER converter: every pixel of the official layout accounted for, each trap shown to fool the naive reader, bad files named."""
+"""The DELIVER converter: every pixel of the official layout accounted for, each trap shown to fool the naive
+reader, bad files named.
+"""
 
 import csv
 import subprocess
@@ -24,8 +26,14 @@ FRAMES = [  # condition, split, scene, frame, case
     ("night", "val", "MAP_1_point12", "045050", ""),
     ("rain", "test", "MAP_3_point7_lidarjitter", "000250", "lidarjitter"),
 ]
-PLACES = [("rgb", "img", "rgb"), ("hha", "hha", "depth"), ("depth", "depth", "depth"), ("event", "event", "event"),
-          ("lidar", "lidar", "lidar"), ("label", "semantic", "semantic")]  # sensor, folder, word in the file's name  # fmt: skip
+PLACES = [
+    ("rgb", "img", "rgb"),
+    ("hha", "hha", "depth"),
+    ("depth", "depth", "depth"),
+    ("event", "event", "event"),
+    ("lidar", "lidar", "lidar"),
+    ("label", "semantic", "semantic"),
+]  # sensor, folder, word in the file's name
 
 
 def write(root, folder, frame, word, array):
@@ -37,7 +45,9 @@ def write(root, folder, frame, word, array):
 
 
 def make(root, frames=FRAMES, size=SIZE, event_size=None) -> dict[tuple, dict[str, np.ndarray]]:
-    """The official layout under ``root``; returns the raw arrays of every frame. Labels hold 0, 1..25 and 255 in the red plane."""
+    """The official layout under ``root``; returns the raw arrays of every frame. Labels hold 0, 1..25 and 255
+    in the red plane.
+    """
     rng = np.random.default_rng(1)
     raw = {}
     for index, frame in enumerate(frames):
@@ -45,8 +55,13 @@ def make(root, frames=FRAMES, size=SIZE, event_size=None) -> dict[tuple, dict[st
         def noise(*shape):
             return rng.integers(0, 256, shape).astype(np.uint8)
 
-        arrays = {"rgb": noise(*size, 3 + index % 2), "hha": noise(*size, 3), "depth": noise(*size),
-                  "event": noise(*(event_size or size), 3), "lidar": noise(*size) if index % 2 else noise(*size, 3)}  # fmt: skip
+        arrays = {
+            "rgb": noise(*size, 3 + index % 2),
+            "hha": noise(*size, 3),
+            "depth": noise(*size),
+            "event": noise(*(event_size or size), 3),
+            "lidar": noise(*size) if index % 2 else noise(*size, 3),
+        }
         arrays["label"] = noise(*size, 4 - index % 2)
         arrays["label"][..., 0] = rng.choice([0, *range(1, 26), 255], size)
         for key, folder, word in PLACES:
@@ -59,7 +74,9 @@ def make(root, frames=FRAMES, size=SIZE, event_size=None) -> dict[tuple, dict[st
 def small(monkeypatch):
     """Tiny images and the counts of FRAMES in place of the official ones."""
     monkeypatch.setattr(deliver, "SIZE", SIZE)
-    monkeypatch.setattr(deliver.common, "contact_sheet", lambda root: root)  # slow; the command line draws it below
+    monkeypatch.setattr(
+        deliver.common, "contact_sheet", lambda root: root
+    )  # slow; the command line draws it below
     count = lambda split: {c: sum(f[:2] == (c, split) for f in FRAMES) for c in deliver.CONDITIONS}
     monkeypatch.setattr(deliver, "COUNTS", {split: count(split) for split in ("train", "val", "test")})
     monkeypatch.setattr(deliver, "FAILING", {"train": 2, "val": 0, "test": 1})
@@ -97,10 +114,22 @@ def test_every_pixel_comes_through(tmp_path):
         lidar = arrays["lidar"]
         assert np.array_equal(images["lidar"], np.dstack([lidar] * 3) if lidar.ndim == 2 else lidar)
         for value in range(256):  # pixel by pixel: class = id - 1, void otherwise
-            assert ((label == value) == ((arrays["label"][..., 0] == value + 1) if value < 25 else
-                                         np.isin(arrays["label"][..., 0], (0, 255)) if value == 255 else False)).all()  # fmt: skip
-    for name, shown in PreparedDataset(tmp_path / "out", "train").modalities.items():  # statistics over the split "train" only
-        pixels = np.concatenate([stored(tmp_path / "out", frame)[0][name].reshape(-1, shown.channels) for frame in FRAMES[:3]])
+            assert (
+                (label == value)
+                == (
+                    (arrays["label"][..., 0] == value + 1)
+                    if value < 25
+                    else np.isin(arrays["label"][..., 0], (0, 255))
+                    if value == 255
+                    else False
+                )
+            ).all()
+    for name, shown in PreparedDataset(
+        tmp_path / "out", "train"
+    ).modalities.items():  # statistics over the split "train" only
+        pixels = np.concatenate(
+            [stored(tmp_path / "out", frame)[0][name].reshape(-1, shown.channels) for frame in FRAMES[:3]]
+        )
         scale = 255 if name == "rgb" else 1
         assert np.allclose(shown.mean, pixels.mean(0, dtype=float) / scale, atol=1e-4)
         assert np.allclose(shown.std, pixels.std(0, dtype=float) / scale, atol=1e-4)
@@ -108,11 +137,17 @@ def test_every_pixel_comes_through(tmp_path):
 
 def test_which_depth_image(tmp_path):
     raw = make(tmp_path / "DELIVER")
-    for depth, names, symbols in (("hha", "rgb hha event lidar", "RDEL"), ("depth", "rgb depth event lidar", "RDEL"),
-                                  ("both", "rgb hha depth event lidar", "RHDEL")):  # fmt: skip
+    for depth, names, symbols in (
+        ("hha", "rgb hha event lidar", "RDEL"),
+        ("depth", "rgb depth event lidar", "RDEL"),
+        ("both", "rgb hha depth event lidar", "RHDEL"),
+    ):
         prepare(tmp_path / "DELIVER", tmp_path / depth, depth=depth)
         data = PreparedDataset(tmp_path / depth, "val")
-        assert list(data.modalities) == names.split() and "".join(m.symbol for m in data.modalities.values()) == symbols
+        assert (
+            list(data.modalities) == names.split()
+            and "".join(m.symbol for m in data.modalities.values()) == symbols
+        )
     # The file names are the same in both folders: only the folder tells them apart.
     assert np.array_equal(stored(tmp_path / "hha", FRAMES[3])[0]["hha"], raw[FRAMES[3]]["hha"])
     assert np.array_equal(stored(tmp_path / "depth", FRAMES[3])[0]["depth"][..., 0], raw[FRAMES[3]]["depth"])
@@ -123,8 +158,12 @@ def test_conditions_are_components_and_not_substrings(tmp_path):
     make(root)
     files = sorted(map(str, root.glob("img/*/train/*/*.png")))
     relative = [str(Path(file).relative_to(root)) for file in files]
-    assert len([file for file in relative if "rain" in file]) == 3  # the published filter keeps all of train, where 1 is rain
-    assert not Path(files[0].replace("/img", "/lidar").replace("_rgb", "_lidar")).exists()  # and its paths lead nowhere
+    assert (
+        len([file for file in relative if "rain" in file]) == 3
+    )  # the published filter keeps all of train, where 1 is rain
+    assert not Path(
+        files[0].replace("/img", "/lidar").replace("_rgb", "_lidar")
+    ).exists()  # and its paths lead nowhere
     prepare(root, tmp_path / "out")
     train = [row for row in rows(tmp_path / "out").values() if row["split"] == "train"]
     assert sorted(row["condition"] for row in train) == ["cloud", "rain", "sun"]
@@ -137,8 +176,12 @@ def test_labels_lie_in_the_red_plane(tmp_path):
     ids = raw[FRAMES[0]]["label"][..., 0].astype(int)
     truth = np.where((ids == 0) | (ids == 255), 255, ids - 1)
     grey = np.array(Image.open(path).convert("L")).astype(int)
-    assert not np.array_equal(np.where((grey == 0) | (grey == 255), 255, grey - 1), truth)  # a colour conversion mixes the planes
-    assert not np.array_equal((ids.astype(np.uint8) - np.uint8(1)), truth)  # the wrap-around alone makes 254 of 255
+    assert not np.array_equal(
+        np.where((grey == 0) | (grey == 255), 255, grey - 1), truth
+    )  # a colour conversion mixes the planes
+    assert not np.array_equal(
+        (ids.astype(np.uint8) - np.uint8(1)), truth
+    )  # the wrap-around alone makes 254 of 255
     prepare(tmp_path / "DELIVER", tmp_path / "out")
     assert np.array_equal(stored(tmp_path / "out", FRAMES[0])[1], truth)
 
@@ -162,7 +205,9 @@ def test_opacity_does_not_change_colours(tmp_path):
     rgba = raw[FRAMES[1]]["rgb"]
     assert rgba.shape[2] == 4
     ours = stored(tmp_path / "out", FRAMES[1])[0]["rgb"].astype(int)
-    alone = np.array(Image.fromarray(np.ascontiguousarray(rgba[..., :3])).resize((28, 20), Image.Resampling.BILINEAR)).astype(int)
+    alone = np.array(
+        Image.fromarray(np.ascontiguousarray(rgba[..., :3])).resize((28, 20), Image.Resampling.BILINEAR)
+    ).astype(int)
     naive = np.array(Image.fromarray(rgba).resize((28, 20), Image.Resampling.BILINEAR))[..., :3].astype(int)
     assert np.abs(ours - alone).max() <= 1 and np.abs(naive - alone).max() > 10
 
@@ -173,8 +218,12 @@ def test_events_of_another_size_take_the_nearest_value(tmp_path, event_size):
     prepare(tmp_path / "DELIVER", tmp_path / "out")
     event, images = raw[FRAMES[0]]["event"], stored(tmp_path / "out", FRAMES[0])[0]
     (h, w), (height, width) = event_size, SIZE
-    nearest = lambda i, new, old: min(range(old), key=lambda j: (abs((i + 0.5) / new - (j + 0.5) / old) > 0.5 / old + 1e-9, -j))
-    expected = [[event[nearest(y, height, h), nearest(x, width, w)] for x in range(width)] for y in range(height)]
+    nearest = lambda i, new, old: min(
+        range(old), key=lambda j: (abs((i + 0.5) / new - (j + 0.5) / old) > 0.5 / old + 1e-9, -j)
+    )
+    expected = [
+        [event[nearest(y, height, h), nearest(x, width, w)] for x in range(width)] for y in range(height)
+    ]
     assert np.array_equal(images["event"], expected)
     blended = np.array(Image.fromarray(event).resize((width, height), Image.Resampling.BILINEAR))
     assert not np.array_equal(blended, expected)
@@ -195,7 +244,10 @@ def palette(root):
 
 
 def renamed(old, new):
-    return lambda root: ((root / new).parent.mkdir(parents=True, exist_ok=True), (root / old).rename(root / new))
+    return lambda root: (
+        (root / new).parent.mkdir(parents=True, exist_ok=True),
+        (root / old).rename(root / new),
+    )
 
 
 def moved(new):
@@ -206,21 +258,51 @@ def moved(new):
 FIRST = "cloud/train/MAP_10_point102"
 
 
-@pytest.mark.parametrize("damage, message", [
-    (replaced("img", "rgb", np.zeros((39, 56, 3), np.uint8)), "045050_rgb_front.png: 39 × 56 pixels; expected 40 × 56"),
-    (replaced("semantic", "semantic", np.zeros((20, 28, 3), np.uint8)), "045050_semantic_front.png: 20 × 28 pixels; expected 40 × 56"),
-    (replaced("img", "rgb", np.zeros(SIZE, np.uint8)), "045050_rgb_front.png: expected uint8 with 3 or 4 channels, found uint8 with 1"),
-    (replaced("lidar", "lidar", np.zeros(SIZE, np.uint16)), "_lidar_front.png: expected uint8 with 1 or 3 or 4 channels, found uint16"),
-    (replaced("depth", "depth", np.random.default_rng(0).integers(0, 9, (*SIZE, 3)).astype(np.uint8)), "planes that differ"),
-    (palette, "045050_lidar_front.png: an image with a palette"),
-    (truncated, "045050_lidar_front.png: cannot be read"),
-    (lambda root: (root / f"lidar/{FIRST}/045050_lidar_front.png").unlink(), "_lidar_front.png: not found; 1 of 5 samples lack files"),
-    (renamed(f"img/{FIRST}", "img/hail/train/MAP_10_point102"), "img/hail/train/MAP_10_point102/045050_rgb_front.png: expected img/<cloud"),
-    (renamed(f"img/{FIRST}", f"img/{FIRST}_fogginess"), "_fogginess/045050_rgb_front.png: expected img/<cloud"),
-    (renamed(f"img/{FIRST}/045050_rgb_front.png", f"img/{FIRST}/045050_rgb_rear.png"), "045050_rgb_rear.png: expected img/<cloud"),
-    (moved("fog/train/MAP_10_point102"), "train cloud: 0 of 1, train fog: 1 of 0 samples"),
-    (moved(f"{FIRST}_underexposure"), "train failing: 3 of 2, train healthy: 0 of 1 samples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            replaced("img", "rgb", np.zeros((39, 56, 3), np.uint8)),
+            "045050_rgb_front.png: 39 × 56 pixels; expected 40 × 56",
+        ),
+        (
+            replaced("semantic", "semantic", np.zeros((20, 28, 3), np.uint8)),
+            "045050_semantic_front.png: 20 × 28 pixels; expected 40 × 56",
+        ),
+        (
+            replaced("img", "rgb", np.zeros(SIZE, np.uint8)),
+            "045050_rgb_front.png: expected uint8 with 3 or 4 channels, found uint8 with 1",
+        ),
+        (
+            replaced("lidar", "lidar", np.zeros(SIZE, np.uint16)),
+            "_lidar_front.png: expected uint8 with 1 or 3 or 4 channels, found uint16",
+        ),
+        (
+            replaced("depth", "depth", np.random.default_rng(0).integers(0, 9, (*SIZE, 3)).astype(np.uint8)),
+            "planes that differ",
+        ),
+        (palette, "045050_lidar_front.png: an image with a palette"),
+        (truncated, "045050_lidar_front.png: cannot be read"),
+        (
+            lambda root: (root / f"lidar/{FIRST}/045050_lidar_front.png").unlink(),
+            "_lidar_front.png: not found; 1 of 5 samples lack files",
+        ),
+        (
+            renamed(f"img/{FIRST}", "img/hail/train/MAP_10_point102"),
+            "img/hail/train/MAP_10_point102/045050_rgb_front.png: expected img/<cloud",
+        ),
+        (
+            renamed(f"img/{FIRST}", f"img/{FIRST}_fogginess"),
+            "_fogginess/045050_rgb_front.png: expected img/<cloud",
+        ),
+        (
+            renamed(f"img/{FIRST}/045050_rgb_front.png", f"img/{FIRST}/045050_rgb_rear.png"),
+            "045050_rgb_rear.png: expected img/<cloud",
+        ),
+        (moved("fog/train/MAP_10_point102"), "train cloud: 0 of 1, train fog: 1 of 0 samples"),
+        (moved(f"{FIRST}_underexposure"), "train failing: 3 of 2, train healthy: 0 of 1 samples"),
+    ],
+)
 def test_what_does_not_belong_is_named_and_nothing_is_taken_for_whole(tmp_path, damage, message):
     make(tmp_path / "DELIVER")
     damage(tmp_path / "DELIVER")
@@ -233,7 +315,10 @@ def test_what_does_not_belong_is_named_and_nothing_is_taken_for_whole(tmp_path, 
 
 def test_a_missing_source_is_told_where_to_get_it(tmp_path):
     (tmp_path / "empty").mkdir()
-    for source, message in ((tmp_path / "nowhere", "nowhere: not found"), (tmp_path / "empty", "event, hha, img, lidar, semantic")):
+    for source, message in (
+        (tmp_path / "nowhere", "nowhere: not found"),
+        (tmp_path / "empty", "event, hha, img, lidar, semantic"),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             prepare(source, tmp_path / "out")
         assert "12.2 GB" in str(caught.value) and "Licence" in str(caught.value)
@@ -276,7 +361,11 @@ def test_check_and_second_run(tmp_path, capsys):
 def test_official_numbers():
     splits = {split: sum(counts.values()) for split, counts in OFFICIAL_COUNTS.items()}
     assert splits == {"train": 3983, "val": 2005, "test": 1897} and sum(splits.values()) == 7885
-    assert {split: splits[split] - OFFICIAL_FAILING[split] for split in splits} == {"train": 2585, "val": 1298, "test": 1198}
+    assert {split: splits[split] - OFFICIAL_FAILING[split] for split in splits} == {
+        "train": 2585,
+        "val": 1298,
+        "test": 1198,
+    }
     assert len(deliver.CLASSES) == len(set(deliver.PALETTE)) == 25 and OFFICIAL_SIZE == (1042, 1042)
 
 
@@ -294,11 +383,17 @@ def test_command_line_at_the_official_size(tmp_path):
 
     raw = make(tmp_path / "data" / "DELIVER", FRAMES[:1], (1042, 1042), (521, 521))
     done = run(tmp_path / "data")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "train cloud: 1 of 794" in done.stderr
+    assert (
+        done.returncode == 1 and done.stderr.startswith("error: ") and "train cloud: 1 of 794" in done.stderr
+    )
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     done = run(tmp_path / "data", "--partial")
     assert done.returncode == 0, done.stderr
-    assert "train: 1 samples, cloud 1" in done.stdout and "Building" in done.stdout and (tmp_path / "out" / "contact_sheet.png").exists()
+    assert (
+        "train: 1 samples, cloud 1" in done.stdout
+        and "Building" in done.stdout
+        and (tmp_path / "out" / "contact_sheet.png").exists()
+    )
     images, _ = stored(tmp_path / "out", FRAMES[0])
     assert np.array_equal(images["event"], raw[FRAMES[0]]["event"].repeat(2, 0).repeat(2, 1))
     assert np.array_equal(images["rgb"], raw[FRAMES[0]]["rgb"])

@@ -1,4 +1,6 @@
-"""The MCubeS converter on files in the official layout: every pixel accounted for, each trap with what the naive reader makes of it."""
+"""The MCubeS converter on files in the official layout: every pixel accounted for, each trap with what the
+naive reader makes of it.
+"""
 
 import shutil
 import subprocess
@@ -27,7 +29,9 @@ SIZE = (12, 192 + 20)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Small images and few of them; the 192 columns are real. One test draws the contact sheet, which takes longer than all else."""
+    """Small images and few of them; the 192 columns are real. One test draws the contact sheet, which takes
+    longer than all else.
+    """
     monkeypatch.setattr(mcubes, "SIZE", SIZE)
     monkeypatch.setattr(mcubes, "COUNTS", LISTS | {"train": 9})
     monkeypatch.setattr(mcubes, "LISTED", 6)
@@ -41,19 +45,35 @@ def scene(seed: int, size=SIZE, deep=False) -> dict[str, np.ndarray]:
     label = rng.integers(0, 20, size).astype(np.uint8)
     label[rng.random(size) < 0.1] = 255
     return {
-        "rgb": rng.integers(0, top, (*size, 3)).astype(dtype), "nir": rng.integers(0, top, size).astype(dtype),
-        "dolp": rng.random(size), "angle": rng.uniform(0, np.pi, size),
-        "label": label, "mask": np.where(rng.random(size) < 0.2, 255, 0).astype(np.uint8),
-    }  # fmt: skip
+        "rgb": rng.integers(0, top, (*size, 3)).astype(dtype),
+        "nir": rng.integers(0, top, size).astype(dtype),
+        "dolp": rng.random(size),
+        "angle": rng.uniform(0, np.pi, size),
+        "label": label,
+        "mask": np.where(rng.random(size) < 0.2, 255, 0).astype(np.uint8),
+    }
 
 
 def write(root: Path, stem: str, seen: dict, angle="double", dtype=np.float64) -> None:
     """One image set as the archive has it."""
-    shown = {"double": 2 * seen["angle"], "0 to 180": seen["angle"], "-90 to 90": (seen["angle"] + np.pi / 2) % np.pi - np.pi / 2}[angle]
-    for folder, array in (("polL_dolp", seen["dolp"]), ("polL_aolp_sin", np.sin(shown)), ("polL_aolp_cos", np.cos(shown))):
+    shown = {
+        "double": 2 * seen["angle"],
+        "0 to 180": seen["angle"],
+        "-90 to 90": (seen["angle"] + np.pi / 2) % np.pi - np.pi / 2,
+    }[angle]
+    for folder, array in (
+        ("polL_dolp", seen["dolp"]),
+        ("polL_aolp_sin", np.sin(shown)),
+        ("polL_aolp_cos", np.cos(shown)),
+    ):
         (root / folder).mkdir(parents=True, exist_ok=True)
         np.save(root / folder / f"{stem}.npy", array.astype(dtype))
-    for folder, key in (("polL_color", "rgb"), ("NIR_warped", "nir"), ("NIR_warped_mask", "mask"), ("GT", "label")):
+    for folder, key in (
+        ("polL_color", "rgb"),
+        ("NIR_warped", "nir"),
+        ("NIR_warped_mask", "mask"),
+        ("GT", "label"),
+    ):
         (root / folder).mkdir(parents=True, exist_ok=True)
         array = seen[key] if seen[key].ndim == 3 else seen[key][..., None]
         (root / folder / f"{stem}.png").write_bytes(png(array, 16 if array.dtype == np.uint16 else 8))
@@ -103,21 +123,37 @@ def test_every_pixel_comes_through(tmp_path, angle, capsys):
     found = {}
     for i, stored, label, physical in each(tmp_path / "out"):
         seen = {name: image[:, 192:] for name, image in scene(i).items()}
-        assert np.array_equal(stored["rgb"], seen["rgb"]) and np.array_equal(stored["nir"][..., 0], seen["nir"])
+        assert np.array_equal(stored["rgb"], seen["rgb"]) and np.array_equal(
+            stored["nir"][..., 0], seen["nir"]
+        )
         assert np.abs(physical["dolp"][..., 0] - seen["dolp"]).max() <= HALF
-        assert np.abs(physical["aolp"] - np.stack([np.cos(2 * seen["angle"]), np.sin(2 * seen["angle"])], 2)).max() <= HALF
+        assert (
+            np.abs(
+                physical["aolp"] - np.stack([np.cos(2 * seen["angle"]), np.sin(2 * seen["angle"])], 2)
+            ).max()
+            <= HALF
+        )
         assert np.array_equal(label, np.where(seen["mask"] > 0, 255, seen["label"]))
         assert not np.array_equal(label, seen["label"])  # the naive reader, which never applies the mask
         found[i] = stored["rgb"].shape
     assert found == dict.fromkeys(range(ALL), (12, 20, 3))
     said = capsys.readouterr().out
-    assert "lists: all.txt 14, train.txt 6, val.txt 2, test.txt 3; 3 of all.txt in no other list; train = rest" in said
+    assert (
+        "lists: all.txt 14, train.txt 6, val.txt 2, test.txt 3; 3 of all.txt in no other list; train = rest"
+        in said
+    )
     assert "the signs say " + ("double" if angle == "double" else "single") in said
-    assert "2 of 3 test images come from a sequence with training images" in said  # 9 and 10, with the training image 11
+    assert (
+        "2 of 3 test images come from a sequence with training images" in said
+    )  # 9 and 10, with the training image 11
     rows = {int(row["id"][-10:]): row["split"] for row in read_index(tmp_path / "out")}
     assert [rows[i] for i in range(ALL)] == ["train"] * 6 + ["val"] * 2 + ["test"] * 3 + ["train"] * 3
     description = read_description(tmp_path / "out")
-    assert description.classes[0] == "asphalt" and description.classes[19] == "sky" and len(description.classes) == 20
+    assert (
+        description.classes[0] == "asphalt"
+        and description.classes[19] == "sky"
+        and len(description.classes) == 20
+    )
     assert description.modalities["aolp"].flip_negates == (1,)
     run("", tmp_path / "out", check=True)  # without the source
     run(tmp_path, tmp_path / "out")
@@ -133,15 +169,25 @@ def test_the_official_size(tmp_path, monkeypatch):
         (root / "list_folder" / f"{name}.txt").write_text(f"{stem(0)}\r\n" * (name in ("all", "train")))
     run(root, tmp_path / "out", partial=True)
     _, stored, label, physical = next(each(tmp_path / "out"))
-    assert stored["rgb"].shape == (1024, 1032, 3) and stored["aolp"].shape == (1024, 1032, 2) and label.shape == (1024, 1032)
-    assert np.array_equal(stored["rgb"], seen["rgb"][:, 192:]) and np.abs(physical["dolp"][..., 0] - seen["dolp"][:, 192:]).max() <= HALF
+    assert (
+        stored["rgb"].shape == (1024, 1032, 3)
+        and stored["aolp"].shape == (1024, 1032, 2)
+        and label.shape == (1024, 1032)
+    )
+    assert (
+        np.array_equal(stored["rgb"], seen["rgb"][:, 192:])
+        and np.abs(physical["dolp"][..., 0] - seen["dolp"][:, 192:]).max() <= HALF
+    )
 
 
 def test_sixteen_bits_stay_sixteen(tmp_path):
     """And one image of 8 bits among them is the same brightness, exactly."""
     root = make(tmp_path / "set", deep=lambda i: i != 3)
     run(root, tmp_path / "out")
-    assert [read_description(tmp_path / "out").modalities[name].dtype for name in ("rgb", "nir")] == ["uint16", "uint16"]
+    assert [read_description(tmp_path / "out").modalities[name].dtype for name in ("rgb", "nir")] == [
+        "uint16",
+        "uint16",
+    ]
     for i, stored, _, physical in each(tmp_path / "out"):
         for name in ("rgb", "nir"):
             seen = scene(i, deep=i != 3)[name][:, 192:]
@@ -153,15 +199,24 @@ def test_sixteen_bits_stay_sixteen(tmp_path):
 
 
 def test_the_degree_of_polarisation_is_absolute(tmp_path):
-    """A road by noon and the same road at a third of its polarisation, and noise above 1: per-image scaling makes them equal."""
+    """A road by noon and the same road at a third of its polarisation, and noise above 1: per-image scaling
+    makes them equal.
+    """
 
     def change(seen, i):
         seen["dolp"] = scene(0)["dolp"] * (1 / 3 if i == 1 else 1.4)
 
     run(make(tmp_path / "set", change=change), tmp_path / "out")
-    strong, weak = (next(physical["dolp"][..., 0] for k, _, _, physical in each(tmp_path / "out") if k == i) for i in (0, 1))
+    strong, weak = (
+        next(physical["dolp"][..., 0] for k, _, _, physical in each(tmp_path / "out") if k == i)
+        for i in (0, 1)
+    )
     truth = scene(0)["dolp"][:, 192:]
-    assert np.abs(strong - 1.4 * truth).max() <= HALF and np.abs(weak - truth / 3).max() <= HALF and strong.max() > 1.2
+    assert (
+        np.abs(strong - 1.4 * truth).max() <= HALF
+        and np.abs(weak - truth / 3).max() <= HALF
+        and strong.max() > 1.2
+    )
     scaled = [(image - image.min()) / (image.max() - image.min()) for image in (strong, weak)]
     assert np.abs(scaled[0] - scaled[1]).max() < 1e-3
 
@@ -176,13 +231,17 @@ def test_a_resize_never_mixes_angles(tmp_path):
 
     root = make(tmp_path / "set", "0 to 180", change=change)
     run(root, tmp_path / "out", size=(6, 10))
-    sine, cosine = (np.load(root / f"polL_aolp_{name}" / f"{stem(1)}.npy")[:, 192:] for name in ("sin", "cos"))
+    sine, cosine = (
+        np.load(root / f"polL_aolp_{name}" / f"{stem(1)}.npy")[:, 192:] for name in ("sin", "cos")
+    )
     half = resize(torch.from_numpy(np.stack([cosine, sine])).float(), (6, 10), False).numpy()[:, 2:-2, 2:-2]
     assert np.hypot(*half).max() < 0.3  # naive: next to nothing is left,
     assert np.abs(np.rad2deg(np.arctan2(half[1], half[0])) - 90).max() < 75  # of an angle that no pixel had
     _, _, _, physical = next(entry for entry in each(tmp_path / "out") if entry[0] == 1)
     cosine, sine = physical["aolp"][2:-2, 2:-2].transpose(2, 0, 1)
-    assert np.hypot(cosine, sine).min() > 0.99 and np.abs(np.rad2deg(np.arctan2(sine, cosine)) / 2).max() < 1.01
+    assert (
+        np.hypot(cosine, sine).min() > 0.99 and np.abs(np.rad2deg(np.arctan2(sine, cosine)) / 2).max() < 1.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +261,9 @@ def test_a_mirrored_image_is_what_a_mirrored_camera_would_store(tmp_path, angle,
     data = PreparedDataset(tmp_path / "out", "val")
     assert data.modalities["aolp"].flip_negates == (channel,)
     seen = scene(int(data.rows[0]["id"][-10:]))["angle"][:, 192:]
-    direction = np.stack([-np.cos(seen), np.sin(seen)])[:, :, ::-1]  # x changes sign, and so does the order of columns
+    direction = np.stack([-np.cos(seen), np.sin(seen)])[
+        :, :, ::-1
+    ]  # x changes sign, and so does the order of columns
     mirrored = np.arctan2(direction[1], direction[0]) % np.pi
     if angle == "double" or not keep:
         mirrored = 2 * mirrored
@@ -211,21 +272,29 @@ def test_a_mirrored_image_is_what_a_mirrored_camera_would_store(tmp_path, angle,
     images, label = data.physical(0)
     flipped = flip(images, label, data.modalities)[0]["aolp"].numpy()
     assert np.abs(flipped - np.stack([np.cos(mirrored), np.sin(mirrored)])).max() <= HALF
-    assert np.abs(images["aolp"].flip(-1).numpy() - np.stack([np.cos(mirrored), np.sin(mirrored)])).max() > 1  # published code only mirrors
+    assert (
+        np.abs(images["aolp"].flip(-1).numpy() - np.stack([np.cos(mirrored), np.sin(mirrored)])).max() > 1
+    )  # published code only mirrors
 
 
 def test_lists(tmp_path, capsys):
     root = make(tmp_path / "set")
     run(root, tmp_path / "list", train="list")
-    assert [row["split"] for row in read_index(tmp_path / "list")].count("train") == 6  # the naive reader's training set
+    assert [row["split"] for row in read_index(tmp_path / "list")].count(
+        "train"
+    ) == 6  # the naive reader's training set
     run("", tmp_path / "list", train="list", check=True)
     with pytest.raises(ValueError, match="prepared with other options \\(train list, not rest\\)"):
         run("", tmp_path / "list", check=True)
-    (root / "list_folder" / "train.txt").write_text("".join(f"{stem(i)}\n" for i in (*range(6), 11, 12, 13)))  # a copy that names all
+    (root / "list_folder" / "train.txt").write_text(
+        "".join(f"{stem(i)}\n" for i in (*range(6), 11, 12, 13))
+    )  # a copy that names all
     run(root, tmp_path / "full", train="list")
     run(root, tmp_path / "rest")
     assert (tmp_path / "full/index.csv").read_bytes() == (tmp_path / "rest/index.csv").read_bytes()
-    (root / "list_folder" / "train.txt").write_text("".join(f"{stem(i)}\n" for i in range(5)))  # neither: cut short
+    (root / "list_folder" / "train.txt").write_text(
+        "".join(f"{stem(i)}\n" for i in range(5))
+    )  # neither: cut short
     with pytest.raises(ValueError, match="train: 5 of 9"):
         run(root, tmp_path / "cut", train="list")
 
@@ -257,23 +326,29 @@ def test_an_archive_and_missing_files(tmp_path, capsys):
         for path in sorted(root.rglob("*")):
             file.write(path, path.relative_to(tmp_path))
     shutil.rmtree(root)
-    with pytest.raises(ValueError, match=f"polL_dolp/{stem(7)}.npy: not found; 1 of 14 samples lack files"):  # others skip it silently
+    with pytest.raises(
+        ValueError, match=f"polL_dolp/{stem(7)}.npy: not found; 1 of 14 samples lack files"
+    ):  # others skip it silently
         run(tmp_path / "multimodal_dataset.zip", tmp_path / "out")
     run(tmp_path / "multimodal_dataset.zip", tmp_path / "out", partial=True)
-    assert len(read_index(tmp_path / "out")) == ALL - 1 and "left out: 1 of 14 samples" in capsys.readouterr().out
+    assert (
+        len(read_index(tmp_path / "out")) == ALL - 1
+        and "left out: 1 of 14 samples" in capsys.readouterr().out
+    )
     assert Path(f"{tmp_path / 'out'}-source/multimodal_dataset/GT/{stem(0)}.png").exists()
 
 
 def spoiled(root: Path, what: str) -> None:
     path = {
-        key: root / folder / f"{stem(4)}.{'npy' if key in ('dolp', 'sine', 'cosine') else 'png'}" for key, folder in mcubes.FOLDERS.items()
+        key: root / folder / f"{stem(4)}.{'npy' if key in ('dolp', 'sine', 'cosine') else 'png'}"
+        for key, folder in mcubes.FOLDERS.items()
     }
     degree, lists = np.load(path["dolp"]), root / "list_folder"
     match what:
         case "unknown id":
-            Image.fromarray(np.where(np.arange(SIZE[1]) == 200, 20, 3).astype(np.uint8) + np.zeros((SIZE[0], 1), np.uint8)).save(
-                path["label"]
-            )
+            Image.fromarray(
+                np.where(np.arange(SIZE[1]) == 200, 20, 3).astype(np.uint8) + np.zeros((SIZE[0], 1), np.uint8)
+            ).save(path["label"])
         case "size":
             Image.fromarray(np.zeros((SIZE[0], SIZE[1] - 192), np.uint8)).save(path["label"])
         case "planes":
@@ -310,24 +385,35 @@ def spoiled(root: Path, what: str) -> None:
             shutil.rmtree(root / "NIR_warped")
 
 
-@pytest.mark.parametrize("what, message", [
-    ("unknown id", f"GT/{stem(4)}.png: unknown label id 20; expected 0 to 19, or 255"),
-    ("size", f"GT/{stem(4)}.png: 12 × 20 pixels; expected 12 × 212"),
-    ("planes", f"polL_color/{stem(4)}.png: expected uint8 with 3 channels"),
-    ("truncated", f"NIR_warped/{stem(4)}.png: cannot be read"), ("nan", f"polL_dolp/{stem(4)}.npy: NaN or infinite"),
-    ("percent", f"polL_dolp/{stem(4)}.npy: .* to .*; expected fractions"),
-    ("negative", f"polL_dolp/{stem(4)}.npy: -0.* expected fractions"),
-    ("transposed", rf"polL_aolp_sin/{stem(4)}.npy: shape \(212, 12\); expected \(12, 212\)"),
-    ("pickled", f"polL_aolp_cos/{stem(4)}.npy: cannot be read"), ("no angle", f"polL_aolp_sin/{stem(4)}.npy and .*sine² .* is 0.64 to 1"),
-    ("flat angles", "polL_aolp_sin and polL_aolp_cos: the signs do not tell .* give --angle"),
-    ("escape", "all.txt: '../../etc/passwd'; expected stems"), ("overlap", f"{stem(8)} stands in val.txt and in test.txt"),
-    ("twice", f"test.txt: lists {stem(8)} twice"), ("stranger", "test.txt: outscene9_9_9 is not in all.txt"),
-    ("no list", "val.txt: not found"),
-    ("no folder", "no folder in it holds list_folder, .*NIR_warped"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("unknown id", f"GT/{stem(4)}.png: unknown label id 20; expected 0 to 19, or 255"),
+        ("size", f"GT/{stem(4)}.png: 12 × 20 pixels; expected 12 × 212"),
+        ("planes", f"polL_color/{stem(4)}.png: expected uint8 with 3 channels"),
+        ("truncated", f"NIR_warped/{stem(4)}.png: cannot be read"),
+        ("nan", f"polL_dolp/{stem(4)}.npy: NaN or infinite"),
+        ("percent", f"polL_dolp/{stem(4)}.npy: .* to .*; expected fractions"),
+        ("negative", f"polL_dolp/{stem(4)}.npy: -0.* expected fractions"),
+        ("transposed", rf"polL_aolp_sin/{stem(4)}.npy: shape \(212, 12\); expected \(12, 212\)"),
+        ("pickled", f"polL_aolp_cos/{stem(4)}.npy: cannot be read"),
+        ("no angle", f"polL_aolp_sin/{stem(4)}.npy and .*sine² .* is 0.64 to 1"),
+        ("flat angles", "polL_aolp_sin and polL_aolp_cos: the signs do not tell .* give --angle"),
+        ("escape", "all.txt: '../../etc/passwd'; expected stems"),
+        ("overlap", f"{stem(8)} stands in val.txt and in test.txt"),
+        ("twice", f"test.txt: lists {stem(8)} twice"),
+        ("stranger", "test.txt: outscene9_9_9 is not in all.txt"),
+        ("no list", "val.txt: not found"),
+        ("no folder", "no folder in it holds list_folder, .*NIR_warped"),
+    ],
+)
 def test_malformed_sources_are_named(tmp_path, monkeypatch, what, message):
     spoiled(make(tmp_path / "set"), what)
-    monkeypatch.setattr(sys, "argv", ["prepare_mcubes.py", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--no-progress"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["prepare_mcubes.py", str(tmp_path / "set"), "--out", str(tmp_path / "out"), "--no-progress"],
+    )
     with pytest.raises(SystemExit, match=f"(?s)error: .*{message}") as end:
         common.start(mcubes.prepare, mcubes.Options, mcubes.__doc__)
     assert isinstance(end.value.code, str) and not is_finished(tmp_path / "out")
@@ -339,7 +425,9 @@ def test_what_the_signs_cannot_tell_is_asked_for(tmp_path):
     run(root, tmp_path / "single", angle="single")  # sine = cosine = 0.707: 45°, doubled 90°
     assert all(np.abs(physical["aolp"] - (0, 1)).max() <= HALF for *_, physical in each(tmp_path / "single"))
     run(root, tmp_path / "double", angle="double")
-    assert all(np.abs(physical["aolp"] - np.sqrt(0.5)).max() <= HALF for *_, physical in each(tmp_path / "double"))
+    assert all(
+        np.abs(physical["aolp"] - np.sqrt(0.5)).max() <= HALF for *_, physical in each(tmp_path / "double")
+    )
     with pytest.raises(ValueError, match="without --keep-angle"):
         run(root, tmp_path / "kept", angle="single", keep_angle=True)
     with pytest.raises(ValueError, match="by their signs they hold: single, 0 to 180°; --angle says double"):
@@ -358,9 +446,15 @@ def test_the_contact_sheet(tmp_path, monkeypatch):
     monkeypatch.setattr(mcubes, "SIZE", (90, 192 + 120))
     monkeypatch.setattr(mcubes, "COUNTS", {"train": 2, "val": 0, "test": 0})
     rows, columns = np.mgrid[:90, :312] / 30.0
-    for i in range(2):  # rings of angle, ramps of the rest, a chequered label: what the sheet must show in order
-        seen = {"rgb": np.stack([rows * 80, columns * 24, rows * 0 + 60 + 60 * i], 2), "nir": columns * 24, "mask": (rows > 2.6) * 255,
-                "label": (rows.astype(int) * 5 + columns.astype(int)) % 20}  # fmt: skip
+    for i in range(
+        2
+    ):  # rings of angle, ramps of the rest, a chequered label: what the sheet must show in order
+        seen = {
+            "rgb": np.stack([rows * 80, columns * 24, rows * 0 + 60 + 60 * i], 2),
+            "nir": columns * 24,
+            "mask": (rows > 2.6) * 255,
+            "label": (rows.astype(int) * 5 + columns.astype(int)) % 20,
+        }
         seen = {name: image.astype(np.uint8) for name, image in seen.items()}
         seen |= {"dolp": rows / 3, "angle": np.arctan2(rows - 1.5, columns - 8.4) / 2 % np.pi}
         write(tmp_path / "set", stem(i), seen)
@@ -375,7 +469,11 @@ def test_the_contact_sheet(tmp_path, monkeypatch):
 
 
 def test_the_command(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPTS / "prepare_mcubes.py", "--out", tmp_path / "out"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "prepare_mcubes.py", "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and done.stderr.startswith(
         "error: name the archive or the unpacked folder.\nMCubeS: multimodal_dataset.zip"
     )

@@ -1,4 +1,6 @@
-"""The MFNet converter: every pixel of the official layout accounted for, each trap shown to fool the naive reader, bad files named."""
+"""The MFNet converter: every pixel of the official layout accounted for, each trap shown to fool the naive
+reader, bad files named.
+"""
 
 import csv
 import subprocess
@@ -21,13 +23,17 @@ SPLITS = {"train": ["00001D", "00004N", "00093D"], "val": ["00006N"], "test": ["
 
 
 def make(root, size=SIZE) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The official layout under ``root``; returns stem -> (image (H, W, 4), label (H, W)). 00093D has no annotation."""
+    """The official layout under ``root``; returns stem -> (image (H, W, 4), label (H, W)). 00093D has no
+    annotation.
+    """
     rng = np.random.default_rng(2)
     raw = {}
     for folder in ("images", "labels", "anno_json"):
         (root / folder).mkdir(parents=True)
     for stem in sum(SPLITS.values(), []):
-        image = rng.integers(0, 256, (*size, 4)).astype(np.uint8)  # thermal is 0 in places: as opacity it would hide the colour
+        image = rng.integers(0, 256, (*size, 4)).astype(
+            np.uint8
+        )  # thermal is 0 in places: as opacity it would hide the colour
         image[: size[0] // 4, :, 3] = 0
         label = rng.integers(0, 9, size).astype(np.uint8) * (stem != "00093D")
         Image.fromarray(image).save(root / "images" / f"{stem}.png")
@@ -47,7 +53,9 @@ def make(root, size=SIZE) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def small(monkeypatch):
     """Tiny images and the counts of SPLITS in place of the official ones."""
     monkeypatch.setattr(mfnet, "SIZE", SIZE)
-    monkeypatch.setattr(mfnet.common, "contact_sheet", lambda root: root)  # slow; the command line draws it below
+    monkeypatch.setattr(
+        mfnet.common, "contact_sheet", lambda root: root
+    )  # slow; the command line draws it below
     monkeypatch.setattr(mfnet, "TOTALS", {"day": 3, "night": 3})
     monkeypatch.setattr(mfnet, "DIVISION", {"train": 3, "val": 1, "test": 2})
 
@@ -73,7 +81,9 @@ def test_every_pixel_comes_through(tmp_path, classes):
     assert len(PreparedDataset(tmp_path / "out").description.classes) == classes
     for stem, (image, label) in raw.items():
         images, found = stored(tmp_path / "out", stem)
-        assert np.array_equal(images["rgb"], image[..., :3]) and np.array_equal(images["thermal"], image[..., 3:])
+        assert np.array_equal(images["rgb"], image[..., :3]) and np.array_equal(
+            images["thermal"], image[..., 3:]
+        )
         for id in range(9):
             expected = id if classes == 9 else 255 if id == 0 else id - 1
             assert (found[label == id] == expected).all()
@@ -87,7 +97,11 @@ def test_names_of_the_classes_keep_their_ids(tmp_path):
         prepare(tmp_path / "ir_seg_dataset", tmp_path / str(classes), classes=classes)
         description = PreparedDataset(tmp_path / str(classes)).description
         colours = dict(zip(description.classes, description.palette))
-        assert colours["car"] == (64, 0, 128) and colours["bump"] == (192, 64, 0) and ("unlabelled" in colours) == (classes == 9)
+        assert (
+            colours["car"] == (64, 0, 128)
+            and colours["bump"] == (192, 64, 0)
+            and ("unlabelled" in colours) == (classes == 9)
+        )
         assert description.classes.index("person") == 1 + (classes == 9)
 
 
@@ -97,11 +111,21 @@ def test_splits_conditions_and_cases(tmp_path, capsys):
     prepare(tmp_path, tmp_path / "out")  # the folder above, too
     found = rows(tmp_path / "out")
     assert {split: sorted(id for id in found if found[id]["split"] == split) for split in SPLITS} == SPLITS
-    assert {id: row["condition"] for id, row in found.items()} == {id: {"D": "day", "N": "night"}[id[-1]] for id in found}
-    assert [id for id, row in found.items() if row["case"]] == ["00093D"] and found["00093D"]["case"] == "unannotated"
+    assert {id: row["condition"] for id, row in found.items()} == {
+        id: {"D": "day", "N": "night"}[id[-1]] for id in found
+    }
+    assert [id for id, row in found.items() if row["case"]] == ["00093D"] and found["00093D"][
+        "case"
+    ] == "unannotated"
     out = capsys.readouterr().out
-    assert "mirrored copies left out: 3 in train.txt" in out and "without annotation: 1 samples" in out and "warning" not in out
-    naive = root.joinpath("train.txt").read_text().split()  # the list as it stands: twice the images, half of them not on disk
+    assert (
+        "mirrored copies left out: 3 in train.txt" in out
+        and "without annotation: 1 samples" in out
+        and "warning" not in out
+    )
+    naive = (
+        root.joinpath("train.txt").read_text().split()
+    )  # the list as it stands: twice the images, half of them not on disk
     assert len(naive) == 6 and not all((root / "images" / f"{name}.png").exists() for name in naive)
     assert {name[-1] for name in naive} == {"D", "N", "p"}  # and the last letter is no longer day or night
 
@@ -113,14 +137,21 @@ def test_thermal_is_no_opacity(tmp_path):
         images, _ = stored(tmp_path / "out", stem)
 
         def alone(plane):
-            return np.array(Image.fromarray(np.ascontiguousarray(plane)).resize((16, 12), Image.Resampling.BILINEAR)).astype(int)
+            return np.array(
+                Image.fromarray(np.ascontiguousarray(plane)).resize((16, 12), Image.Resampling.BILINEAR)
+            ).astype(int)
 
         colour = alone(image[..., :3])
-        assert np.abs(images["rgb"] - colour).max() <= 1 and np.abs(images["thermal"][..., 0] - alone(image[..., 3])).max() <= 1
+        assert (
+            np.abs(images["rgb"] - colour).max() <= 1
+            and np.abs(images["thermal"][..., 0] - alone(image[..., 3])).max() <= 1
+        )
         path = tmp_path / "ir_seg_dataset" / "images" / f"{stem}.png"
         naive = np.array(Image.open(path).resize((16, 12), Image.Resampling.BILINEAR))[..., :3].astype(int)
         assert np.abs(naive - colour).max() > 10  # the published readers resize all four planes at once
-        assert np.array(Image.open(path).convert("RGB")).shape[2] == 3  # and a conversion has no thermal plane left
+        assert (
+            np.array(Image.open(path).convert("RGB")).shape[2] == 3
+        )  # and a conversion has no thermal plane left
 
 
 def edited(name, old, new):
@@ -135,26 +166,53 @@ def cut(name):
     return lambda root: (root / name).write_bytes((root / name).read_bytes()[:-60])
 
 
-@pytest.mark.parametrize("damage, message", [
-    (image("images/00004N.png", np.zeros((*SIZE, 3), np.uint8)), "00004N.png: expected uint8 with 4 channels, found uint8 with 3"),
-    (image("images/00004N.png", np.zeros((32, 24, 4), np.uint8)), "00004N.png: 32 × 24 pixels; expected 24 × 32"),
-    (image("labels/00004N.png", np.full(SIZE, 9, np.uint8)), "labels/00004N.png: unknown label id 9"),
-    (image("labels/00004N.png", np.full(SIZE, 255, np.uint8)), "labels/00004N.png: unknown label id 255"),
-    (image("labels/00004N.png", np.zeros((*SIZE, 3), np.uint8)), "labels/00004N.png: expected uint8 with 1 channel, found uint8 with 3"),
-    (cut("images/00004N.png"), "00004N.png: cannot be read"),
-    (lambda root: (root / "labels/00006N.png").unlink(), "labels/00006N.png: not found; 1 of 6 samples lack files"),
-    (lambda root: (root / "val.txt").unlink(), "no folder in it holds images, labels, train.txt, val.txt, test.txt"),
-    (lambda root: (root / "test_day.txt").unlink(), "test_day.txt: not found"),
-    (edited("test_night.txt", "00010N", "00007D"), "test_night.txt: 00007D is in this list only; expected the N stems of test.txt"),
-    (edited("test_night.txt", "00010N", ""), "test_night.txt: 00010N is in test.txt only"),
-    (edited("test_day.txt", "00007D", "00007D\n00001D"), "test_day.txt: 00001D is in this list only; expected the D stems of test.txt"),
-    (edited("val.txt", "00006N", "00006N.png"), "val.txt: '00006N.png'; expected stems such as 00001D"),
-    (edited("val.txt", "00006N", "00004N"), "00004N stands in train.txt and in val.txt"),
-    (edited("val.txt", "00006N", "00006N\n00006N"), "val.txt: lists 00006N twice"),
-    (edited("train.txt", "00004N\n", ""), "train.txt: lists 00004N_flip without 00004N"),
-    (edited("val.txt", "00006N", "val/00006N.png"), "val.txt: 'val/00006N.png'; expected stems such as 00001D"),
-    (edited("train.txt", "00093D\n00093D_flip\n", ""), "found day: 2 of 3 samples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            image("images/00004N.png", np.zeros((*SIZE, 3), np.uint8)),
+            "00004N.png: expected uint8 with 4 channels, found uint8 with 3",
+        ),
+        (
+            image("images/00004N.png", np.zeros((32, 24, 4), np.uint8)),
+            "00004N.png: 32 × 24 pixels; expected 24 × 32",
+        ),
+        (image("labels/00004N.png", np.full(SIZE, 9, np.uint8)), "labels/00004N.png: unknown label id 9"),
+        (image("labels/00004N.png", np.full(SIZE, 255, np.uint8)), "labels/00004N.png: unknown label id 255"),
+        (
+            image("labels/00004N.png", np.zeros((*SIZE, 3), np.uint8)),
+            "labels/00004N.png: expected uint8 with 1 channel, found uint8 with 3",
+        ),
+        (cut("images/00004N.png"), "00004N.png: cannot be read"),
+        (
+            lambda root: (root / "labels/00006N.png").unlink(),
+            "labels/00006N.png: not found; 1 of 6 samples lack files",
+        ),
+        (
+            lambda root: (root / "val.txt").unlink(),
+            "no folder in it holds images, labels, train.txt, val.txt, test.txt",
+        ),
+        (lambda root: (root / "test_day.txt").unlink(), "test_day.txt: not found"),
+        (
+            edited("test_night.txt", "00010N", "00007D"),
+            "test_night.txt: 00007D is in this list only; expected the N stems of test.txt",
+        ),
+        (edited("test_night.txt", "00010N", ""), "test_night.txt: 00010N is in test.txt only"),
+        (
+            edited("test_day.txt", "00007D", "00007D\n00001D"),
+            "test_day.txt: 00001D is in this list only; expected the D stems of test.txt",
+        ),
+        (edited("val.txt", "00006N", "00006N.png"), "val.txt: '00006N.png'; expected stems such as 00001D"),
+        (edited("val.txt", "00006N", "00004N"), "00004N stands in train.txt and in val.txt"),
+        (edited("val.txt", "00006N", "00006N\n00006N"), "val.txt: lists 00006N twice"),
+        (edited("train.txt", "00004N\n", ""), "train.txt: lists 00004N_flip without 00004N"),
+        (
+            edited("val.txt", "00006N", "val/00006N.png"),
+            "val.txt: 'val/00006N.png'; expected stems such as 00001D",
+        ),
+        (edited("train.txt", "00093D\n00093D_flip\n", ""), "found day: 2 of 3 samples"),
+    ],
+)
 def test_what_does_not_belong_is_named_and_nothing_is_taken_for_whole(tmp_path, damage, message):
     make(tmp_path / "ir_seg_dataset")
     damage(tmp_path / "ir_seg_dataset")
@@ -180,7 +238,11 @@ def test_check_partial_and_second_run(tmp_path, capsys):
     (tmp_path / "ir_seg_dataset/black_list.txt").unlink()
     prepare(tmp_path / "ir_seg_dataset", tmp_path / "out", partial=True)
     out = capsys.readouterr().out
-    assert "left out: 1 of 6 samples" in out and "there is no black_list.txt" in out and "00006N" not in rows(tmp_path / "out")
+    assert (
+        "left out: 1 of 6 samples" in out
+        and "there is no black_list.txt" in out
+        and "00006N" not in rows(tmp_path / "out")
+    )
     prepare("", tmp_path / "out", check=True, partial=True)
     assert "5 samples of 24 × 32 pixels, every file as it should be" in capsys.readouterr().out
     with pytest.raises(ValueError, match="night: 2 of 3"):
@@ -202,17 +264,32 @@ def test_official_numbers():
 
 def test_command_line_at_the_official_size(tmp_path):
     def run(*arguments):
-        command = [sys.executable, str(SCRIPTS / "prepare_mfnet.py"), *map(str, arguments), "--no-progress", "--out", str(tmp_path / "out")]
+        command = [
+            sys.executable,
+            str(SCRIPTS / "prepare_mfnet.py"),
+            *map(str, arguments),
+            "--no-progress",
+            "--out",
+            str(tmp_path / "out"),
+        ]
         return subprocess.run(command, capture_output=True, text=True)
 
     raw = make(tmp_path / "ir_seg_dataset", (480, 640))
     done = run(tmp_path / "ir_seg_dataset")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "day: 3 of 820, night: 3 of 749" in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: ")
+        and "day: 3 of 820, night: 3 of 749" in done.stderr
+    )
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
     done = run(tmp_path / "ir_seg_dataset", "--partial", "--classes", "9")
     assert done.returncode == 0, done.stderr
     assert (
-        "test: 2 samples, day 1, night 1" in done.stdout and "unlabelled" in done.stdout and (tmp_path / "out/contact_sheet.png").exists()
+        "test: 2 samples, day 1, night 1" in done.stdout
+        and "unlabelled" in done.stdout
+        and (tmp_path / "out/contact_sheet.png").exists()
     )
     images, label = stored(tmp_path / "out", "00010N")
-    assert np.array_equal(np.dstack([images["rgb"], images["thermal"]]), raw["00010N"][0]) and np.array_equal(label, raw["00010N"][1])
+    assert np.array_equal(np.dstack([images["rgb"], images["thermal"]]), raw["00010N"][0]) and np.array_equal(
+        label, raw["00010N"][1]
+    )

@@ -1,4 +1,6 @@
-"""The MUSES converter: every pixel of the official layout accounted for, each trap shown to fool the naive reader, bad files named."""
+"""The MUSES converter: every pixel of the official layout accounted for, each trap shown to fool the naive
+reader, bad files named.
+"""
 
 import json
 import math
@@ -33,7 +35,12 @@ SCENES = [  # name, split, weather, time of day
     ("REC0006_frame_042692", "test", "snow", "day"),
 ]
 LAST = 1_668_000_000_100_000  # µs, of each scene's last event; the exposure ends 20 ms before
-KEYS = {"frame_camera": "_frame_camera.png", "event_camera": "_event_camera.h5", "lidar": "_lidar.bin", "gnss": "_gnss.txt"}
+KEYS = {
+    "frame_camera": "_frame_camera.png",
+    "event_camera": "_event_camera.h5",
+    "lidar": "_lidar.bin",
+    "gnss": "_gnss.txt",
+}
 
 
 def rigid(rotation: Rotation, shift) -> list:
@@ -50,10 +57,12 @@ def calibration(size) -> dict:
     axes = Rotation.from_matrix([[0, -1, 0], [0, 0, -1], [1, 0, 0]])
     return {
         "intrinsics": {"rgb": {"K": camera}, "event": {"K": event}},
-        "extrinsics": {"lidar2rgb": rigid(Rotation.from_rotvec([0.01, -0.02, 0.01]) * axes, [0.1, -0.3, 0.2]),
-                       "event2rgb": rigid(Rotation.from_rotvec([-0.02, 0.01, 0.02]), [0.1, 0, 0]),
-                       "lidar2gnss": rigid(Rotation.from_euler("x", math.pi), [1.0, 0, -1.2])},
-    }  # fmt: skip
+        "extrinsics": {
+            "lidar2rgb": rigid(Rotation.from_rotvec([0.01, -0.02, 0.01]) * axes, [0.1, -0.3, 0.2]),
+            "event2rgb": rigid(Rotation.from_rotvec([-0.02, 0.01, 0.02]), [0.1, 0, 0]),
+            "lidar2gnss": rigid(Rotation.from_euler("x", math.pi), [1.0, 0, -1.2]),
+        },
+    }
 
 
 def place(folder: str, scene, ending: str) -> str:
@@ -62,9 +71,13 @@ def place(folder: str, scene, ending: str) -> str:
 
 
 def points(rng, count) -> np.ndarray:
-    """float64 (N, 6): before and behind the car, at its place, several in one direction; heights on both sides of 0."""
+    """float64 (N, 6): before and behind the car, at its place, several in one direction; heights on both
+    sides of 0.
+    """
     made = np.empty((count, 6))
-    made[:, :3] = np.c_[np.ones(count), rng.uniform(-0.7, 0.7, (count, 2))] * rng.choice([-20, 0.5, 3, 17, 90], (count, 1))
+    made[:, :3] = np.c_[np.ones(count), rng.uniform(-0.7, 0.7, (count, 2))] * rng.choice(
+        [-20, 0.5, 3, 17, 90], (count, 1)
+    )
     made[:, 3], made[:, 4] = rng.integers(0, 256, count), rng.integers(0, 5, count)
     made[:, 5] = LAST / 1e6 - rng.uniform(0, 0.1, count)
     return made
@@ -94,19 +107,31 @@ def make(root: Path, size=SIZE, scenes=SCENES, test_labels=False, count=900) -> 
         Image.fromarray(rgb).save(root / paths["frame_camera"])
         if split != "test" or test_labels:
             Image.fromarray(label).save(root / labels)
-            Image.fromarray(label + np.uint8(7)).save(root / labels.replace("TrainIds", "Ids"))  # the other encodings lie beside it
+            Image.fromarray(label + np.uint8(7)).save(
+                root / labels.replace("TrainIds", "Ids")
+            )  # the other encodings lie beside it
             Image.fromarray(rgb).save(root / labels.replace("TrainIds", "Color"))
         cloud.tofile(root / paths["lidar"])
         with h5py.File(root / paths["event_camera"], "w") as file:
             for key, values, dtype in zip("xytp", (x, y, t, p), ("u2", "u2", "i8", "u1")):
-                file.create_dataset(f"events/{key}", data=values.astype(dtype), **hdf5plugin.Blosc(cname="zstd"))
+                file.create_dataset(
+                    f"events/{key}", data=values.astype(dtype), **hdf5plugin.Blosc(cname="zstd")
+                )
         numbers = [0] * 28
-        numbers[23], numbers[19] = 14_000, 2_000_000  # gSpeed 14 m/s, angular_rate_heading 20 deg/s to the right
+        numbers[23], numbers[19] = (
+            14_000,
+            2_000_000,
+        )  # gSpeed 14 m/s, angular_rate_heading 20 deg/s to the right
         (root / paths["gnss"]).write_text(" ".join(map(str, numbers)) + "\n")
-        meta[name] = {"split": split, "weather": weather, "time_of_day": time, "reference_frame_available": "No",
-                      "frame_camera_exposure_start_timestamp_us": str(LAST - 30_000),
-                      "frame_camera_exposure_end_timestamp_us": LAST - 20_000,
-                      **{f"path_to_{folder}": path for folder, path in paths.items()}}  # fmt: skip
+        meta[name] = {
+            "split": split,
+            "weather": weather,
+            "time_of_day": time,
+            "reference_frame_available": "No",
+            "frame_camera_exposure_start_timestamp_us": str(LAST - 30_000),
+            "frame_camera_exposure_end_timestamp_us": LAST - 20_000,
+            **{f"path_to_{folder}": path for folder, path in paths.items()},
+        }
     (root / "meta.json").write_text(json.dumps(meta))
     (root / "calib.json").write_text(json.dumps(calibration(size)))
     return raw
@@ -129,7 +154,8 @@ def stored(out, name) -> tuple[dict, np.ndarray]:
     return data.stored([r["id"] for r in data.rows].index(name))
 
 
-# ---- what must come out, one point and one event after the other --------------------------------------------------------------------
+# ---- what must come out, one point and one event after the other
+# --------------------------------------------------------------------
 
 
 def scaled(matrix, native, size):
@@ -144,10 +170,13 @@ def expected_lidar(cloud, calib, size, native=SIZE) -> np.ndarray:
     camera, nearest = scaled(calib["intrinsics"]["rgb"]["K"], native, size), {}
     for x, y, z, intensity, *_ in cloud.tolist():
         distance = math.sqrt(x * x + y * y + z * z)
-        a, b, c = (sum(t * v for t, v in zip(row, (x, y, z, 1.0))) for row in calib["extrinsics"]["lidar2rgb"][:3])
+        a, b, c = (
+            sum(t * v for t, v in zip(row, (x, y, z, 1.0))) for row in calib["extrinsics"]["lidar2rgb"][:3]
+        )
         if c > 0 and distance >= 1:
             pixel = tuple(
-                math.floor(f * v / c + shift + 0.5) for f, v, shift in ((camera[1][1], b, camera[1][2]), (camera[0][0], a, camera[0][2]))
+                math.floor(f * v / c + shift + 0.5)
+                for f, v, shift in ((camera[1][1], b, camera[1][2]), (camera[0][0], a, camera[0][2]))
             )
             if distance < nearest.get(pixel, (math.inf,))[0]:
                 nearest[pixel] = (distance, intensity, z)
@@ -159,10 +188,17 @@ def expected_lidar(cloud, calib, size, native=SIZE) -> np.ndarray:
 
 
 def expected_counts(x, y, t, p, calib, size, native=SIZE, window=30_000) -> np.ndarray:
-    camera, event = np.array(scaled(calib["intrinsics"]["rgb"]["K"], native, size)), np.array(calib["intrinsics"]["event"]["K"])
+    camera, event = (
+        np.array(scaled(calib["intrinsics"]["rgb"]["K"], native, size)),
+        np.array(calib["intrinsics"]["event"]["K"]),
+    )
     turn, counts = np.array(calib["extrinsics"]["event2rgb"])[:3, :3], np.zeros((*size, 2), int)
     for u, v, time, polarity in zip(x.tolist(), y.tolist(), t.tolist(), p.tolist()):
-        ray = turn @ [(u - event[0, 2]) / event[0, 0], (v - event[1, 2]) / event[1, 1], 1]  # a far point in the camera's frame
+        ray = turn @ [
+            (u - event[0, 2]) / event[0, 0],
+            (v - event[1, 2]) / event[1, 1],
+            1,
+        ]  # a far point in the camera's frame
         column, row = (math.floor(value + 0.5) for value in (camera @ ray / ray[2])[:2])
         if time >= LAST - window and 0 <= row < size[0] and 0 <= column < size[1]:
             counts[row, column, 0 if polarity else 1] += 1
@@ -173,18 +209,27 @@ def test_every_pixel_comes_through(tmp_path, capsys):
     raw, calib = make(tmp_path / "muses"), calibration(SIZE)
     prepare(tmp_path / "muses", tmp_path / "out")
     assert [(row["id"], row["split"], row["condition"]) for row in read_index(tmp_path / "out")] == [
-        ("REC0001_frame_000100", "train", "clear-day"), ("REC0002_frame_000200", "train", "fog-night"),
-        ("REC0475_frame_000247", "val", "rain-night")]  # fmt: skip
+        ("REC0001_frame_000100", "train", "clear-day"),
+        ("REC0002_frame_000200", "train", "fog-night"),
+        ("REC0475_frame_000247", "val", "rain-night"),
+    ]
     for name in [row["id"] for row in read_index(tmp_path / "out")]:
         images, label = stored(tmp_path / "out", name)
         assert np.array_equal(images["rgb"], raw[name]["rgb"]) and np.array_equal(label, raw[name]["label"])
-        lidar, counts = expected_lidar(raw[name]["lidar"], calib, SIZE), expected_counts(*raw[name]["event"], calib, SIZE)
+        lidar, counts = (
+            expected_lidar(raw[name]["lidar"], calib, SIZE),
+            expected_counts(*raw[name]["event"], calib, SIZE),
+        )
         assert np.array_equal(images["lidar"], lidar) and (lidar != 16384).any(2).sum() > 100
         assert np.array_equal(images["event"], np.minimum(counts, 255)) and counts.sum() > 500
     description = read_description(tmp_path / "out")
     physical = description.modalities["lidar"].to_physical(lidar)
     assert (physical[(lidar == 16384).all(2)] == 0).all()  # no point is exactly 0
-    assert description.classes[0] == "road" and len(description.classes) == 19 and "may not be shared" in description.licence
+    assert (
+        description.classes[0] == "road"
+        and len(description.classes) == 19
+        and "may not be shared" in description.licence
+    )
     assert [m.symbol for m in description.modalities.values()] == ["R", "E", "L"]
     capsys.readouterr()
     prepare("", tmp_path / "out", check=True)
@@ -198,7 +243,9 @@ def test_statistics_are_those_of_every_file_of_the_training_split(tmp_path):
     counts = [stored(tmp_path / "out", name)[0]["event"] for name, split, *_ in SCENES if split == "train"]
     values = np.log1p(np.array(counts, float).reshape(-1, 2))
     event = read_description(tmp_path / "out").modalities["event"]
-    assert np.allclose(event.mean, values.mean(0), atol=2e-6) and np.allclose(event.std, values.std(0), atol=2e-6)
+    assert np.allclose(event.mean, values.mean(0), atol=2e-6) and np.allclose(
+        event.std, values.std(0), atol=2e-6
+    )
 
 
 def test_traps_of_the_raw_sensors_fool_the_naive_reader(tmp_path):
@@ -207,9 +254,13 @@ def test_traps_of_the_raw_sensors_fool_the_naive_reader(tmp_path):
     name = SCENES[0][0]
     images, label = stored(tmp_path / "out", name)
     counts = expected_counts(*raw[name]["event"], calib, SIZE)
-    assert counts.max() >= 300 > 255 and counts.astype(np.uint8).max() < 255  # a cast wraps the brightest pixel to a small count
+    assert (
+        counts.max() >= 300 > 255 and counts.astype(np.uint8).max() < 255
+    )  # a cast wraps the brightest pixel to a small count
     assert images["event"].max() == 255
-    few = expected_counts(*raw[name]["event"], calib, SIZE, window=30)  # 30 of the file's units: microseconds, not milliseconds
+    few = expected_counts(
+        *raw[name]["event"], calib, SIZE, window=30
+    )  # 30 of the file's units: microseconds, not milliseconds
     assert few.sum() < counts.sum() / 5
     void = raw[name]["label"] == 255
     naive = np.where(void, 0, raw[name]["label"])
@@ -226,14 +277,20 @@ def test_a_smaller_size_projects_anew_instead_of_thinning_points_out(tmp_path):
     images, label = stored(tmp_path / "out", SCENES[0][0])
     assert label.shape == images["rgb"].shape[:2] == size
     assert np.array_equal(images["lidar"], expected_lidar(raw[SCENES[0][0]]["lidar"], calib, size))
-    assert np.array_equal(images["event"], np.minimum(expected_counts(*raw[SCENES[0][0]]["event"], calib, size), 255))
+    assert np.array_equal(
+        images["event"], np.minimum(expected_counts(*raw[SCENES[0][0]]["event"], calib, size), 255)
+    )
     thinned = expected_lidar(raw[SCENES[0][0]]["lidar"], calib, SIZE)[1::3, 2::4]
     assert (images["lidar"] != 16384).any(2).sum() > 1.5 * (thinned != 16384).any(2).sum()
 
 
 def test_what_there_is_comes_from_meta_json_not_from_the_folders(tmp_path):
     make(tmp_path / "muses")
-    stray = tmp_path / "muses" / place("frame_camera", ("REC9999_frame_000001", "train", "clear", "day"), "_frame_camera.png")
+    stray = (
+        tmp_path
+        / "muses"
+        / place("frame_camera", ("REC9999_frame_000001", "train", "clear", "day"), "_frame_camera.png")
+    )
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(stray)
     prepare(tmp_path / "muses", tmp_path / "out", sensors=("lidar",))
     assert len(list((tmp_path / "muses").glob("frame_camera/train/*/*/*.png"))) == 3
@@ -250,7 +307,10 @@ def test_motion_compensation_with_a_relative_folder(tmp_path, monkeypatch):
     for point in cloud:  # LiDAR (z up) to car (z down), along the circle the car drives, and back
         x, y, z, t = point[0] + 1.0, -point[1], -point[2] - 1.2, point[5] - middle
         sine, cosine = math.sin(rate * t), math.cos(rate * t)
-        x, y = cosine * x - sine * y + speed / rate * sine, sine * x + cosine * y + speed / rate * (1 - cosine)
+        x, y = (
+            cosine * x - sine * y + speed / rate * sine,
+            sine * x + cosine * y + speed / rate * (1 - cosine),
+        )
         point[:3] = x - 1.0, -y, -(z + 1.2)
     found = stored(tmp_path / "out", name)[0]["lidar"]
     assert np.abs(found.astype(int) - expected_lidar(cloud, calib, SIZE)).max() <= 1
@@ -261,15 +321,21 @@ def test_enlarged_points_hide_what_is_farther(tmp_path):
     make(tmp_path / "muses")
     for out, enlarge in (("one", 1), ("three", 3)):
         prepare(tmp_path / "muses", tmp_path / out, sensors=("lidar",), enlarge=enlarge)
-    one, three = (stored(tmp_path / out, SCENES[0][0])[0]["lidar"][..., 0].astype(float) for out in ("one", "three"))
+    one, three = (
+        stored(tmp_path / out, SCENES[0][0])[0]["lidar"][..., 0].astype(float) for out in ("one", "three")
+    )
     distance = np.pad(np.where(one == 16384, np.inf, one), 1, constant_values=np.inf)
     around = np.min([distance[r : r + SIZE[0], c : c + SIZE[1]] for r in range(3) for c in range(3)], 0)
-    assert np.array_equal(three, np.where(np.isinf(around), 16384, around)) and (three != 16384).sum() > 2 * (one != 16384).sum()
+    assert (
+        np.array_equal(three, np.where(np.isinf(around), 16384, around))
+        and (three != 16384).sum() > 2 * (one != 16384).sum()
+    )
     with pytest.raises(ValueError, match="prepared with other options .enlarge 3, not 2"):
         prepare(tmp_path / "muses", tmp_path / "three", sensors=("lidar",), enlarge=2)
 
 
-# ---- splits -------------------------------------------------------------------------------------------------------------------------
+# ---- splits
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_test_split_with_labels_and_without(tmp_path):
@@ -277,7 +343,9 @@ def test_test_split_with_labels_and_without(tmp_path):
     prepare(tmp_path / "labelled", tmp_path / "all", splits=("train", "val", "test"), sensors=("rgb",))
     assert [row["split"] for row in read_index(tmp_path / "all")] == ["test", "train", "train", "val"]
     raw = make(tmp_path / "withheld")
-    with pytest.raises(ValueError, match=r"gt_semantic/test: not found; without test labels write --splits train val"):
+    with pytest.raises(
+        ValueError, match=r"gt_semantic/test: not found; without test labels write --splits train val"
+    ):
         prepare(tmp_path / "withheld", tmp_path / "none", splits=("train", "val", "test"))
     prepare(tmp_path / "withheld", tmp_path / "apart", splits=("test",), sensors=("rgb", "lidar"))
     images, label = stored(tmp_path / "apart", SCENES[3][0])
@@ -307,32 +375,51 @@ def test_fewer_samples_need_partial(tmp_path, capsys):
 def test_a_folder_of_zip_files_is_unpacked_into_one(tmp_path):
     raw = make(tmp_path / "muses")
     (tmp_path / "zips").mkdir()
-    for archive, folders in (("RGB", ("frame_camera",)), ("Semantic", ("gt_semantic",)), ("Rest", ("lidar", "event_camera"))):
+    for archive, folders in (
+        ("RGB", ("frame_camera",)),
+        ("Semantic", ("gt_semantic",)),
+        ("Rest", ("lidar", "event_camera")),
+    ):
         with zipfile.ZipFile(tmp_path / "zips" / f"{archive}.zip", "w") as file:
-            for path in (*(tmp_path / "muses").glob("*.json"), *(p for f in folders for p in (tmp_path / "muses" / f).rglob("*.*"))):
+            for path in (
+                *(tmp_path / "muses").glob("*.json"),
+                *(p for f in folders for p in (tmp_path / "muses" / f).rglob("*.*")),
+            ):
                 file.write(path, path.relative_to(tmp_path))
     prepare(tmp_path / "zips", tmp_path / "out")
     assert np.array_equal(stored(tmp_path / "out", SCENES[0][0])[0]["rgb"], raw[SCENES[0][0]]["rgb"])
 
 
-# ---- files of the authors' tool -----------------------------------------------------------------------------------------------------
+# ---- files of the authors' tool
+# -----------------------------------------------------------------------------------------------------
 
 
 def png16(path: Path, array: np.ndarray) -> None:
     """A 16-bit RGB PNG of the planes in the order given, written by hand: Pillow cannot."""
     height, width, _ = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def project_as_the_tool(root: Path, folder: Path, suffix: str) -> dict:
-    """projected_to_rgb/: float32 LiDAR and uint8 event images of three planes; in a .png BGR, and LiDAR as (v + 100) · 150."""
+    """projected_to_rgb/: float32 LiDAR and uint8 event images of three planes; in a .png BGR, and LiDAR as (v
+    + 100) · 150.
+    """
     rng, made = np.random.default_rng(6), {}
     for scene in SCENES:
         empty = rng.random(SIZE) < 0.7
-        lidar = np.stack([rng.uniform(1, 90, SIZE), rng.integers(0, 256, SIZE), rng.uniform(-3, 9, SIZE)], 2).astype(np.float32)
+        lidar = np.stack(
+            [rng.uniform(1, 90, SIZE), rng.integers(0, 256, SIZE), rng.uniform(-3, 9, SIZE)], 2
+        ).astype(np.float32)
         lidar[empty] = 0
         event = np.dstack([rng.integers(0, 9, (*SIZE, 2)), np.zeros(SIZE)]).astype(np.uint8)
         made[scene[0]] = lidar, event
@@ -369,12 +456,17 @@ def test_files_of_the_authors_tool(tmp_path, suffix):
         path = next((tmp_path / "projected").rglob(f"{SCENES[1][0]}_lidar.png"))
         with Image.open(path) as image:
             naive = np.array(image)
-        assert naive.dtype == np.uint8 and np.abs(naive / 150.0 - 100 - lidar).max() > 50  # the high byte only
+        assert (
+            naive.dtype == np.uint8 and np.abs(naive / 150.0 - 100 - lidar).max() > 50
+        )  # the high byte only
         forward = ((lidar + 100) * 150).astype(np.uint16)[..., ::-1] / 150 - 100
-        assert np.abs(forward - lidar).max() > 50  # right bits, planes in the file's order: the height taken for the range
+        assert (
+            np.abs(forward - lidar).max() > 50
+        )  # right bits, planes in the file's order: the height taken for the range
 
 
-# ---- what is wrong is named ---------------------------------------------------------------------------------------------------------
+# ---- what is wrong is named
+# ---------------------------------------------------------------------------------------------------------
 
 
 def at(root, folder, ending, scene=SCENES[1]):
@@ -392,35 +484,90 @@ def events_gone(path):
         del file["events/t"]
 
 
-LABEL, LIDAR, EVENT, FRAME = (("gt_semantic", "_gt_labelTrainIds.png"), ("lidar", "_lidar.bin"), ("event_camera", "_event_camera.h5"),
-                              ("frame_camera", "_frame_camera.png"))  # fmt: skip
+LABEL, LIDAR, EVENT, FRAME = (
+    ("gt_semantic", "_gt_labelTrainIds.png"),
+    ("lidar", "_lidar.bin"),
+    ("event_camera", "_event_camera.h5"),
+    ("frame_camera", "_frame_camera.png"),
+)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda r: at(r, *LIDAR).write_bytes(at(r, *LIDAR).read_bytes()[:-20]), "REC0002_frame_000200_lidar.bin: 43180 bytes"),
-    (lambda r: (np.full((40, 6), 1e5)).tofile(at(r, *LIDAR)), "_lidar.bin: range 0 to 1.732e+05"),
-    (lambda r: at(r, *LIDAR).unlink(), "_lidar.bin: not found; 1 of 3 samples"),
-    (lambda r: at(r, *EVENT).write_bytes(at(r, *EVENT).read_bytes()[:3000]), "_event_camera.h5: cannot be read"),
-    (lambda r: events_gone(at(r, *EVENT)), "_event_camera.h5: cannot be read"),
-    (lambda r: Image.fromarray(np.full(SIZE, 33, np.uint8)).save(at(r, *LABEL)), "_gt_labelTrainIds.png: unknown label id 33"),
-    (lambda r: Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(at(r, *LABEL)), "_gt_labelTrainIds.png: expected uint8 with 1"),
-    (lambda r: Image.fromarray(np.zeros((*SIZE, 4), np.uint8)).save(at(r, *FRAME)), "_frame_camera.png: expected uint8 with 3"),
-    (lambda r: Image.fromarray(np.zeros((9, 64, 3), np.uint8)).save(at(r, *FRAME)), "_frame_camera.png: 9 × 64 pixels; expected 36 × 64"),
-    (lambda r: at(r, *FRAME).write_bytes(at(r, *FRAME).read_bytes()[:2000]), "_frame_camera.png: cannot be read"),
-    (lambda r: rewrite(r / "calib.json", lambda c: c["extrinsics"].pop("event2rgb")), "calib.json, extrinsics/event2rgb: missing"),
-    (lambda r: (r / "calib.json").unlink(), "calib.json: not found"),
-    (lambda r: (r / "meta.json").write_text("[]"), "meta.json: expected one entry a sample"),
-    (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: not readable as JSON"),
-    (lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].update(weather="hail")), "weather is 'hail'; expected clear, fog"),
-    (lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].update(path_to_lidar="../../etc/passwd")), "expected a path below"),
-    (lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].pop("path_to_event_camera")), "path_to_event_camera is None"),
-    (lambda r: (r / "lidar").rename(r / "Lidar"), "no folder in it holds meta.json, frame_camera, event_camera, lidar"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda r: at(r, *LIDAR).write_bytes(at(r, *LIDAR).read_bytes()[:-20]),
+            "REC0002_frame_000200_lidar.bin: 43180 bytes",
+        ),
+        (lambda r: (np.full((40, 6), 1e5)).tofile(at(r, *LIDAR)), "_lidar.bin: range 0 to 1.732e+05"),
+        (lambda r: at(r, *LIDAR).unlink(), "_lidar.bin: not found; 1 of 3 samples"),
+        (
+            lambda r: at(r, *EVENT).write_bytes(at(r, *EVENT).read_bytes()[:3000]),
+            "_event_camera.h5: cannot be read",
+        ),
+        (lambda r: events_gone(at(r, *EVENT)), "_event_camera.h5: cannot be read"),
+        (
+            lambda r: Image.fromarray(np.full(SIZE, 33, np.uint8)).save(at(r, *LABEL)),
+            "_gt_labelTrainIds.png: unknown label id 33",
+        ),
+        (
+            lambda r: Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(at(r, *LABEL)),
+            "_gt_labelTrainIds.png: expected uint8 with 1",
+        ),
+        (
+            lambda r: Image.fromarray(np.zeros((*SIZE, 4), np.uint8)).save(at(r, *FRAME)),
+            "_frame_camera.png: expected uint8 with 3",
+        ),
+        (
+            lambda r: Image.fromarray(np.zeros((9, 64, 3), np.uint8)).save(at(r, *FRAME)),
+            "_frame_camera.png: 9 × 64 pixels; expected 36 × 64",
+        ),
+        (
+            lambda r: at(r, *FRAME).write_bytes(at(r, *FRAME).read_bytes()[:2000]),
+            "_frame_camera.png: cannot be read",
+        ),
+        (
+            lambda r: rewrite(r / "calib.json", lambda c: c["extrinsics"].pop("event2rgb")),
+            "calib.json, extrinsics/event2rgb: missing",
+        ),
+        (lambda r: (r / "calib.json").unlink(), "calib.json: not found"),
+        (lambda r: (r / "meta.json").write_text("[]"), "meta.json: expected one entry a sample"),
+        (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: not readable as JSON"),
+        (
+            lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].update(weather="hail")),
+            "weather is 'hail'; expected clear, fog",
+        ),
+        (
+            lambda r: rewrite(
+                r / "meta.json", lambda m: m[SCENES[1][0]].update(path_to_lidar="../../etc/passwd")
+            ),
+            "expected a path below",
+        ),
+        (
+            lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].pop("path_to_event_camera")),
+            "path_to_event_camera is None",
+        ),
+        (
+            lambda r: (r / "lidar").rename(r / "Lidar"),
+            "no folder in it holds meta.json, frame_camera, event_camera, lidar",
+        ),
+    ],
+)
 def test_what_is_wrong_is_named_and_nothing_is_finished(tmp_path, monkeypatch, damage, message):
     make(tmp_path / "muses")
     damage(tmp_path / "muses")
     monkeypatch.setattr(
-        sys, "argv", ["prepare", str(tmp_path / "muses"), "--out", str(tmp_path / "out"), "--no-progress", "--workers", "1"]
+        sys,
+        "argv",
+        [
+            "prepare",
+            str(tmp_path / "muses"),
+            "--out",
+            str(tmp_path / "out"),
+            "--no-progress",
+            "--workers",
+            "1",
+        ],
     )
     with pytest.raises(SystemExit) as stopped:
         common.start(muses.prepare, muses.Options, "")
@@ -432,15 +579,18 @@ def saved(array, key="arr_0"):
     return lambda path: np.savez(path, **{key: array})
 
 
-@pytest.mark.parametrize("content, message", [
-    (saved(np.full((*SIZE, 3), -1, np.float32)), "_lidar.npz: range -1 to 0"),
-    (saved(np.full((*SIZE, 3), np.nan, np.float32)), "_lidar.npz: range nan"),
-    (saved(np.zeros((*SIZE, 3))), "_lidar.npz: float64 .* expected float32"),
-    (saved(np.zeros((9, 9, 3), np.float32)), "_lidar.npz: float32 .9, 9, 3."),
-    (saved(np.zeros((*SIZE, 3), np.float32), "depth"), "_lidar.npz: cannot be read"),
-    (lambda path: path.write_bytes(b"PK\3\4 not a zip"), "_lidar.npz: cannot be read"),
-    (lambda path: path.unlink(), "_lidar.npz: not found"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (saved(np.full((*SIZE, 3), -1, np.float32)), "_lidar.npz: range -1 to 0"),
+        (saved(np.full((*SIZE, 3), np.nan, np.float32)), "_lidar.npz: range nan"),
+        (saved(np.zeros((*SIZE, 3))), "_lidar.npz: float64 .* expected float32"),
+        (saved(np.zeros((9, 9, 3), np.float32)), "_lidar.npz: float32 .9, 9, 3."),
+        (saved(np.zeros((*SIZE, 3), np.float32), "depth"), "_lidar.npz: cannot be read"),
+        (lambda path: path.write_bytes(b"PK\3\4 not a zip"), "_lidar.npz: cannot be read"),
+        (lambda path: path.unlink(), "_lidar.npz: not found"),
+    ],
+)
 def test_bad_files_of_the_tool_are_named(tmp_path, content, message):
     make(tmp_path / "muses")
     project_as_the_tool(tmp_path / "muses", tmp_path / "projected", ".npz")
@@ -449,12 +599,15 @@ def test_bad_files_of_the_tool_are_named(tmp_path, content, message):
         prepare(tmp_path / "muses", tmp_path / "out", projected=str(tmp_path / "projected"))
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"projected": "x", "enlarge": 2}, "--projected reads finished images"),
-    ({"enlarge": 0}, "1 or more pixels"),
-    ({"window": float("nan")}, "more than 0 ms"),
-    ({"sensors": ()}, "name at least one each"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"projected": "x", "enlarge": 2}, "--projected reads finished images"),
+        ({"enlarge": 0}, "1 or more pixels"),
+        ({"window": float("nan")}, "more than 0 ms"),
+        ({"sensors": ()}, "name at least one each"),
+    ],
+)
 def test_options_that_make_no_sense(tmp_path, options, message):
     make(tmp_path / "muses")
     with pytest.raises(ValueError, match=message):
@@ -463,19 +616,35 @@ def test_options_that_make_no_sense(tmp_path, options, message):
 
 def test_exposures_are_needed_for_motion(tmp_path):
     make(tmp_path / "muses")
-    rewrite(tmp_path / "muses" / "meta.json", lambda m: m[SCENES[0][0]].pop("frame_camera_exposure_end_timestamp_us"))
-    with pytest.raises(ValueError, match="REC0001_frame_000100': no frame_camera_exposure_start_timestamp_us and"):
+    rewrite(
+        tmp_path / "muses" / "meta.json",
+        lambda m: m[SCENES[0][0]].pop("frame_camera_exposure_end_timestamp_us"),
+    )
+    with pytest.raises(
+        ValueError, match="REC0001_frame_000100': no frame_camera_exposure_start_timestamp_us and"
+    ):
         prepare(tmp_path / "muses", tmp_path / "out", motion_compensation=True)
 
 
 def test_from_the_command_line_at_full_size(tmp_path):
     raw = make(tmp_path / "muses", OFFICIAL_SIZE, SCENES[2:3], count=20_000)
-    command = [sys.executable, str(SCRIPTS / "prepare_muses.py"), str(tmp_path / "muses"), "--out", str(tmp_path / "out"), "--partial"]
-    done = subprocess.run([*command, "--no-progress"], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        str(SCRIPTS / "prepare_muses.py"),
+        str(tmp_path / "muses"),
+        "--out",
+        str(tmp_path / "out"),
+        "--partial",
+    ]
+    done = subprocess.run(
+        [*command, "--no-progress"], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     (name, scene), calib = next(iter(raw.items())), calibration(OFFICIAL_SIZE)
     images, label = stored(tmp_path / "out", name)
     assert np.array_equal(images["rgb"], scene["rgb"]) and np.array_equal(label, scene["label"])
-    assert np.array_equal(images["lidar"], expected_lidar(scene["lidar"], calib, OFFICIAL_SIZE, OFFICIAL_SIZE))
+    assert np.array_equal(
+        images["lidar"], expected_lidar(scene["lidar"], calib, OFFICIAL_SIZE, OFFICIAL_SIZE)
+    )
     counts = expected_counts(*scene["event"], calib, OFFICIAL_SIZE, OFFICIAL_SIZE)
     assert np.array_equal(images["event"], np.minimum(counts, 255)) and counts.max() >= 300

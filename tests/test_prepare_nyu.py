@@ -1,4 +1,6 @@
-"""The NYU converter: official files as MATLAB writes them, extracted frames, HHA. Every pixel accounted for; bad input explained."""
+"""The NYU converter: official files as MATLAB writes them, extracted frames, HHA. Every pixel accounted for;
+bad input explained.
+"""
 
 import io
 import subprocess
@@ -28,10 +30,24 @@ import prepare_nyu as nyu  # noqa: E402
 
 # ---- the official files ----
 
-# What the official tables say of a few raw labels: (raw id, name, class of the 40, class of the 13), classes from 1.
-KNOWN = [(3, "cabinet", 3, 6), (4, "ceiling", 22, 3), (5, "chair", 5, 4), (11, "floor", 2, 5), (19, "table", 7, 10), (21, "wall", 1, 12),
-         (28, "door", 8, 12), (59, "window", 9, 13), (64, "picture", 11, 8), (83, "sofa", 6, 9), (85, "books", 23, 2), (157, "bed", 4, 1),
-         (172, "television", 25, 11), (331, "person", 31, 7)]  # fmt: skip
+# What the official tables say of a few raw labels: (raw id, name, class of the 40, class of the 13), classes
+# from 1.
+KNOWN = [
+    (3, "cabinet", 3, 6),
+    (4, "ceiling", 22, 3),
+    (5, "chair", 5, 4),
+    (11, "floor", 2, 5),
+    (19, "table", 7, 10),
+    (21, "wall", 1, 12),
+    (28, "door", 8, 12),
+    (59, "window", 9, 13),
+    (64, "picture", 11, 8),
+    (83, "sofa", 6, 9),
+    (85, "books", 23, 2),
+    (157, "bed", 4, 1),
+    (172, "television", 25, 11),
+    (331, "person", 31, 7),
+]
 OTHER = (40, 7)  # "otherprop", which is an object: all other labels of the fixtures
 
 
@@ -40,14 +56,18 @@ def write_cells(file: h5py.File, name: str, texts: list[str]) -> None:
     group = file.require_group("#refs#")
     references = np.empty((1, len(texts)), h5py.ref_dtype)
     for i, text in enumerate(texts):
-        item = group.create_dataset(f"{name}{i}", data=np.array([[ord(letter)] for letter in text], np.uint16))
+        item = group.create_dataset(
+            f"{name}{i}", data=np.array([[ord(letter)] for letter in text], np.uint16)
+        )
         item.attrs["MATLAB_class"] = np.bytes_("char")
         references[0, i] = item.ref
     file.create_dataset(name, data=references).attrs["MATLAB_class"] = np.bytes_("cell")
 
 
 def matlab_arrays(count: int, size, seed=0) -> dict[str, np.ndarray]:
-    """Arrays as MATLAB shows them, frames along the last axis. No two pixels of an image are alike by construction of the noise."""
+    """Arrays as MATLAB shows them, frames along the last axis. No two pixels of an image are alike by
+    construction of the noise.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 0, 300, 600, 894, *(raw for raw, *_ in KNOWN)], (*size, count)).astype(np.uint16)
     depths = rng.uniform(0.72, 9.99, (*size, count)).astype(np.float32)
@@ -66,7 +86,9 @@ def write_mat(path: Path, arrays: dict[str, np.ndarray], chunks=None) -> None:
         for name, array in arrays.items():
             options = {} if chunks is None else {"chunks": chunks[name], "compression": "gzip"}
             written = file.create_dataset(name, data=array.T, **options)
-            written.attrs["MATLAB_class"] = np.bytes_({"float32": "single"}.get(str(array.dtype), str(array.dtype)))
+            written.attrs["MATLAB_class"] = np.bytes_(
+                {"float32": "single"}.get(str(array.dtype), str(array.dtype))
+            )
         names = [f"thing {raw}" for raw in range(1, 895)]
         for raw, name, *_ in KNOWN:
             names[raw - 1] = name
@@ -80,15 +102,69 @@ def write_tables(folder: Path, train, test) -> None:
     to40 = np.full(894, OTHER[0], np.uint8)
     for raw, _, class40, _ in KNOWN:
         to40[raw - 1] = class40
-    savemat(folder / "classMapping40.mat", {"mapClass": to40[None], "className": np.array(nyu.CLASSES40, object)[None]})
-    savemat(folder / "splits.mat", {"trainNdxs": np.array(train, np.uint16)[:, None], "testNdxs": np.array(test, np.uint16)[:, None]})
-    table = np.array([12, 5, 6, 1, 4, 9, 10, 12, 13, 6, 8, 6, 13, 10, 6, 13, 6, 7, 7, 5, 7, 3, 2, 6, 11, 7, 7, 7, 7, 7, 7, 6,
-                      7, 7, 7, 7, 7, 7, 6, 7], np.uint8)[None]  # fmt: skip
-    savemat(folder / "class13Mapping.mat", {"classMapping13": {"labels13": table, "className": np.array(nyu.CLASSES, object)[None]}})
+    savemat(
+        folder / "classMapping40.mat",
+        {"mapClass": to40[None], "className": np.array(nyu.CLASSES40, object)[None]},
+    )
+    savemat(
+        folder / "splits.mat",
+        {"trainNdxs": np.array(train, np.uint16)[:, None], "testNdxs": np.array(test, np.uint16)[:, None]},
+    )
+    table = np.array(
+        [
+            12,
+            5,
+            6,
+            1,
+            4,
+            9,
+            10,
+            12,
+            13,
+            6,
+            8,
+            6,
+            13,
+            10,
+            6,
+            13,
+            6,
+            7,
+            7,
+            5,
+            7,
+            3,
+            2,
+            6,
+            11,
+            7,
+            7,
+            7,
+            7,
+            7,
+            7,
+            6,
+            7,
+            7,
+            7,
+            7,
+            7,
+            7,
+            6,
+            7,
+        ],
+        np.uint8,
+    )[None]
+    savemat(
+        folder / "class13Mapping.mat",
+        {"classMapping13": {"labels13": table, "className": np.array(nyu.CLASSES, object)[None]}},
+    )
 
 
 def run(*arguments, process=False):
-    """The script as a command: its exit code, output and error output. In this process unless asked otherwise, which takes seconds."""
+    """The script as a command: its exit code, output and error output. In this process unless asked
+    otherwise, which takes seconds.
+    """
     words = [str(SCRIPT), *map(str, arguments), *(["--no-progress"] if "--help" not in arguments else [])]
     if process:
         return subprocess.run([sys.executable, *words], capture_output=True, text=True)
@@ -114,9 +190,16 @@ TRAIN, TEST = sorted(NUMBERS[:24].tolist()), sorted(NUMBERS[24:].tolist())
 @pytest.fixture
 def small(tmp_path, monkeypatch) -> Path:
     """A folder of official files with 40 frames of 20 x 28, in chunks that hold parts of three frames."""
-    for name, value in {"SIZE": SMALL, "FRAMES": 40, "OFFICIAL": {"train": 24, "test": 16}, "BLOCK": 2}.items():
+    for name, value in {
+        "SIZE": SMALL,
+        "FRAMES": 40,
+        "OFFICIAL": {"train": 24, "test": 16},
+        "BLOCK": 2,
+    }.items():
         monkeypatch.setattr(nyu, name, value)
-    monkeypatch.setattr(common, "contact_sheet", lambda root: "not drawn in this test")  # half of the time; drawn at full size below
+    monkeypatch.setattr(
+        common, "contact_sheet", lambda root: "not drawn in this test"
+    )  # half of the time; drawn at full size below
     folder = tmp_path / "official"
     folder.mkdir()
     chunks = {"images": (3, 2, 11, 9)} | dict.fromkeys(("depths", "rawDepths", "labels"), (3, 11, 9))
@@ -147,29 +230,46 @@ def test_every_pixel_of_the_official_file(small, tmp_path, classes):
             frame = int(row["id"]) - 1
             images, label = data.stored(i)
             assert np.array_equal(images["rgb"], arrays["images"][..., frame][inside])
-            assert np.abs(data.physical(i)[0]["depth"][0].numpy() - arrays["depths"][..., frame][inside]).max() <= 0.0005 + 1e-6
+            assert (
+                np.abs(data.physical(i)[0]["depth"][0].numpy() - arrays["depths"][..., frame][inside]).max()
+                <= 0.0005 + 1e-6
+            )
             assert np.array_equal(label, expected_labels(arrays["labels"][..., frame][inside], classes))
             assert row["condition"] == ("kitchen", "home_office")[frame % 2]
     description = read_description(tmp_path / "out")
     assert len(description.classes) == classes and description.extra["val"].startswith("own")
     column = 2 if classes == 40 else 3
-    assert all(description.classes[entry[column] - 1] == entry[1] for entry in KNOWN if entry[1] in ("bed", "books", "ceiling", "wall"))
+    assert all(
+        description.classes[entry[column] - 1] == entry[1]
+        for entry in KNOWN
+        if entry[1] in ("bed", "books", "ceiling", "wall")
+    )
     assert len(set(description.palette)) == classes
 
 
 def test_the_fixture_catches_the_naive_readers(small):
-    """Turning instead of transposing, 8-bit labels, tables without void, splits from zero: each gives something else here."""
+    """Turning instead of transposing, 8-bit labels, tables without void, splits from zero: each gives
+    something else here.
+    """
     arrays = matlab_arrays(40, SMALL)
     with h5py.File(small / "nyu_depth_v2_labeled.mat") as file:
         stored, raw = file["images"][4], file["labels"][4]
     right = arrays["images"][..., 4]
     turned = np.rot90(stored.transpose(1, 2, 0), -1)
-    assert turned.shape == right.shape and not np.array_equal(turned, right) and np.array_equal(turned[:, ::-1], right)  # mirrored
+    assert (
+        turned.shape == right.shape
+        and not np.array_equal(turned, right)
+        and np.array_equal(turned[:, ::-1], right)
+    )  # mirrored
     assert not np.array_equal(raw.T.astype(np.uint8), raw.T)
     table = np.full(895, 40)
     table[[r for r, *_ in KNOWN]] = [c for _, _, c, _ in KNOWN]
-    assert not np.array_equal(table[1:][raw.T.clip(0, 893)], table[raw.T])  # no 0 in front: every label is its neighbour's
-    assert {n - 1 for n in TEST} != set(TEST) and {n - 1 for n in TEST} & set(TRAIN)  # training frames end up in test
+    assert not np.array_equal(
+        table[1:][raw.T.clip(0, 893)], table[raw.T]
+    )  # no 0 in front: every label is its neighbour's
+    assert {n - 1 for n in TEST} != set(TEST) and {n - 1 for n in TEST} & set(
+        TRAIN
+    )  # training frames end up in test
 
 
 def test_val_is_taken_from_train_or_left_out(small, tmp_path):
@@ -190,16 +290,33 @@ def test_official_counts():
 
 def test_forms_of_depth_and_holes(small, tmp_path):
     convert(
-        small / "nyu_depth_v2_labeled.mat", "--out", tmp_path / "out", "--depth", "metres", "inverse", "hha", "--raw-depth", "--border", 0
+        small / "nyu_depth_v2_labeled.mat",
+        "--out",
+        tmp_path / "out",
+        "--depth",
+        "metres",
+        "inverse",
+        "hha",
+        "--raw-depth",
+        "--border",
+        0,
     )
     data, raw = PreparedDataset(tmp_path / "out", "test"), matlab_arrays(40, SMALL)["rawDepths"]
-    assert [m.symbol for m in data.modalities.values()] == ["R", "D", "I", "H"] and all(data.modalities[n].sparse for n in ("depth", "hha"))
+    assert [m.symbol for m in data.modalities.values()] == ["R", "D", "I", "H"] and all(
+        data.modalities[n].sparse for n in ("depth", "hha")
+    )
     for i, row in enumerate(data.rows):
         images, metres = data.physical(i)[0], raw[..., int(row["id"]) - 1]
         hole = metres == 0
         assert 0.25 < hole.mean() < 0.35 and np.array_equal(images["depth"][0].numpy() == 0, hole)
-        assert np.array_equal(images["inverse_depth"][0].numpy() == 0, hole) and (images["hha"][:, hole] == 0).all()
-        assert np.abs(images["inverse_depth"][0].numpy()[~hole] - 1 / metres[~hole].astype(float)).max() <= 0.5 / 16384 + 1e-6
+        assert (
+            np.array_equal(images["inverse_depth"][0].numpy() == 0, hole)
+            and (images["hha"][:, hole] == 0).all()
+        )
+        assert (
+            np.abs(images["inverse_depth"][0].numpy()[~hole] - 1 / metres[~hole].astype(float)).max()
+            <= 0.5 / 16384 + 1e-6
+        )
         near, seen = np.minimum(1, 1 / np.maximum(metres, 1e-6)), images["hha"][0].numpy() > 0
         assert seen.mean() > 0.5 and np.abs(images["hha"][0].numpy() - near)[seen].max() <= 0.5 / 255 + 1e-6
 
@@ -216,15 +333,25 @@ def test_full_size_from_the_command_line(tmp_path):
     assert done.returncode == 1 and "holds 3 frames; expected 1449" in done.stderr and not out.exists()
     done = run(folder, "--out", out, "--partial", "--size", 60, 80)
     assert done.returncode == 0, done.stderr
-    assert (out / "contact_sheet.png").exists() and "train: 2 samples, home_office 1, kitchen 1" in done.stdout
+    assert (
+        out / "contact_sheet.png"
+    ).exists() and "train: 2 samples, home_office 1, kitchen 1" in done.stdout
     data = PreparedDataset(out, "train")
     assert [row["id"] for row in data.rows][:2] == ["0001", "0002"] and data.stored(0)[1].shape == (60, 80)
     levels = np.round(arrays["depths"][8:-8, 8:-8, 0] * 1000.0)
     assert np.isin(data.stored(0)[0]["depth"], levels).all()  # no depth between two
-    assert run(folder, "--out", out, "--partial", "--size", 60, 80).stdout.startswith(f"{out} is prepared already")
-    assert "prepared with other options (border 8, not 0" in run(folder, "--out", out, "--partial", "--size", 60, 80, "--border", 0).stderr
+    assert run(folder, "--out", out, "--partial", "--size", 60, 80).stdout.startswith(
+        f"{out} is prepared already"
+    )
+    assert (
+        "prepared with other options (border 8, not 0"
+        in run(folder, "--out", out, "--partial", "--size", 60, 80, "--border", 0).stderr
+    )
     assert "every file as it should be" in run("--out", out, "--check", "--partial", "--size", 60, 80).stdout
-    assert "prepared with other options (classes 13, not 40" in run("--out", out, "--check", "--partial", "--classes", 40).stderr
+    assert (
+        "prepared with other options (classes 13, not 40"
+        in run("--out", out, "--check", "--partial", "--classes", 40).stderr
+    )
     (out / "depth" / "0001.png").write_bytes((out / "depth" / "0001.png").read_bytes()[:500])
     done = run("--out", out, "--check", "--partial", "--size", 60, 80)
     assert done.returncode == 1 and "0001.png: cannot be read" in done.stderr
@@ -237,14 +364,18 @@ def test_the_official_division():
 
 
 def test_chunks_are_unpacked_once(tmp_path):
-    """The cache holds all chunks that a frame touches, so its neighbours in them cost nothing. Here: 8 frames a chunk, 7.4 MB in all."""
+    """The cache holds all chunks that a frame touches, so its neighbours in them cost nothing. Here: 8 frames
+    a chunk, 7.4 MB in all.
+    """
     with h5py.File(tmp_path / "big.mat", "w") as file:
         file.create_dataset("images", (8, 3, 640, 480), "uint8", chunks=(8, 1, 320, 480))
         file.create_dataset("depths", (8, 640, 480), "float32", chunks=(1, 640, 480))
         file.create_dataset("labels", (8, 640, 480), "uint16")
     with nyu.open_frames(tmp_path / "big.mat", "depths") as file:
         _, slots, size, _ = file.id.get_access_plist().get_cache()
-    assert 2 * 8 * 3 * 640 * 480 <= size < 1 << 26 and slots > 600  # twice, for threads at the border of two chunks
+    assert (
+        2 * 8 * 3 * 640 * 480 <= size < 1 << 26 and slots > 600
+    )  # twice, for threads at the border of two chunks
 
 
 def rewrite(name, change):
@@ -289,10 +420,16 @@ def tables(**changes):
 SHIFTED = np.roll(np.arange(894) % 40 + 1, 1)
 BAD = {
     "cut off": (cut_off, "nyu_depth_v2_labeled.mat: cannot be read"),
-    "not HDF5": (lambda f: (f / "nyu_depth_v2_labeled.mat").write_bytes(b"MATLAB 5.0 MAT-file" * 100), "expected MATLAB 7.3 (HDF5)"),
+    "not HDF5": (
+        lambda f: (f / "nyu_depth_v2_labeled.mat").write_bytes(b"MATLAB 5.0 MAT-file" * 100),
+        "expected MATLAB 7.3 (HDF5)",
+    ),
     "a damaged chunk": (corrupt, "frame 0001: cannot be read"),
     "another file": (rewrite("labels", lambda a: None), "no array 'labels'"),
-    "axes in order": (rewrite("depths", lambda a: a.transpose(0, 2, 1)), "depths is float32 (40, 20, 28); expected float32 (40, 28, 20)"),
+    "axes in order": (
+        rewrite("depths", lambda a: a.transpose(0, 2, 1)),
+        "depths is float32 (40, 20, 28); expected float32 (40, 28, 20)",
+    ),
     "labels of 8 bits": (rewrite("labels", lambda a: a.astype(np.uint8)), "labels is uint8"),
     "frames missing": (rewrite("labels", lambda a: a[:39]), "labels is uint16 (39, 28, 20)"),
     "unknown label": (rewrite("labels", put(895)), "frame 0008: label id 895; expected 0 to 894"),
@@ -300,17 +437,34 @@ BAD = {
     "negative depth": (rewrite("depths", put(-0.5)), "frame 0008: depths from -0.5"),
     "millimetres": (rewrite("depths", lambda a: a * 1000), "expected metres between 0 and 10"),
     "no tables": (lambda f: (f / "splits.mat").unlink(), "indoor_seg_sup/splits.mat"),
-    "splits from 0": (tables(splits={"trainNdxs": np.array(TRAIN)[:, None] - 1, "testNdxs": np.array(TEST)[:, None] - 1}),
-                      "splits.mat: {'train': 24, 'test': 16}; expected"),
+    "splits from 0": (
+        tables(splits={"trainNdxs": np.array(TRAIN)[:, None] - 1, "testNdxs": np.array(TEST)[:, None] - 1}),
+        "splits.mat: {'train': 24, 'test': 16}; expected",
+    ),
     "leaking splits": (tables(splits={"trainNdxs": TRAIN, "testNdxs": TRAIN[:16]}), "each once"),
-    "other splits": (tables(splits={"trainNdxs": TRAIN + TEST[:1], "testNdxs": TEST[1:]}), "splits.mat: {'train': 25, 'test': 15}"),
+    "other splits": (
+        tables(splits={"trainNdxs": TRAIN + TEST[:1], "testNdxs": TEST[1:]}),
+        "splits.mat: {'train': 25, 'test': 15}",
+    ),
     "fractions": (tables(splits={"trainNdxs": np.array(TRAIN) + 0.5, "testNdxs": TEST}), "not whole numbers"),
-    "a short table": (tables(classMapping40={"mapClass": SHIFTED[:893]}), "mapClass has 893 values; expected 894"),
+    "a short table": (
+        tables(classMapping40={"mapClass": SHIFTED[:893]}),
+        "mapClass has 893 values; expected 894",
+    ),
     "a table with 0": (tables(classMapping40={"mapClass": SHIFTED - 1}), "between 1 and 40"),
-    "a table of other labels": (tables(classMapping40={"mapClass": SHIFTED}), "to another class than its own"),
-    "another 13": (tables(class13Mapping={"classMapping13": {"labels13": np.arange(40) % 13 + 1}}), "another table than the official one"),
-    "no table": (lambda f: (f / "classMapping40.mat").write_bytes(b"x" * 300), "classMapping40.mat: cannot be read"),
-}  # fmt: skip
+    "a table of other labels": (
+        tables(classMapping40={"mapClass": SHIFTED}),
+        "to another class than its own",
+    ),
+    "another 13": (
+        tables(class13Mapping={"classMapping13": {"labels13": np.arange(40) % 13 + 1}}),
+        "another table than the official one",
+    ),
+    "no table": (
+        lambda f: (f / "classMapping40.mat").write_bytes(b"x" * 300),
+        "classMapping40.mat: cannot be read",
+    ),
+}
 
 
 @pytest.mark.parametrize("damage, message", BAD.values(), ids=BAD)
@@ -324,11 +478,13 @@ def test_bad_official_files(small, tmp_path, damage, message):
 
 def test_options_that_cannot_be(tmp_path):
     for arguments, message in (
-        ([], "name the archive or the unpacked folder"), ([tmp_path], "--download fetches"),
+        ([], "name the archive or the unpacked folder"),
+        ([tmp_path], "--download fetches"),
         (["--download"], "name the folder to fetch into"),
-        ([tmp_path, "--border", 240], "a rim of 0 to 239"), ([tmp_path, "--depth", "hha", "hha"], "each depth once"),
+        ([tmp_path, "--border", 240], "a rim of 0 to 239"),
+        ([tmp_path, "--depth", "hha", "hha"], "each depth once"),
         (["--frames", tmp_path, "--classes", 40, "--raw-depth"], "it takes no classes and no raw_depth"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError, match=message):
             convert(*arguments, "--out", tmp_path / "out")
     with pytest.raises(DataError, match="--out is missing"):
@@ -337,12 +493,23 @@ def test_options_that_cannot_be(tmp_path):
 
 def test_nothing_is_fetched_without_being_asked(small, tmp_path, monkeypatch):
     fetched = []
-    monkeypatch.setattr(nyu, "fetch", lambda url, path, size, sha256, progress: fetched.append((url, path.name, size, len(sha256))))
+    monkeypatch.setattr(
+        nyu,
+        "fetch",
+        lambda url, path, size, sha256, progress: fetched.append((url, path.name, size, len(sha256))),
+    )
     convert(small, "--out", tmp_path / "out")
     assert not fetched
     convert(small, "--out", tmp_path / "other", "--download")
-    assert [name for _, name, _, _ in fetched] == ["nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "class13Mapping.mat"]
-    assert all(url.startswith("https://") and url.endswith(name) for url, name, _, _ in fetched) and fetched[0][2:] == (2972037809, 64)
+    assert [name for _, name, _, _ in fetched] == [
+        "nyu_depth_v2_labeled.mat",
+        "splits.mat",
+        "classMapping40.mat",
+        "class13Mapping.mat",
+    ]
+    assert all(url.startswith("https://") and url.endswith(name) for url, name, _, _ in fetched) and fetched[
+        0
+    ][2:] == (2972037809, 64)
 
 
 # ---- HHA ----
@@ -351,7 +518,9 @@ KINECT = nyu.KINECT
 
 
 def scene(shape, *planes):
-    """Depth (H, W) of planes (normal towards the camera, distance): the nearest one ahead; and which plane it is."""
+    """Depth (H, W) of planes (normal towards the camera, distance): the nearest one ahead; and which plane it
+    is.
+    """
     fx, fy, cx, cy = KINECT
     x, y = np.meshgrid((np.arange(1, shape[1] + 1) - cx) / fx, (np.arange(1, shape[0] + 1) - cy) / fy)
     depths = [-d / (n[0] * x + n[1] * y + n[2]) for n, d in planes]
@@ -373,7 +542,9 @@ def away_from_edges(which, margin):
 
 @pytest.mark.parametrize("pitch, roll", [(0, 0), (20, 0), (-5, 0), (15, 12)])
 def test_hha_of_floor_wall_and_ceiling(pitch, roll):
-    """A room whose answer is known: height 0 and 0° on the floor, 90° on walls, 180° under the ceiling, disparity 1/z."""
+    """A room whose answer is known: height 0 and 0° on the floor, 90° on walls, 180° under the ceiling,
+    disparity 1/z.
+    """
     up = tilted(pitch, roll)
     side = np.cross(up, (0, 0, 1.0)) / np.linalg.norm(np.cross(up, (0, 0, 1.0)))
     back = np.cross(up, side)
@@ -396,7 +567,9 @@ def test_hha_of_floor_wall_and_ceiling(pitch, roll):
     assert np.degrees(np.arccos(estimate @ up)) < 1.0
     level = np.degrees(np.arccos(np.array(depth_to_hha.LEVEL) @ up))
     assumed = depth_to_hha.hha(depth, KINECT, depth_to_hha.LEVEL)
-    assert np.isclose(np.median(assumed[..., 2][flat & (which == 0)]), level, atol=1e-4)  # what "level" leaves as an error
+    assert np.isclose(
+        np.median(assumed[..., 2][flat & (which == 0)]), level, atol=1e-4
+    )  # what "level" leaves as an error
 
 
 def test_normals_are_least_squares_planes():
@@ -407,9 +580,13 @@ def test_normals_are_least_squares_planes():
     depth[rng.random(depth.shape) < 0.2] = 0
     found, radius = depth_to_hha.normals(depth, KINECT, 2), 2
     fx, fy, cx, cy = KINECT
-    assert (found[0, 0] == 0).all() and (depth[:3, :3] > 0).sum() == 5  # too few points for a plane that means anything
+    assert (found[0, 0] == 0).all() and (
+        depth[:3, :3] > 0
+    ).sum() == 5  # too few points for a plane that means anything
     for row, column in [(5, 5), (10, 20), (23, 31), (12, 3)]:
-        rows, columns = (np.arange(max(0, i - radius), min(n, i + radius + 1)) for i, n in ((row, 24), (column, 32)))
+        rows, columns = (
+            np.arange(max(0, i - radius), min(n, i + radius + 1)) for i, n in ((row, 24), (column, 32))
+        )
         r, c = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing="ij"))
         r, c = r[depth[r, c] > 0], c[depth[r, c] > 0]
         design = np.stack([(c + 1 - cx) / fx, (r + 1 - cy) / fy, np.ones(len(r))], 1)
@@ -419,13 +596,17 @@ def test_normals_are_least_squares_planes():
 
 @pytest.mark.parametrize("pitch, roll", [(0, 0), (25, 5), (-30, 10)])
 def test_gravity_of_floors_of_walls_and_beside_a_ramp(pitch, roll):
-    """Floors alone fix it, two directions of walls alone fix it, and what is neither, a ramp of 30 degrees, does not move it."""
+    """Floors alone fix it, two directions of walls alone fix it, and what is neither, a ramp of 30 degrees,
+    does not move it.
+    """
     up = tilted(pitch, roll)
     side = np.cross(up, (0, 0.1, 1.0)) / np.linalg.norm(np.cross(up, (0, 0.1, 1.0)))
     back, ramp = np.cross(side, up), np.cos(np.radians(30)) * up + np.sin(np.radians(30)) * side
 
     def error(*normals):
-        found = depth_to_hha.gravity(np.concatenate([np.tile(normal, (count, 1)) for normal, count in normals]))
+        found = depth_to_hha.gravity(
+            np.concatenate([np.tile(normal, (count, 1)) for normal, count in normals])
+        )
         assert np.isclose(np.linalg.norm(found), 1)
         return np.degrees(np.arccos(min(1.0, found @ up)))
 
@@ -436,7 +617,9 @@ def test_gravity_of_floors_of_walls_and_beside_a_ramp(pitch, roll):
 
 def test_gravity_is_not_guessed_where_nothing_shows_it():
     wall = scene((120, 160), (np.array([0, 0, -1.0]), 2.0))[0]
-    assert np.allclose(depth_to_hha.gravity(depth_to_hha.normals(wall, KINECT, 5)), depth_to_hha.LEVEL, atol=1e-6)
+    assert np.allclose(
+        depth_to_hha.gravity(depth_to_hha.normals(wall, KINECT, 5)), depth_to_hha.LEVEL, atol=1e-6
+    )
     assert np.allclose(depth_to_hha.gravity(np.zeros((4, 4, 3))), depth_to_hha.LEVEL)
     found = depth_to_hha.hha(wall, KINECT)  # no floor in view: the camera is 1.3 m above it
     assert np.allclose(found[..., 2], 90, atol=1e-4)
@@ -456,7 +639,9 @@ def frames(folder: Path, count) -> Path:
     for i in range(count):
         stem = f"{i + 3:04d}"
         Image.fromarray(np.full((480, 640, 3), i, np.uint8)).save(folder / "rgb" / f"{stem}.jpg", quality=95)
-        Image.fromarray(np.tile(np.arange(480) * 255 // 479, (640, 1)).T.astype(np.uint8)).save(folder / "depth" / f"{stem}.png")
+        Image.fromarray(np.tile(np.arange(480) * 255 // 479, (640, 1)).T.astype(np.uint8)).save(
+            folder / "depth" / f"{stem}.png"
+        )
         label = rng.integers(0, 13, (480, 640)).astype(np.uint8)
         label[:100, :100] = 255
         Image.fromarray(label).save(folder / "label13" / f"{stem}.png")
@@ -484,49 +669,84 @@ def test_resized_frames_are_means_of_colour_and_unmixed_classes_and_depths(tmp_p
     source = frames(tmp_path / "frames", 1)
     colour = np.random.default_rng(1).integers(0, 256, (480, 640, 3)).astype(np.uint8)
     Image.fromarray(colour).save(source / "rgb" / "0003.jpg", quality=95)
-    convert("--frames", source, "--out", tmp_path / "out", "--size", 58, 78)  # eighths: each new pixel covers 8 x 8 old ones
+    convert(
+        "--frames", source, "--out", tmp_path / "out", "--size", 58, 78
+    )  # eighths: each new pixel covers 8 x 8 old ones
     images, label = PreparedDataset(tmp_path / "out", "train").physical(0)
     assert tuple(label.shape) == (58, 78) and set(np.unique(label)) <= {*range(13), 255}
     levels = np.arange(256) * 9.99547 / 255
-    assert all(np.abs(levels - value).min() < 0.5 / 256 + 1e-6 for value in images["depth"].unique().tolist())  # no depth between two
+    assert all(
+        np.abs(levels - value).min() < 0.5 / 256 + 1e-6 for value in images["depth"].unique().tolist()
+    )  # no depth between two
     decoded = np.array(Image.open(source / "rgb" / "0003.jpg"))[8:-8, 8:-8].astype(float)
-    assert np.abs(images["rgb"].numpy() * 255 - decoded.reshape(58, 8, 78, 8, 3).mean((1, 3)).transpose(2, 0, 1)).max() <= 1.0
-    assert np.array_equal(label.numpy(), np.array(Image.open(source / "label13" / "0003.png"))[8:-8, 8:-8][4::8, 4::8])
+    assert (
+        np.abs(
+            images["rgb"].numpy() * 255 - decoded.reshape(58, 8, 78, 8, 3).mean((1, 3)).transpose(2, 0, 1)
+        ).max()
+        <= 1.0
+    )
+    assert np.array_equal(
+        label.numpy(), np.array(Image.open(source / "label13" / "0003.png"))[8:-8, 8:-8][4::8, 4::8]
+    )
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda f: (f / "depth" / "0003.png").unlink(), "0003.png: not found"),
-    (lambda f: (f / "rgb" / "0003.jpg").write_bytes(b"x"), "0003.jpg: cannot be read"),
-    (lambda f: Image.fromarray(np.zeros((480, 640), np.uint8)).save(f / "rgb" / "0003.jpg"),
-     "expected uint8 with 3 channels, found uint8 with 1"),
-    (lambda f: Image.fromarray(np.zeros((100, 640), np.uint8)).save(f / "label13" / "0003.png"), "(100, 640); expected (480, 640)"),
-    (lambda f: Image.fromarray(np.full((480, 640), 40, np.uint8)).save(f / "label13" / "0003.png"),
-     "label id 40 out of range; expected 0 to 12"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "depth" / "0003.png").unlink(), "0003.png: not found"),
+        (lambda f: (f / "rgb" / "0003.jpg").write_bytes(b"x"), "0003.jpg: cannot be read"),
+        (
+            lambda f: Image.fromarray(np.zeros((480, 640), np.uint8)).save(f / "rgb" / "0003.jpg"),
+            "expected uint8 with 3 channels, found uint8 with 1",
+        ),
+        (
+            lambda f: Image.fromarray(np.zeros((100, 640), np.uint8)).save(f / "label13" / "0003.png"),
+            "(100, 640); expected (480, 640)",
+        ),
+        (
+            lambda f: Image.fromarray(np.full((480, 640), 40, np.uint8)).save(f / "label13" / "0003.png"),
+            "label id 40 out of range; expected 0 to 12",
+        ),
+    ],
+)
 def test_bad_frames_are_named_and_nothing_is_taken_for_whole(tmp_path, damage, message):
     source = frames(tmp_path / "frames", 2)
     damage(source)
     done = run("--frames", source, "--out", tmp_path / "out")
-    assert done.returncode != 0 and done.stderr.startswith("error: ") and message in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode != 0
+        and done.stderr.startswith("error: ")
+        and message in done.stderr
+        and "Traceback" not in done.stderr
+    )
     with pytest.raises(ValueError):
         PreparedDataset(tmp_path / "out")
 
 
 def test_a_wrong_folder_is_explained(tmp_path):
     done = run("--frames", tmp_path, "--out", tmp_path / "out", process=True)
-    assert done.returncode == 1 and "no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/" in done.stderr
+    assert (
+        done.returncode == 1
+        and "no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/" in done.stderr
+    )
     shown = run("--help", process=True)
-    assert shown.returncode == 0 and all(flag in shown.stdout for flag in ("--frames", "--download", "--raw-depth", "--val {blocks,none}"))
+    assert shown.returncode == 0 and all(
+        flag in shown.stdout for flag in ("--frames", "--download", "--raw-depth", "--val {blocks,none}")
+    )
 
 
 def test_the_description_of_extracted_frames_stays():
     """Runs that were recorded on them compare by these words and numbers."""
     found = nyu.description(replace(nyu.Options(), frames="somewhere"))
-    assert found.name == "nyu-depth-v2-13" and found.extra == {"division": "blocks of 15 consecutive frames, own division"}
+    assert found.name == "nyu-depth-v2-13" and found.extra == {
+        "division": "blocks of 15 consecutive frames, own division"
+    }
     assert found.modalities["depth"].scale == 1 / 256 and found.modalities["depth"].high == 10.0
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real NYU frames are not on this machine (they may not be distributed)")
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason="the real NYU frames are not on this machine (they may not be distributed)"
+)
 def test_real_frames(tmp_path):
     source = tmp_path / "frames"
     for name in ("rgb", "depth", "label13"):
@@ -537,13 +757,21 @@ def test_real_frames(tmp_path):
     assert done.returncode == 0, done.stderr
     data = PreparedDataset(tmp_path / "out")
     images, label = data.physical(0)
-    assert images["rgb"].shape == (3, 464, 624) and 0.3 < float(images["depth"].min()) and float(images["depth"].max()) < 10
+    assert (
+        images["rgb"].shape == (3, 464, 624)
+        and 0.3 < float(images["depth"].min())
+        and float(images["depth"].max()) < 10
+    )
     assert set(label.unique().tolist()) <= {*range(13), 255} and 0.2 < float((label != 255).float().mean())
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real NYU frames are not on this machine (they may not be distributed)")
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason="the real NYU frames are not on this machine (they may not be distributed)"
+)
 def test_real_frames_stand_upright():
-    """Floors lie below and look up, walls look sideways: an image that is mirrored passes, one that is turned or upside down does not."""
+    """Floors lie below and look up, walls look sideways: an image that is mirrored passes, one that is turned
+    or upside down does not.
+    """
     angles, heights = {4: [], 11: []}, {4: [], 11: []}
     for path in sorted((REAL / "label13").iterdir())[::80]:
         metres = np.array(Image.open(REAL / "depth" / path.name)) * 9.99547 / 255

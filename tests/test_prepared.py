@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmlib.data.prepared import DataError, Description, PreparedDataset, Writer, collate, is_finished, read_description, read_index
+from mmlib.data.prepared import (
+    DataError,
+    Description,
+    PreparedDataset,
+    Writer,
+    collate,
+    is_finished,
+    read_description,
+    read_index,
+)
 from mmlib.data.stored import read_array
 from mmlib.modalities import SENSORS, Modality, subsets
 
@@ -47,15 +56,21 @@ def test_any_dtype_and_number_of_channels(tmp_path_factory, dtype, channels, see
     # statistics against numpy on the whole array
     found = data.modalities["sensor"]
     assert np.allclose(found.mean, physical.mean((0, 1)), atol=1e-5)
-    assert np.allclose(found.std, np.where(physical.std((0, 1)) > 1e-6, physical.std((0, 1)), 1), rtol=1e-4, atol=1e-4)
+    assert np.allclose(
+        found.std, np.where(physical.std((0, 1)) > 1e-6, physical.std((0, 1)), 1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_network_input_has_zero_mean_and_unit_variance(tmp_path):
     data = PreparedDataset(toy.make(tmp_path), "train")
     for name in data.modalities:
         values = torch.stack([data[i]["images"][name] for i in range(len(data))]).double()
-        assert torch.allclose(values.mean((0, 2, 3)), torch.zeros(values.shape[1], dtype=torch.double), atol=1e-4)
-        assert torch.allclose(values.std((0, 2, 3)), torch.ones(values.shape[1], dtype=torch.double), atol=1e-3)
+        assert torch.allclose(
+            values.mean((0, 2, 3)), torch.zeros(values.shape[1], dtype=torch.double), atol=1e-4
+        )
+        assert torch.allclose(
+            values.std((0, 2, 3)), torch.ones(values.shape[1], dtype=torch.double), atol=1e-3
+        )
 
 
 def test_stored_and_physical_are_inverse():
@@ -73,10 +88,15 @@ def test_subsets_are_ordered_and_complete():
 def test_a_killed_writer_goes_on_and_measures_the_same(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     toy.make(whole)
-    with pytest.raises(KeyboardInterrupt), Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer,
+    ):
         for i in range(7):
             images, label = toy.sample(i)
-            writer.add(f"train_{i:03d}", "train", images, label, ("day", "night")[i % 2], ("", "", "broken")[i % 3])
+            writer.add(
+                f"train_{i:03d}", "train", images, label, ("day", "night")[i % 2], ("", "", "broken")[i % 3]
+            )
         raise KeyboardInterrupt
     with open(broken / ".journal.jsonl", "a") as journal:  # the process died in the middle of a line
         journal.write('{"id": "train_007", "spl')
@@ -88,7 +108,14 @@ def test_a_killed_writer_goes_on_and_measures_the_same(tmp_path):
             for i in range(count):
                 if f"{split}_{i:03d}" not in writer.done:
                     images, label = toy.sample(start + i)
-                    writer.add(f"{split}_{i:03d}", split, images, label, ("day", "night")[i % 2], ("", "", "broken")[i % 3])
+                    writer.add(
+                        f"{split}_{i:03d}",
+                        split,
+                        images,
+                        label,
+                        ("day", "night")[i % 2],
+                        ("", "", "broken")[i % 3],
+                    )
     for name in ("index.csv", "dataset.json"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
     with pytest.raises(DataError, match="already holds"):
@@ -98,14 +125,20 @@ def test_a_killed_writer_goes_on_and_measures_the_same(tmp_path):
 def test_threads_write_the_same_bytes(tmp_path):
     """And where two of them add one sample, one is told."""
     toy.make(tmp_path / "one")
-    samples = [(split, start + i, f"{split}_{i:03d}", i) for split, start, n in (("train", 0, 12), ("val", 1000, 5)) for i in range(n)]
+    samples = [
+        (split, start + i, f"{split}_{i:03d}", i)
+        for split, start, n in (("train", 0, 12), ("val", 1000, 5))
+        for i in range(n)
+    ]
     told = []
     with Writer(tmp_path / "many", Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer:
 
         def add(sample):
             split, seed, sample_id, i = sample
             try:
-                writer.add(sample_id, split, *toy.sample(seed), ("day", "night")[i % 2], ("", "", "broken")[i % 3])
+                writer.add(
+                    sample_id, split, *toy.sample(seed), ("day", "night")[i % 2], ("", "", "broken")[i % 3]
+                )
             except DataError as error:
                 told.append(str(error))
 
@@ -114,7 +147,8 @@ def test_threads_write_the_same_bytes(tmp_path):
             list(pool.map(add, samples))
     assert len(told) == len(samples) and all("there already" in message for message in told)
     one, many = (
-        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} for root in (tmp_path / "one", tmp_path / "many")
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (tmp_path / "one", tmp_path / "many")
     )
     assert one == many
 
@@ -129,7 +163,11 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 toy.make({str(tmp_path / "full")!r}, size=(64, 96))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode != 0 and "nothing was written" in done.stderr and str(tmp_path / "full") in done.stderr
+    assert (
+        done.returncode != 0
+        and "nothing was written" in done.stderr
+        and str(tmp_path / "full") in done.stderr
+    )
     assert not is_finished(tmp_path / "full")
     left = [p for p in (tmp_path / "full").rglob("*") if p.is_file() and p.name != ".journal.jsonl"]
     assert not [p for p in left if ".tmp" in p.name]
@@ -160,17 +198,26 @@ def damage(root, what):
         np.save(root / "aolp" / "train_000.npy", np.array([{}], dtype=object), allow_pickle=True)
     elif what == "npy that claims 10 TB":
         with open(root / "aolp" / "train_000.npy", "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**6, 1)})
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": (10**7, 10**6, 1)}
+            )
 
 
 @pytest.mark.parametrize(
     "what, message",
-    [("truncated", "cannot be read"), ("not an image", "cannot be read"), ("missing file", "not found"),
-     ("wrong channels", "expected uint8 with 3 channels"),
-     ("wrong size", "one size is expected"), ("wrong dtype", "expected uint16 with 1 channel"),
-     ("label id", "label id 3 out of range; expected 0 to 2"),
-     ("truncated npy", "cannot be read"), ("pickled npy", "cannot be read"), ("npy that claims 10 TB", "cannot be read")],
-)  # fmt: skip
+    [
+        ("truncated", "cannot be read"),
+        ("not an image", "cannot be read"),
+        ("missing file", "not found"),
+        ("wrong channels", "expected uint8 with 3 channels"),
+        ("wrong size", "one size is expected"),
+        ("wrong dtype", "expected uint16 with 1 channel"),
+        ("label id", "label id 3 out of range; expected 0 to 2"),
+        ("truncated npy", "cannot be read"),
+        ("pickled npy", "cannot be read"),
+        ("npy that claims 10 TB", "cannot be read"),
+    ],
+)
 def test_damaged_files_are_named(tmp_path, what, message):
     data = PreparedDataset(toy.make(tmp_path))
     damage(tmp_path, what)
@@ -191,7 +238,9 @@ def test_nan_on_disk_is_an_error(tmp_path):
     modality = Modality("sensor", "S", 1, dtype="float32")
     with Writer(tmp_path, Description("f", ["a"], [(0, 0, 0)], {"sensor": modality})) as writer:
         with pytest.raises(DataError, match="NaN"):
-            writer.add("x", "train", {"sensor": np.full((4, 4, 1), np.nan, np.float32)}, np.zeros((4, 4), np.uint8))
+            writer.add(
+                "x", "train", {"sensor": np.full((4, 4, 1), np.nan, np.float32)}, np.zeros((4, 4), np.uint8)
+            )
         writer.add("x", "train", {"sensor": np.zeros((4, 4, 1), np.float32)}, np.zeros((4, 4), np.uint8))
     np.save(tmp_path / "sensor" / "x.npy", np.full((4, 4, 1), np.inf, np.float32))
     with pytest.raises(DataError, match="NaN or infinite"):
@@ -227,15 +276,27 @@ def test_ids_can_not_leave_the_folder(tmp_path):
         read_index(root)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda images, label: (images | {"radar": images["rgb"]}, label), "every sample needs all"),
-    (lambda images, label: ({k: v for k, v in images.items() if k != "depth"}, label), "every sample needs all"),
-    (lambda images, label: (images | {"rgb": images["rgb"][:-1]}, label), "differ in size"),
-    (lambda images, label: (images | {"rgb": images["rgb"][..., :2]}, label), r"expected uint8 \(H, W, 3\)"),
-    (lambda images, label: (images | {"depth": images["depth"].astype(np.float32)}, label), "expected uint16"),
-    (lambda images, label: (images, label.astype(np.int64)), "expected uint8"),
-    (lambda images, label: (images, np.where(label == 1, np.uint8(9), label)), "label id 9 out of range"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda images, label: (images | {"radar": images["rgb"]}, label), "every sample needs all"),
+        (
+            lambda images, label: ({k: v for k, v in images.items() if k != "depth"}, label),
+            "every sample needs all",
+        ),
+        (lambda images, label: (images | {"rgb": images["rgb"][:-1]}, label), "differ in size"),
+        (
+            lambda images, label: (images | {"rgb": images["rgb"][..., :2]}, label),
+            r"expected uint8 \(H, W, 3\)",
+        ),
+        (
+            lambda images, label: (images | {"depth": images["depth"].astype(np.float32)}, label),
+            "expected uint16",
+        ),
+        (lambda images, label: (images, label.astype(np.int64)), "expected uint8"),
+        (lambda images, label: (images, np.where(label == 1, np.uint8(9), label)), "label id 9 out of range"),
+    ],
+)
 def test_the_writer_refuses_what_breaks_the_contract(tmp_path, change, message):
     writer = Writer(tmp_path, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES))
     with pytest.raises(DataError, match=message):
@@ -256,7 +317,9 @@ def test_descriptions_refuse_nonsense():
     with pytest.raises(ValueError, match="2 classes but 1 colours"):
         Description("d", ["a", "b"], [(0, 0, 0)], toy.MODALITIES)
     with pytest.raises(ValueError, match="share a symbol"):
-        Description("d", ["a"], [(0, 0, 0)], {"rgb": SENSORS["rgb"], "red": replace(SENSORS["rgb"], name="red")})
+        Description(
+            "d", ["a"], [(0, 0, 0)], {"rgb": SENSORS["rgb"], "red": replace(SENSORS["rgb"], name="red")}
+        )
     with pytest.raises(ValueError, match="one capital letter"):
         Modality("rgb", "RR", 3)
     with pytest.raises(ValueError, match="must be positive"):

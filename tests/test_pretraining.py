@@ -1,4 +1,6 @@
-"""Self-distillation of the small transformer: its parts in closed form, exact resume, and that it learns without collapse."""
+"""Self-distillation of the small transformer: its parts in closed form, exact resume, and that it learns
+without collapse.
+"""
 
 import json
 import math
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mmlib.data import world
+from mmlib import world
 from mmlib.runtime import derived_seed, read_tensor_header, read_tensors, seed_everything
 from mmlib.state import read_history
 from mmlib.unsupervised import pretraining
@@ -31,7 +33,16 @@ from mmlib.unsupervised.pretraining import (
     window,
 )
 
-SMALL = dict(modalities=("rgb", "depth"), size=(32, 48), batch_size=4, channels=24, depth=1, heads=3, prototypes=8, device="cpu")
+SMALL = dict(
+    modalities=("rgb", "depth"),
+    size=(32, 48),
+    batch_size=4,
+    channels=24,
+    depth=1,
+    heads=3,
+    prototypes=8,
+    device="cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +92,9 @@ def test_masks_are_blocks_and_cover_every_place():
     masks = random_masks(400, (8, 8), 0.4, generator()).float()
     share = round(0.4 * 64) / 64
     together = (masks[:, :, 1:] * masks[:, :, :-1]).mean()
-    assert together > 1.3 * share**2  # independent patches would have share² of their neighbours masked with them
+    assert (
+        together > 1.3 * share**2
+    )  # independent patches would have share² of their neighbours masked with them
     assert 0.04 < masks.mean(0).min() and masks.mean(0).max() < 0.7
 
 
@@ -96,7 +109,10 @@ def test_windows_are_pieces_of_the_picture():
     zoomed = [window(picture, replace(whole, size=(16, 24), zoom=0.5), generator(seed)) for seed in range(20)]
     for view in zoomed:
         assert view.shape == (3, 16, 24) and torch.allclose(view[2], torch.full((16, 24), 7 / 255))
-        steps = [view[0].diff(dim=0).mean() * 255 / 4, view[1].diff(dim=1).mean().abs() * 255 / 4]  # pixels of the source per pixel
+        steps = [
+            view[0].diff(dim=0).mean() * 255 / 4,
+            view[1].diff(dim=1).mean().abs() * 255 / 4,
+        ]  # pixels of the source per pixel
         assert all(0.9 < step < 2.1 for step in steps)
     assert len({float(view[0].mean()) for view in zoomed}) > 10
 
@@ -109,14 +125,20 @@ def test_light_changes_by_at_most_what_is_asked():
     assert 0 <= lit.min() and lit.max() <= 1 and lit.mean((1, 2, 3)).std() > 3 * images.mean((1, 2, 3)).std()
     grey = relight(torch.full((200, 3, 1, 1), 0.5), 0.4, generator(2)).mean((2, 3))
     darkest, brightest = 0.5**1.4 * 0.6 * 0.8, 0.5 ** (1 / 1.4) * 1.4 * 1.2
-    assert darkest - 0.1 < grey.min() and grey.max() < min(1.0, brightest) + 0.1 and (grey.max(1)[0] - grey.min(1)[0]).mean() > 0.05
+    assert (
+        darkest - 0.1 < grey.min()
+        and grey.max() < min(1.0, brightest) + 0.1
+        and (grey.max(1)[0] - grey.min(1)[0]).mean() > 0.05
+    )
 
 
 def test_contrast_is_a_power_of_brightness():
     images = torch.full((200, 3, 16, 16), 0.1)
     images[..., 8:] = 0.3
     lit = relight(images, 0.4, generator(3))
-    powers = (lit[..., 8:].mean((2, 3)) / lit[..., :8].mean((2, 3))).log() / math.log(3)  # gain and cast cancel
+    powers = (lit[..., 8:].mean((2, 3)) / lit[..., :8].mean((2, 3))).log() / math.log(
+        3
+    )  # gain and cast cancel
     assert 1 / 1.45 < powers.min() < 0.75 and 1.3 < powers.max() < 1.5
     assert (powers.amax(1) - powers.amin(1)).max() < 0.15  # one power for the three channels
 
@@ -127,7 +149,10 @@ def test_schedule():
     assert schedule(55, given)[0] == pytest.approx(1.0) and schedule(50, given)[1] == pytest.approx(0.95)
     rate, momentum = schedule(99, given)
     assert 0 < rate < 0.01 and 0.999 < momentum < 1
-    assert schedule(0, replace(given, warmup=0.0))[0] == 2.0 and schedule(99, replace(given, warmup=1.0))[0] == 2.0
+    assert (
+        schedule(0, replace(given, warmup=0.0))[0] == 2.0
+        and schedule(99, replace(given, warmup=1.0))[0] == 2.0
+    )
 
 
 def test_diagnostics_tell_a_collapse():
@@ -135,14 +160,22 @@ def test_diagnostics_tell_a_collapse():
     tokens = torch.randn(4000, 6, generator=generator())
     even = torch.eye(4).repeat(1000, 1)
     healthy = diagnostics(even, tokens, given)
-    assert healthy["usage"] == pytest.approx(1, abs=1e-5) and healthy["sharpness"] > 0.99 and healthy["rank"] == pytest.approx(6, abs=0.1)
-    lopsided = diagnostics(even, tokens * torch.tensor([2.0, 1, 0, 0, 0, 0]), given)["rank"]  # variances 4 and 1
+    assert (
+        healthy["usage"] == pytest.approx(1, abs=1e-5)
+        and healthy["sharpness"] > 0.99
+        and healthy["rank"] == pytest.approx(6, abs=0.1)
+    )
+    lopsided = diagnostics(even, tokens * torch.tensor([2.0, 1, 0, 0, 0, 0]), given)[
+        "rank"
+    ]  # variances 4 and 1
     assert lopsided == pytest.approx(math.exp(-(0.8 * math.log(0.8) + 0.2 * math.log(0.2))), abs=0.03)
     one = torch.zeros(4000, 4)
     one[:, 2] = 1
     line = torch.outer(torch.randn(4000, generator=generator()), torch.ones(6))
     collapsed = diagnostics(one, line, given)
-    assert collapsed["usage"] == pytest.approx(0, abs=1e-5) and collapsed["rank"] == pytest.approx(1, abs=0.01)
+    assert collapsed["usage"] == pytest.approx(0, abs=1e-5) and collapsed["rank"] == pytest.approx(
+        1, abs=0.01
+    )
     assert diagnostics(torch.zeros(4000, 4), tokens, given)["sharpness"] == pytest.approx(0, abs=1e-5)
     # cosines ±c at the teacher's temperature: entropy of two halves of the prototypes, by hand
     split = torch.tensor([[0.05, 0.05, -0.05, -0.05]]).repeat(50, 1)
@@ -162,9 +195,13 @@ def test_the_teacher_is_a_running_mean_of_the_student(data, tmp_path):
         torch.testing.assert_close(teacher, 0.75 * start + 0.25 * student)
         moved += float((student - start).abs().max()) > 1e-3
     assert moved > 20
-    assert state["model.student.vit.mask_token"].abs().max() > 1e-3  # it was used: patches were masked from the student
+    assert (
+        state["model.student.vit.mask_token"].abs().max() > 1e-3
+    )  # it was used: patches were masked from the student
     shipped = read_tensors(tmp_path / "vit.safetensors")
-    assert shipped and all(torch.equal(value, state[f"model.teacher.vit.{name}"].half()) for name, value in shipped.items())
+    assert shipped and all(
+        torch.equal(value, state[f"model.teacher.vit.{name}"].half()) for name, value in shipped.items()
+    )
 
 
 def test_it_learns_without_collapse_and_leaves_a_complete_record(data, tmp_path):
@@ -175,7 +212,11 @@ def test_it_learns_without_collapse_and_leaves_a_complete_record(data, tmp_path)
     assert steps[-1]["loss"] < 0.75 * math.log(8) and steps[-1]["loss"] < steps[0]["loss"] - 0.2
     assert steps[-1]["usage"] > 0.5 and steps[-1]["rank"] > 1.5
     header = read_tensor_header(tmp_path / "vit.safetensors")
-    assert header["recipe"] == json.loads(json.dumps(report)) == json.loads((tmp_path / "report.json").read_text())
+    assert (
+        header["recipe"]
+        == json.loads(json.dumps(report))
+        == json.loads((tmp_path / "report.json").read_text())
+    )
     assert report["pictures"] == 24 and report["steps"] == 100 and report["provenance"]["seed"] == 0
     assert str(tmp_path) not in json.dumps(header) and data not in json.dumps(header)  # no machine's paths
     with open(tmp_path / "config.json") as file:
@@ -207,13 +248,23 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     pretrain(cut)
     for file in ("vit.safetensors", "resume.safetensors"):
         whole, resumed = load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)
-        assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in read_history(tmp_path / n / "history.jsonl")[0]]
-             for n in ("whole", "cut")]  # fmt: skip
+        assert whole.keys() == resumed.keys() and all(
+            torch.equal(whole[name], resumed[name]) for name in whole
+        )
+    lines = [
+        [
+            {k: v for k, v in line.items() if k != "seconds"}
+            for line in read_history(tmp_path / n / "history.jsonl")[0]
+        ]
+        for n in ("whole", "cut")
+    ]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [20, 40, 45]
     other = config(data, tmp_path / "other", steps=45, seed=1)
     pretrain(other)
-    a, b = load_file(tmp_path / "whole" / "vit.safetensors"), load_file(tmp_path / "other" / "vit.safetensors")
+    a, b = (
+        load_file(tmp_path / "whole" / "vit.safetensors"),
+        load_file(tmp_path / "other" / "vit.safetensors"),
+    )
     assert not torch.equal(a["stem.0.weight"], b["stem.0.weight"])
 
 
@@ -261,7 +312,11 @@ def test_settings_that_cannot_work(change, message):
 def test_the_shipped_weights_were_made_with_the_defaults():
     """So that the command in their header, which names no settings, is the recipe."""
     recipe = read_tensor_header(SHIPPED)["recipe"]
-    ours = {key: value for key, value in asdict(PretrainConfig("")).items() if key not in ("out", "progress", "device")}
+    ours = {
+        key: value
+        for key, value in asdict(PretrainConfig("")).items()
+        if key not in ("out", "progress", "device")
+    }
     assert recipe["config"] == json.loads(json.dumps(ours)) and recipe["steps"] == ours["steps"]
 
 

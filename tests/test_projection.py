@@ -1,4 +1,6 @@
-"""Projection of raw points and events to a camera: closed forms, loops over single points in plain Python, properties, damaged files."""
+"""Projection of raw points and events to a camera: closed forms, loops over single points in plain Python,
+properties, damaged files.
+"""
 
 import json
 import math
@@ -32,17 +34,26 @@ def rigid(rotation: Rotation, shift) -> np.ndarray:
 
 
 # LiDAR: x forward, y left, z up -> camera: z forward, x right, y down; then slightly turned and shifted.
-TO_CAMERA = rigid(Rotation.from_rotvec([0.02, -0.05, 0.03]) * Rotation.from_matrix([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), [0.2, -0.4, 0.1])
+TO_CAMERA = rigid(
+    Rotation.from_rotvec([0.02, -0.05, 0.03]) * Rotation.from_matrix([[0, -1, 0], [0, 0, -1], [1, 0, 0]]),
+    [0.2, -0.4, 0.1],
+)
 
 
 def cloud(seed=0, count=800) -> np.ndarray:
-    """Points all around the car, some of them at its very place, and as many again before it, several in one pixel."""
+    """Points all around the car, some of them at its very place, and as many again before it, several in one
+    pixel.
+    """
     rng = np.random.default_rng(seed)
     points = np.empty((count, 6))
     points[:, :3] = rng.normal(0, 6, (count, 3)) * rng.choice([0.1, 1, 3], (count, 1))
     ahead = np.c_[np.ones(count), rng.uniform(-0.6, 0.6, (count, 2))] * rng.uniform(0.5, 60, (count, 1))
     points[1::2, :3] = ahead[1::2]
-    points[:, 3], points[:, 4], points[:, 5] = rng.integers(0, 256, count), rng.integers(0, 5, count), rng.uniform(0, 0.1, count)
+    points[:, 3], points[:, 4], points[:, 5] = (
+        rng.integers(0, 256, count),
+        rng.integers(0, 5, count),
+        rng.uniform(0, 0.1, count),
+    )
     return points
 
 
@@ -72,7 +83,8 @@ def returns(points, size=SIZE, enlarge=1, camera=K, transform=TO_CAMERA) -> dict
     return {divmod(p, size[1]): tuple(v) for p, v in zip(pixel.tolist(), values.tolist())}
 
 
-# ---- LiDAR ------------------------------------------------------------------------------------------------------------------------
+# ---- LiDAR
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_point_on_the_optical_axis_lands_on_the_principal_point():
@@ -80,14 +92,18 @@ def test_a_point_on_the_optical_axis_lands_on_the_principal_point():
     point = np.array([[*axis[:3], 9, 0, 0]])
     (row, column), (distance, intensity, height) = next(iter(returns(point).items()))
     assert (row, column) == (14, 19)  # the nearest centres to cy = 14.2, cx = 19.3
-    assert math.isclose(distance, np.linalg.norm(axis[:3])) and intensity == 9 and math.isclose(height, axis[2])
+    assert (
+        math.isclose(distance, np.linalg.norm(axis[:3])) and intensity == 9 and math.isclose(height, axis[2])
+    )
 
 
 def test_pixel_borders_are_half_way_between_centres():
     camera, ahead = np.array([[10.0, 0, 4], [0, 10, 4], [0, 0, 1]]), np.eye(4)
     for u, column in ((-0.51, None), (-0.5, 0), (0.49, 0), (0.5, 1), (7.49, 7), (7.5, None)):
         point = np.array([[(u - 4) / 10 * 4, 0, 4.0, 1, 0, 0]])
-        assert [c for _, c in returns(point, (9, 8), camera=camera, transform=ahead)] == ([] if column is None else [column]), u
+        assert [c for _, c in returns(point, (9, 8), camera=camera, transform=ahead)] == (
+            [] if column is None else [column]
+        ), u
 
 
 @pytest.mark.parametrize("enlarge", [1, 2, 3])
@@ -101,17 +117,23 @@ def test_same_as_one_point_after_the_other(seed, enlarge):
 
 
 def test_naive_projections_get_this_cloud_wrong():
-    """Without the test for points behind the camera, and with the last point written, other pixels and other ranges come out."""
+    """Without the test for points behind the camera, and with the last point written, other pixels and other
+    ranges come out.
+    """
     points = cloud()
     u, v, w = K @ (TO_CAMERA @ np.c_[points[:, :3], np.ones(len(points))].T)[:3]
     row, column = np.floor(v / w + 0.5), np.floor(u / w + 0.5)
     inside = (row >= 0) & (row < SIZE[0]) & (column >= 0) & (column < SIZE[1])
     assert (inside & (w < 0)).sum() > 10  # behind, yet in the picture
     last = {}
-    for r, c, d in zip(row[inside & (w > 0)], column[inside & (w > 0)], np.linalg.norm(points[inside & (w > 0), :3], axis=1)):
+    for r, c, d in zip(
+        row[inside & (w > 0)], column[inside & (w > 0)], np.linalg.norm(points[inside & (w > 0), :3], axis=1)
+    ):
         last[int(r), int(c)] = d
     found = returns(points)
-    assert sum(last[pixel] > found[pixel][0] + 1e-9 for pixel in found) > 10  # a far point drawn over a near one
+    assert (
+        sum(last[pixel] > found[pixel][0] + 1e-9 for pixel in found) > 10
+    )  # a far point drawn over a near one
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,14 +142,20 @@ def test_every_pixel_shows_the_minimum_over_its_points(data):
     count = data.draw(st.integers(1, 30))
     enlarge = data.draw(st.integers(1, 3))
     pixel = np.array(data.draw(st.lists(st.integers(0, 11), min_size=count, max_size=count)))
-    distance = np.array(data.draw(st.lists(st.sampled_from([1.0, 2.0, 2.5, 9.0]), min_size=count, max_size=count)))
+    distance = np.array(
+        data.draw(st.lists(st.sampled_from([1.0, 2.0, 2.5, 9.0]), min_size=count, max_size=count))
+    )
     hit, seen = projection.nearest(pixel, distance, (3, 4), enlarge)
     assert len(hit) == len(set(hit.tolist()))
     found = dict(zip(hit.tolist(), seen.tolist()))
     for where in range(12):
         steps = [(where // 4 - one // 4, where % 4 - one % 4) for one in pixel.tolist()]
-        over = [i for i in range(count) if all(-((enlarge - 1) // 2) <= step <= enlarge // 2 for step in steps[i])]
-        assert found.get(where) == min(over, key=lambda i: (distance[i], i), default=None)  # the nearest; of equal ones the first
+        over = [
+            i for i in range(count) if all(-((enlarge - 1) // 2) <= step <= enlarge // 2 for step in steps[i])
+        ]
+        assert found.get(where) == min(
+            over, key=lambda i: (distance[i], i), default=None
+        )  # the nearest; of equal ones the first
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,13 +188,18 @@ def test_the_camera_of_a_resized_image_hits_the_block_that_holds_the_pixel(u, v)
     assert found == [row // 2, column // 2] or on_a_border
 
 
-# ---- motion -----------------------------------------------------------------------------------------------------------------------
+# ---- motion
+# -----------------------------------------------------------------------------------------------------------------------
 
-CAR = rigid(Rotation.from_euler("xyz", [math.pi, 0.02, -0.01]), [0.8, 0.1, -1.5])  # LiDAR (z up) to car (z down)
+CAR = rigid(
+    Rotation.from_euler("xyz", [math.pi, 0.02, -0.01]), [0.8, 0.1, -1.5]
+)  # LiDAR (z up) to car (z down)
 
 
 def measured(world: np.ndarray, seconds: np.ndarray, pose) -> np.ndarray:
-    """(N, 6) points as the LiDAR of a moving car sees the static ``world`` (N, 3), each at its time; pose(t) = car to world (4, 4)."""
+    """(N, 6) points as the LiDAR of a moving car sees the static ``world`` (N, 3), each at its time; pose(t)
+    = car to world (4, 4).
+    """
     seen = [np.linalg.inv(pose(t) @ CAR) @ [*place, 1] for place, t in zip(world, seconds)]
     return np.c_[np.array(seen)[:, :3], np.ones((len(world), 2)), 100.0 + seconds]
 
@@ -176,7 +209,10 @@ def curve(speed: float, rate: float):
 
     def pose(t):
         radius = speed / rate
-        return rigid(Rotation.from_euler("z", rate * t), [radius * math.sin(rate * t), radius * (1 - math.cos(rate * t)), 0])
+        return rigid(
+            Rotation.from_euler("z", rate * t),
+            [radius * math.sin(rate * t), radius * (1 - math.cos(rate * t)), 0],
+        )
 
     return pose
 
@@ -189,7 +225,9 @@ def test_points_measured_on_a_circle_are_brought_back_to_the_exposure():
     motion = projection.Motion(15.0, np.array([0, 0, 0.5]))
     found = projection.compensate(points, 100.0, motion, CAR)
     assert np.abs(points - expected)[:, :3].max() > 1  # metres to mend
-    assert np.allclose(found[:, :3], expected[:, :3], atol=1e-9) and np.array_equal(found[:, 3:], points[:, 3:])
+    assert np.allclose(found[:, :3], expected[:, :3], atol=1e-9) and np.array_equal(
+        found[:, 3:], points[:, 3:]
+    )
 
 
 @pytest.mark.parametrize("rates", [(0.3, -0.2, 0.6), (0, 0, 0), (1e-12, 0, 0)])
@@ -214,11 +252,21 @@ def test_gnss_line(tmp_path):
     names = """iTOW timestamp tAcc lon lat height hMSL fixType numSV hAcc vAcc roll pitch heading accRoll accPitch accHeading
         angular_rate_roll angular_rate_pitch angular_rate_heading velN velE velD gSpeed sAcc pDOP magDec magAcc""".split()
     values = {name: 1000 + i for i, name in enumerate(names)}
-    values |= {"gSpeed": 13_900, "angular_rate_roll": 100_000, "angular_rate_pitch": -200_000, "angular_rate_heading": 4_500_000}
+    values |= {
+        "gSpeed": 13_900,
+        "angular_rate_roll": 100_000,
+        "angular_rate_pitch": -200_000,
+        "angular_rate_heading": 4_500_000,
+    }
     (tmp_path / "gnss.txt").write_text(" ".join(map(str, values.values())) + "\n")
     motion = projection.read_motion(tmp_path / "gnss.txt")
     assert motion.speed == 13.9 and np.allclose(np.rad2deg(motion.rates), [1, -2, 45])
-    for text, message in (("1 2 3", "3 numbers"), ("", "0 numbers"), ("1.5 " * 28, "expected 28 integers"), ("1 " * 29, "29 numbers")):
+    for text, message in (
+        ("1 2 3", "3 numbers"),
+        ("", "0 numbers"),
+        ("1.5 " * 28, "expected 28 integers"),
+        ("1 " * 29, "29 numbers"),
+    ):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(DataError, match=f"bad.txt: .*{message}"):
             projection.read_motion(tmp_path / "bad.txt")
@@ -226,7 +274,8 @@ def test_gnss_line(tmp_path):
         projection.read_motion(tmp_path / "none.txt")
 
 
-# ---- LiDAR files ------------------------------------------------------------------------------------------------------------------
+# ---- LiDAR files
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_points_come_back_and_those_without_a_place_are_left_out(tmp_path):
@@ -236,14 +285,17 @@ def test_points_come_back_and_those_without_a_place_are_left_out(tmp_path):
     assert np.array_equal(projection.read_points(tmp_path / "a.bin"), np.delete(points, [3, 5], 0))
 
 
-@pytest.mark.parametrize("content, message", [
-    (lambda p: p.tobytes()[:-20], "no whole number of 6 float64"),  # cut inside a point
-    (lambda p: b"", "0 bytes"),
-    (lambda p: p.astype(np.float32)[:799, :4].tobytes(), "no whole number"),  # another kind of LiDAR file
-    (lambda p: np.full((4, 6), np.nan).tobytes(), "none of 4 points has finite coordinates"),
-    (lambda p: np.where(np.arange(6) == 3, -p - 1, p).tobytes(), "negative or NaN intensity"),
-    (lambda p: np.where(np.arange(6) == 3, np.nan, p).tobytes(), "negative or NaN intensity"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (lambda p: p.tobytes()[:-20], "no whole number of 6 float64"),  # cut inside a point
+        (lambda p: b"", "0 bytes"),
+        (lambda p: p.astype(np.float32)[:799, :4].tobytes(), "no whole number"),  # another kind of LiDAR file
+        (lambda p: np.full((4, 6), np.nan).tobytes(), "none of 4 points has finite coordinates"),
+        (lambda p: np.where(np.arange(6) == 3, -p - 1, p).tobytes(), "negative or NaN intensity"),
+        (lambda p: np.where(np.arange(6) == 3, np.nan, p).tobytes(), "negative or NaN intensity"),
+    ],
+)
 def test_damaged_point_files_are_named(tmp_path, content, message):
     (tmp_path / "bad.bin").write_bytes(content(cloud()))
     with pytest.raises(DataError, match=f"bad.bin: .*{message}"):
@@ -252,13 +304,16 @@ def test_damaged_point_files_are_named(tmp_path, content, message):
         projection.read_points(tmp_path / "none.bin")
 
 
-# ---- events -----------------------------------------------------------------------------------------------------------------------
+# ---- events
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def write_events(path: Path, x, y, t, p, dtypes=("u2", "u2", "u4", "u1")) -> Path:
     with h5py.File(path, "w") as file:
         for name, values, dtype in zip("xytp", (x, y, t, p), dtypes):
-            file.create_dataset(f"events/{name}", data=np.asarray(values, dtype), **hdf5plugin.Blosc(cname="zstd"))
+            file.create_dataset(
+                f"events/{name}", data=np.asarray(values, dtype), **hdf5plugin.Blosc(cname="zstd")
+            )
     return path
 
 
@@ -278,7 +333,9 @@ def test_events_of_the_window_come_back_in_any_order(tmp_path, in_order):
     found = projection.read_events(write_events(tmp_path / "a.h5", x, y, t, p), 30_000)
     expected = [(a, b, c) for a, b, s, c in zip(x, y, t, p) if s >= 70_000]
     assert list(zip(*(values.tolist() for values in found))) == expected and 100 < len(expected) < 300
-    assert sum(t >= 100_000 - 30) < 5  # a window of "30 ms" taken as 30 of the file's units leaves next to nothing
+    assert (
+        sum(t >= 100_000 - 30) < 5
+    )  # a window of "30 ms" taken as 30 of the file's units leaves next to nothing
 
 
 @pytest.mark.parametrize("dtype", ["u4", "u8", "i8", "f8"])
@@ -288,7 +345,9 @@ def test_a_recording_shorter_than_the_window_is_kept_whole(tmp_path, dtype):
     assert len(projection.read_events(path, 30_000)[0]) == 20
     if dtype == "u4":
         with np.errstate(over="ignore"):
-            assert not (t.astype("u4") >= t.astype("u4").max() - np.uint32(30_000)).any()  # unsigned times wrap below zero
+            assert not (
+                t.astype("u4") >= t.astype("u4").max() - np.uint32(30_000)
+            ).any()  # unsigned times wrap below zero
 
 
 def test_no_event_at_all_is_an_empty_image(tmp_path):
@@ -340,14 +399,26 @@ def test_the_homography_places_far_points_where_the_camera_sees_them():
     assert apart > 1e-3  # near points are off by the parallax, which events cannot know
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda f: f.__delitem__("events/p"), "expected HDF5 with events/x, y, t, p"),
-    (lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.zeros(3))), "other types or lengths"),
-    (lambda f: (f.__delitem__("events/t"), f.create_group("events/t")), "other types or lengths"),
-    (lambda f: f["events/p"].__setitem__(slice(None), 2), "expected 0 .darker. and 1 .brighter."),
-    (lambda f: (f.__delitem__("events/t"), f.create_dataset("events/t", data=np.full(500, np.nan))), "NaN or infinite event times"),
-    (lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.full(500, np.nan))), "NaN or infinite event coord"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: f.__delitem__("events/p"), "expected HDF5 with events/x, y, t, p"),
+        (
+            lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.zeros(3))),
+            "other types or lengths",
+        ),
+        (lambda f: (f.__delitem__("events/t"), f.create_group("events/t")), "other types or lengths"),
+        (lambda f: f["events/p"].__setitem__(slice(None), 2), "expected 0 .darker. and 1 .brighter."),
+        (
+            lambda f: (f.__delitem__("events/t"), f.create_dataset("events/t", data=np.full(500, np.nan))),
+            "NaN or infinite event times",
+        ),
+        (
+            lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.full(500, np.nan))),
+            "NaN or infinite event coord",
+        ),
+    ],
+)
 def test_event_files_of_another_kind_are_named(tmp_path, change, message):
     path = write_events(tmp_path / "bad.h5", *burst())
     with h5py.File(path, "r+") as file:
@@ -368,38 +439,50 @@ def test_damaged_event_files_and_missing_packages_are_explained(tmp_path, monkey
     for absent in ("hdf5plugin", "h5py"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, absent, None)
-            with pytest.raises(ValueError, match=rf'bad.h5: event files need {absent}; pip install -e "\.\[data\]"'):
+            with pytest.raises(
+                ValueError, match=rf'bad.h5: event files need {absent}; pip install -e "\.\[data\]"'
+            ):
                 projection.read_events(path, 30_000)
 
 
-# ---- calibration ------------------------------------------------------------------------------------------------------------------
+# ---- calibration
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def calibration() -> dict:
-    return {"intrinsics": {"rgb": {"K": K.tolist()}, "event": {"K": EVENT_K.tolist()}},
-            "extrinsics": {"lidar2rgb": TO_CAMERA.tolist(), "event2rgb": np.eye(4).tolist()}}  # fmt: skip
+    return {
+        "intrinsics": {"rgb": {"K": K.tolist()}, "event": {"K": EVENT_K.tolist()}},
+        "extrinsics": {"lidar2rgb": TO_CAMERA.tolist(), "event2rgb": np.eye(4).tolist()},
+    }
 
 
 def test_calibration_comes_back(tmp_path):
     (tmp_path / "calib.json").write_text(json.dumps(calibration()))
     found = projection.read_calibration(tmp_path / "calib.json", ["rgb", "event"], ["lidar2rgb"])
     assert found.keys() == {"rgb", "event", "lidar2rgb"}
-    assert np.array_equal(found["rgb"], K) and np.array_equal(found["event"], EVENT_K) and np.array_equal(found["lidar2rgb"], TO_CAMERA)
+    assert (
+        np.array_equal(found["rgb"], K)
+        and np.array_equal(found["event"], EVENT_K)
+        and np.array_equal(found["lidar2rgb"], TO_CAMERA)
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda c: c["extrinsics"].pop("lidar2rgb"), "extrinsics/lidar2rgb: missing"),
-    (lambda c: c.pop("intrinsics"), "intrinsics/rgb/K: missing"),
-    (lambda c: c["intrinsics"].update(rgb=[1]), "intrinsics/rgb/K: missing"),
-    (lambda c: c["intrinsics"]["rgb"].update(K=np.eye(4).tolist()), "expected a finite 3 × 3"),
-    (lambda c: c["intrinsics"]["rgb"].update(K=np.diag([0.0, 9, 1]).tolist()), "no camera matrix"),
-    (lambda c: c["intrinsics"]["rgb"].update(K=K.T.tolist()), "no camera matrix"),
-    (lambda c: c["intrinsics"]["rgb"].update(K="K"), "not a matrix"),
-    (lambda c: c["extrinsics"].update(lidar2rgb=(2 * np.eye(4)).tolist()), "no rigid transform"),
-    (lambda c: c["extrinsics"].update(lidar2rgb=np.diag([1.0, 1, -1, 1]).tolist()), "no rigid transform"),
-    (lambda c: c["extrinsics"].update(lidar2rgb=TO_CAMERA.T.tolist()), "no rigid transform"),
-    (lambda c: c["extrinsics"].update(lidar2rgb=[[float("nan")] * 4] * 4), "expected a finite 4 × 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["extrinsics"].pop("lidar2rgb"), "extrinsics/lidar2rgb: missing"),
+        (lambda c: c.pop("intrinsics"), "intrinsics/rgb/K: missing"),
+        (lambda c: c["intrinsics"].update(rgb=[1]), "intrinsics/rgb/K: missing"),
+        (lambda c: c["intrinsics"]["rgb"].update(K=np.eye(4).tolist()), "expected a finite 3 × 3"),
+        (lambda c: c["intrinsics"]["rgb"].update(K=np.diag([0.0, 9, 1]).tolist()), "no camera matrix"),
+        (lambda c: c["intrinsics"]["rgb"].update(K=K.T.tolist()), "no camera matrix"),
+        (lambda c: c["intrinsics"]["rgb"].update(K="K"), "not a matrix"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=(2 * np.eye(4)).tolist()), "no rigid transform"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=np.diag([1.0, 1, -1, 1]).tolist()), "no rigid transform"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=TO_CAMERA.T.tolist()), "no rigid transform"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=[[float("nan")] * 4] * 4), "expected a finite 4 × 4"),
+    ],
+)
 def test_bad_calibrations_name_file_and_key(tmp_path, change, message):
     values = calibration()
     change(values)

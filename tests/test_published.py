@@ -37,7 +37,9 @@ from mmlib.published import (
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = load_paper("functional-entropy")
 CLAIMS = {claim.id: claim for claim in PAPER.claims}
-TEXTS = [folder / "shared" / "papers" / "functional-entropy-regularization.txt" for folder in (ROOT, ROOT.parent)]
+TEXTS = [
+    folder / "shared" / "papers" / "functional-entropy-regularization.txt" for folder in (ROOT, ROOT.parent)
+]
 
 
 # ---- the paper's text, parsed without mmlib ----
@@ -46,7 +48,9 @@ TEXTS = [folder / "shared" / "papers" / "functional-entropy-regularization.txt" 
 def paper_lines() -> list[str]:
     found = [path for path in TEXTS if path.exists()]
     if not found:
-        pytest.skip("the paper's text is not here (shared/papers/functional-entropy-regularization.txt); it cannot be redistributed")
+        pytest.skip(
+            "the paper's text is not here (shared/papers/functional-entropy-regularization.txt); it cannot be redistributed"
+        )
     lines = found[0].read_text(encoding="utf-8").splitlines()
     return lines[: lines.index("References")]
 
@@ -67,7 +71,10 @@ def printed_rows(lines) -> dict[int, list[tuple[str, list[str]]]]:
 def stored_rows(name) -> list[tuple[str, list[str]]]:
     """Row name -> cells and printed mean, as strings."""
     table = PAPER.tables[name]
-    return [(row, [str(c) for c in (*cells, *([table.means[row]] if table.means else []))]) for row, cells in table.rows.items()]
+    return [
+        (row, [str(c) for c in (*cells, *([table.means[row]] if table.means else []))])
+        for row, cells in table.rows.items()
+    ]
 
 
 def test_every_cell_is_as_printed():
@@ -76,7 +83,9 @@ def test_every_cell_is_as_printed():
     for number in (1, 2, 3, 4):
         assert stored_rows(f"T{number}") == printed[number]
     for number in (5, 6, 7):  # mIoU and accuracy stand side by side
-        halves = [a[1] + b[1] for a, b in zip(stored_rows(f"T{number}"), stored_rows(f"T{number} Acc"), strict=True)]
+        halves = [
+            a[1] + b[1] for a, b in zip(stored_rows(f"T{number}"), stored_rows(f"T{number} Acc"), strict=True)
+        ]
         assert halves == [numbers for _, numbers in printed[number]]
         if number > 5:
             assert list(PAPER.tables[f"T{number}"].rows) == [name for name, _ in printed[number]]
@@ -109,9 +118,18 @@ def test_size_and_checksums():
     """Counted by hand in the paper: holds where its text is absent."""
     sizes = {name: (len(table.rows), len(table.columns)) for name, table in PAPER.tables.items()}
     assert sizes == {
-        "T1": (9, 3), "T2": (5, 7), "T3": (4, 15), "T4": (3, 15), "T5": (3, 3), "T5 Acc": (3, 3),
-        "T6": (5, 3), "T6 Acc": (5, 3), "T7": (4, 3), "T7 Acc": (4, 3), "T8": (1, 2),
-    }  # fmt: skip
+        "T1": (9, 3),
+        "T2": (5, 7),
+        "T3": (4, 15),
+        "T4": (3, 15),
+        "T5": (3, 3),
+        "T5 Acc": (3, 3),
+        "T6": (5, 3),
+        "T6 Acc": (5, 3),
+        "T7": (4, 3),
+        "T7 Acc": (4, 3),
+        "T8": (1, 2),
+    }
     assert sum(PAPER.tables["T2"].cells("Ours")) == Decimal("324.21")
     assert sum(PAPER.tables["T3"].cells("Ours")) == Decimal("720.51")
     assert len(CLAIMS) == len(PAPER.claims), "two claims share an id"
@@ -130,7 +148,11 @@ def test_sensors_are_known_and_cover_the_columns():
 def test_a_printed_number_is_an_interval():
     found = interval("60.37")
     assert (float(found.low), float(found.high)) == (60.365, 60.375)
-    assert interval("47.8").half == 0.05 and interval("47.80").half == 0.005 and interval(Decimal("65")).half == 0.5
+    assert (
+        interval("47.8").half == 0.05
+        and interval("47.80").half == 0.005
+        and interval(Decimal("65")).half == 0.5
+    )
     with pytest.raises(TypeError, match="printed digits"):
         interval(47.8)
 
@@ -140,7 +162,9 @@ reals = st.floats(0, 100, allow_nan=False)
 
 @given(st.lists(reals, min_size=2, max_size=16), st.integers(0, 1))
 def test_the_true_statistic_is_never_outside(values, ddof):
-    """Whatever was rounded to the printed cells: its mean and deviation lie in the interval, and their own print meets it."""
+    """Whatever was rounded to the printed cells: its mean and deviation lie in the interval, and their own
+    print meets it.
+    """
     cells = [Decimal(f"{v:.2f}") for v in values]
     for found, true in ((mean(cells), np.mean(values)), (deviation(cells, ddof), np.std(values, ddof=ddof))):
         assert float(found.low) - 1e-9 <= true <= float(found.high) + 1e-9
@@ -168,7 +192,10 @@ def test_the_interval_of_a_mean_is_tight():
 
 @given(st.floats(1, 100), st.floats(1, 100))
 def test_a_change_in_per_cent_is_never_outside(before, after):
-    found = value(tiny(f"{before:.2f}", f"{after:.2f}"), {"value": ["T", "r", "b"], "minus": ["T", "r", "a"], "percent": True})
+    found = value(
+        tiny(f"{before:.2f}", f"{after:.2f}"),
+        {"value": ["T", "r", "b"], "minus": ["T", "r", "a"], "percent": True},
+    )
     assert float(found.low) - 1e-9 <= 100 * (after / before - 1) <= float(found.high) + 1e-9
 
 
@@ -183,7 +210,9 @@ def changed(paper, table, row, column, new):
     """The same paper with one cell (or, for the column "Mean", one printed mean) replaced."""
     old = paper.tables[table]
     if column == "Mean":
-        return replace(paper, tables=paper.tables | {table: replace(old, means=old.means | {row: Decimal(new)})})
+        return replace(
+            paper, tables=paper.tables | {table: replace(old, means=old.means | {row: Decimal(new)})}
+        )
     cells = tuple(Decimal(new) if name == column else cell for name, cell in zip(old.columns, old.rows[row]))
     return replace(paper, tables=paper.tables | {table: replace(old, rows=old.rows | {row: cells})})
 
@@ -228,9 +257,16 @@ def test_the_verdicts_by_hand():
 def test_the_nearest_reading_is_reported():
     """By hand: of two readings, the one closer to what is printed."""
     expected = {
-        "t4-gain-example": -8.31, "t5-rp-gain-event": 22.96, "t5-rp-gain-both": 0.30, "t5-rf-gain-frame": 1.00,
-        "t5-rf-gain-event": 23.18, "t5-rf-gain-both": 0.32, "t3-magic-sd": 23.0963, "t3-sd": 8.1692, "t8-percent": 0.5686,
-    }  # fmt: skip
+        "t4-gain-example": -8.31,
+        "t5-rp-gain-event": 22.96,
+        "t5-rp-gain-both": 0.30,
+        "t5-rf-gain-frame": 1.00,
+        "t5-rf-gain-event": 23.18,
+        "t5-rf-gain-both": 0.32,
+        "t3-magic-sd": 23.0963,
+        "t3-sd": 8.1692,
+        "t8-percent": 0.5686,
+    }
     for claim, recomputed in expected.items():
         verdict = judge(PAPER, CLAIMS[claim])
         assert verdict.recomputed.middle == pytest.approx(recomputed, abs=2e-4), claim
@@ -241,7 +277,9 @@ def test_the_nearest_reading_is_reported():
 
 def test_the_gains_that_rest_on_a_printed_mean():
     by_means = {claim.id: judge(PAPER, claim).by_printed_means for claim in PAPER.claims}
-    assert by_means["t2-gain"] and by_means["t3-gain"] and by_means["t4-gain"], "printed mean minus printed mean"
+    assert by_means["t2-gain"] and by_means["t3-gain"] and by_means["t4-gain"], (
+        "printed mean minus printed mean"
+    )
     assert by_means["t1-gain-mean"] is False and by_means["t1-gain-full"] is None
 
 
@@ -260,10 +298,14 @@ def test_changing_any_cell_a_claim_rests_on_changes_its_verdict():
     for claim in (*PAPER.claims, *mean_claims(PAPER)):
         if judge(PAPER, claim).kind != "follows":
             continue
-        for table, row, column in {tuple(end) for r in claim.readings for key, end in r.items() if key != "percent"}:
+        for table, row, column in {
+            tuple(end) for r in claim.readings for key, end in r.items() if key != "percent"
+        }:
             for name in PAPER.tables[table].columns if column == "mean" else [column]:
                 spoilt = changed(PAPER, table, row, name, PAPER.tables[table].cell(row, name) + 1)
-                assert judge(spoilt, claim).kind != "follows", f"{claim.id} does not notice {table} {row} {name}"
+                assert judge(spoilt, claim).kind != "follows", (
+                    f"{claim.id} does not notice {table} {row} {name}"
+                )
                 tried += 1
     assert tried > 200
 
@@ -276,7 +318,10 @@ def test_a_cell_that_would_make_the_mean_right_turns_its_verdicts():
     assert kinds(changed(PAPER, "T5", "L_sup + R_p", "Event", "30.44"))["t5-rp-gain-event"] == "off by +5.48"
 
 
-@pytest.mark.parametrize(("printed", "kind"), [("1.50", "follows"), ("1.51", "follows"), ("1.49", "follows"), ("1.52", "off by +0.02")])
+@pytest.mark.parametrize(
+    ("printed", "kind"),
+    [("1.50", "follows"), ("1.51", "follows"), ("1.49", "follows"), ("1.52", "off by +0.02")],
+)
 def test_the_tolerance_is_that_of_rounding(printed, kind):
     """Cells 1.00 and 2.00: the mean lies in [1.495, 1.505], so 1.49 and 1.51 only just may be printed."""
     paper = tiny("1.00", "2.00")
@@ -287,7 +332,10 @@ def test_the_tolerance_is_that_of_rounding(printed, kind):
 def test_rows_that_report_one_setting_twice():
     gaps = {(r.first[0], r.second[0]): repeat_gap(PAPER, r) for r in PAPER.repeats}
     cells, means = gaps["T5", "T6"]
-    assert cells in ([Decimal("2.70"), Decimal("-22.20"), Decimal("1.86")], [Decimal("0.57"), Decimal("-0.51"), Decimal("0.33")])
+    assert cells in (
+        [Decimal("2.70"), Decimal("-22.20"), Decimal("1.86")],
+        [Decimal("0.57"), Decimal("-0.51"), Decimal("0.33")],
+    )
     assert gaps["T6", "T7"] == ([0, 0, 0], 0.0) and gaps["T5", "T7"] == ([0, 0, 0], 0.0)
     assert gaps["T5 Acc", "T7 Acc"][0] == [Decimal("0.10"), 0, 0]
     unregularised = next(r for r in PAPER.repeats if r.second == ["T6", "0.0"])
@@ -296,9 +344,13 @@ def test_rows_that_report_one_setting_twice():
 
 # ---- what a mean hides ----
 
-COUNTS = {  # (inclusions that lower the score, inclusions, several sensors below their best one, subsets of several)
-    "T1": (0, 2, 0, 1), "T2": (4, 9, 4, 4), "T3": (12, 28, 9, 11), "T4": (12, 28, 9, 11),
-}  # fmt: skip
+# (inclusions that lower the score, inclusions, several sensors below their best one, subsets of several)
+COUNTS = {
+    "T1": (0, 2, 0, 1),
+    "T2": (4, 9, 4, 4),
+    "T3": (12, 28, 9, 11),
+    "T4": (12, 28, 9, 11),
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -334,11 +386,28 @@ def test_gains_and_summary_by_hand():
     won = {name: sum(g > 0 for g in gains(PAPER.tables[name], "Ours").values()) for name in COUNTS}
     assert won == {"T1": 2, "T2": 6, "T3": 7, "T4": 7}
     full = {name: gains(PAPER.tables[name], "Ours")[PAPER.tables[name].columns[-1]] for name in COUNTS}
-    assert full == {"T1": Decimal("-0.43"), "T2": Decimal("-2.11"), "T3": Decimal("-16.60"), "T4": Decimal("-10.28")}
-    for name, key in (("T3", "D"), ("T4", "I")):  # ahead exactly where the sensor that the baselines lean on is absent
-        assert all((gain > 0) == (key not in subset) for subset, gain in gains(PAPER.tables[name], "Ours").items())
+    assert full == {
+        "T1": Decimal("-0.43"),
+        "T2": Decimal("-2.11"),
+        "T3": Decimal("-16.60"),
+        "T4": Decimal("-10.28"),
+    }
+    for name, key in (
+        ("T3", "D"),
+        ("T4", "I"),
+    ):  # ahead exactly where the sensor that the baselines lean on is absent
+        assert all(
+            (gain > 0) == (key not in subset) for subset, gain in gains(PAPER.tables[name], "Ours").items()
+        )
     found = summary(PAPER.tables["T2"], "Any2Seg")
-    assert found == pytest.approx({"full": 50.0, "mean": 237 / 7, "min": 3.17, "sd": np.std([44.4, 3.17, 22.33, 44.51, 49.96, 22.63, 50])})
+    assert found == pytest.approx(
+        {
+            "full": 50.0,
+            "mean": 237 / 7,
+            "min": 3.17,
+            "sd": np.std([44.4, 3.17, 22.33, 44.51, 49.96, 22.63, 50]),
+        }
+    )
 
 
 def test_columns_that_are_no_subsets_have_no_inclusions():
@@ -354,15 +423,45 @@ def test_columns_that_are_no_subsets_have_no_inclusions():
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda paper: paper["tables"][1]["rows"][0].pop(), ValueError, "T2: each row needs .* 8 numbers; look at CMX"),
-        (lambda paper: paper["tables"][1]["rows"].append(paper["tables"][1]["rows"][0]), ValueError, "name of its own.*look at CMX"),
+        (
+            lambda paper: paper["tables"][1]["rows"][0].pop(),
+            ValueError,
+            "T2: each row needs .* 8 numbers; look at CMX",
+        ),
+        (
+            lambda paper: paper["tables"][1]["rows"].append(paper["tables"][1]["rows"][0]),
+            ValueError,
+            "name of its own.*look at CMX",
+        ),
         (lambda paper: paper["tables"][1]["columns"].pop(0), ValueError, "7 numbers"),
         (lambda paper: paper["tables"][0].update(subsets=["X", "Y"]), ValueError, "3 different subsets"),
-        (lambda paper: paper["tables"][1].update(columns=["F", "F", "L", "FE", "FL", "EL", "FEL", "Mean"]), ValueError, "7 different"),
-        (lambda paper: paper["claims"][0]["readings"][0].update(value=["T1", "Our", "mean"]), KeyError, "'Our' is not there"),
-        (lambda paper: paper["claims"][3]["readings"][0].update(value=["T2", "Ours", "G"]), KeyError, "column 'G' is not there"),
-        (lambda paper: paper["claims"][0]["readings"][0].update(value=["T9", "Ours", "mean"]), KeyError, "table 'T9'"),
-        (lambda paper: paper["claims"][0]["readings"][0].update(value=["T8", "training", "mean with Mean"]), KeyError, "printed mean of"),
+        (
+            lambda paper: paper["tables"][1].update(columns=["F", "F", "L", "FE", "FL", "EL", "FEL", "Mean"]),
+            ValueError,
+            "7 different",
+        ),
+        (
+            lambda paper: paper["claims"][0]["readings"][0].update(value=["T1", "Our", "mean"]),
+            KeyError,
+            "'Our' is not there",
+        ),
+        (
+            lambda paper: paper["claims"][3]["readings"][0].update(value=["T2", "Ours", "G"]),
+            KeyError,
+            "column 'G' is not there",
+        ),
+        (
+            lambda paper: paper["claims"][0]["readings"][0].update(value=["T9", "Ours", "mean"]),
+            KeyError,
+            "table 'T9'",
+        ),
+        (
+            lambda paper: paper["claims"][0]["readings"][0].update(
+                value=["T8", "training", "mean with Mean"]
+            ),
+            KeyError,
+            "printed mean of",
+        ),
         (lambda paper: paper["repeats"][0].update(second=["T6", "0.2"]), KeyError, "row '0.2'"),
     ],
 )
@@ -381,5 +480,10 @@ def test_an_unknown_paper_is_refused():
 
 
 def test_the_printed_digits_survive_loading():
-    assert str(PAPER.tables["T2"].means["Ours"]) == "47.80" and str(PAPER.tables["T1"].cell("CMNeXt", "RGB-Depth")) == "63.58"
-    assert Counter(c.as_tuple().exponent for t in PAPER.tables.values() for cells in t.rows.values() for c in cells) == {-2: 239, -3: 2}
+    assert (
+        str(PAPER.tables["T2"].means["Ours"]) == "47.80"
+        and str(PAPER.tables["T1"].cell("CMNeXt", "RGB-Depth")) == "63.58"
+    )
+    assert Counter(
+        c.as_tuple().exponent for t in PAPER.tables.values() for cells in t.rows.values() for c in cells
+    ) == {-2: 239, -3: 2}

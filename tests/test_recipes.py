@@ -1,4 +1,6 @@
-"""Recipes: every value says where it comes from, agrees with it, gives way to the command line, and nothing in a file is ignored."""
+"""Recipes: every value says where it comes from, agrees with it, gives way to the command line, and nothing
+in a file is ignored.
+"""
 
 import importlib.util
 import json
@@ -44,7 +46,11 @@ def test_recipes_are_valid_and_every_value_has_a_source(path, section):
     assert set(found) == {"about", *KINDS} and f"prepare_{path.stem}.py" in found["about"]
     if section == "train":
         config.regularizer.check()
-        assert config.precision == "auto" and config.network.encoder.startswith("pvt_v2") and "licence" in recipe.sources["encoder"]
+        assert (
+            config.precision == "auto"
+            and config.network.encoder.startswith("pvt_v2")
+            and "licence" in recipe.sources["encoder"]
+        )
     else:
         plan(config, list(config.modalities) or ["rgb", "lidar"])
 
@@ -62,7 +68,11 @@ WEIGHTS = {  # of KNN, self and random pairs, and of the sensor
     "mfnet": [(0.3334, 0.0606, 0.9262, 0.0478), (0.9124, 0.2388, 0.5064, 0.4922)],
     "mcubes": [(0.0705, 0.2237, 0.7443, 0.4046), (0.5528, 0.5756, 0.4637, 0.3052)],
 }
-RELEASED = {"nyu": dict(dim=70, steps=10000), "mfnet": dict(dim=90, steps=13000), "mcubes": dict(dim=320, steps=4000)}
+RELEASED = {
+    "nyu": dict(dim=70, steps=10000),
+    "mfnet": dict(dim=90, steps=13000),
+    "mcubes": dict(dim=320, steps=4000),
+}
 
 
 @pytest.mark.parametrize("name", ["deliver", "muses", "mcubes"])
@@ -70,7 +80,9 @@ def test_values_of_the_first_paper(name):
     found = values(name, "train")
     for key, value in PAPER_A.items():
         assert found[key]["value"] == value and found[key]["source"].startswith("paper"), key
-    assert found["weight_decay"]["value"] == 0.01 and found["warmup"]["value"] * found["epochs"]["value"] == 10
+    assert (
+        found["weight_decay"]["value"] == 0.01 and found["warmup"]["value"] * found["epochs"]["value"] == 10
+    )
     assert found["scale"]["value"] == [0.5, 2]
 
 
@@ -90,9 +102,14 @@ def test_values_of_the_second_paper(name):
     assert random_knn_self == SHIFTS[name] and found["numbers"]["source"].startswith("released code")
     (knn, own, random, sensor), (knn_x, own_x, random_x, sensor_x) = WEIGHTS[name]
     means = [(own + own_x) / 2, (knn + knn_x) / 2, (random + random_x) / 2]
-    assert found["weights"]["value"] == pytest.approx(means, abs=6e-4) and found["weights"]["source"].startswith("ours")
+    assert found["weights"]["value"] == pytest.approx(means, abs=6e-4) and found["weights"][
+        "source"
+    ].startswith("ours")
     assert found["lambda_x"]["value"] == pytest.approx(sensor_x / sensor, rel=1e-3)
-    assert found["dim"]["value"] == RELEASED[name]["dim"] and found["steps"]["value"] == RELEASED[name]["steps"] // 3  # three optimizers
+    assert (
+        found["dim"]["value"] == RELEASED[name]["dim"]
+        and found["steps"]["value"] == RELEASED[name]["steps"] // 3
+    )  # three optimizers
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -118,7 +135,11 @@ def test_sensors_are_those_that_the_data_script_writes(name):
 
 def written(folder: Path, entries: dict, section: str = "train") -> str:
     path = folder / "recipe.json"
-    path.write_text(json.dumps({"about": "test", section: {k: {"value": v, "source": "ours"} for k, v in entries.items()}}))
+    path.write_text(
+        json.dumps(
+            {"about": "test", section: {k: {"value": v, "source": "ours"} for k, v in entries.items()}}
+        )
+    )
     return str(path)
 
 
@@ -138,16 +159,52 @@ def called(monkeypatch, *arguments) -> object:
 
 
 def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(data, tmp_path, monkeypatch, capsys):
-    recipe = written(tmp_path, {"epochs": 7, "crop": [32, 32], "lambda_p": 0.5, "prediction": "input", "cache": False, "dropout": 0.3})
+    recipe = written(
+        tmp_path,
+        {
+            "epochs": 7,
+            "crop": [32, 32],
+            "lambda_p": 0.5,
+            "prediction": "input",
+            "cache": False,
+            "dropout": 0.3,
+        },
+    )
     for form in (["--recipe", recipe], [f"--recipe={recipe}"]):
-        config = called(monkeypatch, "train", "--data", data, *form, "--out", "x", "--epochs", "3", "--crop", "16", "24", "--cache")
-        assert type(config) is TrainConfig and config.epochs == 3 and config.crop == (16, 24) and config.cache is True
-        assert config.regularizer.lambda_p == 0.5 and config.regularizer.prediction == "input" and config.network.dropout == 0.3
+        config = called(
+            monkeypatch,
+            "train",
+            "--data",
+            data,
+            *form,
+            "--out",
+            "x",
+            "--epochs",
+            "3",
+            "--crop",
+            "16",
+            "24",
+            "--cache",
+        )
+        assert (
+            type(config) is TrainConfig
+            and config.epochs == 3
+            and config.crop == (16, 24)
+            and config.cache is True
+        )
+        assert (
+            config.regularizer.lambda_p == 0.5
+            and config.regularizer.prediction == "input"
+            and config.network.dropout == 0.3
+        )
         assert config.batch_size == 4  # which nobody has set
         shown = capsys.readouterr().out
         assert f"recipe {recipe}, train:" in shown and "  lambda_p 0.5   (ours)" in shown
-        for line in ("epochs 3.0, on the command line, not 7.0", "crop 16 24, on the command line, not 32 32",
-                     "cache True, on the command line, not False"):  # fmt: skip
+        for line in (
+            "epochs 3.0, on the command line, not 7.0",
+            "crop 16 24, on the command line, not 32 32",
+            "cache True, on the command line, not False",
+        ):
             assert f"  {line}   (ours)" in shown
         assert "batch_size" not in shown
     plain = called(monkeypatch, "train", "--data", data, "--out", "x")
@@ -184,7 +241,18 @@ def test_help_shows_the_recipe_and_its_values(command, recipe, capsys):
 
 def test_the_same_command_resumes_and_another_recipe_is_refused(data, tmp_path, capsys):
     recipe = written(tmp_path, {"epochs": 1, "batch_size": 6, "eval_every": 0})
-    command = ["train", "--data", data, "--out", str(tmp_path / "run"), "--no-progress", "--recipe", recipe, "--batch-size", "3"]
+    command = [
+        "train",
+        "--data",
+        data,
+        "--out",
+        str(tmp_path / "run"),
+        "--no-progress",
+        "--recipe",
+        recipe,
+        "--batch-size",
+        "3",
+    ]
     cli.main(command)
     stamp = (tmp_path / "run" / "resume.safetensors").stat().st_mtime_ns
     cli.main(command)
@@ -196,31 +264,40 @@ def test_the_same_command_resumes_and_another_recipe_is_refused(data, tmp_path, 
         cli.main(command)
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "no such recipe; those of public data sets lie in data_scripts/recipes/"),
-    ('{"train": {', "cannot be read as a recipe"),
-    ("[1]", "no section 'train'; it has none"),
-    ('{"trian": {}}', "no section 'train'; it has trian"),
-    ({"lamda_p": (0.3, "paper")}, "unknown key 'lamda_p' in 'train'; do you mean 'lambda_p'?"),
-    ({"data": ("x", "ours")}, "unknown key 'data'"),
-    ({"recipe": ("x", "ours")}, "unknown key 'recipe'"),
-    ({"regularizer": ({}, "ours")}, "unknown key 'regularizer'"),
-    ('{"train": {"epochs": {"value": 1, "source": "ours"}, "epochs": {"value": 2, "source": "ours"}}}', "the key 'epochs' stands twice"),
-    ('{"train": {"epochs": 5}}', "train.epochs: expected {\"value\": …, \"source\": …}, found 5"),
-    ('{"train": {"epochs": {"value": 5}}}', "train.epochs: expected"),
-    ({"epochs": (5, "a friend")}, "train.epochs: source 'a friend' must begin with one of 'paper', 'released code', 'ours'"),
-    ({"epochs": ("5", "ours")}, 'train.epochs: "5" is not a number'),
-    ('{"train": {"epochs": {"value": NaN, "source": "ours"}}}', "train.epochs: NaN is not a number"),
-    ({"epochs": (True, "ours")}, "train.epochs: true is not a number"),
-    ({"batch_size": (4.0, "ours")}, "train.batch_size: 4.0 is not a whole number"),
-    ({"batch_size": (True, "ours")}, "train.batch_size: true is not a whole number"),
-    ({"cache": (1, "ours")}, "train.cache: 1 is not true or false"),
-    ({"encoder": ("pvt", "ours")}, 'train.encoder: "pvt" is not one of "residual", "pvt_v2_b0"'),
-    ({"crop": ([32], "ours")}, "train.crop: [32] is not a list of 2 values"),
-    ({"crop": ([32, 32.5], "ours")}, "train.crop: [32, 32.5] is not a whole number"),
-    ({"crop": (32, "ours")}, "train.crop: 32 is not a list of 2 values"),
-    ({"modalities": ("rgb", "ours")}, 'train.modalities: "rgb" is not a list of values'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no such recipe; those of public data sets lie in data_scripts/recipes/"),
+        ('{"train": {', "cannot be read as a recipe"),
+        ("[1]", "no section 'train'; it has none"),
+        ('{"trian": {}}', "no section 'train'; it has trian"),
+        ({"lamda_p": (0.3, "paper")}, "unknown key 'lamda_p' in 'train'; do you mean 'lambda_p'?"),
+        ({"data": ("x", "ours")}, "unknown key 'data'"),
+        ({"recipe": ("x", "ours")}, "unknown key 'recipe'"),
+        ({"regularizer": ({}, "ours")}, "unknown key 'regularizer'"),
+        (
+            '{"train": {"epochs": {"value": 1, "source": "ours"}, "epochs": {"value": 2, "source": "ours"}}}',
+            "the key 'epochs' stands twice",
+        ),
+        ('{"train": {"epochs": 5}}', 'train.epochs: expected {"value": …, "source": …}, found 5'),
+        ('{"train": {"epochs": {"value": 5}}}', "train.epochs: expected"),
+        (
+            {"epochs": (5, "a friend")},
+            "train.epochs: source 'a friend' must begin with one of 'paper', 'released code', 'ours'",
+        ),
+        ({"epochs": ("5", "ours")}, 'train.epochs: "5" is not a number'),
+        ('{"train": {"epochs": {"value": NaN, "source": "ours"}}}', "train.epochs: NaN is not a number"),
+        ({"epochs": (True, "ours")}, "train.epochs: true is not a number"),
+        ({"batch_size": (4.0, "ours")}, "train.batch_size: 4.0 is not a whole number"),
+        ({"batch_size": (True, "ours")}, "train.batch_size: true is not a whole number"),
+        ({"cache": (1, "ours")}, "train.cache: 1 is not true or false"),
+        ({"encoder": ("pvt", "ours")}, 'train.encoder: "pvt" is not one of "residual", "pvt_v2_b0"'),
+        ({"crop": ([32], "ours")}, "train.crop: [32] is not a list of 2 values"),
+        ({"crop": ([32, 32.5], "ours")}, "train.crop: [32, 32.5] is not a whole number"),
+        ({"crop": (32, "ours")}, "train.crop: 32 is not a list of 2 values"),
+        ({"modalities": ("rgb", "ours")}, 'train.modalities: "rgb" is not a list of values'),
+    ],
+)
 @pytest.mark.parametrize("asked", [[], ["--help"]], ids=["run", "help"])
 def test_mistakes_name_the_file_and_the_key(data, tmp_path, content, message, asked):
     path = tmp_path / "mine.json"
@@ -230,12 +307,20 @@ def test_mistakes_name_the_file_and_the_key(data, tmp_path, content, message, as
         path.write_text(content)
     with pytest.raises(SystemExit) as end:
         cli.main(["train", "--data", data, "--out", str(tmp_path / "run"), "--recipe", str(path), *asked])
-    assert end.value.code.startswith(f"error: {path}: ") and message in end.value.code and "\n" not in end.value.code
+    assert (
+        end.value.code.startswith(f"error: {path}: ")
+        and message in end.value.code
+        and "\n" not in end.value.code
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_dictionary_of_the_wrong_kind(tmp_path):
-    for value, message in (([1], "not an object"), ({"rgb": [1, 2]}, "not a list of 3 values"), ({"rgb": [1, 2, "x"]}, "not a number")):
+    for value, message in (
+        ([1], "not an object"),
+        ({"rgb": [1, 2]}, "not a list of 3 values"),
+        ({"rgb": [1, 2, "x"]}, "not a number"),
+    ):
         with pytest.raises(ValueError, match=f"cluster.numbers: .* is {message}"):
             read_recipe(written(tmp_path, {"numbers": value}, "cluster"), "cluster", ClusterConfig)
     for value in (1.0, True, 2):  # a choice between the numbers 1 and 5
@@ -259,7 +344,11 @@ def test_a_configuration_written_as_a_recipe_is_read_back(tmp_path_factory, sect
     known = settings_of(kind)
     config = kind("x", "y")
     assert set(known) == set(flat(config)) - {"data", "out"} and len(flat(config)) == len(known) + 2
-    changed = {name: value for name, value in flat(config).items() if type(value) in (int, float, str, bool, tuple) and name in known}
+    changed = {
+        name: value
+        for name, value in flat(config).items()
+        if type(value) in (int, float, str, bool, tuple) and name in known
+    }
     for name in drawn.draw(st.lists(st.sampled_from(sorted(changed)), max_size=8)):
         if type(changed[name]) in (int, float):
             changed[name] = type(changed[name])(drawn.draw(st.integers(2, 5)))

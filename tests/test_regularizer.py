@@ -1,4 +1,6 @@
-"""The regulariser: its forms, its weight in time, its guards, and the three lines that add it to anybody's loop."""
+"""The regulariser: its forms, its weight in time, its guards, and the three lines that add it to anybody's
+loop.
+"""
 
 import json
 import os
@@ -26,12 +28,16 @@ from mmlib.state import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("rgb", "depth", "event")
-MODALITIES = {n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels) for n in NAMES}
+MODALITIES = {
+    n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels) for n in NAMES
+}
 
 
 def network(**options) -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(MODALITIES, ["a", "b", "c", "d"], [(i, i, i) for i in range(4)], NetworkConfig(**options)).eval()
+    return Segmenter(
+        MODALITIES, ["a", "b", "c", "d"], [(i, i, i) for i in range(4)], NetworkConfig(**options)
+    ).eval()
 
 
 def batch(count=2, size=(64, 48)):
@@ -50,7 +56,9 @@ positive = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6)
 @given(positive, st.floats(1e-3, 1e3))
 @settings(deadline=None)
 def test_forms(values, factor):
-    """Sum of inverses >= M² / sum (equality only where all are equal); balance and share ignore a common factor; balance = share form."""
+    """Sum of inverses >= M² / sum (equality only where all are equal); balance and share ignore a common
+    factor; balance = share form.
+    """
     information = torch.tensor(values, dtype=torch.float64)
     count = len(values)
     inverse, balance, share = (float(combine(information, form)) for form in ("inverse", "balance", "share"))
@@ -78,7 +86,9 @@ def test_every_form_pushes_the_weakest_modality_up_most(form):
 
 
 def test_three_lines_in_anybodys_loop():
-    """A network that is not ours: concatenation, three strided convolutions, logits. The term goes into its optimizer step."""
+    """A network that is not ours: concatenation, three strided convolutions, logits. The term goes into its
+    optimizer step.
+    """
 
     class Concatenation(nn.Module):
         def __init__(self):
@@ -94,7 +104,11 @@ def test_three_lines_in_anybodys_loop():
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     images = {"camera": torch.randn(4, 3, 40, 40), "radar": torch.randn(4, 2, 40, 40)}
     label = (images["camera"][:, 0] + images["radar"][:, 0] > 0).long()
-    term = Regularizer(RegularizerConfig(prediction="input", probe_every=1, probe_samples=4, probe_crop=1.0, delay=0.0, lambda_p=0.1))
+    term = Regularizer(
+        RegularizerConfig(
+            prediction="input", probe_every=1, probe_samples=4, probe_crop=1.0, delay=0.0, lambda_p=0.1
+        )
+    )
     gaps = []
     for _ in range(30):
         loss = F.cross_entropy(F.interpolate(model(images), label.shape[-2:], mode="bilinear"), label)
@@ -109,12 +123,18 @@ def test_three_lines_in_anybodys_loop():
 def test_terms_are_the_information_combined():
     net, (images, label) = network(), batch()
     logits, features = net(images, fuse=False)
-    assert logits["rgb"][0, 0].numel() > 256 and features[-4][0, 0].numel() > 64  # larger than what the closed forms read
+    assert (
+        logits["rgb"][0, 0].numel() > 256 and features[-4][0, 0].numel() > 64
+    )  # larger than what the closed forms read
     found = regularizer(prediction="unimodal-logit", features="kl", lambda_p=0.5, lambda_f=0.25)(
         net, images, label, logits=logits, features=features
     )
-    thin = {name: value[..., 1::2, 1::2] for name, value in logits.items()}  # 32 x 24 positions, every second row and column
-    expected = 0.5 * combine(logit_information(thin, nearest(label, (32, 24))[..., 1::2, 1::2])[0].mean(1), "balance")
+    thin = {
+        name: value[..., 1::2, 1::2] for name, value in logits.items()
+    }  # 32 x 24 positions, every second row and column
+    expected = 0.5 * combine(
+        logit_information(thin, nearest(label, (32, 24))[..., 1::2, 1::2])[0].mean(1), "balance"
+    )
     maps = [features[-4][..., 1::2, 1::2], *features[-3:]]
     for values in feature_information(maps, 3)[0]:
         expected = expected + 0.25 * combine(values.mean(1), "balance")
@@ -129,7 +149,9 @@ def test_the_probe_is_lazy_and_amortised():
     assert [v > 0 for v in values] == [s % 4 == 0 for s in range(9)] and lazy.counts["probes"] == 3
     assert values[0] == pytest.approx(4 * float(every(net, images, label, step=0).detach()), rel=1e-5)
     again = regularizer(prediction="input", probe_every=4, probe_samples=3, probe_crop=1.0, lambda_p=1.0)
-    assert float(again(net, images, label, step=8).detach()) == values[8]  # a function of the step, not of the past
+    assert (
+        float(again(net, images, label, step=8).detach()) == values[8]
+    )  # a function of the step, not of the past
 
 
 def test_fused_logits_and_single_modalities_give_no_balance_term():
@@ -150,12 +172,20 @@ def test_delay_then_ramp():
     assert float(term(net, images, label, progress=0.1)) == 0 and term.counts["probes"] == 0
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(lambda_p=-0.1), "0 or more"), (dict(lambda_f=-1.0), "0 or more"), (dict(lambda_p=float("nan")), "0 or more"),
-    (dict(sigma=0.0), "above 0"), (dict(sigma=float("nan")), "above 0"), (dict(probe_every=0), "1 or more"),
-    (dict(probe_crop=0.0), "crop share"),
-    (dict(cap=0.0), "cap above 0"), (dict(delay=1.0), "less than 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(lambda_p=-0.1), "0 or more"),
+        (dict(lambda_f=-1.0), "0 or more"),
+        (dict(lambda_p=float("nan")), "0 or more"),
+        (dict(sigma=0.0), "above 0"),
+        (dict(sigma=float("nan")), "above 0"),
+        (dict(probe_every=0), "1 or more"),
+        (dict(probe_crop=0.0), "crop share"),
+        (dict(cap=0.0), "cap above 0"),
+        (dict(delay=1.0), "less than 1"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Regularizer(RegularizerConfig(**options))
@@ -176,7 +206,9 @@ READINGS = [dict(prediction=p) for p in ("input", "consistency", "unimodal-logit
 @pytest.mark.parametrize("form", ["balance", "share", "inverse"])
 @pytest.mark.parametrize("options", READINGS, ids=str)
 def test_hard_input_is_counted_and_never_reaches_the_weights(options, form):
-    """All pixels ignored, a constant zero modality, one sample: finite gradients, and a count where something was left out."""
+    """All pixels ignored, a constant zero modality, one sample: finite gradients, and a count where something
+    was left out.
+    """
     for case in ("ignored", "half ignored", "constant", "one sample", "all constant"):
         net, (images, label) = network().train(), batch(1 if case == "one sample" else 2)
         if case == "ignored":
@@ -187,14 +219,21 @@ def test_hard_input_is_counted_and_never_reaches_the_weights(options, form):
             images["depth"] = torch.zeros_like(images["depth"])
         elif case == "all constant":
             images = {n: torch.zeros_like(x) for n, x in images.items()}
-        term = regularizer(**options, form=form, probe_samples=2, probe_every=1, cap=10.0, lambda_p=0.3, lambda_f=0.3)
+        term = regularizer(
+            **options, form=form, probe_samples=2, probe_every=1, cap=10.0, lambda_p=0.3, lambda_f=0.3
+        )
         logits, features = net(images, fuse=False)
         value = term(net, images, label, logits=logits, features=features)
         (value + 0 * sum(z.sum() for z in logits.values())).backward()
-        assert torch.isfinite(value) and all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None), case
+        assert torch.isfinite(value) and all(
+            torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None
+        ), case
         labelled = options.get("features") not in ("kl", "ce")
         assert term.counts["empty"] == (
-            0 if not labelled else {"ignored": 2, "half ignored": 1}.get(case, 0) * (5 if options.get("features") == "decoder" else 1)
+            0
+            if not labelled
+            else {"ignored": 2, "half ignored": 1}.get(case, 0)
+            * (5 if options.get("features") == "decoder" else 1)
         ), case
 
 
@@ -225,16 +264,35 @@ def data(tmp_path_factory):
 
 
 def settings_for(data, out, **options):
-    base = dict(data=data, out=str(out), epochs=3, batch_size=2, eval_every=0, save_every=1, progress=False, lr=1e-3, information_samples=2)
+    base = dict(
+        data=data,
+        out=str(out),
+        epochs=3,
+        batch_size=2,
+        eval_every=0,
+        save_every=1,
+        progress=False,
+        lr=1e-3,
+        information_samples=2,
+    )
     return TrainConfig(**base | options)
 
 
-@pytest.mark.parametrize("options", [
-    dict(prediction="input", features="kl"), dict(prediction="gat", lambda_p=1e-10), dict(prediction="consistency", features="decoder"),
-    dict(prediction="unimodal-logit", features="ce", form="inverse"), dict(prediction="input", variance=True, form="share"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(prediction="input", features="kl"),
+        dict(prediction="gat", lambda_p=1e-10),
+        dict(prediction="consistency", features="decoder"),
+        dict(prediction="unimodal-logit", features="ce", form="inverse"),
+        dict(prediction="input", variance=True, form="share"),
+    ],
+    ids=str,
+)
 def test_training_with_every_reading(options, data, tmp_path):
-    config = settings_for(data, tmp_path / "run", regularizer=RegularizerConfig(delay=0.0, probe_every=2, **options))
+    config = settings_for(
+        data, tmp_path / "run", regularizer=RegularizerConfig(delay=0.0, probe_every=2, **options)
+    )
     report = train(config)
     steps, evaluations = read_history(tmp_path / "run" / "history.jsonl")
     assert np.isfinite(report["scores"]["summary"]["all"]["mean"]) and steps[-1]["skipped"] == 0
@@ -246,14 +304,19 @@ def test_training_with_every_reading(options, data, tmp_path):
 
 
 def test_bf16_training_keeps_the_probe_in_full_precision(data, tmp_path):
-    """The same step: information in float32, whatever the precision of the rest. pvt_v2 with checkpointed activations."""
+    """The same step: information in float32, whatever the precision of the rest. pvt_v2 with checkpointed
+    activations.
+    """
     found = {}
     for precision in ("no", "bf16"):
         options = dict(precision=precision, network=NetworkConfig("pvt_v2_b0", checkpointing=True))
         term = RegularizerConfig("input", delay=0.0, probe_every=100)
         train(settings_for(data, tmp_path / precision, epochs=0.1, regularizer=term, **options))
         found[precision] = read_history(tmp_path / precision / "history.jsonl")[0][-1]
-    assert found["no"]["regularized"] == found["bf16"]["regularized"] and found["no"]["probe"] == found["bf16"]["probe"] > 0
+    assert (
+        found["no"]["regularized"] == found["bf16"]["regularized"]
+        and found["no"]["probe"] == found["bf16"]["probe"] > 0
+    )
     assert found["no"]["supervised"] != found["bf16"]["supervised"]
 
 
@@ -266,13 +329,43 @@ main(sys.argv[1:])
 
 
 def test_two_processes_train_with_probe_dropout_and_accumulation(data, tmp_path):
-    """Unused stems, a probe outside of the wrapped network, two micro-batches: the gradient exchange must still come out even."""
+    """Unused stems, a probe outside of the wrapped network, two micro-batches: the gradient exchange must
+    still come out even.
+    """
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER.format(root=str(ROOT)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script), "train", "--data", data,
-               "--out", str(tmp_path / "two"), "--epochs", "8", "--batch-size", "1", "--accumulate", "2", "--subsets", "dropout",
-               "--prediction", "input", "--features", "kl", "--probe-every", "2",
-               "--delay", "0", "--eval-every", "0", "--no-progress"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(script),
+        "train",
+        "--data",
+        data,
+        "--out",
+        str(tmp_path / "two"),
+        "--epochs",
+        "8",
+        "--batch-size",
+        "1",
+        "--accumulate",
+        "2",
+        "--subsets",
+        "dropout",
+        "--prediction",
+        "input",
+        "--features",
+        "kl",
+        "--probe-every",
+        "2",
+        "--delay",
+        "0",
+        "--eval-every",
+        "0",
+        "--no-progress",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert finished.returncode == 0, finished.stderr[-2000:]
@@ -301,7 +394,11 @@ def test_resumed_run_is_the_same_run(data, tmp_path):
     finally:
         training.save_state = original
     parts = train(settings_for(data, tmp_path / "parts", **options))
-    assert parts["scores"] == whole["scores"] and parts["information"] == whole["information"] and parts["guards"] == whole["guards"]
+    assert (
+        parts["scores"] == whole["scores"]
+        and parts["information"] == whole["information"]
+        and parts["guards"] == whole["guards"]
+    )
 
 
 def test_accumulated_closed_form_is_the_mean_over_micro_batches(data, tmp_path):
@@ -345,8 +442,18 @@ def test_two_processes_average_their_terms(tmp_path):
     out = tmp_path / "gradients.json"
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=str(ROOT), tests=str(ROOT / "tests"), out=str(out)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone", str(script)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--standalone",
+        str(script),
+    ]
+    finished = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     together = json.loads(out.read_text())
     apart = []
@@ -356,7 +463,10 @@ def test_two_processes_average_their_terms(tmp_path):
         images, label = {n: x[mine] for n, x in images.items()}, label[mine]
         term = regularizer(prediction="input", features="kl", probe_every=1, probe_samples=2, probe_crop=1.0)
         logits, features = net(images, fuse=False)
-        (term(net, images, label, logits=logits, features=features, step=0) + 0 * sum(z.sum() for z in logits.values())).backward()
+        (
+            term(net, images, label, logits=logits, features=features, step=0)
+            + 0 * sum(z.sum() for z in logits.values())
+        ).backward()
         apart.append([float(p.grad.double().sum()) for p in net.parameters()])
     scale = max(abs(v) for v in together)
     assert np.allclose(together, np.mean(apart, 0), rtol=1e-3, atol=1e-5 * scale)
@@ -370,12 +480,33 @@ def test_objectives_with_the_regulariser_share_a_command_line():
     seen = []
     original, cli.run_train = cli.run_train, seen.append
     try:
-        cli.main(["train", "--data", "street", "--out", "x", "--subsets", "dropout", "--prediction", "unimodal-logit", "--features", "ce",
-                  "--form", "inverse", "--lambda-p", "0.3", "--lambda-f", "0.02"])  # fmt: skip
+        cli.main(
+            [
+                "train",
+                "--data",
+                "street",
+                "--out",
+                "x",
+                "--subsets",
+                "dropout",
+                "--prediction",
+                "unimodal-logit",
+                "--features",
+                "ce",
+                "--form",
+                "inverse",
+                "--lambda-p",
+                "0.3",
+                "--lambda-f",
+                "0.02",
+            ]
+        )
     finally:
         cli.run_train = original
     assert seen[0].objective == ObjectiveConfig(subsets="dropout")
-    assert seen[0].regularizer == RegularizerConfig("unimodal-logit", "ce", "inverse", lambda_p=0.3, lambda_f=0.02)
+    assert seen[0].regularizer == RegularizerConfig(
+        "unimodal-logit", "ce", "inverse", lambda_p=0.3, lambda_f=0.02
+    )
 
 
 def test_input_term_lowers_the_gap_it_measures():
@@ -389,7 +520,9 @@ def test_input_term_lowers_the_gap_it_measures():
         values = input_information(net, images, label, seed=1)[0].detach().mean(1)
         return float(values.max() / values.min())
 
-    term = regularizer(prediction="input", probe_every=1, probe_samples=2, probe_crop=1.0, form="share", lambda_p=1.0)
+    term = regularizer(
+        prediction="input", probe_every=1, probe_samples=2, probe_crop=1.0, form="share", lambda_p=1.0
+    )
     before = gap()
     for _ in range(40):
         optimizer.zero_grad()

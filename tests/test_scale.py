@@ -1,4 +1,6 @@
-"""Training at scale: a step's gradient does not depend on how its samples are divided; what a run will cost is known before it starts."""
+"""Training at scale: a step's gradient does not depend on how its samples are divided; what a run will cost
+is known before it starts.
+"""
 
 import os
 import subprocess
@@ -29,7 +31,9 @@ from mmlib.state import read_history
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = NetworkConfig(dropout=0.0)
 # Probes that look at every sample, with noise that vanishes in the rounding: each process draws its own.
-PROBES = dict(delay=0.0, probe_every=1, probe_crop=1.0, probe_samples=4, sigma=1e-8, cap=1e9, lambda_p=1.0, lambda_f=1.0)
+PROBES = dict(
+    delay=0.0, probe_every=1, probe_crop=1.0, probe_samples=4, sigma=1e-8, cap=1e9, lambda_p=1.0, lambda_f=1.0
+)
 CASES = {
     "all subsets": {},
     "dropout": dict(objective=ObjectiveConfig("dropout", pixels=1)),
@@ -53,7 +57,9 @@ def gradient(config: TrainConfig) -> dict[str, torch.Tensor]:
     """What the first step would give to the optimizer."""
     run, found = set_up(config), {}
     batches = iter(run.loader(0))
-    run.optimizer.step = lambda: found.update({n: p.grad.double().clone() for n, p in run.network.named_parameters() if p.grad is not None})
+    run.optimizer.step = lambda: found.update(
+        {n: p.grad.double().clone() for n, p in run.network.named_parameters() if p.grad is not None}
+    )
     train_step(run, 0, [next(batches) for _ in range(config.accumulate)], share=1.0)
     return found
 
@@ -69,7 +75,9 @@ def difference(one: dict, two: dict) -> float:
 
 @pytest.mark.parametrize("case", FIRST_ORDER)
 def test_micro_batches_give_the_gradient_of_the_large_batch(data, case):
-    """Also of the closed-form terms: information is inverted after its mean over all samples, not over those of a micro-batch."""
+    """Also of the closed-form terms: information is inverted after its mean over all samples, not over those
+    of a micro-batch.
+    """
     whole = gradient(configured(data, batch_size=4, **CASES[case]))
     for batch_size in (1, 2):
         parts = gradient(configured(data, batch_size=batch_size, accumulate=4 // batch_size, **CASES[case]))
@@ -101,15 +109,23 @@ os._exit(0)  # a thread of gloo that still holds the last exchange's tensors wou
 
 
 def test_two_processes_give_the_gradient_of_one(data, tmp_path):
-    """Every objective and every reading, those of second order too; and with all of one process's pixels unlabelled."""
+    """Every objective and every reading, those of second order too; and with all of one process's pixels
+    unlabelled.
+    """
     uneven = toy.make(tmp_path / "uneven", train=11)
-    order = [index for batch in stepping.StepSampler(11, configured(uneven, batch_size=4), 1, 0, 0, 1) for index, _ in batch]
+    order = [
+        index
+        for batch in stepping.StepSampler(11, configured(uneven, batch_size=4), 1, 0, 0, 1)
+        for index, _ in batch
+    ]
     for index in order[:2]:
         path = sorted((uneven / "label").glob("train_*.png"))[index]
         Image.fromarray(np.full((32, 48), 255, np.uint8)).save(path)
     script = tmp_path / "worker.py"
     tests = str(ROOT / "tests")
-    script.write_text(WORKER.format(root=str(ROOT), tests=tests, data=data, uneven=str(uneven), out=str(tmp_path / "found")))
+    script.write_text(
+        WORKER.format(root=str(ROOT), tests=tests, data=data, uneven=str(uneven), out=str(tmp_path / "found"))
+    )
     done = launch("torchrun", 2, script)
     two = [torch.load(tmp_path / f"found{rank}", weights_only=True) for rank in range(2)]
     for case in two[0]:
@@ -117,7 +133,10 @@ def test_two_processes_give_the_gradient_of_one(data, tmp_path):
         one = gradient(configured(uneven if how == "uneven" else data, batch_size=4, **CASES[name]))
         assert difference(two[0][case], two[1][case]) == 0 and difference(one, two[0][case]) < 2e-5, case
     assert done.stdout.count("left with a group: False") == 2
-    assert done.stdout.count("refused: processes differ in the step") == 2 and "[[0, 12], [0, 11]]" in done.stdout
+    assert (
+        done.stdout.count("refused: processes differ in the step") == 2
+        and "[[0, 12], [0, 11]]" in done.stdout
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +155,11 @@ def test_checkpointed_activations_give_the_same_gradient(small, monkeypatch):
         for checkpointing in (False, True):
             network = NetworkConfig("pvt_v2_b0", dropout=0.0, checkpointing=checkpointing, embed_dim=16)
             config = configured(
-                small, batch_size=1, modalities=("rgb", "depth"), network=network, regularizer=RegularizerConfig(term, **PROBES)
+                small,
+                batch_size=1,
+                modalities=("rgb", "depth"),
+                network=network,
+                regularizer=RegularizerConfig(term, **PROBES),
             )
             calls.clear()
             found.append((gradient(config), len(calls)))
@@ -148,7 +171,12 @@ def test_checkpointed_activations_give_the_same_gradient(small, monkeypatch):
 
 def test_bf16_computes_in_bfloat16_keeps_float32_weights_and_a_float32_regulariser(data, monkeypatch):
     config = configured(
-        data, precision="bf16", epochs=3, lr=1e-2, clip=1.0, regularizer=RegularizerConfig("input", "kl", **PROBES | {"probe_every": 2})
+        data,
+        precision="bf16",
+        epochs=3,
+        lr=1e-2,
+        clip=1.0,
+        regularizer=RegularizerConfig("input", "kl", **PROBES | {"probe_every": 2}),
     )
     run, seen, read = set_up(config), [], []
     run.network.head.classify.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
@@ -156,22 +184,40 @@ def test_bf16_computes_in_bfloat16_keeps_float32_weights_and_a_float32_regularis
     monkeypatch.setattr(
         stepping.Regularizer,
         "_term",
-        lambda self, name, values, label=None: read.append(values.dtype) or combine(self, name, values, label),
+        lambda self, name, values, label=None: (
+            read.append(values.dtype) or combine(self, name, values, label)
+        ),
     )
     before = [p.detach().clone() for p in run.network.parameters()]
     batches = iter(run.loader(0))
-    losses = [float(train_step(run, step, [next(batches)], share=1.0)[0]["supervised"]) for step in range(run.steps)]
-    assert seen[:4] == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32] and set(read) == {torch.float32}
+    losses = [
+        float(train_step(run, step, [next(batches)], share=1.0)[0]["supervised"]) for step in range(run.steps)
+    ]
+    assert seen[:4] == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32] and set(read) == {
+        torch.float32
+    }
     assert all(p.dtype == torch.float32 and bool(torch.isfinite(p).all()) for p in run.network.parameters())
     moments = [value for entry in run.optimizer.state_dict()["state"].values() for value in entry.values()]
     assert {value.dtype for value in moments} == {torch.float32}
-    assert any(not torch.equal(a, b.detach()) for a, b in zip(before, run.network.parameters())) and losses[-1] < losses[0]
+    assert (
+        any(not torch.equal(a, b.detach()) for a, b in zip(before, run.network.parameters()))
+        and losses[-1] < losses[0]
+    )
 
 
 def test_loader_processes_do_not_change_a_bit(data, tmp_path):
     for workers in (0, 2):
         train(
-            configured(data, tmp_path / str(workers), workers=workers, epochs=2, eval_every=1, scale=(0.5, 2.0), accumulate=2, batch_size=2)
+            configured(
+                data,
+                tmp_path / str(workers),
+                workers=workers,
+                epochs=2,
+                eval_every=1,
+                scale=(0.5, 2.0),
+                accumulate=2,
+                batch_size=2,
+            )
         )
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("0", "2"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -185,12 +231,25 @@ def launch(kind: str, processes: int, *arguments, **options) -> subprocess.Compl
     ways = {
         "torchrun": ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"],
         # What a user with GPUs types; here its processes are sent to the CPU.
-        "accelerate": ["accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}", "--num_machines=1",
-                       "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
-    }  # fmt: skip
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            f"--num_processes={processes}",
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--dynamo_backend=no",
+            "--main_process_port=0",
+        ],
+    }
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, "-m", *ways[kind], *map(str, arguments)], capture_output=True, text=True, env=environment,
-                          timeout=300, **options)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", *ways[kind], *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        **options,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -200,15 +259,36 @@ def test_accelerate_launch_from_the_command_line(data, tmp_path):
     out = tmp_path / "out"
     options = ["--accumulate", 2, "--batch-size", 1, "--epochs", 4, "--dry-run"]
     done = launch("accelerate", 2, "-m", "mmlib", "train", "--data", data, "--out", out, *options, cwd=ROOT)
-    assert done.stdout.count("training ") == 1 and "12 steps of 4 samples (2 cpu × 1 × 2), float32" in done.stdout
+    assert (
+        done.stdout.count("training ") == 1
+        and "12 steps of 4 samples (2 cpu × 1 × 2), float32" in done.stdout
+    )
     assert "× 2 loader processes" in done.stdout and not out.exists()
 
 
 def test_accelerates_cpu_flag_is_not_taken_for_several_processes(data, tmp_path):
     """accelerate launch --cpu starts one process, however many it is asked for."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "mmlib", "train", "--data", data]
-    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode and "error: accelerate launch --cpu was asked for several processes" in done.stderr and "torchrun" in done.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "mmlib",
+        "train",
+        "--data",
+        data,
+    ]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (
+        done.returncode
+        and "error: accelerate launch --cpu was asked for several processes" in done.stderr
+        and "torchrun" in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -243,9 +323,10 @@ def test_notebook_launcher(data, tmp_path):
 
 
 def expected_flops(config: TrainConfig) -> int:
-    """Of a residual network, forward and backward, by hand: 2 · weights · output pixels for every convolution, once forward, once for the
-    gradient of its weights, and, but for the first layers, once for that of its input; and the two products of the loss's upsampling,
-    forward and backward."""
+    """Of a residual network, forward and backward, by hand: 2 · weights · output pixels for every
+    convolution, once forward, once for the gradient of its weights, and, but for the first layers, once for
+    that of its input; and the two products of the loss's upsampling, forward and backward.
+    """
     run, total = set_up(config), 0
 
     def count(module, inputs, output):
@@ -270,7 +351,9 @@ def test_operations_of_a_step_are_counted(data):
     found = dry_run(config)
     assert found["flops"] == {"plain": expected_flops(config)}
     looked_ahead = dry_run(replace(config, regularizer=RegularizerConfig("unimodal-logit")))["flops"]["plain"]
-    assert 1.2 < looked_ahead / found["flops"]["plain"] < 1.34  # one more forward pass: a third, less where the backward pass has more
+    assert (
+        1.2 < looked_ahead / found["flops"]["plain"] < 1.34
+    )  # one more forward pass: a third, less where the backward pass has more
     q = torch.randn(2, 3, 20, 16, requires_grad=True)
     with FlopCounter() as counter:
         out = F.scaled_dot_product_attention(q, q, q)
@@ -285,12 +368,20 @@ def test_a_dry_run_foretells_what_the_run_writes_and_writes_nothing(data, tmp_pa
     before = sorted(p.name for p in Path(data).rglob("*"))
     found = dry_run(config)
     assert list(tmp_path.iterdir()) == [] and sorted(p.name for p in Path(data).rglob("*")) == before
-    assert found["steps"] == 6 and set(found["flops"]) == {"plain", "probed"} and found["flops"]["probed"] > found["flops"]["plain"]
-    assert found["sample"] == 32 * 48 * (3 + 2 + 2 + 1) and found["cache"] == 12 * found["sample"]  # colour, depth, angle, label
+    assert (
+        found["steps"] == 6
+        and set(found["flops"]) == {"plain", "probed"}
+        and found["flops"]["probed"] > found["flops"]["plain"]
+    )
+    assert (
+        found["sample"] == 32 * 48 * (3 + 2 + 2 + 1) and found["cache"] == 12 * found["sample"]
+    )  # colour, depth, angle, label
     report = train(config)
     assert report["parameters"] == found["parameters"] and report["steps"] == found["steps"]
     for name, size in found["files"].items():
-        assert size < (tmp_path / "out" / f"{name}.safetensors").stat().st_size < 1.02 * size + 40_000  # names of tensors come on top
+        assert (
+            size < (tmp_path / "out" / f"{name}.safetensors").stat().st_size < 1.02 * size + 40_000
+        )  # names of tensors come on top
 
 
 def test_times_add_up(data, monkeypatch):
@@ -303,14 +394,26 @@ def test_times_add_up(data, monkeypatch):
         return 0.25 if arguments else 3.0
 
     monkeypatch.setattr(dry, "seconds", clock)
-    config = configured(data, batch_size=2, accumulate=2, epochs=10, eval_every=2, regularizer=RegularizerConfig("input", probe_every=4))
+    config = configured(
+        data,
+        batch_size=2,
+        accumulate=2,
+        epochs=10,
+        eval_every=2,
+        regularizer=RegularizerConfig("input", probe_every=4),
+    )
     found = dry_run(config)
     step = 2.0 + (5.0 - 2.0) / 4 + 2 * 0.25
     evaluation = 3.0 * 5 / 2 + 3.0 * 5  # all five samples of val, after two; then the information of all five
     assert found["a step"] == step and found["an epoch"] == 3 * step and found["evaluations"] == 5
     assert found["in all"] == pytest.approx(30 * step + 5 * evaluation)
     shown = described(found)
-    assert "30 steps of 4 samples (1 cpu × 2 × 2)" in shown and "2000 ms" in shown and "5000 ms" in shown and "3250 ms a step" in shown
+    assert (
+        "30 steps of 4 samples (1 cpu × 2 × 2)" in shown
+        and "2000 ms" in shown
+        and "5000 ms" in shown
+        and "3250 ms a step" in shown
+    )
     assert dry_run(replace(config, workers=2))["a step"] == 2.75  # loading is hidden behind the step
 
 
@@ -353,7 +456,9 @@ def test_a_full_gpu_is_one_line(data, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     monkeypatch.setattr(cli, "train", full)
-    with pytest.raises(SystemExit, match="error: the GPU's memory is full .*2.00 GiB.*halve --batch-size") as end:
+    with pytest.raises(
+        SystemExit, match="error: the GPU's memory is full .*2.00 GiB.*halve --batch-size"
+    ) as end:
         cli.main(["train", "--data", data, "--out", str(tmp_path)])
     assert "\n" not in end.value.code
 
@@ -382,7 +487,13 @@ def points(events) -> dict[str, list[tuple[int, float]]]:
 def test_event_files_hold_every_point_of_the_history_once(data, tmp_path, monkeypatch):
     """Also after a kill, and where event files are asked for only when the run is resumed."""
     monkeypatch.setattr("mmlib.segmentation.training.LOG_EVERY", 1)
-    settings = dict(epochs=4, eval_every=1, information_samples=1, save_every=2, regularizer=RegularizerConfig("none", "kl", delay=0.0))
+    settings = dict(
+        epochs=4,
+        eval_every=1,
+        information_samples=1,
+        save_every=2,
+        regularizer=RegularizerConfig("none", "kl", delay=0.0),
+    )
 
     class Killed(BaseException):
         pass
@@ -407,14 +518,22 @@ def test_event_files_hold_every_point_of_the_history_once(data, tmp_path, monkey
         steps, evaluations = read_history(tmp_path / name / "history.jsonl")
         assert [step for step, _ in found["train/supervised"]] == list(range(1, 13))
         for key in ("supervised", "full", "regularizer", "lr", "grad_norm"):
-            assert [v for _, v in found[f"train/{key}"]] == pytest.approx([line[key] for line in steps], rel=1e-6)
+            assert [v for _, v in found[f"train/{key}"]] == pytest.approx(
+                [line[key] for line in steps], rel=1e-6
+            )
         assert [step for step, _ in found["val/mean"]] == [3, 6, 9, 12]
-        assert [v for _, v in found["val mIoU/RDA"]] == pytest.approx([line["miou"]["RDA"] for line in evaluations], rel=1e-6)
-        assert [v for _, v in found["information/depth"]] == pytest.approx([line["information"]["depth"] for line in evaluations], rel=1e-6)
+        assert [v for _, v in found["val mIoU/RDA"]] == pytest.approx(
+            [line["miou"]["RDA"] for line in evaluations], rel=1e-6
+        )
+        assert [v for _, v in found["information/depth"]] == pytest.approx(
+            [line["information"]["depth"] for line in evaluations], rel=1e-6
+        )
 
 
 def test_event_files_need_their_package_before_anything_starts(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(SystemExit, match=r'error: --tensorboard needs the package tensorboard .*pip install -e "\.\[logs\]"'):
+    with pytest.raises(
+        SystemExit, match=r'error: --tensorboard needs the package tensorboard .*pip install -e "\.\[logs\]"'
+    ):
         cli.main(["train", "--data", data, "--out", str(tmp_path / "out"), "--tensorboard"])
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,6 @@
-"""The commands that score: windows, random failures and printed tables, from the command line to the files they leave."""
+"""The commands that score: windows, random failures and printed tables, from the command line to the files
+they leave.
+"""
 
 import csv
 import json
@@ -26,23 +28,42 @@ def trained(tmp_path_factory):
 
 
 def evaluate(root, *options):
-    cli.main(["evaluate", str(root / "net.safetensors"), "--data", str(root / "toy"), "--no-progress", "--device", "cpu", *options])
+    cli.main(
+        [
+            "evaluate",
+            str(root / "net.safetensors"),
+            "--data",
+            str(root / "toy"),
+            "--no-progress",
+            "--device",
+            "cpu",
+            *options,
+        ]
+    )
 
 
 def test_evaluate_names_what_it_did_everywhere(trained, tmp_path, capsys):
     files = ["--out", str(tmp_path / "scores.json"), "--layout", str(tmp_path / "table")]
-    evaluate(trained, "--protocol", "zero", "--window", "32", "32", "--failure-probability", "0.1", "0.5", *files)
+    evaluate(
+        trained, "--protocol", "zero", "--window", "32", "32", "--failure-probability", "0.1", "0.5", *files
+    )
     printed, record = capsys.readouterr().out, json.loads((tmp_path / "scores.json").read_text())
     how = "val, 5 samples, fusion mean, windows of 32 × 32; absent sensors: zero"
-    assert printed.count(how) == 3 and (tmp_path / "table.md").read_text().count(how) == 2  # subsets, conditions, and failures
+    assert (
+        printed.count(how) == 3 and (tmp_path / "table.md").read_text().count(how) == 2
+    )  # subsets, conditions, and failures
     assert record["window"] == [32, 32] and record["failure_probability"]["protocol"] == "zero"
     with open(tmp_path / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     cells = {row["column"]: float(row["value"]) for row in rows if row["row"].endswith("mIoU")}
     by_subset = record["scores"]["miou"]["all"]
-    assert cells == pytest.approx(by_subset | {"Mean": np.mean([*by_subset.values()]), "Std": np.std([*by_subset.values()])}, abs=1e-3)
+    assert cells == pytest.approx(
+        by_subset | {"Mean": np.mean([*by_subset.values()]), "Std": np.std([*by_subset.values()])}, abs=1e-3
+    )
     full = {row["column"]: float(row["value"]) for row in rows if "all sensors (RDA)" in row["table"]}
-    assert full == {g.split("=")[-1]: pytest.approx(v["RDA"], abs=1e-3) for g, v in record["scores"]["miou"].items()}
+    assert full == {
+        g.split("=")[-1]: pytest.approx(v["RDA"], abs=1e-3) for g, v in record["scores"]["miou"].items()
+    }
     chances = subset_probabilities(3, 0.1)
     means = record["failure_probability"]["miou"]["p = 0.1, mean of the subsets' mIoU by chance"]
     assert means["all"] == pytest.approx(chances @ [*by_subset.values()], abs=1e-3)
@@ -55,15 +76,20 @@ def test_whole_images_and_windows_give_different_scores_and_say_so(trained, tmp_
         record = json.loads((tmp_path / "scores.json").read_text())
         found.append((record["window"], record["scores"]["confusion"]["RDA"]))
     assert [window for window, _ in found] == [[0, 0], [32, 32], [32, 64]]
-    assert found[0][1] != found[1][1] and found[0][1] == found[2][1]  # 32 × 64 holds the 32 × 48 of the whole image
+    assert (
+        found[0][1] != found[1][1] and found[0][1] == found[2][1]
+    )  # 32 × 64 holds the 32 × 48 of the whole image
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--window", "40", "32"], "--window 40: expected a multiple of 32"),
-    (["--window", "32", "32", "--stride", "64", "32"], "--stride 64: expected 32 to 32"),
-    (["--stride", "32", "32"], "--stride 32 32 without --window"),
-    (["--failure-probability", "1"], "failure probability 1.0: expected 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--window", "40", "32"], "--window 40: expected a multiple of 32"),
+        (["--window", "32", "32", "--stride", "64", "32"], "--stride 64: expected 32 to 32"),
+        (["--stride", "32", "32"], "--stride 32 32 without --window"),
+        (["--failure-probability", "1"], "failure probability 1.0: expected 0"),
+    ],
+)
 def test_wrong_options_end_in_one_line_before_the_work(trained, options, message):
     with pytest.raises(SystemExit) as end:
         evaluate(trained, *options)
@@ -82,15 +108,22 @@ def test_centred_fusion_is_encoded_anew_for_each_subset(trained):
     fuse = fusing(network, "mean", (32, 32), (0, 0), 3)["fuse"]
     images = collate([data[0], data[1]])["images"]
     with torch.no_grad():
-        parts = [network({n: i[..., start : start + 32] for n, i in images.items()}, fuse=False)[0]["rgb"] for start in (0, 32)]
+        parts = [
+            network({n: i[..., start : start + 32] for n, i in images.items()}, fuse=False)[0]["rgb"]
+            for start in (0, 32)
+        ]
         assert fuse(images).shape == (2, 3, 16, 24) and len(parts[1][0, 0, 0]) == 8
-        assert torch.allclose(fuse(images)[..., :8], parts[0][..., :8], atol=1e-5)  # only the first window covers these
+        assert torch.allclose(
+            fuse(images)[..., :8], parts[0][..., :8], atol=1e-5
+        )  # only the first window covers these
     with pytest.raises(ValueError, match="fusion agreement: this network's fusion is centred on rgb"):
         fusing(network, "agreement", (0, 0), (0, 0), 4)
 
 
 def test_data_are_read_as_they_are_stored_and_normalised_as_in_training(trained, tmp_path):
-    """Millimetre steps instead of 1/256 m, other statistics: the network must see the metres that it was trained on."""
+    """Millimetre steps instead of 1/256 m, other statistics: the network must see the metres that it was
+    trained on.
+    """
     depth = replace(toy.MODALITIES["depth"], scale=0.001)
     modalities = toy.MODALITIES | {"depth": depth}
     with Writer(tmp_path / "mm", Description("mm", toy.CLASSES, toy.PALETTE, modalities)) as writer:
@@ -99,7 +132,10 @@ def test_data_are_read_as_they_are_stored_and_normalised_as_in_training(trained,
             metres = toy.MODALITIES["depth"].to_physical(images["depth"])
             writer.add(f"a{i}", "val", images | {"depth": depth.to_stored(metres)}, label)
             writer.add(f"b{i}", "train", images | {"depth": depth.to_stored(metres + 30)}, label)
-    ours, theirs = (open_checkpoint(trained / "net.safetensors", str(root), "val")[1] for root in (trained / "toy", tmp_path / "mm"))
+    ours, theirs = (
+        open_checkpoint(trained / "net.safetensors", str(root), "val")[1]
+        for root in (trained / "toy", tmp_path / "mm")
+    )
     for a, b in zip((ours[i] for i in range(5)), (theirs[i] for i in range(5))):
         for name in modalities:
             assert torch.allclose(a["images"][name], b["images"][name], atol=1e-3)
@@ -108,7 +144,9 @@ def test_data_are_read_as_they_are_stored_and_normalised_as_in_training(trained,
         images, label = toy.sample(0)
         writer.add("a", "val", images, label)
         writer.add("b", "train", images, label)
-    with pytest.raises(ValueError, match="depth: the network was trained on 1 channel in m, .*unit has 1 channel in mm"):
+    with pytest.raises(
+        ValueError, match="depth: the network was trained on 1 channel in m, .*unit has 1 channel in mm"
+    ):
         open_checkpoint(trained / "net.safetensors", str(tmp_path / "unit"), "val")
 
 
@@ -124,7 +162,12 @@ def test_failing_sensors_in_windows(trained, tmp_path):
 
 def clustered(folder, miou, split="val", labelled=True):
     folder.mkdir(parents=True)
-    scores = {"rule": "hungarian", "miou": {"all": miou}, "accuracy": {"all": 50.0}, "iou": {"all": {"bed": miou, "tv": None}}}
+    scores = {
+        "rule": "hungarian",
+        "miou": {"all": miou},
+        "accuracy": {"all": 50.0},
+        "iou": {"all": {"bed": miou, "tv": None}},
+    }
     report = {"plan": {}, "split": split, "chosen by": "nothing", "scores": scores if labelled else None}
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "config.json").write_text(json.dumps({"data": "room"}))
@@ -132,7 +175,11 @@ def clustered(folder, miou, split="val", labelled=True):
 
 
 def test_compare_prints_clusterings_in_the_layout_of_their_tables(tmp_path, capsys):
-    folders = [clustered(tmp_path / "a" / "unim2", 31.3), clustered(tmp_path / "b" / "unim2", 30.0), clustered(tmp_path / "stego", 20.0)]
+    folders = [
+        clustered(tmp_path / "a" / "unim2", 31.3),
+        clustered(tmp_path / "b" / "unim2", 30.0),
+        clustered(tmp_path / "stego", 20.0),
+    ]
     cli.main(["compare", *folders, "--layout", str(tmp_path / "table"), "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     assert f"| {folders[0]} | 31.30 | 50.00 |" in printed and "| stego | 20.00 | – | 20.00 |" in printed
@@ -155,7 +202,9 @@ def test_compare_prints_trainings_as_rows(trained, tmp_path, capsys):
         save_segmenter(network, folder / "last.safetensors")
         settings = {"seed": seed, "data": str(trained / "toy")}
         (folder / "config.json").write_text(json.dumps(settings))
-        (folder / "report.json").write_text(json.dumps({"config": settings, "steps": 1, "seconds": 1.0, "cpu_seconds": 1.0}))
+        (folder / "report.json").write_text(
+            json.dumps({"config": settings, "steps": 1, "seconds": 1.0, "cpu_seconds": 1.0})
+        )
         (folder / "history.jsonl").write_text("")
     folders = [str(tmp_path / f"mine-{seed}") for seed in (0, 1)]
     options = ["--split", "val", "--information-samples", "0", "--no-progress"]
@@ -167,7 +216,11 @@ def test_compare_prints_trainings_as_rows(trained, tmp_path, capsys):
         network, data = open_checkpoint(f"{folder}/last.safetensors", str(trained / "toy"), "val")
         each.append(100 * miou(evaluate_subsets(dataset=data, **network.scoring()).counts["all"]))
     assert not np.allclose(*each)
-    assert [*rows.values()] == pytest.approx([*np.mean(each, 0), np.mean(each), np.std(np.mean(each, 0))], abs=1e-3)
+    assert [*rows.values()] == pytest.approx(
+        [*np.mean(each, 0), np.mean(each), np.std(np.mean(each, 0))], abs=1e-3
+    )
     assert "| mine |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="cluster' .*compare each kind by itself|compare each kind by itself"):
+    with pytest.raises(
+        SystemExit, match="cluster' .*compare each kind by itself|compare each kind by itself"
+    ):
         cli.main(["compare", folders[0], clustered(tmp_path / "c", 1.0)])

@@ -23,7 +23,11 @@ ONCE = EvaluationConfig(restarts=2, repeats=1)
 
 
 def searched(data, out, method="unim2", trials=2, options=(), **changes) -> SearchConfig:
-    return SearchConfig(configured(data, out, method, **({"steps": 2, "evaluation": ONCE} | changes)), trials=trials, **dict(options))
+    return SearchConfig(
+        configured(data, out, method, **({"steps": 2, "evaluation": ONCE} | changes)),
+        trials=trials,
+        **dict(options),
+    )
 
 
 def values(report) -> list[tuple]:
@@ -39,8 +43,15 @@ def test_a_search_goes_on_to_the_asked_number_and_keeps_no_weights(data, tmp_pat
     assert folders == ["0000", "0001", "0002", "0003"] and not list(tmp_path.rglob("*.safetensors"))
     for row in report["trials"]:
         own = json.loads((tmp_path / "trials" / f"{row['number']:04d}" / "report.json").read_text())
-        assert own["criteria"] == row["criteria"] and own["config"]["lr"] == row["lr"] and own["config"]["network"]["dim"] == row["dim"]
-        assert own["config"]["lambda_x"] == row["lambda_x"] and own["config"]["loss"]["weights"][2] == row["weight_random"]
+        assert (
+            own["criteria"] == row["criteria"]
+            and own["config"]["lr"] == row["lr"]
+            and own["config"]["network"]["dim"] == row["dim"]
+        )
+        assert (
+            own["config"]["lambda_x"] == row["lambda_x"]
+            and own["config"]["loss"]["weights"][2] == row["weight_random"]
+        )
         assert own["config"]["loss"]["shifts"]["quantiles"][0] == row["quantile_self"]
         assert row["value"] == own["criteria"]["explained"]
     assert report["best"]["value"] == max(row["value"] for row in report["trials"])
@@ -49,7 +60,9 @@ def test_a_search_goes_on_to_the_asked_number_and_keeps_no_weights(data, tmp_pat
     # Asking for what is there already runs nothing.
     stamp = (tmp_path / "trials" / "0003" / "report.json").stat().st_mtime_ns
     assert values(search(searched(data, tmp_path, trials=4))) == values(report)
-    assert (tmp_path / "trials" / "0003" / "report.json").stat().st_mtime_ns == stamp and len(list((tmp_path / "trials").iterdir())) == 4
+    assert (tmp_path / "trials" / "0003" / "report.json").stat().st_mtime_ns == stamp and len(
+        list((tmp_path / "trials").iterdir())
+    ) == 4
 
 
 @pytest.mark.parametrize("method", ["unim2", "stego"])
@@ -57,42 +70,80 @@ def test_the_flags_of_the_best_trial_repeat_it(data, tmp_path, method):
     best = search(searched(data, tmp_path / "search", method, trials=2))["best"]
     assert ("--lambda-x" in best["flags"]) == ("lambda_x" in best) == (method == "unim2")
     same = "--backbone descriptors --points 12 --negatives 2 --steps 2 --batch-size 4 --neighbours 3 --restarts 2 --repeats 1"
-    cli.main(["cluster", "--data", data, "--out", str(tmp_path / "run"), "--method", method, "--device", "cpu", "--no-progress",
-              *same.split(), *best["flags"].split()])  # fmt: skip
+    cli.main(
+        [
+            "cluster",
+            "--data",
+            data,
+            "--out",
+            str(tmp_path / "run"),
+            "--method",
+            method,
+            "--device",
+            "cpu",
+            "--no-progress",
+            *same.split(),
+            *best["flags"].split(),
+        ]
+    )
     assert json.loads((tmp_path / "run" / "report.json").read_text())["criteria"] == best["criteria"]
 
 
 def test_labels_choose_only_when_asked_to(data, tmp_path):
     rng = np.random.default_rng(0)
-    other = relabelled(data, tmp_path / "other", lambda label: rng.integers(0, 3, label.shape).astype(np.uint8))
+    other = relabelled(
+        data, tmp_path / "other", lambda label: rng.integers(0, 3, label.shape).astype(np.uint8)
+    )
     free = [search(searched(d, tmp_path / n)) for d, n in ((data, "a"), (other, "b"))]
     assert values(free[0]) == values(free[1]) and free[0]["best"]["scores"] != free[1]["best"]["scores"]
     assert free[0]["chosen by"] == "the label-free criterion 'explained' on training images"
-    asked = [search(searched(d, tmp_path / f"{n}l", options={"select_on_labels": True})) for d, n in ((data, "a"), (other, "b"))]
+    asked = [
+        search(searched(d, tmp_path / f"{n}l", options={"select_on_labels": True}))
+        for d, n in ((data, "a"), (other, "b"))
+    ]
     assert all(report["chosen by"] == "LABELS of the split 'val'" for report in asked)
     assert "LABELS" in json.loads((tmp_path / "al" / "report.json").read_text())["chosen by"]
-    assert values(asked[0])[0][2:] == values(free[0])[0][2:] and asked[0]["best"]["value"] != asked[1]["best"]["value"]
+    assert (
+        values(asked[0])[0][2:] == values(free[0])[0][2:]
+        and asked[0]["best"]["value"] != asked[1]["best"]["value"]
+    )
     for row in asked[0]["trials"]:
-        assert row["value"] == pytest.approx(0.75 * row["scores"]["miou"] + 0.25 * row["scores"]["accuracy"], abs=1e-3)
+        assert row["value"] == pytest.approx(
+            0.75 * row["scores"]["miou"] + 0.25 * row["scores"]["accuracy"], abs=1e-3
+        )
     none = str(toy.make(tmp_path / "none", labels=False))
     with pytest.raises(ValueError, match="no labels, so they cannot choose; leave out --select-on-labels"):
         search(searched(none, tmp_path / "n", options={"select_on_labels": True}))
     report = search(searched(none, tmp_path / "n"))
-    assert values(report) == values(free[0]) and "scores" not in report["best"] and "best mIoU of any trial" not in report
+    assert (
+        values(report) == values(free[0])
+        and "scores" not in report["best"]
+        and "best mIoU of any trial" not in report
+    )
 
 
 def test_the_criterion_is_the_one_asked_for(data, tmp_path):
     report = search(searched(data, tmp_path, trials=1, evaluation=replace(ONCE, criterion="silhouette")))
-    assert report["best"]["value"] == report["best"]["criteria"]["silhouette"] != report["best"]["criteria"]["explained"]
-    fake = {"criteria": {"explained": 0.2, "agreement": 0.7}, "criterion": "agreement",
-            "scores": {"miou": {"all": 40.0}, "accuracy": {"all": 80.0}}}  # fmt: skip
+    assert (
+        report["best"]["value"]
+        == report["best"]["criteria"]["silhouette"]
+        != report["best"]["criteria"]["explained"]
+    )
+    fake = {
+        "criteria": {"explained": 0.2, "agreement": 0.7},
+        "criterion": "agreement",
+        "scores": {"miou": {"all": 40.0}, "accuracy": {"all": 80.0}},
+    }
     assert objective(fake, False) == 0.7 and objective(fake, True) == 50.0
 
 
 def test_other_settings_are_refused(data, tmp_path):
     search(searched(data, tmp_path, trials=1))
-    for other in (searched(data, tmp_path, trials=1, steps=3), searched(data, tmp_path, trials=1, options={"select_on_labels": True}),
-                  searched(data, tmp_path, trials=1, seed=5)):  # fmt: skip
+    for other in (
+        searched(data, tmp_path, trials=1, steps=3),
+        searched(data, tmp_path, trials=1, options={"select_on_labels": True}),
+        searched(data, tmp_path, trials=1, seed=5),
+    ):
         with pytest.raises(ValueError, match="holds a search of other settings; choose another --out"):
             search(other)
 
@@ -136,7 +187,10 @@ def test_the_reference_of_a_trial_is_that_of_a_run(data, tmp_path):
 
 
 def test_a_run_without_knn_pairs_is_searched_with_them(data, tmp_path):
-    assert search(searched(data, tmp_path, trials=1, loss=replace(SMALL, weights=(1.0, 0.0, 1.0))))["finished"] == 1
+    assert (
+        search(searched(data, tmp_path, trials=1, loss=replace(SMALL, weights=(1.0, 0.0, 1.0))))["finished"]
+        == 1
+    )
 
 
 class Scripted:
@@ -155,29 +209,41 @@ class Scripted:
 
 
 def test_what_is_searched():
-    trial, run = Scripted(), configured("", loss=CorrespondenceConfig(negatives=4, points=9, shifts=Shifts("absolute")))
+    trial, run = (
+        Scripted(),
+        configured("", loss=CorrespondenceConfig(negatives=4, points=9, shifts=Shifts("absolute"))),
+    )
     found = suggest(trial, run)
     pairs = [f"{kind}_{pair}" for kind in ("quantile", "weight") for pair in ("self", "knn", "random")]
     assert set(trial.ranges) == {*pairs, "lambda_x", "lr", "dim"}
     assert (found.lr, found.lambda_x, found.network.dim) == (1e-4, 0.03, 16)
-    assert found.loss == CorrespondenceConfig(Shifts("quantile", (0.3,) * 3), (0.01,) * 3, negatives=4, points=9)
-    assert replace(found, lr=run.lr, lambda_x=run.lambda_x, network=run.network, loss=run.loss) == run  # nothing else moves
+    assert found.loss == CorrespondenceConfig(
+        Shifts("quantile", (0.3,) * 3), (0.01,) * 3, negatives=4, points=9
+    )
+    assert (
+        replace(found, lr=run.lr, lambda_x=run.lambda_x, network=run.network, loss=run.loss) == run
+    )  # nothing else moves
     trial = Scripted()
     assert suggest(trial, configured("", method="stego")).lambda_x == 1.0 and "lambda_x" not in trial.ranges
 
 
-@pytest.mark.parametrize("method, options, message", [
-    ("kmeans", {}, "--method kmeans has none of the settings that are searched"),
-    ("eagle", {}, "--method eagle has none"),
-    ("unim2", {"prune": True}, "--prune compares trials at the same step: give --eval-every"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        ("kmeans", {}, "--method kmeans has none of the settings that are searched"),
+        ("eagle", {}, "--method eagle has none"),
+        ("unim2", {"prune": True}, "--prune compares trials at the same step: give --eval-every"),
+    ],
+)
 def test_searches_that_make_no_sense(data, tmp_path, method, options, message):
     with pytest.raises(ValueError, match=message):
         search(searched(data, tmp_path, method, options=options))
 
 
 def test_a_bad_trial_is_pruned(data, tmp_path, monkeypatch):
-    """Trials whose criterion is dictated: the seventh is worse than all before it and ends at the first measurement."""
+    """Trials whose criterion is dictated: the seventh is worse than all before it and ends at the first
+    measurement.
+    """
     seen = []
 
     class Measured:
@@ -206,12 +272,18 @@ def test_rank_correlations_tell_whether_labels_would_have_agreed(data, tmp_path,
     def dictated(run, prepared, stop):
         number = int(Path(run.out).name)
         scores = {"miou": {"all": (10.0, 30.0, 20.0, 40.0)[number]}, "accuracy": {"all": 50.0}}
-        return {"criteria": {"explained": float(number), "agreement": -float(number), "silhouette": 1.0},
-                "criterion": "explained", "scores": scores}  # fmt: skip
+        return {
+            "criteria": {"explained": float(number), "agreement": -float(number), "silhouette": 1.0},
+            "criterion": "explained",
+            "scores": scores,
+        }
 
     monkeypatch.setattr(module, "cluster", dictated)
     report = search(searched(data, tmp_path, trials=4))
-    assert report["rank correlation with mIoU"] == {"explained": 0.8, "agreement": -0.8}  # Spearman by hand: 1 - 6 · 2 / (4 · 15)
+    assert report["rank correlation with mIoU"] == {
+        "explained": 0.8,
+        "agreement": -0.8,
+    }  # Spearman by hand: 1 - 6 · 2 / (4 · 15)
     assert report["best mIoU of any trial"] == 40.0 and report["best"]["scores"]["miou"] == 40.0
 
 

@@ -1,6 +1,7 @@
 """No file can make the library run code, and the JupyterLab of ``make lab`` answers nobody but its user.
 
-Two kinds of test: what the source may not contain, and what really happens, with files that would make a folder if anything in them ran.
+Two kinds of test: what the source may not contain, and what really happens, with files that would make a
+folder if anything in them ran.
 """
 
 import ast
@@ -34,26 +35,62 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # ---- what the source may not contain ----
 
-MODULES = {"pickle": {"UnpicklingError"}, "marshal": set(), "shelve": set(), "dill": set(), "cloudpickle": set(), "joblib": set()}
+MODULES = {
+    "pickle": {"UnpicklingError"},
+    "marshal": set(),
+    "shelve": set(),
+    "dill": set(),
+    "cloudpickle": set(),
+    "joblib": set(),
+}
 CALLS = {  # what is called -> the keyword argument that makes it safe; "" = nothing does
-    "torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False", "eval": "", "exec": "",
-    "compile": "", "__import__": "", "os.system": "", "os.popen": "", "yaml.load": "", "yaml.unsafe_load": "", "torch.hub.load": "",
-    "torch.jit.load": "", "pd.read_pickle": "", "shutil.unpack_archive": "", "tempfile.mktemp": "",
-}  # fmt: skip
+    "torch.load": "weights_only=True",
+    "np.load": "allow_pickle=False",
+    "numpy.load": "allow_pickle=False",
+    "eval": "",
+    "exec": "",
+    "compile": "",
+    "__import__": "",
+    "os.system": "",
+    "os.popen": "",
+    "yaml.load": "",
+    "yaml.unsafe_load": "",
+    "torch.hub.load": "",
+    "torch.jit.load": "",
+    "pd.read_pickle": "",
+    "shutil.unpack_archive": "",
+    "tempfile.mktemp": "",
+}
 
 
 def dangers(source: str) -> list[str]:
-    """One sentence for each thing in ``source`` that could run code from a file, or write where an archive says."""
+    """One sentence for each thing in ``source`` that could run code from a file, or write where an archive
+    says.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         where = f"line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.ImportFrom) and node.module in (*MODULES, "torch", "numpy", "os", "builtins"):
-            allowed = MODULES.get(node.module, {a.name for a in node.names} - {"load", "system", "popen", "eval", "exec"})
-            found += [f"{where}: from {node.module} import {alias.name}" for alias in node.names if alias.name not in allowed]
+            allowed = MODULES.get(
+                node.module, {a.name for a in node.names} - {"load", "system", "popen", "eval", "exec"}
+            )
+            found += [
+                f"{where}: from {node.module} import {alias.name}"
+                for alias in node.names
+                if alias.name not in allowed
+            ]
         elif isinstance(node, ast.Import):
-            found += [f"{where}: import {a.name} as {a.asname}" for a in node.names if a.name in MODULES and a.asname]
-            found += [f"{where}: import {a.name}" for a in node.names if a.name in MODULES and not MODULES[a.name]]
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in MODULES:
+            found += [
+                f"{where}: import {a.name} as {a.asname}"
+                for a in node.names
+                if a.name in MODULES and a.asname
+            ]
+            found += [
+                f"{where}: import {a.name}" for a in node.names if a.name in MODULES and not MODULES[a.name]
+            ]
+        elif (
+            isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in MODULES
+        ):
             found += [f"{where}: {ast.unparse(node)}"] if node.attr not in MODULES[node.value.id] else []
         elif isinstance(node, ast.Call):
             name, given = ast.unparse(node.func), {ast.unparse(keyword) for keyword in node.keywords}
@@ -75,25 +112,52 @@ def test_no_source_runs_code_from_files(name):
     text = SOURCES[name].read_text(encoding="utf-8")
     if name.endswith(".ipynb"):
         cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-        text = "\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!")))
+        text = "\n".join(
+            line for cell in cells for line in cell.splitlines() if not line.startswith(("%", "!"))
+        )
     assert dangers(text) == []
 
 
-@pytest.mark.parametrize("source", [
-    "import torch\ntorch.load('x')", "torch.load('x', weights_only=False)", "np.load('x')", "np.load('x', allow_pickle=True)",
-    "from torch import load", "import pickle\npickle.load(f)", "import pickle as p", "from pickle import loads", "import joblib",
-    "import marshal", "eval('1')", "exec(code)", "os.system('ls')", "subprocess.run('ls', shell=True)", "yaml.load(f)",
-    "torch.hub.load('a', 'b')", "torch.jit.load('x')", "tar.extractall('x')", "def late():\n    from os import system",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch.load('x')",
+        "torch.load('x', weights_only=False)",
+        "np.load('x')",
+        "np.load('x', allow_pickle=True)",
+        "from torch import load",
+        "import pickle\npickle.load(f)",
+        "import pickle as p",
+        "from pickle import loads",
+        "import joblib",
+        "import marshal",
+        "eval('1')",
+        "exec(code)",
+        "os.system('ls')",
+        "subprocess.run('ls', shell=True)",
+        "yaml.load(f)",
+        "torch.hub.load('a', 'b')",
+        "torch.jit.load('x')",
+        "tar.extractall('x')",
+        "def late():\n    from os import system",
+    ],
+)
 def test_the_checker_catches(source):
     assert dangers(source)
 
 
-@pytest.mark.parametrize("source", [
-    "torch.load(p, map_location='cpu', weights_only=True)", "np.load(p, mmap_mode='r', allow_pickle=False)",
-    "import pickle\nexcept_ = pickle.UnpicklingError",
-    "model.eval()", "re.compile('x')", "json.load(f)", "subprocess.run(['ls'])",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(p, map_location='cpu', weights_only=True)",
+        "np.load(p, mmap_mode='r', allow_pickle=False)",
+        "import pickle\nexcept_ = pickle.UnpicklingError",
+        "model.eval()",
+        "re.compile('x')",
+        "json.load(f)",
+        "subprocess.run(['ls'])",
+    ],
+)
 def test_the_checker_lets_pass(source):
     assert dangers(source) == []
 
@@ -111,9 +175,14 @@ class Bomb:
 
 def bombs(folder: Path) -> dict[str, bytes]:
     """Kind -> the bytes of a file which, read carelessly, makes ``folder``."""
-    found = {f"pickle {protocol}": pickle.dumps(Bomb(folder), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)}
+    found = {
+        f"pickle {protocol}": pickle.dumps(Bomb(folder), protocol)
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+    }
     for kind, zipped in (("torch zip", True), ("torch legacy", False)):
-        torch.save({"state_dict": {"a": Bomb(folder)}}, stream := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+        torch.save(
+            {"state_dict": {"a": Bomb(folder)}}, stream := io.BytesIO(), _use_new_zipfile_serialization=zipped
+        )
         found[kind] = stream.getvalue()
     np.save(stream := io.BytesIO(), np.array([Bomb(folder)], object), allow_pickle=True)
     found["npy"] = stream.getvalue()
@@ -144,12 +213,24 @@ def test_the_files_are_armed(tmp_path, kind):
 def test_no_loader_sets_them_off(tmp_path, monkeypatch, kind):
     sprung, content = tmp_path / "sprung", bombs(tmp_path / "sprung")[kind]
     root = toy.make(tmp_path / "data", 1, 1)
-    for name in ("x.safetensors", "x.pth", "x.bin", "x.npz", "data/aolp/train_000.npy", "data/rgb/train_000.png"):
+    for name in (
+        "x.safetensors",
+        "x.pth",
+        "x.bin",
+        "x.npz",
+        "data/aolp/train_000.npy",
+        "data/rgb/train_000.png",
+    ):
         (tmp_path / name).write_bytes(content)
     weights = str(tmp_path / "x.safetensors")
-    loaders = [lambda load=load: load(weights) for load in (load_segmenter, load_cluster_net, load_clustering)]
+    loaders = [
+        lambda load=load: load(weights) for load in (load_segmenter, load_cluster_net, load_clustering)
+    ]
     loaders += [lambda: load_backbone("vit", weights), lambda: load_panel(tmp_path / "x.npz")]
-    loaders += [lambda path=path: load_backbone("dinov3-small", path) for path in (weights, tmp_path / "x.pth", tmp_path / "x.bin")]
+    loaders += [
+        lambda path=path: load_backbone("dinov3-small", path)
+        for path in (weights, tmp_path / "x.pth", tmp_path / "x.bin")
+    ]
     loaders += [lambda name=name: PreparedDataset(root, "train", [name])[0] for name in ("aolp", "rgb")]
     for load in loaders:
         with pytest.raises(ValueError):
@@ -211,11 +292,20 @@ def test_jupyterlab_keeps_its_token_and_listens_on_localhost_only(command, tmp_p
     arguments = [sys.executable, "-m", *command[command.index("lab") - 1 :]]
     arguments[2] = "jupyter"
     with open(tmp_path / "log", "w") as log:
-        lab = subprocess.Popen([*arguments, "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"], cwd=ROOT, env=environment,
-                               stdout=log, stderr=log)  # fmt: skip
+        lab = subprocess.Popen(
+            [*arguments, "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
     try:
         site, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 90
-        while not (files := list(tmp_path.glob("runtime/jpserver-*.json"))) and lab.poll() is None and time.monotonic() < deadline:
+        while (
+            not (files := list(tmp_path.glob("runtime/jpserver-*.json")))
+            and lab.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         assert files, (tmp_path / "log").read_text()
         time.sleep(0.2)
@@ -227,10 +317,19 @@ def test_jupyterlab_keeps_its_token_and_listens_on_localhost_only(command, tmp_p
         assert answer(f"{site}/api/kernels")[0] == 403 and answer(f"{site}/api/terminals")[0] == 403
         assert "/login" in answer(f"{site}/lab")[1]
         family = [psutil.Process(lab.pid), *psutil.Process(lab.pid).children(recursive=True)]
-        listening = {c.laddr.ip for process in family for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        listening = {
+            c.laddr.ip
+            for process in family
+            for c in process.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
         assert listening and listening <= {"127.0.0.1", "::1"}
         for addresses in psutil.net_if_addrs().values():
-            for address in (a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")):
+            for address in (
+                a.address
+                for a in addresses
+                if a.family == socket.AF_INET and not a.address.startswith("127.")
+            ):
                 with socket.socket() as other:
                     other.settimeout(2)
                     assert other.connect_ex((address, port)) != 0, address

@@ -1,4 +1,6 @@
-"""A finished clustering on new images gives what the run itself gave: same maps, same scores, or a clear refusal."""
+"""A finished clustering on new images gives what the run itself gave: same maps, same scores, or a clear
+refusal.
+"""
 
 import json
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmlib.data import world
+from mmlib import world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig
@@ -27,18 +29,32 @@ def room(tmp_path_factory):
 
 def run(room, out, method="unim2", **options):
     evaluation = EvaluationConfig(clusters=4, restarts=2, repeats=1, kmeans_points=500)
-    config = ClusterConfig(str(room), str(out), method, tokens=TokenConfig("descriptors"), evaluation=evaluation, steps=3, batch_size=4,
-                           neighbours=2, progress=False, **options)  # fmt: skip
+    config = ClusterConfig(
+        str(room),
+        str(out),
+        method,
+        tokens=TokenConfig("descriptors"),
+        evaluation=evaluation,
+        steps=3,
+        batch_size=4,
+        neighbours=2,
+        progress=False,
+        **options,
+    )
     return cluster(config)
 
 
 @pytest.mark.parametrize("method", ["unim2", "kmeans", "cosine"])
 def test_the_scored_split_again_gives_the_same_scores(room, tmp_path, method):
     report = run(room, tmp_path / "run", method)
-    scores = segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "val", progress=False))
+    scores = segment(
+        SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "val", progress=False)
+    )
     assert scores.to_dict()["counts"] == report["scores"]["counts"]
     assert scores.mapping.tolist() == report["scores"]["mapping"]
-    assert json.loads((tmp_path / "maps/scores.json").read_text())["scores"]["miou"] == report["scores"]["miou"]
+    assert (
+        json.loads((tmp_path / "maps/scores.json").read_text())["scores"]["miou"] == report["scores"]["miou"]
+    )
 
 
 def test_maps_hold_the_classes_that_the_run_named(room, tmp_path):
@@ -57,7 +73,11 @@ def test_maps_hold_the_classes_that_the_run_named(room, tmp_path):
 def test_names_may_be_given_anew_on_the_split_that_is_scored(room, tmp_path):
     run(room, tmp_path / "run")
     own, anew = (
-        segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / str(k)), "test", rematch=k, progress=False))
+        segment(
+            SegmentConfig(
+                str(tmp_path / "run"), str(room), str(tmp_path / str(k)), "test", rematch=k, progress=False
+            )
+        )
         for k in (False, True)
     )
     assert (own.rule, anew.rule) == ("given", "hungarian")
@@ -71,7 +91,9 @@ def test_what_does_not_fit_is_refused(room, tmp_path):
     other = world.render_dataset(tmp_path / "colour", "room", 1, 1, 1, (32, 48), ("rgb",), progress=False)
     with pytest.raises(ValueError, match="thermal"):
         segment(SegmentConfig(str(tmp_path / "run"), str(other), str(tmp_path / "maps"), progress=False))
-    street = world.render_dataset(tmp_path / "street", "street", 1, 1, 1, (32, 48), ("rgb", "thermal"), progress=False)
+    street = world.render_dataset(
+        tmp_path / "street", "street", 1, 1, 1, (32, 48), ("rgb", "thermal"), progress=False
+    )
     with pytest.raises(ValueError, match="names its clusters by"):
         segment(SegmentConfig(str(tmp_path / "run"), str(street), str(tmp_path / "maps"), progress=False))
     report = json.loads((tmp_path / "run/report.json").read_text())

@@ -10,11 +10,29 @@ from torch import nn
 
 from mmlib.modalities import SENSORS, Modality, subsets
 from mmlib.runtime import save_tensors
-from mmlib.segmentation.network import MLPHead, NetworkConfig, Segmenter, load_segmenter, load_weights, read_header, save_segmenter
-from mmlib.segmentation.objective import ObjectiveConfig, draw_subset, pixel_grid, resample, selected, subset_cross_entropy
+from mmlib.segmentation.network import (
+    MLPHead,
+    NetworkConfig,
+    Segmenter,
+    load_segmenter,
+    load_weights,
+    read_header,
+    save_segmenter,
+)
+from mmlib.segmentation.objective import (
+    ObjectiveConfig,
+    draw_subset,
+    pixel_grid,
+    resample,
+    selected,
+    subset_cross_entropy,
+)
 
 NAMES = ["rgb", "depth", "event", "lidar"]
-MODALITIES = {name: replace(SENSORS[name], mean=(0.0,) * SENSORS[name].channels, std=(1.0,) * SENSORS[name].channels) for name in NAMES}
+MODALITIES = {
+    name: replace(SENSORS[name], mean=(0.0,) * SENSORS[name].channels, std=(1.0,) * SENSORS[name].channels)
+    for name in NAMES
+}
 CLASSES, PALETTE = ["a", "b", "c", "d", "e"], [(i, i, i) for i in range(5)]
 
 
@@ -25,7 +43,9 @@ def network(modalities=MODALITIES, **options) -> Segmenter:
 
 def images(batch=2, size=(32, 48), modalities=MODALITIES):
     generator = torch.Generator().manual_seed(1)
-    return {name: torch.randn(batch, m.channels, *size, generator=generator) for name, m in modalities.items()}
+    return {
+        name: torch.randn(batch, m.channels, *size, generator=generator) for name, m in modalities.items()
+    }
 
 
 CONFIGS = [dict(), dict(stem="shared"), dict(encoder="pvt_v2_b0"), dict(encoder="pvt_v2_b0", stem="shared")]
@@ -38,7 +58,9 @@ def test_fusion_is_the_mean_of_single_predictions(options):
         alone = [net({name: image}) for name, image in batch.items()]
         for subset in subsets(NAMES):
             fused = net({name: batch[name] for name in subset})
-            assert torch.allclose(fused, sum(alone[NAMES.index(name)] for name in subset) / len(subset), atol=2e-5)
+            assert torch.allclose(
+                fused, sum(alone[NAMES.index(name)] for name in subset) / len(subset), atol=2e-5
+            )
 
 
 @pytest.mark.parametrize("options", CONFIGS, ids=str)
@@ -51,9 +73,16 @@ def test_no_sensor_changes_anothers_logits(options):
     assert torch.allclose(before, after, atol=1e-5)  # batch normalisation would fail here
 
 
-@pytest.mark.parametrize("encoder, stride, size", [
-    ("residual", 2, (32, 48)), ("residual", 2, (17, 19)), ("residual", 2, (3, 2)), ("pvt_v2_b0", 4, (32, 48)), ("pvt_v2_b0", 4, (33, 50)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "encoder, stride, size",
+    [
+        ("residual", 2, (32, 48)),
+        ("residual", 2, (17, 19)),
+        ("residual", 2, (3, 2)),
+        ("pvt_v2_b0", 4, (32, 48)),
+        ("pvt_v2_b0", 4, (33, 50)),
+    ],
+)
 def test_any_image_size(encoder, stride, size):
     net, batch = network(encoder=encoder), images(1, size)
     with torch.no_grad():
@@ -68,7 +97,10 @@ def test_images_too_small_for_the_encoder_are_explained():
 
 @pytest.mark.parametrize("stem", ["separate", "shared"])
 def test_any_number_of_channels(stem):
-    modalities = {f"sensor{c}": Modality(f"sensor{c}", "ABCDEFG"[c], c, mean=(0.0,) * c, std=(1.0,) * c) for c in (1, 2, 3, 5)}
+    modalities = {
+        f"sensor{c}": Modality(f"sensor{c}", "ABCDEFG"[c], c, mean=(0.0,) * c, std=(1.0,) * c)
+        for c in (1, 2, 3, 5)
+    }
     net = network(modalities, stem=stem)
     assert net(images(modalities=modalities)).shape == (2, 5, 32, 48)
     if stem == "shared":
@@ -91,12 +123,18 @@ def test_pretrained_colour_filters_fit_any_channel_count():
 
     encoder = PyramidEncoder("pvt_v2_b0", False, False)
     grey = encoder.make_stem(1).proj.weight
-    assert torch.allclose(grey, encoder._patch_embed[0].proj.weight.sum(1, keepdim=True))  # a grey image excites them as before
-    assert encoder.make_stem(2).proj.weight.shape[1] == 2 and encoder.make_stem(3) is not encoder._patch_embed[0]
+    assert torch.allclose(
+        grey, encoder._patch_embed[0].proj.weight.sum(1, keepdim=True)
+    )  # a grey image excites them as before
+    assert (
+        encoder.make_stem(2).proj.weight.shape[1] == 2 and encoder.make_stem(3) is not encoder._patch_embed[0]
+    )
 
 
 def test_folded_head_equals_segformers_two_linear_maps():
-    """map(concat(up(linear_j(f_j)))) = sum_j up((map_j . linear_j)(f_j)), for any upsampling that is linear per channel."""
+    """map(concat(up(linear_j(f_j)))) = sum_j up((map_j . linear_j)(f_j)), for any upsampling that is linear
+    per channel.
+    """
     torch.manual_seed(0)
     widths, embed = (8, 12), 6
     features = [torch.randn(2, 8, 8, 8).double(), torch.randn(2, 12, 4, 4).double()]
@@ -115,13 +153,19 @@ def test_folded_head_equals_segformers_two_linear_maps():
         assert torch.allclose(head(features), F.relu(expected))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda b: {}, "no modality left"),
-    (lambda b: b | {"radar": b["rgb"]}, "unknown modality 'radar'; this network knows rgb, depth, event, lidar"),
-    (lambda b: b | {"rgb": b["rgb"][:, :2]}, r"rgb: expected \(B, 3, H, W\)"),
-    (lambda b: b | {"rgb": b["rgb"][..., :-1]}, "differ in batch or image size"),
-    (lambda b: b | {"rgb": b["rgb"][0]}, r"rgb: expected \(B, 3, H, W\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda b: {}, "no modality left"),
+        (
+            lambda b: b | {"radar": b["rgb"]},
+            "unknown modality 'radar'; this network knows rgb, depth, event, lidar",
+        ),
+        (lambda b: b | {"rgb": b["rgb"][:, :2]}, r"rgb: expected \(B, 3, H, W\)"),
+        (lambda b: b | {"rgb": b["rgb"][..., :-1]}, "differ in batch or image size"),
+        (lambda b: b | {"rgb": b["rgb"][0]}, r"rgb: expected \(B, 3, H, W\)"),
+    ],
+)
 def test_wrong_inputs_are_explained(change, message):
     with pytest.raises(ValueError, match=message):
         network()(change(images()))
@@ -163,7 +207,8 @@ def test_wrong_checkpoints_are_explained(tmp_path):
 def logits_and_label(batch=2, modalities=3, size=(12, 16)):
     torch.manual_seed(3)
     logits = {
-        name: torch.randn(batch, 5, size[0] // 2, size[1] // 2, dtype=torch.double, requires_grad=True) for name in NAMES[:modalities]
+        name: torch.randn(batch, 5, size[0] // 2, size[1] // 2, dtype=torch.double, requires_grad=True)
+        for name in NAMES[:modalities]
     }
     label = torch.randint(0, 5, (batch, *size))
     label[:, 0] = 255
@@ -171,7 +216,10 @@ def logits_and_label(batch=2, modalities=3, size=(12, 16)):
 
 
 def brute_force(logits, label, subset, reduce):
-    up = [F.interpolate(logits[n].float(), label.shape[-2:], mode="bilinear", align_corners=False) for n in subset]
+    up = [
+        F.interpolate(logits[n].float(), label.shape[-2:], mode="bilinear", align_corners=False)
+        for n in subset
+    ]
     log_p = F.log_softmax(reduce(torch.stack(up), 0), 1)
     values = [
         -log_p[b, label[b, y, x], y, x]
@@ -185,10 +233,14 @@ def brute_force(logits, label, subset, reduce):
 
 def test_all_subsets_is_the_weighted_mean_of_every_subsets_cross_entropy():
     logits, label = logits_and_label()
-    found = subset_cross_entropy(logits, label, ObjectiveConfig(pixels=1, full_weight=4), (label != 255).sum(), None)
+    found = subset_cross_entropy(
+        logits, label, ObjectiveConfig(pixels=1, full_weight=4), (label != 255).sum(), None
+    )
     every = subsets(NAMES[:3])
     weights = [1.0] * 6 + [4.0]
-    expected = sum(w * brute_force(logits, label, s, torch.sum) for w, s in zip(weights, every)) / sum(weights)
+    expected = sum(w * brute_force(logits, label, s, torch.sum) for w, s in zip(weights, every)) / sum(
+        weights
+    )
     assert torch.allclose(found["supervised"], expected, atol=1e-6)
     assert torch.allclose(found["full"], brute_force(logits, label, every[-1], torch.mean), atol=1e-6)
 
@@ -196,7 +248,9 @@ def test_all_subsets_is_the_weighted_mean_of_every_subsets_cross_entropy():
 @pytest.mark.parametrize("kind", ["full", "dropout"])
 def test_the_papers_objective_is_the_cross_entropy_of_the_mean(kind):
     logits, label = logits_and_label()
-    found = subset_cross_entropy(logits, label, ObjectiveConfig(subsets=kind, pixels=1), (label != 255).sum(), None)
+    found = subset_cross_entropy(
+        logits, label, ObjectiveConfig(subsets=kind, pixels=1), (label != 255).sum(), None
+    )
     assert torch.allclose(found["supervised"], brute_force(logits, label, NAMES[:3], torch.mean), atol=1e-6)
 
 
@@ -204,9 +258,14 @@ def test_pixel_sampling_is_unbiased():
     logits, label = logits_and_label()
     config = ObjectiveConfig(subsets="full", pixels=0.25)
     draws = [
-        subset_cross_entropy(logits, label, config, (label != 255).sum(), np.random.default_rng(s))["supervised"].item() for s in range(600)
+        subset_cross_entropy(logits, label, config, (label != 255).sum(), np.random.default_rng(s))[
+            "supervised"
+        ].item()
+        for s in range(600)
     ]
-    exact = subset_cross_entropy(logits, label, replace(config, pixels=1), (label != 255).sum(), None)["supervised"].item()
+    exact = subset_cross_entropy(logits, label, replace(config, pixels=1), (label != 255).sum(), None)[
+        "supervised"
+    ].item()
     assert abs(np.mean(draws) - exact) < 4 * np.std(draws) / 600**0.5 and np.std(draws) > 0
 
 
@@ -216,7 +275,9 @@ def test_micro_batches_add_up_to_the_large_batch():
     valid, config = (label != 255).sum(), ObjectiveConfig(pixels=1)
     whole = subset_cross_entropy(logits, label, config, valid, None)["supervised"]
     halves = [
-        subset_cross_entropy({n: v[h] for n, v in logits.items()}, label[h], config, valid, None)["supervised"]
+        subset_cross_entropy({n: v[h] for n, v in logits.items()}, label[h], config, valid, None)[
+            "supervised"
+        ]
         for h in (slice(0, 2), slice(2, 4))
     ]
     assert torch.allclose(whole, sum(halves))
@@ -225,13 +286,19 @@ def test_micro_batches_add_up_to_the_large_batch():
 def test_an_unlabelled_batch_costs_nothing_and_gives_no_nan():
     logits, label = logits_and_label()
     found = subset_cross_entropy(
-        logits, torch.full_like(label, 255), ObjectiveConfig(), torch.tensor(0).clamp_min(1), np.random.default_rng(0)
+        logits,
+        torch.full_like(label, 255),
+        ObjectiveConfig(),
+        torch.tensor(0).clamp_min(1),
+        np.random.default_rng(0),
     )
     found["supervised"].backward()
     assert found["supervised"] == 0 and all(bool((v.grad == 0).all()) for v in logits.values())
 
 
-@pytest.mark.parametrize("low, high", [((6, 8), (12, 16)), ((5, 7), (23, 17)), ((4, 4), (4, 4)), ((8, 8), (4, 6))])
+@pytest.mark.parametrize(
+    "low, high", [((6, 8), (12, 16)), ((5, 7), (23, 17)), ((4, 4), (4, 4)), ((8, 8), (4, 6))]
+)
 def test_resample_is_bilinear_interpolation_at_some_pixels(low, high):
     x = torch.randn(2, 3, *low, dtype=torch.double, requires_grad=True)
     rows, columns = pixel_grid(high, 0.5, np.random.default_rng(0))
@@ -258,7 +325,9 @@ def plain_logits(modalities=4, classes=5, batch=2, size=(6, 8)):
 
 def supervised(logits, label, valid, seed=0, **options):
     config = ObjectiveConfig(**{"pixels": 1.0} | options)
-    return float(subset_cross_entropy(logits, label, config, valid, np.random.default_rng(seed))["supervised"])
+    return float(
+        subset_cross_entropy(logits, label, config, valid, np.random.default_rng(seed))["supervised"]
+    )
 
 
 def test_singles_are_every_sensor_alone_and_the_full_set():
@@ -295,17 +364,24 @@ def test_selection_trains_the_sensors_that_agree_with_the_mean():
     stacked = torch.stack([common, common + 0.1, -common, 1.1 * common])  # the third contradicts
     assert selected(stacked)[2].tolist() == [0, 0]
     assert selected(stacked).sum(0).tolist() == [2, 2]
-    logits, label = {f"m{i}": z for i, z in enumerate(stacked)}, torch.randint(0, 5, (2, 6, 8), generator=generator)
+    logits, label = (
+        {f"m{i}": z for i, z in enumerate(stacked)},
+        torch.randint(0, 5, (2, 6, 8), generator=generator),
+    )
     weights = selected(stacked)
     expected = [F.cross_entropy(stacked.mean(0), label)]
     for w in (weights, 1 - weights):
         expected.append(F.cross_entropy((stacked * w[..., None, None, None]).sum(0) / 2, label))
-    assert supervised(logits, label, torch.tensor(label.numel()), subsets="selection") == pytest.approx(float(sum(expected)) / 3, rel=1e-5)
+    assert supervised(logits, label, torch.tensor(label.numel()), subsets="selection") == pytest.approx(
+        float(sum(expected)) / 3, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
 def test_centred_fusion_leans_on_its_centre(encoder, tmp_path):
-    """Any subset runs; the others enter by addition to the main branch; its logits are no mean, and it says so."""
+    """Any subset runs; the others enter by addition to the main branch; its logits are no mean, and it says
+    so.
+    """
     net, batch = network(encoder=encoder, fusion="centred"), images()
     with torch.no_grad():
         for subset in subsets(NAMES):

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmlib"
 
-# Rooms from the ground up. A room may import the rooms of lower levels, itself, and nothing else of mmlib: rooms of the
-# same level (parts A and B) do not know each other.
+# Rooms from the ground up. A room may import the rooms of lower levels, itself, and nothing else of mmlib:
+# rooms of the same level (parts A and B) do not know each other.
 LEVELS = [
     {"modalities", "runtime", "state", "checks", "recipes"},
     {"theory"},
@@ -30,7 +30,9 @@ MAX_FILE, MAX_PACKAGE = 400, 13500  # two papers with their baselines, and the s
 
 
 def imported_rooms(source: str, module: str) -> list[tuple[int, str]]:
-    """(line, room) for each import of mmlib in ``source``; ``module`` is its dotted name, needed for relative imports."""
+    """(line, room) for each import of mmlib in ``source``; ``module`` is its dotted name, needed for relative
+    imports.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -51,7 +53,9 @@ def upward_imports(source: str, module: str) -> list[str]:
     """One sentence for each import of ``module`` (dotted name) that points up or sideways."""
     room = module.split(".")[1]
     if room not in LEVEL:
-        return [f"{module}: room {room!r} is not in the list of tests/test_structure.py; say there how high it stands"]
+        return [
+            f"{module}: room {room!r} is not in the list of tests/test_structure.py; say there how high it stands"
+        ]
     complaints = []
     for line, other in imported_rooms(source, module):
         if other == room or any({room, other} <= rooms for rooms in SAME_ROOM):
@@ -67,14 +71,23 @@ def named_data_sets(source: str) -> list[str]:
     """Names of public data sets in the code or strings of ``source`` (comments and docstrings may cite them)."""
     tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)}
+    docstrings = {
+        ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented)
+    }
     words = []
     for node in ast.walk(tree):
         for field in ("id", "attr", "name", "arg"):
             words += [value for value in [getattr(node, field, None)] if isinstance(value, str)]
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
             words.append(node.value)
-    return sorted({name for name in DATA_SETS for word in words if re.search(rf"(?<![a-z]){name}(?![a-uw-z]|v(?!\d))", word.lower())})
+    return sorted(
+        {
+            name
+            for name in DATA_SETS
+            for word in words
+            if re.search(rf"(?<![a-z]){name}(?![a-uw-z]|v(?!\d))", word.lower())
+        }
+    )
 
 
 def modules() -> dict[str, Path]:
@@ -96,7 +109,9 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_no_data_set_is_known_by_name(module):
     names = named_data_sets(MODULES[module].read_text())
-    assert not names, f"{module} names {names}; what is particular to a data set lives in its file under data_scripts/"
+    assert not names, (
+        f"{module} names {names}; what is particular to a data set lives in its file under data_scripts/"
+    )
 
 
 def test_files_stay_small():
@@ -142,7 +157,7 @@ def test_top_level_is_as_documented():
         ("mmlib.data.prepared", "from mmlib import segmentation", True),
         ("mmlib.data.prepared", "from ..viz import figures", True),
         ("mmlib.data.prepared", "from . import transforms", False),
-        ("mmlib.data.world.__init__", "from .scene import x\nfrom ..prepared import y", False),
+        ("mmlib.world.__init__", "from .scene import x\nfrom ..prepared import y", False),
         ("mmlib.data.prepared", "def late():\n    from mmlib.evaluation import iou", True),
         ("mmlib.segmentation.network", "from mmlib.unsupervised.tokens import x", True),
         ("mmlib.unsupervised.tokens", "from mmlib.segmentation.network import x", True),

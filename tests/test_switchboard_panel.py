@@ -42,9 +42,14 @@ def network(names=NAMES, seed=0) -> Segmenter:
     torch.manual_seed(seed)
     modalities = {}
     for name in names:
-        values = [SENSORS[name].compressed(figures.physical_images(stub_world.render_frame(seed=s))[name]) for s in range(3)]
+        values = [
+            SENSORS[name].compressed(figures.physical_images(stub_world.render_frame(seed=s))[name])
+            for s in range(3)
+        ]
         mean, std = np.mean(values, axis=(0, 2, 3)), np.std(values, axis=(0, 2, 3)) + 0.1
-        modalities[name] = panels.Modality(**SENSORS[name].to_dict() | {"mean": mean.tolist(), "std": std.tolist()})
+        modalities[name] = panels.Modality(
+            **SENSORS[name].to_dict() | {"mean": mean.tolist(), "std": std.tolist()}
+        )
     return Segmenter(modalities, stub_world.CLASSES, stub_world.PALETTE, NetworkConfig(embed_dim=16)).eval()
 
 
@@ -59,7 +64,9 @@ def panel(segmenters):
 
 
 def pixels(html: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", html)[1]))).convert("RGB"))
+    return np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", html)[1]))).convert("RGB")
+    )
 
 
 def alt(html: str) -> str:
@@ -67,7 +74,11 @@ def alt(html: str) -> str:
 
 
 def test_a_slider_changes_picture_prediction_and_numbers(panel):
-    before, seen, predicted = panel.state(), pixels(panel.view["rgb"].value), pixels(panel.prediction["first"].value)
+    before, seen, predicted = (
+        panel.state(),
+        pixels(panel.view["rgb"].value),
+        pixels(panel.prediction["first"].value),
+    )
     panel.gain["rgb"].value = 0.0
     after = panel.state()
     assert pixels(panel.view["rgb"].value).max() == 0, "gain 0 is black"
@@ -86,22 +97,38 @@ def test_noise_scene_light_and_failure_follow_too(panel):
         before = panel.state(), panel.prediction["first"].value
         change()
         assert panel.prediction["first"].value != before[1] and panel.state() != before[0]
-    assert panel.state()["scene"] == 2 and panel.state()["condition"] == "night" and panel.state()["error"] == ""
+    assert (
+        panel.state()["scene"] == 2 and panel.state()["condition"] == "night" and panel.state()["error"] == ""
+    )
     assert "under-exposure" in alt(panel.view["rgb"].value) and "scene 2, night" in alt(panel.truth.value)
 
 
 def test_the_prediction_is_what_the_network_says(panel, segmenters):
-    """The panel averages cached logits; the network's own forward pass over the same images must agree to the pixel."""
-    panel.set(scene=3, condition="dusk", event={"on": False}, depth={"gain": 0.5, "noise": 0.1}, lidar={"case": "lidarjitter"})
+    """The panel averages cached logits; the network's own forward pass over the same images must agree to the
+    pixel.
+    """
+    panel.set(
+        scene=3,
+        condition="dusk",
+        event={"on": False},
+        depth={"gain": 0.5, "noise": 0.1},
+        lidar={"case": "lidarjitter"},
+    )
     source = StubSource()
     images = source.frame(3, "dusk", "", NAMES)[0] | source.frame(3, "dusk", "lidarjitter", ("lidar",))[0]
     physical = {name: torch.from_numpy(images[name]) for name in ("rgb", "depth", "lidar")}
     physical["depth"] = degrade(physical["depth"], SENSORS["depth"], gain=0.5, noise=0.1, seed=3)
     for title, segmenter in segmenters.items():
-        batch = {n: segmenter.modalities[n].to_network(image)[None] for n, image in physical.items() if n in segmenter.modalities}
+        batch = {
+            n: segmenter.modalities[n].to_network(image)[None]
+            for n, image in physical.items()
+            if n in segmenter.modalities
+        }
         with torch.no_grad():
             expected = segmenter(batch)[0].argmax(0)
-        assert np.array_equal(pixels(panel.prediction[title].value), figures.label_picture(expected, stub_world.PALETTE))
+        assert np.array_equal(
+            pixels(panel.prediction[title].value), figures.label_picture(expected, stub_world.PALETTE)
+        )
     assert panel.state()["present"] == "RDL"
 
 
@@ -111,10 +138,17 @@ def test_numbers_agree_with_a_brute_force_count(panel):
         np.array([[palette[tuple(p)] for p in row] for row in pixels(html)])
         for html in (panel.prediction["first"].value, panel.truth.value)
     ]
-    scores = [100 * ((ids[0] == k) & (ids[1] == k)).sum() / ((ids[0] == k) | (ids[1] == k)).sum() for k in np.unique(ids[1])]
+    scores = [
+        100 * ((ids[0] == k) & (ids[1] == k)).sum() / ((ids[0] == k) | (ids[1] == k)).sum()
+        for k in np.unique(ids[1])
+    ]
     assert panel.state()["miou"]["first"] == pytest.approx(np.mean(scores))
-    assert f"mIoU {np.mean(scores):.1f} %" in panel.status.value and f"mIoU {np.mean(scores):.1f} %" in alt(panel.prediction["first"].value)
-    assert re.findall(r'text-align:right;padding:0 4px">(\d+)<', panel.bars.value)[::2] == [f"{s:.0f}" for s in scores]
+    assert f"mIoU {np.mean(scores):.1f} %" in panel.status.value and f"mIoU {np.mean(scores):.1f} %" in alt(
+        panel.prediction["first"].value
+    )
+    assert re.findall(r'text-align:right;padding:0 4px">(\d+)<', panel.bars.value)[::2] == [
+        f"{s:.0f}" for s in scores
+    ]
 
 
 @pytest.mark.parametrize("rule", ["mean", "agreement", "selection", "entropy"])
@@ -130,7 +164,9 @@ def test_the_fusion_and_its_weights_are_the_librarys(panel, segmenters, rule):
             logits = segmenter.modality_logits(batch)
         expected = dict(zip(segmenter.modalities, weights(logits, rule)[:, 0].tolist()))
         assert panel.state()["weights"][title] == pytest.approx(expected, abs=1e-4)
-        prediction = torch.nn.functional.interpolate(fuse(logits, rule), (48, 64), mode="bilinear", align_corners=False)[0].argmax(0)
+        prediction = torch.nn.functional.interpolate(
+            fuse(logits, rule), (48, 64), mode="bilinear", align_corners=False
+        )[0].argmax(0)
         shown = pixels(panel.prediction[title].value)
         wrong = (shown != figures.label_picture(prediction, stub_world.PALETTE)).any(-1).mean()
         assert wrong < 0.002, "but for pixels tied to the last bit"
@@ -152,7 +188,10 @@ def test_fusions_differ_and_say_when_there_is_no_majority(panel):
     panel.fusion.value = "agreement"
     assert "no majority" not in panel.status.value
     panel.set(rgb={"on": False}, lidar={"on": False})
-    assert "no majority" in panel.status.value and panel.state()["weights"]["first"] == {"depth": 0.5, "event": 0.5}
+    assert "no majority" in panel.status.value and panel.state()["weights"]["first"] == {
+        "depth": 0.5,
+        "event": 0.5,
+    }
     assert panel.state()["weights"]["second"] == {"depth": 1.0}, "it knows RGB and depth only"
 
 
@@ -160,7 +199,12 @@ def test_faults_come_from_the_library_and_networks_statistics(panel, segmenters)
     source = StubSource()
     for fault in ("shift", "blur", "blank"):
         panel.set(rgb={"case": fault})
-        expected = faulty(torch.from_numpy(source.frame(0, "day", "", NAMES)[0]["rgb"]), panel.sensors["rgb"], fault, "gross")
+        expected = faulty(
+            torch.from_numpy(source.frame(0, "day", "", NAMES)[0]["rgb"]),
+            panel.sensors["rgb"],
+            fault,
+            "gross",
+        )
         assert np.array_equal(pixels(panel.view["rgb"].value), figures.picture(SENSORS["rgb"], expected))
         assert panels.CASE_NAMES[fault] in alt(panel.view["rgb"].value) and panel.state()["error"] == ""
 
@@ -190,10 +234,14 @@ def test_no_sensor_left_is_a_sentence_and_not_an_error(panel):
     for name in NAMES:
         panel.switch[name].value = False
     assert panel.state()["present"] == "" and panel.state()["miou"] == {} and panel.state()["error"] == ""
-    assert panels.NOTHING_LEFT in panel.status.value and "no prediction" in alt(panel.prediction["first"].value)
+    assert panels.NOTHING_LEFT in panel.status.value and "no prediction" in alt(
+        panel.prediction["first"].value
+    )
     assert len(np.unique(pixels(panel.prediction["first"].value))) == 1
     panel.switch["lidar"].value = True
-    assert "was not trained on any sensor that is on" in alt(panel.prediction["second"].value), "it knows RGB and depth only"
+    assert "was not trained on any sensor that is on" in alt(panel.prediction["second"].value), (
+        "it knows RGB and depth only"
+    )
     assert panel.state()["miou"].keys() == {"first"}
     panel.reset.click()
     assert panel.state()["present"] == "RDEL" and panel.state()["miou"].keys() == {"first", "second"}
@@ -205,13 +253,19 @@ def test_a_callback_never_raises(panel, monkeypatch):
 
     monkeypatch.setattr(panel, "_frames", broken)
     panel.scene.value = 4
-    assert panel.state()["error"] == "RuntimeError: no <renderer>" and "Could not update" in panel.status.value
+    assert (
+        panel.state()["error"] == "RuntimeError: no <renderer>" and "Could not update" in panel.status.value
+    )
     assert "<renderer>" not in panel.status.value, "a message is text, never markup"
 
 
 def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
     encoded, original = [], Segmenter.modality_logits
-    monkeypatch.setattr(Segmenter, "modality_logits", lambda self, images: encoded.append(tuple(images)) or original(self, images))
+    monkeypatch.setattr(
+        Segmenter,
+        "modality_logits",
+        lambda self, images: encoded.append(tuple(images)) or original(self, images),
+    )
     panel = panels.SwitchboardPanel(segmenters, StubSource())
     assert len(encoded) == 6, "four sensors for the first network, two for the second"
     encoded.clear()
@@ -222,7 +276,9 @@ def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
     panel.switch["event"].value = True
     assert encoded == [("event",)], "what was seen before is remembered"
     panel.case["lidar"].value = "lidarjitter"
-    assert panel.source.rendered[-1] == (0, "day", "lidarjitter", ("lidar",)), "a failure renders its own sensor only"
+    assert panel.source.rendered[-1] == (0, "day", "lidarjitter", ("lidar",)), (
+        "a failure renders its own sensor only"
+    )
     assert len(panel.source.rendered) == 2
 
 
@@ -239,7 +295,9 @@ def test_memory_stays_bounded(panel):
 def test_its_text_form_is_constant_and_short(panel):
     text = repr(panel)
     panel.gain["rgb"].value = 0.2
-    assert repr(panel) == text == "SwitchboardPanel(sensors=RDEL, networks=first | second)" and len(text) < 110
+    assert (
+        repr(panel) == text == "SwitchboardPanel(sensors=RDEL, networks=first | second)" and len(text) < 110
+    )
 
 
 def controls(widget):
@@ -249,12 +307,18 @@ def controls(widget):
 
 
 def test_every_control_says_what_it_is(panel):
-    found = [w for w in controls(panel) if hasattr(w, "description") and not isinstance(w, (panels.widgets.HTML, panels.widgets.Box))]
+    found = [
+        w
+        for w in controls(panel)
+        if hasattr(w, "description") and not isinstance(w, (panels.widgets.HTML, panels.widgets.Box))
+    ]
     assert len(found) == 5 + 4 * len(NAMES)
     assert all(w.description and w.tooltip for w in found)
     assert all(not w.continuous_update for w in found if hasattr(w, "continuous_update")), "one redraw a move"
     assert all('scope="row"' in html.value and "<caption" in html.value for html in panel.weight.values())
-    assert all("<img alt=" in html.value for html in (*panel.view.values(), panel.truth, *panel.prediction.values()))
+    assert all(
+        "<img alt=" in html.value for html in (*panel.view.values(), panel.truth, *panel.prediction.values())
+    )
 
 
 def test_one_setting_can_be_asked_for_at_once(panel):
@@ -300,7 +364,9 @@ def test_an_event_is_answered_at_once(segmenters):
 def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
     from mmlib.data.prepared import Description, PreparedDataset, Writer
 
-    description = Description("stub", stub_world.CLASSES, stub_world.PALETTE, {name: SENSORS[name] for name in NAMES})
+    description = Description(
+        "stub", stub_world.CLASSES, stub_world.PALETTE, {name: SENSORS[name] for name in NAMES}
+    )
     with Writer(tmp_path / "data", description) as writer:
         for index in range(3):
             frame = stub_world.render_frame(seed=index, modalities=NAMES)
@@ -308,10 +374,16 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
     source = sources.DatasetSource(PreparedDataset(tmp_path / "data", "train"))
     panel = panels.SwitchboardPanel(segmenters, source)
     assert panel.condition.disabled
-    assert all(case.options == tuple((panels.CASE_NAMES[c], c) for c in ("", *panels.FAULTS)) for case in panel.case.values())
+    assert all(
+        case.options == tuple((panels.CASE_NAMES[c], c) for c in ("", *panels.FAULTS))
+        for case in panel.case.values()
+    )
     before = panel.state()
     panel.scene.value = 2
     assert panel.state()["error"] == "" and panel.state()["miou"] != before["miou"]
     panel.case["rgb"].value = "other"
     assert panel.state()["error"] == "" and "another scene" in alt(panel.view["rgb"].value)
-    assert np.array_equal(pixels(panel.view["rgb"].value), figures.picture(SENSORS["rgb"], source.frame(0, "", "", ("rgb",))[0]["rgb"]))
+    assert np.array_equal(
+        pixels(panel.view["rgb"].value),
+        figures.picture(SENSORS["rgb"], source.frame(0, "", "", ("rgb",))[0]["rgb"]),
+    )

@@ -1,4 +1,6 @@
-"""Functional entropy and its bounds against closed forms, adaptive integration, brute-force sums, and properties that must hold."""
+"""Functional entropy and its bounds against closed forms, adaptive integration, brute-force sums, and
+properties that must hold.
+"""
 
 import itertools
 
@@ -20,7 +22,17 @@ from mmlib.theory.entropy import (
     sample_entropy,
     variance,
 )
-from mmlib.theory.gaussian import Discrete, Gaussian, bump, coupling, exponential, gaussian, log_concave, square, uniform
+from mmlib.theory.gaussian import (
+    Discrete,
+    Gaussian,
+    bump,
+    coupling,
+    exponential,
+    gaussian,
+    log_concave,
+    square,
+    uniform,
+)
 
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 STANDARD_PAIR = {"x": gaussian(), "y": gaussian()}
@@ -35,7 +47,10 @@ def exp_ax(a):
 def integral(function, sigma=1.0):
     """∫ function dN(0, σ²) by adaptive quadrature, which shares nothing with the even grid."""
     density = lambda x: np.exp(-(x**2) / 2 / sigma**2) / np.sqrt(2 * np.pi) / sigma
-    return sum(quad(lambda x: function(x) * density(x), a, b, epsabs=1e-13, epsrel=1e-12, limit=300)[0] for a, b in ((-40, 0), (0, 40)))
+    return sum(
+        quad(lambda x: function(x) * density(x), a, b, epsabs=1e-13, epsrel=1e-12, limit=300)[0]
+        for a, b in ((-40, 0), (0, 40))
+    )
 
 
 def direct_entropy(f, sigma=1.0):
@@ -53,17 +68,23 @@ def softmax(z):
 
 
 @pytest.mark.parametrize(
-    ("sigma", "expected", "printed"), [(1.0, 0.3130172217, 0.3130172217), (1.8, 1.7557151405, 0.5418873890), (0.5, None, None)]
+    ("sigma", "expected", "printed"),
+    [(1.0, 0.3130172217, 0.3130172217), (1.8, 1.7557151405, 0.5418873890), (0.5, None, None)],
 )
 def test_exponential_meets_the_bound_with_equality(sigma, expected, printed):
     f, gradient = exp_ax(0.7)
     measure = gaussian(sigma)
     exact = exponential(0.7, measure)
     found = entropy(f, measure)
-    assert found == pytest.approx(exact.entropy, abs=1e-10) == pytest.approx(direct_entropy(f, sigma), abs=1e-10)
+    assert (
+        found == pytest.approx(exact.entropy, abs=1e-10) == pytest.approx(direct_entropy(f, sigma), abs=1e-10)
+    )
     assert log_sobolev_bound(f, gradient, measure) == pytest.approx(found, rel=1e-10) == exact.information / 2
     if expected:
-        assert round(found, 10) == expected and round(log_sobolev_bound(f, gradient, measure, rho=1), 10) == printed
+        assert (
+            round(found, 10) == expected
+            and round(log_sobolev_bound(f, gradient, measure, rho=1), 10) == printed
+        )
 
 
 def test_the_printed_form_fails_for_wide_noise_and_is_loose_for_narrow():
@@ -96,14 +117,19 @@ def test_square(d, expected):
 
 
 def test_square_tends_to_one():
-    assert square(1).entropy == pytest.approx(2 - np.euler_gamma - np.log(2)) and 0.9999 < square(10**5).entropy < 1
+    assert (
+        square(1).entropy == pytest.approx(2 - np.euler_gamma - np.log(2))
+        and 0.9999 < square(10**5).entropy < 1
+    )
 
 
 @pytest.mark.parametrize(("t", "sigma"), [(2.0, 1.0), (0.3, 1.0), (2.0, 1.8), (-4.0, 1.0), (-4.0, 1.5)])
 def test_bump(t, sigma):
     f, gradient = lambda x: np.exp(-(x**2) / 2 / t), lambda x: -x / t * np.exp(-(x**2) / 2 / t)
     exact = bump(t, sigma)
-    assert exact.mean == pytest.approx(integral(f, sigma)) and exact.entropy == pytest.approx(direct_entropy(f, sigma))
+    assert exact.mean == pytest.approx(integral(f, sigma)) and exact.entropy == pytest.approx(
+        direct_entropy(f, sigma)
+    )
     assert entropy(f, gaussian(sigma)) == pytest.approx(exact.entropy, rel=1e-9)
     assert information(f, gradient, gaussian(sigma))["x"] == pytest.approx(exact.information, rel=1e-9)
     assert exact.entropy <= exact.information / 2
@@ -113,7 +139,9 @@ def test_bump(t, sigma):
 
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_fast_waves_are_resolved(sigma):
-    """Six periods a standard deviation; the average over a period is √1.21 … in closed form, and noise this wide sees the average."""
+    """Six periods a standard deviation; the average over a period is √1.21 … in closed form, and noise this
+    wide sees the average.
+    """
     f, gradient = lambda x: 1.1 + np.sin(36 / sigma * x), lambda x: 36 / sigma * np.cos(36 / sigma * x)
     rest = np.sqrt(1.1**2 - 1)
     assert information(f, gradient, gaussian(sigma))["x"] == pytest.approx(36**2 * (1.1 - rest), rel=1e-9)
@@ -141,7 +169,11 @@ def test_tensorisation_of_a_coupling():
 def cross_entropy_at(logits, label):
     """CE of softmax(z) as a function on a measure of one point, and its gradient."""
     k = len(logits)
-    return (lambda z: -np.log(softmax(z)[:, label])), (lambda z: softmax(z) - np.eye(k)[label]), uniform(np.array([logits]))
+    return (
+        (lambda z: -np.log(softmax(z)[:, label])),
+        (lambda z: softmax(z) - np.eye(k)[label]),
+        uniform(np.array([logits])),
+    )
 
 
 @pytest.mark.parametrize(("k", "expected"), [(2, 0.72135), (19, 0.32175), (20, 0.31712), (25, 0.29824)])
@@ -158,7 +190,9 @@ def test_inverse_information_punishes_confidence():
 
     p = np.linspace(0.2, 0.4, 2001)
     values = [inverse(q) for q in p]
-    assert min(values) == pytest.approx(1.22770, abs=1e-5) and p[np.argmin(values)] == pytest.approx(0.284668, abs=1e-4)
+    assert min(values) == pytest.approx(1.22770, abs=1e-5) and p[np.argmin(values)] == pytest.approx(
+        0.284668, abs=1e-4
+    )
     assert inverse(0.99) == pytest.approx(50.2517, abs=1e-4) == -np.log(0.99) / (2 * 0.01**2)
 
 
@@ -173,14 +207,18 @@ def test_a_linear_network_reveals_what_it_leans_on(c, ratio):
     gradient = lambda *x: [ci / 2 * (softmax(logits(*x)) - np.eye(3)[1]) @ w for ci in c]
     found = information(f, gradient, {"rgb": uniform(x[0]), "depth": uniform(x[1])}, **POINT)
     q = softmax(logits(*x))[0] - np.eye(3)[1]
-    assert found["rgb"] / found["depth"] == pytest.approx(ratio) and found["rgb"] == pytest.approx(c[0] ** 2 / 4 * q @ q / f(*x)[0])
+    assert found["rgb"] / found["depth"] == pytest.approx(ratio) and found["rgb"] == pytest.approx(
+        c[0] ** 2 / 4 * q @ q / f(*x)[0]
+    )
 
 
 def test_mean_fusion_gives_every_modality_the_same_logit_information():
     rng = np.random.default_rng(1)
     z = {name: uniform(rng.standard_normal((1, 4))) for name in "RDE"}
     fused = lambda *z: softmax(sum(z) / 3)
-    found = information(lambda *z: -np.log(fused(*z)[:, 2]), lambda *z: [(fused(*z) - np.eye(4)[2]) / 3] * 3, z, **POINT)
+    found = information(
+        lambda *z: -np.log(fused(*z)[:, 2]), lambda *z: [(fused(*z) - np.eye(4)[2]) / 3] * 3, z, **POINT
+    )
     assert found["R"] == found["D"] == found["E"]
 
 
@@ -192,7 +230,9 @@ def test_tiling_changes_the_plain_form_only():
         pixels = np.tile(z, (tiles, 1))
         point = uniform(pixels.reshape(1, -1))
         f = lambda x: -np.log(softmax(x.reshape(len(x), -1, 3))[..., 0]).mean(1)
-        gradient = lambda x: ((softmax(x.reshape(len(x), -1, 3)) - np.eye(3)[0]) / len(pixels)).reshape(len(x), -1)
+        gradient = lambda x: ((softmax(x.reshape(len(x), -1, 3)) - np.eye(3)[0]) / len(pixels)).reshape(
+            len(x), -1
+        )
         return information(f, gradient, point, **POINT)["x"], len(pixels)
 
     (once, n), (often, m) = plain(1), plain(16)
@@ -235,9 +275,17 @@ def test_poincare():
     a, covariance = np.array([0.7, -0.2]), np.array([[1.5, 0.6], [0.6, 0.8]])
     measure, expected = Gaussian(np.zeros(2), covariance), a @ covariance @ a
     linear = lambda x: x @ a  # negative in places, which the variance does not mind
-    assert variance(linear, measure) == pytest.approx(expected) == poincare_bound(lambda x: np.tile(a, (len(x), 1)), measure)
-    assert variance(lambda x: x**2, gaussian()) == pytest.approx(2) and poincare_bound(lambda x: 2 * x, gaussian()) == pytest.approx(4)
-    assert poincare_bound(lambda x: 2 * x, gaussian(0.5), rho=4) == pytest.approx(poincare_bound(lambda x: 2 * x, gaussian(0.5)))
+    assert (
+        variance(linear, measure)
+        == pytest.approx(expected)
+        == poincare_bound(lambda x: np.tile(a, (len(x), 1)), measure)
+    )
+    assert variance(lambda x: x**2, gaussian()) == pytest.approx(2) and poincare_bound(
+        lambda x: 2 * x, gaussian()
+    ) == pytest.approx(4)
+    assert poincare_bound(lambda x: 2 * x, gaussian(0.5), rho=4) == pytest.approx(
+        poincare_bound(lambda x: 2 * x, gaussian(0.5))
+    )
 
 
 # ---- Monte Carlo ----
@@ -250,7 +298,9 @@ CALIBRATION = [
 ]
 
 
-@pytest.mark.parametrize(("f", "measure", "truth"), CALIBRATION, ids=["exponential", "bump", "square", "signs"])
+@pytest.mark.parametrize(
+    ("f", "measure", "truth"), CALIBRATION, ids=["exponential", "bump", "square", "signs"]
+)
 def test_error_bars_of_the_entropy_are_calibrated(f, measure, truth):
     estimates = [entropy_mc(f, measure, 2_000, seed) for seed in range(400)]
     z = np.array([(e.value - truth) / e.error for e in estimates])
@@ -260,7 +310,9 @@ def test_error_bars_of_the_entropy_are_calibrated(f, measure, truth):
 def test_error_bars_of_the_bound_are_calibrated():
     f, gradient = lambda x: np.exp(0.4 * x), lambda x: 0.4 * np.exp(0.4 * x)
     truth = exponential(0.4, gaussian(1.5)).information / 2
-    estimates = [log_sobolev_bound_mc(f, gradient, gaussian(1.5), samples=2_000, seed=seed) for seed in range(400)]
+    estimates = [
+        log_sobolev_bound_mc(f, gradient, gaussian(1.5), samples=2_000, seed=seed) for seed in range(400)
+    ]
     z = np.array([(e.value - truth) / e.error for e in estimates])
     assert abs(z.mean()) < 0.2 and 0.88 < z.std() < 1.12, (z.mean(), z.std())
 
@@ -290,14 +342,21 @@ def test_mean_of_ratios_is_not_ratio_of_means():
     f = lambda x: np.exp(x @ a)
     gradient = lambda x: f(x)[:, None] * a
     found = log_sobolev_bound_mc(f, gradient, gaussian(np.ones(3)), samples=40_000)
-    assert abs(2 * found.value - 0.459515) < 8 * found.error and abs(2 * found.value - 0.671942) > 20 * found.error
+    assert (
+        abs(2 * found.value - 0.459515) < 8 * found.error
+        and abs(2 * found.value - 0.671942) > 20 * found.error
+    )
     x = gaussian(np.ones(3)).sample(200_000, np.random.default_rng(0))
     assert (gradient(x) ** 2).sum(1).mean() / f(x).mean() == pytest.approx(0.671942, rel=0.02)
 
 
 def test_the_same_seed_gives_the_same_numbers():
     f = exp_ax(0.7)[0]
-    assert entropy_mc(f, gaussian(), 100, seed=3) == entropy_mc(f, gaussian(), 100, seed=3) != entropy_mc(f, gaussian(), 100, seed=4)
+    assert (
+        entropy_mc(f, gaussian(), 100, seed=3)
+        == entropy_mc(f, gaussian(), 100, seed=3)
+        != entropy_mc(f, gaussian(), 100, seed=4)
+    )
 
 
 def test_samples_have_the_covariance_that_was_asked_for():
@@ -306,7 +365,9 @@ def test_samples_have_the_covariance_that_was_asked_for():
     x, nodes = measure.sample(200_000, np.random.default_rng(0)), measure.nodes(60)
     assert np.allclose(np.cov(x.T), covariance, atol=0.02) and np.allclose(x.mean(0), [1, -2], atol=0.01)
     centred = nodes.points - [1, -2]
-    assert np.allclose((nodes.weights[:, None] * centred).T @ centred, covariance) and np.allclose(nodes.weights @ nodes.points, [1, -2])
+    assert np.allclose((nodes.weights[:, None] * centred).T @ centred, covariance) and np.allclose(
+        nodes.weights @ nodes.points, [1, -2]
+    )
 
 
 # ---- properties ----
@@ -329,10 +390,15 @@ def test_entropy_is_non_negative_and_bounded(functions, sigma, mean):
     found, bound = entropy(f, measure), log_sobolev_bound(f, gradient, measure)
     assert 0 <= found <= bound * (1 + 1e-9) + 1e-14
     assert variance(f, measure) <= poincare_bound(gradient, measure) * (1 + 1e-9) + 1e-14
-    ent, information_half = entropy_mc(f, measure, 4_000), log_sobolev_bound_mc(f, gradient, measure, samples=4_000)
+    ent, information_half = (
+        entropy_mc(f, measure, 4_000),
+        log_sobolev_bound_mc(f, gradient, measure, samples=4_000),
+    )
     assert ent.value - information_half.value <= 6 * np.hypot(ent.error, information_half.error) + 1e-12
     if sigma <= 1:
-        assert found <= log_sobolev_bound(f, gradient, measure, rho=1) * (1 + 1e-9) + 1e-14, "the printed form holds for σ <= 1"
+        assert found <= log_sobolev_bound(f, gradient, measure, rho=1) * (1 + 1e-9) + 1e-14, (
+            "the printed form holds for σ <= 1"
+        )
 
 
 @EXAMPLES
@@ -340,7 +406,9 @@ def test_entropy_is_non_negative_and_bounded(functions, sigma, mean):
 def test_entropy_and_information_are_homogeneous(functions, c):
     f, gradient = functions
     measure = gaussian()
-    assert entropy(lambda x: c * f(x), measure) == pytest.approx(c * entropy(f, measure), rel=1e-9, abs=1e-14 * c)
+    assert entropy(lambda x: c * f(x), measure) == pytest.approx(
+        c * entropy(f, measure), rel=1e-9, abs=1e-14 * c
+    )
     scaled = log_sobolev_bound(lambda x: c * f(x), lambda x: c * gradient(x), measure)
     assert scaled == pytest.approx(c * log_sobolev_bound(f, gradient, measure), rel=1e-9)
     value, error = sample_entropy(f(np.linspace(-2, 2, 50)))
@@ -357,8 +425,15 @@ def test_rescaling_a_modality_with_its_noise_changes_nothing(functions, a):
     rescaled = {"x": gaussian(a), "y": gaussian()}
     g, dg = lambda x, y: both(x / a, y), lambda x, y: (gradient(x / a) / a, gradient(y))
     assert information(g, dg, rescaled, nodes=100) == pytest.approx(base, rel=1e-9, abs=1e-15)
-    assert information(g, dg, rescaled, rho=1, nodes=100)["x"] == pytest.approx(base["x"] / a**2, rel=1e-9, abs=1e-15)
-    swapped = information(lambda y, x: both(x, y), lambda y, x: (gradient(y), gradient(x)), {"y": gaussian(), "x": gaussian()}, nodes=100)
+    assert information(g, dg, rescaled, rho=1, nodes=100)["x"] == pytest.approx(
+        base["x"] / a**2, rel=1e-9, abs=1e-15
+    )
+    swapped = information(
+        lambda y, x: both(x, y),
+        lambda y, x: (gradient(y), gradient(x)),
+        {"y": gaussian(), "x": gaussian()},
+        nodes=100,
+    )
     assert swapped == pytest.approx(base), "the order of the modalities is not seen"
 
 
@@ -397,12 +472,17 @@ def test_tensorisation_on_random_discrete_products(seed, sizes):
 def test_tensorisation_on_gaussian_products(first, second, c):
     f, g = first[0], second[0]
     joint = lambda x, y: f(x) * g(y) * np.exp(c * np.sin(x * y))
-    assert entropy(joint, STANDARD_PAIR, 100) <= sum(conditional_entropies(joint, STANDARD_PAIR, 100).values()) * (1 + 1e-9) + 1e-14
+    assert (
+        entropy(joint, STANDARD_PAIR, 100)
+        <= sum(conditional_entropies(joint, STANDARD_PAIR, 100).values()) * (1 + 1e-9) + 1e-14
+    )
     product = lambda x, y: f(x) * g(y)  # independent factors: equality, and Ent(fg) = E g Ent f + E f Ent g
     mean = lambda h: float(gaussian().nodes(100).weights @ h(gaussian().nodes(100).points))
     expected = mean(g) * entropy(f, gaussian(), 100) + mean(f) * entropy(g, gaussian(), 100)
     assert entropy(product, STANDARD_PAIR, 100) == pytest.approx(expected, rel=1e-9, abs=1e-14)
-    assert sum(conditional_entropies(product, STANDARD_PAIR, 100).values()) == pytest.approx(expected, rel=1e-9, abs=1e-14)
+    assert sum(conditional_entropies(product, STANDARD_PAIR, 100).values()) == pytest.approx(
+        expected, rel=1e-9, abs=1e-14
+    )
 
 
 @EXAMPLES
@@ -417,25 +497,38 @@ def test_strongly_log_concave_densities(functions, rho, quartic):
 def test_a_quadratic_potential_is_a_gaussian():
     f, gradient = exp_ax(0.7)
     measure = log_concave(lambda x: x**2 / (2 * 1.8**2), -25, 25)
-    assert entropy(f, measure) == pytest.approx(1.7557151405, abs=1e-9) == log_sobolev_bound(f, gradient, measure, rho=1 / 1.8**2)
+    assert (
+        entropy(f, measure)
+        == pytest.approx(1.7557151405, abs=1e-9)
+        == log_sobolev_bound(f, gradient, measure, rho=1 / 1.8**2)
+    )
 
 
 def test_separated_points_have_entropy_and_no_information():
     """Two data, f constant around each: no constant can bound the entropy by the gradient."""
     step, flat = lambda x: np.where(x > 0, 2.0, 0.5), lambda x: np.zeros_like(x)
     data = uniform([-1.0, 1.0])
-    assert entropy(step, data) == pytest.approx(0.5 * (2 * np.log(2) + 0.5 * np.log(0.5)) - 1.25 * np.log(1.25))
+    assert entropy(step, data) == pytest.approx(
+        0.5 * (2 * np.log(2) + 0.5 * np.log(0.5)) - 1.25 * np.log(1.25)
+    )
     assert log_sobolev_bound(step, flat, data, rho=1e-9) == 0 < entropy(step, data)
 
 
 def test_zero_times_log_zero_is_zero():
-    assert entropy(lambda x: np.maximum(x, 0) ** 2, gaussian()) == pytest.approx(direct_entropy(lambda x: max(x, 0) ** 2), abs=1e-6)
+    assert entropy(lambda x: np.maximum(x, 0) ** 2, gaussian()) == pytest.approx(
+        direct_entropy(lambda x: max(x, 0) ** 2), abs=1e-6
+    )
     assert entropy(lambda x: 0 * x, gaussian()) == 0 and entropy_mc(lambda x: 0 * x, gaussian()) == (0, 0)
     half_zero = entropy_mc(lambda x, y: 1 + x * y, SIGNS, 1_000)
     assert abs(half_zero.value - np.log(2)) < 4 * half_zero.error < 0.2
     relu = lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)
     assert information(*relu, gaussian())["x"] == pytest.approx(2, rel=1e-12), "half of the 4 of x²"
-    assert marginal_entropies(lambda x, y: 1 + x * y, {"x": Discrete([-1, 1, 0], [0.5, 0.5, 0]), "y": uniform([-1, 1])})["x"] == 0
+    assert (
+        marginal_entropies(
+            lambda x, y: 1 + x * y, {"x": Discrete([-1, 1, 0], [0.5, 0.5, 0]), "y": uniform([-1, 1])}
+        )["x"]
+        == 0
+    )
 
 
 # ---- what is refused ----
@@ -454,23 +547,38 @@ ONE = lambda x: np.ones_like(x)
         (lambda: variance(lambda x: x * np.nan, gaussian()), "f = nan"),
         (lambda: entropy(lambda x: 1.0, gaussian()), r"f returned shape \(\) for 4000 points"),
         (lambda: entropy(lambda x: x[:, None] ** 2, gaussian()), r"expected \(4000,\), one number a point"),
-        (lambda: information(lambda x, y: ONE(x), lambda x, y: x, STANDARD_PAIR), r"one finite array per modality \(x, y\)"),
+        (
+            lambda: information(lambda x, y: ONE(x), lambda x, y: x, STANDARD_PAIR),
+            r"one finite array per modality \(x, y\)",
+        ),
         (lambda: information(ONE, lambda x: x * np.inf, gaussian()), "one finite array"),
-        (lambda: information(lambda x: 0 * x, ONE, gaussian()), "f = 0 with a gradient that is not 0 at point 0"),
+        (
+            lambda: information(lambda x: 0 * x, ONE, gaussian()),
+            "f = 0 with a gradient that is not 0 at point 0",
+        ),
         (lambda: information(ONE, ONE, uniform([1.0])), "give rho"),
         (lambda: information(ONE, ONE, gaussian(), rho=0), "rho 0: expected a positive number"),
         (lambda: gaussian(0.0), r"sigma 0.0: a standard deviation must be positive"),
         (lambda: gaussian([1.0, -1.0]), r"sigma \[1.0, -1.0\]"),
         (lambda: gaussian(np.nan), "sigma nan"),
-        (lambda: Gaussian(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])), "not symmetric positive definite"),
-        (lambda: Gaussian(np.zeros(2), np.array([[1.0, 0.2], [0.1, 1.0]])), "not symmetric positive definite"),
+        (
+            lambda: Gaussian(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])),
+            "not symmetric positive definite",
+        ),
+        (
+            lambda: Gaussian(np.zeros(2), np.array([[1.0, 0.2], [0.1, 1.0]])),
+            "not symmetric positive definite",
+        ),
         (lambda: Gaussian(np.zeros(2), np.eye(3)), r"mean \(2,\), covariance \(3, 3\)"),
         (lambda: Gaussian(np.array(np.inf), np.eye(1)), "finite"),
         (lambda: Discrete([0, 1], [0.5, 0.6]), "sum to 1"),
         (lambda: Discrete([0, 1], [1.5, -0.5]), "smallest is -0.5"),
         (lambda: Discrete([0, 1, 2], [0.5, 0.5]), r"points \(3,\), weights \(2,\)"),
         (lambda: entropy(ONE, gaussian(), nodes=7), "even number"),
-        (lambda: entropy(lambda x: x[:, 0], gaussian(np.ones(9))), "too large; use fewer nodes or the functions that end in _mc"),
+        (
+            lambda: entropy(lambda x: x[:, 0], gaussian(np.ones(9))),
+            "too large; use fewer nodes or the functions that end in _mc",
+        ),
         (lambda: entropy_mc(ONE, gaussian(), samples=3), "at least 8"),
         (lambda: entropy(lambda x: np.exp(10 * x), gaussian()), "more than 8σ away"),
         (lambda: entropy(lambda x: np.exp(x**2), gaussian()), "or does not exist; narrow the noise"),

@@ -1,4 +1,6 @@
-"""Pictures of sensors, five crops, the token cache (kills, races, damage, full disks), post-processing and neighbours."""
+"""Pictures of sensors, five crops, the token cache (kills, races, damage, full disks), post-processing and
+neighbours.
+"""
 
 import json
 import os
@@ -23,11 +25,21 @@ from mmlib.data.prepared import DataError, PreparedDataset, Writer
 from mmlib.modalities import SENSORS, Modality
 from mmlib.runtime import read_tensors, save_tensors
 from mmlib.unsupervised import tokens as tokens_module
-from mmlib.unsupervised.tokens import Tokens, TokenStatistics, as_picture, extract_tokens, five_crop, image_means, nearest_neighbours
+from mmlib.unsupervised.tokens import (
+    Tokens,
+    TokenStatistics,
+    as_picture,
+    extract_tokens,
+    five_crop,
+    image_means,
+    nearest_neighbours,
+)
 
 
 class MeanColour:
-    """A frozen backbone: the mean colour of each patch. Counts the pictures it sees, keeps them, and can fail on one."""
+    """A frozen backbone: the mean colour of each patch. Counts the pictures it sees, keeps them, and can fail
+    on one.
+    """
 
     name, channels = "mean-colour", 3
 
@@ -58,7 +70,9 @@ def extract(data, backbone, *args, **options):
 
 def test_values_go_from_their_physical_range_to_the_unit_interval():
     thermal = torch.tensor([-5.0, 20.0, 45.0, 99.0, -50.0]).reshape(1, 1, 5)
-    assert torch.allclose(as_picture(SENSORS["thermal"], thermal)[:, 0], torch.tensor([[0, 0.5, 1, 1, 0]] * 3))
+    assert torch.allclose(
+        as_picture(SENSORS["thermal"], thermal)[:, 0], torch.tensor([[0, 0.5, 1, 1, 0]] * 3)
+    )
     rgb = torch.rand(2, 3, 4, 5)
     assert torch.equal(as_picture(SENSORS["rgb"], rgb), rgb)
     angle = torch.rand(1) * torch.pi
@@ -73,26 +87,36 @@ def test_forms_of_depth_follow_their_formulas():
     depth = torch.tensor([[0.5, 1.0, 4.0, 80.0, 100.0]]).reshape(1, 1, 5)
     inverse, log = (as_picture(SENSORS["depth"], depth, form)[:, 0] for form in ("inverse", "log"))
     assert torch.allclose(inverse, torch.tensor([[1, 1, 0.25, 1 / 80, 0.01]] * 3))
-    assert torch.allclose(log, torch.tensor([[1, 1, 1 - np.log(4) / np.log(80), 0, 0]] * 3).float(), atol=1e-6)
+    assert torch.allclose(
+        log, torch.tensor([[1, 1, 1 - np.log(4) / np.log(80), 0, 0]] * 3).float(), atol=1e-6
+    )
     assert torch.equal(as_picture(SENSORS["depth"], depth), as_picture(SENSORS["depth"], depth, "inverse"))
-    assert torch.allclose(as_picture(SENSORS["depth"], depth, near=2.0)[0, 0], torch.tensor([1, 1, 0.5, 1 / 40, 0.02]))
+    assert torch.allclose(
+        as_picture(SENSORS["depth"], depth, near=2.0)[0, 0], torch.tensor([1, 1, 0.5, 1 / 40, 0.02])
+    )
 
 
 def test_holes_take_the_mean_of_measured_neighbours_and_the_rest_is_black():
     depth = torch.zeros(1, 5, 6)
     depth[0, 1, 1], depth[0, 1, 3] = 2.0, 4.0
     found = as_picture(SENSORS["depth"], depth)[0]
-    assert found[1, 1] == 0.5 and found[1, 3] == 0.25 and torch.isclose(found[1, 2], torch.tensor(1 / 3))  # between 2 m and 4 m
+    assert (
+        found[1, 1] == 0.5 and found[1, 3] == 0.25 and torch.isclose(found[1, 2], torch.tensor(1 / 3))
+    )  # between 2 m and 4 m
     assert (found[:3, :5] > 0).all() and (found[3:] == 0).all() and (found[:, 5] == 0).all()
     lidar = torch.zeros(3, 3, 7)
     lidar[:, 1, 1] = torch.tensor([5.0, 40.0, 2.0])
     shown = as_picture(SENSORS["lidar"], lidar)
-    assert torch.allclose(shown[:, 0, 0], torch.tensor([0.2, np.log1p(40) / np.log1p(80), np.log1p(2) / np.log1p(80)]).float())
+    assert torch.allclose(
+        shown[:, 0, 0], torch.tensor([0.2, np.log1p(40) / np.log1p(80), np.log1p(2) / np.log1p(80)]).float()
+    )
     assert (shown[..., 3:] == 0).all()
 
 
 def plane(normal, offset, size=(40, 60), focal=0.8):
-    """Depth along the axis of the plane normal · point = offset, seen by a pinhole camera (x right, y down, z ahead)."""
+    """Depth along the axis of the plane normal · point = offset, seen by a pinhole camera (x right, y down, z
+    ahead).
+    """
     h, w = size
     x, y = (np.arange(w) + 0.5 - w / 2) / (focal * w), (np.arange(h) + 0.5 - h / 2) / (focal * w)
     rays = np.stack([*np.meshgrid(x, y), np.ones(size)], -1)
@@ -104,7 +128,8 @@ def test_hha_of_a_floor_a_wall_and_a_ceiling():
         return as_picture(SENSORS["depth"], depth, "hha", focal=0.8, **options)
 
     floor = plane((0, 1, 0), 1.5)[:, 24:]  # the lower rows only: above the horizon there is no floor
-    # Cut out of a larger image, those rows would belong to another camera; padded with holes they belong to this one.
+    # Cut out of a larger image, those rows would belong to another camera; padded with holes they belong to
+    # this one.
     floor = torch.cat([torch.zeros(1, 24, 60), floor], 1)
     found = hha(floor)[:, 26:-1, 1:-1]
     assert found[1].max() < 0.01 and found[2].max() < 0.01
@@ -112,11 +137,14 @@ def test_hha_of_a_floor_a_wall_and_a_ceiling():
     assert hha(ceiling)[2, 1:14, 1:-1].min() > 0.99
     wall = plane((0, 0, 1), 3.0)
     found = hha(wall)
-    assert torch.allclose(found[0], torch.tensor(1 / 3)) and torch.allclose(found[2], torch.tensor(0.5), atol=1e-5)
+    assert torch.allclose(found[0], torch.tensor(1 / 3)) and torch.allclose(
+        found[2], torch.tensor(0.5), atol=1e-5
+    )
     metres = 3 * found[1].double()
     assert torch.allclose(metres[:30] - metres[1:31], torch.tensor(3.0 / (0.8 * 60)).double(), atol=1e-5)
     assert metres.min() == 0
-    # A camera that looks down by 30 degrees sees a level floor as one when it is told where up is, and a slope when not.
+    # A camera that looks down by 30 degrees sees a level floor as one when it is told where up is, and a
+    # slope when not.
     c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
     tilted = plane((0, c, s), 2.0)
     assert hha(tilted, up=(0, -c, -s))[2].max() < 0.01 and hha(tilted, up=(0, -c, -s))[1].max() < 0.01
@@ -131,20 +159,32 @@ def test_range_of_the_image_destroys_absolute_scale():
     warm, cold = torch.rand(1, 6, 6), torch.rand(1, 6, 6)
     shift = {"range": "image"}
     assert torch.allclose(
-        as_picture(SENSORS["thermal"], warm * 9, **shift), as_picture(SENSORS["thermal"], warm * 2 + 7, **shift), atol=1e-4
+        as_picture(SENSORS["thermal"], warm * 9, **shift),
+        as_picture(SENSORS["thermal"], warm * 2 + 7, **shift),
+        atol=1e-4,
     )
-    assert not torch.allclose(as_picture(SENSORS["thermal"], warm * 9), as_picture(SENSORS["thermal"], warm * 2 + 7), atol=1e-2)
+    assert not torch.allclose(
+        as_picture(SENSORS["thermal"], warm * 9), as_picture(SENSORS["thermal"], warm * 2 + 7), atol=1e-2
+    )
     both = as_picture(SENSORS["thermal"], torch.stack([warm, 5 * cold]), **shift)  # each image by itself
-    assert torch.allclose(both.amax((-2, -1)), torch.ones(())) and torch.allclose(both.amin((-2, -1)), torch.zeros(()))
+    assert torch.allclose(both.amax((-2, -1)), torch.ones(())) and torch.allclose(
+        both.amin((-2, -1)), torch.zeros(())
+    )
     assert (as_picture(SENSORS["thermal"], torch.full((1, 4, 4), 20.0), **shift) == 0).all()
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(SENSORS)), st.sampled_from(["fixed", "image"]), st.integers(0, 9), st.booleans())
+@given(
+    st.sampled_from(sorted(SENSORS)), st.sampled_from(["fixed", "image"]), st.integers(0, 9), st.booleans()
+)
 def test_every_picture_is_three_channels_in_the_unit_interval(name, scale, seed, batched):
     modality = SENSORS[name]
     physical = 300 * torch.randn(2, modality.channels, 9, 11, generator=torch.Generator().manual_seed(seed))
-    for form in ("inverse", "log", "hha")[: 3 if modality.channels == 1 else 2] if modality.picture == "range" else ("",):
+    for form in (
+        ("inverse", "log", "hha")[: 3 if modality.channels == 1 else 2]
+        if modality.picture == "range"
+        else ("",)
+    ):
         found = as_picture(modality, physical if batched else physical[0], form, range=scale)
         assert found.shape == (*((2,) if batched else ()), 3, 9, 11) and found.dtype == torch.float32
         assert found.isfinite().all() and found.min() >= 0 and found.max() <= 1
@@ -214,7 +254,12 @@ def by_hand(data, name, index, patch=8):
 
 def test_tokens_are_what_the_backbone_says(data):
     found = extract(data, MeanColour(), ["rgb", "aolp", "rgb+aolp"])
-    assert (found.modalities, len(found), found.channels, found.grid) == (("rgb", "aolp", "rgb+aolp"), 7, 3, (4, 6))
+    assert (found.modalities, len(found), found.channels, found.grid) == (
+        ("rgb", "aolp", "rgb+aolp"),
+        7,
+        3,
+        (4, 6),
+    )
     assert found.image.tolist() == list(range(7)) and found.ids == [row["id"] for row in data.rows]
     assert found.conditions == [row["condition"] for row in data.rows]
     batch = found.batch([4, 0, 4])
@@ -230,13 +275,19 @@ def test_tokens_are_what_the_backbone_says(data):
 def test_crops_are_numbered_five_i_plus_k_and_resized(data):
     backbone = MeanColour(patch=4)
     found = extract(data, backbone, ["rgb"], size=(8, 12), crops=5, batch_size=1000)
-    assert len(found) == 35 and found.image.tolist() == [i for i in range(7) for _ in range(5)] and found.ids[9] == data.rows[1]["id"]
+    assert (
+        len(found) == 35
+        and found.image.tolist() == [i for i in range(7) for _ in range(5)]
+        and found.ids[9] == data.rows[1]["id"]
+    )
     for i in (0, 3):
         image = torch.from_numpy(data.stored(i)[0]["rgb"].transpose(2, 0, 1) / 255).float()
         for k, crop in enumerate(tv.five_crop(image, (16, 24))):
             expected = tv.resize(crop, [8, 12], antialias=True)
             assert torch.allclose(backbone.seen[5 * i + k], expected, atol=1e-6)
-            assert torch.allclose(found.batch([5 * i + k])["rgb"][0], torch.nn.functional.avg_pool2d(expected, 4), atol=1e-3)
+            assert torch.allclose(
+                found.batch([5 * i + k])["rgb"][0], torch.nn.functional.avg_pool2d(expected, 4), atol=1e-3
+            )
     assert extract(data, MeanColour(4), ["rgb"], crops=5).grid == (4, 6)  # (0, 0) leaves crops as they are
 
 
@@ -253,7 +304,11 @@ def test_a_second_call_never_runs_the_backbone(data):
 
 
 def test_added_is_image_addition_of_all_modalities(data):
-    assert extract(data, MeanColour(), ["rgb", "depth"], added=True).modalities == ("rgb", "depth", "rgb+depth")
+    assert extract(data, MeanColour(), ["rgb", "depth"], added=True).modalities == (
+        "rgb",
+        "depth",
+        "rgb+depth",
+    )
     assert extract(data, MeanColour(), added=True).modalities[-1] == "rgb+depth+aolp"
 
 
@@ -283,7 +338,9 @@ def test_form_of_one_modality_leaves_the_others_cached(data):
         extract(data, backbone, ["rgb", "depth"], form={"depth": form})
         assert len(backbone.seen) == before + 7
     before = len(backbone.seen)
-    extract(data, backbone, ["rgb", "depth"], form={"depth": {"form": "log", "near": 1.0}})  # the default, spelled out
+    extract(
+        data, backbone, ["rgb", "depth"], form={"depth": {"form": "log", "near": 1.0}}
+    )  # the default, spelled out
     assert len(backbone.seen) == before
 
 
@@ -295,7 +352,9 @@ def test_data_prepared_anew_is_noticed(data, tmp_path):
             images, label = data.stored(i)
             images["rgb"][0, 0, 0] ^= i == 0
             writer.add(row["id"], "train", images, label, row["condition"], row["case"])
-    assert json.loads((other / "dataset.json").read_text()) == json.loads((data.root / "dataset.json").read_text())
+    assert json.loads((other / "dataset.json").read_text()) == json.loads(
+        (data.root / "dataset.json").read_text()
+    )
     extract(PreparedDataset(other), backbone, ["rgb"])
     assert len(backbone.seen) == 14
 
@@ -310,7 +369,9 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(data, tmp_path, monk
     whole = extract(data, MeanColour(), ["rgb", "aolp"])
     monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "second"))
     with pytest.raises(KeyboardInterrupt):
-        extract(data, killed := MeanColour(fail_after=6), ["rgb", "aolp"], batch_size=2)  # rgb has 4 images, aolp 2
+        extract(
+            data, killed := MeanColour(fail_after=6), ["rgb", "aolp"], batch_size=2
+        )  # rgb has 4 images, aolp 2
     (part,) = Path(os.environ["MMLIB_DATA"]).rglob("rgb-*.part")
     with open(part, "ab") as file:
         file.write(b"half an image")
@@ -368,7 +429,9 @@ def test_a_disk_that_fills_up_leaves_no_file_that_looks_whole(data, tmp_path, mo
     limit, wide = int(3.5 * 3 * 32 * 48 * 2), {"size": (256, 384)}
     code = PROCESS.format(tests=str(Path(__file__).parent), root=str(data.root), pause=0)
     code = code.replace("batch_size=1", "batch_size=1, size=(256, 384)")
-    code = code.replace("found =", f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nfound =")
+    code = code.replace(
+        "found =", f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\nfound ="
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode and "the disk is full; finished images are kept" in run.stderr
     assert not list(Path(os.environ["MMLIB_DATA"]).rglob("*.npy"))
@@ -381,7 +444,10 @@ def test_a_disk_that_fills_up_leaves_no_file_that_looks_whole(data, tmp_path, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modalities": ["rgb", "sonar"]}, "unknown modality 'sonar'; the data set was opened with rgb, depth, aolp"),
+        (
+            {"modalities": ["rgb", "sonar"]},
+            "unknown modality 'sonar'; the data set was opened with rgb, depth, aolp",
+        ),
         ({"modalities": ["rgb+sonar"]}, "unknown modality 'sonar'"),
         ({"modalities": ["rgb", "rgb"]}, "each name once"),
         ({"modalities": ["rgb+rgb"]}, "each name once"),
@@ -406,7 +472,9 @@ def test_errors_name_what_works(data, options, message):
 def test_sizes_that_do_not_fit_the_patches(data, tmp_path):
     with pytest.raises(ValueError, match=r"image 'train_000': 32 x 48 .*of 64 x 64; size=\(64, 64\) works"):
         extract(data, MeanColour(patch=64))
-    with pytest.raises(ValueError, match=r"a crop of image 'train_000': 16 x 24 .*size=\(16, 16\) and size=\(16, 32\) work"):
+    with pytest.raises(
+        ValueError, match=r"a crop of image 'train_000': 16 x 24 .*size=\(16, 16\) and size=\(16, 32\) work"
+    ):
         extract(data, MeanColour(patch=16), crops=5)
     mixed = tmp_path / "mixed"
     with Writer(mixed, data.description) as writer:
@@ -440,7 +508,10 @@ def test_a_backbone_of_another_shape_and_a_missing_image(data):
 def random_tokens(seed=0, n=9, channels=5, grid=(4, 6), **options):
     rng = np.random.default_rng(seed)
     scale, shift = rng.uniform(0.1, 9, (1, channels, 1, 1)), rng.uniform(-20, 20, (1, channels, 1, 1))
-    arrays = {name: (shift + scale * rng.standard_normal((n, channels, *grid)) ** 3).astype(np.float16) for name in ("rgb", "depth")}
+    arrays = {
+        name: (shift + scale * rng.standard_normal((n, channels, *grid)) ** 3).astype(np.float16)
+        for name in ("rgb", "depth")
+    }
     return Tokens(arrays, **options)
 
 
@@ -452,7 +523,11 @@ def test_statistics_are_those_of_numpy(chunk):
     for name, array in tokens.arrays.items():
         expected = array.astype(np.float64).transpose(1, 0, 2, 3).reshape(5, -1)
         assert np.allclose(found.mean[name], expected.mean(1), rtol=1e-6)
-        assert np.allclose(found.std[name], [1.0 if name == "depth" and c == 2 else expected[c].std() for c in range(5)], rtol=1e-6)
+        assert np.allclose(
+            found.std[name],
+            [1.0 if name == "depth" and c == 2 else expected[c].std() for c in range(5)],
+            rtol=1e-6,
+        )
     assert (replace(tokens, statistics=found).batch([0])["depth"][0, 2] == 0).all()
 
 
@@ -471,7 +546,10 @@ def test_a_batch_is_the_plain_computation(raw, standardize, smooth, centre, indi
         tokens = replace(tokens, statistics=TokenStatistics.measure(tokens))
         std = x.std((0, 2, 3), keepdims=True)
         x = np.clip(
-            (x - x.mean((0, 2, 3), keepdims=True)) / np.where(std > 1e-6 * (1 + abs(x.mean((0, 2, 3), keepdims=True))), std, 1), -3, 3
+            (x - x.mean((0, 2, 3), keepdims=True))
+            / np.where(std > 1e-6 * (1 + abs(x.mean((0, 2, 3), keepdims=True))), std, 1),
+            -3,
+            3,
         )
     if smooth:
         smoothed = np.empty_like(x)
@@ -489,7 +567,12 @@ def test_names_choose_and_add_modalities():
     batch = tokens.batch(torch.tensor([3, 1]), ["depth", "rgb&depth"])
     assert list(batch) == ["depth", "rgb&depth"]
     assert torch.allclose(batch["rgb&depth"], tokens.batch([3, 1])["rgb"] + batch["depth"], atol=1e-6)
-    assert list(tokens.batch(np.array([0]))) == ["rgb", "depth"] and tokens.batch(range(9))["rgb"].shape == (9, 5, 4, 6)
+    assert list(tokens.batch(np.array([0]))) == ["rgb", "depth"] and tokens.batch(range(9))["rgb"].shape == (
+        9,
+        5,
+        4,
+        6,
+    )
 
 
 def test_statistics_of_train_serve_other_splits_and_are_saved(tmp_path):
@@ -539,7 +622,10 @@ def test_neighbours_are_those_of_brute_force(seed, n, k, grouped, chunk):
     found = nearest_neighbours(torch.from_numpy(features).float(), k, group if grouped else None, chunk)
     assert found.shape == (n, k) and found.dtype == torch.int64
     for i in range(n):
-        cosine = [features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j]) for j in range(n)]
+        cosine = [
+            features[i] @ features[j] / np.linalg.norm(features[i]) / np.linalg.norm(features[j])
+            for j in range(n)
+        ]
         allowed = [j for j in range(n) if group[j] != group[i]]
         best = sorted((cosine[j] for j in allowed), reverse=True)[:k]
         assert np.allclose([cosine[j] for j in found[i]], best, atol=1e-5)

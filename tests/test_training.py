@@ -36,7 +36,9 @@ def test_it_learns_every_subset_and_leaves_a_complete_record(data, tmp_path):
     summary = report["scores"]["summary"]["all"]
     assert summary["full"] > 80 and summary["mean"] > 70, summary
     steps, evaluations = read_history(tmp_path / "run" / "history.jsonl")
-    assert steps[-1]["supervised"] < 0.8 * steps[0]["supervised"] and steps[-1]["step"] == report["steps"] == 75
+    assert (
+        steps[-1]["supervised"] < 0.8 * steps[0]["supervised"] and steps[-1]["step"] == report["steps"] == 75
+    )
     assert [e["epoch"] for e in evaluations] == [5, 10, 15, 20, 25] and set(evaluations[0]["miou"]) == {
         "R",
         "D",
@@ -47,8 +49,14 @@ def test_it_learns_every_subset_and_leaves_a_complete_record(data, tmp_path):
         "RDA",
     }
     again = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert again["provenance"]["seed"] == 0 and again["scores"]["protocol"] == "drop" and again["config"]["epochs"] == 25
-    assert not {"out"} & set(again["config"]) and str(tmp_path) not in json.dumps(again["config"])  # no machine's paths
+    assert (
+        again["provenance"]["seed"] == 0
+        and again["scores"]["protocol"] == "drop"
+        and again["config"]["epochs"] == 25
+    )
+    assert not {"out"} & set(again["config"]) and str(tmp_path) not in json.dumps(
+        again["config"]
+    )  # no machine's paths
     best = load_segmenter(tmp_path / "run" / "best.safetensors")
     assert list(best.modalities) == ["rgb", "depth", "aolp"] and best.modalities["depth"].mean
 
@@ -56,7 +64,13 @@ def test_it_learns_every_subset_and_leaves_a_complete_record(data, tmp_path):
 @pytest.mark.parametrize("objective", ["all-subsets", "dropout"])
 def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monkeypatch, objective):
     config = TrainConfig(
-        data, str(tmp_path / "whole"), epochs=4, save_every=1, eval_every=2, objective=ObjectiveConfig(subsets=objective), **QUIET
+        data,
+        str(tmp_path / "whole"),
+        epochs=4,
+        save_every=1,
+        eval_every=2,
+        objective=ObjectiveConfig(subsets=objective),
+        **QUIET,
     )
     train(config)
 
@@ -82,23 +96,38 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     histories = [
-        [{k: v for k, v in line.items() if k != "seconds"} for line in read_history(tmp_path / n / "history.jsonl")[1]]
+        [
+            {k: v for k, v in line.items() if k != "seconds"}
+            for line in read_history(tmp_path / n / "history.jsonl")[1]
+        ]
         for n in ("whole", "cut")
     ]
     assert histories[0] == histories[1] and len(histories[0]) == 2
 
 
 def test_one_process_of_two_is_terminated(data, tmp_path):
-    """Whichever it is and whatever it is doing: no file is half-written, and the same command ends where one process would.
+    """Whichever it is and whatever it is doing: no file is half-written, and the same command ends where one
+    process would.
 
     (Kills of a single process: test_killed.py.)"""
-    settings = ("epochs=4, lr=1e-4, save_every=0.3, eval_every=1, information_samples=1, network=NetworkConfig(dropout=0.0), "
-                "objective=ObjectiveConfig(pixels=1)")  # fmt: skip
+    settings = (
+        "epochs=4, lr=1e-4, save_every=0.3, eval_every=1, information_samples=1, network=NetworkConfig(dropout=0.0), "
+        "objective=ObjectiveConfig(pixels=1)"
+    )
     program, out = tmp_path / "program.py", tmp_path / "out"
-    program.write_text("import os, sys\nfrom mmlib.segmentation.step import *\nfrom mmlib.segmentation.training import train\n"
-                       f"open({str(tmp_path / 'pid')!r} + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
-                       f"train(TrainConfig({data!r}, {str(out)!r}, batch_size=2, progress=False, {settings}))\n")  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(program)]
+    program.write_text(
+        "import os, sys\nfrom mmlib.segmentation.step import *\nfrom mmlib.segmentation.training import train\n"
+        f"open({str(tmp_path / 'pid')!r} + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+        f"train(TrainConfig({data!r}, {str(out)!r}, batch_size=2, progress=False, {settings}))\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(program),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
@@ -111,12 +140,29 @@ def test_one_process_of_two_is_terminated(data, tmp_path):
     for path in out.glob("*.safetensors"):
         assert load_file(path)
     subprocess.run(command, check=True, env=environment, timeout=300)
-    train(TrainConfig(data, str(tmp_path / "one"), epochs=4, lr=1e-4, eval_every=0, network=NetworkConfig(dropout=0.0),
-                      objective=ObjectiveConfig(pixels=1), **QUIET))  # fmt: skip
+    train(
+        TrainConfig(
+            data,
+            str(tmp_path / "one"),
+            epochs=4,
+            lr=1e-4,
+            eval_every=0,
+            network=NetworkConfig(dropout=0.0),
+            objective=ObjectiveConfig(pixels=1),
+            **QUIET,
+        )
+    )
     one, two = weights(tmp_path / "one"), weights(out)
     assert max(float((one[n] - two[n]).abs().max()) for n in one) < 1e-4
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["best.safetensors", "config.json", "history.jsonl", "last.safetensors", "report.json", "resume.safetensors"]
+        [
+            "best.safetensors",
+            "config.json",
+            "history.jsonl",
+            "last.safetensors",
+            "report.json",
+            "resume.safetensors",
+        ]
     )
 
 
@@ -124,7 +170,10 @@ def test_a_finished_run_is_not_trained_again(data, tmp_path):
     config = TrainConfig(data, str(tmp_path), epochs=1, **QUIET)
     first = train(config)
     stamp = (tmp_path / "resume.safetensors").stat().st_mtime_ns
-    assert train(config)["scores"] == first["scores"] and (tmp_path / "resume.safetensors").stat().st_mtime_ns == stamp
+    assert (
+        train(config)["scores"] == first["scores"]
+        and (tmp_path / "resume.safetensors").stat().st_mtime_ns == stamp
+    )
 
 
 def test_a_run_does_not_go_on_with_more_or_fewer_samples(tmp_path):
@@ -133,7 +182,9 @@ def test_a_run_does_not_go_on_with_more_or_fewer_samples(tmp_path):
     before = (out / "resume.safetensors").read_bytes()
     for samples in (5, 8):
         data = str(toy.make(tmp_path / str(samples), train=samples))
-        with pytest.raises(ValueError, match=f"out: was begun on 6 training samples, and there are {samples} now"):
+        with pytest.raises(
+            ValueError, match=f"out: was begun on 6 training samples, and there are {samples} now"
+        ):
             train(TrainConfig(data, str(out), epochs=1, **QUIET))
     assert (out / "resume.safetensors").read_bytes() == before
 
@@ -156,27 +207,63 @@ def test_accumulated_micro_batches_are_one_large_batch(data, tmp_path):
     train(TrainConfig(data, str(tmp_path / "large"), batch_size=4, **quiet))
     train(TrainConfig(data, str(tmp_path / "small"), batch_size=1, accumulate=4, **quiet))
     large, small = weights(tmp_path / "large"), weights(tmp_path / "small")
-    assert max(float((large[n] - small[n]).abs().max()) for n in large) < 2e-4  # Adam divides by small numbers; still rounding
+    assert (
+        max(float((large[n] - small[n]).abs().max()) for n in large) < 2e-4
+    )  # Adam divides by small numbers; still rounding
 
 
 def test_two_machines_are_one_large_batch(data, tmp_path):
     """Two nodes of one process each, both on this machine, from the command line."""
-    options = ["--dropout", "0", "--subsets", "dropout", "--pixels", "1", "--epochs", "2", "--no-progress", "--data", data]
+    options = [
+        "--dropout",
+        "0",
+        "--subsets",
+        "dropout",
+        "--pixels",
+        "1",
+        "--epochs",
+        "2",
+        "--no-progress",
+        "--data",
+        data,
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1",
-              f"--master_port={port}"]  # fmt: skip
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+    ]
     command = ["-m", "mmlib", "train", "--out", str(tmp_path / "two"), "--batch-size", "2", *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    nodes = [subprocess.Popen([*launch, f"--node_rank={rank}", *command], env=environment, cwd=ROOT) for rank in range(2)]
+    nodes = [
+        subprocess.Popen([*launch, f"--node_rank={rank}", *command], env=environment, cwd=ROOT)
+        for rank in range(2)
+    ]
     assert [node.wait(timeout=300) for node in nodes] == [0, 0]
-    train(TrainConfig(data, str(tmp_path / "one"), batch_size=4, network=NetworkConfig(dropout=0.0),
-                      objective=ObjectiveConfig(subsets="dropout", pixels=1), epochs=2, **QUIET))  # fmt: skip
+    train(
+        TrainConfig(
+            data,
+            str(tmp_path / "one"),
+            batch_size=4,
+            network=NetworkConfig(dropout=0.0),
+            objective=ObjectiveConfig(subsets="dropout", pixels=1),
+            epochs=2,
+            **QUIET,
+        )
+    )
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max(float((one[n] - two[n]).abs().max()) for n in one) < 2e-4
     assert json.loads((tmp_path / "two" / "report.json").read_text())["steps"] == 6
-    scores = [json.loads((tmp_path / n / "report.json").read_text())["scores"]["summary"]["all"]["mean"] for n in ("one", "two")]
+    scores = [
+        json.loads((tmp_path / n / "report.json").read_text())["scores"]["summary"]["all"]["mean"]
+        for n in ("one", "two")
+    ]
     assert scores[0] == pytest.approx(scores[1], abs=0.5)  # sharded evaluation counts every sample once
 
 
@@ -186,9 +273,13 @@ def test_the_stream_of_samples_is_a_permutation_per_epoch_whatever_the_split():
     ranks = [list(StepSampler(10, config, 5, 0, rank, 2)) for rank in range(2)]
     many = [entry for first, second in zip(*ranks) for entry in first + second]
     assert one == many  # two processes with half the batch see the same samples in the same step
-    assert sorted(index for index, _ in one[:10]) == list(range(10)) == sorted(index for index, _ in one[10:20])
+    assert (
+        sorted(index for index, _ in one[:10]) == list(range(10)) == sorted(index for index, _ in one[10:20])
+    )
     assert len({seed for _, seed in one}) == len(one)
-    resumed = [entry for batch in StepSampler(10, replace(config, batch_size=6), 5, 2, 0, 1) for entry in batch]
+    resumed = [
+        entry for batch in StepSampler(10, replace(config, batch_size=6), 5, 2, 0, 1) for entry in batch
+    ]
     assert resumed == one[2 * 12 :]
 
 
@@ -213,7 +304,11 @@ def test_biases_and_norms_are_not_decayed(data):
 
 def test_sensors_are_chosen_by_name(data, tmp_path):
     report = train(TrainConfig(data, str(tmp_path), modalities=("depth", "rgb"), epochs=1, **QUIET))
-    assert report["scores"]["modalities"] == ["depth", "rgb"] and set(report["scores"]["miou"]["all"]) == {"D", "R", "DR"}
+    assert report["scores"]["modalities"] == ["depth", "rgb"] and set(report["scores"]["miou"]["all"]) == {
+        "D",
+        "R",
+        "DR",
+    }
     with pytest.raises(ValueError, match="unknown modality 'sonar'"):
         train(TrainConfig(data, str(tmp_path / "x"), modalities=("sonar",), **QUIET))
 
@@ -231,7 +326,11 @@ def test_infinite_gradients_never_reach_the_weights(data, tmp_path, monkeypatch)
     train(TrainConfig(data, str(tmp_path / "once"), epochs=2, **QUIET))
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "once").values())
     assert read_history(tmp_path / "once" / "history.jsonl")[0][-1]["skipped"] == 1
-    monkeypatch.setattr(stepping, "subset_cross_entropy", lambda *args: {"supervised": genuine(*args)["supervised"] * float("inf")})
+    monkeypatch.setattr(
+        stepping,
+        "subset_cross_entropy",
+        lambda *args: {"supervised": genuine(*args)["supervised"] * float("inf")},
+    )
     with pytest.raises(ValueError, match="no finite gradient for 20 steps"):
         train(TrainConfig(data, str(tmp_path / "always"), epochs=40, **QUIET))
 
@@ -242,12 +341,16 @@ def test_unlabelled_data_can_not_train_a_segmenter(tmp_path):
 
 
 def test_a_full_disk_while_saving_keeps_the_last_whole_state(data, tmp_path):
-    program = ("import resource, sys; from mmlib.segmentation.training import *\n"
-               f"config = TrainConfig({data!r}, {str(tmp_path)!r}, epochs=4, save_every=1, eval_every=0, progress=False)\n"
-               "if sys.argv[1] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-               "train(config)")  # fmt: skip
+    program = (
+        "import resource, sys; from mmlib.segmentation.training import *\n"
+        f"config = TrainConfig({data!r}, {str(tmp_path)!r}, epochs=4, save_every=1, eval_every=0, progress=False)\n"
+        "if sys.argv[1] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "train(config)"
+    )
     done = subprocess.run([sys.executable, "-c", program, "full"], capture_output=True, text=True)
-    assert done.returncode != 0 and "nothing was written" in done.stderr and "resume.safetensors" in done.stderr
+    assert (
+        done.returncode != 0 and "nothing was written" in done.stderr and "resume.safetensors" in done.stderr
+    )
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".safetensors" or "tmp" in p.name] == []
     subprocess.run([sys.executable, "-c", program, "room"], check=True)
     assert (tmp_path / "last.safetensors").exists()

@@ -20,7 +20,11 @@ def scene(height=12, width=16):
     """Images in which every pixel carries its own row and column, so that any misalignment shows."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     code = (rows * width + columns + 1).float()
-    images = {"rgb": code[None].repeat(3, 1, 1), "depth": code[None].clone(), "aolp": torch.stack([code, code])}
+    images = {
+        "rgb": code[None].repeat(3, 1, 1),
+        "depth": code[None].clone(),
+        "aolp": torch.stack([code, code]),
+    }
     return images, (code.long() - 1) % 200
 
 
@@ -31,7 +35,9 @@ def test_modalities_and_label_stay_aligned(seed, crop):
     assert tuple(label.shape) == crop == tuple(images["rgb"].shape[-2:])
     inside = label != 255
     assert torch.equal(label[inside], (images["depth"][0][inside].long() - 1) % 200)
-    assert torch.equal(images["rgb"][0], images["depth"][0]) and torch.equal(images["aolp"][0], images["depth"][0])
+    assert torch.equal(images["rgb"][0], images["depth"][0]) and torch.equal(
+        images["aolp"][0], images["depth"][0]
+    )
     assert torch.equal(images["aolp"][1].abs(), images["aolp"][0])
     assert bool((images["depth"][0][~inside] == 0).all())  # padding is ignored
 
@@ -39,7 +45,9 @@ def test_modalities_and_label_stay_aligned(seed, crop):
 def test_a_mirror_negates_the_sine_and_only_the_sine():
     images, label = scene()
     flipped, mirrored = flip(images, label, MODALITIES)
-    assert torch.equal(mirrored, label.flip(-1)) and torch.equal(flipped["aolp"][0], images["aolp"][0].flip(-1))
+    assert torch.equal(mirrored, label.flip(-1)) and torch.equal(
+        flipped["aolp"][0], images["aolp"][0].flip(-1)
+    )
     assert torch.equal(flipped["aolp"][1], -images["aolp"][1].flip(-1))
     again, _ = flip(flipped, mirrored, MODALITIES)
     assert all(torch.equal(again[n], images[n]) for n in images)
@@ -67,7 +75,9 @@ def test_sparse_sensors_are_never_interpolated():
 def test_zoom_moves_labels_with_pixels():
     images, label = scene(24, 32)
     label = (images["depth"][0] > 400).long()
-    zoomed, found = Augment(crop=(24, 32), scale=(1.7, 1.7), mirror=0)(images, label, np.random.default_rng(3), MODALITIES)
+    zoomed, found = Augment(crop=(24, 32), scale=(1.7, 1.7), mirror=0)(
+        images, label, np.random.default_rng(3), MODALITIES
+    )
     assert ((zoomed["depth"][0] > 400).long() == found).float().mean() > 0.99
 
 
@@ -80,8 +90,14 @@ def test_the_same_seed_gives_the_same_sample():
 def test_jitter_touches_colour_only_and_stays_in_range():
     images = {"rgb": torch.rand(3, 6, 6), "depth": torch.rand(1, 6, 6)}
     for seed in range(20):
-        found, _ = Augment(mirror=0, jitter=0.9)(images, torch.zeros(6, 6), np.random.default_rng(seed), MODALITIES)
-        assert torch.equal(found["depth"], images["depth"]) and 0 <= found["rgb"].min() and found["rgb"].max() <= 1
+        found, _ = Augment(mirror=0, jitter=0.9)(
+            images, torch.zeros(6, 6), np.random.default_rng(seed), MODALITIES
+        )
+        assert (
+            torch.equal(found["depth"], images["depth"])
+            and 0 <= found["rgb"].min()
+            and found["rgb"].max() <= 1
+        )
 
 
 def test_crop_or_pad_is_pad_then_slice():
@@ -97,7 +113,9 @@ def test_dimming():
     assert torch.allclose(half, low + 0.5 * (thermal - low))  # a dark thermal image is cold, not 0 degrees
     rgb = torch.rand(3, 4, 4)
     assert torch.allclose(degrade(rgb, SENSORS["rgb"], gain=0.3), 0.3 * rgb)
-    assert torch.equal(degrade(rgb, SENSORS["rgb"]), rgb) and bool((degrade(rgb, SENSORS["rgb"], gain=0.0) == 0).all())
+    assert torch.equal(degrade(rgb, SENSORS["rgb"]), rgb) and bool(
+        (degrade(rgb, SENSORS["rgb"], gain=0.0) == 0).all()
+    )
     assert torch.allclose(degrade(torch.ones(2, 4, 4), SENSORS["aolp"], gain=0.5), torch.full((2, 4, 4), 0.5))
 
 
@@ -110,7 +128,11 @@ def test_a_dim_sparse_sensor_sees_fewer_points_at_the_same_range():
     assert 0.2 < seen.sum() / 5000 < 0.3
     noisy = degrade(lidar, SENSORS["lidar"], noise=0.1)
     assert not (noisy[:, 1::2] != 0).any() and (noisy[:, ::2] != 30).any()
-    lidar[2, ::2] = -1.5  # the road lies below the sensor: noise spreads heights, it does not lift them to the sensor's level
+    lidar[
+        2, ::2
+    ] = (
+        -1.5
+    )  # the road lies below the sensor: noise spreads heights, it does not lift them to the sensor's level
     height = degrade(lidar, SENSORS["lidar"], noise=0.01)[2, ::2]
     assert abs(float(height.mean()) + 1.5) < 0.05 and abs(float(height.std()) - 0.8) < 0.05
 
@@ -165,13 +187,20 @@ def test_faults_differ_from_the_image_and_from_each_other(modality):
     before = image.clone()
     every = [image, *found.values()]
     assert all(not torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
-    assert all(x.shape == image.shape and x.dtype == torch.float32 and bool(x.isfinite().all()) for x in every)
+    assert all(
+        x.shape == image.shape and x.dtype == torch.float32 and bool(x.isfinite().all()) for x in every
+    )
     assert torch.equal(image, before), "the image that is passed in stays as it is"
     for (fault, severity), x in found.items():
         assert torch.equal(x, faulty(image, modality, fault, severity, other)), "the same every time"
         changed = (modality.to_network(x) - modality.to_network(image)).pow(2).mean()
-        if severity == "gross" and fault != "shift":  # an image of noise is as far from itself by one step as by ten
-            assert changed > (modality.to_network(found[fault, "mild"]) - modality.to_network(image)).pow(2).mean()
+        if (
+            severity == "gross" and fault != "shift"
+        ):  # an image of noise is as far from itself by one step as by ten
+            assert (
+                changed
+                > (modality.to_network(found[fault, "mild"]) - modality.to_network(image)).pow(2).mean()
+            )
 
 
 def test_dark_blank_and_other_are_what_they_say():
@@ -182,9 +211,13 @@ def test_dark_blank_and_other_are_what_they_say():
     for fault, value in (("blank", 20.0), ("other", 7.0)):
         gross, mild = (faulty(image, THERMAL, fault, severity, other) for severity in ("gross", "mild"))
         assert torch.equal(gross, torch.full((1, 8, 8), value))
-        assert torch.equal(mild[:, :4], image[:, :4]) and torch.equal(mild[:, 4:], gross[:, 4:]), "mild: the lower half only"
+        assert torch.equal(mild[:, :4], image[:, :4]) and torch.equal(mild[:, 4:], gross[:, 4:]), (
+            "mild: the lower half only"
+        )
     blank = LIDAR.to_network(faulty(columns(3), LIDAR, "blank", "gross"))
-    assert torch.allclose(blank, torch.zeros_like(blank), atol=1e-6), "the network sees the training mean, through the logarithm, too"
+    assert torch.allclose(blank, torch.zeros_like(blank), atol=1e-6), (
+        "the network sees the training mean, through the logarithm, too"
+    )
     assert faulty(image, THERMAL, "other", "gross", torch.full((1, 5, 9), 7.0)).shape == image.shape
 
 
@@ -205,7 +238,9 @@ def test_blur_keeps_the_mean_of_a_dense_sensor_and_the_values_of_a_sparse_one():
     sparse[:, ::3, ::5] = 30.0
     found = faulty(sparse, LIDAR, "blur", "mild")
     assert set(found.unique().tolist()) == {0.0, 30.0}
-    assert all(len(block.unique()) == 1 for rows in found[0].split(4, 0) for block in rows.split(4, 1)), "4 by 4 pixels are one"
+    assert all(len(block.unique()) == 1 for rows in found[0].split(4, 0) for block in rows.split(4, 1)), (
+        "4 by 4 pixels are one"
+    )
 
 
 def test_noise_has_its_size_in_network_space_and_a_seed():
@@ -214,14 +249,21 @@ def test_noise_has_its_size_in_network_space_and_a_seed():
     added = LIDAR.to_network(faulty(image, LIDAR, "noise", "mild")) - usual
     assert abs(added.std() - 0.5) < 0.01 and abs(added.mean()) < 0.02
     only = LIDAR.to_network(faulty(image, LIDAR, "noise", "gross"))
-    assert abs(only.std() - 1) < 0.02 and abs(float(torch.corrcoef(torch.stack([only.ravel(), usual.ravel()]))[0, 1])) < 0.02
-    assert not torch.equal(faulty(image, LIDAR, "noise", "gross"), faulty(image, LIDAR, "noise", "gross", seed=1))
+    assert (
+        abs(only.std() - 1) < 0.02
+        and abs(float(torch.corrcoef(torch.stack([only.ravel(), usual.ravel()]))[0, 1])) < 0.02
+    )
+    assert not torch.equal(
+        faulty(image, LIDAR, "noise", "gross"), faulty(image, LIDAR, "noise", "gross", seed=1)
+    )
 
 
 def test_faulty_refuses():
     image = torch.rand(1, 8, 8)
     for wrong in (("rain", "mild"), ("dark", "total")):
-        with pytest.raises(ValueError, match="expected one of dark, noise, shift, blur, blank, other and one of mild, gross"):
+        with pytest.raises(
+            ValueError, match="expected one of dark, noise, shift, blur, blank, other and one of mild, gross"
+        ):
             faulty(image, THERMAL, *wrong)
     with pytest.raises(ValueError, match="image of another scene"):
         faulty(image, THERMAL, "other", "mild")

@@ -17,7 +17,9 @@ from mmlib.evaluation.windows import positions, sliding
 def pointwise(stride=1, classes=3):
     """A network that looks at one place at a time: 1×1 convolution at a stride, two sensors, no interaction."""
     torch.manual_seed(0)
-    layers = nn.ModuleDict({"rgb": nn.Conv2d(3, classes, 1, stride), "depth": nn.Conv2d(1, classes, 1, stride)})
+    layers = nn.ModuleDict(
+        {"rgb": nn.Conv2d(3, classes, 1, stride), "depth": nn.Conv2d(1, classes, 1, stride)}
+    )
 
     def encode(images):
         with torch.no_grad():
@@ -38,8 +40,14 @@ sides = st.integers(1, 40)
 
 
 @settings(deadline=None, max_examples=60)
-@given(sides, sides, st.sampled_from([(8, 12), (16, 8), (4, 20)]), st.sampled_from([(4, 4), (0, 0), (4, 8)]), st.sampled_from([1, 2, 4]),
-       st.integers(1, 5))  # fmt: skip
+@given(
+    sides,
+    sides,
+    st.sampled_from([(8, 12), (16, 8), (4, 20)]),
+    st.sampled_from([(4, 4), (0, 0), (4, 8)]),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 5),
+)
 def test_a_network_without_a_view_sees_no_windows(height, width, window, stride, head_stride, batch_size):
     """Whatever the sizes: exactly the whole image's logits, at the head's resolution."""
     encode, images = pointwise(head_stride), random_images(2, height, width)
@@ -51,19 +59,24 @@ def test_a_network_without_a_view_sees_no_windows(height, width, window, stride,
 
 
 def test_a_network_with_a_small_view_agrees_away_from_the_windows_edges():
-    """Two 3×3 convolutions at stride 2 see 3 pixels to each side: in the image's middle, which both windows hold well inside, nothing
-    differs; at the windows' edges it does, as it must."""
+    """Two 3×3 convolutions at stride 2 see 3 pixels to each side: in the image's middle, which both windows
+    hold well inside, nothing differs; at the windows' edges it does, as it must.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, 3, 2, 1)).eval()
     encode = lambda images: {"rgb": net(images["rgb"]).detach()}
     images = {"rgb": random_images(1, 32, 48)["rgb"]}
     found, whole = sliding(encode, (32, 32), (16, 16), align=4)(images)["rgb"], encode(images)["rgb"]
-    assert torch.allclose(found[..., 5:7], whole[..., 5:7], atol=1e-6) and not torch.allclose(found, whole, atol=1e-4)
+    assert torch.allclose(found[..., 5:7], whole[..., 5:7], atol=1e-6) and not torch.allclose(
+        found, whole, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [(19, 30), (9, 21), (8, 33)])
 def test_blending_is_the_weighted_mean_computed_by_hand(size):
-    """Every window answers with numbers of its own; each cell is their mean, weighted by the distance to the window's edge."""
+    """Every window answers with numbers of its own; each cell is their mean, weighted by the distance to the
+    window's edge.
+    """
     window, stride, k = (8, 12), (4, 8), 2
     calls = []
 
@@ -71,7 +84,10 @@ def test_blending_is_the_weighted_mean_computed_by_hand(size):
         calls.append(len(images["rgb"]))
         level = images["rgb"].mean((1, 2, 3))
         height, width = (-(-length // k) for length in images["rgb"].shape[-2:])
-        return {"rgb": level[:, None, None, None].expand(-1, 2, height, width) * torch.tensor([1.0, -2.0])[None, :, None, None]}
+        return {
+            "rgb": level[:, None, None, None].expand(-1, 2, height, width)
+            * torch.tensor([1.0, -2.0])[None, :, None, None]
+        }
 
     images = {"rgb": random_images(2, *size)["rgb"]}
     found = sliding(encode, window, stride, batch_size=3, align=4)(images)["rgb"].numpy()
@@ -89,7 +105,9 @@ def test_blending_is_the_weighted_mean_computed_by_hand(size):
                     for c in range(window[1] // k):
                         y, x = top // k + r, left // k + c
                         if y < expected.shape[2] and x < expected.shape[3]:
-                            weight = min(r + 0.5, window[0] // k - r - 0.5) * min(c + 0.5, window[1] // k - c - 0.5)
+                            weight = min(r + 0.5, window[0] // k - r - 0.5) * min(
+                                c + 0.5, window[1] // k - c - 0.5
+                            )
                             expected[b, :, y, x] += weight * piece.mean() * np.array([1, -2])
                             total[b, :, y, x] += weight
     assert (total > 0).all() and np.allclose(found, expected / total, atol=1e-6)
@@ -108,7 +126,9 @@ def test_positions_reach_the_end_in_even_steps(length, units, data):
     for start in found:
         covered[start : start + window] = True
     assert covered.all() and found[-1] + window - max(length, window) < 4
-    if len(found) > 1:  # none is superfluous, and none begins so late that the one before it had reached the end
+    if (
+        len(found) > 1
+    ):  # none is superfluous, and none begins so late that the one before it had reached the end
         assert found[-2] + window < length and steps.max() - steps.min() <= 4
 
 
@@ -118,12 +138,15 @@ def test_windows_no_larger_than_needed_and_the_default_step():
     assert positions(1042, 1024, 1024) == [0, 32]
 
 
-@pytest.mark.parametrize("window, stride, message", [
-    ((1000, 1024), (0, 0), r"--window 1000: expected a multiple of 32.*give 992"),
-    ((0, 64), (0, 0), "give 32"),
-    ((64, 64), (96, 64), "--stride 96: expected 32 to 64"),
-    ((64, 64), (64, 8), "--stride 8: expected 32 to 64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "window, stride, message",
+    [
+        ((1000, 1024), (0, 0), r"--window 1000: expected a multiple of 32.*give 992"),
+        ((0, 64), (0, 0), "give 32"),
+        ((64, 64), (96, 64), "--stride 96: expected 32 to 64"),
+        ((64, 64), (64, 8), "--stride 8: expected 32 to 64"),
+    ],
+)
 def test_windows_that_do_not_fit_are_refused_at_once(window, stride, message):
     with pytest.raises(ValueError, match=message):
         sliding(pointwise(), window, stride)
@@ -136,7 +159,9 @@ def test_a_grid_that_windows_would_miss_is_refused():
 
 
 def test_scores_through_windows_at_native_sizes(tmp_path):
-    """A pointwise network scores the same through windows as without, in the same pass over images of different sizes."""
+    """A pointwise network scores the same through windows as without, in the same pass over images of
+    different sizes.
+    """
     data = PreparedDataset(toy.make(tmp_path), "val", ["rgb", "depth"])
     images, label = toy.sample(5, (40, 96))
     for name, array in (images | {"label": label[..., None]}).items():

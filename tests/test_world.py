@@ -1,4 +1,6 @@
-"""The sensor world: determinism, geometry against closed forms, and each sensor against the physics it claims."""
+"""The sensor world: determinism, geometry against closed forms, and each sensor against the physics it
+claims.
+"""
 
 import dataclasses
 import hashlib
@@ -11,13 +13,23 @@ import numpy as np
 import pytest
 from numpy._core import _multiarray_umath as umath
 
-from mmlib.data.world import ALL, CLASSES, CONDITIONS, FAILURES, PALETTES, SCENE_CONDITIONS, render_frame, sensors
-from mmlib.data.world.geometry import BOX, CYLINDER, ELLIPSOID, FRUSTUM, Camera, Stage, camera_view, intersect, trace
-from mmlib.data.world.light import weather
-from mmlib.data.world.materials import MATERIAL, MATERIALS, atlas, texture
-from mmlib.data.world.render import SCENES, Shot
-from mmlib.data.world.surfaces import look
 from mmlib.modalities import SENSORS
+from mmlib.world import ALL, CLASSES, CONDITIONS, FAILURES, PALETTES, SCENE_CONDITIONS, render_frame, sensors
+from mmlib.world.geometry import (
+    BOX,
+    CYLINDER,
+    ELLIPSOID,
+    FRUSTUM,
+    Camera,
+    Stage,
+    camera_view,
+    intersect,
+    trace,
+)
+from mmlib.world.light import weather
+from mmlib.world.materials import MATERIAL, MATERIALS, atlas, texture
+from mmlib.world.render import SCENES, Shot
+from mmlib.world.surfaces import look
 
 SIZE = (48, 64)
 
@@ -37,19 +49,31 @@ def frames():
 
 
 def make_world(*primitives, scene="street", seed=0):
-    """A world that holds exactly these Stage.add calls (a dict each) in front of a level camera at (0, 0, 1.5)."""
+    """A world that holds exactly these Stage.add calls (a dict each) in front of a level camera at (0, 0,
+    1.5).
+    """
     full, stage = SCENES[scene](seed), Stage()
     for p in primitives:
         stage.add(**({"label": 0, "material": MATERIAL["concrete"], "colour": (0.5, 0.5, 0.5)} | p))
     background = [(5, MATERIAL["asphalt"], 0, (0.1, 0.1, 0.1)), (11, MATERIAL["sky"], 0, (0, 0, 0))]
-    return stage.build(background, indoor=False, camera=Camera((0.0, 0.0, 1.5), 0.0, 0.0), motion=(0.0, 0.0), paint=lambda *_: None,
-        facts=full.facts | {"tones": {}})
+    return stage.build(
+        background,
+        indoor=False,
+        camera=Camera((0.0, 0.0, 1.5), 0.0, 0.0),
+        motion=(0.0, 0.0),
+        paint=lambda *_: None,
+        facts=full.facts | {"tones": {}},
+    )
 
 
 # ---------------------------------------------------------------- determinism
 SUMS = {
-    "street-0-96": "461447606ba0", "street-1-48": "2e5dea96fb03", "street-700000-48": "20e0cf713395",
-    "room-0-96": "eff4407b4f14", "room-1-48": "63b49775fead", "room-900001-48": "0a99740bd04f",
+    "street-0-96": "461447606ba0",
+    "street-1-48": "2e5dea96fb03",
+    "street-700000-48": "20e0cf713395",
+    "room-0-96": "eff4407b4f14",
+    "room-1-48": "63b49775fead",
+    "room-900001-48": "0a99740bd04f",
 }
 
 
@@ -57,21 +81,30 @@ def test_label_checksums():
     """Integers that must come out the same on every CPU and operating system."""
     for key, expected in SUMS.items():
         scene, seed, height = key.split("-")
-        frame = render_frame(scene, int(seed), "day", size=(int(height), int(height) * 4 // 3), modalities=("depth",))
+        frame = render_frame(
+            scene, int(seed), "day", size=(int(height), int(height) * 4 // 3), modalities=("depth",)
+        )
         assert checksum(frame.label) == expected, key
 
 
 def test_labels_do_not_depend_on_simd():
     """The same labels and depth from numpy without its newer vector instructions, in a fresh process."""
     features = " ".join(name for name in umath.__cpu_dispatch__ if umath.__cpu_features__.get(name))
-    code = ("import hashlib, json; from mmlib.data.world import render_frame; out = []\n"
-            "for scene, seed in (('street', 3), ('room', 3)):\n"
-            "    f = render_frame(scene, seed, 'day', size=(48, 64), modalities=('depth',))\n"
-            "    out += [hashlib.sha256(a.tobytes()).hexdigest()[:12] for a in (f.label, f.depth)]\n"
-            "from numpy._core import _multiarray_umath as u\n"
-            "print(json.dumps([out, sum(u.__cpu_features__.get(n, 0) for n in u.__cpu_dispatch__)]))")
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120,
-        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": features})
+    code = (
+        "import hashlib, json; from mmlib.world import render_frame; out = []\n"
+        "for scene, seed in (('street', 3), ('room', 3)):\n"
+        "    f = render_frame(scene, seed, 'day', size=(48, 64), modalities=('depth',))\n"
+        "    out += [hashlib.sha256(a.tobytes()).hexdigest()[:12] for a in (f.label, f.depth)]\n"
+        "from numpy._core import _multiarray_umath as u\n"
+        "print(json.dumps([out, sum(u.__cpu_features__.get(n, 0) for n in u.__cpu_dispatch__)]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": features},
+    )
     assert run.returncode == 0, run.stderr
     here = []
     for scene in ("street", "room"):
@@ -112,8 +145,12 @@ def test_a_failure_changes_its_own_sensor_only(case, frames):
 
 def test_exposure_failures_go_the_right_way(frames):
     normal = frames["street", "day"].images["rgb"].mean()
-    assert render_frame("street", 5, "day", "overexposure", SIZE, ("rgb",)).images["rgb"].mean() > 1.25 * normal
-    assert render_frame("street", 5, "day", "underexposure", SIZE, ("rgb",)).images["rgb"].mean() < 0.6 * normal
+    assert (
+        render_frame("street", 5, "day", "overexposure", SIZE, ("rgb",)).images["rgb"].mean() > 1.25 * normal
+    )
+    assert (
+        render_frame("street", 5, "day", "underexposure", SIZE, ("rgb",)).images["rgb"].mean() < 0.6 * normal
+    )
 
 
 # ---------------------------------------------------------------- content
@@ -121,7 +158,9 @@ def test_exposure_failures_go_the_right_way(frames):
 def test_every_class_occurs_often_enough(scene):
     share, present = np.zeros(len(CLASSES[scene])), np.zeros(len(CLASSES[scene]))
     for seed in range(24):
-        counts = np.bincount(render_frame(scene, seed, "day", modalities=("depth",)).label.ravel(), minlength=len(share))
+        counts = np.bincount(
+            render_frame(scene, seed, "day", modalities=("depth",)).label.ravel(), minlength=len(share)
+        )
         assert len(counts) == len(share)
         share, present = share + counts / counts.sum() / 24, present + (counts > 15) / 24
     assert share.min() > 0.006, dict(zip(CLASSES[scene], share.round(4)))
@@ -136,17 +175,25 @@ def test_shapes_types_and_ranges(size):
         assert set(frame.images) == set(ALL)
         for name, image in frame.images.items():
             assert image.shape == (*size, SENSORS[name].channels) and image.dtype == SENSORS[name].dtype
-        assert frame.label.shape == frame.depth.shape == frame.material.shape == size and frame.label.dtype == np.uint8
+        assert (
+            frame.label.shape == frame.depth.shape == frame.material.shape == size
+            and frame.label.dtype == np.uint8
+        )
         assert frame.normal.shape == (*size, 3) and frame.normal.dtype == frame.depth.dtype == np.float32
         length = np.linalg.norm(frame.normal, axis=2)
-        assert np.allclose(length[np.isfinite(frame.depth)], 1, atol=1e-4) and not length[np.isinf(frame.depth)].any()
+        assert (
+            np.allclose(length[np.isfinite(frame.depth)], 1, atol=1e-4)
+            and not length[np.isinf(frame.depth)].any()
+        )
         assert frame.material.max() < len(MATERIALS)
 
 
 def test_a_larger_picture_shows_the_same_content():
     small = render_frame("street", 4, "day", size=(48, 64), modalities=("depth",))
     large = render_frame("street", 4, "day", size=(144, 192), modalities=("depth",))
-    assert (small.label == large.label[1::3, 1::3]).mean() > 0.99  # the centre of each 3 x 3 block is the same ray
+    assert (
+        small.label == large.label[1::3, 1::3]
+    ).mean() > 0.99  # the centre of each 3 x 3 block is the same ray
 
 
 # ---------------------------------------------------------------- geometry
@@ -154,7 +201,9 @@ def f32(*values):
     return [np.array([v], np.float32) for v in values]
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")  # upright walls of a frustum without taper: the tracer ignores it too
+@pytest.mark.filterwarnings(
+    "ignore:divide by zero"
+)  # upright walls of a frustum without taper: the tracer ignores it too
 def test_intersections_against_closed_forms():
     o, d = f32(-10, 0.3, 0.2), f32(1, 0, 0)
     near, far = intersect(BOX, o, f32(1, 1e-6, 1e-6), f32(2, 1, 1))
@@ -165,24 +214,35 @@ def test_intersections_against_closed_forms():
     assert near[0] == pytest.approx(10 - np.sqrt(4 - 0.3**2), abs=1e-4)
     near, _ = intersect(CYLINDER, f32(0.5, 0, 9), f32(1e-6, 0, -1), f32(2, 2, 1))  # through the lid
     assert near[0] == pytest.approx(8, abs=1e-4)
-    # a pyramid of half width 2 at the bottom that shrinks by 1 m per metre: at height 0.2 + 1 above the bottom its half width is 0.8
+    # a pyramid of half width 2 at the bottom that shrinks by 1 m per metre: at height 0.2 + 1 above the
+    # bottom its half width is 0.8
     near, far = intersect(FRUSTUM, o, f32(1, 1e-6, 1e-6), f32(2, 2, 1), f32(1, 1))
     assert near[0] == pytest.approx(10 - 0.8, abs=1e-4) and far[0] == pytest.approx(10.8, abs=1e-4)
     for kind, oy in ((BOX, 1.1), (ELLIPSOID, 1.1), (CYLINDER, 2.1), (FRUSTUM, 0.9)):
         with np.errstate(all="ignore"):
-            near, far = intersect(kind, f32(-10, oy, 0.2), f32(1, 1e-6, 1e-6), f32(2, 2 if kind in (CYLINDER, FRUSTUM) else 1, 1),
-                f32(1, 1))
+            near, far = intersect(
+                kind,
+                f32(-10, oy, 0.2),
+                f32(1, 1e-6, 1e-6),
+                f32(2, 2 if kind in (CYLINDER, FRUSTUM) else 1, 1),
+                f32(1, 1),
+            )
         assert not near[0] <= far[0]
 
 
 @pytest.mark.parametrize("kind", [BOX, CYLINDER, ELLIPSOID, FRUSTUM])
 def test_culling_loses_nothing(kind):
-    """The tracer with bounding rectangles finds exactly what testing every ray finds, also for bodies that reach behind the camera."""
+    """The tracer with bounding rectangles finds exactly what testing every ray finds, also for bodies that
+    reach behind the camera.
+    """
     rng = np.random.default_rng(kind)
     for trial in range(12):
         centre, half = rng.uniform((-1, -4, -1), (12, 4, 3)), rng.uniform(0.1, 3, 3)
         half[1] = half[0] if kind == CYLINDER else half[1]
-        yaw, taper = (0.0 if kind == CYLINDER else rng.uniform(0, 6)), (0.3, 0.2) if kind == FRUSTUM else (0.0, 0.0)
+        yaw, taper = (
+            (0.0 if kind == CYLINDER else rng.uniform(0, 6)),
+            (0.3, 0.2) if kind == FRUSTUM else (0.0, 0.0),
+        )
         if np.hypot(*centre[:2]) < 1.6 * half[:2].max() and abs(centre[2] - 1.5) < half[2] + 0.2:
             continue  # the camera would stand inside
         world = make_world(dict(kind=kind, centre=tuple(centre), half=tuple(half), yaw=yaw, taper=taper))
@@ -208,18 +268,24 @@ def test_hits_lie_on_their_primitives_and_normals_point_out():
     h = world.half[p].T
     kind = world.kind[p]
     box, ball = kind == BOX, kind == ELLIPSOID
-    assert np.abs(np.abs(q / h)[:, box].max(0) - 1).max() < 2e-2  # thin plates: a rounding of 1 um is much of their thickness
+    assert (
+        np.abs(np.abs(q / h)[:, box].max(0) - 1).max() < 2e-2
+    )  # thin plates: a rounding of 1 um is much of their thickness
     assert np.abs(((q / h) ** 2).sum(0)[ball] - 1).max() < 2e-2
     assert (hits.facing[np.isfinite(hits.t)] >= 0).all() and (hits.facing[solid] > 0).mean() > 0.99
     ground = np.flatnonzero((hits.prim == world.count))
-    assert np.abs(hits.where[2][ground]).max() < 2e-2 and np.array_equal(hits.normal[:, ground], np.tile([[0], [0], [1]], len(ground)))
+    assert np.abs(hits.where[2][ground]).max() < 2e-2 and np.array_equal(
+        hits.normal[:, ground], np.tile([[0], [0], [1]], len(ground))
+    )
 
 
 def test_ground_depth_follows_from_the_camera_height():
     world = make_world(dict(kind=BOX, centre=(500.0, 0.0, 1.0), half=(0.1, 0.1, 0.1)))
     depth = look(world, [camera_view(world.camera, SIZE)]).t.reshape(SIZE)
     rows = np.arange(30, 48)
-    expected = 1.5 * world.camera.focal * SIZE[1] / (rows + 0.5 - SIZE[0] / 2)  # z = height * focal / (row - horizon)
+    expected = (
+        1.5 * world.camera.focal * SIZE[1] / (rows + 0.5 - SIZE[0] / 2)
+    )  # z = height * focal / (row - horizon)
     assert np.allclose(depth[rows], expected[:, None], rtol=1e-5)
     assert np.isinf(depth[:23]).all()
 
@@ -264,7 +330,10 @@ def test_lidar_points_lie_on_the_true_surface_and_project_where_they_say():
     assert len(points["x"]) > 2000
     mount, _ = sensors.lidar_mount(world.camera, False)
     ray = np.stack([points[k] - m for k, m in zip("xyz", mount)]) / points["range"]
-    to_wall, to_ground = np.abs((points["x"] - 19) / ray[0]), np.abs(points["z"] / np.minimum(ray[2], -1e-3))  # metres along the ray
+    to_wall, to_ground = (
+        np.abs((points["x"] - 19) / ray[0]),
+        np.abs(points["z"] / np.minimum(ray[2], -1e-3)),
+    )  # metres along the ray
     assert np.minimum(to_wall, to_ground).max() < 0.02 * 4 + 0.01
     assert (to_wall < to_ground).mean() > 0.2 and (to_wall > to_ground).mean() > 0.2
     image = sensors.lidar(points, world.camera, (96, 128))
@@ -279,7 +348,9 @@ def test_lidar_points_lie_on_the_true_surface_and_project_where_they_say():
 
 def test_lidar_thins_out_in_fog_and_jitter_moves_it():
     worlds = [SCENES["street"](seed) for seed in range(6)]
-    clear, fog = (np.concatenate([sweep(world, condition)["range"] for world in worlds]) for condition in ("day", "fog"))
+    clear, fog = (
+        np.concatenate([sweep(world, condition)["range"] for world in worlds]) for condition in ("day", "fog")
+    )
     assert len(fog) < 0.9 * len(clear) and np.percentile(fog, 95) < 0.85 * np.percentile(clear, 95)
     clear, jitter = sweep(worlds[3]), sweep(worlds[3], case="lidarjitter")
     assert len(jitter["x"]) == len(clear["x"])
@@ -358,7 +429,11 @@ def test_fresnel_polarisation_has_its_known_values():
 def polarised(lean):
     """Stokes parameters in the middle of a picture of a wall that leans by yaw ``lean``."""
     # no texture
-    world = make_world(dict(kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, material=MATERIAL["rubber"]))
+    world = make_world(
+        dict(
+            kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, material=MATERIAL["rubber"]
+        )
+    )
     air = weather("street", "fog", np.random.default_rng(0))
     shot = Shot(world, dataclasses.replace(air, haze=0.0), SIZE)
     s1, s2 = sensors.stokes(world, shot.hits, dataclasses.replace(air, haze=0.0), shot.colour, world.camera)
@@ -373,7 +448,9 @@ def test_polarisation_of_a_wall():
     s1, s2 = polarised(0.9)
     m1, m2 = polarised(-0.9)  # the mirrored wall: the picture flips and sin of the doubled angle changes sign
     assert np.abs(s1 - m1[:, ::-1]).max() < 1e-4 and np.abs(s2 + m2[:, ::-1]).max() < 1e-4
-    assert s1[24, 32] > 0.01 and abs(s2[24, 32]) < 2e-3  # the normal lies along the rows, and so does the polarisation
+    assert (
+        s1[24, 32] > 0.01 and abs(s2[24, 32]) < 2e-3
+    )  # the normal lies along the rows, and so does the polarisation
     assert SENSORS["aolp"].flip_negates == (1,)
 
 

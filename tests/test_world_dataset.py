@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmlib.data.prepared import DataError, PreparedDataset
-from mmlib.data.world import CLASSES, FAILURES, SCENE_CONDITIONS, ensure, render_dataset, render_frame
-from mmlib.data.world.dataset import FIRST_SEED, LAST_SEED, samples
+from mmlib.world import CLASSES, FAILURES, SCENE_CONDITIONS, ensure, render_dataset, render_frame
+from mmlib.world.dataset import FIRST_SEED, LAST_SEED, samples
 
 SMALL = dict(train=7, val=3, test=2, size=(32, 48), modalities=("rgb", "depth", "event"), progress=False)
 
@@ -19,7 +19,9 @@ def tree(root):
 def test_splits_never_share_a_scene():
     ranges = sorted((FIRST_SEED[s], LAST_SEED[s]) for s in FIRST_SEED)
     assert set(FIRST_SEED) == set(LAST_SEED) == {"train", "val", "test"}
-    assert all(a <= b for a, b in ranges) and all(before[1] < after[0] for before, after in zip(ranges, ranges[1:]))
+    assert all(a <= b for a, b in ranges) and all(
+        before[1] < after[0] for before, after in zip(ranges, ranges[1:])
+    )
     seeds = [row["seed"] for split in FIRST_SEED for row in samples("street", split, 1000)]
     assert len(set(seeds)) == 3000
 
@@ -48,12 +50,24 @@ def test_ensure_renders_once_in_the_prepared_layout(tmp_path, monkeypatch):
     assert ensure("street", **SMALL) == root and {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
     assert ensure("room", **SMALL) != root and ensure("street", **(SMALL | {"val": 2})) != root
     data = PreparedDataset(root, "train")
-    assert len(data) == 7 and data.description.classes == CLASSES["street"] and list(data.modalities) == ["rgb", "depth", "event"]
+    assert (
+        len(data) == 7
+        and data.description.classes == CLASSES["street"]
+        and list(data.modalities) == ["rgb", "depth", "event"]
+    )
     for k, row in enumerate(samples("street", "train", 7, SMALL["modalities"])):
-        frame = render_frame("street", row["seed"], row["condition"], row["case"], (32, 48), SMALL["modalities"])
+        frame = render_frame(
+            "street", row["seed"], row["condition"], row["case"], (32, 48), SMALL["modalities"]
+        )
         sample, (images, label) = data[k], data.stored(k)
-        assert (sample["id"], sample["condition"], sample["case"]) == (row["id"], row["condition"], row["case"])
-        assert np.array_equal(label, frame.label) and all(np.array_equal(images[n], frame.images[n]) for n in images)
+        assert (sample["id"], sample["condition"], sample["case"]) == (
+            row["id"],
+            row["condition"],
+            row["case"],
+        )
+        assert np.array_equal(label, frame.label) and all(
+            np.array_equal(images[n], frame.images[n]) for n in images
+        )
 
 
 def test_several_processes_render_the_same_files(tmp_path):
@@ -68,21 +82,43 @@ def test_a_folder_with_another_data_set_is_refused(tmp_path):
         render_dataset(tmp_path / "a", "room", **SMALL)
 
 
-@pytest.mark.parametrize("wrong", [dict(scene="moon"), dict(train=-1), dict(train=1.5), dict(val=10**6), dict(train=0, val=0, test=0),
-    dict(modalities=("sonar",)), dict(size=(1, 1)), dict(workers=0)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(scene="moon"),
+        dict(train=-1),
+        dict(train=1.5),
+        dict(val=10**6),
+        dict(train=0, val=0, test=0),
+        dict(modalities=("sonar",)),
+        dict(size=(1, 1)),
+        dict(workers=0),
+    ],
+)
 def test_wrong_arguments(tmp_path, wrong):
     with pytest.raises(ValueError, match="expected|must|ask for"):
         render_dataset(tmp_path / "x", **(dict(scene="room") | SMALL | wrong))
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("call", [
-    dict(scene="forest"), dict(scene="street", condition="rain"), dict(scene="room", condition="fog"), dict(scene="street", case="dirt"),
-    dict(scene="street", modalities=("rgb", "radar")), dict(scene="street", modalities=()), dict(scene="street", modalities="rgb"),
-    dict(scene="street", size=(96,)),
-    dict(scene="street", size=(8, 8)), dict(scene="street", size=(96.0, 128)), dict(scene="street", seed=-1),
-    dict(scene="street", seed=1.5), dict(scene="street", supersample=0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        dict(scene="forest"),
+        dict(scene="street", condition="rain"),
+        dict(scene="room", condition="fog"),
+        dict(scene="street", case="dirt"),
+        dict(scene="street", modalities=("rgb", "radar")),
+        dict(scene="street", modalities=()),
+        dict(scene="street", modalities="rgb"),
+        dict(scene="street", size=(96,)),
+        dict(scene="street", size=(8, 8)),
+        dict(scene="street", size=(96.0, 128)),
+        dict(scene="street", seed=-1),
+        dict(scene="street", seed=1.5),
+        dict(scene="street", supersample=0),
+    ],
+)
 def test_wrong_arguments_of_a_frame_say_what_is_allowed(call):
     with pytest.raises(ValueError, match="expected|must be"):
         render_frame(**({"seed": 0} | call))

@@ -1,4 +1,6 @@
-"""A tiny prepared data set that a small network can learn in seconds: bright and dark squares seen by three sensors."""
+"""A tiny prepared data set that a small network can learn in seconds: bright and dark squares seen by three
+sensors.
+"""
 
 from dataclasses import replace
 
@@ -23,7 +25,9 @@ def sample(seed: int, size=(32, 48)):
     top, left = rng.integers(height // 4, height // 2), rng.integers(2, width - 18)
     label[top : top + 14, left : left + 14] = 1
     label[0, 0] = 255
-    level = np.choose(np.minimum(label, 2), [0.3, 0.7, 0.9])[..., None] + 0.05 * rng.standard_normal((*size, 1))
+    level = np.choose(np.minimum(label, 2), [0.3, 0.7, 0.9])[..., None] + 0.05 * rng.standard_normal(
+        (*size, 1)
+    )
     rgb = np.repeat(level, 3, 2)
     depth = np.choose(np.minimum(label, 2), [10.0, 4.0, 0.0])[..., None]
     aolp = np.concatenate([np.cos(3 * level), np.sin(3 * level)], 2)
@@ -43,7 +47,9 @@ def make(root, train=12, val=5, size=(32, 48), labels=True):
 
 
 def untrained(data) -> Segmenter:
-    """Random weights, its logits centred and stretched: untouched it would call every pixel the same, and no test could fail."""
+    """Random weights, its logits centred and stretched: untouched it would call every pixel the same, and no
+    test could fail.
+    """
     torch.manual_seed(0)
     network = Segmenter(data.modalities, CLASSES, PALETTE).eval()
     with torch.no_grad():

@@ -4,13 +4,14 @@
 
     root/
       dataset.json          name, classes, palette, modalities (mmlib.modalities.Modality), source, licence
-      index.csv             id,split,condition,case - one row a sample; written last, so a folder without it is unfinished
-      <modality>/<id>.png   uint8 with 1 or 3 channels, uint16 with 1 channel
+      index.csv             id,split,condition,case - one row a sample; written last, so a folder without it
+      is unfinished <modality>/<id>.png   uint8 with 1 or 3 channels, uint16 with 1 channel
       <modality>/<id>.npy   everything else, (H, W, C)
       label/<id>.png        uint8 class id, 255 = ignore; no label/ folder = unlabelled data
 
-All images of a sample share one size and one viewpoint. Every file is written beside its place and moved into it, and a
-journal remembers finished samples, so a writer that is killed or meets a full disk goes on where it stopped.
+All images of a sample share one size and one viewpoint. Every file is written beside its place and moved into
+it, and a journal remembers finished samples, so a writer that is killed or meets a full disk goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass
 class Description:
-    """What a data set is: its name, its K class names with their colours, its modalities by name, where it comes from."""
+    """What a data set is: its name, its K class names with their colours, its modalities by name, where it
+    comes from.
+    """
 
     name: str
     classes: list[str]
@@ -50,14 +53,27 @@ class Description:
         if not self.modalities:
             raise ValueError(f"data set {self.name!r} has no modality")
         if len(self.classes) != len(self.palette):
-            raise ValueError(f"data set {self.name!r}: {len(self.classes)} classes but {len(self.palette)} colours")
-        named = not isinstance(self.classes, str) and all(isinstance(name, str) and name for name in self.classes)
+            raise ValueError(
+                f"data set {self.name!r}: {len(self.classes)} classes but {len(self.palette)} colours"
+            )
+        named = not isinstance(self.classes, str) and all(
+            isinstance(name, str) and name for name in self.classes
+        )
         if not named or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"data set {self.name!r}: classes {self.classes}; expected a list of names, each once")
-        if not all(len(c) == 3 and all(isinstance(v, int | np.integer) and 0 <= v <= 255 for v in c) for c in self.palette):
-            raise ValueError(f"data set {self.name!r}: palette {self.palette}; expected (red, green, blue) from 0 to 255 for each class")
+            raise ValueError(
+                f"data set {self.name!r}: classes {self.classes}; expected a list of names, each once"
+            )
+        if not all(
+            len(c) == 3 and all(isinstance(v, int | np.integer) and 0 <= v <= 255 for v in c)
+            for c in self.palette
+        ):
+            raise ValueError(
+                f"data set {self.name!r}: palette {self.palette}; expected (red, green, blue) from 0 to 255 for each class"
+            )
         if len(self.classes) > IGNORE_INDEX:
-            raise ValueError(f"data set {self.name!r}: {len(self.classes)} classes; ids are uint8 and {IGNORE_INDEX} means ignore")
+            raise ValueError(
+                f"data set {self.name!r}: {len(self.classes)} classes; ids are uint8 and {IGNORE_INDEX} means ignore"
+            )
         symbols = [m.symbol for m in self.modalities.values()]
         if len(set(symbols)) != len(symbols):
             raise ValueError(f"data set {self.name!r}: two modalities share a symbol ({' '.join(symbols)})")
@@ -66,18 +82,33 @@ class Description:
 
     def to_dict(self) -> dict:
         return {
-            "format": FORMAT, "name": self.name, "classes": list(self.classes), "palette": [list(map(int, c)) for c in self.palette],
+            "format": FORMAT,
+            "name": self.name,
+            "classes": list(self.classes),
+            "palette": [list(map(int, c)) for c in self.palette],
             "modalities": [m.to_dict() for m in self.modalities.values()],
-            "source": self.source, "licence": self.licence, "extra": self.extra,
-        }  # fmt: skip
+            "source": self.source,
+            "licence": self.licence,
+            "extra": self.extra,
+        }
 
     @classmethod
     def from_dict(cls, values: dict) -> Description:
         modalities = {m["name"]: Modality(**m) for m in values["modalities"]}
         if len(modalities) != len(values["modalities"]):
-            raise ValueError(f"modalities {', '.join(m['name'] for m in values['modalities'])}: one is there twice")
+            raise ValueError(
+                f"modalities {', '.join(m['name'] for m in values['modalities'])}: one is there twice"
+            )
         palette = [tuple(colour) for colour in values["palette"]]
-        return cls(values["name"], values["classes"], palette, modalities, values["source"], values["licence"], values["extra"])
+        return cls(
+            values["name"],
+            values["classes"],
+            palette,
+            modalities,
+            values["source"],
+            values["licence"],
+            values["extra"],
+        )
 
 
 def read_description(root: str | Path) -> Description:
@@ -88,14 +119,18 @@ def read_description(root: str | Path) -> Description:
     """
     path = Path(root) / "dataset.json"
     if (Path(root) / ".journal.jsonl").exists():
-        raise DataError(f"{root}: an unfinished data set; run the command that prepares it again, it goes on where it stopped")
+        raise DataError(
+            f"{root}: an unfinished data set; run the command that prepares it again, it goes on where it stopped"
+        )
     if not path.exists():
         hint = "run 'python -m mmlib render' for the sensor world or a script of data_scripts/ for a public data set"
         raise DataError(f"{path}: not found, so {str(root)!r} is not a prepared data set; {hint}")
     with reading(path, "a valid description of a prepared data set", DataError):
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
-            raise DataError(f"{path}: format {values.get('format')!r}; this version reads format {FORMAT}; prepare the data set again")
+            raise DataError(
+                f"{path}: format {values.get('format')!r}; this version reads format {FORMAT}; prepare the data set again"
+            )
         return Description.from_dict(values)
 
 
@@ -120,7 +155,8 @@ class Writer:
     ...         if id not in writer.done:
     ...             writer.add(id, "train", {"rgb": rgb}, label)
 
-    ``dataset.json`` and ``index.csv`` appear when the block ends well. Statistics of sparse sensors include the empty pixels.
+    ``dataset.json`` and ``index.csv`` appear when the block ends well. Statistics of sparse sensors include
+    the empty pixels.
     """
 
     def __init__(self, root: str | Path, description: Description):
@@ -128,20 +164,30 @@ class Writer:
         self._journal_path = self.root / ".journal.jsonl"
         self.rows: dict[str, dict] = {}
         if is_finished(self.root):
-            raise DataError(f"{self.root}: already holds a finished data set; use it, delete it, or choose another folder")
+            raise DataError(
+                f"{self.root}: already holds a finished data set; use it, delete it, or choose another folder"
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         header = json.dumps(description.to_dict(), sort_keys=True)
-        lines = self._journal_path.read_text(encoding="utf-8").splitlines() if self._journal_path.exists() else []
+        lines = (
+            self._journal_path.read_text(encoding="utf-8").splitlines() if self._journal_path.exists() else []
+        )
         if lines and lines[0] != header:
-            raise DataError(f"{self.root}: holds an unfinished data set with another description; choose another folder or delete it")
+            raise DataError(
+                f"{self.root}: holds an unfinished data set with another description; choose another folder or delete it"
+            )
         for line in lines[1:]:
             try:
                 row = json.loads(line)
                 self.rows[row["id"]] = row
             except (ValueError, KeyError, TypeError):  # the line that was being written when the process died
                 break
-        with atomic_path(self._journal_path) as temporary:  # drop such a line before anything is appended to it
-            temporary.write_text("\n".join([header, *map(json.dumps, self.rows.values())]) + "\n", encoding="utf-8")
+        with atomic_path(
+            self._journal_path
+        ) as temporary:  # drop such a line before anything is appended to it
+            temporary.write_text(
+                "\n".join([header, *map(json.dumps, self.rows.values())]) + "\n", encoding="utf-8"
+            )
         self._journal, self._lock = open(self._journal_path, "a", encoding="utf-8"), Lock()
 
     @property
@@ -165,13 +211,17 @@ class Writer:
         condition: str = "",
         case: str = "",
     ) -> None:
-        """Write one sample: stored arrays (H, W, C) by modality name, and a uint8 label (H, W) or None. Threads may add at once.
+        """Write one sample: stored arrays (H, W, C) by modality name, and a uint8 label (H, W) or None.
+        Threads may add at once.
 
         Raises:
-            DataError: an unsafe or repeated id, a missing or unknown modality, a wrong dtype, size or channel count, an unknown class id.
+            DataError: an unsafe or repeated id, a missing or unknown modality, a wrong dtype, size or channel
+                count, an unknown class id.
         """
         if not _SAFE_ID.fullmatch(sample_id):
-            raise DataError(f"sample id {sample_id!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
+            raise DataError(
+                f"sample id {sample_id!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit"
+            )
         if sample_id in self.rows:
             raise DataError(f"sample id {sample_id!r} is there already; ids must differ")
         modalities = self.description.modalities
@@ -179,14 +229,24 @@ class Writer:
             raise DataError(
                 f"sample {sample_id!r}: has {sorted(images)}, the data set {sorted(modalities)}; every sample needs all of them"
             )
-        sizes = {name: images[name].shape[:2] for name in modalities} | ({"label": label.shape} if label is not None else {})
+        sizes = {name: images[name].shape[:2] for name in modalities} | (
+            {"label": label.shape} if label is not None else {}
+        )
         if len(set(sizes.values())) != 1:
-            raise DataError(f"sample {sample_id!r}: images differ in size {sizes}; register them to one view and size first")
+            raise DataError(
+                f"sample {sample_id!r}: images differ in size {sizes}; register them to one view and size first"
+            )
         for name, modality in modalities.items():
             array = images[name]
-            if array.dtype != np.dtype(modality.dtype) or array.ndim != 3 or array.shape[2] != modality.channels:
+            if (
+                array.dtype != np.dtype(modality.dtype)
+                or array.ndim != 3
+                or array.shape[2] != modality.channels
+            ):
                 expected = f"{modality.dtype} (H, W, {modality.channels})"
-                raise DataError(f"sample {sample_id!r}, {name}: expected {expected}, got {array.dtype} {array.shape}")
+                raise DataError(
+                    f"sample {sample_id!r}, {name}: expected {expected}, got {array.dtype} {array.shape}"
+                )
             if not array.size:
                 raise DataError(f"sample {sample_id!r}, {name}: an empty image of shape {array.shape}")
             check_values(modality, array, f"sample {sample_id!r}")
@@ -210,7 +270,11 @@ class Writer:
 
     @staticmethod
     def _sums(modality: Modality, stored: np.ndarray) -> list:
-        values = modality.compressed(modality.to_physical(stored)).reshape(-1, modality.channels).astype(np.float64)
+        values = (
+            modality.compressed(modality.to_physical(stored))
+            .reshape(-1, modality.channels)
+            .astype(np.float64)
+        )
         return [len(values), values.sum(0).tolist(), (values**2).sum(0).tolist()]
 
     def _finish(self) -> None:
@@ -219,21 +283,31 @@ class Writer:
         labelled = [row["labelled"] for row in self.rows.values()]
         if any(labelled) and not all(labelled):
             missing = f"{labelled.count(False)} of {len(labelled)}"
-            raise DataError(f"{self.root}: {missing} samples have no label; label all or none, or write two data sets")
+            raise DataError(
+                f"{self.root}: {missing} samples have no label; label all or none, or write two data sets"
+            )
         modalities = {}
-        rows = sorted(self.rows.values(), key=lambda row: (row["split"], row["id"]))  # whatever the order they came in
+        rows = sorted(
+            self.rows.values(), key=lambda row: (row["split"], row["id"])
+        )  # whatever the order they came in
         for name, modality in self.description.modalities.items():
             sums = [row["sums"][name] for row in rows if "sums" in row]
             if sums and not (modality.mean and modality.std):  # statistics given by the caller stand
                 count = sum(s[0] for s in sums)
                 mean = np.sum([s[1] for s in sums], 0) / count
                 variance = np.maximum(np.sum([s[2] for s in sums], 0) / count - mean**2, 0)
-                # A channel that never changes carries nothing: std 1 leaves it at zero instead of dividing by zero.
+                # A channel that never changes carries nothing: std 1 leaves it at zero instead of dividing by
+                # zero.
                 std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
-                modality = replace(modality, mean=tuple(np.round(mean, 6).tolist()), std=tuple(np.round(std, 6).tolist()))
+                modality = replace(
+                    modality, mean=tuple(np.round(mean, 6).tolist()), std=tuple(np.round(std, 6).tolist())
+                )
             modalities[name] = modality
         write_json(self.root / "dataset.json", replace(self.description, modalities=modalities).to_dict())
-        with atomic_path(self.root / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with (
+            atomic_path(self.root / "index.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
             table.writerows(rows)
@@ -244,7 +318,9 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
     """Rows of ``root/index.csv`` as dicts with the keys id, split, condition, case."""
     path = Path(root) / "index.csv"
     if not is_finished(root):
-        raise DataError(f"{path}: not found, or not finished; run the command that prepares the data set again, it goes on")
+        raise DataError(
+            f"{path}: not found, or not finished; run the command that prepares the data set again, it goes on"
+        )
     with reading(path, "an index of samples", DataError), open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
     if not rows or set(COLUMNS) - set(rows[0]):
@@ -255,7 +331,9 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
             raise DataError(f"{path}: unsafe sample id {sample_id!r}")
     for row in rows:
         if None in row or None in row.values() or not row["split"]:
-            raise DataError(f"{path}: the row of {row['id']!r} has more or fewer values than there are columns, or no split")
+            raise DataError(
+                f"{path}: the row of {row['id']!r} has more or fewer values than there are columns, or no split"
+            )
     if len(set(ids)) != len(ids):
         raise DataError(f"{path}: {next(i for i in ids if ids.count(i) > 1)!r} is listed twice")
     return rows
@@ -268,22 +346,30 @@ class PreparedDataset:
         root: the prepared folder.
         split: "train", "val", "test", or any name in the index.
         modalities: names to load, in this order; None = all.
-        augment: function (images, label, rng, modalities) -> (images, label) in physical space (mmlib.data.transforms).
+        augment: function (images, label, rng, modalities) -> (images, label) in physical space
+            (mmlib.data.transforms).
         cache: keep decoded samples in memory.
 
     Raises:
-        DataError: folder, index or split missing; at access: unreadable file, wrong size, type or channel count, unknown class id.
+        DataError: folder, index or split missing; at access: unreadable file, wrong size, type or channel
+            count, unknown class id.
         ValueError: unknown or repeated modality name.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", modalities=None, augment=None, cache: bool = False):
+    def __init__(
+        self, root: str | Path, split: str = "train", modalities=None, augment=None, cache: bool = False
+    ):
         self.root, self.split, self.augment = Path(root), split, augment
         self.description = read_description(root)
         known = self.description.modalities
         names = list(known) if modalities is None else list(modalities)
         unknown = [name for name in names if name not in known]
         if unknown or not names or len(set(names)) != len(names):
-            problem = f"unknown modality {', '.join(map(repr, unknown))}" if unknown else f"{names}: name each modality once, at least one"
+            problem = (
+                f"unknown modality {', '.join(map(repr, unknown))}"
+                if unknown
+                else f"{names}: name each modality once, at least one"
+            )
             raise ValueError(f"{problem}; {self.root} has {', '.join(known)}")
         self.modalities = {name: known[name] for name in names}
         rows = read_index(root)
@@ -293,7 +379,9 @@ class PreparedDataset:
             raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
         self.labelled = (self.root / "label").exists()
         if self.labelled and not (self.root / "label").is_dir():
-            raise DataError(f"{self.root / 'label'}: a file; expected the folder of labels, or nothing where there are none")
+            raise DataError(
+                f"{self.root / 'label'}: a file; expected the folder of labels, or nothing where there are none"
+            )
         self._cache: dict[int, tuple] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -304,7 +392,10 @@ class PreparedDataset:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         sample_id = self.rows[index]["id"]
-        images = {n: read_array(_file(self.root, n, sample_id, _is_png(m)), m.dtype, m.channels) for n, m in self.modalities.items()}
+        images = {
+            n: read_array(_file(self.root, n, sample_id, _is_png(m)), m.dtype, m.channels)
+            for n, m in self.modalities.items()
+        }
         first, size = next((name, image.shape[:2]) for name, image in images.items())
         if self.labelled:
             path = _file(self.root, "label", sample_id, True)
@@ -314,7 +405,9 @@ class PreparedDataset:
             label = np.full(size, IGNORE_INDEX, np.uint8)
         for name, array in (images | {"label": label}).items():
             if array.shape[:2] != size:
-                raise DataError(f"{self.root}, {sample_id!r}: {name} is {array.shape[:2]} but {first} is {size}; one size is expected")
+                raise DataError(
+                    f"{self.root}, {sample_id!r}: {name} is {array.shape[:2]} but {first} is {size}; one size is expected"
+                )
         if self._cache is not None:
             self._cache[index] = images, label
         return images, label
@@ -324,7 +417,10 @@ class PreparedDataset:
         images, label = self.stored(index)
         for name, modality in self.modalities.items():
             check_values(modality, images[name], f"{self.root}, sample {self.rows[index]['id']!r}")
-        planes = {n: np.ascontiguousarray(m.to_physical(images[n]).transpose(2, 0, 1)) for n, m in self.modalities.items()}
+        planes = {
+            n: np.ascontiguousarray(m.to_physical(images[n]).transpose(2, 0, 1))
+            for n, m in self.modalities.items()
+        }
         physical = {name: torch.from_numpy(image) for name, image in planes.items()}
         return physical, torch.from_numpy(label.astype(np.int64))
 
@@ -336,14 +432,24 @@ class PreparedDataset:
             images, label = self.augment(images, label, np.random.default_rng(seed), self.modalities)
         images = {name: modality.to_network(images[name]) for name, modality in self.modalities.items()}
         row = self.rows[index]
-        return {"images": images, "label": label, "id": row["id"], "condition": row["condition"], "case": row["case"]}
+        return {
+            "images": images,
+            "label": label,
+            "id": row["id"],
+            "condition": row["condition"],
+            "case": row["case"],
+        }
 
 
 def collate(samples: list[dict]) -> dict:
-    """Samples -> a batch: images name -> (B, C, H, W), label (B, H, W), and lists of ids, conditions and cases."""
+    """Samples -> a batch: images name -> (B, C, H, W), label (B, H, W), and lists of ids, conditions and
+    cases.
+    """
     sizes = {tuple(sample["label"].shape) for sample in samples}
     if len(sizes) > 1:
-        raise DataError(f"samples of different sizes {sorted(sizes)} in one batch; give a crop size (--crop) to train on them")
+        raise DataError(
+            f"samples of different sizes {sorted(sizes)} in one batch; give a crop size (--crop) to train on them"
+        )
     batch = {"images": {n: torch.stack([s["images"][n] for s in samples]) for n in samples[0]["images"]}}
     batch["label"] = torch.stack([sample["label"] for sample in samples])
     return batch | {key: [sample[key] for sample in samples] for key in ("id", "condition", "case")}

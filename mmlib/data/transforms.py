@@ -11,8 +11,12 @@ from torch import Tensor
 from ..modalities import IGNORE_INDEX, Modality
 
 
-def flip(images: dict[str, Tensor], label: Tensor, modalities: dict[str, Modality]) -> tuple[dict[str, Tensor], Tensor]:
-    """Mirror left-right. Channels that hold the sine of a doubled angle change sign: the mirror turns the angle round."""
+def flip(
+    images: dict[str, Tensor], label: Tensor, modalities: dict[str, Modality]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Mirror left-right. Channels that hold the sine of a doubled angle change sign: the mirror turns the
+    angle round.
+    """
     flipped = {}
     for name, image in images.items():
         image = image.flip(-1)
@@ -23,12 +27,16 @@ def flip(images: dict[str, Tensor], label: Tensor, modalities: dict[str, Modalit
 
 
 def resize(image: Tensor, size: tuple[int, int], sparse: bool) -> Tensor:
-    """(C, H, W) -> (C, *size). Sparse sensors by nearest neighbour: a mean of a range and of "no return" is neither."""
+    """(C, H, W) -> (C, *size). Sparse sensors by nearest neighbour: a mean of a range and of "no return" is
+    neither.
+    """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     if sparse:
         return F.interpolate(image[None], size, mode="nearest-exact")[0]
-    return F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=size[0] < image.shape[-2])[0]
+    return F.interpolate(
+        image[None], size, mode="bilinear", align_corners=False, antialias=size[0] < image.shape[-2]
+    )[0]
 
 
 def crop_or_pad(image: Tensor, top: int, left: int, size: tuple[int, int], fill: float) -> Tensor:
@@ -57,15 +65,27 @@ class Augment:
 
     def __post_init__(self):
         if self.crop and min(self.crop) < 1:
-            raise ValueError(f"crop {self.crop[0]} {self.crop[1]}: expected a height and a width of 1 or more")
+            raise ValueError(
+                f"crop {self.crop[0]} {self.crop[1]}: expected a height and a width of 1 or more"
+            )
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
-            raise ValueError(f"scale {self.scale[0]} {self.scale[1]}: expected the smaller zoom first, above 0")
+            raise ValueError(
+                f"scale {self.scale[0]} {self.scale[1]}: expected the smaller zoom first, above 0"
+            )
         if not (0 <= self.mirror <= 1 and 0 <= self.jitter <= 1):
             raise ValueError(f"mirror {self.mirror}, jitter {self.jitter}: expected numbers from 0 to 1")
 
-    def __call__(self, images: dict[str, Tensor], label: Tensor, rng: np.random.Generator, modalities: dict[str, Modality]):
+    def __call__(
+        self,
+        images: dict[str, Tensor],
+        label: Tensor,
+        rng: np.random.Generator,
+        modalities: dict[str, Modality],
+    ):
         """Physical images (C, H, W) by name and label (H, W) -> the same, augmented. Uses ``rng`` only."""
-        zoom, x, y, mirrored, gain, contrast = rng.random(6)  # always six numbers, so that one option never changes another's draw
+        zoom, x, y, mirrored, gain, contrast = rng.random(
+            6
+        )  # always six numbers, so that one option never changes another's draw
         size = tuple(label.shape)
         crop = self.crop or size
         zoom = float(np.exp(np.log(self.scale[0]) + zoom * np.log(self.scale[1] / self.scale[0])))
@@ -80,7 +100,10 @@ class Augment:
         if mirrored < self.mirror:
             images, label = flip(images, label, modalities)
         if self.jitter:
-            images = {n: self._jitter(v, gain, contrast) if modalities[n].picture == "colour" else v for n, v in images.items()}
+            images = {
+                n: self._jitter(v, gain, contrast) if modalities[n].picture == "colour" else v
+                for n, v in images.items()
+            }
         return images, label
 
     def _jitter(self, image: Tensor, gain: float, contrast: float) -> Tensor:

@@ -23,20 +23,25 @@ def confusion_matrix(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
         ValueError: shapes differ, or an id lies outside 0..K-1 (a silent wrong number otherwise).
     """
     if prediction.shape != label.shape:
-        raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape"
+        )
     valid = label != IGNORE_INDEX
     truth, guess = label[valid].long(), prediction[valid].long()
     for name, values in (("label", truth), ("prediction", guess)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
-            raise ValueError(f"{name} has ids {int(values.min())} to {int(values.max())}; expected 0 to {classes - 1} (label 255 = ignore)")
+            raise ValueError(
+                f"{name} has ids {int(values.min())} to {int(values.max())}; expected 0 to {classes - 1} (label 255 = ignore)"
+            )
     return torch.bincount(truth * classes + guess, minlength=classes**2).reshape(classes, classes)
 
 
 def iou(confusion) -> np.ndarray:
     """(…, K, K) counts -> (…, K) intersection over union in [0, 1].
 
-    NaN where the class has no true pixel: which classes a mean runs over is then decided by the data, never by the
-    prediction, so the scores of two subsets can be compared. (A false alarm still costs the class it covers.)
+    NaN where the class has no true pixel: which classes a mean runs over is then decided by the data, never
+    by the prediction, so the scores of two subsets can be compared. (A false alarm still costs the class it
+    covers.)
     """
     counts = np.asarray(confusion, dtype=np.float64)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)

@@ -1,7 +1,9 @@
-"""Sensors that fail without saying so: every sensor takes part in fusion, one or two of them are wrong, and no rule is told.
+"""Sensors that fail without saying so: every sensor takes part in fusion, one or two of them are wrong, and
+no rule is told.
 
-For every sample, each sensor is encoded once as it is and once for each fault and severity (``mmlib.data.missing.faulty``);
-every fusion rule and every set of broken sensors then reuses these encodings.
+For every sample, each sensor is encoded once as it is and once for each fault and severity
+(``mmlib.data.missing.faulty``); every fusion rule and every set of broken sensors then reuses these
+encodings.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class FailureScores:
         rules: names of the fusion rules; the rule "oracle" is the first of them over the sound sensors alone.
         faults: kinds of fault (mmlib.data.missing), each mild and gross.
         samples: how many samples were scored.
-        counts: (rule, fault, severity, broken sensors by their symbols) -> (K, K) int64. Sound: (rule, "clean", "", "").
-            Broken sensors taken out: ("oracle", "removed", "", sensors).
+        counts: (rule, fault, severity, broken sensors by their symbols) -> (K, K) int64. Sound: (rule,
+            "clean", "", ""). Broken sensors taken out: ("oracle", "removed", "", sensors).
     """
 
     modalities: dict[str, Modality]
@@ -50,22 +52,35 @@ class FailureScores:
 
     def broken(self, size: int) -> list[str]:
         """The sets of ``size`` broken sensors that were scored: "R", "D", … or "RD", …."""
-        return [sensors for rule, fault, _, sensors in self.counts if rule == ORACLE and fault == REMOVED and len(sensors) == size]
+        return [
+            sensors
+            for rule, fault, _, sensors in self.counts
+            if rule == ORACLE and fault == REMOVED and len(sensors) == size
+        ]
 
     def miou(self, rule: str, fault: str = CLEAN, severity: str = "", sensors: str = "") -> float:
         """mIoU in per cent, over one confusion matrix for all samples."""
         return 100 * float(miou(self.counts[rule, fault, severity, sensors]))
 
     def mean(self, rule: str, severity: str, size: int, faults: Sequence[str] = ()) -> float:
-        """Mean of ``miou`` over the faults (all by default) and over the sets of ``size`` broken sensors; NaN if there is none."""
+        """Mean of ``miou`` over the faults (all by default) and over the sets of ``size`` broken sensors; NaN
+        if there is none.
+        """
         kinds = [(REMOVED, "")] if rule == ORACLE else [(fault, severity) for fault in faults or self.faults]
-        values = [self.miou(rule, fault, level, sensors) for fault, level in kinds for sensors in self.broken(size)]
+        values = [
+            self.miou(rule, fault, level, sensors) for fault, level in kinds for sensors in self.broken(size)
+        ]
         return float(np.mean(values)) if values else float("nan")
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Rule (and "oracle") -> clean, single mild, single gross, and double mild, double gross where pairs were scored."""
+        """Rule (and "oracle") -> clean, single mild, single gross, and double mild, double gross where pairs
+        were scored.
+        """
         columns = [
-            (count, size, severity) for count, size in (("single", 1), ("double", 2)) for severity in SEVERITIES if self.broken(size)
+            (count, size, severity)
+            for count, size in (("single", 1), ("double", 2))
+            for severity in SEVERITIES
+            if self.broken(size)
         ]
         return {
             rule: {CLEAN: self.miou(self.rules[0] if rule == ORACLE else rule)}
@@ -74,14 +89,21 @@ class FailureScores:
         }
 
     def by_fault(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Severity -> fault -> rule (and "oracle") -> mIoU in per cent, one sensor broken, the mean over which one."""
+        """Severity -> fault -> rule (and "oracle") -> mIoU in per cent, one sensor broken, the mean over
+        which one.
+        """
         return {
-            severity: {fault: {rule: self.mean(rule, severity, 1, [fault]) for rule in (*self.rules, ORACLE)} for fault in self.faults}
+            severity: {
+                fault: {rule: self.mean(rule, severity, 1, [fault]) for rule in (*self.rules, ORACLE)}
+                for fault in self.faults
+            }
             for severity in SEVERITIES
         }
 
     def to_dict(self) -> dict:
-        """JSON values: ``summary`` and ``by_fault`` as above, and ``miou``: rule -> "fault severity" -> sensors -> per cent."""
+        """JSON values: ``summary`` and ``by_fault`` as above, and ``miou``: rule -> "fault severity" ->
+        sensors -> per cent.
+        """
         every: dict[str, dict] = {}
         for rule, fault, severity, sensors in self.counts:
             part = every.setdefault(rule, {}).setdefault(f"{fault} {severity}".strip(), {})
@@ -102,31 +124,53 @@ class FailureScores:
         """Plain text: every rule's averages, then each fault with one sensor broken."""
         summary, names = self.summary(), [*self.rules, ORACLE]
         heads = list(summary[ORACLE])
-        lines = [f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors"]
+        lines = [
+            f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors"
+        ]
         lines += ["rule".ljust(12) + "".join(head.rjust(14) for head in heads)]
-        lines += [rule.ljust(12) + "".join(f"{summary[rule][head]:14.1f}" for head in heads) for rule in names]
-        lines += [f"{ORACLE}: '{self.rules[0]}', told which sensors are broken", "", "one sensor broken, mean over which one"]
+        lines += [
+            rule.ljust(12) + "".join(f"{summary[rule][head]:14.1f}" for head in heads) for rule in names
+        ]
+        lines += [
+            f"{ORACLE}: '{self.rules[0]}', told which sensors are broken",
+            "",
+            "one sensor broken, mean over which one",
+        ]
         lines += ["fault".ljust(14) + "".join(rule.rjust(11) for rule in names)]
         for severity, faults in self.by_fault().items():
-            lines += [f"{fault} {severity}".ljust(14) + "".join(f"{row[rule]:11.1f}" for rule in names) for fault, row in faults.items()]
+            lines += [
+                f"{fault} {severity}".ljust(14) + "".join(f"{row[rule]:11.1f}" for rule in names)
+                for fault, row in faults.items()
+            ]
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def evaluate_failures(
-    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]], rules: Mapping[str, Callable[[dict[str, Tensor]], Tensor]],
-    dataset: PreparedDataset, *, faults: Sequence[str] = FAULTS, pairs: bool = True, indices: Sequence[int] | None = None,
-    batch_size: int = 8, device: torch.device | str = "cpu", seed: int = 0, workers: int = 0, progress: bool = False,
-) -> FailureScores:  # fmt: skip
+    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    rules: Mapping[str, Callable[[dict[str, Tensor]], Tensor]],
+    dataset: PreparedDataset,
+    *,
+    faults: Sequence[str] = FAULTS,
+    pairs: bool = True,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    workers: int = 0,
+    progress: bool = False,
+) -> FailureScores:
     """Score ``rules`` while each sensor, then each pair of sensors, suffers each fault, mild and gross.
 
     Both sensors of a pair suffer the same kind of fault. For "other", each shows a scene of its own.
 
     Args:
-        encode: images name -> (V, C, H, W) to one encoding per name, as for ``evaluate_subsets``; the caller sets eval mode.
-        rules: name -> function of the encodings that gives logits (V, K, h, w): ``mmlib.evaluation.fusion.FUSIONS``, or some of
-            it; a network that is no such fusion: ``encode=lambda images: images, rules={"network": network}``. The first rule
-            also scores the sound sensors alone ("oracle"), so put "mean" first.
+        encode: images name -> (V, C, H, W) to one encoding per name, as for ``evaluate_subsets``; the caller
+            sets eval mode.
+        rules: name -> function of the encodings that gives logits (V, K, h, w):
+            ``mmlib.evaluation.fusion.FUSIONS``, or some of it; a network that is no such fusion:
+            ``encode=lambda images: images, rules={"network": network}``. The first rule also scores the sound
+            sensors alone ("oracle"), so put "mean" first.
         pairs: whether to break pairs too; needs three sensors or more.
         indices: which samples to score; None = all. "other" draws from the whole split in any case.
         batch_size: images per sensor that are encoded at a time.
@@ -134,13 +178,18 @@ def evaluate_failures(
     Every result is a function of the arguments alone: noise depends on ``seed``, the sample and the sensor.
 
     Raises:
-        ValueError: no labels, no rule, one sensor only, an unknown fault, or "other" where the split has a single sample.
+        ValueError: no labels, no rule, one sensor only, an unknown fault, or "other" where the split has a
+            single sample.
     """
     names, classes, size = list(dataset.modalities), dataset.description.classes, len(dataset)
     _check(dataset, rules, faults)
     indices = range(size) if indices is None else list(indices)
     scores = FailureScores(dataset.modalities, classes, list(rules), list(faults), len(indices))
-    sets = [pair for count in ((1, 2) if pairs and len(names) > 2 else (1,)) for pair in combinations(names, count)]
+    sets = [
+        pair
+        for count in ((1, 2) if pairs and len(names) > 2 else (1,))
+        for pair in combinations(names, count)
+    ]
     variants = [(fault, severity) for fault in faults for severity in SEVERITIES]
 
     def add(rule: str, fault: str, severity: str, broken: Sequence[str], counts: Tensor) -> None:
@@ -150,7 +199,10 @@ def evaluate_failures(
     loader = DataLoader(_Variants(dataset, variants, seed), None, sampler=indices, num_workers=workers)
     for images, label in tqdm(loader, "failures", disable=not progress, leave=False):
         label = label.to(device)
-        parts = [{n: image[v : v + batch_size].to(device) for n, image in images.items()} for v in range(0, len(variants) + 1, batch_size)]
+        parts = [
+            {n: image[v : v + batch_size].to(device) for n, image in images.items()}
+            for v in range(0, len(variants) + 1, batch_size)
+        ]
         encoded = [encode(part) for part in parts]
         encodings = {name: torch.cat([part[name] for part in encoded]) for name in names}
         clean = {name: encoding[:1] for name, encoding in encodings.items()}
@@ -162,14 +214,21 @@ def evaluate_failures(
             add(ORACLE, REMOVED, "", broken, _counts(rules[scores.rules[0]], sound, label, len(classes))[0])
             for v in range(1, len(variants) + 1, batch_size):
                 chunk = slice(v, min(v + batch_size, len(variants) + 1))
-                inputs = {n: encodings[n][chunk] if n in broken else clean[n].expand(chunk.stop - v, -1, -1, -1) for n in names}
+                inputs = {
+                    n: encodings[n][chunk] if n in broken else clean[n].expand(chunk.stop - v, -1, -1, -1)
+                    for n in names
+                }
                 for rule in rules:
-                    for (fault, severity), counts in zip(variants[v - 1 :], _counts(rules[rule], inputs, label, len(classes))):
+                    for (fault, severity), counts in zip(
+                        variants[v - 1 :], _counts(rules[rule], inputs, label, len(classes))
+                    ):
                         add(rule, fault, severity, broken, counts)
     return scores
 
 
-def _counts(fuse: Callable[[dict[str, Tensor]], Tensor], encodings: dict[str, Tensor], label: Tensor, classes: int) -> list[Tensor]:
+def _counts(
+    fuse: Callable[[dict[str, Tensor]], Tensor], encodings: dict[str, Tensor], label: Tensor, classes: int
+) -> list[Tensor]:
     """One confusion matrix for each of the V predictions of one label (H, W)."""
     return [confusion_matrix(one, label, classes) for one in predicted(fuse(encodings), label.shape, classes)]
 
@@ -178,9 +237,13 @@ def _check(dataset: PreparedDataset, rules: Mapping, faults: Sequence[str]) -> N
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
     if not rules or ORACLE in rules:
-        raise ValueError(f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}: {{'mean': FUSIONS['mean']}}")
+        raise ValueError(
+            f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}: {{'mean': FUSIONS['mean']}}"
+        )
     if len(dataset.modalities) < 2:
-        raise ValueError(f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. Use two or more")
+        raise ValueError(
+            f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. Use two or more"
+        )
     if unknown := set(faults) - set(FAULTS):
         raise ValueError(f"unknown fault {', '.join(sorted(unknown))}; expected some of {', '.join(FAULTS)}")
     if not faults:
@@ -192,7 +255,9 @@ def _check(dataset: PreparedDataset, rules: Mapping, faults: Sequence[str]) -> N
 
 
 class _Variants(torch.utils.data.Dataset):
-    """Sample -> (images name -> (1 + V, C, H, W) in network space: sound, then as each of V (fault, severity); label (H, W))."""
+    """Sample -> (images name -> (1 + V, C, H, W) in network space: sound, then as each of V (fault,
+    severity); label (H, W)).
+    """
 
     def __init__(self, dataset: PreparedDataset, variants: list[tuple[str, str]], seed: int):
         self.dataset, self.variants, self.seed = dataset, variants, seed
@@ -210,6 +275,9 @@ class _Variants(torch.utils.data.Dataset):
                 away = 1 + (len(self) // 2 + m - 1) % (len(self) - 1)
                 other = self.dataset.physical((index + away) % len(self))[0][name]
             seed = derived_seed(self.seed, self.dataset.rows[index]["id"])
-            broken = [faulty(images[name], modality, fault, severity, other, seed) for fault, severity in self.variants]
+            broken = [
+                faulty(images[name], modality, fault, severity, other, seed)
+                for fault, severity in self.variants
+            ]
             stacks[name] = torch.stack([modality.to_network(image) for image in (images[name], *broken)])
         return stacks, label

@@ -1,16 +1,19 @@
-"""Rules that fuse the predictions of several sensors at inference. None of them has a parameter that is trained.
+"""Rules that fuse the predictions of several sensors at inference. None of them has a parameter that is
+trained.
 
-Every rule is a weighted sum of the sensors' logits (Eq. 5 has the weights 1/n); they differ in where the weights come from.
+Every rule is a weighted sum of the sensors' logits (Eq. 5 has the weights 1/n); they differ in where the
+weights come from.
 
 * ``mean``: 1/n each, the paper's rule.
-* ``total``: 1 each. The argmax is that of the mean, the softmax is sharper: the product of the sensors' likelihoods.
-* ``agreement``: softmax over the sensors of −τ · KL(p_i ‖ p_others), where p_others is the prediction of the mean logits of all
-  other sensors: a sensor that contradicts what the rest agrees on counts for little. One weight per image. It takes three
-  sensors to have a majority; with fewer it is the mean.
-* ``selection``: the ⌈n/2⌉ sensors closest to the mean prediction, 1/⌈n/2⌉ each, in the manner of methods that rank sensors by
-  their similarity to the fused whole.
-* ``entropy``: proportional to exp(−H) at every pixel, H the entropy of the sensor's prediction. It trusts whoever is sure of
-  itself, and a broken sensor can be that: kept as the tempting idea that does not work.
+* ``total``: 1 each. The argmax is that of the mean, the softmax is sharper: the product of the sensors'
+    likelihoods.
+* ``agreement``: softmax over the sensors of −τ · KL(p_i ‖ p_others), where p_others is the prediction of the
+  mean logits of all other sensors: a sensor that contradicts what the rest agrees on counts for little. One
+  weight per image. It takes three sensors to have a majority; with fewer it is the mean.
+* ``selection``: the ⌈n/2⌉ sensors closest to the mean prediction, 1/⌈n/2⌉ each, in the manner of methods that
+  rank sensors by their similarity to the fused whole.
+* ``entropy``: proportional to exp(−H) at every pixel, H the entropy of the sensor's prediction. It trusts
+  whoever is sure of itself, and a broken sensor can be that: kept as the tempting idea that does not work.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ def stacked(logits: Mapping[str, Tensor]) -> Tensor:
 
 
 def disagreement(stack: Tensor) -> Tensor:
-    """(n, B, K, h, w) logits -> (n, B): KL(p_i ‖ p_others), the mean over pixels, in nats; p_others leaves sensor i out.
+    """(n, B, K, h, w) logits -> (n, B): KL(p_i ‖ p_others), the mean over pixels, in nats; p_others leaves
+    sensor i out.
 
     Raises:
         ValueError: fewer than two sensors: there are no others.
@@ -49,7 +53,8 @@ def disagreement(stack: Tensor) -> Tensor:
     count = len(stack)
     if count < 2:
         raise ValueError("one sensor has no others to agree with; pass two or more")
-    # Summed afresh for each sensor. Taking a loud sensor's logits out of a sum that holds them would cancel the quiet ones.
+    # Summed afresh for each sensor. Taking a loud sensor's logits out of a sum that holds them would cancel
+    # the quiet ones.
     leave_out = (1 - torch.eye(count, device=stack.device)) / (count - 1)
     own, others = stack.log_softmax(2), torch.einsum("ij,jbkhw->ibkhw", leave_out, stack).log_softmax(2)
     return (own.exp() * (own - others)).sum(2).mean((-2, -1))
@@ -85,7 +90,8 @@ def _constant(stack: Tensor, share: float) -> Tensor:
     return torch.full((*stack.shape[:2], 1, 1), share, device=stack.device)
 
 
-# Rule -> function of the stacked logits (n, B, K, h, w) that gives the weights (n, B, 1, 1) or, pixel by pixel, (n, B, h, w).
+# Rule -> function of the stacked logits (n, B, K, h, w) that gives the weights (n, B, 1, 1) or, pixel by
+# pixel, (n, B, h, w).
 RULES = {
     "mean": lambda stack: _constant(stack, 1 / len(stack)),
     "total": lambda stack: _constant(stack, 1.0),
@@ -107,14 +113,17 @@ def _shares(logits: Mapping[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
             "its images, leave the sensor out, or use 'agreement', which leaves it out by itself"
         )
     if not finite.any(0).all():
-        raise ValueError(f"image {int((~finite.any(0)).nonzero()[0])} of the batch: no sensor of {', '.join(logits)} has finite logits")
+        raise ValueError(
+            f"image {int((~finite.any(0)).nonzero()[0])} of the batch: no sensor of {', '.join(logits)} has finite logits"
+        )
     return stack, RULES[rule](stack)
 
 
 def weights(logits: Mapping[str, Tensor], rule: str = "mean") -> Tensor:
     """Sensor name -> (B, K, h, w) logits, to the weight (n, B) that each sensor has in each image.
 
-    They sum to 1 over the sensors, except those of "total", which are 1 each. For "entropy", the mean over pixels.
+    They sum to 1 over the sensors, except those of "total", which are 1 each. For "entropy", the mean over
+    pixels.
 
     Raises:
         ValueError: as ``fuse``.
@@ -126,13 +135,15 @@ def fuse(logits: Mapping[str, Tensor], rule: str = "mean") -> Tensor:
     """Sensor name -> (B, K, h, w) logits, to fused logits (B, K, h, w), float32.
 
     Raises:
-        ValueError: unknown rule, no sensor, shapes that differ, or logits that are not finite. The agreement rule alone leaves
-            such a sensor out of that image (its weight is 0), as long as another one remains.
+        ValueError: unknown rule, no sensor, shapes that differ, or logits that are not finite. The agreement
+            rule alone leaves such a sensor out of that image (its weight is 0), as long as another one
+            remains.
     """
     stack, share = _shares(logits, rule)
     share = share[:, :, None]
     return (torch.where(share > 0, stack, 0.0) * share).sum(0)
 
 
-# Rule -> function of the logits alone, for ``evaluate_subsets(fuse=...)`` and ``evaluate_failures(rules=...)``.
+# Rule -> function of the logits alone, for ``evaluate_subsets(fuse=...)`` and
+# ``evaluate_failures(rules=...)``.
 FUSIONS = {rule: partial(fuse, rule=rule) for rule in RULES}

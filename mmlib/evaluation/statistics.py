@@ -1,4 +1,6 @@
-"""Means with their spread, and how numbers are written down. A difference smaller than its spread is called that."""
+"""Means with their spread, and how numbers are written down. A difference smaller than its spread is called
+that.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.sd:.1f} (n={self.n})" if self.n > 1 else f"{self.mean:.1f} (n=1, no spread)"
+        return (
+            f"{self.mean:.1f} ± {self.sd:.1f} (n={self.n})"
+            if self.n > 1
+            else f"{self.mean:.1f} (n=1, no spread)"
+        )
 
     @property
     def clear(self) -> bool:

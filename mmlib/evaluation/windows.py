@@ -1,8 +1,10 @@
-"""Sliding windows: any ``encode`` run on overlapping pieces of an image, its logits blended into those of the whole image.
+"""Sliding windows: any ``encode`` run on overlapping pieces of an image, its logits blended into those of the
+whole image.
 
-A network trained on crops of 1024 pixels is run on windows of 1024, whatever the size of the image. What is blended are the logits at
-the head's resolution (every 4th pixel, say), not their upsampled copies: it takes 16 times less memory, upsampling then knows no window
-borders, and the result has the very shape that ``encode`` gives for the whole image, so that fusion and scoring need not know.
+A network trained on crops of 1024 pixels is run on windows of 1024, whatever the size of the image. What is
+blended are the logits at the head's resolution (every 4th pixel, say), not their upsampled copies: it takes
+16 times less memory, upsampling then knows no window borders, and the result has the very shape that
+``encode`` gives for the whole image, so that fusion and scoring need not know.
 """
 
 from __future__ import annotations
@@ -18,21 +20,27 @@ ALIGN = 32  # the coarsest stride of our encoders
 
 
 def positions(length: int, window: int, stride: int = 0, align: int = ALIGN) -> list[int]:
-    """Where windows start along one side of an image: 0 to the first multiple of ``align`` from which the end is reached, spread evenly.
+    """Where windows start along one side of an image: 0 to the first multiple of ``align`` from which the end
+    is reached, spread evenly.
 
     Args:
         length, window: pixels. An image no longer than the window is one piece.
         stride: largest step; 0 = two thirds of the window. Rounded down to a multiple of ``align``.
 
     Raises:
-        ValueError: a window that is no positive multiple of ``align``, or a stride outside ``align`` … window.
+        ValueError: a window that is no positive multiple of ``align``, or a stride outside ``align`` …
+            window.
     """
     if window < align or window % align:
         nearest = max(align, round(window / align) * align)
-        raise ValueError(f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid; give {nearest}")
+        raise ValueError(
+            f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid; give {nearest}"
+        )
     stride = stride or max(align, 2 * window // 3)
     if not align <= stride <= window:
-        raise ValueError(f"--stride {stride}: expected {align} to {window}; a larger step would leave pixels out")
+        raise ValueError(
+            f"--stride {stride}: expected {align} to {window}; a larger step would leave pixels out"
+        )
     if length <= window:
         return [0]
     last = -(-(length - window) // align)
@@ -47,27 +55,34 @@ def _tent(cells: int, device) -> Tensor:
 
 
 def sliding(
-    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]], window: tuple[int, int], stride: tuple[int, int] = (0, 0),
-    batch_size: int = 4, align: int = ALIGN,
-) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:  # fmt: skip
+    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    window: tuple[int, int],
+    stride: tuple[int, int] = (0, 0),
+    batch_size: int = 4,
+    align: int = ALIGN,
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """``encode`` on overlapping windows: a function of the same kind, for images of any size.
 
-    Logits are averaged with weights that fall linearly from a window's centre to its edges. A pixel at an edge lacks its surroundings on
-    one side, and a window that fades out leaves no seam where it ends; equal weights do. They need no parameter, and along a side
-    with one window they cancel. A window that reaches over the end of the image sees the training mean there, as a
-    convolution's padding does.
+    Logits are averaged with weights that fall linearly from a window's centre to its edges. A pixel at an
+    edge lacks its surroundings on one side, and a window that fades out leaves no seam where it ends; equal
+    weights do. They need no parameter, and along a side with one window they cancel. A window that reaches
+    over the end of the image sees the training mean there, as a convolution's padding does.
 
-    Memory: one float32 map (B, K, ⌈H/s⌉, ⌈W/s⌉) a modality, s the head's stride, and the activations of ``batch_size`` windows.
+    Memory: one float32 map (B, K, ⌈H/s⌉, ⌈W/s⌉) a modality, s the head's stride, and the activations of
+    ``batch_size`` windows.
 
     Args:
-        encode: images name -> (B, C, H, W) to logits name -> (B, K, ⌈H/s⌉, ⌈W/s⌉), for an s that divides ``align``; also one that
-            returns fused logits under one name.
-        window, stride: (height, width) in pixels; see ``positions``. Images no larger than the window go through ``encode`` whole.
+        encode: images name -> (B, C, H, W) to logits name -> (B, K, ⌈H/s⌉, ⌈W/s⌉), for an s that divides
+            ``align``; also one that returns fused logits under one name.
+        window, stride: (height, width) in pixels; see ``positions``. Images no larger than the window go
+            through ``encode`` whole.
         batch_size: windows at a time.
-        align: windows start at its multiples, so that the network's grids on every scale are those of the whole image.
+        align: windows start at its multiples, so that the network's grids on every scale are those of the
+            whole image.
 
     Raises:
-        ValueError: a window or stride that does not fit; logits of a window that are no grid of a whole stride.
+        ValueError: a window or stride that does not fit; logits of a window that are no grid of a whole
+            stride.
     """
     for extent, step in zip(window, stride):
         positions(1, extent, step, align)  # complains at once, not at the first image
@@ -84,17 +99,24 @@ def sliding(
         pieces = list(product(range(batch), *starts))
         blended: dict[str, Tensor] = {}
         for chunk in (pieces[i : i + batch_size] for i in range(0, len(pieces), batch_size)):
-            cut = {n: torch.stack([image[b, :, y : y + extent[0], x : x + extent[1]] for b, y, x in chunk]) for n, image in padded.items()}
+            cut = {
+                n: torch.stack([image[b, :, y : y + extent[0], x : x + extent[1]] for b, y, x in chunk])
+                for n, image in padded.items()
+            }
             for name, logits in encode(cut).items():
                 cells = tuple(logits.shape[-2:])
                 if any(start * n % side for begin, side, n in zip(starts, extent, cells) for start in begin):
-                    raise ValueError(f"{name}: logits of {cells} for a window of {extent}; expected a stride that divides {align}")
+                    raise ValueError(
+                        f"{name}: logits of {cells} for a window of {extent}; expected a stride that divides {align}"
+                    )
                 if name not in blended:  # the last plane sums the weights
                     grid = [begin[-1] * n // side + n for begin, side, n in zip(starts, extent, cells)]
                     blended[name] = torch.zeros((batch, logits.shape[1] + 1, *grid), device=logits.device)
                 weight = _tent(cells[0], logits.device)[:, None] * _tent(cells[1], logits.device)
                 for (b, *corner), piece in zip(chunk, logits.float()):
-                    rows, columns = (slice(c * n // side, c * n // side + n) for c, n, side in zip(corner, cells, extent))
+                    rows, columns = (
+                        slice(c * n // side, c * n // side + n) for c, n, side in zip(corner, cells, extent)
+                    )
                     blended[name][b, :-1, rows, columns] += weight * piece
                     blended[name][b, -1, rows, columns] += weight
         height, width = (-(-length * n // side) for length, n, side in zip(size, cells, extent))

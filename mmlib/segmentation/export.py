@@ -1,8 +1,10 @@
-"""A trained segmenter as one ONNX graph that knows its sensors: physical images in, fused logits out, any sensor may be absent.
+"""A trained segmenter as one ONNX graph that knows its sensors: physical images in, fused logits out, any
+sensor may be absent.
 
-The graph's inputs are each sensor's image in physical units (B, C, H, W), under the sensor's name, and ``present`` (M,), 1 for a sensor
-that is there and 0 for one that is not, in the order of the network's modalities. Fusion is a mean, so masking the absent logits gives
-exactly the prediction from the rest. A graph cannot leave a branch out, though: an absent sensor costs as much time as a present one.
+The graph's inputs are each sensor's image in physical units (B, C, H, W), under the sensor's name, and
+``present`` (M,), 1 for a sensor that is there and 0 for one that is not, in the order of the network's
+modalities. Fusion is a mean, so masking the absent logits gives exactly the prediction from the rest. A graph
+cannot leave a branch out, though: an absent sensor costs as much time as a present one.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ class ExportConfig:
 
 
 class PhysicalSegmenter(nn.Module):
-    """What the graph computes: (physical images by name, present (M,)) -> fused logits (B, K, H, W) float32, class ids (B, H, W) uint8.
+    """What the graph computes: (physical images by name, present (M,)) -> fused logits (B, K, H, W) float32,
+    class ids (B, H, W) uint8.
 
-    Sensors meet nowhere before the sum, and an absent one's logits are replaced there, not multiplied by 0: not even its NaN gets
-    through. With no sensor present the fused logits are NaN. All images must have one size; a graph does not ask.
+    Sensors meet nowhere before the sum, and an absent one's logits are replaced there, not multiplied by 0:
+    not even its NaN gets through. With no sensor present the fused logits are NaN. All images must have one
+    size; a graph does not ask.
     """
 
     def __init__(self, network: Segmenter):
@@ -51,10 +55,18 @@ class PhysicalSegmenter(nn.Module):
 
     def forward(self, images: dict[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         network, there = self.network, present > 0.5
-        stems = [network._stem(name, modality.to_network(images[name])) for name, modality in network.modalities.items()]
+        stems = [
+            network._stem(name, modality.to_network(images[name]))
+            for name, modality in network.modalities.items()
+        ]
         logits = network.head(network.encoder(torch.cat(stems))).unflatten(0, (len(stems), -1))
-        fused = torch.where(there[:, None, None, None, None], logits, torch.zeros_like(logits)).sum(0) / there.sum()
-        fused = F.interpolate(fused, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False)
+        fused = (
+            torch.where(there[:, None, None, None, None], logits, torch.zeros_like(logits)).sum(0)
+            / there.sum()
+        )
+        fused = F.interpolate(
+            fused, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False
+        )
         return fused, fused.argmax(1).to(torch.uint8)
 
 
@@ -62,21 +74,26 @@ def export(config: ExportConfig) -> dict:
     """Write ``config.out`` if, and only if, onnxruntime computes what torch does; returns what was found.
 
     Returns:
-        {"difference": largest absolute difference of a logit, "logit": largest absolute logit, "tolerance": what was allowed, "subsets":
-        how many were compared, "opset", "megabytes"}.
+        {"difference": largest absolute difference of a logit, "logit": largest absolute logit, "tolerance":
+        what was allowed, "subsets": how many were compared, "opset", "megabytes"}.
 
     Raises:
-        ValueError: the extra ``export`` is not installed, fusion is not a mean, the exporter refuses, or the results differ.
+        ValueError: the extra ``export`` is not installed, fusion is not a mean, the exporter refuses, or the
+            results differ.
     """
     for module in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f'ONNX export needs the package {module} ({error}); run: pip install -e ".[export]"') from error
+            raise ValueError(
+                f'ONNX export needs the package {module} ({error}); run: pip install -e ".[export]"'
+            ) from error
     limit_threads()
     network = load_segmenter(config.checkpoint)
     if network.config.fusion != "mean":
-        raise ValueError(f"{config.checkpoint}: its fusion is {network.config.fusion}; only the mean can mask absent sensors in one graph")
+        raise ValueError(
+            f"{config.checkpoint}: its fusion is {network.config.fusion}; only the mean can mask absent sensors in one graph"
+        )
     if any(config.size) and min(config.size) < network.encoder.smallest:
         raise ValueError(
             f"--size {config.size[0]} {config.size[1]}: {network.config.encoder} needs {network.encoder.smallest} or more a side"
@@ -91,10 +108,15 @@ def export(config: ExportConfig) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, (_images(network, 2, size), torch.ones(len(network.modalities))), dynamo=True, opset_version=config.opset or None,
-                input_names=[*network.modalities, "present"], output_names=["logits", "ids"], verbose=False,
+                model,
+                (_images(network, 2, size), torch.ones(len(network.modalities))),
+                dynamo=True,
+                opset_version=config.opset or None,
+                input_names=[*network.modalities, "present"],
+                output_names=["logits", "ids"],
+                verbose=False,
                 dynamic_shapes=({name: free for name in network.modalities}, None),
-            )  # fmt: skip
+            )
     except Exception as error:  # the exporter has many kinds of its own
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
@@ -109,11 +131,16 @@ def export(config: ExportConfig) -> dict:
                 f"{config.out}: onnxruntime differs from torch by {found['difference']:.2g} of logits up to {found['logit']:.2g}, by more "
                 f"than {found['tolerance']:.2g}; nothing was written. Try another --opset"
             )
-    return found | {"opset": program.model.opset_imports[""], "megabytes": Path(config.out).stat().st_size / 1e6}
+    return found | {
+        "opset": program.model.opset_imports[""],
+        "megabytes": Path(config.out).stat().st_size / 1e6,
+    }
 
 
 def compare(path: str | Path, network: Segmenter, sizes: list[tuple[int, int]]) -> dict[str, float]:
-    """onnxruntime on the file at ``path`` against ``network``: each sensor alone, a pair, all; one and two images; absent = NaN."""
+    """onnxruntime on the file at ``path`` against ``network``: each sensor alone, a pair, all; one and two
+    images; absent = NaN.
+    """
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
@@ -127,29 +154,46 @@ def compare(path: str | Path, network: Segmenter, sizes: list[tuple[int, int]]) 
         for batch, size in zip((2, 1), sizes * 2):
             images = _images(network, batch, size)
             with torch.no_grad():
-                expected = network({name: network.modalities[name].to_network(images[name]) for name in subset})
+                expected = network(
+                    {name: network.modalities[name].to_network(images[name]) for name in subset}
+                )
             given = {name: image if name in subset else image * torch.nan for name, image in images.items()}
             present = torch.tensor([float(name in subset) for name in names])
-            found = session.run(["logits"], {name: value.numpy() for name, value in (given | {"present": present}).items()})[0]
+            found = session.run(
+                ["logits"], {name: value.numpy() for name, value in (given | {"present": present}).items()}
+            )[0]
             gap = (torch.from_numpy(found) - expected).abs().max()
             worst = max(worst, float(gap.nan_to_num(torch.inf)))  # max(…, nan) would keep the number
             largest = max(largest, float(expected.abs().max()))
-    return {"difference": worst, "logit": largest, "tolerance": TOLERANCE * max(1.0, largest), "subsets": len(chosen)}
+    return {
+        "difference": worst,
+        "logit": largest,
+        "tolerance": TOLERANCE * max(1.0, largest),
+        "subsets": len(chosen),
+    }
 
 
 def _images(network: Segmenter, batch: int, size: tuple[int, int]) -> dict[str, Tensor]:
     """Random physical images in each sensor's usual range."""
-    return {n: m.low + (m.high - m.low) * torch.rand(batch, m.channels, *size) for n, m in network.modalities.items()}
+    return {
+        n: m.low + (m.high - m.low) * torch.rand(batch, m.channels, *size)
+        for n, m in network.modalities.items()
+    }
 
 
 def _metadata(network: Segmenter) -> dict[str, str]:
     """JSON texts that travel in the model: what ids, inputs and ``present`` mean."""
     keys = ("name", "symbol", "channels", "unit", "low", "high", "channel_names", "dtype", "scale", "offset")
     values = {
-        "classes": network.classes, "palette": network.palette, "present": list(network.modalities),
-        "modalities": [{key: value for key, value in m.to_dict().items() if key in keys} for m in network.modalities.values()],
+        "classes": network.classes,
+        "palette": network.palette,
+        "present": list(network.modalities),
+        "modalities": [
+            {key: value for key, value in m.to_dict().items() if key in keys}
+            for m in network.modalities.values()
+        ],
         "note": "inputs: physical values = stored * scale + offset, (B, C, H, W); the graph normalises. present: 1 = the sensor is there",
-    }  # fmt: skip
+    }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
 

@@ -1,21 +1,26 @@
-"""Functional Fisher information of a segmenter, per modality and sample, in every reading of the paper's Eq. 4, 6 and 7.
+"""Functional Fisher information of a segmenter, per modality and sample, in every reading of the paper's Eq.
+4, 6 and 7.
 
-Everything here is scale-free: with f a mean over N pixels, information is σ² · N · ‖∇f‖² / f, which does not change when an
-image is tiled, a modality is given in other units together with its noise, or a batch grows. All of it runs in float32 (or
-float64), also under autocast.
+Everything here is scale-free: with f a mean over N pixels, information is σ² · N · ‖∇f‖² / f, which does not
+change when an image is tiled, a modality is given in other units together with its noise, or a batch grows.
+All of it runs in float32 (or float64), also under autocast.
 
-Input readings (differentiate the network with respect to its images, perturbed by Gaussian noise of standard deviation σ):
+Input readings (differentiate the network with respect to its images, perturbed by Gaussian noise of standard
+deviation σ):
 
 ``input``        f = CE(p(z), label): Eq. 6 as printed, and the form that the log-Sobolev inequality backs.
 ``consistency``  f_i = CE(p(z_i alone), p(x)): Eq. 4, one modality against the fused prediction.
-``gat``          Gat et al. 2020 as their code has it: all inputs perturbed by the spread of the batch, no normalisation.
+``gat``          Gat et al. 2020 as their code has it: all inputs perturbed by the spread of the batch, no
+normalisation.
 
 Readings in closed form (softmax arithmetic on what the step has computed anyway):
 
 ``unimodal-logit``  f_i = CE(p_i, label), differentiated by modality i's own logits.
-``fused-logit``     f = CE(p, label), differentiated by each modality's logits: the same number for all of them under mean fusion.
+``fused-logit``     f = CE(p, label), differentiated by each modality's logits: the same number for all of
+them under mean fusion.
 
-Readings of Eq. 7 on features: ``kl`` and ``ce`` against the modalities' mean (closed form), ``decoder`` through the head.
+Readings of Eq. 7 on features: ``kl`` and ``ce`` against the modalities' mean (closed form), ``decoder``
+through the head.
 """
 
 from __future__ import annotations
@@ -33,15 +38,17 @@ from ..data.prepared import PreparedDataset, collate
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
 
-EPS = 1e-6  # added to f before dividing: a sample that is fitted perfectly has no information, not an infinite one
+# added to f before dividing: a sample that is fitted perfectly has no information, not an infinite one
+EPS = 1e-6
 
 
 @contextmanager
 def exact(device: torch.device, network=None):
-    """Full precision, and attention by plain matrix products: fused attention kernels have no second derivative.
+    """Full precision, and attention by plain matrix products: fused attention kernels have no second
+    derivative.
 
-    Activations of ``network`` are kept, not recomputed: recomputation would happen in the caller's backward pass, outside of
-    this context and so by another attention kernel.
+    Activations of ``network`` are kept, not recomputed: recomputation would happen in the caller's backward
+    pass, outside of this context and so by another attention kernel.
     """
     modules = network.modules() if isinstance(network, torch.nn.Module) else ()
     checkpointed = [module for module in modules if getattr(module, "grad_checkpointing", False)]
@@ -68,12 +75,17 @@ def mean_cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         pixels = torch.full_like(logits[:, 0, 0, 0], label[0, 0].numel())
         return F.cross_entropy(logits, label, reduction="none").flatten(1).mean(1), pixels
     pixels = (label != IGNORE_INDEX).flatten(1).sum(1).to(logits.dtype)
-    return F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(1) / pixels.clamp_min(1), pixels
+    return F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(
+        1
+    ) / pixels.clamp_min(1), pixels
 
 
 def _information(energy: Tensor, f: Tensor, pixels: Tensor, variance: bool) -> Tensor:
-    """energy / f, NaN where there is no labelled pixel; ``variance``: not divided by f (Poincaré's bound on the variance)."""
-    # ``where`` after the division: a NaN inside the arithmetic would reach the gradients even where its result is not used.
+    """energy / f, NaN where there is no labelled pixel; ``variance``: not divided by f (Poincaré's bound on
+    the variance).
+    """
+    # ``where`` after the division: a NaN inside the arithmetic would reach the gradients even where its
+    # result is not used.
     return torch.where(pixels > 0, energy if variance else energy / (f + EPS), torch.nan)
 
 
@@ -89,22 +101,33 @@ def noisy(images: Mapping[str, Tensor], sigma: float, seed: int) -> dict[str, Te
 
 
 def alone(network: Callable, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each modality's own logits: in one pass where the network offers it (``modality_logits``), else one pass each."""
+    """Each modality's own logits: in one pass where the network offers it (``modality_logits``), else one
+    pass each.
+    """
     if hasattr(network, "modality_logits"):
         return network.modality_logits(dict(images))
     return {name: network({name: image}) for name, image in images.items()}
 
 
 def input_information(
-    network: Callable, images: Mapping[str, Tensor], label: Tensor, *, sigma: float = 0.1, seed: int = 0,
-    reading: str = "input", variance: bool = False, create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Information of each modality at its input, one noise sample per image (the integral's Monte-Carlo estimate).
+    network: Callable,
+    images: Mapping[str, Tensor],
+    label: Tensor,
+    *,
+    sigma: float = 0.1,
+    seed: int = 0,
+    reading: str = "input",
+    variance: bool = False,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Information of each modality at its input, one noise sample per image (the integral's Monte-Carlo
+    estimate).
 
     Args:
-        network: name -> (B, C, H, W) images to (B, K, h, w) logits; not wrapped in DDP. Its samples must not mix (no BatchNorm
-            in training mode), or the gradient of one sample holds shares of the others.
-        images: in the network's space, where each modality has about unit spread: σ then is a share of that spread.
+        network: name -> (B, C, H, W) images to (B, K, h, w) logits; not wrapped in DDP. Its samples must not
+            mix (no BatchNorm in training mode), or the gradient of one sample holds shares of the others.
+        images: in the network's space, where each modality has about unit spread: σ then is a share of that
+            spread.
         reading: "input" (Eq. 6) or "consistency" (Eq. 4).
         variance: ‖∇f‖² instead of ‖∇f‖²/f, the Poincaré form.
         create_graph: so that the result can be differentiated (second order); otherwise it is detached.
@@ -113,7 +136,9 @@ def input_information(
         (information (M, B) in the order of ``images``, f (B,)); NaN where a sample has no labelled pixel.
     """
     if not sigma > 0:
-        raise ValueError(f"sigma {sigma}; the information of a measure without spread is zero: give a standard deviation above 0")
+        raise ValueError(
+            f"sigma {sigma}; the information of a measure without spread is zero: give a standard deviation above 0"
+        )
     with torch.enable_grad(), exact(label.device, network):
         z = noisy(images, sigma, seed)
         if reading == "input":
@@ -122,7 +147,9 @@ def input_information(
             total = f.sum()
         else:
             with torch.no_grad():
-                target = network({name: image.detach().to(z[name].dtype) for name, image in images.items()}).softmax(1)
+                target = network(
+                    {name: image.detach().to(z[name].dtype) for name, image in images.items()}
+                ).softmax(1)
             found = {name: mean_cross_entropy(logits, target) for name, logits in alone(network, z).items()}
             per_modality = {name: f for name, (f, _) in found.items()}
             pixels = next(iter(found.values()))[1]
@@ -130,18 +157,27 @@ def input_information(
             total = sum(value.sum() for value in per_modality.values())
         gradients = torch.autograd.grad(total, list(z.values()), create_graph=create_graph)
         energy = [sigma**2 * pixels * g.flatten(1).square().sum(1) for g in gradients]
-        values = torch.stack([_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)])
+        values = torch.stack(
+            [_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)]
+        )
         return (values, f) if create_graph else (values.detach(), f.detach())
 
 
 def gat_information(
-    network: Callable, images: Mapping[str, Tensor], *, seed: int = 0, variance: bool = False, create_graph: bool = False
+    network: Callable,
+    images: Mapping[str, Tensor],
+    *,
+    seed: int = 0,
+    variance: bool = False,
+    create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Gat et al.'s information as their public code computes it, with one noise sample, and softmax for their multi-label sigmoid.
+    """Gat et al.'s information as their public code computes it, with one noise sample, and softmax for their
+    multi-label sigmoid.
 
-    All modalities are perturbed at once by ε · (standard deviation over the batch, per coordinate); f is the mean cross-entropy of
-    the perturbed prediction to the clean one, one number for the whole batch; squared gradients are summed over channels, divided
-    by f (``variance``: not) and averaged over pixels and batch. Nothing is normalised: information is about 1e-9, and their λ is 1e-10.
+    All modalities are perturbed at once by ε · (standard deviation over the batch, per coordinate); f is the
+    mean cross-entropy of the perturbed prediction to the clean one, one number for the whole batch; squared
+    gradients are summed over channels, divided by f (``variance``: not) and averaged over pixels and batch.
+    Nothing is normalised: information is about 1e-9, and their λ is 1e-10.
 
     Returns:
         (information (M, 1), f (1,)).
@@ -151,25 +187,36 @@ def gat_information(
     """
     first = next(iter(images.values()))
     if len(first) < 2:
-        raise ValueError("Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch of 2 or more")
+        raise ValueError(
+            "Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch of 2 or more"
+        )
     with torch.enable_grad(), exact(first.device, network):
         z = {}
-        for name, noise in noisy({name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed).items():
+        for name, noise in noisy(
+            {name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed
+        ).items():
             image = images[name].detach().to(noise.dtype)
             z[name] = (image + noise.detach() * image.std(0, keepdim=True)).requires_grad_()
         target = network({name: images[name].detach().to(z[name].dtype) for name in images}).softmax(1)
         f = F.cross_entropy(network(z), target)  # the clean prediction is not detached in their code either
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
-        values, f = torch.stack([g.square().sum(1).mean() / (1 if variance else f) for g in gradients])[:, None], f[None]
+        values, f = (
+            torch.stack([g.square().sum(1).mean() / (1 if variance else f) for g in gradients])[:, None],
+            f[None],
+        )
         return (values, f) if create_graph else (values.detach(), f.detach())
 
 
-def logit_information(logits: Mapping[str, Tensor], label: Tensor, *, fused: bool = False, variance: bool = False) -> tuple[Tensor, Tensor]:
-    """Information of each modality's logits in closed form: mean over pixels of ‖softmax − onehot‖², divided by CE.
+def logit_information(
+    logits: Mapping[str, Tensor], label: Tensor, *, fused: bool = False, variance: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Information of each modality's logits in closed form: mean over pixels of ‖softmax − onehot‖², divided
+    by CE.
 
-    At the logits' own resolution, with the label's nearest pixels: upsampling first would cost as much as the loss itself.
-    ``fused``: f = CE(mean of the logits). Its gradient is (softmax − onehot) / M for every modality, so that it can not tell them
-    apart; offered to show that.
+    At the logits' own resolution, with the label's nearest pixels: upsampling first would cost as much as the
+    loss itself.
+    ``fused``: f = CE(mean of the logits). Its gradient is (softmax − onehot) / M for every modality, so that
+    it can not tell them apart; offered to show that.
 
     Returns:
         (information (M, B), f (M, B)); NaN where a sample has no labelled pixel.
@@ -195,13 +242,16 @@ def logit_information(logits: Mapping[str, Tensor], label: Tensor, *, fused: boo
 def feature_information(
     features: list[Tensor], count: int, *, reading: str = "kl", variance: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Eq. 7 in closed form: channel softmax q_i of modality i's features against that of their mean, which gets no gradient.
+    """Eq. 7 in closed form: channel softmax q_i of modality i's features against that of their mean, which
+    gets no gradient.
 
-    ∂/∂f_i of CE(q_mean, q_i) and of KL(q_mean ‖ q_i) are both q_i − q_mean. CE, the literal reading, does not vanish when the two
-    agree, so that its 1/I pushes modalities away from their mean; KL does, and I tends to 2/C there, which is scaled to 1.
+    ∂/∂f_i of CE(q_mean, q_i) and of KL(q_mean ‖ q_i) are both q_i − q_mean. CE, the literal reading, does not
+    vanish when the two agree, so that its 1/I pushes modalities away from their mean; KL does, and I tends to
+    2/C there, which is scaled to 1.
 
     Args:
-        features: one (M·B, C_j, h_j, w_j) per scale, stacked by modality as ``Segmenter.features`` returns them.
+        features: one (M·B, C_j, h_j, w_j) per scale, stacked by modality as ``Segmenter.features`` returns
+            them.
         count: M.
 
     Returns:
@@ -210,7 +260,9 @@ def feature_information(
     values, losses = [], []
     for feature in features:
         # channels last, where a softmax over them is fastest
-        stacked = _full(feature).flatten(2).transpose(1, 2).unflatten(0, (count, -1)).contiguous()  # (M, B, h w, C)
+        stacked = (
+            _full(feature).flatten(2).transpose(1, 2).unflatten(0, (count, -1)).contiguous()
+        )  # (M, B, h w, C)
         log_q = stacked.log_softmax(3)
         log_mean = stacked.mean(0, keepdim=True).detach().log_softmax(3)
         target = log_mean.exp()
@@ -225,12 +277,19 @@ def feature_information(
 
 
 def decoder_information(
-    decode: Callable[[list[Tensor]], Tensor], features: list[Tensor], label: Tensor, count: int, *, variance: bool = False,
+    decode: Callable[[list[Tensor]], Tensor],
+    features: list[Tensor],
+    label: Tensor,
+    count: int,
+    *,
+    variance: bool = False,
     create_graph: bool = False,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Eq. 7 through the head: f = CE(mean of the decoded features, label), differentiated by each modality's features.
+) -> tuple[list[Tensor], Tensor]:
+    """Eq. 7 through the head: f = CE(mean of the decoded features, label), differentiated by each modality's
+    features.
 
-    σ² is the (constant) variance of that modality's features at that scale, so that shrinking features does not inflate it.
+    σ² is the (constant) variance of that modality's features at that scale, so that shrinking features does
+    not inflate it.
 
     Args:
         decode: list of features (M·B, C_j, h_j, w_j) -> logits (M·B, K, h, w), e.g. ``segmenter.head``.
@@ -239,9 +298,12 @@ def decoder_information(
         (per scale information (M, B), f (B,)); NaN where a sample has no labelled pixel.
     """
     with torch.enable_grad(), exact(label.device):
-        features = [_full(feature) if feature.requires_grad else _full(feature).requires_grad_() for feature in features]
-        # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss through the coarser
-        # ones is not the head's.
+        features = [
+            _full(feature) if feature.requires_grad else _full(feature).requires_grad_()
+            for feature in features
+        ]
+        # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss
+        # through the coarser ones is not the head's.
         features = [feature.view_as(feature) for feature in features]
         f, pixels = mean_cross_entropy(decode(features).unflatten(0, (count, -1)).mean(0), label)
         gradients = torch.autograd.grad(f.sum(), features, create_graph=create_graph)
@@ -254,14 +316,20 @@ def decoder_information(
 
 
 def thinned(value: Tensor, positions: int) -> Tensor:
-    """About ``positions`` evenly spaced pixels of a map (..., h, w): a mean over more of them costs time and says the same."""
+    """About ``positions`` evenly spaced pixels of a map (..., h, w): a mean over more of them costs time and
+    says the same.
+    """
     stride = max(1, round((value.shape[-2] * value.shape[-1] / positions) ** 0.5))
     return value[..., stride // 2 :: stride, stride // 2 :: stride]
 
 
 def nearest(label: Tensor, size: torch.Size) -> Tensor:
     """(B, H, W) labels at another size, each the nearest pixel's."""
-    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long() if label.shape[-2:] != size else label
+    return (
+        F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
+        if label.shape[-2:] != size
+        else label
+    )
 
 
 def _full(value: Tensor) -> Tensor:
@@ -280,20 +348,33 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 
 def measure_information(
-    network, dataset: PreparedDataset, *, samples: int = 16, sigma: float = 0.1, seed: int = 0, device: torch.device | str = "cpu"
+    network,
+    dataset: PreparedDataset,
+    *,
+    samples: int = 16,
+    sigma: float = 0.1,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Input information of each modality, averaged over up to ``samples`` evenly spaced samples of ``dataset``, all sensors present.
+    """Input information of each modality, averaged over up to ``samples`` evenly spaced samples of
+    ``dataset``, all sensors present.
 
     The measuring instrument of the Fisher gap; it trains nothing and always uses the reading ``input``.
     """
     if not dataset.labelled:
-        raise ValueError(f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy to a label")
+        raise ValueError(
+            f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy to a label"
+        )
     total = torch.zeros(len(dataset.modalities), dtype=torch.float64)
     used = 0
-    for index in evenly_spaced(len(dataset), samples):  # one by one: samples may differ in size, and memory stays small
+    for index in evenly_spaced(
+        len(dataset), samples
+    ):  # one by one: samples may differ in size, and memory stays small
         batch = collate([dataset[index]])
         images = {name: image.to(device) for name, image in batch["images"].items()}
-        values, _ = input_information(network, images, batch["label"].to(device), sigma=sigma, seed=derived_seed(seed, index))
+        values, _ = input_information(
+            network, images, batch["label"].to(device), sigma=sigma, seed=derived_seed(seed, index)
+        )
         if torch.isfinite(values).all():
             total += values[:, 0].double().cpu()
             used += 1

@@ -1,8 +1,10 @@
-"""The segmenter (Eq. 5): one shared encoder for all modalities, an all-MLP head, predictions averaged over what is present.
+"""The segmenter (Eq. 5): one shared encoder for all modalities, an all-MLP head, predictions averaged over
+what is present.
 
-All modalities of a mini-batch are stacked along the batch dimension, so M sensors cost one forward pass of M·B images. A
-missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an image. The other fusion, ``centred``,
-is the exhibit of what the paper argues against: one sensor has the main branch, the others are added to it.
+All modalities of a mini-batch are stacked along the batch dimension, so M sensors cost one forward pass of
+M·B images. A missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an
+image. The other fusion, ``centred``, is the exhibit of what the paper argues against: one sensor has the main
+branch, the others are added to it.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ class NetworkConfig:
     """What the network is made of."""
 
     encoder: Encoder = "residual"
-    """residual: 0.5 M parameters, for training from scratch on a CPU; pvt_v2_b*: timm's pyramid transformers (the paper's size class)."""
+    """residual: 0.5 M parameters, for training from scratch on a CPU; pvt_v2_b*: timm's pyramid transformers
+    (the paper's size class).
+    """
     stem: Literal["separate", "shared"] = "separate"
     """separate: each modality has a first layer of its own; shared: one for all, as in the paper."""
     fusion: Literal["mean", "centred"] = "mean"
-    """mean: all sensors alike, predictions averaged; centred: the first sensor's branch, to whose features the others' are added."""
+    """mean: all sensors alike, predictions averaged; centred: the first sensor's branch, to whose features
+    the others' are added.
+    """
     embed_dim: int = 0
     """Width of the head; 0 = 48 for residual, 256 for pvt_v2."""
     dropout: float = 0.1
@@ -50,7 +56,9 @@ class NetworkConfig:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of 8 channels. Not BatchNorm: its statistics would mix modalities, and one sensor's loss would change another's output."""
+    """Groups of 8 channels. Not BatchNorm: its statistics would mix modalities, and one sensor's loss would
+    change another's output.
+    """
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
@@ -60,12 +68,17 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False), group_norm(channels), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), group_norm(channels),
-        )  # fmt: skip
+            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+            group_norm(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+            group_norm(channels),
+        )
         plain = stride == 1 and channels_in == channels
         self.shortcut = (
-            nn.Identity() if plain else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+            nn.Identity()
+            if plain
+            else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +97,9 @@ class ResidualEncoder(nn.Module):
 
     def make_stem(self, channels: int) -> nn.Module:
         width = self.widths[0]
-        return nn.Sequential(nn.Conv2d(channels, width, 5, 2, 2, bias=False), group_norm(width), nn.ReLU(inplace=True))
+        return nn.Sequential(
+            nn.Conv2d(channels, width, 5, 2, 2, bias=False), group_norm(width), nn.ReLU(inplace=True)
+        )
 
     def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
         """``added``: features of other sensors, one per scale, added before the next stage sees them."""
@@ -107,10 +122,14 @@ class PyramidEncoder(nn.Module):
         self.widths = tuple(model.feature_info[i]["num_chs"] for i in range(4))
         self.stages = model.stages
         self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
-        self._patch_embed = [model.patch_embed]  # in a list, so that this template is not a parameter of the encoder
+        self._patch_embed = [
+            model.patch_embed
+        ]  # in a list, so that this template is not a parameter of the encoder
 
     def make_stem(self, channels: int) -> nn.Module:
-        """A copy of the first layer for ``channels`` inputs; pretrained colour filters are adapted by timm's rule."""
+        """A copy of the first layer for ``channels`` inputs; pretrained colour filters are adapted by timm's
+        rule.
+        """
         from copy import deepcopy
 
         from timm.models import adapt_input_conv
@@ -131,16 +150,20 @@ class PyramidEncoder(nn.Module):
 
 
 def make_encoder(config: NetworkConfig) -> ResidualEncoder | PyramidEncoder:
-    return ResidualEncoder() if config.encoder == "residual" else PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
+    return (
+        ResidualEncoder()
+        if config.encoder == "residual"
+        else PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
+    )
 
 
 class MLPHead(nn.Module):
     """SegFormer's all-MLP head with adjacent linear maps folded into one.
 
-    SegFormer maps each scale to E channels, upsamples, concatenates 4E channels and maps them back to E at stride 4. No
-    non-linearity stands between the two maps, and a 1×1 map commutes with upsampling, so one map per scale at the scale's own
-    resolution computes the same family of functions for about a twentieth of the work at E = 256. Scales are upsampled coarse to
-    fine, each onto the next.
+    SegFormer maps each scale to E channels, upsamples, concatenates 4E channels and maps them back to E at
+    stride 4. No non-linearity stands between the two maps, and a 1×1 map commutes with upsampling, so one map
+    per scale at the scale's own resolution computes the same family of functions for about a twentieth of the
+    work at E = 256. Scales are upsampled coarse to fine, each onto the next.
     """
 
     def __init__(self, widths: tuple[int, ...], embed_dim: int, classes: int, dropout: float):
@@ -165,19 +188,34 @@ class Segmenter(nn.Module):
         classes, palette: K names and colours.
     """
 
-    def __init__(self, modalities: dict[str, Modality], classes: list[str], palette, config: NetworkConfig = NetworkConfig()):
+    def __init__(
+        self,
+        modalities: dict[str, Modality],
+        classes: list[str],
+        palette,
+        config: NetworkConfig = NetworkConfig(),
+    ):
         super().__init__()
-        self.modalities, self.classes, self.palette, self.config = dict(modalities), list(classes), [tuple(c) for c in palette], config
+        self.modalities, self.classes, self.palette, self.config = (
+            dict(modalities),
+            list(classes),
+            [tuple(c) for c in palette],
+            config,
+        )
         self.encoder = make_encoder(config)
         if config.fusion == "centred":
             if config.stem != "separate":
                 raise ValueError("centred fusion gives each sensor its own stem; use --stem separate")
             self.auxiliary = make_encoder(config)
         if config.stem == "separate":
-            self.stems = nn.ModuleDict({name: self.encoder.make_stem(m.channels) for name, m in modalities.items()})
+            self.stems = nn.ModuleDict(
+                {name: self.encoder.make_stem(m.channels) for name, m in modalities.items()}
+            )
         else:  # every modality is brought to three channels; only those with more than three need weights for it
             self.stems = nn.ModuleDict({"shared": self.encoder.make_stem(3)})
-            self.adapters = nn.ModuleDict({name: nn.Conv2d(m.channels, 3, 1) for name, m in modalities.items() if m.channels > 3})
+            self.adapters = nn.ModuleDict(
+                {name: nn.Conv2d(m.channels, 3, 1) for name, m in modalities.items() if m.channels > 3}
+            )
         embed_dim = config.embed_dim or (48 if config.encoder == "residual" else 256)
         self.head = MLPHead(self.encoder.widths, embed_dim, len(classes), config.dropout)
 
@@ -191,31 +229,47 @@ class Segmenter(nn.Module):
         return self.stems["shared"](image)
 
     def check(self, images: dict[str, Tensor]) -> None:
-        """Raise ValueError unless ``images`` holds at least one known modality, with the right channels and one size."""
+        """Raise ValueError unless ``images`` holds at least one known modality, with the right channels and
+        one size.
+        """
         if not images:
-            raise ValueError(f"no modality left to segment; pass at least one of {', '.join(self.modalities)}")
+            raise ValueError(
+                f"no modality left to segment; pass at least one of {', '.join(self.modalities)}"
+            )
         sizes = set()
         for name, image in images.items():
             if name not in self.modalities:
-                raise ValueError(f"unknown modality {name!r}; this network knows {', '.join(self.modalities)}")
+                raise ValueError(
+                    f"unknown modality {name!r}; this network knows {', '.join(self.modalities)}"
+                )
             if image.ndim != 4 or image.shape[1] != self.modalities[name].channels:
-                raise ValueError(f"{name}: expected (B, {self.modalities[name].channels}, H, W), got {tuple(image.shape)}")
+                raise ValueError(
+                    f"{name}: expected (B, {self.modalities[name].channels}, H, W), got {tuple(image.shape)}"
+                )
             if min(image.shape[2:]) < self.encoder.smallest:
                 size, least = f"{image.shape[2]} × {image.shape[3]}", self.encoder.smallest
-                raise ValueError(f"{name}: image of {size}; {self.config.encoder} needs {least} pixels or more a side")
+                raise ValueError(
+                    f"{name}: image of {size}; {self.config.encoder} needs {least} pixels or more a side"
+                )
             sizes.add((image.shape[0], *image.shape[2:]))
         if len(sizes) > 1:
-            raise ValueError(f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }")
+            raise ValueError(
+                f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }"
+            )
 
     def features(self, images: dict[str, Tensor]) -> list[Tensor]:
-        """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of centred fusion (B, …)."""
+        """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of
+        centred fusion (B, …).
+        """
         self.check(images)
         if self.config.fusion == "centred":
             return self._centred(images)
         return self.encoder(torch.cat([self._stem(name, image) for name, image in images.items()]))
 
     def _centred(self, images: dict[str, Tensor]) -> list[Tensor]:
-        """In the manner of CMNeXt: auxiliary sensors share an encoder, their strongest response at each place joins the main branch."""
+        """In the manner of CMNeXt: auxiliary sensors share an encoder, their strongest response at each place
+        joins the main branch.
+        """
         centre = next(iter(self.modalities))
         others = [name for name in images if name != centre]
         added = None
@@ -229,17 +283,22 @@ class Segmenter(nn.Module):
         return self.encoder(self._stem(centre, image), added)
 
     def modality_logits(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4 (pvt_v2).
+        """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4
+        (pvt_v2).
 
         Raises:
             ValueError: centred fusion, whose prediction is not a mean of single ones.
         """
         if self.config.fusion == "centred":
-            raise ValueError("centred fusion has no logits of single modalities; call the network on each subset of the images")
+            raise ValueError(
+                "centred fusion has no logits of single modalities; call the network on each subset of the images"
+            )
         return dict(zip(images, self.head(self.features(images)).chunk(len(images))))
 
     def scoring(self) -> dict:
-        """``evaluate_subsets(dataset=…, **network.scoring())``: cached logits where fusion is linear, else one pass per subset."""
+        """``evaluate_subsets(dataset=…, **network.scoring())``: cached logits where fusion is linear, else
+        one pass per subset.
+        """
         if self.config.fusion == "centred":
             return {"encode": lambda images: images, "fuse": self}
         return {"encode": self.modality_logits, "fuse": None}
@@ -247,11 +306,12 @@ class Segmenter(nn.Module):
     def forward(self, images: dict[str, Tensor], fuse: bool = True):
         """Fused logits (B, K, H, W): the mean over the modalities given.
 
-        Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the sensors' likelihoods, it
-        is linear, so that every subset is a sum of cached logits, and it needs no softmax.
+        Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the
+        sensors' likelihoods, it is linear, so that every subset is a sum of cached logits, and it needs no
+        softmax.
 
-        ``fuse=False``, for training: (name -> logits at the head's resolution, features as ``features`` returns them). Centred
-        fusion has one entry, named after the main sensor.
+        ``fuse=False``, for training: (name -> logits at the head's resolution, features as ``features``
+        returns them). Centred fusion has one entry, named after the main sensor.
         """
         features = self.features(images)
         logits = self.head(features)
@@ -260,7 +320,9 @@ class Segmenter(nn.Module):
             return dict(zip(names, logits.chunk(len(names)))), features
         if self.config.fusion == "mean":
             logits = torch.stack(logits.chunk(len(images))).mean(0)
-        return F.interpolate(logits, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(
+            logits, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
@@ -269,9 +331,12 @@ def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
     ``notes`` are JSON values kept in the header (step, scores, provenance).
     """
     header = {
-        "config": asdict(segmenter.config), "modalities": [m.to_dict() for m in segmenter.modalities.values()],
-        "classes": segmenter.classes, "palette": segmenter.palette, "notes": notes,
-    }  # fmt: skip
+        "config": asdict(segmenter.config),
+        "modalities": [m.to_dict() for m in segmenter.modalities.values()],
+        "classes": segmenter.classes,
+        "palette": segmenter.palette,
+        "notes": notes,
+    }
     save_tensors(path, segmenter.state_dict(), {"segmenter": header})
 
 
@@ -283,7 +348,9 @@ def read_header(path: str | Path) -> dict:
     """
     header = read_tensor_header(path)
     if "segmenter" not in header:
-        raise ValueError(f"{path}: not a segmenter checkpoint; give a best.safetensors or last.safetensors of 'python -m mmlib train'")
+        raise ValueError(
+            f"{path}: not a segmenter checkpoint; give a best.safetensors or last.safetensors of 'python -m mmlib train'"
+        )
     return header["segmenter"]
 
 
@@ -297,7 +364,9 @@ def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segm
     with reading(path, "a segmenter that this version can build"):
         config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
         modalities = {m["name"]: Modality(**m) for m in header["modalities"]}
-        described = Description("of a checkpoint", header["classes"], header["palette"], modalities)  # complains about nonsense
+        described = Description(
+            "of a checkpoint", header["classes"], header["palette"], modalities
+        )  # complains about nonsense
         segmenter = Segmenter(modalities, described.classes, described.palette, config)
     load_weights(segmenter, path)
     return segmenter.eval().to(device)
@@ -315,7 +384,9 @@ def load_weights(segmenter: Segmenter, path: str | Path) -> None:
     if names != list(segmenter.modalities):
         problems.append(f"modalities {', '.join(names)} against {', '.join(segmenter.modalities)}")
     if header["classes"] != segmenter.classes:
-        problems.append(f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against {len(segmenter.classes)}")
+        problems.append(
+            f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against {len(segmenter.classes)}"
+        )
     ours = asdict(segmenter.config)
     for key in ("encoder", "stem", "embed_dim", "fusion"):
         if theirs.get(key, "mean") != ours[key]:

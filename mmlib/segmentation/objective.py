@@ -2,11 +2,13 @@
 
 ``full``         cross-entropy of the mean over all sensors: what most fusion networks train.
 ``dropout``      of the mean over one random subset per step: modality dropout, as in the paper.
-``all-subsets``  of all 2^M − 1 subsets at once. Fusion is linear, so after one encoder pass every subset is one sum: dropout's
-                 expectation computed exactly instead of sampled. Logits are summed, as evidence: two agreeing sensors may then be surer
-                 than one. Inference does not change, for the argmax of a sum is that of a mean.
+``all-subsets``  of all 2^M − 1 subsets at once. Fusion is linear, so after one encoder pass every subset is
+                 one sum: dropout's expectation computed exactly instead of sampled. Logits are summed, as
+                 evidence: two agreeing sensors may then be surer than one. Inference does not change, for the
+                 argmax of a sum is that of a mean.
 ``singles``      of every sensor alone and of the full set: the usual per-modality cross-entropy.
-``selection``    in the manner of MAGIC: of the mean of all, of the sensors whose predictions agree best with that mean, and of the rest.
+``selection``    in the manner of MAGIC: of the mean of all, of the sensors whose predictions agree best with
+that mean, and of the rest.
 """
 
 from __future__ import annotations
@@ -35,9 +37,12 @@ class ObjectiveConfig:
     evidence: Literal["sum", "mean"] = "sum"
     """all-subsets and singles: whether a subset's logits are added up or averaged during training."""
     subset_sample: int = 0
-    """all-subsets: how many subsets besides the full set to draw per step, for many sensors; 0 = all 2^M − 2 of them."""
+    """all-subsets: how many subsets besides the full set to draw per step, for many sensors; 0 = all 2^M − 2
+    of them.
+    """
     pixels: float = 0.25
-    """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them."""
+    """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them.
+    """
 
     def __post_init__(self):
         if not 0 < self.pixels <= 1:
@@ -50,14 +55,19 @@ def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
     return [name for i, name in enumerate(names) if bits >> i & 1]
 
 
-def pixel_grid(size: tuple[int, int], share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def pixel_grid(
+    size: tuple[int, int], share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of a random sub-grid that holds about ``share`` of the pixels, without repetition."""
     height, width = (max(1, round(length * share**0.5)) for length in size)
-    return tuple(np.sort(rng.choice(length, kept, replace=False)) for length, kept in zip(size, (height, width)))
+    return tuple(
+        np.sort(rng.choice(length, kept, replace=False)) for length, kept in zip(size, (height, width))
+    )
 
 
 def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """Bilinear upsampling of (N, K, h, w) to ``size`` (align_corners=False), computed at the given rows and columns only.
+    """Bilinear upsampling of (N, K, h, w) to ``size`` (align_corners=False), computed at the given rows and
+    columns only.
 
     Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
     """
@@ -76,31 +86,41 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
 
 
 def subset_cross_entropy(
-    logits: Mapping[str, Tensor], label: Tensor, config: ObjectiveConfig, valid: Tensor, rng: np.random.Generator
-) -> dict[str, Tensor]:  # fmt: skip
+    logits: Mapping[str, Tensor],
+    label: Tensor,
+    config: ObjectiveConfig,
+    valid: Tensor,
+    rng: np.random.Generator,
+) -> dict[str, Tensor]:
     """Cross-entropy terms, each a scalar: per-pixel loss summed over this micro-batch, divided by ``valid``.
 
     Args:
         logits: name -> (B, K, h, w), only the modalities that take part.
         label: (B, H, W) int64, 255 = ignore.
-        valid: number of labelled pixels the sum is divided by. Given from outside, so that micro-batches and processes with
-            different numbers of labelled pixels add up to exactly the mean of the large batch.
+        valid: number of labelled pixels the sum is divided by. Given from outside, so that micro-batches and
+            processes with different numbers of labelled pixels add up to exactly the mean of the large batch.
         rng: draws the pixels (not with ``config.pixels`` = 1) and the sample of subsets.
 
     Returns:
-        {"supervised": total} and, where several subsets are trained, {"full": cross-entropy of the full set's mean} for the log.
+        {"supervised": total} and, where several subsets are trained, {"full": cross-entropy of the full set's
+        mean} for the log.
     """
     size = tuple(label.shape[-2:])
     stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
     modalities, batch, classes = stacked.shape[:3]
     if config.pixels < 1:
         rows, columns = pixel_grid(size, config.pixels, rng)
-        label = label[:, torch.from_numpy(rows).to(label.device)][:, :, torch.from_numpy(columns).to(label.device)]
-        # the draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over all pixels
+        label = label[:, torch.from_numpy(rows).to(label.device)][
+            :, :, torch.from_numpy(columns).to(label.device)
+        ]
+        # the draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum
+        # over all pixels
         scale = size[0] * size[1] / (len(rows) * len(columns))
     else:
         rows, columns, scale = np.arange(size[0]), np.arange(size[1]), 1.0
-    stacked = resample(stacked.flatten(0, 1), size, rows, columns).view(modalities, batch, classes, len(rows), len(columns))
+    stacked = resample(stacked.flatten(0, 1), size, rows, columns).view(
+        modalities, batch, classes, len(rows), len(columns)
+    )
 
     def cross_entropy(fused: Tensor) -> Tensor:
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
@@ -116,14 +136,20 @@ def subset_cross_entropy(
     total = stacked.new_zeros(())
     for weight, row in zip(weights, members_of):
         members = [stacked[m] for m in range(modalities) if row[m]]
-        total = total + weight * cross_entropy(sum(members) / (1 if config.evidence == "sum" else len(members)))
+        total = total + weight * cross_entropy(
+            sum(members) / (1 if config.evidence == "sum" else len(members))
+        )
     with torch.no_grad():
         full = cross_entropy(stacked.mean(0))
     return {"supervised": total / sum(weights), "full": full}
 
 
-def weighted_subsets(count: int, config: ObjectiveConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ``subset_matrix`` that a step uses, and their weights; a drawn sample has the weight of all that it stands for."""
+def weighted_subsets(
+    count: int, config: ObjectiveConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ``subset_matrix`` that a step uses, and their weights; a drawn sample has the weight of all
+    that it stands for.
+    """
     rows = subset_matrix(count)
     others = np.flatnonzero(rows.sum(1) == 1) if config.subsets == "singles" else np.arange(len(rows) - 1)
     weight = 1.0
@@ -134,7 +160,8 @@ def weighted_subsets(count: int, config: ObjectiveConfig, rng: np.random.Generat
 
 
 def selected(stacked: Tensor) -> Tensor:
-    """(M, B) of 0 and 1: per sample, the ceil(M/2) modalities whose probabilities have the largest cosine with their mean's.
+    """(M, B) of 0 and 1: per sample, the ceil(M/2) modalities whose probabilities have the largest cosine
+    with their mean's.
 
     Args:
         stacked: logits (M, B, K, h, w), M >= 2.

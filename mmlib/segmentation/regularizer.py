@@ -7,8 +7,8 @@ In anybody's training loop, for any network that maps a dict of images to logits
     loss = cross_entropy(network(images), label)
     loss = loss + regularizer(network, images, label)
 
-What costs a second derivative is a lazy probe: every k-th step, on a crop of one sample, weighted k-fold. What has a closed
-form is computed at every step, from logits and features that the step has anyway.
+What costs a second derivative is a lazy probe: every k-th step, on a crop of one sample, weighted k-fold.
+What has a closed form is computed at every step, from logits and features that the step has anyway.
 """
 
 from __future__ import annotations
@@ -43,11 +43,15 @@ class RegularizerConfig:
     """Which information is balanced, how, and how strongly."""
 
     prediction: Literal["none", "input", "consistency", "gat", "unimodal-logit", "fused-logit"] = "none"
-    """R_p: input = Eq. 6; consistency = Eq. 4; gat = Gat et al. as coded (give --lambda-p 1e-10); the logit readings are closed forms."""
+    """R_p: input = Eq. 6; consistency = Eq. 4; gat = Gat et al. as coded (give --lambda-p 1e-10); the logit
+    readings are closed forms.
+    """
     features: Literal["none", "kl", "ce", "decoder"] = "none"
     """R_f, Eq. 7: kl (finite where modalities agree), ce (as printed), decoder (through the head)."""
     form: Literal["balance", "share", "inverse"] = "balance"
-    """From information to a loss: inverse = the sum of 1/I, as printed; balance = mean(I) · mean(1/I) − 1; share = its log form."""
+    """From information to a loss: inverse = the sum of 1/I, as printed; balance = mean(I) · mean(1/I) − 1;
+    share = its log form.
+    """
     variance: bool = False
     """Poincaré form: squared gradients that are not divided by f."""
     lambda_p: float = 0.3
@@ -71,20 +75,28 @@ class RegularizerConfig:
         """Raise ValueError for settings that cannot work."""
         for name in ("lambda_p", "lambda_f"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} {getattr(self, name)}: a weight of 0 or more; a negative one would reward imbalance")
+                raise ValueError(
+                    f"{name} {getattr(self, name)}: a weight of 0 or more; a negative one would reward imbalance"
+                )
         if not self.sigma > 0:
-            raise ValueError(f"sigma {self.sigma}: a standard deviation above 0; without noise there is no measure to take entropy over")
+            raise ValueError(
+                f"sigma {self.sigma}: a standard deviation above 0; without noise there is no measure to take entropy over"
+            )
         if not 0 < self.probe_crop <= 1 or self.probe_every < 1 or self.probe_samples < 1:
             raise ValueError(
                 f"probe_every {self.probe_every}, probe_crop {self.probe_crop}, probe_samples {self.probe_samples}: "
                 "steps and samples of 1 or more, a crop share above 0 and up to 1"
             )
         if not self.cap > 0 or not 0 <= self.delay < 1:
-            raise ValueError(f"cap {self.cap}, delay {self.delay}: a cap above 0 and a delay from 0 to less than 1")
+            raise ValueError(
+                f"cap {self.cap}, delay {self.delay}: a cap above 0 and a delay from 0 to less than 1"
+            )
 
     @property
     def active(self) -> bool:
-        return (self.prediction != "none" and self.lambda_p > 0) or (self.features != "none" and self.lambda_f > 0)
+        return (self.prediction != "none" and self.lambda_p > 0) or (
+            self.features != "none" and self.lambda_f > 0
+        )
 
     @property
     def needs_modalities(self) -> bool:
@@ -96,9 +108,11 @@ def combine(information: Tensor, form: str) -> Tensor:
     """One loss from the information of the modalities (M,), all positive.
 
     ``inverse``  Σ 1/I_i. Falls when any I grows: balances *and* rewards sensitivity without end.
-    ``balance``  mean(I) · mean(1/I) − 1 ≥ 0 by the inequality of the arithmetic and harmonic means, 0 only where all are equal; a common
-                 factor drops out. With shares s_i = I_i / ΣI it equals the mean of 1/(M s_i), less 1.
-    ``share``    ln(mean(I)) − mean(ln I) = −mean ln(M s_i) ≥ 0: the same with the geometric mean, and a gentler pull.
+    ``balance``  mean(I) · mean(1/I) − 1 ≥ 0 by the inequality of the arithmetic and harmonic means, 0 only
+                 where all are equal; a common factor drops out. With shares s_i = I_i / ΣI it equals the mean
+                 of 1/(M s_i), less 1.
+    ``share``    ln(mean(I)) − mean(ln I) = −mean ln(M s_i) ≥ 0: the same with the geometric mean, and a
+    gentler pull.
     """
     if form == "inverse":
         return (1 / information).sum()
@@ -121,28 +135,39 @@ class Regularizer:
         self.information: dict[str, Tensor] = {}
 
     def strength(self, progress: float) -> float:
-        """Weight in [0, 1] at ``progress`` of the training: 0 during the delay, then rising linearly for as long again."""
+        """Weight in [0, 1] at ``progress`` of the training: 0 during the delay, then rising linearly for as
+        long again.
+        """
         delay = self.config.delay
         return 1.0 if delay == 0 else float(np.clip((progress - delay) / delay, 0, 1))
 
     def __call__(
-        self, network: Callable, images: Mapping[str, Tensor], label: Tensor, *, logits: Mapping[str, Tensor] | None = None,
-        features: list[Tensor] | None = None, step: int | None = None, progress: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+        self,
+        network: Callable,
+        images: Mapping[str, Tensor],
+        label: Tensor,
+        *,
+        logits: Mapping[str, Tensor] | None = None,
+        features: list[Tensor] | None = None,
+        step: int | None = None,
+        progress: float = 1.0,
+    ) -> Tensor:
         """The scalar to add to the loss.
 
         Args:
             network: name -> (B, C, H, W) to logits (B, K, h, w).
             label: (B, H, W) int64, 255 = ignore.
             logits: name -> (B, K, h, w), for the logit readings.
-            features: one (M·B, C, h, w) per scale, stacked by modality, for the feature readings; ``decoder`` needs none, it takes
-                ``network.features`` and ``network.head``.
+            features: one (M·B, C, h, w) per scale, stacked by modality, for the feature readings; ``decoder``
+                needs none, it takes ``network.features`` and ``network.head``.
             step: number of the step, from which everything random follows; counted here if not given.
             progress: share of the training that is done, for delay and ramp.
         """
         step = self.calls if step is None else step
         self.calls = step + 1
-        return self.closed_form(logits, features, label, progress) + self.probe(network, images, label, step, progress)
+        return self.closed_form(logits, features, label, progress) + self.probe(
+            network, images, label, step, progress
+        )
 
     def closed_form(self, logits, features, label: Tensor, progress: float = 1.0) -> Tensor:
         """The terms that cost only softmax arithmetic; graph-connected to ``logits`` and ``features``."""
@@ -152,31 +177,44 @@ class Regularizer:
             return total
         if config.prediction in ("unimodal-logit", "fused-logit") and config.lambda_p > 0:
             if logits is None:
-                raise ValueError(f"the reading {config.prediction!r} needs logits=: a dict of each modality's own logits")
+                raise ValueError(
+                    f"the reading {config.prediction!r} needs logits=: a dict of each modality's own logits"
+                )
             small = thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS)
             logits = {name: thinned(value, LOGITS) for name, value in logits.items()}
-            values, _ = logit_information(logits, small, fused=config.prediction == "fused-logit", variance=config.variance)
+            values, _ = logit_information(
+                logits, small, fused=config.prediction == "fused-logit", variance=config.variance
+            )
             total = total + config.lambda_p * weight * self._term(config.prediction, values, small)
         if config.features in ("kl", "ce") and config.lambda_f > 0:
             if features is None:
-                raise ValueError(f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
+                raise ValueError(
+                    f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale"
+                )
             count = len(features[0]) // len(label)
             if count == 1:  # a modality is its own mean: nothing to compare
                 return total
-            # The paper's four scales are those of the encoder's four stages; a fifth, finer one is the stem's.
+            # The paper's four scales are those of the encoder's four stages; a fifth, finer one is the
+            # stem's.
             maps = [thinned(feature, FEATURES) for feature in features[-4:]]
             values, _ = feature_information(maps, count, reading=config.features, variance=config.variance)
             for j, value in enumerate(values):
-                total = total + config.lambda_f * weight * self._term(f"{config.features} scale {j + 1}", value)
+                total = total + config.lambda_f * weight * self._term(
+                    f"{config.features} scale {j + 1}", value
+                )
         return total
 
     def due(self, step: int, progress: float = 1.0) -> bool:
         """Whether this step has a probe of second order."""
         config = self.config
-        probed = (config.prediction in PROBED and config.lambda_p > 0) or (config.features == "decoder" and config.lambda_f > 0)
+        probed = (config.prediction in PROBED and config.lambda_p > 0) or (
+            config.features == "decoder" and config.lambda_f > 0
+        )
         return probed and step % config.probe_every == 0 and self.strength(progress) > 0
 
-    def probe(self, network: Callable, images: Mapping[str, Tensor], label: Tensor, step: int, progress: float = 1.0) -> Tensor:
+    def probe(
+        self, network: Callable, images: Mapping[str, Tensor], label: Tensor, step: int, progress: float = 1.0
+    ) -> Tensor:
         """The terms of second order: 0 on steps without a probe, weighted by ``probe_every`` on the others."""
         config = self.config
         total = label.new_zeros((), dtype=torch.float32)
@@ -187,40 +225,62 @@ class Regularizer:
         weight, seed = self.strength(progress) * config.probe_every, derived_seed(self.seed, "probe", step)
         if config.prediction in PROBED and config.lambda_p > 0:
             if config.prediction == "gat":
-                values, _ = gat_information(network, images, seed=seed, variance=config.variance, create_graph=True)
+                values, _ = gat_information(
+                    network, images, seed=seed, variance=config.variance, create_graph=True
+                )
             else:
-                values, _ = input_information(network, images, label, sigma=config.sigma, seed=seed, reading=config.prediction,
-                                              variance=config.variance, create_graph=True)  # fmt: skip
+                values, _ = input_information(
+                    network,
+                    images,
+                    label,
+                    sigma=config.sigma,
+                    seed=seed,
+                    reading=config.prediction,
+                    variance=config.variance,
+                    create_graph=True,
+                )
             term = self._term(config.prediction, values, label)
             total = total + config.lambda_p * weight * term
         if config.features == "decoder" and config.lambda_f > 0:
-            values, _ = decoder_information(network.head, network.features(dict(images)), label, len(images), variance=config.variance,
-                                            create_graph=True)  # fmt: skip
+            values, _ = decoder_information(
+                network.head,
+                network.features(dict(images)),
+                label,
+                len(images),
+                variance=config.variance,
+                create_graph=True,
+            )
             for j, value in enumerate(values):
                 total = total + config.lambda_f * weight * self._term(f"decoder scale {j + 1}", value, label)
         return total
 
-    def _crop(self, images: Mapping[str, Tensor], label: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _crop(
+        self, images: Mapping[str, Tensor], label: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """A few samples and one window of them, at least 32 pixels a side where the image has them."""
         config = self.config
         rng = np.random.default_rng(derived_seed(self.seed, "probe crop", step))
         samples = min(max(config.probe_samples, 2 if config.prediction == "gat" else 1), len(label))
         chosen = torch.from_numpy(np.sort(rng.choice(len(label), samples, replace=False))).to(label.device)
-        height, width = (min(length, max(32, round(length * config.probe_crop))) for length in label.shape[-2:])
+        height, width = (
+            min(length, max(32, round(length * config.probe_crop))) for length in label.shape[-2:]
+        )
         top, left = rng.integers(label.shape[-2] - height + 1), rng.integers(label.shape[-1] - width + 1)
         window = (..., slice(top, top + height), slice(left, left + width))
         return {name: image[chosen][window] for name, image in images.items()}, label[chosen][window]
 
     def _term(self, name: str, values: Tensor, label: Tensor | None = None) -> Tensor:
-        """Information (M, B) to one guarded number: mean over the usable samples, combined over modalities, capped."""
+        """Information (M, B) to one guarded number: mean over the usable samples, combined over modalities,
+        capped.
+        """
         usable = (torch.isfinite(values) & (values > 0)).all(0)
         empty = torch.zeros_like(usable)
         if label is not None and values.shape[1] == len(label):
             empty = (label != IGNORE_INDEX).flatten(1).sum(1) == 0
         self._count("empty", empty.sum())
         self._count("nonfinite", (~usable & ~empty).sum())
-        # The integral is the mean over samples and noise, inverted after: E[1/I] would be larger (Jensen). All by arithmetic: a
-        # branch on a value would make a GPU wait for it.
+        # The integral is the mean over samples and noise, inverted after: E[1/I] would be larger (Jensen).
+        # All by arithmetic: a branch on a value would make a GPU wait for it.
         information = torch.where(usable, values, 0.0).sum(1) / usable.sum().clamp_min(1)
         information = torch.where(usable.any(), information, 1.0)
         self.information[name] = information.detach()
@@ -241,6 +301,7 @@ class Regularizer:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Since the start: "probes"; "capped" terms; "empty" samples without a labelled pixel; "nonfinite" samples, left out because
-        their information was not a positive finite number."""
+        """Since the start: "probes"; "capped" terms; "empty" samples without a labelled pixel; "nonfinite"
+        samples, left out because their information was not a positive finite number.
+        """
         return {name: int(number) for name, number in self._counts.items()}

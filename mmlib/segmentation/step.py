@@ -1,7 +1,8 @@
 """What a training is made of, and one step of it.
 
-A step is one gradient of one objective on ``batch_size × accumulate × processes`` samples, however they are divided: cross-entropies are
-shares of one global mean, and information is averaged over all samples of the step before it is inverted.
+A step is one gradient of one objective on ``batch_size × accumulate × processes`` samples, however they are
+divided: cross-entropies are shares of one global mean, and information is averaged over all samples of the
+step before it is inverted.
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ class TrainConfig:
     """Train a segmenter on a prepared data set."""
 
     data: str
-    """Folder of a prepared data set (from a script of data_scripts/), or 'street' or 'room' for the sensor world, rendered on first use."""
+    """Folder of a prepared data set (from a script of data_scripts/), or 'street' or 'room' for the sensor
+    world, rendered on first use.
+    """
     out: str
-    """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run goes on."""
+    """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run goes
+    on.
+    """
     modalities: tuple[str, ...] = ()
     """Sensors to train on, by name; none given = all that the data set has."""
     epochs: float = 40.0
@@ -50,8 +55,10 @@ class TrainConfig:
     batch_size: int = 4
     """Samples per device and step."""
     accumulate: int = 1
-    """Micro-batches per step: the same result as a batch so many times larger, in less memory. Closed-form terms of the regulariser then
-    cost one more forward pass; a probe of second order looks at samples of the first micro-batch."""
+    """Micro-batches per step: the same result as a batch so many times larger, in less memory. Closed-form
+    terms of the regulariser then cost one more forward pass; a probe of second order looks at samples of the
+    first micro-batch.
+    """
     lr: float = 0.0
     """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual (ours)."""
     weight_decay: float = 0.01
@@ -78,7 +85,9 @@ class TrainConfig:
     workers: int = 0
     """Loader processes per device."""
     cache: bool = True
-    """Keep decoded samples in memory, one copy in every loader process; switch off for data larger than memory (--dry-run says)."""
+    """Keep decoded samples in memory, one copy in every loader process; switch off for data larger than
+    memory (--dry-run says).
+    """
     eval_every: float = 5.0
     """Epochs between evaluations on the val split; 0 = only at the end."""
     information_samples: int = 16
@@ -86,20 +95,31 @@ class TrainConfig:
     save_every: float = 5.0
     """Epochs between saved states to resume from; 0 = only at the end."""
     tensorboard: bool = False
-    """Also write event files for TensorBoard into OUT/tensorboard: losses, learning rate, mIoU of every subset, information."""
+    """Also write event files for TensorBoard into OUT/tensorboard: losses, learning rate, mIoU of every
+    subset, information.
+    """
     progress: bool = True
     """Show a progress bar."""
 
 
 class StepSampler:
-    """Batches for steps ``start`` … ``steps``: lists of (index, augmentation seed), a function of (seed, position) alone.
+    """Batches for steps ``start`` … ``steps``: lists of (index, augmentation seed), a function of (seed,
+    position) alone.
 
-    A step's global batch is ``batch × accumulate × processes`` consecutive entries of an endless stream of permutations; process
-    r takes its slice of each micro-batch. One process with a large batch thus sees exactly what many see together.
+    A step's global batch is ``batch × accumulate × processes`` consecutive entries of an endless stream of
+    permutations; process r takes its slice of each micro-batch. One process with a large batch thus sees
+    exactly what many see together.
     """
 
     def __init__(self, length: int, config: TrainConfig, steps: int, start: int, rank: int, processes: int):
-        self.length, self.config, self.steps, self.start, self.rank, self.processes = length, config, steps, start, rank, processes
+        self.length, self.config, self.steps, self.start, self.rank, self.processes = (
+            length,
+            config,
+            steps,
+            start,
+            rank,
+            processes,
+        )
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.config.accumulate
@@ -137,18 +157,30 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 def plan(config: TrainConfig, samples: int, processes: int = 1) -> int:
     """Number of optimizer steps."""
     if config.epochs <= 0 or config.batch_size < 1 or config.accumulate < 1:
-        raise ValueError(f"epochs {config.epochs}, batch size {config.batch_size}, accumulate {config.accumulate}: all must be positive")
+        raise ValueError(
+            f"epochs {config.epochs}, batch size {config.batch_size}, accumulate {config.accumulate}: all must be positive"
+        )
     if not config.clip > 0 or not 0 <= config.warmup <= 1:
-        raise ValueError(f"--clip {config.clip}, --warmup {config.warmup}: expected a gradient norm above 0 and a share from 0 to 1")
+        raise ValueError(
+            f"--clip {config.clip}, --warmup {config.warmup}: expected a gradient norm above 0 and a share from 0 to 1"
+        )
     return max(1, math.ceil(config.epochs * samples / (config.batch_size * config.accumulate * processes)))
 
 
 class StepRegularizer(Regularizer):
-    """The regulariser of a step that processes and micro-batches share: information is averaged over the samples of all of them before
-    it is inverted. Each part gets the value of the whole and the gradient of its own samples: gradients of the parts are summed.
+    """The regulariser of a step that processes and micro-batches share: information is averaged over the
+    samples of all of them before it is inverted. Each part gets the value of the whole and the gradient of
+    its own samples: gradients of the parts are summed.
     """
 
-    def __init__(self, config: RegularizerConfig, seed: int, gather: Callable[[Tensor], Tensor], rank: int, processes: int):
+    def __init__(
+        self,
+        config: RegularizerConfig,
+        seed: int,
+        gather: Callable[[Tensor], Tensor],
+        rank: int,
+        processes: int,
+    ):
         """``gather``: (n, …) of this process -> (processes · n, …) of all, in the order of their ranks."""
         super().__init__(config, seed)
         self.gather, self.rank, self.alone = gather, rank, processes == 1
@@ -164,7 +196,9 @@ class StepRegularizer(Regularizer):
         )
 
     def look_ahead(self, parts: Iterator[tuple], share: float) -> None:
-        """First pass over the micro-batches of a step, (logits, features, label) of each: what information do they hold together?"""
+        """First pass over the micro-batches of a step, (logits, features, label) of each: what information do
+        they hold together?
+        """
         self.part, self.tables = -1, {}
         for self.parts, (logits, features, label) in enumerate(parts, 1):
             self.closed_form(logits, features, label, share)
@@ -218,20 +252,34 @@ class Run:
     def __str__(self) -> str:
         devices, kind = self.accelerator.num_processes, self.accelerator.device.type
         precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "float32"
-        return (f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} samples ({devices} {kind} × "
-                f"{self.config.batch_size} × {self.config.accumulate}), {precision}")  # fmt: skip
+        return (
+            f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} samples ({devices} {kind} × "
+            f"{self.config.batch_size} × {self.config.accumulate}), {precision}"
+        )
 
     def loader(self, start: int) -> DataLoader:
         """Micro-batches of the steps from ``start``."""
         sampler = StepSampler(
-            len(self.data), self.config, self.steps, start, self.accelerator.process_index, self.accelerator.num_processes
+            len(self.data),
+            self.config,
+            self.steps,
+            start,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
         )
         pinned = self.accelerator.device.type == "cuda"
-        return DataLoader(self.data, batch_sampler=sampler, num_workers=self.config.workers, collate_fn=collate, pin_memory=pinned)
+        return DataLoader(
+            self.data,
+            batch_sampler=sampler,
+            num_workers=self.config.workers,
+            collate_fn=collate,
+            pin_memory=pinned,
+        )
 
 
 def set_up(config: TrainConfig, resumed: bool = True) -> Run:
-    """Check the settings, open the data, build network and optimizer, load the state of an unfinished run. Writes nothing.
+    """Check the settings, open the data, build network and optimizer, load the state of an unfinished run.
+    Writes nothing.
 
     Raises:
         ValueError, DataError: as ``train``.
@@ -255,40 +303,64 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     # A subset of the sensors leaves the other stems without gradient, which DDP must be told.
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
-    AcceleratorState._reset_state(True)  # of an earlier training here, or in the process from which a launcher forked this one
+    AcceleratorState._reset_state(
+        True
+    )  # of an earlier training here, or in the process from which a launcher forked this one
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     rank, processes = accelerator.process_index, accelerator.num_processes
     atexit.register(leave_group)
-    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
-        raise ValueError("accelerate launch --cpu was asked for several processes but starts one; on CPUs, start them with "
-                         "'torchrun --nproc_per_node N -m mmlib train …'")  # fmt: skip
+    if (
+        os.environ.get("ACCELERATE_USE_CPU") == "True"
+        and "MASTER_ADDR" in os.environ
+        and "RANK" not in os.environ
+    ):
+        raise ValueError(
+            "accelerate launch --cpu was asked for several processes but starts one; on CPUs, start them with "
+            "'torchrun --nproc_per_node N -m mmlib train …'"
+        )
 
     augment = Augment(config.crop if any(config.crop) else None, config.scale, jitter=config.jitter)
     data = PreparedDataset(config.data, "train", config.modalities or None, augment, cache=config.cache)
     val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
     if not data.labelled:
-        raise ValueError(f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for part B")
+        raise ValueError(
+            f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for part B"
+        )
     steps = plan(config, len(data), processes)
 
     seed_everything(derived_seed(config.seed, "weights"))
-    model = network = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
+    model = network = Segmenter(
+        data.modalities, data.description.classes, data.description.palette, config.network
+    )
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
-    progress = resume(Path(config.out), config, model, optimizer, processes, len(data)) if resumed else Progress()
+    progress = (
+        resume(Path(config.out), config, model, optimizer, processes, len(data)) if resumed else Progress()
+    )
     found = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (found != found[0]).any():
-        raise ValueError(f"processes differ in the step at which {config.out} stands and the number of samples in {config.data}: "
-                         f"{found.tolist()}; all machines must see the same folders")  # fmt: skip
+        raise ValueError(
+            f"processes differ in the step at which {config.out} stands and the number of samples in {config.data}: "
+            f"{found.tolist()}; all machines must see the same folders"
+        )
     model.to(memory_format=torch.channels_last)  # a quarter faster on CPUs, and what tensor cores want
     model, optimizer = accelerator.prepare(model, optimizer)
-    # Accelerate wraps ``forward`` in autocast; here autocast is entered where it is wanted, so that the regulariser can do without.
+    # Accelerate wraps ``forward`` in autocast; here autocast is entered where it is wanted, so that the
+    # regulariser can do without.
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    regularizer = StepRegularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank), accelerator.gather, rank, processes)
+    regularizer = StepRegularizer(
+        config.regularizer,
+        derived_seed(config.seed, "regularizer", rank),
+        accelerator.gather,
+        rank,
+        processes,
+    )
     regularizer.restore(progress.guards)
     return Run(config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress)
 
 
 def leave_group() -> None:
-    """Destroy the process group while the interpreter is whole: its threads may abort one that is being taken down.
+    """Destroy the process group while the interpreter is whole: its threads may abort one that is being taken
+    down.
 
     Not after an exception: a process that waits for the others to leave would hide its traceback.
     """
@@ -297,29 +369,47 @@ def leave_group() -> None:
         group.destroy_process_group()
 
 
-def train_step(run: Run, step: int, micro: list[dict], share: float | None = None) -> tuple[dict[str, Tensor], Tensor, bool]:
+def train_step(
+    run: Run, step: int, micro: list[dict], share: float | None = None
+) -> tuple[dict[str, Tensor], Tensor, bool]:
     """One optimizer step on this process's micro-batches.
 
     Args:
-        share: share of the training that is done, on which the regulariser's strength depends; None = that of ``step``.
+        share: share of the training that is done, on which the regulariser's strength depends; None = that of
+            ``step``.
 
     Returns:
-        (this process's share of each term, the gradient's norm, whether it was finite; if not, the weights stay as they were).
+        (this process's share of each term, the gradient's norm, whether it was finite; if not, the weights
+        stay as they were).
     """
-    config, accelerator, model, network, regularizer = run.config, run.accelerator, run.model, run.network, run.regularizer
+    config, accelerator, model, network, regularizer = (
+        run.config,
+        run.accelerator,
+        run.model,
+        run.network,
+        run.regularizer,
+    )
     rank, processes = accelerator.process_index, accelerator.num_processes
     share = step / run.steps if share is None else share
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.steps, config)
     # One subset per step for all processes, so that their gradients are those of one large batch.
     rng = np.random.default_rng(derived_seed(config.seed, "subset", step))
-    names = draw_subset(list(run.data.modalities), rng) if config.objective.subsets == "dropout" else list(run.data.modalities)
-    valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)]).to(accelerator.device, non_blocking=True)
+    names = (
+        draw_subset(list(run.data.modalities), rng)
+        if config.objective.subsets == "dropout"
+        else list(run.data.modalities)
+    )
+    valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)]).to(
+        accelerator.device, non_blocking=True
+    )
     valid = accelerator.reduce(valid, "sum").clamp_min(1)
 
     def on_device(batch: dict) -> tuple[dict[str, Tensor], Tensor]:
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
-        return {n: to(batch["images"][n], memory_format=torch.channels_last) for n in names}, to(batch["label"])
+        return {n: to(batch["images"][n], memory_format=torch.channels_last) for n in names}, to(
+            batch["label"]
+        )
 
     def forward(net, images, m: int):
         if config.accumulate > 1:  # the same dropout in both passes over a micro-batch
@@ -330,13 +420,16 @@ def train_step(run: Run, step: int, micro: list[dict], share: float | None = Non
     torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # dropout inside the network
     if config.accumulate > 1 and regularizer.in_closed_form and regularizer.strength(share) > 0:
         with torch.no_grad():
-            regularizer.look_ahead(((*forward(network, x, m), y) for m, (x, y) in enumerate(map(on_device, micro))), share)
+            regularizer.look_ahead(
+                ((*forward(network, x, m), y) for m, (x, y) in enumerate(map(on_device, micro))), share
+            )
     terms: dict[str, Tensor] = {}
     for m, batch in enumerate(micro):
         images, label = on_device(batch)
         regularizer.part = m
         if m == 0 and regularizer.due(step, share):
-            # On the bare network and without a gradient exchange: that of the last micro-batch sends this share too.
+            # On the bare network and without a gradient exchange: that of the last micro-batch sends this
+            # share too.
             with accelerator.no_sync(model):
                 probe = regularizer.probe(network, images, label, step, share)
                 accelerator.backward(probe * processes)
@@ -346,7 +439,8 @@ def train_step(run: Run, step: int, micro: list[dict], share: float | None = Non
         with nullcontext() if last else accelerator.no_sync(model):  # one gradient exchange a step
             logits, features = forward(model, images, m)
             found = subset_cross_entropy(logits, label, config.objective, valid, pixels)
-            # DDP averages gradients over processes, but both terms are to be summed: each process has its own samples' share.
+            # DDP averages gradients over processes, but both terms are to be summed: each process has its own
+            # samples' share.
             loss = found["supervised"] * processes
             if config.regularizer.active:
                 term = regularizer.closed_form(logits, features, label, share)

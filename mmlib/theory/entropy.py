@@ -1,14 +1,18 @@
-"""Functional entropy (Eq. 1), the log-Sobolev bound (Eq. 2) and tensorisation (Eq. 3) on the measures of ``gaussian``.
+"""Functional entropy (Eq. 1), the log-Sobolev bound (Eq. 2) and tensorisation (Eq. 3) on the measures of
+``gaussian``.
 
-Integrals are quadrature on ``nodes`` points in each Gaussian direction (None: as many as fit), exact to many digits in up to three
-or four dimensions. Functions that end in ``_mc`` are Monte Carlo, with a standard error.
+Integrals are quadrature on ``nodes`` points in each Gaussian direction (None: as many as fit), exact to many
+digits in up to three or four dimensions. Functions that end in ``_mc`` are Monte Carlo, with a standard
+error.
 
-The inequality needs the spread of the noise: for N(m, Σ) it is Ent f <= ½ E[∇fᵀ Σ ∇f / f]. Eq. 2 as printed has no Σ and holds
-only where Σ is at most the identity. For a density e^{-V} with V'' >= ρ it is Ent f <= 1/(2ρ) E[‖∇f‖² / f] (Bakry and Émery).
+The inequality needs the spread of the noise: for N(m, Σ) it is Ent f <= ½ E[∇fᵀ Σ ∇f / f]. Eq. 2 as printed
+has no Σ and holds only where Σ is at most the identity. For a density e^{-V} with V'' >= ρ it is Ent f <=
+1/(2ρ) E[‖∇f‖² / f] (Bakry and Émery).
 
-Arguments are the same everywhere: ``f`` and ``gradient`` take the points, one array per modality; f returns (N,), gradient one
-array per modality of its points' shape. ``rho`` None weights gradients by the Gaussians' Σ, a number divides the plain squared
-gradient by it; ``rho=1`` is the form printed in Eq. 2. A negative or non-finite f raises ValueError, which says where; 0 ln 0 = 0.
+Arguments are the same everywhere: ``f`` and ``gradient`` take the points, one array per modality; f returns
+(N,), gradient one array per modality of its points' shape. ``rho`` None weights gradients by the Gaussians'
+Σ, a number divides the plain squared gradient by it; ``rho=1`` is the form printed in Eq. 2. A negative or
+non-finite f raises ValueError, which says where; 0 ln 0 = 0.
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ MAX_POINTS = 2_000_000
 
 
 class Estimate(NamedTuple):
-    """A Monte-Carlo value and its standard error. The error is asymptotic: with heavy tails and few samples it is too small."""
+    """A Monte-Carlo value and its standard error. The error is asymptotic: with heavy tails and few samples
+    it is too small.
+    """
 
     value: float
     error: float
@@ -37,12 +43,16 @@ def factors(measure: Measure) -> dict[str, Factor]:
 
 
 def _grid(measure: Measure, nodes: int | None) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
-    """Points of the product grid, one (N, ...) array per modality; weights (N,); and each modality's own weights (n_i,)."""
+    """Points of the product grid, one (N, ...) array per modality; weights (N,); and each modality's own
+    weights (n_i,).
+    """
     directions = sum(factor.mean.size for factor in factors(measure).values() if isinstance(factor, Gaussian))
     nodes = {0: 2, 1: 4000, 2: 500, 3: 100}.get(directions, 36) if nodes is None else nodes
     sizes = [factor.size(nodes) for factor in factors(measure).values()]
     if np.prod(sizes, dtype=float) > MAX_POINTS:
-        raise ValueError(f"a grid of {' x '.join(map(str, sizes))} points is too large; use fewer nodes or the functions that end in _mc")
+        raise ValueError(
+            f"a grid of {' x '.join(map(str, sizes))} points is too large; use fewer nodes or the functions that end in _mc"
+        )
     parts = [factor.nodes(nodes) for factor in factors(measure).values()]
     index = np.indices(sizes).reshape(len(sizes), -1)
     weights = np.prod([part.weights[i] for part, i in zip(parts, index)], axis=0)
@@ -59,7 +69,9 @@ def _values(f: Callable, points: list[np.ndarray], signed: bool = False) -> np.n
     """f at the points (N,), checked; ``signed``: may be negative."""
     values = np.asarray(f(*points), np.float64)
     if values.shape != points[0].shape[:1]:
-        raise ValueError(f"f returned shape {values.shape} for {len(points[0])} points; expected {points[0].shape[:1]}, one number a point")
+        raise ValueError(
+            f"f returned shape {values.shape} for {len(points[0])} points; expected {points[0].shape[:1]}, one number a point"
+        )
     wrong = ~np.isfinite(values) | ((values < 0) & (not signed))
     if wrong.any():
         k = int(np.argmax(wrong))
@@ -70,30 +82,47 @@ def _values(f: Callable, points: list[np.ndarray], signed: bool = False) -> np.n
     return values
 
 
-def _energies(gradient: Callable, points: list[np.ndarray], measure: Measure, rho: float | None) -> list[np.ndarray]:
+def _energies(
+    gradient: Callable, points: list[np.ndarray], measure: Measure, rho: float | None
+) -> list[np.ndarray]:
     """∇fᵀΣ∇f, or ‖∇f‖²/ρ, of each modality at the points (N,)."""
     parts, gradients = factors(measure), gradient(*points)
-    gradients = [np.asarray(g, np.float64) for g in (gradients if isinstance(gradients, (tuple, list)) else [gradients])]
-    if [g.shape for g in gradients] != [p.shape for p in points] or not all(np.isfinite(g).all() for g in gradients):
+    gradients = [
+        np.asarray(g, np.float64)
+        for g in (gradients if isinstance(gradients, (tuple, list)) else [gradients])
+    ]
+    if [g.shape for g in gradients] != [p.shape for p in points] or not all(
+        np.isfinite(g).all() for g in gradients
+    ):
         raise ValueError(
             f"gradient returned shapes {[g.shape for g in gradients]}; expected one finite array per modality ({', '.join(parts)}) "
             f"of shapes {[p.shape for p in points]}"
         )
     if rho is not None:
         if not 0 < rho < np.inf:
-            raise ValueError(f"rho {rho}: expected a positive number, a lower bound of V'' for the density e^-V")
+            raise ValueError(
+                f"rho {rho}: expected a positive number, a lower bound of V'' for the density e^-V"
+            )
         return [np.square(g).reshape(len(g), -1).sum(1) / rho for g in gradients]
     if others := [name for name, factor in parts.items() if not isinstance(factor, Gaussian)]:
-        raise ValueError(f"{', '.join(others)}: without a Gaussian's Σ no constant is known; give rho, a lower bound of V''")
+        raise ValueError(
+            f"{', '.join(others)}: without a Gaussian's Σ no constant is known; give rho, a lower bound of V''"
+        )
     rows = [g.reshape(len(g), -1) for g in gradients]
     return [np.einsum("ni,ij,nj->n", g, factor.covariance, g) for g, factor in zip(rows, parts.values())]
 
 
-def _ratios(f: Callable, gradient: Callable, points: list[np.ndarray], measure: Measure, rho: float | None) -> list[np.ndarray]:
-    """Squared gradient over f of each modality (N,); 0 where both are 0, for there f has vanished, by underflow or on a region."""
+def _ratios(
+    f: Callable, gradient: Callable, points: list[np.ndarray], measure: Measure, rho: float | None
+) -> list[np.ndarray]:
+    """Squared gradient over f of each modality (N,); 0 where both are 0, for there f has vanished, by
+    underflow or on a region.
+    """
     values, energies = _values(f, points), _energies(gradient, points, measure, rho)
     if (steep := (values == 0) & (sum(energies) > 0)).any():
-        raise ValueError(f"f = 0 with a gradient that is not 0 at point {int(np.argmax(steep))}: a non-negative f cannot have that")
+        raise ValueError(
+            f"f = 0 with a gradient that is not 0 at point {int(np.argmax(steep))}: a non-negative f cannot have that"
+        )
     return [np.divide(energy, values, out=np.zeros_like(energy), where=values > 0) for energy in energies]
 
 
@@ -101,10 +130,14 @@ def _ratios(f: Callable, gradient: Callable, points: list[np.ndarray], measure: 
 
 
 def _mean(weights: np.ndarray, terms: np.ndarray) -> float:
-    """E[terms], terms >= 0, on a grid; refused where the largest contribution lies so far out that the grid's end cuts through it."""
+    """E[terms], terms >= 0, on a grid; refused where the largest contribution lies so far out that the grid's
+    end cuts through it.
+    """
     k = int(np.argmax(weights * terms))
     if terms[k] > 0 and weights[k] < 1e-14 * weights.max():  # beyond 8 standard deviations
-        raise ValueError("f grows so steeply that its mean is made more than 8σ away from the datum, or does not exist; narrow the noise")
+        raise ValueError(
+            "f grows so steeply that its mean is made more than 8σ away from the datum, or does not exist; narrow the noise"
+        )
     return float(weights @ terms)
 
 
@@ -126,16 +159,23 @@ def variance(f: Callable, measure: Measure, nodes: int | None = None) -> float:
     return float(weights @ (values - weights @ values) ** 2)
 
 
-def information(f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None) -> dict[str, float]:
+def information(
+    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None
+) -> dict[str, float]:
     """Functional Fisher information of each modality, E[∇_i fᵀ Σ_i ∇_i f / f], in the unit of f.
 
     Unchanged when a modality and its noise are rescaled together, unlike the plain form (``rho=1``).
     """
     points, weights, _ = _grid(measure, nodes)
-    return {name: _mean(weights, ratio) for name, ratio in zip(factors(measure), _ratios(f, gradient, points, measure, rho))}
+    return {
+        name: _mean(weights, ratio)
+        for name, ratio in zip(factors(measure), _ratios(f, gradient, points, measure, rho))
+    }
 
 
-def log_sobolev_bound(f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None) -> float:
+def log_sobolev_bound(
+    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None
+) -> float:
     """Half the information, summed over modalities: an upper bound of Ent f (Eq. 2).
 
     ``rho=1`` is Eq. 2 as printed, a bound only where the measure is at least as concentrated as N(m, I).
@@ -143,14 +183,17 @@ def log_sobolev_bound(f: Callable, gradient: Callable, measure: Measure, rho: fl
     return 0.5 * sum(information(f, gradient, measure, rho, nodes).values())
 
 
-def poincare_bound(gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None) -> float:
+def poincare_bound(
+    gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None
+) -> float:
     """E[∇fᵀ Σ ∇f], an upper bound of Var f; with ``rho``, E‖∇f‖²/ρ."""
     points, weights, _ = _grid(measure, nodes)
     return _mean(weights, sum(_energies(gradient, points, measure, rho)))
 
 
 def conditional_entropies(f: Callable, measure: Measure, nodes: int | None = None) -> dict[str, float]:
-    """E[Ent_{μ_i} f(·, x_{-i})] of each modality: the entropy in x_i with the others held, averaged over them.
+    """E[Ent_{μ_i} f(·, x_{-i})] of each modality: the entropy in x_i with the others held, averaged over
+    them.
 
     Their sum bounds Ent f for every product measure (tensorisation): the true form of Eq. 3.
     """
@@ -166,7 +209,9 @@ def conditional_entropies(f: Callable, measure: Measure, nodes: int | None = Non
 
 
 def marginal_entropies(f: Callable, measure: Measure, nodes: int | None = None) -> dict[str, float]:
-    """Ent_{μ_i} of E[f | x_i] for each modality: the right-hand side printed in Eq. 3. Their sum bounds nothing in general."""
+    """Ent_{μ_i} of E[f | x_i] for each modality: the right-hand side printed in Eq. 3. Their sum bounds
+    nothing in general.
+    """
     points, weights, own = _grid(measure, nodes)
     values, result = _values(f, points), {}
     mean, mass = _mean(weights, values), (weights * values).reshape([len(w) for w in own])
@@ -183,11 +228,13 @@ def marginal_entropies(f: Callable, measure: Measure, nodes: int | None = None) 
 def sample_entropy(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Jackknife estimate of Ent f and its standard error from samples of f >= 0 along the last axis (..., n).
 
-    The plain estimate puts the sample mean into m ln m and comes out too small by about Var f / (2 n E f); leaving out each
-    sample in turn removes that.
+    The plain estimate puts the sample mean into m ln m and comes out too small by about Var f / (2 n E f);
+    leaving out each sample in turn removes that.
     """
     count, mean = values.shape[-1], values.mean(-1, keepdims=True)
-    share = np.divide(values, mean, out=np.ones_like(values), where=mean > 0)  # Ent is 1-homogeneous: work at mean 1
+    share = np.divide(
+        values, mean, out=np.ones_like(values), where=mean > 0
+    )  # Ent is 1-homogeneous: work at mean 1
     term, rest = xlogy(share, share), (count - share) / (count - 1)
     whole = term.mean(-1, keepdims=True)
     left_out = (count * whole - term) / (count - 1) - xlogy(rest, rest)
@@ -199,12 +246,23 @@ def sample_entropy(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def entropy_mc(f: Callable, measure: Measure, samples: int = 10_000, seed: int = 0) -> Estimate:
     """Ent f (Eq. 1) from independent samples."""
-    return Estimate(*map(float, sample_entropy(_values(f, _draw(measure, samples, np.random.default_rng(seed))))))
+    return Estimate(
+        *map(float, sample_entropy(_values(f, _draw(measure, samples, np.random.default_rng(seed)))))
+    )
 
 
 def log_sobolev_bound_mc(
-    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, samples: int = 10_000, seed: int = 0
+    f: Callable,
+    gradient: Callable,
+    measure: Measure,
+    rho: float | None = None,
+    samples: int = 10_000,
+    seed: int = 0,
 ) -> Estimate:
-    """``log_sobolev_bound`` from independent samples: the mean of the ratio. The ratio of means estimates another number."""
-    terms = 0.5 * sum(_ratios(f, gradient, _draw(measure, samples, np.random.default_rng(seed)), measure, rho))
+    """``log_sobolev_bound`` from independent samples: the mean of the ratio. The ratio of means estimates
+    another number.
+    """
+    terms = 0.5 * sum(
+        _ratios(f, gradient, _draw(measure, samples, np.random.default_rng(seed)), measure, rho)
+    )
     return Estimate(float(terms.mean()), float(terms.std(ddof=1) / samples**0.5))

@@ -1,8 +1,9 @@
-"""What the baselines add to training: EAGLE's object-centric loss, depth guidance, and distillation of RGB into another sensor.
+"""What the baselines add to training: EAGLE's object-centric loss, depth guidance, and distillation of RGB
+into another sensor.
 
-All of them work on cached tokens and codes and return losses. Their fusions (CBAM, StitchFusion-style) stand in ``networks.py``,
-EAGLE's adaptive shift in ``correspondence.py``. Where a paper is silent or its definition cannot be used on cached tokens, the
-docstring says "ours".
+All of them work on cached tokens and codes and return losses. Their fusions (CBAM, StitchFusion-style) stand
+in ``networks.py``, EAGLE's adaptive shift in ``correspondence.py``. Where a paper is silent or its definition
+cannot be used on cached tokens, the docstring says "ours".
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ Divergence = Literal["coral", "mmd", "cosine"]
 
 
 def code_affinity(code: Tensor) -> Tensor:
-    """relu(code codeᵀ) divided by its largest entry per image: (B, P, D) -> (B, P, P) in [0, 1]; an all-zero code gives zeros."""
+    """relu(code codeᵀ) divided by its largest entry per image: (B, P, D) -> (B, P, P) in [0, 1]; an all-zero
+    code gives zeros.
+    """
     affinity = F.relu(code @ code.transpose(1, 2))
     return affinity / affinity.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
@@ -33,19 +36,23 @@ def code_affinity(code: Tensor) -> Tensor:
 def colour_affinity(rgb: Tensor, form: Colour = "paper", sigma: float = 0.1) -> Tensor:
     """exp(-‖Δ rgb‖² / (2σ²)) between grid cells: rgb (B, 3, h, w) in [0, 1] -> (B, P, P).
 
-    ``released``: EAGLE's code divides an image that is normalised already (by ImageNet's deviations) by 255 once more. All its
-    affinities then lie above 0.9, so that the colour term adds nearly the same number to every pair.
+    ``released``: EAGLE's code divides an image that is normalised already (by ImageNet's deviations) by 255
+    once more. All its affinities then lie above 0.9, so that the colour term adds nearly the same number to
+    every pair.
     """
     points = rgb.flatten(2).transpose(1, 2)
     if form == "released":
         points = points / (255 * points.new_tensor([0.229, 0.224, 0.225]))
-    # Not through a matrix product, whose rounding is of the order of the squared distances of the released form.
+    # Not through a matrix product, whose rounding is of the order of the squared distances of the released
+    # form.
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.exp(-(distance**2) / (2 * sigma**2))
 
 
 def normalized_laplacian(affinity: Tensor) -> Tensor:
-    """L = D^-½ (D - A) D^-½ of symmetric, non-negative A (B, P, P), D its row sums. A point without any affinity gets a zero row."""
+    """L = D^-½ (D - A) D^-½ of symmetric, non-negative A (B, P, P), D its row sums. A point without any
+    affinity gets a zero row.
+    """
     degree = affinity.sum(-1)
     scale = torch.where(degree > 1e-12, degree.clamp_min(1e-12).rsqrt(), torch.zeros_like(degree))
     laplacian = torch.diag_embed(degree) - affinity
@@ -54,26 +61,31 @@ def normalized_laplacian(affinity: Tensor) -> Tensor:
 
 @torch.no_grad()
 def eigenvectors(affinity: Tensor, count: int = 4) -> Tensor:
-    """Eigenvectors 2 … ``count`` of the normalised Laplacian of A (B, P, P), by growing eigenvalue: (B, P, count - 1).
+    """Eigenvectors 2 … ``count`` of the normalised Laplacian of A (B, P, P), by growing eigenvalue: (B, P,
+    count - 1).
 
-    The first one knows nothing but the degrees and is dropped. Signs are arbitrary; here the smaller side of each is positive.
+    The first one knows nothing but the degrees and is dropped. Signs are arbitrary; here the smaller side of
+    each is positive.
 
     Raises:
         ValueError: fewer than ``count`` points, or ``count`` below 2.
     """
     if not 2 <= count <= affinity.shape[-1]:
-        raise ValueError(f"{count} eigenvectors of {affinity.shape[-1]} points; expected 2 up to the number of points")
+        raise ValueError(
+            f"{count} eigenvectors of {affinity.shape[-1]} points; expected 2 up to the number of points"
+        )
     vectors = torch.linalg.eigh(normalized_laplacian(affinity))[1][:, :, 1:count]
     flip = (vectors > 0).float().mean(1, keepdim=True) > 0.5
     return torch.where(flip, -vectors, vectors)
 
 
 class EiCue(nn.Module):
-    """Pseudo-objects of an image from the spectrum of its affinities: code affinity plus colour affinity, Laplacian, eigenvectors,
-    and the nearest by cosine of K_e learned centres in eigenvector space (32 and 28 in EAGLE's code).
+    """Pseudo-objects of an image from the spectrum of its affinities: code affinity plus colour affinity,
+    Laplacian, eigenvectors, and the nearest by cosine of K_e learned centres in eigenvector space (32 and 28
+    in EAGLE's code).
 
-    The lookup's own loss, minus the mean cosine to the nearest centre, trains the centres only: eigenvectors carry no gradient.
-    Give its parameters a learning rate of their own (EAGLE: 5e-5 to 5e-4).
+    The lookup's own loss, minus the mean cosine to the nearest centre, trains the centres only: eigenvectors
+    carry no gradient. Give its parameters a learning rate of their own (EAGLE: 5e-5 to 5e-4).
     """
 
     def __init__(self, clusters: int = 32, count: int = 4, colour: Colour = "paper"):
@@ -82,7 +94,8 @@ class EiCue(nn.Module):
         self.centres = nn.Parameter(torch.randn(clusters, count - 1))
 
     def forward(self, code: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """code (B, D, h, w), rgb (B, 3, H, W) in [0, 1] -> pseudo-objects (B, h·w) int64 in 0 … K_e - 1, scalar loss of the centres.
+        """code (B, D, h, w), rgb (B, 3, H, W) in [0, 1] -> pseudo-objects (B, h·w) int64 in 0 … K_e - 1,
+        scalar loss of the centres.
 
         Raises:
             ValueError: the colour term is asked for, and there is no picture.
@@ -90,98 +103,142 @@ class EiCue(nn.Module):
         affinity = code_affinity(code.detach().flatten(2).transpose(1, 2))
         if self.colour != "none":
             if rgb is None:
-                raise ValueError("EiCue's colour term needs rgb pictures (B, 3, H, W); pass them, or use colour='none'")
+                raise ValueError(
+                    "EiCue's colour term needs rgb pictures (B, 3, H, W); pass them, or use colour='none'"
+                )
             affinity = affinity + colour_affinity(F.adaptive_avg_pool2d(rgb, code.shape[-2:]), self.colour)
-        similarity = F.normalize(eigenvectors(affinity, self.count), dim=-1) @ F.normalize(self.centres, dim=-1).T
+        similarity = (
+            F.normalize(eigenvectors(affinity, self.count), dim=-1) @ F.normalize(self.centres, dim=-1).T
+        )
         nearest, objects = similarity.max(-1)
         return objects, -nearest.mean()
 
 
 def medoids(points: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
-    """The member of each object with the least summed distance to its other members: points (N, D), objects (N,) int64.
+    """The member of each object with the least summed distance to its other members: points (N, D), objects
+    (N,) int64.
 
-    Returns prototypes (K, D) of the K objects that occur, which carry the gradient of the points chosen, and each point's index
-    (N,) into them.
+    Returns prototypes (K, D) of the K objects that occur, which carry the gradient of the points chosen, and
+    each point's index (N,) into them.
     """
     names, index = objects.unique(return_inverse=True)
     chosen = []
     with torch.no_grad():
         for k in range(len(names)):
             members = torch.nonzero(index == k).squeeze(1)
-            distance = torch.cdist(points[members], points[members], compute_mode="donot_use_mm_for_euclid_dist")
+            distance = torch.cdist(
+                points[members], points[members], compute_mode="donot_use_mm_for_euclid_dist"
+            )
             chosen.append(members[distance.sum(1).argmin()])
     return points[torch.stack(chosen)], index
 
 
-def object_contrast(own: Tensor, other: Tensor, objects: Tensor, weight: Tensor, temperature: float = 0.07, smoothing: float = 0.0):
-    """InfoNCE of tokens against the medoids of their pseudo-objects, half of 0.3 · own view + 0.7 · other view.
+def object_contrast(
+    own: Tensor,
+    other: Tensor,
+    objects: Tensor,
+    weight: Tensor,
+    temperature: float = 0.07,
+    smoothing: float = 0.0,
+):
+    """InfoNCE of tokens against the medoids of their pseudo-objects, half of 0.3 · own view + 0.7 · other
+    view.
 
     Args:
-        own, other: unit vectors (N, D) of the two views of the same N locations; prototypes come from ``own``.
-        objects: (N,) int64, pseudo-objects of the own view. weight: (N,), of each location. smoothing: of the labels (EAGLE: 0 or 0.1).
+        own, other: unit vectors (N, D) of the two views of the same N locations; prototypes come from
+            ``own``.
+        objects: (N,) int64, pseudo-objects of the own view. weight: (N,), of each location. smoothing: of the
+            labels (EAGLE: 0 or 0.1).
     """
     prototypes, index = medoids(own, objects)
-    losses = [F.cross_entropy(z @ prototypes.T / temperature, index, reduction="none", label_smoothing=smoothing) for z in (own, other)]
+    losses = [
+        F.cross_entropy(z @ prototypes.T / temperature, index, reduction="none", label_smoothing=smoothing)
+        for z in (own, other)
+    ]
     return (0.3 * (losses[0] * weight).mean() + 0.7 * (losses[1] * weight).mean()) / 2
 
 
 def correspondence_weight(tokens: Tensor) -> Tensor:
-    """How typical a location is of its image: mean cosine to all of its locations, (B, C, h, w) -> (B·h·w,), mean 1.
+    """How typical a location is of its image: mean cosine to all of its locations, (B, C, h, w) -> (B·h·w,),
+    mean 1.
 
-    EAGLE takes the mean cosine as it is. That is positive for raw features of a transformer but spreads around 0 for centred
-    tokens, where it would reward wrong assignments; ours clips it at 0 and divides by the batch's mean.
+    EAGLE takes the mean cosine as it is. That is positive for raw features of a transformer but spreads
+    around 0 for centred tokens, where it would reward wrong assignments; ours clips it at 0 and divides by
+    the batch's mean.
     """
     points = F.normalize(tokens.flatten(2), dim=1)
     weight = F.relu(torch.einsum("bcp,bc->bp", points, points.mean(2))).flatten()
     return weight / weight.mean().clamp_min(1e-12)
 
 
-def second_view(tokens: dict[str, Tensor], share: float = 0.1, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def second_view(
+    tokens: dict[str, Tensor], share: float = 0.1, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
     """Tokens with a random ``share`` of their numbers set to 0 and the rest scaled by 1 / (1 - share).
 
-    Ours: EAGLE's second view is the backbone's features of a blurred copy of the picture, which cached tokens do not have.
-    Drawn on the CPU, so that a seed means the same on every device; so are the other random choices of this file.
+    Ours: EAGLE's second view is the backbone's features of a blurred copy of the picture, which cached tokens
+    do not have. Drawn on the CPU, so that a seed means the same on every device; so are the other random
+    choices of this file.
     """
-    kept = {name: (torch.rand(x.shape, generator=generator) >= share).to(x.device) for name, x in tokens.items()}
+    kept = {
+        name: (torch.rand(x.shape, generator=generator) >= share).to(x.device) for name, x in tokens.items()
+    }
     return {name: x * kept[name] / (1 - share) for name, x in tokens.items()}
 
 
 def object_mix(step: int, gate: int = 200) -> tuple[float, float]:
-    """Weights of (correspondence loss, object loss): correspondence alone for ``gate`` steps, then 0.1 and 0.9. EAGLE's code: 200 of some
-    10,000 steps; shorter trainings here take a tenth of their steps."""
+    """Weights of (correspondence loss, object loss): correspondence alone for ``gate`` steps, then 0.1 and
+    0.9. EAGLE's code: 200 of some 10,000 steps; shorter trainings here take a tenth of their steps.
+    """
     return (1.0, 0.0) if step < gate else (0.1, 0.9)
 
 
 class Eagle(nn.Module):
-    """EAGLE's object-centric loss on codes of two views (their correspondence loss and shift are ``correspondence.py``'s).
+    """EAGLE's object-centric loss on codes of two views (their correspondence loss and shift are
+    ``correspondence.py``'s).
 
-    z = unit(linear(code)); each view in turn gives pseudo-objects and prototypes, weight 0.85 each. EAGLE keeps one lookup per
-    view; here both share one, so that cluster k means the same in both (ours).
+    z = unit(linear(code)); each view in turn gives pseudo-objects and prototypes, weight 0.85 each. EAGLE
+    keeps one lookup per view; here both share one, so that cluster k means the same in both (ours).
     """
 
-    def __init__(self, dim: int, clusters: int = 32, colour: Colour = "paper", temperature: float = 0.07, smoothing: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        clusters: int = 32,
+        colour: Colour = "paper",
+        temperature: float = 0.07,
+        smoothing: float = 0.0,
+    ):
         super().__init__()
         self.cue, self.project = EiCue(clusters, colour=colour), nn.Linear(dim, dim)
         self.temperature, self.smoothing = temperature, smoothing
 
-    def forward(self, codes: Sequence[Tensor], tokens: Sequence[Tensor], rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """codes, tokens: one (B, D, h, w) and (B, C, h, w) per view; rgb (B, 3, H, W) -> (object loss, loss of EiCue's centres)."""
+    def forward(
+        self, codes: Sequence[Tensor], tokens: Sequence[Tensor], rgb: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """codes, tokens: one (B, D, h, w) and (B, C, h, w) per view; rgb (B, 3, H, W) -> (object loss, loss
+        of EiCue's centres).
+        """
         flat = [code.flatten(2).transpose(1, 2).flatten(0, 1) for code in codes]
         z = [F.normalize(self.project(x), dim=-1) for x in flat]
         contrast, lookup = [], []
         for own, other in ((0, 1), (1, 0)):
             objects, loss = self.cue(codes[own], rgb)
             weight = correspondence_weight(tokens[own])
-            contrast.append(object_contrast(z[own], z[other], objects.flatten(), weight, self.temperature, self.smoothing))
+            contrast.append(
+                object_contrast(z[own], z[other], objects.flatten(), weight, self.temperature, self.smoothing)
+            )
             lookup.append(loss)
         return 0.85 * (contrast[0] + contrast[1]), (lookup[0] + lookup[1]) / 2
 
 
-# ---------------------------------------------------------------- depth guidance (in the manner of DepthG, Sick et al. 2024)
+# ---------------------------------------------------------------- depth guidance (in the manner of DepthG,
+# Sick et al. 2024)
 
 
 def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mean measured depth per cell: (B, 1, H, W) metres, 0 or not finite = no measurement -> depth, measured, both (B, 1, h, w).
+    """Mean measured depth per cell: (B, 1, H, W) metres, 0 or not finite = no measurement -> depth, measured,
+    both (B, 1, h, w).
 
     A cell without any measurement has depth 0 and measured False; zeros never enter a mean.
     """
@@ -192,11 +249,12 @@ def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]
 
 
 def depth_features(depth: Tensor, low: float = 0.5, high: float = 80.0) -> Tensor:
-    """Depth in metres (B, 1, h, w) as a direction in the plane, (B, 2, h, w): (cos u·π/2, sin u·π/2), u = log-depth, 0 at low, 1 at high.
+    """Depth in metres (B, 1, h, w) as a direction in the plane, (B, 2, h, w): (cos u·π/2, sin u·π/2), u =
+    log-depth, 0 at low, 1 at high.
 
-    The cosine of two cells is cos(Δu·π/2): 1 at equal depth, 0 between the ends of the range. DepthG normalises its one-channel
-    depth map over channels, and a cosine of one channel is the product of two signs, +1 for every pair; two channels are the
-    least that can tell depths apart. The embedding is ours.
+    The cosine of two cells is cos(Δu·π/2): 1 at equal depth, 0 between the ends of the range. DepthG
+    normalises its one-channel depth map over channels, and a cosine of one channel is the product of two
+    signs, +1 for every pair; two channels are the least that can tell depths apart. The embedding is ours.
     """
     u = (depth.clamp(low, high) / low).log() / math.log(high / low)
     return torch.cat([torch.cos(u * math.pi / 2), torch.sin(u * math.pi / 2)], 1)
@@ -205,22 +263,29 @@ def depth_features(depth: Tensor, low: float = 0.5, high: float = 80.0) -> Tenso
 def back_project(depth: Tensor, fov: float = 60.0) -> Tensor:
     """Depth along the optical axis (B, 1, h, w), metres -> 3-D points (B, h·w, 3) of a pinhole camera.
 
-    ``fov`` is the assumed horizontal field of view in degrees, with the principal point in the middle: distances are then right
-    up to how wrong that is, which only moves the points that are sampled.
+    ``fov`` is the assumed horizontal field of view in degrees, with the principal point in the middle:
+    distances are then right up to how wrong that is, which only moves the points that are sampled.
     """
     height, width = depth.shape[-2:]
     focal = width / 2 / math.tan(math.radians(fov) / 2)
-    v, u = torch.meshgrid(torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij")
+    v, u = torch.meshgrid(
+        torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij"
+    )
     z = depth[:, 0]
-    return torch.stack([(u - (width - 1) / 2) / focal * z, (v - (height - 1) / 2) / focal * z, z], -1).flatten(1, 2)
+    return torch.stack(
+        [(u - (width - 1) / 2) / focal * z, (v - (height - 1) / 2) / focal * z, z], -1
+    ).flatten(1, 2)
 
 
 @torch.no_grad()
-def farthest_points(points: Tensor, count: int, valid: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Farthest point sampling: each next point is the one farthest from all chosen so far. points (B, P, 3) -> indices (B, count).
+def farthest_points(
+    points: Tensor, count: int, valid: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Farthest point sampling: each next point is the one farthest from all chosen so far. points (B, P, 3)
+    -> indices (B, count).
 
-    Starts at the first valid point, or at a random one if there is a ``generator``. Points that are not ``valid`` (B, P) are never
-    taken; an image with fewer valid points than ``count`` repeats some.
+    Starts at the first valid point, or at a random one if there is a ``generator``. Points that are not
+    ``valid`` (B, P) are never taken; an image with fewer valid points than ``count`` repeats some.
 
     Raises:
         ValueError: more points asked for than there are, or an image without a valid one.
@@ -229,7 +294,9 @@ def farthest_points(points: Tensor, count: int, valid: Tensor | None = None, gen
         raise ValueError(f"{count} points of {points.shape[1]}; ask for at most the number of grid cells")
     valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else valid
     if not valid.any(1).all():
-        raise ValueError(f"image {int((~valid.any(1)).nonzero()[0])} of the batch has no valid point to start from; leave it out")
+        raise ValueError(
+            f"image {int((~valid.any(1)).nonzero()[0])} of the batch has no valid point to start from; leave it out"
+        )
     start = valid.float().argmax(1)
     if generator is not None:
         start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
@@ -243,17 +310,27 @@ def farthest_points(points: Tensor, count: int, valid: Tensor | None = None, gen
 
 
 def depth_guidance(
-    depth: Tensor, code: Tensor, shift: float, points: int = 121, low: float = 0.5, high: float = 80.0, fov: float = 60.0,
-    generator: torch.Generator | None = None, **options,
-) -> Tensor:  # fmt: skip
-    """Correlation loss between depth and code of the same image at points spread in 3-D: teaches that what lies at one depth is alike.
+    depth: Tensor,
+    code: Tensor,
+    shift: float,
+    points: int = 121,
+    low: float = 0.5,
+    high: float = 80.0,
+    fov: float = 60.0,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Tensor:
+    """Correlation loss between depth and code of the same image at points spread in 3-D: teaches that what
+    lies at one depth is alike.
 
     Args:
-        depth: (B, 1, H, W) metres at any resolution, 0 = no measurement. Images without any measurement take no part.
+        depth: (B, 1, H, W) metres at any resolution, 0 = no measurement. Images without any measurement take
+            no part.
         code: (B, D, h, w). shift: b of this term, on the scale of ``depth_features``' cosines.
         options: of ``correspondence.correlation_loss`` (centre, clamp, …).
 
-    DepthG adds this to STEGO's losses with estimated depth; here it is the sensed one. The network never sees depth.
+    DepthG adds this to STEGO's losses with estimated depth; here it is the sensed one. The network never sees
+    depth.
     """
     near, measured = depth_on_grid(depth, code.shape[-2:])
     valid = measured.flatten(1)
@@ -261,22 +338,28 @@ def depth_guidance(
     if not kept.any():
         return code.sum() * 0.0
     near, code, valid = near[kept], code[kept], valid[kept]
-    index = farthest_points(back_project(near, fov), min(points, valid.shape[1]), valid, generator)[:, :, None]
+    index = farthest_points(back_project(near, fov), min(points, valid.shape[1]), valid, generator)[
+        :, :, None
+    ]
     f, c = (x.flatten(2).transpose(1, 2) for x in (depth_features(near, low, high), code))
     f, c = f.gather(1, index.expand(-1, -1, f.shape[2])), c.gather(1, index.expand(-1, -1, c.shape[2]))
     return correlation_loss(f, f, c, c, shift, **options)
 
 
-# ---------------------------------------------------------------- distillation of RGB into another sensor (paper, Table 1)
+# ---------------------------------------------------------------- distillation of RGB into another sensor
+# (paper, Table 1)
 
 
 def _check_samples(a: Tensor, b: Tensor, least: int) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
-        raise ValueError(f"expected two sets of {least} samples or more, (N, d) and (M, d); got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"expected two sets of {least} samples or more, (N, d) and (M, d); got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
 
 
 def coral(a: Tensor, b: Tensor) -> Tensor:
-    """‖Cov(a) - Cov(b)‖²_F / (4d²) of samples (N, d) and (M, d) (Sun and Saenko 2016); unbiased covariances. It is blind to means.
+    """‖Cov(a) - Cov(b)‖²_F / (4d²) of samples (N, d) and (M, d) (Sun and Saenko 2016); unbiased covariances.
+    It is blind to means.
 
     Raises:
         ValueError: fewer than two samples, or different d.
@@ -286,11 +369,15 @@ def coral(a: Tensor, b: Tensor) -> Tensor:
     return (first - second).square().sum() / (4 * a.shape[1] ** 2)
 
 
-def mmd(a: Tensor, b: Tensor, scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), bandwidth: float = 0.0) -> Tensor:
-    """Squared maximum mean discrepancy of samples (N, d) and (M, d): E k(a, a') + E k(b, b') - 2 E k(a, b), pairs with themselves included.
+def mmd(
+    a: Tensor, b: Tensor, scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), bandwidth: float = 0.0
+) -> Tensor:
+    """Squared maximum mean discrepancy of samples (N, d) and (M, d): E k(a, a') + E k(b, b') - 2 E k(a, b),
+    pairs with themselves included.
 
-    k is the mean over ``scales`` s of exp(-‖x - y‖² / (s · bandwidth)) (Long et al. 2015). ``bandwidth`` 0 = the mean squared
-    distance between different samples of both sets together, held constant in the gradient. Never negative, 0 for equal sets.
+    k is the mean over ``scales`` s of exp(-‖x - y‖² / (s · bandwidth)) (Long et al. 2015). ``bandwidth`` 0 =
+    the mean squared distance between different samples of both sets together, held constant in the gradient.
+    Never negative, 0 for equal sets.
 
     Raises:
         ValueError: no samples, or different d.
@@ -308,7 +395,8 @@ def mmd(a: Tensor, b: Tensor, scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over samples of 1 - cos(a_i, b_i): (N, d) and (N, d); unlike the two above it compares location by location.
+    """Mean over samples of 1 - cos(a_i, b_i): (N, d) and (N, d); unlike the two above it compares location by
+    location.
 
     Raises:
         ValueError: sets of different size.
@@ -320,14 +408,23 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Distillation(nn.Module):
-    """A small adapter g per auxiliary modality (an MSN), pulled towards the frozen tokens of the reference by one of three losses.
+    """A small adapter g per auxiliary modality (an MSN), pulled towards the frozen tokens of the reference by
+    one of three losses.
 
-    The paper names CORAL, MMD and cosine as RGB-to-X distillation and leaves the wiring to a supplement. Ours: the reference's
-    tokens are the teacher and never move, g(f_X) is the student; ``adapt`` puts the students in the place of f_X, for a network
-    whose fusion reads them and whose correspondence loss has RGB targets only.
+    The paper names CORAL, MMD and cosine as RGB-to-X distillation and leaves the wiring to a supplement.
+    Ours: the reference's tokens are the teacher and never move, g(f_X) is the student; ``adapt`` puts the
+    students in the place of f_X, for a network whose fusion reads them and whose correspondence loss has RGB
+    targets only.
     """
 
-    def __init__(self, channels: int, auxiliary: Sequence[str], divergence: Divergence, reference: str = "rgb", samples: int = 512):
+    def __init__(
+        self,
+        channels: int,
+        auxiliary: Sequence[str],
+        divergence: Divergence,
+        reference: str = "rgb",
+        samples: int = 512,
+    ):
         super().__init__()
         if divergence not in ("coral", "mmd", "cosine"):
             raise ValueError(f"divergence {divergence!r}: expected coral, mmd or cosine")
@@ -336,14 +433,18 @@ class Distillation(nn.Module):
         self.adapters = nn.ModuleDict({name: MSN(channels) for name in auxiliary})
 
     def adapt(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens (B, C, h, w) per modality, those of the auxiliaries through their adapter; ValueError names one that is missing."""
+        """Tokens (B, C, h, w) per modality, those of the auxiliaries through their adapter; ValueError names
+        one that is missing.
+        """
         missing = [name for name in (self.reference, *self.adapters) if name not in tokens]
         if missing:
             raise ValueError(f"no tokens of {', '.join(missing)} to distil; got {', '.join(tokens)}")
         return {name: self.adapters[name](x) if name in self.adapters else x for name, x in tokens.items()}
 
     def forward(self, tokens: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Mean over auxiliaries of the divergence between teacher and student, at ``samples`` random locations of the batch."""
+        """Mean over auxiliaries of the divergence between teacher and student, at ``samples`` random
+        locations of the batch.
+        """
         flat = {name: x.transpose(0, 1).flatten(1).T for name, x in self.adapt(tokens).items()}
         teacher = flat[self.reference].detach()
         drawn = torch.randperm(len(teacher), generator=generator)[: self.samples].to(teacher.device)

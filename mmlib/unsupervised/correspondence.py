@@ -1,13 +1,16 @@
-"""Correspondence distillation, Eq. 1 to 6 and 9: codes agree where frozen tokens do (STEGO), for every modality at once (CMCS).
+"""Correspondence distillation, Eq. 1 to 6 and 9: codes agree where frozen tokens do (STEGO), for every
+modality at once (CMCS).
 
     F = cos(f1, f2), S = cos(c1, c2),  loss = −mean (F' − b) · max(S, 0)
 
-over all pairs of a point of one image and a point of another. f are frozen tokens, c the codes to be learned, F' is F after
-pointwise centring, b a shift. An image is paired with itself, with one of its nearest neighbours (KNN), and with random others.
-Points (B, P, C) come from ``take_points``: a few random ones, as in the released code, or all tokens. With ``tile`` > 0 the latter
-is exact without a (B, P, Q) tensor: loss and gradient come from one pass over tiles of rows, because centring needs row means only,
-f1_p · mean_q f2_q, and the gradient is ∂loss/∂c1_p = −Σ_q [S > 0] (F' − b) c2_q / N. The largest temporary is B · tile · Q.
-Interpolated points are smoother and so more alike than tokens: a b tuned on samples does not fit all tokens. Autocast is ignored.
+over all pairs of a point of one image and a point of another. f are frozen tokens, c the codes to be learned,
+F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its nearest
+neighbours (KNN), and with random others. Points (B, P, C) come from ``take_points``: a few random ones, as in
+the released code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q) tensor: loss and
+gradient come from one pass over tiles of rows, because centring needs row means only, f1_p · mean_q f2_q, and
+the gradient is ∂loss/∂c1_p = −Σ_q [S > 0] (F' − b) c2_q / N. The largest temporary is B · tile · Q.
+Interpolated points are smoother and so more alike than tokens: a b tuned on samples does not fit all tokens.
+Autocast is ignored.
 """
 
 from __future__ import annotations
@@ -29,10 +32,14 @@ Points = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Shifts:
-    """The shift b of Eq. 2 and 6. A number fits one backbone and modality, whose F may have mean 0 or 0.99; a quantile fits all."""
+    """The shift b of Eq. 2 and 6. A number fits one backbone and modality, whose F may have mean 0 or 0.99; a
+    quantile fits all.
+    """
 
     rule: Literal["quantile", "absolute", "adaptive"] = "quantile"
-    """quantile: of the observed F', measured once (``measured``); absolute: ``numbers``; adaptive: EAGLE's, from each batch."""
+    """quantile: of the observed F', measured once (``measured``); absolute: ``numbers``; adaptive: EAGLE's,
+    from each batch.
+    """
     quantiles: tuple[float, float, float] = (0.6, 0.6, 0.9)
     """Of self, KNN and random pairs."""
     numbers: dict[str, tuple[float, float, float]] = field(default_factory=dict)
@@ -43,14 +50,25 @@ class Shifts:
     """adaptive: multiplies b of random pairs."""
 
     def __post_init__(self):
-        if self.rule not in ("quantile", "absolute", "adaptive") or not all(0 <= level <= 1 for level in self.quantiles):
-            raise ValueError(f"rule {self.rule!r}, quantiles {self.quantiles}: need quantile, absolute or adaptive, and shares in [0, 1]")
+        if self.rule not in ("quantile", "absolute", "adaptive") or not all(
+            0 <= level <= 1 for level in self.quantiles
+        ):
+            raise ValueError(
+                f"rule {self.rule!r}, quantiles {self.quantiles}: need quantile, absolute or adaptive, and shares in [0, 1]"
+            )
 
-    def measured(self, batches: Iterable[tuple[Points, Points]], generator=None, centre: bool = True, limit: int = 2**20) -> Shifts:
-        """These shifts with ``numbers`` set to quantiles of the correspondences in ``batches``; from then on b is fixed.
+    def measured(
+        self,
+        batches: Iterable[tuple[Points, Points]],
+        generator=None,
+        centre: bool = True,
+        limit: int = 2**20,
+    ) -> Shifts:
+        """These shifts with ``numbers`` set to quantiles of the correspondences in ``batches``; from then on
+        b is fixed.
 
-        A batch is (images, their KNN partners), each frozen points (B, P, C) by modality. Of more than ``limit`` values per batch,
-        modality and pair type, evenly spaced rows are used.
+        A batch is (images, their KNN partners), each frozen points (B, P, C) by modality. Of more than
+        ``limit`` values per batch, modality and pair type, evenly spaced rows are used.
         """
         values: dict[str, list[list[np.ndarray]]] = {}
         with torch.no_grad():
@@ -64,19 +82,36 @@ class Shifts:
                         rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
                         values.setdefault(name, [[], [], []])[i].append(rows.flatten().cpu().numpy())
         if not values:
-            raise ValueError("no batch to measure shifts on; give a few batches of frozen points: (images, KNN partners)")
-        quantile = lambda found: tuple(float(np.quantile(np.concatenate(v), q)) for v, q in zip(found, self.quantiles))
+            raise ValueError(
+                "no batch to measure shifts on; give a few batches of frozen points: (images, KNN partners)"
+            )
+        quantile = lambda found: tuple(
+            float(np.quantile(np.concatenate(v), q)) for v, q in zip(found, self.quantiles)
+        )
         return replace(self, numbers={name: quantile(found) for name, found in values.items()})
 
     def shift(self, name: str, pair: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor) -> float | Tensor:
-        """b of one pair type. EAGLE's, from unit points: |mean F − mean S − bias| for self and KNN pairs, else factor · (mean F +
-        mean S − bias); as in its code, the gradient also goes through b."""
+        """b of one pair type. EAGLE's, from unit points: |mean F − mean S − bias| for self and KNN pairs,
+        else factor · (mean F + mean S − bias); as in its code, the gradient also goes through b.
+        """
         if self.rule == "adaptive":
-            mean_f, mean_s = ((a.mean(1) * b.mean(1)).sum(1).mean() for a, b in ((f1, f2), (c1, c2)))  # of all cosines
-            return self.factor * (mean_f + mean_s - self.bias) if pair == "random" else (mean_f - mean_s - self.bias).abs()
+            mean_f, mean_s = (
+                (a.mean(1) * b.mean(1)).sum(1).mean() for a, b in ((f1, f2), (c1, c2))
+            )  # of all cosines
+            return (
+                self.factor * (mean_f + mean_s - self.bias)
+                if pair == "random"
+                else (mean_f - mean_s - self.bias).abs()
+            )
         if name not in self.numbers:
-            way = "call shifts.measured(batches) first" if self.rule == "quantile" else "give numbers={modality: (self, knn, random)}"
-            raise ValueError(f"no shift b for modality {name!r} (there are: {', '.join(self.numbers) or 'none'}); {way}")
+            way = (
+                "call shifts.measured(batches) first"
+                if self.rule == "quantile"
+                else "give numbers={modality: (self, knn, random)}"
+            )
+            raise ValueError(
+                f"no shift b for modality {name!r} (there are: {', '.join(self.numbers) or 'none'}); {way}"
+            )
         return self.numbers[name][PAIRS.index(pair)]
 
 
@@ -94,10 +129,14 @@ class CorrespondenceConfig:
     points: int = 121
     """Random points per image; 0 = every token."""
     sampling: Literal["tokens", "bilinear"] = "tokens"
-    """tokens: points are tokens, and only these go through the network; bilinear: the network sees the whole map, and frozen tokens and
-    codes are interpolated between their centres, as in the released code. CBAM, EAGLE and depth guidance always see whole maps."""
+    """tokens: points are tokens, and only these go through the network; bilinear: the network sees the whole
+    map, and frozen tokens and codes are interpolated between their centres, as in the released code. CBAM,
+    EAGLE and depth guidance always see whole maps.
+    """
     tile: int = 0
-    """Rows per tile; 0 = the plain form, which keeps two (B, P, Q) tensors for each pair until the backward pass."""
+    """Rows per tile; 0 = the plain form, which keeps two (B, P, Q) tensors for each pair until the backward
+    pass.
+    """
     centre: bool = True
     """Pointwise centring of F: in the released code, not in the paper."""
     clamp: bool = True
@@ -105,17 +144,28 @@ class CorrespondenceConfig:
     stabilize: bool = False
     """min(S, 0.8) as well."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over the positions of a pair of images: mean as released, sum as printed. Over the batch it is always the mean."""
+    """Over the positions of a pair of images: mean as released, sum as printed. Over the batch it is always
+    the mean.
+    """
 
     def __post_init__(self):
         shares = (*self.weights, *self.lambdas.values())
-        if not (any(self.weights) and all(np.isfinite(v) and v >= 0 for v in shares) and self.negatives >= 1
-                and min(self.points, self.tile) >= 0 and self.reduction in ("mean", "sum")):  # fmt: skip
-            raise ValueError(f"{self}: need weights and λ finite and >= 0, a weight > 0, negatives >= 1, points and tile >= 0, mean or sum")
+        if not (
+            any(self.weights)
+            and all(np.isfinite(v) and v >= 0 for v in shares)
+            and self.negatives >= 1
+            and min(self.points, self.tile) >= 0
+            and self.reduction in ("mean", "sum")
+        ):
+            raise ValueError(
+                f"{self}: need weights and λ finite and >= 0, a weight > 0, negatives >= 1, points and tile >= 0, mean or sum"
+            )
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Eq. 1: cosines (B, P, Q) of all pairs of points of a (B, P, D) and b (B, Q, D); 0 where a point is the zero vector."""
+    """Eq. 1: cosines (B, P, Q) of all pairs of points of a (B, P, D) and b (B, Q, D); 0 where a point is the
+    zero vector.
+    """
     return _unit(a) @ _unit(b).mT
 
 
@@ -125,9 +175,17 @@ def centred(correspondence: Tensor) -> Tensor:
 
 
 def correlation_loss(
-    f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Tensor, centre: bool = True, clamp: bool = True,
-    reduction: Literal["mean", "sum"] = "mean", tile: int = 0, stabilize: bool = False,
-) -> Tensor:  # fmt: skip
+    f1: Tensor,
+    f2: Tensor,
+    c1: Tensor,
+    c2: Tensor,
+    shift: float | Tensor,
+    centre: bool = True,
+    clamp: bool = True,
+    reduction: Literal["mean", "sum"] = "mean",
+    tile: int = 0,
+    stabilize: bool = False,
+) -> Tensor:
     """Eq. 2 for a batch of pairs of images, a scalar: −mean (F' − b) · max(S, 0).
 
     Args:
@@ -139,57 +197,83 @@ def correlation_loss(
         ValueError: shapes that do not belong together, a setting that does not exist.
     """
     _check("", f1, f2, c1, c2)
-    config = CorrespondenceConfig(centre=centre, clamp=clamp, reduction=reduction, tile=tile, stabilize=stabilize)
+    config = CorrespondenceConfig(
+        centre=centre, clamp=clamp, reduction=reduction, tile=tile, stabilize=stabilize
+    )
     with torch.autocast(c1.device.type, enabled=False):
         return _pair_loss(_unit(f1.detach()), _unit(f2.detach()), _unit(c1), _unit(c2), shift, config)
 
 
 def cmcs_loss(
-    frozen: Points, codes: Points, neighbours: tuple[Points, Points] | None, config: CorrespondenceConfig, generator=None
+    frozen: Points,
+    codes: Points,
+    neighbours: tuple[Points, Points] | None,
+    config: CorrespondenceConfig,
+    generator=None,
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """Eq. 5, 6 and 9: Σ over modalities of λ · Σ over pair types of weight · ``correlation_loss``.
 
     Args:
         frozen: tokens (B, P, C) of each modality.
-        codes: the codes (B, P, D) that each modality supervises: s, or CMH(s) where it has a harmonizer (Eq. 7 and 8).
+        codes: the codes (B, P, D) that each modality supervises: s, or CMH(s) where it has a harmonizer (Eq.
+            7 and 8).
         neighbours: (frozen, codes) of the KNN partners; None where their weight is 0.
-        generator: on the CPU, for random pairs. A random partner brings its own points; the released code interpolates anew.
+        generator: on the CPU, for random pairs. A random partner brings its own points; the released code
+            interpolates anew.
 
     Returns:
         (loss, terms[modality][pair type]: detached, before λ and weight).
 
     Raises:
-        ValueError: names or shapes that do not belong together, a batch of one image, shifts that were not measured.
+        ValueError: names or shapes that do not belong together, a batch of one image, shifts that were not
+            measured.
     """
     near_frozen, near_codes = near = (neighbours or ({}, {})) if config.weights[1] else (frozen, codes)
     if any(set(group) != set(frozen) for group in (codes, *near)):
         have = ", ".join(str(sorted(group)) for group in (frozen, codes, *near))
-        raise ValueError(f"modalities of frozen, codes and of both of the KNN neighbours: {have}; give all the same, or KNN pairs weight 0")
+        raise ValueError(
+            f"modalities of frozen, codes and of both of the KNN neighbours: {have}; give all the same, or KNN pairs weight 0"
+        )
     names = [name for name in frozen if config.lambdas.get(name, 1.0)]
     if not names or not set(config.lambdas) <= set(frozen):
-        raise ValueError(f"lambdas {config.lambdas} for modalities {sorted(frozen)}; name only these, and give one of them a λ above 0")
+        raise ValueError(
+            f"lambdas {config.lambdas} for modalities {sorted(frozen)}; name only these, and give one of them a λ above 0"
+        )
     loss, terms, device = 0.0, {}, frozen[names[0]].device
-    orders = [derangement(len(frozen[names[0]]), generator).to(device) for _ in range(config.negatives if config.weights[2] else 0)]
+    orders = [
+        derangement(len(frozen[names[0]]), generator).to(device)
+        for _ in range(config.negatives if config.weights[2] else 0)
+    ]
     with torch.autocast(device.type, enabled=False):
         for name in names:
             _check(f"{name}: ", frozen[name], near_frozen[name], codes[name], near_codes[name])
             f, near_f = _unit(frozen[name].detach()), _unit(near_frozen[name].detach())
             c, near_c = _unit(codes[name]), _unit(near_codes[name])
             # random partners one by one: only one copy of the tokens exists at a time
-            partners = {"self": [(f, c)], "knn": [(near_f, near_c)], "random": ((f[order], c[order]) for order in orders)}
+            partners = {
+                "self": [(f, c)],
+                "knn": [(near_f, near_c)],
+                "random": ((f[order], c[order]) for order in orders),
+            }
             for pair, weight in [(pair, weight) for pair, weight in zip(PAIRS, config.weights) if weight]:
-                found = [_pair_loss(f, f2, c, c2, config.shifts.shift(name, pair, f, f2, c, c2), config) for f2, c2 in partners[pair]]
+                found = [
+                    _pair_loss(f, f2, c, c2, config.shifts.shift(name, pair, f, f2, c, c2), config)
+                    for f2, c2 in partners[pair]
+                ]
                 term = sum(found) / len(found)
                 terms.setdefault(name, {})[pair] = term.detach()
                 loss = loss + config.lambdas.get(name, 1.0) * weight * term
     return loss, terms
 
 
-def take_points(frozen: Points, codes: Points, count: int, generator=None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def take_points(
+    frozen: Points, codes: Points, count: int, generator=None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """``count`` uniform random points of each image's maps (B, C, h, w), or all tokens with 0.
 
-    Drawn once per image for all modalities, which then judge the same pairs of places: a difference between them is not one of
-    the draw. The released code draws afresh for each; the expected loss is the same."""
+    Drawn once per image for all modalities, which then judge the same pairs of places: a difference between
+    them is not one of the draw. The released code draws afresh for each; the expected loss is the same.
+    """
     maps = [*frozen.values(), *codes.values()]
     coords = torch.rand(len(maps[0]), count, 2, generator=generator).to(maps[0].device) * 2 - 1
     points = sample_points(maps, coords) if count else [all_points(m) for m in maps]
@@ -197,12 +281,18 @@ def take_points(frozen: Points, codes: Points, count: int, generator=None) -> tu
 
 
 def sample_points(maps: list[Tensor], coords: Tensor) -> list[Tensor]:
-    """Bilinear samples (B, n, C) of maps (B, C, h, w) at ``coords`` (B, n, 2), x before y, −1 and 1 = first and last token's centre."""
+    """Bilinear samples (B, n, C) of maps (B, C, h, w) at ``coords`` (B, n, 2), x before y, −1 and 1 = first
+    and last token's centre.
+    """
     for m in maps:
         if m.ndim != 4 or coords.ndim != 3 or coords.shape[2] != 2 or len(m) != len(coords):
-            raise ValueError(f"map {tuple(m.shape)}, coords {tuple(coords.shape)}; expected (B, C, h, w) and (B, n, 2)")
+            raise ValueError(
+                f"map {tuple(m.shape)}, coords {tuple(coords.shape)}; expected (B, C, h, w) and (B, n, 2)"
+            )
     maps = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in maps]
-    return [F.grid_sample(m, coords.to(m.dtype)[:, :, None], "bilinear", "border", True)[..., 0].mT for m in maps]
+    return [
+        F.grid_sample(m, coords.to(m.dtype)[:, :, None], "bilinear", "border", True)[..., 0].mT for m in maps
+    ]
 
 
 def all_points(tokens: Tensor) -> Tensor:
@@ -211,15 +301,21 @@ def all_points(tokens: Tensor) -> Tensor:
 
 
 def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
-    """A uniform random permutation of ``count`` indices, int64 on the CPU, that maps none to itself (the released ones are not uniform)."""
+    """A uniform random permutation of ``count`` indices, int64 on the CPU, that maps none to itself (the
+    released ones are not uniform).
+    """
     if count < 2:
-        raise ValueError(f"random pairs need another image, and the batch size is {count}; use a batch size of 2 or more")
+        raise ValueError(
+            f"random pairs need another image, and the batch size is {count}; use a batch size of 2 or more"
+        )
     while ((order := torch.randperm(count, generator=generator)) == torch.arange(count)).any():
         pass
     return order
 
 
-def _pair_loss(f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Tensor, config: CorrespondenceConfig) -> Tensor:
+def _pair_loss(
+    f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Tensor, config: CorrespondenceConfig
+) -> Tensor:
     """``correlation_loss`` of unit vectors."""
     low, high = (0.0 if config.clamp else -torch.inf), (0.8 if config.stabilize else torch.inf)
     f1, f2 = f1.to(c1.dtype), f2.to(c1.dtype)
@@ -233,7 +329,9 @@ def _pair_loss(f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Te
 
 
 class _TiledLoss(torch.autograd.Function):
-    """−Σ (F − offset − shift) · clamp(S, low, high) over all pairs of unit points, with gradients for c1, c2 and the shift."""
+    """−Σ (F − offset − shift) · clamp(S, low, high) over all pairs of unit points, with gradients for c1, c2
+    and the shift.
+    """
 
     @staticmethod
     def forward(ctx, f1, f2, c1, c2, offset, shift, low, high, tile):
@@ -261,7 +359,9 @@ class _TiledLoss(torch.autograd.Function):
 
 
 def _offset(f1: Tensor, f2: Tensor, centre: bool) -> Tensor:
-    """(B, P, 1) to subtract from F = f1 · f2 (unit vectors) to have it ``centred``; row means are f1_p · mean_q f2_q."""
+    """(B, P, 1) to subtract from F = f1 · f2 (unit vectors) to have it ``centred``; row means are f1_p ·
+    mean_q f2_q.
+    """
     mean = f1 @ f2.mean(1)[..., None]
     return mean - mean.mean() if centre else torch.zeros_like(mean)
 
@@ -276,6 +376,10 @@ def _check(where: str, *tensors: Tensor) -> None:
     shapes = [tuple(t.shape) for t in tensors]
     if all(len(shape) == 3 and 0 not in shape for shape in shapes):
         (b, p, c), (_, q, _), (_, _, d), _ = shapes
-        if shapes == [(b, p, c), (b, q, c), (b, p, d), (b, q, d)] and min(c, d) > 1:  # the cosine of one channel is ±1
+        if (
+            shapes == [(b, p, c), (b, q, c), (b, p, d), (b, q, d)] and min(c, d) > 1
+        ):  # the cosine of one channel is ±1
             return
-    raise ValueError(f"{where}f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), C and D 2 or more")
+    raise ValueError(
+        f"{where}f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), C and D 2 or more"
+    )

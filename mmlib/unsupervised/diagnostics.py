@@ -1,8 +1,10 @@
-"""What a run without labels can say about itself: signs of collapse, correspondences, and criteria to choose by.
+"""What a run without labels can say about itself: signs of collapse, correspondences, and criteria to choose
+by.
 
-The loss does not show collapse: it falls nicely while all codes become one. ``collapse`` does. Criteria named *label-free* take codes,
-assignments, frozen correspondences and pictures only, so they may choose hyper-parameters and checkpoints; each says what fools it,
-and none stands alone. ``auc``, ``correspondence_auc`` and ``majority_label`` read labels and belong to evaluation.
+The loss does not show collapse: it falls nicely while all codes become one. ``collapse`` does. Criteria named
+*label-free* take codes, assignments, frozen correspondences and pictures only, so they may choose
+hyper-parameters and checkpoints; each says what fools it, and none stands alone. ``auc``,
+``correspondence_auc`` and ``majority_label`` read labels and belong to evaluation.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from ..modalities import IGNORE_INDEX
 
 
 def effective_rank(codes: Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli) of the unit codes (n, D), not centred.
+    """exp of the entropy of the normalised singular values (Roy and Vetterli) of the unit codes (n, D), not
+    centred.
 
-    1 = all codes on one line, D = all directions alike. Not centred: codes that are all alike have rank 1, not that of their noise.
+    1 = all codes on one line, D = all directions alike. Not centred: codes that are all alike have rank 1,
+    not that of their noise.
     """
     if not codes.isfinite().all() or not codes.any():
-        raise ValueError(f"codes {tuple(codes.shape)} are all 0 or not finite and have no direction; look at the network's output")
+        raise ValueError(
+            f"codes {tuple(codes.shape)} are all 0 or not finite and have no direction; look at the network's output"
+        )
     unit = F.normalize(codes.detach().cpu().double(), dim=1)
     eigenvalues = torch.linalg.eigvalsh(unit.T @ unit)
-    share = eigenvalues.where(eigenvalues > 1e-13 * eigenvalues[-1], 0).sqrt()  # below: rounding of the product
+    share = eigenvalues.where(
+        eigenvalues > 1e-13 * eigenvalues[-1], 0
+    ).sqrt()  # below: rounding of the product
     share = share / share.sum()
     return float(torch.special.entr(share).sum().exp())
 
@@ -40,10 +48,13 @@ def collapse(codes: Tensor, centroids: Tensor, pairs: int = 20000, seed: int = 0
         negative_share: share of pairs with S < 0; near 1/2 with a low rank = codes on two opposite poles.
         effective_rank: 1 to D.
         use_min, use_max: smallest and largest share of points in a cluster.
-        inertia: mean of 1 − cosine to the nearest centroid. Low is no good sign alone: collapsed codes have 0.
+        inertia: mean of 1 − cosine to the nearest centroid. Low is no good sign alone: collapsed codes have
+            0.
     """
     if len(codes) < 2 or not codes.isfinite().all():
-        raise ValueError(f"codes {tuple(codes.shape)}: expected two or more, all finite; the network has diverged or there is no data")
+        raise ValueError(
+            f"codes {tuple(codes.shape)}: expected two or more, all finite; the network has diverged or there is no data"
+        )
     unit = F.normalize(codes.detach().float(), dim=1)
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(len(unit), (pairs,), generator=generator)
@@ -52,37 +63,57 @@ def collapse(codes: Tensor, centroids: Tensor, pairs: int = 20000, seed: int = 0
     best = (unit @ F.normalize(centroids.to(unit), dim=1).T).max(1)
     use = torch.bincount(best.indices, minlength=len(centroids)) / len(unit)
     return {
-        "mean_similarity": float(similarity.mean()), "negative_share": float((similarity < 0).float().mean()),
-        "effective_rank": effective_rank(unit), "use_min": float(use.min()), "use_max": float(use.max()),
+        "mean_similarity": float(similarity.mean()),
+        "negative_share": float((similarity < 0).float().mean()),
+        "effective_rank": effective_rank(unit),
+        "use_min": float(use.min()),
+        "use_max": float(use.max()),
         "inertia": float((1 - best.values).mean()),
-    }  # fmt: skip
+    }
 
 
-def correspondence_histogram(correspondence: Tensor, shift: float, bins: int = 60) -> tuple[np.ndarray, np.ndarray, float]:
-    """Of centred correspondences F' of any shape: counts (bins,), edges (bins + 1,), and the share of pairs above b, which attract."""
+def correspondence_histogram(
+    correspondence: Tensor, shift: float, bins: int = 60
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of centred correspondences F' of any shape: counts (bins,), edges (bins + 1,), and the share of pairs
+    above b, which attract.
+    """
     values = correspondence.detach().flatten().cpu().double().numpy()
     if not values.size or not np.isfinite(values).all():
-        raise ValueError(f"correspondences {tuple(correspondence.shape)}: expected one or more, all finite; check the frozen tokens")
+        raise ValueError(
+            f"correspondences {tuple(correspondence.shape)}: expected one or more, all finite; check the frozen tokens"
+        )
     return *np.histogram(values, bins), float((values > shift).mean())
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:
-    """Probability that a positive scores higher than a negative, ties counted half, from ranks; NaN where either kind is absent."""
+    """Probability that a positive scores higher than a negative, ties counted half, from ranks; NaN where
+    either kind is absent.
+    """
     if scores.shape != positive.shape or not scores.isfinite().all():
-        raise ValueError(f"scores {tuple(scores.shape)} and positive {tuple(positive.shape)}: expected one shape, and finite scores")
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and positive {tuple(positive.shape)}: expected one shape, and finite scores"
+        )
     _, inverse, counts = scores.flatten().unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) * 2 - counts + 1)[inverse]  # twice the mean rank of each group of equal scores: exact integers
+    ranks = (counts.cumsum(0) * 2 - counts + 1)[
+        inverse
+    ]  # twice the mean rank of each group of equal scores: exact integers
     chosen = positive.flatten().bool()
     above, below = int(chosen.sum()), int((~chosen).sum())
     wins = int(ranks[chosen].sum()) - above * (above + 1)
     return wins / (2 * above * below) if above and below else float("nan")
 
 
-def correspondence_auc(correspondence: Mapping[str, Tensor], first: Tensor, second: Tensor) -> dict[str, float]:
-    """How well frozen features know the classes: AUC of F (B, P, Q) for token pairs of the same class against pairs of different ones.
+def correspondence_auc(
+    correspondence: Mapping[str, Tensor], first: Tensor, second: Tensor
+) -> dict[str, float]:
+    """How well frozen features know the classes: AUC of F (B, P, Q) for token pairs of the same class against
+    pairs of different ones.
 
-    Uses labels, so for evaluation only. first (B, P) and second (B, Q): class of each token, 255 = left out. Use pairs of different
-    images: inside one image, nearness alone makes a good score. 0.5 = chance, 1 = every pair of one class above all others.
+    Uses labels, so for evaluation only. first (B, P) and second (B, Q): class of each token, 255 = left out.
+    Use pairs of different
+    images: inside one image, nearness alone makes a good score. 0.5 = chance, 1 = every pair of one class
+    above all others.
     """
     valid = (first != IGNORE_INDEX)[:, :, None] & (second != IGNORE_INDEX)[:, None, :]
     same = first[:, :, None] == second[:, None, :]
@@ -90,9 +121,13 @@ def correspondence_auc(correspondence: Mapping[str, Tensor], first: Tensor, seco
 
 
 def majority_label(label: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
-    """(B, H, W) -> (B, h, w): most frequent id of each token's cell. 255 counts as an id; the lowest id wins a tie, 255 never."""
+    """(B, H, W) -> (B, h, w): most frequent id of each token's cell. 255 counts as an id; the lowest id wins
+    a tie, 255 never.
+    """
     if label.shape[-2] < grid[0] or label.shape[-1] < grid[1]:
-        raise ValueError(f"label {tuple(label.shape)} is smaller than the grid {grid}; expected one pixel or more in each cell")
+        raise ValueError(
+            f"label {tuple(label.shape)} is smaller than the grid {grid}; expected one pixel or more in each cell"
+        )
     wrong = label[((label < 0) | (label >= classes)) & (label != IGNORE_INDEX)]
     if wrong.numel():
         raise ValueError(f"label has id {int(wrong[0])}; expected 0 to {classes - 1} (255 = ignore)")
@@ -105,7 +140,9 @@ def majority_label(label: Tensor, grid: tuple[int, int], classes: int) -> Tensor
 def _contingency(first: Tensor, second: Tensor) -> np.ndarray:
     """Two integer tensors of one shape, ids >= 0 -> how many points have each pair of ids, (A, B) int64."""
     if first.shape != second.shape or not first.numel():
-        raise ValueError(f"{tuple(first.shape)} and {tuple(second.shape)}: expected the same points, one or more, in both")
+        raise ValueError(
+            f"{tuple(first.shape)} and {tuple(second.shape)}: expected the same points, one or more, in both"
+        )
     width = int(second.max()) + 1
     return (
         torch.bincount(first.flatten() * width + second.flatten(), minlength=(int(first.max()) + 1) * width)
@@ -116,12 +153,15 @@ def _contingency(first: Tensor, second: Tensor) -> np.ndarray:
 
 
 def adjusted_rand(first: Tensor, second: Tensor) -> float:
-    """Adjusted Rand index of two clusterings of the same points (any shape, ids >= 0): 1 = equal up to names, 0 = chance, can be < 0.
+    """Adjusted Rand index of two clusterings of the same points (any shape, ids >= 0): 1 = equal up to names,
+    0 = chance, can be < 0.
 
     NaN where it has no meaning: both put all points into one cluster, or both give each point its own.
     """
     table = _contingency(first, second)
-    pairs = lambda counts: sum(n * (n - 1) // 2 for n in counts.ravel().tolist())  # Python integers do not overflow
+    pairs = lambda counts: sum(
+        n * (n - 1) // 2 for n in counts.ravel().tolist()
+    )  # Python integers do not overflow
     both, one, other = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
     total = pairs(np.array([first.numel()]))
     # (both − E) / ((one + other) / 2 − E), E = one · other / total, all times 2 · total
@@ -130,56 +170,74 @@ def adjusted_rand(first: Tensor, second: Tensor) -> float:
 
 
 def agreement(clusterings: Sequence[Tensor]) -> float:
-    """Label-free criterion: mean adjusted Rand index over all pairs of clusterings of the same points (restarts, or seeds of training).
+    """Label-free criterion: mean adjusted Rand index over all pairs of clusterings of the same points
+    (restarts, or seeds of training).
 
-    At most 1; 0 = chance. Fooled by whatever is stable and not semantic: clusters by illumination or by position, too few clusters, and
-    two poles. A collapse to a single cluster gives NaN, not 1.
+    At most 1; 0 = chance. Fooled by whatever is stable and not semantic: clusters by illumination or by
+    position, too few clusters, and two poles. A collapse to a single cluster gives NaN, not 1.
     """
     if len(clusterings) < 2:
-        raise ValueError(f"{len(clusterings)} clustering: expected two or more to compare; raise restarts or give another seed")
+        raise ValueError(
+            f"{len(clusterings)} clustering: expected two or more to compare; raise restarts or give another seed"
+        )
     return float(np.mean([adjusted_rand(a, b) for a, b in combinations(clusterings, 2)]))
 
 
-def explained_correspondence(correspondence: Mapping[str, Tensor], first: Tensor, second: Tensor) -> tuple[float, dict[str, float]]:
-    """Label-free criterion: how much of the frozen correspondences F (B, P, Q) of cross-image pairs the clusters explain.
+def explained_correspondence(
+    correspondence: Mapping[str, Tensor], first: Tensor, second: Tensor
+) -> tuple[float, dict[str, float]]:
+    """Label-free criterion: how much of the frozen correspondences F (B, P, Q) of cross-image pairs the
+    clusters explain.
 
-    For each modality (mean of F within a cluster − mean between clusters) / std of F · sqrt(share within · share between), which is the
-    correlation of F with "same cluster", in [-1, 1]; then the mean over modalities. first (B, P) and second (B, Q): clusters.
+    For each modality (mean of F within a cluster − mean between clusters) / std of F · sqrt(share within ·
+    share between), which is the correlation of F with "same cluster", in [-1, 1]; then the mean over
+    modalities. first (B, P) and second (B, Q): clusters.
 
-    0 for a single cluster, so collapse gains nothing. Fooled by features that know illumination or position better than classes; favours
-    few clusters where a modality has few, large regions, so compare runs of one number of clusters only.
+    0 for a single cluster, so collapse gains nothing. Fooled by features that know illumination or position
+    better than classes; favours few clusters where a modality has few, large regions, so compare runs of one
+    number of clusters only.
     """
     same = (first[:, :, None] == second[:, None, :]).double().flatten()
     scores = {}
     for name, values in correspondence.items():
         values = values.double().flatten()
         if values.shape != same.shape or not values.std(correction=0) > 0:
-            raise ValueError(f"modality {name!r}: correspondences are constant, not finite, or of another shape than the assignments")
+            raise ValueError(
+                f"modality {name!r}: correspondences are constant, not finite, or of another shape than the assignments"
+            )
         share = same.mean()
         spread = values.std(correction=0) * same.std(correction=0)
-        scores[name] = float(((values * same).mean() - values.mean() * share) / spread) if 0 < share < 1 else 0.0
+        scores[name] = (
+            float(((values * same).mean() - values.mean() * share) / spread) if 0 < share < 1 else 0.0
+        )
     return float(np.mean(list(scores.values()))), scores
 
 
 def silhouette(codes: Tensor, centroids: Tensor) -> float:
-    """Label-free criterion: simplified silhouette, mean of (b − a) / max(a, b); a, b = 1 − cosine to the nearest and second centroid.
+    """Label-free criterion: simplified silhouette, mean of (b − a) / max(a, b); a, b = 1 − cosine to the
+    nearest and second centroid.
 
-    0 = on the border of two clusters, 1 = all codes on their centroids. codes (n, D), centroids (K >= 2, D). Fooled by collapse: codes on
-    two poles, or of low rank, score near 1 whatever they mean; read it beside ``effective_rank``.
+    0 = on the border of two clusters, 1 = all codes on their centroids. codes (n, D), centroids (K >= 2, D).
+    Fooled by collapse: codes on two poles, or of low rank, score near 1 whatever they mean; read it beside
+    ``effective_rank``.
     """
     if len(centroids) < 2:
-        raise ValueError(f"{len(centroids)} centroid: the silhouette compares two; ask for two clusters or more")
+        raise ValueError(
+            f"{len(centroids)} centroid: the silhouette compares two; ask for two clusters or more"
+        )
     cosines = F.normalize(codes.double(), dim=1) @ F.normalize(centroids.to(codes.device).double(), dim=1).T
     distance = (1 - cosines).clamp(min=0).topk(2, largest=False).values
     return float(((distance[:, 1] - distance[:, 0]) / distance[:, 1].clamp(min=1e-12)).mean())
 
 
 def boundary_agreement(assignment: Tensor, pictures: Mapping[str, Tensor]) -> tuple[float, dict[str, float]]:
-    """Label-free criterion: do borders of clusters (B, H, W) lie where the pictures (B, C, H, W) change? Mean over modalities, and each.
+    """Label-free criterion: do borders of clusters (B, H, W) lie where the pictures (B, C, H, W) change? Mean
+    over modalities, and each.
 
-    For neighbouring pixels, the AUC of the picture's step (Euclidean over channels) for "the clusters differ": 0.5 = chance, 1 = all
-    borders on the strongest steps, NaN without a border (collapse). Give assignments and pictures one size, best the token grid, where
-    borders are not displaced by up-sampling. Fooled by clusters of colour or shadow, and raised by edge refinement with that picture.
+    For neighbouring pixels, the AUC of the picture's step (Euclidean over channels) for "the clusters
+    differ": 0.5 = chance, 1 = all borders on the strongest steps, NaN without a border (collapse). Give
+    assignments and pictures one size, best the token grid, where borders are not displaced by up-sampling.
+    Fooled by clusters of colour or shadow, and raised by edge refinement with that picture.
     """
     shifted = lambda maps: ((maps[..., 1:, :], maps[..., :-1, :]), (maps[..., :, 1:], maps[..., :, :-1]))
     differs = torch.cat([(a != b).flatten() for a, b in shifted(assignment)])
@@ -194,15 +252,21 @@ def boundary_agreement(assignment: Tensor, pictures: Mapping[str, Tensor]) -> tu
 
 
 def position_share(assignment: Tensor, blocks: int = 4) -> float:
-    """Label-free warning: share of the clusters' entropy that the position in the image explains, I(cluster; block) / H(cluster).
+    """Label-free warning: share of the clusters' entropy that the position in the image explains, I(cluster;
+    block) / H(cluster).
 
-    assignment (n, h, w); the image is cut into blocks x blocks. 0 = clusters fall anywhere, 1 = position decides. Scenes with sky above
-    and road below are rightly above 0; high values without such a reason betray positional bias of the features. 0 for one cluster.
-    Needs many images: with few, chance alone raises it.
+    assignment (n, h, w); the image is cut into blocks x blocks. 0 = clusters fall anywhere, 1 = position
+    decides. Scenes with sky above and road below are rightly above 0; high values without such a reason
+    betray positional bias of the features. 0 for one cluster. Needs many images: with few, chance alone
+    raises it.
     """
     if assignment.ndim != 3 or min(assignment.shape[1:]) < blocks:
-        raise ValueError(f"assignment {tuple(assignment.shape)}: expected (n, h, w) with h and w of at least {blocks} blocks")
-    rows, columns = (torch.arange(size, device=assignment.device) * blocks // size for size in assignment.shape[1:])
+        raise ValueError(
+            f"assignment {tuple(assignment.shape)}: expected (n, h, w) with h and w of at least {blocks} blocks"
+        )
+    rows, columns = (
+        torch.arange(size, device=assignment.device) * blocks // size for size in assignment.shape[1:]
+    )
     cells = (rows[:, None] * blocks + columns).expand(assignment.shape)
     joint = _contingency(cells, assignment) / assignment.numel()
     entropy = lambda p: float(-(p[p > 0] * np.log(p[p > 0])).sum())

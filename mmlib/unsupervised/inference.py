@@ -1,4 +1,6 @@
-"""From a network to numbers and pictures: codes of a split, clusters, scores where labels exist, label-free criteria, saved runs."""
+"""From a network to numbers and pictures: codes of a split, clusters, scores where labels exist, label-free
+criteria, saved runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.matching import ClusterScores, score
 from ..runtime import derived_seed, save_tensors
 from . import clustering, diagnostics
-from .clustering import Clustering, KMeans, LinearProbe, Refinement, kmeans, nearest, save_clustering, write_label_maps
+from .clustering import (
+    Clustering,
+    KMeans,
+    LinearProbe,
+    Refinement,
+    kmeans,
+    nearest,
+    save_clustering,
+    write_label_maps,
+)
 from .correspondence import PAIRS, all_points, centred, cosine
 from .tokens import Tokens, TokenStatistics
 
@@ -41,11 +52,15 @@ class EvaluationConfig:
     guide: str = ""
     """Refine edges by this sensor's picture (guided filter); empty = off."""
     linear_steps: int = 0
-    """Steps of a supervised linear probe on the finished codes of the training split: what could be read with labels; 0 = off."""
+    """Steps of a supervised linear probe on the finished codes of the training split: what could be read with
+    labels; 0 = off.
+    """
     maps: int = 0
     """Label maps to write, of the first images of the split; -1 = all. Without labels all are written."""
     criterion: Literal["explained", "agreement", "silhouette"] = "explained"
-    """Label-free criterion, on training images: correspondences that the clusters explain; agreement of k-means runs; silhouette."""
+    """Label-free criterion, on training images: correspondences that the clusters explain; agreement of
+    k-means runs; silhouette.
+    """
 
 
 @dataclass
@@ -69,37 +84,61 @@ class Evaluation:
 
     def brief(self) -> dict:
         """The line of the history."""
-        scores = {"miou": round(self.miou, 3), "accuracy": round(self.scores.accuracy(), 3)} if self.scores else {}
+        scores = (
+            {"miou": round(self.miou, 3), "accuracy": round(self.scores.accuracy(), 3)} if self.scores else {}
+        )
         return scores | {"criteria": self.criteria} | self.collapse
 
     def to_dict(self) -> dict:
         """The part of the report that is measured."""
         return {
-            "split": self.settings.split, "scores": self.scores.to_dict() if self.scores else None, "kmeans": self.repeats,
-            "use": [round(float(u), 5) for u in self.means.use], "criteria": self.criteria, "criterion": self.settings.criterion,
-            "collapse": self.collapse, "histograms": self.histograms, **self.others,
-        }  # fmt: skip
+            "split": self.settings.split,
+            "scores": self.scores.to_dict() if self.scores else None,
+            "kmeans": self.repeats,
+            "use": [round(float(u), 5) for u in self.means.use],
+            "criteria": self.criteria,
+            "criterion": self.settings.criterion,
+            "collapse": self.collapse,
+            "histograms": self.histograms,
+            **self.others,
+        }
 
     def write(self, out: Path, scored: PreparedDataset, statistics: TokenStatistics | None) -> None:
         """clusters.safetensors, tokens.safetensors, and label maps in maps/."""
         described = scored.description
-        named = {"mapping": self.scores.mapping.tolist(), "classes": described.classes, "palette": described.palette} if self.scores else {}
+        named = (
+            {
+                "mapping": self.scores.mapping.tolist(),
+                "classes": described.classes,
+                "palette": described.palette,
+            }
+            if self.scores
+            else {}
+        )
         result = Clustering(self.means.centroids, **named)
         save_clustering(out / "clusters.safetensors", result)
-        save_tensors(out / "tokens.safetensors", statistics.to_tensors() if statistics else {"none": torch.zeros(1)}, {"kind": "tokens"})
+        save_tensors(
+            out / "tokens.safetensors",
+            statistics.to_tensors() if statistics else {"none": torch.zeros(1)},
+            {"kind": "tokens"},
+        )
         count = self.settings.maps if scored.labelled else -1
         if count:
             rows = scored.rows
             try:
                 scored.rows = rows if count < 0 else rows[:count]
-                write_label_maps(out / "maps", self.code_of, scored, result, refinement=Refinement(self.settings.guide))
+                write_label_maps(
+                    out / "maps", self.code_of, scored, result, refinement=Refinement(self.settings.guide)
+                )
             finally:
                 scored.rows = rows
 
 
 @torch.no_grad()
 def codes_of(model, plan, tokens: Tokens, indices=None, chunk: int = 32) -> Tensor:
-    """Codes (n, D, h, w) on the CPU. Without a model, as k-means sees tokens: unit length per input, concatenated."""
+    """Codes (n, D, h, w) on the CPU. Without a model, as k-means sees tokens: unit length per input,
+    concatenated.
+    """
     indices = np.arange(len(tokens)) if indices is None else np.asarray(indices)
     found = []
     if model is not None:
@@ -113,14 +152,21 @@ def codes_of(model, plan, tokens: Tokens, indices=None, chunk: int = 32) -> Tens
 
 @torch.no_grad()
 def evaluate(model, plan, prepared, clusters: int, config, loss=None) -> Evaluation:
-    """Cluster the codes of the training split, assign the scored split, measure. Labels are read last, and only to score."""
+    """Cluster the codes of the training split, assign the scored split, measure. Labels are read last, and
+    only to score.
+    """
     settings, tokens = config.evaluation, prepared.tokens
     rng = np.random.default_rng(derived_seed(settings.kmeans_seed, "points"))
     codes = codes_of(model, plan, tokens)
     points = codes.movedim(1, -1).flatten(0, -2)
     points = points[torch.from_numpy(rng.permutation(len(points))[: settings.kmeans_points])]
     runs = [
-        kmeans(points, clusters, restarts=settings.restarts, seed=derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31)
+        kmeans(
+            points,
+            clusters,
+            restarts=settings.restarts,
+            seed=derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31,
+        )
         for r in range(settings.repeats)
     ]
     means = min(runs, key=lambda run: min(run.inertia))
@@ -130,25 +176,44 @@ def evaluate(model, plan, prepared, clusters: int, config, loss=None) -> Evaluat
     if prepared.scored.labelled:
         options = {"refinement": Refinement(settings.guide)}
         classes = prepared.scored.description.classes
-        named = [score(clustering.count(code_of, prepared.scored, run.centroids, **options), classes) for run in runs]
+        named = [
+            score(clustering.count(code_of, prepared.scored, run.centroids, **options), classes)
+            for run in runs
+        ]
         scores = named[next(i for i, run in enumerate(runs) if run is means)]
         for entry, one in zip(repeats, named):
             entry |= {"miou": one.miou(), "accuracy": one.accuracy()}
         merged = score(scores.counts, classes, "many-to-one")
         others["many_to_one"] = {"miou": merged.miou(), "accuracy": merged.accuracy()}
         if model is not None:
-            probed = score(clustering.count(code_of, prepared.scored, model.probe.centroids.cpu(), **options), classes)
+            probed = score(
+                clustering.count(code_of, prepared.scored, model.probe.centroids.cpu(), **options), classes
+            )
             others["online_probe"] = {"miou": probed.miou(), "accuracy": probed.accuracy()}
         if settings.linear_steps:
             others["linear_probe"] = linear_probe(codes, scored_codes, prepared, settings)
     criteria = label_free(codes, plan, prepared, means, runs)
     found = {} if loss is None else histograms(prepared, plan, loss)
-    return Evaluation(means, scores, repeats, criteria, criteria[settings.criterion], diagnostics.collapse(points, means.centroids),
-                      found, others, settings, code_of)  # fmt: skip
+    return Evaluation(
+        means,
+        scores,
+        repeats,
+        criteria,
+        criteria[settings.criterion],
+        diagnostics.collapse(points, means.centroids),
+        found,
+        others,
+        settings,
+        code_of,
+    )
 
 
-def label_free(codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans], pairs: int = 48) -> dict[str, float]:
-    """The criteria on training images (``diagnostics`` says what fools each), explained correspondences also by input."""
+def label_free(
+    codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans], pairs: int = 48
+) -> dict[str, float]:
+    """The criteria on training images (``diagnostics`` says what fools each), explained correspondences also
+    by input.
+    """
     count = len(codes)
     rng = np.random.default_rng(derived_seed(0, "criteria"))
     first = rng.choice(count, min(pairs, count), replace=False)
@@ -158,7 +223,9 @@ def label_free(codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans],
     F_ = {name: centred(cosine(all_points(t[:n]), all_points(t[n:]))).cpu() for name, t in tokens.items()}
     flat = lambda index: codes[index].movedim(1, -1).flatten(0, -2)
     ids = lambda index, centroids: nearest(flat(index), centroids)[0].reshape(len(index), -1)
-    explained, parts = diagnostics.explained_correspondence(F_, ids(first, means.centroids), ids(second, means.centroids))
+    explained, parts = diagnostics.explained_correspondence(
+        F_, ids(first, means.centroids), ids(second, means.centroids)
+    )
     alternatives = [r for run in runs for r in run.restarts]
     found = {"explained": explained, "silhouette": diagnostics.silhouette(flat(first), means.centroids)}
     if len(alternatives) > 1:
@@ -168,7 +235,9 @@ def label_free(codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans],
 
 
 def histograms(prepared, plan, loss, images: int = 16) -> dict[str, dict]:
-    """Centred correspondences F' of self and random pairs of some training images, by target, with b marked (adaptive: none)."""
+    """Centred correspondences F' of self and random pairs of some training images, by target, with b marked
+    (adaptive: none).
+    """
     index = np.arange(min(images, len(prepared.tokens)))
     tokens, found = prepared.tokens.batch(index, list(plan.targets)), {}
     for name, maps in tokens.items():
@@ -176,16 +245,24 @@ def histograms(prepared, plan, loss, images: int = 16) -> dict[str, dict]:
         for pair, other in (("self", points), ("random", points.roll(1, 0))):
             F_ = cosine(points, other)
             b = loss.shifts.numbers.get(name, (float("nan"),) * 3)[PAIRS.index(pair)]
-            counts, edges, attracted = diagnostics.correspondence_histogram(centred(F_) if loss.centre else F_, b, 40)
+            counts, edges, attracted = diagnostics.correspondence_histogram(
+                centred(F_) if loss.centre else F_, b, 40
+            )
             found[f"{name}/{pair}"] = {
-                "counts": counts.tolist(), "low": round(float(edges[0]), 4), "high": round(float(edges[-1]), 4),
-                "shift": None if np.isnan(b) else round(b, 4), "attracted": round(attracted, 4),
-            }  # fmt: skip
+                "counts": counts.tolist(),
+                "low": round(float(edges[0]), 4),
+                "high": round(float(edges[-1]), 4),
+                "shift": None if np.isnan(b) else round(b, 4),
+                "attracted": round(attracted, 4),
+            }
     return found
 
 
-def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> dict[str, float]:
-    """Scores of a linear map from finished codes to classes, trained with the training split's labels. Needs whole training images.
+def linear_probe(
+    codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig
+) -> dict[str, float]:
+    """Scores of a linear map from finished codes to classes, trained with the training split's labels. Needs
+    whole training images.
 
     The released code trains it beside the network instead; codes are detached either way.
     """
@@ -199,7 +276,9 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
     with torch.enable_grad():
         for _ in range(settings.linear_steps):
             index = rng.choice(len(codes), min(16, len(codes)), replace=False)
-            label = torch.stack([torch.from_numpy(prepared.data.stored(i)[1].astype(np.int64)) for i in index])
+            label = torch.stack(
+                [torch.from_numpy(prepared.data.stored(i)[1].astype(np.int64)) for i in index]
+            )
             optimizer.zero_grad()
             probe.loss(F.normalize(codes[index], dim=1), label).backward()
             optimizer.step()

@@ -1,4 +1,6 @@
-"""What is compared: the settings of a run, what each method reads and must match, and the tokens that all runs share."""
+"""What is compared: the settings of a run, what each method reads and must match, and the tokens that all
+runs share.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,15 @@ EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.25, 0.0,
 class TokenConfig:
     """Which frozen tokens, and what is done to them."""
 
-    backbone: Literal["descriptors", "descriptors+vit", "vit", "dinov3-small", "dinov3-small-plus", "dinov3-base", "dinov3-large"] = (
-        "descriptors+vit"
-    )
+    backbone: Literal[
+        "descriptors",
+        "descriptors+vit",
+        "vit",
+        "dinov3-small",
+        "dinov3-small-plus",
+        "dinov3-base",
+        "dinov3-large",
+    ] = "descriptors+vit"
     """Frozen feature extractor; the first three need no download."""
     backbone_weights: str = ""
     """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub)."""
@@ -46,7 +54,9 @@ class TokenConfig:
     smooth: Literal["auto", "on", "off"] = "auto"
     """Average each token with its eight neighbours; auto = for all but DINOv3."""
     centre_images: float = -1.0
-    """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the others."""
+    """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the
+    others.
+    """
     extract_batch: int = 16
     """Pictures that go through the backbone at once."""
 
@@ -57,29 +67,45 @@ class TokenConfig:
     @property
     def processing(self) -> dict:
         """Fields of ``Tokens`` that these settings ask for."""
-        return {"smooth": self.on(self.smooth), "centre": self.centre_images if self.centre_images >= 0 else float(self.on("auto"))}
+        return {
+            "smooth": self.on(self.smooth),
+            "centre": self.centre_images if self.centre_images >= 0 else float(self.on("auto")),
+        }
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Segment without labels: cluster the frozen features of one or several sensors, by UniM2 or a method it is compared with."""
+    """Segment without labels: cluster the frozen features of one or several sensors, by UniM2 or a method it
+    is compared with.
+    """
 
     data: str
-    """Folder of a prepared data set, labelled or not, or 'street' or 'room' for the sensor world, rendered on first use."""
+    """Folder of a prepared data set, labelled or not, or 'street' or 'room' for the sensor world, rendered on
+    first use.
+    """
     out: str
-    """Folder for network, clusters, history, report and maps. If it holds an unfinished run of the same settings, that run goes on."""
+    """Folder for network, clusters, history, report and maps. If it holds an unfinished run of the same
+    settings, that run goes on.
+    """
     method: Literal["unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosine"] = "unim2"
-    """unim2: CMCS and CMH; kmeans: clusters of the tokens; stego, eagle: one sensor, or several by --combine and --fusion;
+    """unim2: CMCS and CMH; kmeans: clusters of the tokens; stego, eagle: one sensor, or several by --combine
+    and --fusion;
     depthg: RGB, guided by depth; coral, mmd, cosine: distillation of RGB into the others."""
     modalities: tuple[str, ...] = ()
-    """Sensors by name; none given = all that the data set has. The reference is rgb, or the first where there is none."""
+    """Sensors by name; none given = all that the data set has. The reference is rgb, or the first where there
+    is none.
+    """
     combine: Literal["network", "image", "feature"] = "network"
-    """How kmeans, stego and eagle join several sensors: by --fusion (kmeans: concatenation), by averaging pictures, by adding tokens."""
+    """How kmeans, stego and eagle join several sensors: by --fusion (kmeans: concatenation), by averaging
+    pictures, by adding tokens.
+    """
     tokens: TokenConfig = field(default_factory=TokenConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
     lambda_x: float = 1.0
-    """λ of every auxiliary sensor (Eq. 5); --lambdas sets single ones; 0 = they are read but do not supervise."""
+    """λ of every auxiliary sensor (Eq. 5); --lambdas sets single ones; 0 = they are read but do not
+    supervise.
+    """
     steps: int = 300
     """Optimizer steps."""
     batch_size: int = 16
@@ -94,8 +120,9 @@ class ClusterConfig:
     """Whether crops of one image may be neighbours of each other, as in the released code."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     select: Literal["last", "criterion", "labels"] = "last"
-    """Which state is kept: after the last step; with the best label-free criterion; or with the best mIoU on the scored split, which is the
-    papers' habit and makes that score too good."""
+    """Which state is kept: after the last step; with the best label-free criterion; or with the best mIoU on
+    the scored split, which is the papers' habit and makes that score too good.
+    """
     eval_every: int = 0
     """Steps between measurements of diagnostics and criteria; 0 = only at the end."""
     save_every: int = 100
@@ -110,7 +137,9 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration means: tokens that the network reads, tokens whose correspondences it must match, and its settings."""
+    """What a configuration means: tokens that the network reads, tokens whose correspondences it must match,
+    and its settings.
+    """
 
     sensors: tuple[str, ...]
     read: tuple[str, ...]
@@ -128,14 +157,20 @@ class Plan:
 
 
 def extracted(names) -> list[str]:
-    """Inputs that the backbone must see: "a&b" is made from the tokens of a and b, "a+b" is a picture of its own."""
+    """Inputs that the backbone must see: "a&b" is made from the tokens of a and b, "a+b" is a picture of its
+    own.
+    """
     return list(dict.fromkeys(part for name in names for part in name.split("&")))
 
 
 def picture_forms(data: PreparedDataset, names, settings: TokenConfig) -> dict[str, str]:
     """Form of the picture of every sensor in ``names`` that measures distances."""
     shown = {part for name in names for part in name.split("+")}
-    ranged = [name for name in shown if data.modalities[name].picture == "range" and data.modalities[name].channels == 1]
+    ranged = [
+        name
+        for name in shown
+        if data.modalities[name].picture == "range" and data.modalities[name].channels == 1
+    ]
     return dict.fromkeys(ranged, settings.depth_form)
 
 
@@ -147,16 +182,26 @@ def plan(config: ClusterConfig, sensors: list[str]) -> Plan:
     """
     method, several, reference = config.method, len(sensors) > 1, sensors[0]
     if method in ("unim2", "depthg", *DISTILLATIONS) and not several:
-        raise ValueError(f"--method {method} needs two sensors or more, got {', '.join(sensors)}; name them with --modalities rgb thermal")
+        raise ValueError(
+            f"--method {method} needs two sensors or more, got {', '.join(sensors)}; name them with --modalities rgb thermal"
+        )
     if method == "depthg" and "depth" not in sensors:
         raise ValueError(f"--method depthg needs 'depth' among its sensors, got {', '.join(sensors)}")
     if config.combine != "network" and (method not in ("kmeans", "stego", "eagle") or not several):
-        raise ValueError(f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, not {method} on {len(sensors)}")
+        raise ValueError(
+            f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, not {method} on {len(sensors)}"
+        )
     if method == "kmeans" and config.network.fusion != NetworkConfig().fusion:
-        raise ValueError(f"--fusion {config.network.fusion}: kmeans trains no network; join sensors with --combine")
+        raise ValueError(
+            f"--fusion {config.network.fusion}: kmeans trains no network; join sensors with --combine"
+        )
     if method != "unim2":
         ours = NetworkConfig()
-        changed = [name for name in ("anchor", "shared_cmh", "msn") if getattr(config.network, name) != getattr(ours, name)]
+        changed = [
+            name
+            for name in ("anchor", "shared_cmh", "msn")
+            if getattr(config.network, name) != getattr(ours, name)
+        ]
         if changed or config.lambda_x != 1.0 or config.loss.lambdas:
             what = ", ".join([f"--{name.replace('_', '-')}" for name in changed] or ["λ"])
             raise ValueError(f"{what}: a setting of unim2; {method} has no such part")
@@ -181,7 +226,9 @@ def plan(config: ClusterConfig, sensors: list[str]) -> Plan:
 
 @dataclass
 class Prepared:
-    """What all runs on one data set share: tokens of both splits, neighbours, and small pictures of what some baselines look at."""
+    """What all runs on one data set share: tokens of both splits, neighbours, and small pictures of what some
+    baselines look at.
+    """
 
     data: PreparedDataset
     scored: PreparedDataset
@@ -204,34 +251,58 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     found = plan(config, sensors)
     scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
-    options = {"form": picture_forms(train, found.extracted, settings), "batch_size": settings.extract_batch, "device": device,
-               "progress": config.progress}  # fmt: skip
+    options = {
+        "form": picture_forms(train, found.extracted, settings),
+        "batch_size": settings.extract_batch,
+        "device": device,
+        "progress": config.progress,
+    }
     tokens = extract_tokens(train, backbone, found.extracted, settings.size, settings.crops, **options)
     size = settings.eval_size if any(settings.eval_size) else settings.size
     evaluated = extract_tokens(scored, backbone, found.extracted, size, **options)
     statistics = TokenStatistics.measure(tokens) if settings.on(settings.standardize) else None
     if statistics:
         refuse_constant(statistics)
-    tokens, evaluated = (replace(t, statistics=statistics, device=device, **settings.processing) for t in (tokens, evaluated))
+    tokens, evaluated = (
+        replace(t, statistics=statistics, device=device, **settings.processing) for t in (tokens, evaluated)
+    )
     compared = found.extracted if config.knn == "all" else found.extracted[:1]
     groups = None if config.same_image else tokens.image
     paired = found.loss.weights[1] and config.method != "kmeans"
-    close = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu() if paired else torch.empty(0)
+    close = (
+        nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
+        if paired
+        else torch.empty(0)
+    )
     wanted = {"eagle": "rgb", "depthg": "depth"}.get(config.method, "")
-    extras = {wanted: on_grid(train, wanted, settings, tokens.grid).to(device)} if wanted in train.modalities else {}
+    extras = (
+        {wanted: on_grid(train, wanted, settings, tokens.grid).to(device)}
+        if wanted in train.modalities
+        else {}
+    )
     stored = tokens.nbytes
-    return found, Prepared(train, scored, backbone, tokens.in_memory(), evaluated.in_memory(), close, extras, statistics, stored)
+    return found, Prepared(
+        train, scored, backbone, tokens.in_memory(), evaluated.in_memory(), close, extras, statistics, stored
+    )
 
 
 def refuse_constant(statistics: TokenStatistics) -> None:
-    """Raise ValueError for a sensor whose tokens vary by no more than the rounding of float16, which division by it would make large."""
+    """Raise ValueError for a sensor whose tokens vary by no more than the rounding of float16, which division
+    by it would make large.
+    """
     for name, std in statistics.std.items():
-        if ((std == 1) | (std <= 1e-4 + 2**-10 * statistics.mean[name].abs())).all():  # 1: constant to the last bit
-            raise ValueError(f"{name}: its images have constant features; leave it out with --modalities, or look at its files and range")
+        if (
+            (std == 1) | (std <= 1e-4 + 2**-10 * statistics.mean[name].abs())
+        ).all():  # 1: constant to the last bit
+            raise ValueError(
+                f"{name}: its images have constant features; leave it out with --modalities, or look at its files and range"
+            )
 
 
 def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple[int, int]) -> Tensor:
-    """(n, C, h, w): RGB as a picture, depth in metres, averaged over each token's patch, for every training entry."""
+    """(n, C, h, w): RGB as a picture, depth in metres, averaged over each token's patch, for every training
+    entry.
+    """
     found = []
     for index in range(len(data)):
         image = data.physical(index)[0][name]

@@ -1,8 +1,10 @@
-"""The trainable part of UniM2: modality-specific networks, fusion, segmentation head and cross-modal harmonizers.
+"""The trainable part of UniM2: modality-specific networks, fusion, segmentation head and cross-modal
+harmonizers.
 
-Frozen tokens of every modality go in, one code per location comes out: s = S(Ψ(MSN(f_rgb), MSN(f_X), …)) (paper, section 3.2).
-Everything but CBAM's gates works on one location at a time. Where the paper leaves a width or a norm open, this is the released
-code's choice: MSN is a bottleneck without a shortcut, and what enters Ψ has unit length at each location.
+Frozen tokens of every modality go in, one code per location comes out: s = S(Ψ(MSN(f_rgb), MSN(f_X), …))
+(paper, section 3.2). Everything but CBAM's gates works on one location at a time. Where the paper leaves a
+width or a norm open, this is the released code's choice: MSN is a bottleneck without a shortcut, and what
+enters Ψ has unit length at each location.
 """
 
 from __future__ import annotations
@@ -32,24 +34,35 @@ class NetworkConfig:
     dim: int = 70
     """Length D of the code at each location."""
     fusion: Fusion = "conv"
-    """conv: the paper's Ψ; sum, mean, max: Table 7; cbam, stitch: baselines; none: the reference alone is read, others only supervise."""
+    """conv: the paper's Ψ; sum, mean, max: Table 7; cbam, stitch: baselines; none: the reference alone is
+    read, others only supervise.
+    """
     msn: bool = True
-    """A modality-specific network before fusion (Table 5); without it the frozen tokens themselves are fused."""
+    """A modality-specific network before fusion (Table 5); without it the frozen tokens themselves are fused.
+    """
     residual: bool = False
     """Add the frozen tokens to what the modality-specific network returns."""
     normalize: bool = True
-    """Scale each modality to unit length per location before fusion: the released code does, the paper does not say so."""
+    """Scale each modality to unit length per location before fusion: the released code does, the paper does
+    not say so.
+    """
     dropout: float = 0.1
     """Share of channels that the head drops, drawn anew for each of its two branches."""
     anchor: Anchor = "rgb"
-    """Modalities that supervise the code itself, without a harmonizer (Table 6): RGB, all the others, both, or none."""
+    """Modalities that supervise the code itself, without a harmonizer (Table 6): RGB, all the others, both,
+    or none.
+    """
     shared_cmh: bool = False
-    """One harmonizer for all modalities that need one, as in the released code, instead of one each, as in the paper."""
+    """One harmonizer for all modalities that need one, as in the released code, instead of one each, as in
+    the paper.
+    """
 
     def __post_init__(self):
         for field, kind in (("fusion", Fusion), ("anchor", Anchor)):
             if getattr(self, field) not in get_args(kind):
-                raise ValueError(f"{field} {getattr(self, field)!r}: expected one of {', '.join(get_args(kind))}")
+                raise ValueError(
+                    f"{field} {getattr(self, field)!r}: expected one of {', '.join(get_args(kind))}"
+                )
         if self.dim < 1:
             raise ValueError(f"dim {self.dim}: a code needs 1 channel or more; the paper uses 70 to 320")
         if not 0 <= self.dropout < 1:
@@ -67,7 +80,9 @@ class MSN(nn.Module):
     def __init__(self, channels: int, residual: bool = False):
         super().__init__()
         self.residual = residual
-        self.body = nn.Sequential(pointwise(channels, -(-channels // 2)), nn.ReLU(), pointwise(-(-channels // 2), channels))
+        self.body = nn.Sequential(
+            pointwise(channels, -(-channels // 2)), nn.ReLU(), pointwise(-(-channels // 2), channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x) if self.residual else self.body(x)
@@ -76,16 +91,22 @@ class MSN(nn.Module):
 class ConvFusion(nn.Module):
     """Ψ: n maps (B, C, h, w), concatenated, to one.
 
-    Two modalities: 2C -> 1.5C, ReLU, 1.5C -> C. More: nC -> (n-1)C -> … -> C with BatchNorm and ReLU between the maps, which the
-    paper does not say but the released code does for its four sensors.
+    Two modalities: 2C -> 1.5C, ReLU, 1.5C -> C. More: nC -> (n-1)C -> … -> C with BatchNorm and ReLU between
+    the maps, which the paper does not say but the released code does for its four sensors.
     """
 
     def __init__(self, channels: int, count: int):
         super().__init__()
-        widths = [2 * channels, 3 * channels // 2, channels] if count == 2 else [k * channels for k in range(count, 0, -1)]
+        widths = (
+            [2 * channels, 3 * channels // 2, channels]
+            if count == 2
+            else [k * channels for k in range(count, 0, -1)]
+        )
         layers = []
         for a, b in zip(widths, widths[1:]):
-            layers += [pointwise(a, b), nn.BatchNorm2d(b), nn.ReLU()] if count > 2 else [pointwise(a, b), nn.ReLU()]
+            layers += (
+                [pointwise(a, b), nn.BatchNorm2d(b), nn.ReLU()] if count > 2 else [pointwise(a, b), nn.ReLU()]
+            )
         self.body = nn.Sequential(*layers[: -2 if count > 2 else -1])  # the last map is plain
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -93,10 +114,12 @@ class ConvFusion(nn.Module):
 
 
 class CBAMFusion(nn.Module):
-    """Channel gate, then spatial gate on the concatenation (Woo et al. 2018), then a linear map to C channels.
+    """Channel gate, then spatial gate on the concatenation (Woo et al. 2018), then a linear map to C
+    channels.
 
-    Channel gate: σ(MLP(mean) + MLP(max)) over locations, MLP nC -> nC/16 -> nC; spatial gate: σ(7×7 convolution of mean and
-    maximum over channels). UniM2 names this baseline without its settings; acting on the concatenation is our choice.
+    Channel gate: σ(MLP(mean) + MLP(max)) over locations, MLP nC -> nC/16 -> nC; spatial gate: σ(7×7
+    convolution of mean and maximum over channels). UniM2 names this baseline without its settings; acting on
+    the concatenation is our choice.
     """
 
     def __init__(self, channels: int, count: int):
@@ -115,14 +138,16 @@ class CBAMFusion(nn.Module):
 
 
 class StitchFusion(nn.Module):
-    """Small adapters carry each modality's map into each other's; then concatenation and a linear map to C channels.
+    """Small adapters carry each modality's map into each other's; then concatenation and a linear map to C
+    channels.
 
-    x_i + Σ_{j≠i} A_{j→i}(x_j), with A: C -> 8 -> 8, GELU, dropout 0.1, 8 -> C, whose last map starts at zero. In StitchFusion
-    (Li et al.) such adapters sit inside the frozen backbone, after the attention and after the MLP of every block, so that one
-    sensor's intermediate features change what the other attends to. That needs gradients through the backbone in every step and
-    tokens that depend on trained weights: they could not be cached, and a step would cost as much as the backbone's training.
-    Here the exchange happens once, on the backbone's output. The original's depth-wise convolutions and gate behind the fusion
-    are left out too, so that this differs from ``conv`` by its adapters and not by looking at neighbours.
+    x_i + Σ_{j≠i} A_{j→i}(x_j), with A: C -> 8 -> 8, GELU, dropout 0.1, 8 -> C, whose last map starts at zero.
+    In StitchFusion (Li et al.) such adapters sit inside the frozen backbone, after the attention and after
+    the MLP of every block, so that one sensor's intermediate features change what the other attends to. That
+    needs gradients through the backbone in every step and tokens that depend on trained weights: they could
+    not be cached, and a step would cost as much as the backbone's training. Here the exchange happens once,
+    on the backbone's output. The original's depth-wise convolutions and gate behind the fusion are left out
+    too, so that this differs from ``conv`` by its adapters and not by looking at neighbours.
     """
 
     def __init__(self, channels: int, count: int, width: int = 8):
@@ -130,7 +155,9 @@ class StitchFusion(nn.Module):
         self.adapters = nn.ModuleDict()
         for i, j in permutations(range(count), 2):
             first = [pointwise(channels, width), pointwise(width, width)]
-            self.adapters[f"{j}_to_{i}"] = nn.Sequential(*first, nn.GELU(), nn.Dropout(0.1), pointwise(width, channels))
+            self.adapters[f"{j}_to_{i}"] = nn.Sequential(
+                *first, nn.GELU(), nn.Dropout(0.1), pointwise(width, channels)
+            )
             nn.init.zeros_(self.adapters[f"{j}_to_{i}"][-1].weight)
             nn.init.zeros_(self.adapters[f"{j}_to_{i}"][-1].bias)
         self.project = pointwise(count * channels, channels)
@@ -143,7 +170,9 @@ class StitchFusion(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """S, the head of STEGO: code = L(drop(x)) + N(drop(x)), L: C -> D, N: C -> C, ReLU, C -> D; the two drops are independent."""
+    """S, the head of STEGO: code = L(drop(x)) + N(drop(x)), L: C -> D, N: C -> C, ReLU, C -> D; the two drops
+    are independent.
+    """
 
     def __init__(self, channels: int, dim: int, dropout: float):
         super().__init__()
@@ -167,8 +196,9 @@ class ClusterNet(nn.Module):
 
     Args:
         channels: C, the backbone's token length, the same for all modalities.
-        modalities: their names. The reference is "rgb" where there is one, else the first; the others are auxiliary. With a
-            single modality, fusion is the identity (with ``msn=False`` this is STEGO's network).
+        modalities: their names. The reference is "rgb" where there is one, else the first; the others are
+            auxiliary. With a single modality, fusion is the identity (with ``msn=False`` this is STEGO's
+            network).
 
     Raises:
         ValueError: no modality, or one named twice.
@@ -186,26 +216,39 @@ class ClusterNet(nn.Module):
         learned = {"conv": ConvFusion, "cbam": CBAMFusion, "stitch": StitchFusion}.get(config.fusion)
         self.fusion = learned(channels, len(self.inputs)) if learned and len(self.inputs) > 1 else None
         self.head = SegmentationHead(channels, config.dim, config.dropout)
-        anchored = {"rgb": [self.reference], "auxiliary": [n for n in names if n != self.reference], "both": names, "none": []}
+        anchored = {
+            "rgb": [self.reference],
+            "auxiliary": [n for n in names if n != self.reference],
+            "both": names,
+            "none": [],
+        }
         soft = [name for name in names if name not in anchored[config.anchor]]
         keys = ["shared"] if config.shared_cmh and soft else soft
         self.harmonizers = nn.ModuleDict({key: Harmonizer(config.dim) for key in keys})
         self.soft = tuple(soft)  # modalities whose loss sees the code through a harmonizer
 
     def check(self, tokens: dict[str, Tensor]) -> None:
-        """Raise ValueError unless ``tokens`` holds every modality that is read, as (B, C, h, w) of one size, and no unknown one."""
+        """Raise ValueError unless ``tokens`` holds every modality that is read, as (B, C, h, w) of one size,
+        and no unknown one.
+        """
         for problem, names in (
             ("unknown", [name for name in tokens if name not in self.modalities]),
             ("missing", [name for name in self.inputs if name not in tokens]),
         ):
             if names:
-                raise ValueError(f"{problem} tokens of {', '.join(names)}; this network reads {', '.join(self.inputs)}")
+                raise ValueError(
+                    f"{problem} tokens of {', '.join(names)}; this network reads {', '.join(self.inputs)}"
+                )
         for name in self.inputs:
             if tokens[name].ndim != 4 or tokens[name].shape[1] != self.channels:
                 hint = "tokens must come from the backbone that the network was trained on"
-                raise ValueError(f"{name}: expected tokens (B, {self.channels}, h, w), got {tuple(tokens[name].shape)}; {hint}")
+                raise ValueError(
+                    f"{name}: expected tokens (B, {self.channels}, h, w), got {tuple(tokens[name].shape)}; {hint}"
+                )
         if len({(len(tokens[name]), *tokens[name].shape[2:]) for name in self.inputs}) > 1:
-            raise ValueError(f"modalities differ in batch or grid size: { {n: tuple(tokens[n].shape) for n in self.inputs} }")
+            raise ValueError(
+                f"modalities differ in batch or grid size: { {n: tuple(tokens[n].shape) for n in self.inputs} }"
+            )
 
     def fused(self, tokens: dict[str, Tensor]) -> Tensor:
         """f_fus (B, C, h, w), what the head reads (paper, Fig. 5).
@@ -222,27 +265,48 @@ class ClusterNet(nn.Module):
         return self.fusion(maps) if self.fusion else STATIC_FUSIONS[self.config.fusion](torch.stack(maps), 0)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
-        """The code s (B, D, h, w). No harmonizer takes part: they serve the loss only. Raises as ``fused`` does."""
+        """The code s (B, D, h, w). No harmonizer takes part: they serve the loss only. Raises as ``fused``
+        does.
+        """
         return self.head(self.fused(tokens))
 
     def harmonized(self, code: Tensor, name: str) -> Tensor:
-        """The code as modality ``name`` supervises it: CMH(code) (Eq. 7), or the code itself where the modality is an anchor."""
+        """The code as modality ``name`` supervises it: CMH(code) (Eq. 7), or the code itself where the
+        modality is an anchor.
+        """
         if name not in self.modalities:
-            raise ValueError(f"unknown modality {name!r}; this network was made for {', '.join(self.modalities)}")
-        return self.harmonizers["shared" if self.config.shared_cmh else name](code) if name in self.soft else code
+            raise ValueError(
+                f"unknown modality {name!r}; this network was made for {', '.join(self.modalities)}"
+            )
+        return (
+            self.harmonizers["shared" if self.config.shared_cmh else name](code)
+            if name in self.soft
+            else code
+        )
 
 
 def save_cluster_net(net: ClusterNet, path: str | Path, **notes) -> None:
-    """Write weights and all that rebuilds the network as one safetensors file, atomically; ``notes`` are JSON values of the header."""
-    header = {"channels": net.channels, "modalities": net.modalities, "config": asdict(net.config), "notes": notes}
+    """Write weights and all that rebuilds the network as one safetensors file, atomically; ``notes`` are JSON
+    values of the header.
+    """
+    header = {
+        "channels": net.channels,
+        "modalities": net.modalities,
+        "config": asdict(net.config),
+        "notes": notes,
+    }
     save_tensors(path, net.state_dict(), {"cluster_net": header})
 
 
 def read_cluster_header(path: str | Path) -> dict:
-    """channels, modalities, config and notes as written by ``save_cluster_net``; ValueError for a missing, damaged or other file."""
+    """channels, modalities, config and notes as written by ``save_cluster_net``; ValueError for a missing,
+    damaged or other file.
+    """
     header = read_tensor_header(path)
     if "cluster_net" not in header:
-        raise ValueError(f"{path}: holds no clustering network; give a checkpoint written by 'python -m mmlib cluster'")
+        raise ValueError(
+            f"{path}: holds no clustering network; give a checkpoint written by 'python -m mmlib cluster'"
+        )
     return header["cluster_net"]
 
 
@@ -250,7 +314,8 @@ def load_cluster_net(path: str | Path, device: torch.device | str = "cpu") -> Cl
     """Rebuild the network from its file, in eval mode.
 
     Raises:
-        ValueError: the file is missing, damaged or of another kind, or its weights do not fit its own description.
+        ValueError: the file is missing, damaged or of another kind, or its weights do not fit its own
+            description.
     """
     header = read_cluster_header(path)
     with reading(path, "a clustering network that this version can build"):

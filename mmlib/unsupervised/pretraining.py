@@ -1,8 +1,9 @@
 """Training of the small transformer of ``backbone`` without labels, by self-distillation with masked tokens.
 
-As in iBOT, a teacher (a running mean of the student) sees a picture whole; the student sees it with patches masked and in another light,
-and says of every patch which of K prototypes the teacher assigns it to. Sinkhorn iterations make the teacher use all prototypes equally
-often, so that the two cannot agree on a constant. Everything random is a function of (seed, step).
+As in iBOT, a teacher (a running mean of the student) sees a picture whole; the student sees it with patches
+masked and in another light, and says of every patch which of K prototypes the teacher assigns it to. Sinkhorn
+iterations make the teacher use all prototypes equally often, so that the two cannot agree on a constant.
+Everything random is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data import world
+from .. import world
 from ..data.prepared import PreparedDataset
-from ..runtime import choose_device, derived_seed, limit_threads, provenance, save_tensors, seed_everything, write_json
+from ..runtime import (
+    choose_device,
+    derived_seed,
+    limit_threads,
+    provenance,
+    save_tensors,
+    seed_everything,
+    write_json,
+)
 from ..state import append, read_history, resume, save_state, trim_history
 from .backbone import PatchViT
 from .pictures import as_picture, resize
@@ -31,9 +40,12 @@ class PretrainConfig:
     """Train the small vision transformer of 'descriptors+vit' without labels."""
 
     out: str
-    """Folder for weights and history. If it holds an unfinished run of the same settings, that run goes on."""
+    """Folder for weights and history. If it holds an unfinished run of the same settings, that run goes on.
+    """
     data: tuple[str, ...] = ("street", "room")
-    """Folders of prepared data sets, of which the training split is read; 'street' or 'room' = the sensor world, rendered on first use."""
+    """Folders of prepared data sets, of which the training split is read; 'street' or 'room' = the sensor
+    world, rendered on first use.
+    """
     modalities: tuple[str, ...] = ("rgb", "depth", "thermal")
     """Sensors whose pictures are trained on, all by the same network."""
     frames: int = 400
@@ -82,12 +94,16 @@ LOG_EVERY = 20  # steps between lines of the history
 
 
 class Assigner(nn.Module):
-    """Transformer and head: pictures (N, 3, H, W) -> cosines (N·h·w, K) of every patch with the prototypes, and tokens (N·h·w, C)."""
+    """Transformer and head: pictures (N, 3, H, W) -> cosines (N·h·w, K) of every patch with the prototypes,
+    and tokens (N·h·w, C).
+    """
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
         self.vit = PatchViT(config.channels, config.depth, config.heads)
-        self.head = nn.Sequential(nn.Linear(config.channels, 2 * config.channels), nn.GELU(), nn.Linear(2 * config.channels, 64))
+        self.head = nn.Sequential(
+            nn.Linear(config.channels, 2 * config.channels), nn.GELU(), nn.Linear(2 * config.channels, 64)
+        )
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, 64))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,7 +112,9 @@ class Assigner(nn.Module):
 
 
 def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Scores (n, K) -> soft assignments (n, K): every row sums to 1, every column to about n/K (exactly for iterations → ∞)."""
+    """Scores (n, K) -> soft assignments (n, K): every row sums to 1, every column to about n/K (exactly for
+    iterations → ∞).
+    """
     logits = scores / temperature
     for _ in range(iterations):  # in the logarithm, so that no column can underflow
         logits = logits - logits.logsumexp(0, keepdim=True)
@@ -105,14 +123,19 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 
 def random_masks(count: int, grid, share: float, generator: torch.Generator) -> Tensor:
-    """(count, h, w) bool: rectangles are masked until at least ``share`` of each grid is, then single patches are freed down to it."""
+    """(count, h, w) bool: rectangles are masked until at least ``share`` of each grid is, then single patches
+    are freed down to it.
+    """
     h, w = grid
     wanted = round(share * h * w)
     masks = torch.zeros(count, h, w, dtype=torch.bool)
     for mask in masks:
         while int(mask.sum()) < wanted:
             sides = [1 + int(torch.randint(max(1, side // 2), (), generator=generator)) for side in (h, w)]
-            top, left = (int(torch.randint(full - side + 1, (), generator=generator)) for full, side in zip((h, w), sides))
+            top, left = (
+                int(torch.randint(full - side + 1, (), generator=generator))
+                for full, side in zip((h, w), sides)
+            )
             mask[top : top + sides[0], left : left + sides[1]] = True
         masked = mask.flatten().nonzero()[:, 0]
         surplus = masked[torch.randperm(len(masked), generator=generator)[wanted:]]
@@ -121,18 +144,28 @@ def random_masks(count: int, grid, share: float, generator: torch.Generator) -> 
 
 
 def window(picture: Tensor, config: PretrainConfig, generator: torch.Generator) -> Tensor:
-    """A random window of a uint8 picture (3, H, W), mirrored in half of the cases, resized to (3, *size), float in [0, 1]."""
+    """A random window of a uint8 picture (3, H, W), mirrored in half of the cases, resized to (3, *size),
+    float in [0, 1].
+    """
     share, y, x, mirrored = torch.rand(4, generator=generator).tolist()
-    height, width = (max(1, round((config.zoom + (1 - config.zoom) * share) * side)) for side in picture.shape[1:])
+    height, width = (
+        max(1, round((config.zoom + (1 - config.zoom) * share) * side)) for side in picture.shape[1:]
+    )
     top, left = round(y * (picture.shape[1] - height)), round(x * (picture.shape[2] - width))
     cut = resize(picture[None, :, top : top + height, left : left + width].float() / 255, config.size)[0]
     return cut.flip(-1) if mirrored < 0.5 else cut
 
 
 def relight(images: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] with random brightness, contrast (a power), colour cast and a little noise."""
+    """Pictures (N, 3, H, W) in [0, 1] with random brightness, contrast (a power), colour cast and a little
+    noise.
+    """
     gain, power, cast = (torch.rand(len(images), c, 1, 1, generator=generator) * 2 - 1 for c in (1, 1, 3))
-    noise = torch.randn(images.shape, generator=generator) * 0.02 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    noise = (
+        torch.randn(images.shape, generator=generator)
+        * 0.02
+        * torch.rand(len(images), 1, 1, 1, generator=generator)
+    )
     lit = images.clamp_min(1e-3) ** (1 + jitter) ** power * (1 + jitter * gain) * (1 + jitter / 2 * cast)
     return (lit + noise).clamp(0, 1)
 
@@ -142,27 +175,36 @@ def load_pictures(config: PretrainConfig) -> list[Tensor]:
     pictures = []
     for name in config.data:
         if name in world.CLASSES and not Path(name).exists():
-            name = world.ensure(name, config.frames, 0, 0, modalities=config.modalities, progress=config.progress)
+            name = world.ensure(
+                name, config.frames, 0, 0, modalities=config.modalities, progress=config.progress
+            )
         data = PreparedDataset(name, "train", config.modalities)
         data.labelled = False  # labels, if there are any, are not even read
         for images, _ in map(data.physical, range(len(data))):
-            pictures += [(as_picture(m, images[n]) * 255).round().to(torch.uint8) for n, m in data.modalities.items()]
+            pictures += [
+                (as_picture(m, images[n]) * 255).round().to(torch.uint8) for n, m in data.modalities.items()
+            ]
     return pictures
 
 
 def diagnostics(scores: Tensor, tokens: Tensor, config: PretrainConfig) -> dict[str, float]:
-    """What tells a collapse, which the loss does not, from the teacher's cosines (n, K) and tokens (n, C) of a batch.
+    """What tells a collapse, which the loss does not, from the teacher's cosines (n, K) and tokens (n, C) of
+    a batch.
 
-    sharpness: 1 - mean entropy of a patch's soft assignment over log K (0 = says nothing of any patch). usage: entropy over log K of
-    the prototypes' shares of the patches, by nearest prototype (0 = one takes all). rank: effective rank of the tokens, exp of the
-    entropy of the normalised eigenvalues of their covariance (1 = all lie on a line).
+    sharpness: 1 - mean entropy of a patch's soft assignment over log K (0 = says nothing of any patch).
+    usage: entropy over log K of the prototypes' shares of the patches, by nearest prototype (0 = one takes
+    all). rank: effective rank of the tokens, exp of the entropy of the normalised eigenvalues of their
+    covariance (1 = all lie on a line).
     """
     entropy = lambda p: -(p * p.clamp_min(1e-12).log()).sum(-1).mean()
     soft = (scores / (config.temperature / 2)).softmax(1)
     share = scores.argmax(1).bincount(minlength=config.prototypes) / len(scores)
     spectrum = torch.linalg.eigvalsh(torch.cov(tokens.cpu().double().T)).clamp_min(0)
-    found = {"sharpness": 1 - entropy(soft) / math.log(config.prototypes), "usage": entropy(share) / math.log(config.prototypes),
-             "rank": entropy(spectrum / spectrum.sum()).exp()}  # fmt: skip
+    found = {
+        "sharpness": 1 - entropy(soft) / math.log(config.prototypes),
+        "usage": entropy(share) / math.log(config.prototypes),
+        "rank": entropy(spectrum / spectrum.sum()).exp(),
+    }
     return {name: float(value) for name, value in found.items()}
 
 
@@ -170,21 +212,34 @@ def schedule(step: int, config: PretrainConfig) -> tuple[float, float]:
     """(learning rate, teacher's momentum) of a step, counted from 0."""
     warm = config.warmup * config.steps
     fall = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    rate = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.steps - warm)))
+    rate = (
+        (step + 1) / warm
+        if step < warm
+        else 0.5 * (1 + math.cos(math.pi * (step - warm) / (config.steps - warm)))
+    )
     return config.lr * rate, 1 - (1 - config.momentum) * fall
 
 
 def check(config: PretrainConfig) -> None:
     """Raise ValueError for settings that cannot work."""
-    counts = {"steps": config.steps, "pictures in a batch": config.batch_size, "prototypes": config.prototypes - 1, "blocks": config.depth,
-              "data sets": len(config.data), "modalities": len(config.modalities), "frames": config.frames}  # fmt: skip
+    counts = {
+        "steps": config.steps,
+        "pictures in a batch": config.batch_size,
+        "prototypes": config.prototypes - 1,
+        "blocks": config.depth,
+        "data sets": len(config.data),
+        "modalities": len(config.modalities),
+        "frames": config.frames,
+    }
     few = [name for name, count in counts.items() if count < 1]
     if few:
         raise ValueError(f"too few {', '.join(few)}: at least 1 is needed, of prototypes 2")
     if any(side < 8 or side % 8 for side in config.size):
         raise ValueError(f"size {config.size}: height and width must be multiples of 8, the side of a patch")
     if config.heads < 1 or config.channels % config.heads or config.channels % 4:
-        raise ValueError(f"{config.channels} channels: must be a multiple of 4 and of the {config.heads} heads")
+        raise ValueError(
+            f"{config.channels} channels: must be a multiple of 4 and of the {config.heads} heads"
+        )
     for name in ("zoom", "mask", "temperature", "momentum", "jitter", "warmup"):
         value = getattr(config, name)
         if not 0 <= value <= 1 or (value == 0 and name in ("zoom", "mask", "temperature")):
@@ -194,11 +249,13 @@ def check(config: PretrainConfig) -> None:
 def pretrain(config: PretrainConfig) -> dict:
     """Run or resume; returns the report (also ``out/report.json``).
 
-    Writes to ``config.out``: config.json, history.jsonl, resume.safetensors, and vit.safetensors: the teacher's weights in float16, with
-    a header that says how to build the network and how it was trained; ``backbone.load_backbone("descriptors+vit", weights=…)`` reads it.
+    Writes to ``config.out``: config.json, history.jsonl, resume.safetensors, and vit.safetensors: the
+    teacher's weights in float16, with a header that says how to build the network and how it was trained;
+    ``backbone.load_backbone("descriptors+vit", weights=…)`` reads it.
 
     Raises:
-        ValueError: settings that cannot work, an ``out`` folder of other settings, or a loss that is not finite.
+        ValueError: settings that cannot work, an ``out`` folder of other settings, or a loss that is not
+            finite.
         DataError: unreadable data.
     """
     limit_threads()
@@ -209,26 +266,36 @@ def pretrain(config: PretrainConfig) -> dict:
     student = Assigner(config).to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     pair = nn.ModuleDict({"student": student, "teacher": teacher})
-    matrices, vectors = ([p for p in student.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}])
+    matrices, vectors = (
+        [p for p in student.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False)
+    )
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    )
     progress = resume(out, config, pair, optimizer, 1, len(pictures))
     write_json(out / "config.json", asdict(config))
     trim_history(out / "history.jsonl", progress.step)
     begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds
-    with tqdm(total=config.steps, initial=progress.step, desc="pretrain", disable=not config.progress, leave=False) as bar:
+    with tqdm(
+        total=config.steps, initial=progress.step, desc="pretrain", disable=not config.progress, leave=False
+    ) as bar:
         for step in range(progress.step, config.steps):
             generator = torch.Generator().manual_seed(derived_seed(config.seed, "step", step))
             chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator).tolist()
             images = torch.stack([window(pictures[i], config, generator) for i in chosen])
             views = [relight(images, config.jitter, generator).to(device) for _ in range(2)]
-            mask = random_masks(config.batch_size, [side // 8 for side in config.size], config.mask, generator).to(device)
+            mask = random_masks(
+                config.batch_size, [side // 8 for side in config.size], config.mask, generator
+            ).to(device)
             with torch.no_grad():
                 scores, tokens = teacher(views[0])
                 target = sinkhorn(scores, config.temperature / 2)
             cross = -(target * (student(views[1], mask)[0] / config.temperature).log_softmax(1)).sum(1)
             loss, masked = cross.mean(), cross.detach()[mask.flatten()].mean()
             if not torch.isfinite(loss):
-                raise ValueError(f"step {step}: the loss is not finite; lower --lr, or check the data for constant or damaged pictures")
+                raise ValueError(
+                    f"step {step}: the loss is not finite; lower --lr, or check the data for constant or damaged pictures"
+                )
             loss.backward()
             rate, momentum = schedule(step, config)
             for group in optimizer.param_groups:
@@ -240,9 +307,18 @@ def pretrain(config: PretrainConfig) -> dict:
                 for slow, fast in zip(teacher.parameters(), student.parameters()):
                     slow.lerp_(fast, 1 - momentum)
             done = progress.step = step + 1
-            progress.seconds, progress.cpu_seconds = time.perf_counter() - begun, time.process_time() - begun_cpu
+            progress.seconds, progress.cpu_seconds = (
+                time.perf_counter() - begun,
+                time.process_time() - begun_cpu,
+            )
             if done % LOG_EVERY == 0 or done == config.steps:
-                entry = {"step": done, "loss": float(loss.detach()), "masked": float(masked), "lr": rate, "grad_norm": float(norm)}
+                entry = {
+                    "step": done,
+                    "loss": float(loss.detach()),
+                    "masked": float(masked),
+                    "lr": rate,
+                    "grad_norm": float(norm),
+                }
                 found = diagnostics(scores, tokens, config)
                 append(out / "history.jsonl", entry | found | {"seconds": round(progress.seconds, 2)})
                 bar.set_postfix(loss=f"{entry['loss']:.3f}", rank=f"{found['rank']:.1f}", refresh=False)
@@ -251,10 +327,21 @@ def pretrain(config: PretrainConfig) -> dict:
             bar.update()
     public = {key: value for key, value in asdict(config).items() if key not in ("out", "progress", "device")}
     public |= {"data": [Path(name).name for name in config.data]}  # reports name no machine's paths
-    report = {"provenance": provenance(seed=config.seed), "config": public, "steps": config.steps, "pictures": len(pictures),
-              "parameters": sum(p.numel() for p in teacher.vit.parameters()), "seconds": round(progress.seconds, 1),
-              "cpu_seconds": round(progress.cpu_seconds, 1), "last": read_history(out / "history.jsonl")[0][-1]}  # fmt: skip
+    report = {
+        "provenance": provenance(seed=config.seed),
+        "config": public,
+        "steps": config.steps,
+        "pictures": len(pictures),
+        "parameters": sum(p.numel() for p in teacher.vit.parameters()),
+        "seconds": round(progress.seconds, 1),
+        "cpu_seconds": round(progress.cpu_seconds, 1),
+        "last": read_history(out / "history.jsonl")[0][-1],
+    }
     header = {"vit": {key: public[key] for key in ("channels", "depth", "heads")}, "recipe": report}
-    save_tensors(out / "vit.safetensors", {name: value.half() for name, value in teacher.vit.state_dict().items()}, header)
+    save_tensors(
+        out / "vit.safetensors",
+        {name: value.half() for name, value in teacher.vit.state_dict().items()},
+        header,
+    )
     write_json(out / "report.json", report)
     return report

@@ -1,4 +1,6 @@
-"""The log-Sobolev bound under sliders: a function, its noise, and whether Eq. 2 as printed still bounds its entropy."""
+"""The log-Sobolev bound under sliders: a function, its noise, and whether Eq. 2 as printed still bounds its
+entropy.
+"""
 
 from __future__ import annotations
 
@@ -17,45 +19,86 @@ from .panel import Panel
 FUNCTIONS = {
     "exponential": ("exp(a x)", "slope a", lambda x, a: np.exp(a * x), lambda x, a: a * np.exp(a * x)),
     "square": ("(x − a)²", "zero at a", lambda x, a: (x - a) ** 2, lambda x, a: 2 * (x - a)),
-    "bump": ("exp(−x² / 2a²)", "width a", lambda x, a: np.exp(-((x / a) ** 2) / 2), lambda x, a: -x / a**2 * np.exp(-((x / a) ** 2) / 2)),
-    "step": ("0.6 + tanh(2 a x) / 2", "steepness a", lambda x, a: 0.6 + np.tanh(2 * a * x) / 2, lambda x, a: a / np.cosh(2 * a * x) ** 2),
-    "wave": ("1.1 + sin(3 a x)", "frequency a", lambda x, a: 1.1 + np.sin(3 * a * x), lambda x, a: 3 * a * np.cos(3 * a * x)),
-}  # fmt: skip
+    "bump": (
+        "exp(−x² / 2a²)",
+        "width a",
+        lambda x, a: np.exp(-((x / a) ** 2) / 2),
+        lambda x, a: -x / a**2 * np.exp(-((x / a) ** 2) / 2),
+    ),
+    "step": (
+        "0.6 + tanh(2 a x) / 2",
+        "steepness a",
+        lambda x, a: 0.6 + np.tanh(2 * a * x) / 2,
+        lambda x, a: a / np.cosh(2 * a * x) ** 2,
+    ),
+    "wave": (
+        "1.1 + sin(3 a x)",
+        "frequency a",
+        lambda x, a: 1.1 + np.sin(3 * a * x),
+        lambda x, a: 3 * a * np.cos(3 * a * x),
+    ),
+}
 ENTROPY, HOLDS, VIOLATED, TILTED = "#0072B2", "#009E73", "#D55E00", "#56B4E9"
-WIDTH, HEIGHT, REACH, MIDDLE = 860, 300, 6.0, 470  # pixels; x runs over ±REACH in the left part, which ends at MIDDLE
+WIDTH, HEIGHT, REACH, MIDDLE = (
+    860,
+    300,
+    6.0,
+    470,
+)  # pixels; x runs over ±REACH in the left part, which ends at MIDDLE
 
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _text(x: float, y: float, words: str, colour: str = INK, anchor: str = "start", weight: str = "normal") -> str:
+def _text(
+    x: float, y: float, words: str, colour: str = INK, anchor: str = "start", weight: str = "normal"
+) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}">{escape(words)}</text>'
 
 
 def _area(x: np.ndarray, y: np.ndarray, fill: str, opacity: float = 1.0) -> str:
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-    return f'<polygon points="{x[0]:.1f},250 {points} {x[-1]:.1f},250" fill="{fill}" fill-opacity="{opacity}"/>'
+    return (
+        f'<polygon points="{x[0]:.1f},250 {points} {x[-1]:.1f},250" fill="{fill}" fill-opacity="{opacity}"/>'
+    )
 
 
 class BoundPanel(Panel):
-    """Choose f, its parameter a and the noise's σ; see f, the noise, and Ent f beside the bound with and without Σ (Eq. 2).
+    """Choose f, its parameter a and the noise's σ; see f, the noise, and Ent f beside the bound with and
+    without Σ (Eq. 2).
 
     Args:
-        function: a key of ``FUNCTIONS``; a: its parameter, 0.1 to 2; sigma: standard deviation of the noise, 0.3 to 2.
+        function: a key of ``FUNCTIONS``; a: its parameter, 0.1 to 2; sigma: standard deviation of the noise,
+            0.3 to 2.
     """
 
     def __init__(self, function: str = "exponential", a: float = 0.7, sigma: float = 1.0):
         super().__init__("900px")
-        wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="420px"), "continuous_update": False}
+        wide = {
+            "style": {"description_width": "110px"},
+            "layout": widgets.Layout(width="420px"),
+            "continuous_update": False,
+        }
         self.function = widgets.ToggleButtons(
-            options=list(FUNCTIONS), description="f", tooltip="which function of the noisy input",
-            tooltips=[FUNCTIONS[name][0] for name in FUNCTIONS], style={"description_width": "20px", "button_width": "100px"},
+            options=list(FUNCTIONS),
+            description="f",
+            tooltip="which function of the noisy input",
+            tooltips=[FUNCTIONS[name][0] for name in FUNCTIONS],
+            style={"description_width": "20px", "button_width": "100px"},
             layout=widgets.Layout(width="620px"),
-        )  # fmt: skip
-        self.a = widgets.FloatSlider(0.7, min=0.1, max=2, step=0.1, description="a", tooltip="the function's parameter", **wide)
+        )
+        self.a = widgets.FloatSlider(
+            0.7, min=0.1, max=2, step=0.1, description="a", tooltip="the function's parameter", **wide
+        )
         self.sigma = widgets.FloatSlider(
-            1.0, min=0.3, max=2, step=0.1, description="noise σ", tooltip="standard deviation of the noise", **wide
+            1.0,
+            min=0.3,
+            max=2,
+            step=0.1,
+            description="noise σ",
+            tooltip="standard deviation of the noise",
+            **wide,
         )
         self.picture = widgets.HTML()
         self._follow(self.function, self.a, self.sigma)
@@ -67,7 +110,9 @@ class BoundPanel(Panel):
         return f"BoundPanel(functions={' | '.join(FUNCTIONS)})"
 
     def set(self, function: str | None = None, a: float | None = None, sigma: float | None = None) -> dict:
-        """Set what is given, redraw once and return ``state()``; a value beyond its slider's ends raises ValueError."""
+        """Set what is given, redraw once and return ``state()``; a value beyond its slider's ends raises
+        ValueError.
+        """
         for control, value in ((self.a, a), (self.sigma, sigma)):
             if value is not None and not control.min <= value <= control.max:
                 raise ValueError(f"{control.tooltip} {value}; expected {control.min:g} to {control.max:g}")
@@ -77,7 +122,9 @@ class BoundPanel(Panel):
         return self._assign((control, value) for control, value in wanted if value is not None)
 
     def state(self) -> dict:
-        """What is shown: function, a, sigma, entropy, printed (½I without Σ), correct (½I with Σ), violated, error."""
+        """What is shown: function, a, sigma, entropy, printed (½I without Σ), correct (½I with Σ), violated,
+        error.
+        """
         return super().state()
 
     def _refresh(self) -> None:
@@ -89,9 +136,15 @@ class BoundPanel(Panel):
         printed, correct = (log_sobolev_bound(f, gradient, measure, rho) for rho in (1, None))
         violated = printed < found * (1 - 1e-6)
         self._state = {
-            "function": name, "a": a, "sigma": sigma, "entropy": found, "printed": printed, "correct": correct,
-            "violated": violated, "error": "",
-        }  # fmt: skip
+            "function": name,
+            "a": a,
+            "sigma": sigma,
+            "entropy": found,
+            "printed": printed,
+            "correct": correct,
+            "violated": violated,
+            "error": "",
+        }
         verdict = "is violated: it lies below the entropy" if violated else "holds"
         alt = (
             f"f = {formula} with a = {a:.1f} under noise of standard deviation {sigma:.1f}: entropy {_number(found)}; "
@@ -102,8 +155,13 @@ class BoundPanel(Panel):
             f'<img alt="{escape(alt)}" width="{WIDTH}" height="{HEIGHT}" src="data:image/svg+xml;base64,{data}" '
             f'style="width:100%;height:auto;display:block;border:1px solid #d9d9d9">'
         )
-        numbers = f"entropy {_number(found)}, printed bound {_number(printed)}, bound with Σ {_number(correct)}"
-        self._say(f"f = {escape(formula)}: {numbers}. The printed bound <b>{verdict}</b>.", "#B34700" if violated else "inherit")
+        numbers = (
+            f"entropy {_number(found)}, printed bound {_number(printed)}, bound with Σ {_number(correct)}"
+        )
+        self._say(
+            f"f = {escape(formula)}: {numbers}. The printed bound <b>{verdict}</b>.",
+            "#B34700" if violated else "inherit",
+        )
 
     def _svg(self, f, sigma: float, found: float, printed: float, correct: float, violated: bool) -> str:
         x = np.linspace(-REACH, REACH, 361)
@@ -114,7 +172,8 @@ class BoundPanel(Panel):
         drawn = heights <= (top := heights[np.abs(x) <= 2 * sigma].max()) * 1.02
         up = lambda values, largest, room=170: 250 - room * values / largest
         line = " ".join(
-            f"{'M' if k == 0 or not drawn[k - 1] else 'L'}{across[k]:.1f},{up(heights, top)[k]:.1f}" for k in np.flatnonzero(drawn)
+            f"{'M' if k == 0 or not drawn[k - 1] else 'L'}{across[k]:.1f},{up(heights, top)[k]:.1f}"
+            for k in np.flatnonzero(drawn)
         )
         largest = max(density.max(), tilted.max())
         parts = [_area(across, up(density, largest), PALE), _area(across, up(tilted, largest), TILTED, 0.45)]
@@ -130,14 +189,20 @@ class BoundPanel(Panel):
         ]
         rows = [
             ("entropy of f", found, ENTROPY),
-            ("bound as printed, ½ I without Σ" + (": violated" if violated else ""), printed, VIOLATED if violated else "#777777"),
+            (
+                "bound as printed, ½ I without Σ" + (": violated" if violated else ""),
+                printed,
+                VIOLATED if violated else "#777777",
+            ),
             ("bound with Σ, ½ σ² I", correct, HOLDS),
         ]
         scale = 300 / max(found, printed, correct, 1e-12)
         for row, (words, value, colour) in enumerate(rows):
             y = 50 + 72 * row
             parts += [_text(MIDDLE, y, words, colour, weight="bold")]
-            parts += [f'<rect x="{MIDDLE}" y="{y + 8}" width="{max(1, scale * value):.1f}" height="26" fill="{colour}"/>']
+            parts += [
+                f'<rect x="{MIDDLE}" y="{y + 8}" width="{max(1, scale * value):.1f}" height="26" fill="{colour}"/>'
+            ]
             parts += [_text(MIDDLE + scale * value + 8, y + 27, _number(value))]
         edge = MIDDLE + scale * found
         for y in (126, 198):  # across the two bounds' bars only: a longer line would cut through the words

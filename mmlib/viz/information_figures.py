@@ -1,6 +1,8 @@
-"""Figures of a record that ``python -m mmlib compare`` wrote: rows against a reference, information in training, subsets side by side.
+"""Figures of a record that ``python -m mmlib compare`` wrote: rows against a reference, information in
+training, subsets side by side.
 
-``groups`` is the record's entry of that name. Differences are paired by seed and called by their spread, never by their sign alone.
+``groups`` is the record's entry of that name. Differences are paired by seed and called by their spread,
+never by their sign alone.
 """
 
 from __future__ import annotations
@@ -17,12 +19,20 @@ from ..modalities import SENSORS, Modality
 from ..segmentation.information import fisher_gap
 from .figures import INK, PALE, WIDTH, sensor_title, subset_bars
 
-SERIES = ("#222222", "#9A9A9A", "#7B3294", "#C2A5CF", "#8C510A", "#DFC27D")  # ways to train; no sensor has one of these
+SERIES = (
+    "#222222",
+    "#9A9A9A",
+    "#7B3294",
+    "#C2A5CF",
+    "#8C510A",
+    "#DFC27D",
+)  # ways to train; no sensor has one of these
 UP, DOWN, OPEN = "#0072B2", "#D55E00", "#7A7A7A"  # a clear rise, a clear fall, and what a record leaves open
 
 
 def per_seed(group: Mapping, key: str) -> list[float]:
-    """One value per seed: "full", "mean", "min", "std" or "gap" of the summary, else the mIoU of a subset such as "RD".
+    """One value per seed: "full", "mean", "min", "std" or "gap" of the summary, else the mIoU of a subset
+    such as "RD".
 
     Raises:
         KeyError: neither a summary nor a subset of this group.
@@ -40,7 +50,9 @@ def paired(groups: Mapping[str, Mapping], name: str, reference: str, key: str) -
     ours, theirs = (dict(zip(groups[g]["seeds"], per_seed(groups[g], key))) for g in (name, reference))
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
-        raise ValueError(f"{name} and {reference} share no seed ({list(ours)} against {list(theirs)}); train both with the same ones")
+        raise ValueError(
+            f"{name} and {reference} share no seed ({list(ours)} against {list(theirs)}); train both with the same ones"
+        )
     return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
 
 
@@ -56,34 +68,57 @@ def _colour(difference: Estimate) -> str:
 
 
 def reference_dots(
-    groups: Mapping[str, Mapping], rows: Mapping[str, str], reference: str, panels: Mapping[str, str],
-    headings: Mapping[str, str] | None = None, unit: str = "mIoU (%)",
-) -> Figure:  # fmt: skip
-    """A line a group and a panel a key: seeds as rings, their mean as a dot, and at the right the paired difference to ``reference``.
+    groups: Mapping[str, Mapping],
+    rows: Mapping[str, str],
+    reference: str,
+    panels: Mapping[str, str],
+    headings: Mapping[str, str] | None = None,
+    unit: str = "mIoU (%)",
+) -> Figure:
+    """A line a group and a panel a key: seeds as rings, their mean as a dot, and at the right the paired
+    difference to ``reference``.
 
-    Dots are blue for a clear rise against the reference, vermilion for a clear fall, grey where the interval holds zero.
+    Dots are blue for a clear rise against the reference, vermilion for a clear fall, grey where the interval
+    holds zero.
 
     Args:
         rows: group -> what to call it, from the top; groups that the record lacks are left out.
         panels: key (see ``per_seed``) -> title.
         headings: group -> heading written above it.
     """
-    rows, headings, heights, y = {name: label for name, label in rows.items() if name in groups}, headings or {}, {}, 0.0
+    rows, headings, heights, y = (
+        {name: label for name, label in rows.items() if name in groups},
+        headings or {},
+        {},
+        0.0,
+    )
     for name in rows:
         heights[name] = y = y + 0.9 * (name in headings)
         y += 1.0
     fig, axes = plt.subplots(1, len(panels), figsize=(WIDTH, 0.225 * y + 0.95), sharey=True, squeeze=False)
     for axis, (key, name_of_key) in zip(axes[0], panels.items()):
-        axis.axvline(np.mean(per_seed(groups[reference], key)), color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        axis.axvline(
+            np.mean(per_seed(groups[reference], key)), color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0
+        )
         for name, place in heights.items():
             seeds, colour, text = per_seed(groups[name], key), INK, "reference"
             if name != reference:
                 d = paired(groups, name, reference, key)
                 half = "" if d.n == 1 else f" ± {(d.high - d.low) / 2:.1f}"
                 colour, text = _colour(d), f"{d.mean:+.1f}{half}"
-            axis.plot(seeds, [place] * len(seeds), "o", color="none", markeredgecolor=colour, markersize=4, alpha=0.7)
+            axis.plot(
+                seeds,
+                [place] * len(seeds),
+                "o",
+                color="none",
+                markeredgecolor=colour,
+                markersize=4,
+                alpha=0.7,
+            )
             axis.plot(np.mean(seeds), place, "o", color=colour, markersize=6.5, zorder=3)
-            axis.annotate(text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour)
+            axis.annotate(
+                text, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour
+            )
         axis.set_title(name_of_key)
         axis.set_xlabel(unit)
         axis.grid(True, axis="x")
@@ -95,29 +130,47 @@ def reference_dots(
         if name in heights:
             place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
             axes[0, 0].annotate(
-                heading, (0, heights[name] - 0.8), (-4, 0), ha="right", va="center", fontsize=8.5, fontweight="bold", **place
+                heading,
+                (0, heights[name] - 0.8),
+                (-4, 0),
+                ha="right",
+                va="center",
+                fontsize=8.5,
+                fontweight="bold",
+                **place,
             )
     return fig
 
 
-def information_panels(groups: Mapping[str, Mapping], titles: Mapping[str, str], modalities: Mapping[str, Modality] = SENSORS) -> Figure:
-    """Information of each sensor while training, a panel a group; the band from the least to the most informative is the gap.
+def information_panels(
+    groups: Mapping[str, Mapping], titles: Mapping[str, str], modalities: Mapping[str, Modality] = SENSORS
+) -> Figure:
+    """Information of each sensor while training, a panel a group; the band from the least to the most
+    informative is the gap.
 
     Args:
-        groups: with "curves": per seed a list of {"epoch", "information": {sensor: value}}, at the same epochs for all seeds.
+        groups: with "curves": per seed a list of {"epoch", "information": {sensor: value}}, at the same
+            epochs for all seeds.
         titles: group -> title of its panel.
     """
     fig, axes = plt.subplots(1, len(titles), figsize=(WIDTH, 3.1), sharey=True, squeeze=False)
     for axis, (name, title) in zip(axes[0], titles.items()):
         curves = groups[name]["curves"]
         epochs = [entry["epoch"] for entry in curves[0]]
-        lines = {s: np.array([[e["information"][s] for e in curve] for curve in curves]) for s in curves[0][0]["information"]}
-        means = np.array([np.exp(np.log(seeds).mean(0)) for seeds in lines.values()])  # geometric: the axis is logarithmic
+        lines = {
+            s: np.array([[e["information"][s] for e in curve] for curve in curves])
+            for s in curves[0][0]["information"]
+        }
+        means = np.array(
+            [np.exp(np.log(seeds).mean(0)) for seeds in lines.values()]
+        )  # geometric: the axis is logarithmic
         axis.fill_between(epochs, means.min(0), means.max(0), color=PALE, alpha=0.45, linewidth=0)
         for (sensor, seeds), mean in zip(lines.items(), means):
             colour = modalities[sensor].colour
             axis.plot(epochs, seeds.T, color=colour, linewidth=0.7, alpha=0.5)
-            axis.plot(epochs, mean, color=colour, marker="o", markersize=2.5, label=sensor_title(modalities[sensor]))
+            axis.plot(
+                epochs, mean, color=colour, marker="o", markersize=2.5, label=sensor_title(modalities[sensor])
+            )
         gaps = [fisher_gap(list(curve[-1]["information"].values())) for curve in curves]
         axis.set_title(f"{title}\ngap at the end {np.mean(gaps):.1f}", fontsize=9.5)
         axis.set(xlabel="epoch", yscale="log")
@@ -130,9 +183,12 @@ def information_panels(groups: Mapping[str, Mapping], titles: Mapping[str, str],
 
 
 def subset_dots(
-    series: Mapping[str, Mapping[str, Sequence[float]]], title: str = "", modalities: Mapping[str, Modality] = SENSORS
+    series: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str = "",
+    modalities: Mapping[str, Modality] = SENSORS,
 ) -> Figure:
-    """Several networks on every subset of sensors: a dot is the mean over seeds, its line their range; sensors present marked below.
+    """Several networks on every subset of sensors: a dot is the mean over seeds, its line their range;
+    sensors present marked below.
 
     Args:
         series: up to six names -> subset ("R", …, "RDEL") -> mIoU of each seed.
@@ -146,7 +202,9 @@ def subset_dots(
         x = np.arange(len(subsets)) + 0.16 * (number - (len(series) - 1) / 2)
         seeds = [scores[s] for s in subsets]
         top.vlines(x, list(map(min, seeds)), list(map(max, seeds)), color=SERIES[number], linewidth=1.5)
-        top.plot(x, list(map(np.mean, seeds)), "osD^vP"[number], color=SERIES[number], markersize=5.5, label=name)
+        top.plot(
+            x, list(map(np.mean, seeds)), "osD^vP"[number], color=SERIES[number], markersize=5.5, label=name
+        )
     everything = [v for scores in series.values() for s in subsets for v in scores[s]]
     top.set_ylim(min(everything) - 2, max(everything) + 2)
     fig.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(series), 3))

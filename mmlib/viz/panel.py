@@ -1,7 +1,9 @@
-"""What all slider panels share: they redraw once for several changes, say what they show, and never raise inside a callback.
+"""What all slider panels share: they redraw once for several changes, say what they show, and never raise
+inside a callback.
 
-A panel is built from widgets that own their content, so that it can be tested without a browser, compares stably in a notebook, and
-carries an alternative text that follows what it shows. What went wrong is written where the result would stand.
+A panel is built from widgets that own their content, so that it can be tested without a browser, compares
+stably in a notebook, and carries an alternative text that follows what it shows. What went wrong is written
+where the result would stand.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ def png_bytes(image: np.ndarray) -> bytes:
 
 
 def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
-    """An <img> that fills its place without smoothing; its size is stated, so that the page does not jump when it changes."""
+    """An <img> that fills its place without smoothing; its size is stated, so that the page does not jump
+    when it changes.
+    """
     data = base64.b64encode(png_bytes(image)).decode()
     height, width = image.shape[:2]
     below = f'<div style="{FAMILY};text-align:center;min-height:4.05em">{caption}</div>' if caption else ""
@@ -36,7 +40,9 @@ def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
 
 
 class Panel(widgets.VBox):
-    """A subclass makes its controls, gives those that redraw to ``_follow``, and fills ``_state`` and its widgets in ``_refresh``."""
+    """A subclass makes its controls, gives those that redraw to ``_follow``, and fills ``_state`` and its
+    widgets in ``_refresh``.
+    """
 
     def __init__(self, max_width: str):
         self._state, self._quiet, self.status = {}, False, widgets.HTML()
@@ -62,7 +68,9 @@ class Panel(widgets.VBox):
         """Bring every picture and number in step with the controls."""
         try:
             self._refresh()
-        except Exception as error:  # a callback that raises would leave the old picture standing beside the new sliders
+        except (
+            Exception
+        ) as error:  # a callback that raises would leave the old picture standing beside the new sliders
             self._state["error"] = f"{type(error).__name__}: {error}"
             self._say(f"Could not update: {escape(self._state['error'])}", "#B00020")
 

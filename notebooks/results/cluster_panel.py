@@ -1,9 +1,12 @@
-"""Make the file behind the panel of notebook 06: one UniM2 training for each λ and each shift of b, k-means for each number of clusters.
+"""Make the file behind the panel of notebook 06: one UniM2 training for each λ and each shift of b, k-means
+for each number of clusters.
 
-    python notebooks/results/cluster_panel.py                        # sixteen trainings of 150 steps, some minutes on one core
+    python notebooks/results/cluster_panel.py                        # sixteen trainings of 150 steps, some
+    minutes on one core
 
-What is finished is not run again: the trainings lie in runs/cluster-panel, the result goes to notebooks/results/cluster_panel.npz.
-Label maps are those of the split that is scored, by Hungarian matching on it, as in the papers; no label chooses anything.
+What is finished is not run again: the trainings lie in runs/cluster-panel, the result goes to
+notebooks/results/cluster_panel.npz. Label maps are those of the split that is scored, by Hungarian matching
+on it, as in the papers; no label chooses anything.
 """
 
 from __future__ import annotations
@@ -30,7 +33,14 @@ from mmlib.viz.cluster_panel import save_panel
 from mmlib.viz.figures import picture
 
 ROOT = Path(__file__).resolve().parents[2]
-SENSORS = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")  # of the rooms and streets that clusters.py renders
+SENSORS = (
+    "rgb",
+    "depth",
+    "thermal",
+    "nir",
+    "dolp",
+    "aolp",
+)  # of the rooms and streets that clusters.py renders
 
 
 @dataclass(frozen=True)
@@ -62,23 +72,33 @@ class PanelConfig:
 
 
 def build_cluster_panel(config: PanelConfig, base: ClusterConfig | None = None) -> Path:
-    """Train what is missing, cluster every training's codes with every number of clusters, write ``config.out`` and return its path.
+    """Train what is missing, cluster every training's codes with every number of clusters, write
+    ``config.out`` and return its path.
 
     Args:
-        base: further settings of every training, such as its batch size; data, modalities, steps, seed, λ and b come from ``config``.
+        base: further settings of every training, such as its batch size; data, modalities, steps, seed, λ and
+            b come from ``config``.
 
     Raises:
-        ValueError: what ``cluster`` raises. Codes that collapse so far that k-means finds too few directions give NaN instead.
+        ValueError: what ``cluster`` raises. Codes that collapse so far that k-means finds too few directions
+            give NaN instead.
     """
     limit_threads()
     base = base or ClusterConfig("", "", tokens=TokenConfig(backbone=config.backbone))
     folder = config.data
     if folder in ("room", "street"):
-        from mmlib.data import world
+        from mmlib import world
 
         folder = str(world.ensure(folder, modalities=SENSORS, progress=False))
-    base = replace(base, data=folder, modalities=config.modalities, steps=config.steps, seed=config.seed, progress=False,
-                   evaluation=replace(base.evaluation, split=config.split, repeats=1, restarts=5))  # fmt: skip
+    base = replace(
+        base,
+        data=folder,
+        modalities=config.modalities,
+        steps=config.steps,
+        seed=config.seed,
+        progress=False,
+        evaluation=replace(base.evaluation, split=config.split, repeats=1, restarts=5),
+    )
     first, prepared = prepare(base)
     runs = ROOT / config.runs
     scored, levels = prepared.scored, base.loss.shifts.quantiles
@@ -95,20 +115,41 @@ def build_cluster_panel(config: PanelConfig, base: ClusterConfig | None = None) 
         for j, offset in enumerate(config.offsets):
             moved = tuple(round(float(np.clip(level + offset, 0.02, 0.99)), 4) for level in levels)
             shifts = replace(base.loss.shifts, rule="quantile", quantiles=moved)
-            run = replace(base, lambda_x=weight, loss=replace(base.loss, shifts=shifts), out=str(runs / f"lambda{weight:g}_b{offset:+g}"))
+            run = replace(
+                base,
+                lambda_x=weight,
+                loss=replace(base.loss, shifts=shifts),
+                out=str(runs / f"lambda{weight:g}_b{offset:+g}"),
+            )
             done = _trained(run, prepared, list(first.sensors))
             if done:
-                found["rank"][i, j], found["similarity"][i, j] = _clustered(found, (i, j), config, prepared, frames, *done)
-    pictures = np.stack([[picture(scored.modalities[n], scored.physical(k)[0][n]) for n in first.sensors] for k in frames])
+                found["rank"][i, j], found["similarity"][i, j] = _clustered(
+                    found, (i, j), config, prepared, frames, *done
+                )
+    pictures = np.stack(
+        [[picture(scored.modalities[n], scored.physical(k)[0][n]) for n in first.sensors] for k in frames]
+    )
     labels = np.stack([scored.stored(k)[1] for k in frames]).astype(np.uint8)
     command = shlex.join(["python", "notebooks/results/cluster_panel.py", *sys.argv[1:]])
     notes = {
-        "classes": scored.description.classes, "palette": scored.description.palette, "sensors": list(first.sensors),
-        "frames": [scored.rows[k]["id"] for k in frames], "conditions": [conditions[k] for k in frames], "split": config.split,
-        "data": Path(config.data).name, "backbone": prepared.backbone.name, "backbone_key": prepared.backbone.key, "steps": config.steps,
-        "quantiles": list(levels), "provenance": provenance(command, config.seed),
-    }  # fmt: skip
-    axes = {"lambdas": np.float32(config.lambdas), "offsets": np.float32(config.offsets), "clusters": np.int16(config.clusters)}
+        "classes": scored.description.classes,
+        "palette": scored.description.palette,
+        "sensors": list(first.sensors),
+        "frames": [scored.rows[k]["id"] for k in frames],
+        "conditions": [conditions[k] for k in frames],
+        "split": config.split,
+        "data": Path(config.data).name,
+        "backbone": prepared.backbone.name,
+        "backbone_key": prepared.backbone.key,
+        "steps": config.steps,
+        "quantiles": list(levels),
+        "provenance": provenance(command, config.seed),
+    }
+    axes = {
+        "lambdas": np.float32(config.lambdas),
+        "offsets": np.float32(config.offsets),
+        "clusters": np.int16(config.clusters),
+    }
     return save_panel(ROOT / config.out, axes | found | {"pictures": pictures, "labels": labels}, notes)
 
 
@@ -117,7 +158,9 @@ def _trained(run: ClusterConfig, prepared: Prepared, sensors: list[str]):
     found = plan(run, sensors)
     print(f"λ {run.lambda_x:g}, b at quantiles {run.loss.shifts.quantiles}", flush=True)
     try:
-        cluster(run, (found, prepared))  # of a finished run it only measures the state again, and it refuses one of other settings
+        cluster(
+            run, (found, prepared)
+        )  # of a finished run it only measures the state again, and it refuses one of other settings
     except ValueError as error:
         if "distinct directions" not in str(error):
             raise
@@ -126,7 +169,9 @@ def _trained(run: ClusterConfig, prepared: Prepared, sensors: list[str]):
     return found, load_cluster_net(Path(run.out) / "network.safetensors")
 
 
-def _clustered(found: dict, place: tuple, config: PanelConfig, prepared: Prepared, frames: list[int], plan, net) -> tuple[float, float]:
+def _clustered(
+    found: dict, place: tuple, config: PanelConfig, prepared: Prepared, frames: list[int], plan, net
+) -> tuple[float, float]:
     """Fill in scores and maps of one training; returns effective rank and mean similarity of its codes."""
     codes, shown = codes_of(net, plan, prepared.tokens), codes_of(net, plan, prepared.scored_tokens)
     points = codes.movedim(1, -1).flatten(0, -2)
@@ -137,7 +182,10 @@ def _clustered(found: dict, place: tuple, config: PanelConfig, prepared: Prepare
         except ValueError as error:
             print(f"   {clusters} clusters: {error}", flush=True)
             continue
-        scores = score(count(lambda indices: shown[indices], prepared.scored, means.centroids), prepared.scored.description.classes)
+        scores = score(
+            count(lambda indices: shown[indices], prepared.scored, means.centroids),
+            prepared.scored.description.classes,
+        )
         found["miou"][(*place, k)], found["accuracy"][(*place, k)] = scores.miou(), scores.accuracy()
         found["explained"][(*place, k)] = label_free(codes, plan, prepared, means, [means])["explained"]
         found["mapping"][(*place, k)][:clusters] = scores.mapping

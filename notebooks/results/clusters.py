@@ -1,15 +1,18 @@
-"""Every label-free method on the same tokens, schedule and budget -> clusters.json, read by notebook 06. Resumable.
+"""Every label-free method on the same tokens, schedule and budget -> clusters.json, read by notebook 06.
+Resumable.
 
-    python notebooks/results/clusters.py                       # street and room scenes of the sensor world, three sets of sensors
-    python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the other half in a second process
-    python notebooks/results/clusters.py selected --seeds 5    # with the settings of cluster_search.json -> clusters_selected.json
-    python notebooks/results/clusters.py raised --seeds 5      # with shifts b high up in the distribution -> clusters_raised.json
-    python notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
+    python notebooks/results/clusters.py                       # street and room scenes of the sensor world,
+    three sets of sensors python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the
+    other half in a second process python notebooks/results/clusters.py selected --seeds 5    # with the
+    settings of cluster_search.json -> clusters_selected.json python notebooks/results/clusters.py raised
+    --seeds 5      # with shifts b high up in the distribution -> clusters_raised.json python
+    notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
 
-Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences. "selected" instead takes what
-'mmlib search' found for four methods on rooms, chosen by its label-free criterion. "raised" takes one higher level of b for all and a
-shortcut past UniM2's modality-specific networks, chosen with LABELS of val on one seed, from three levels. Runs are scored once, on the
-test split (nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
+Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences.
+"selected" instead takes what 'mmlib search' found for four methods on rooms, chosen by its label-free
+criterion. "raised" takes one higher level of b for all and a shortcut past UniM2's modality-specific
+networks, chosen with LABELS of val on one seed, from three levels. Runs are scored once, on the test split
+(nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import numpy as np
 import tyro
 from tqdm.auto import tqdm
 
-from mmlib.data import world
+from mmlib import world
 from mmlib.runtime import provenance, write_json
 from mmlib.scoring import rounded
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
@@ -41,20 +44,37 @@ RAISED = replace(LOSS, shifts=Shifts("quantile", (0.98, 0.96, 0.98)))
 BOTH = NetworkConfig(anchor="both")
 SINGLE = {"kmeans": {"method": "kmeans"}, "stego": {"method": "stego"}}
 JOINT = {
-    "kmeans": {"method": "kmeans"}, **{f"kmeans-{how}": {"method": "kmeans", "combine": how} for how in ("image", "feature")},
+    "kmeans": {"method": "kmeans"},
+    **{f"kmeans-{how}": {"method": "kmeans", "combine": how} for how in ("image", "feature")},
     **{f"stego-{how}": {"method": "stego", "combine": how} for how in ("image", "feature")},
-    **{f"stego-{how}": {"method": "stego", "network": NetworkConfig(fusion=how)} for how in ("conv", "cbam", "stitch")},
+    **{
+        f"stego-{how}": {"method": "stego", "network": NetworkConfig(fusion=how)}
+        for how in ("conv", "cbam", "stitch")
+    },
     **{name: {"method": name} for name in ("coral", "mmd", "cosine")},
-    "unim2": {}, "unim2-0.3": {"lambda_x": 0.3}, "cmcs-1": {"network": BOTH}, "cmcs-0.3": {"network": BOTH, "lambda_x": 0.3},
+    "unim2": {},
+    "unim2-0.3": {"lambda_x": 0.3},
+    "cmcs-1": {"network": BOTH},
+    "cmcs-0.3": {"network": BOTH, "lambda_x": 0.3},
     "lambda-0": {"lambda_x": 0.0},
-}  # fmt: skip
-FIRST = ("kmeans", "kmeans-feature", "stego-feature", "stego-conv", "unim2", "unim2-0.3", "cmcs-1", "cmcs-0.3")
+}
+FIRST = (
+    "kmeans",
+    "kmeans-feature",
+    "stego-feature",
+    "stego-conv",
+    "unim2",
+    "unim2-0.3",
+    "cmcs-1",
+    "cmcs-0.3",
+)
 ABLATION = {  # Tables 5 to 7 and the sweep over lambda
-    "unim2-3": {"lambda_x": 3.0}, "cmcs-3": {"network": BOTH, "lambda_x": 3.0},
+    "unim2-3": {"lambda_x": 3.0},
+    "cmcs-3": {"network": BOTH, "lambda_x": 3.0},
     **{f"anchor-{name}": {"network": NetworkConfig(anchor=name)} for name in ("auxiliary", "none")},
     "no-msn": {"network": NetworkConfig(msn=False)},
     **{f"fusion-{name}": {"network": NetworkConfig(fusion=name)} for name in ("sum", "mean", "max")},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,8 @@ class Options:
     """Run every method and write the record."""
 
     which: tyro.conf.Positional[Literal["world", "selected", "raised", "nyu"]] = "world"
-    """The sensor world; the same with searched settings, or with raised shifts; or a prepared RGB-D data set."""
+    """The sensor world; the same with searched settings, or with raised shifts; or a prepared RGB-D data set.
+    """
     data: str = ""
     """nyu: folder of the prepared data set; train on its split "train", score "val"."""
     seeds: int = 3
@@ -95,23 +116,38 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
     """(scene, sensors, method, settings) of every run, the most telling ones first."""
     if which == "selected":
         scenes, kmeans = ("room", "street"), {"method": "kmeans"}
-        found = [(s, "R", name, kind) for s in scenes for name, kind in (("kmeans", kmeans), ("stego", selected("stego")))]
+        found = [
+            (s, "R", name, kind)
+            for s in scenes
+            for name, kind in (("kmeans", kmeans), ("stego", selected("stego")))
+        ]
         for sensors in ("RT", "RD"):
-            kinds = {"kmeans": kmeans} | {name: selected(name, sensors) for name in ("stego-feature", "cmcs", "unim2")}
+            kinds = {"kmeans": kmeans} | {
+                name: selected(name, sensors) for name in ("stego-feature", "cmcs", "unim2")
+            }
             found += [(s, sensors, name, kind) for s in scenes for name, kind in kinds.items()]
         return found
     if which == "raised":
         stego, unim2 = {"method": "stego", "loss": RAISED}, {"loss": RAISED}
         kinds = {
-            "stego-feature": stego | {"combine": "feature"}, "stego-conv": stego | {"network": NetworkConfig(fusion="conv")},
+            "stego-feature": stego | {"combine": "feature"},
+            "stego-conv": stego | {"network": NetworkConfig(fusion="conv")},
             "unim2": unim2 | {"network": NetworkConfig(residual=True)},
             "cmcs": unim2 | {"network": NetworkConfig(anchor="both", residual=True)},
-        }  # fmt: skip
+        }
         found = [(s, "R", "stego", stego) for s in ("room", "street")]
-        return [(s, x, name, kind) for x in ("RT", "RD") for s in ("room", "street") for name, kind in reversed(kinds.items())] + found
+        return [
+            (s, x, name, kind)
+            for x in ("RT", "RD")
+            for s in ("room", "street")
+            for name, kind in reversed(kinds.items())
+        ] + found
     scenes = ("room", "street") if which == "world" else ("real",)
     found = [
-        (s, one, name, kind) for s in scenes for one in ("R", "T", "D")[:: 1 if which == "world" else 2] for name, kind in SINGLE.items()
+        (s, one, name, kind)
+        for s in scenes
+        for one in ("R", "T", "D")[:: 1 if which == "world" else 2]
+        for name, kind in SINGLE.items()
     ]
     for sensors in ("RT", "RD") if which == "world" else ("RD",):
         found += [(s, sensors, name, kind) for s in scenes for name, kind in JOINT.items()]
@@ -119,10 +155,18 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
         found += [("room", "RT", name, kind) for name, kind in ABLATION.items()]
     found += [(s, "RD", "depthg", {"method": "depthg"}) for s in scenes]
     found += [(s, "R", "eagle", {"method": "eagle"}) for s in scenes]
-    found += [(s, x, "eagle-conv", {"method": "eagle"}) for x in (("RT", "RD", "RNPA") if which == "world" else ("RD",)) for s in scenes]
+    found += [
+        (s, x, "eagle-conv", {"method": "eagle"})
+        for x in (("RT", "RD", "RNPA") if which == "world" else ("RD",))
+        for s in scenes
+    ]
     if which == "world":
         found += [(s, one, "kmeans", SINGLE["kmeans"]) for s in scenes for one in "NPA"]
-        found += [(s, "RNPA", name, JOINT[name]) for s in scenes for name in sorted(JOINT, key=lambda name: name not in FIRST)]
+        found += [
+            (s, "RNPA", name, JOINT[name])
+            for s in scenes
+            for name in sorted(JOINT, key=lambda name: name not in FIRST)
+        ]
         found += [("street", "RT", name, kind) for name, kind in ABLATION.items()]
     return found
 
@@ -131,13 +175,26 @@ def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: 
     data = options.data if scene == "real" else str(world.ensure(scene, modalities=SENSORS))
     # EAGLE brings a loss of its own; it is used where the loss is left as it is
     loss = CorrespondenceConfig() if kind.get("method") == "eagle" else LOSS
-    evaluation = EvaluationConfig(split="val" if scene == "real" else "test", restarts=3, repeats=3, kmeans_points=6000)
+    evaluation = EvaluationConfig(
+        split="val" if scene == "real" else "test", restarts=3, repeats=3, kmeans_points=6000
+    )
     if kind.get("method") == "kmeans":
         evaluation = replace(evaluation, kmeans_seed=seed)
-    settings = {"modalities": tuple(NAMES[s] for s in sensors), "loss": loss, "evaluation": evaluation, "steps": options.steps} | kind
+    settings = {
+        "modalities": tuple(NAMES[s] for s in sensors),
+        "loss": loss,
+        "evaluation": evaluation,
+        "steps": options.steps,
+    } | kind
     tokens = TokenConfig(size=(96, 128) if scene == "real" else (0, 0))
     return ClusterConfig(
-        data=data, out=str(ROOT / "runs/clusters/last"), tokens=tokens, seed=seed, progress=False, save_every=10**6, **settings
+        data=data,
+        out=str(ROOT / "runs/clusters/last"),
+        tokens=tokens,
+        seed=seed,
+        progress=False,
+        save_every=10**6,
+        **settings,
     )
 
 
@@ -158,14 +215,23 @@ def run(config: ClusterConfig, shared: dict) -> dict:
     report = cluster(config, shared[key])
     scores = report["scores"]
     return {
-        "miou": scores["miou"]["all"], "accuracy": scores["accuracy"]["all"], "iou": scores["iou"]["all"],
-        "miou_by_condition": {group.removeprefix("condition="): value for group, value in scores["miou"].items() if group != "all"},
+        "miou": scores["miou"]["all"],
+        "accuracy": scores["accuracy"]["all"],
+        "iou": scores["iou"]["all"],
+        "miou_by_condition": {
+            group.removeprefix("condition="): value
+            for group, value in scores["miou"].items()
+            if group != "all"
+        },
         "kmeans_sd": float(np.std([entry["miou"] for entry in report["kmeans"]], ddof=1)),
-        "probe_miou": report.get("online_probe", {}).get("miou"), "many_to_one_miou": report["many_to_one"]["miou"],
-        "criteria": report["criteria"], "effective_rank": report["collapse"]["effective_rank"],
-        "mean_similarity": report["collapse"]["mean_similarity"], "use_min": report["collapse"]["use_min"],
+        "probe_miou": report.get("online_probe", {}).get("miou"),
+        "many_to_one_miou": report["many_to_one"]["miou"],
+        "criteria": report["criteria"],
+        "effective_rank": report["collapse"]["effective_rank"],
+        "mean_similarity": report["collapse"]["mean_similarity"],
+        "use_min": report["collapse"]["use_min"],
         "cpu_seconds": time.process_time() - begun,
-    }  # fmt: skip
+    }
 
 
 def main(options: Options) -> None:
@@ -185,12 +251,22 @@ def main(options: Options) -> None:
         if order[group] % options.parts != options.part or (*group, seed) in done:
             continue
         scene, sensors, method = group
-        config = replace(configuration(options, scene, sensors, kinds[group], seed), out=str(folder / f"last{options.part}"))
-        entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(run(config, shared), 4)
+        config = replace(
+            configuration(options, scene, sensors, kinds[group], seed),
+            out=str(folder / f"last{options.part}"),
+        )
+        entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(
+            run(config, shared), 4
+        )
         with open(folder / f"{options.which}-{options.part}.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")
     lines = sorted(finished(), key=lambda line: (order[group_of(line)], line["seed"]))
-    arguments = {"world": "", "selected": " selected --seeds 5", "raised": " raised --seeds 5", "nyu": " nyu --data DIR"}
+    arguments = {
+        "world": "",
+        "selected": " selected --seeds 5",
+        "raised": " raised --seeds 5",
+        "nyu": " nyu --data DIR",
+    }
     command = "python notebooks/results/clusters.py" + arguments[options.which]
     record = {
         "provenance": provenance(command),
@@ -198,7 +274,12 @@ def main(options: Options) -> None:
         "steps": options.steps,
         "runs": lines,
     }
-    write_json(ROOT / "notebooks/results" / ("clusters.json" if options.which == "world" else f"clusters_{options.which}.json"), record)
+    write_json(
+        ROOT
+        / "notebooks/results"
+        / ("clusters.json" if options.which == "world" else f"clusters_{options.which}.json"),
+        record,
+    )
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """Repeat the reference runs whose records lie beside this file. Resumable: what is finished is not run again.
 
-    make results                                                     # the sensor world, all of it; see Options for one part
-    python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
+    make results                                                     # the sensor world, all of it; see
+    Options for one part python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
-    street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the switchboard, the README's picture
-    ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5 -> street_ablation.json
-    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds, the objectives 5 -> street_pvt.json (an hour)
-    curves    information and scores while training, 2 seeds -> fisher_curves.json
+    street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the
+    switchboard, the README's picture ablation  every baseline, reading and weight on a short schedule, 3
+    seeds, the objectives 5 -> street_ablation.json pvt       three objectives and R_p with a pyramid
+    transformer, short schedule, 3 seeds, the objectives 5 -> street_pvt.json (an hour) curves    information
+    and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
     search    settings of four methods chosen without labels, on rooms -> cluster_search.json
-    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json, clusters_selected.json, clusters_raised.json, …
-    nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
+    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json,
+    clusters_selected.json, clusters_raised.json, … nyu       real frames, three objectives, 5 seeds ->
+    nyu_subsets.json, clusters_nyu.json
 
-Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and histories go to runs/.
+Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and
+histories go to runs/.
 """
 
 from __future__ import annotations
@@ -36,18 +39,28 @@ from mmlib.scoring import rounded
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("notebooks/results")
-# A dropout step encodes 32/15 of the 4 sensors on average: 15/8 as many epochs encode as many images as the other objectives.
-STREET = {"full": "--subsets full --epochs 20", "dropout": "--subsets dropout --epochs 37.5", "all-subsets": "--epochs 20"}
+# A dropout step encodes 32/15 of the 4 sensors on average: 15/8 as many epochs encode as many images as the
+# other objectives.
+STREET = {
+    "full": "--subsets full --epochs 20",
+    "dropout": "--subsets dropout --epochs 37.5",
+    "all-subsets": "--epochs 20",
+}
 DROPOUT = "--subsets dropout --epochs 11.25"
 SHORT = {
-    "full": "--subsets full --epochs 6", "dropout": DROPOUT, "all-subsets": "--epochs 6",
+    "full": "--subsets full --epochs 6",
+    "dropout": DROPOUT,
+    "all-subsets": "--epochs 6",
     # baselines
-    "singles": "--subsets singles --evidence mean --epochs 6", "selection": "--subsets selection --epochs 6",
+    "singles": "--subsets singles --evidence mean --epochs 6",
+    "selection": "--subsets selection --epochs 6",
     "centred": "--subsets full --fusion centred --epochs 6",
-    "shared-dropout": f"{DROPOUT} --stem shared", "shared-all": "--stem shared --epochs 6",
+    "shared-dropout": f"{DROPOUT} --stem shared",
+    "shared-all": "--stem shared --epochs 6",
     "gat": f"{DROPOUT} --prediction gat --lambda-p 1e-10",
     # readings of R_p and R_f, on modality dropout as in the paper
-    "input-0.03": f"{DROPOUT} --prediction input --lambda-p 0.03", "input-0.1": f"{DROPOUT} --prediction input --lambda-p 0.1",
+    "input-0.03": f"{DROPOUT} --prediction input --lambda-p 0.03",
+    "input-0.1": f"{DROPOUT} --prediction input --lambda-p 0.1",
     "input-0.3": f"{DROPOUT} --prediction input --lambda-p 0.3",
     "inverse": f"{DROPOUT} --prediction input --form inverse --lambda-p 0.3",
     "share": f"{DROPOUT} --prediction input --form share --lambda-p 0.1",
@@ -55,36 +68,57 @@ SHORT = {
     "consistency": f"{DROPOUT} --prediction consistency --lambda-p 0.1",
     "unimodal": f"{DROPOUT} --prediction unimodal-logit --form inverse --lambda-p 0.3",
     "kl-0.02": f"{DROPOUT} --features kl --lambda-f 0.02",
-    "ce": f"{DROPOUT} --features ce --form inverse --lambda-f 0.02", "decoder": f"{DROPOUT} --features decoder --lambda-f 0.02",
+    "ce": f"{DROPOUT} --features ce --form inverse --lambda-f 0.02",
+    "decoder": f"{DROPOUT} --features decoder --lambda-f 0.02",
     "paper": f"{DROPOUT} --prediction input --lambda-p 0.1 --features kl --lambda-f 0.02",
     # the paper's network and terms, in the closed forms that fit its Table 8
     "shared-paper": f"{DROPOUT} --stem shared --prediction unimodal-logit --features kl --form inverse",
     # the ingredients of all-subsets, one taken out: sums of logits as evidence; the weight of the full set
-    "all-mean": "--evidence mean --epochs 6", "all-w1": "--full-weight 1 --epochs 6",
+    "all-mean": "--evidence mean --epochs 6",
+    "all-w1": "--full-weight 1 --epochs 6",
     # a term on top of all subsets
     "all+input": "--epochs 6 --prediction input --lambda-p 0.1",
     # one network per sensor
-    **{f"only-{name}": f"--subsets full --modalities {name} --epochs 6" for name in ("rgb", "depth", "event", "lidar")},
-}  # fmt: skip
+    **{
+        f"only-{name}": f"--subsets full --modalities {name} --epochs 6"
+        for name in ("rgb", "depth", "event", "lidar")
+    },
+}
 CURVES = {
-    "full": SHORT["full"], "dropout": SHORT["dropout"], "input": SHORT["input-0.1"], "paper": SHORT["paper"],
-}  # fmt: skip
+    "full": SHORT["full"],
+    "dropout": SHORT["dropout"],
+    "input": SHORT["input-0.1"],
+    "paper": SHORT["paper"],
+}
 OTHERS = {"RT": "thermal", "RD": "depth"}
 SEARCHES = {
     "stego": "--method stego --modalities rgb",
-    **{f"stego-feature {sensors}": f"--method stego --modalities rgb {other} --combine feature" for sensors, other in OTHERS.items()},
-    **{f"cmcs {sensors}": f"--method unim2 --modalities rgb {other} --anchor both" for sensors, other in OTHERS.items()},
+    **{
+        f"stego-feature {sensors}": f"--method stego --modalities rgb {other} --combine feature"
+        for sensors, other in OTHERS.items()
+    },
+    **{
+        f"cmcs {sensors}": f"--method unim2 --modalities rgb {other} --anchor both"
+        for sensors, other in OTHERS.items()
+    },
     **{f"unim2 {sensors}": f"--method unim2 --modalities rgb {other}" for sensors, other in OTHERS.items()},
 }
-# Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many images.
-NYU = {"full": "--subsets full --epochs 30", "dropout": "--subsets dropout --epochs 45", "all-subsets": "--epochs 30"}
+# Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many
+# images.
+NYU = {
+    "full": "--subsets full --epochs 30",
+    "dropout": "--subsets dropout --epochs 45",
+    "all-subsets": "--epochs 30",
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """Repeat the reference runs."""
 
-    which: tyro.conf.Positional[Literal["world", "street", "ablation", "pvt", "curves", "failures", "search", "clusters", "nyu"]] = "world"
+    which: tyro.conf.Positional[
+        Literal["world", "street", "ablation", "pvt", "curves", "failures", "search", "clusters", "nyu"]
+    ] = "world"
     """One part; world = all parts on the sensor world."""
     frames: str = ""
     """nyu: folder of frames (see data_scripts/prepare_nyu.py)."""
@@ -101,9 +135,12 @@ def runs(group: str, data: str, kinds: dict[str, str], extra: str, seeds: int, j
     """Train every kind with every seed -> the folders, by kind."""
     folders = [(f"runs/{group}-{kind}-{seed}", kind, seed) for seed in range(seeds) for kind in kinds]
     commands = [
-        shlex.split(f"-m mmlib train --data {data} --out {folder} --seed {seed} {kinds[kind]} {extra} --no-progress")
-        for folder, kind, seed in folders if not (ROOT / folder / "report.json").exists()
-    ]  # fmt: skip
+        shlex.split(
+            f"-m mmlib train --data {data} --out {folder} --seed {seed} {kinds[kind]} {extra} --no-progress"
+        )
+        for folder, kind, seed in folders
+        if not (ROOT / folder / "report.json").exists()
+    ]
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda command: call(*command), commands))
     return [folder for kind in kinds for folder, k, _ in folders if k == kind]
@@ -118,9 +155,16 @@ def street(jobs: int) -> None:
     compare(folders, "street_subsets.json", "--split", "test")
     from mmlib.segmentation.network import load_segmenter, read_header, save_segmenter
 
-    for kind in ("full", "all-subsets"):  # half precision: half the size, and the argmax of one pixel in some thousands differs
+    for kind in (
+        "full",
+        "all-subsets",
+    ):  # half precision: half the size, and the argmax of one pixel in some thousands differs
         source = ROOT / f"runs/street-{kind}-0/last.safetensors"
-        save_segmenter(load_segmenter(source).half(), ROOT / RESULTS / f"street_{kind}.safetensors", **read_header(source)["notes"])
+        save_segmenter(
+            load_segmenter(source).half(),
+            ROOT / RESULTS / f"street_{kind}.safetensors",
+            **read_header(source)["notes"],
+        )
     picture(ROOT / RESULTS / "street.png", load_segmenter(ROOT / RESULTS / "street_all-subsets.safetensors"))
 
 
@@ -128,7 +172,9 @@ def ablation(jobs: int) -> None:
     finalists = {kind: SHORT[kind] for kind in ("full", "dropout", "all-subsets")}
     others = {kind: options for kind, options in SHORT.items() if kind not in finalists}
     extra = "--batch-size 2 --crop 64 96 --eval-every 0"
-    folders = runs("short", "street", finalists, extra, 5, jobs) + runs("short", "street", others, extra, 3, jobs)
+    folders = runs("short", "street", finalists, extra, 5, jobs) + runs(
+        "short", "street", others, extra, 3, jobs
+    )
     compare(folders, "street_ablation.json", "--split", "test")
 
 
@@ -140,7 +186,12 @@ def pvt(jobs: int) -> None:
 
 
 def curves(jobs: int) -> None:
-    compare(runs("curve", "street", CURVES, "--batch-size 2 --crop 64 96 --eval-every 1", 2, jobs), "fisher_curves.json", "--split", "val")
+    compare(
+        runs("curve", "street", CURVES, "--batch-size 2 --crop 64 96 --eval-every 1", 2, jobs),
+        "fisher_curves.json",
+        "--split",
+        "val",
+    )
 
 
 def failures(jobs: int) -> None:
@@ -154,7 +205,11 @@ def search(jobs: int) -> None:
     commands = {name: f"-m mmlib search {settings} {SEARCHES[name]}" for name in SEARCHES}
     out = {name: f"runs/search/{name.replace(' ', '-').lower()}" for name in SEARCHES}
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda name: call(*commands[name].split(), "--out", out[name], "--no-progress"), SEARCHES))
+        list(
+            pool.map(
+                lambda name: call(*commands[name].split(), "--out", out[name], "--no-progress"), SEARCHES
+            )
+        )
     found = {}
     for name, folder in out.items():
         report = json.loads((ROOT / folder / "report.json").read_text(encoding="utf-8"))
@@ -178,22 +233,44 @@ def clusters(jobs: int) -> None:
 
 def picture(path: Path, network) -> None:
     """The README's picture: scenes by row, sensors by column, label and prediction last."""
-    from mmlib.data import world
+    from mmlib import world
     from mmlib.modalities import SENSORS
-    from mmlib.viz.figures import label_picture, physical_images, picture_grid, sensor_title, small_png, use_style
+    from mmlib.viz.figures import (
+        label_picture,
+        physical_images,
+        picture_grid,
+        sensor_title,
+        small_png,
+        use_style,
+    )
     from mmlib.viz.figures import picture as draw
 
     use_style()
     rows, conditions = [], ("day", "dusk", "night", "fog")
-    for condition, seed in zip(conditions, (910_001, 910_004, 910_007, 910_010)):  # beyond the rendered test scenes
+    for condition, seed in zip(
+        conditions, (910_001, 910_004, 910_007, 910_010)
+    ):  # beyond the rendered test scenes
         frame = world.render_frame("street", seed, condition)
         physical = physical_images(frame)
-        images = {n: torch.from_numpy(m.to_network(physical[n]))[None].float() for n, m in network.modalities.items()}
+        images = {
+            n: torch.from_numpy(m.to_network(physical[n]))[None].float()
+            for n, m in network.modalities.items()
+        }
         with torch.no_grad():
             prediction = network(images)[0].argmax(0).numpy()
-        fine = world.render_frame("street", seed, condition, size=(288, 384), modalities=[*network.modalities, "thermal"])
-        row = {sensor_title(SENSORS[n]): draw(SENSORS[n], image) for n, image in physical_images(fine).items()}
-        rows.append(row | {"label": label_picture(fine.label, network.palette), "prediction": label_picture(prediction, network.palette)})
+        fine = world.render_frame(
+            "street", seed, condition, size=(288, 384), modalities=[*network.modalities, "thermal"]
+        )
+        row = {
+            sensor_title(SENSORS[n]): draw(SENSORS[n], image) for n, image in physical_images(fine).items()
+        }
+        rows.append(
+            row
+            | {
+                "label": label_picture(fine.label, network.palette),
+                "prediction": label_picture(prediction, network.palette),
+            }
+        )
     fig = picture_grid(rows, conditions, width=14)
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=110)
@@ -205,7 +282,10 @@ def nyu(frames: str, jobs: int) -> None:
         if not frames:
             sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
         source = str(Path(frames).resolve())
-        call(*"data_scripts/prepare_nyu.py --out runs/nyu --size 120 160 --no-progress --frames".split(), source)
+        call(
+            *"data_scripts/prepare_nyu.py --out runs/nyu --size 120 160 --no-progress --frames".split(),
+            source,
+        )
     folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
     compare(folders, "nyu_subsets.json", "--split", "test")
     call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
@@ -217,7 +297,14 @@ def main(options: Options) -> None:
     call("-m", "mmlib", "render", "street", "--no-progress")
     if options.which == "pvt":
         return pvt(options.jobs)
-    parts = {"street": street, "ablation": ablation, "curves": curves, "failures": failures, "search": search, "clusters": clusters}
+    parts = {
+        "street": street,
+        "ablation": ablation,
+        "curves": curves,
+        "failures": failures,
+        "search": search,
+        "clusters": clusters,
+    }
     for name, part in parts.items():
         if options.which in (name, "world"):
             part(options.jobs)
@@ -228,4 +315,6 @@ if __name__ == "__main__":
     try:
         main(options)
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {shlex.join(map(str, error.cmd))} failed; mend the cause and run this again, it goes on where it stopped")
+        sys.exit(
+            f"error: {shlex.join(map(str, error.cmd))} failed; mend the cause and run this again, it goes on where it stopped"
+        )

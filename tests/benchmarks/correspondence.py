@@ -1,11 +1,13 @@
-"""What the correspondence loss costs: every token in the plain form, every token in tiles, and a sample of points, in one run.
+"""What the correspondence loss costs: every token in the plain form, every token in tiles, and a sample of
+points, in one run.
 
 python tests/benchmarks/correspondence.py --batch 4                                          CPU, one thread
 python tests/benchmarks/correspondence.py --device cuda --plain-all                          GPU
 
-One step is the whole loss of Eq. 9, forward and backward, for given points: self pairs, KNN pairs and random pairs of each modality.
-Peak memory is what the step allocates at most at one time on top of its input (the gradients of the codes included); kept is what
-of it lies between the forward and the backward pass. Times are medians over rounds in which all forms run in turn.
+One step is the whole loss of Eq. 9, forward and backward, for given points: self pairs, KNN pairs and random
+pairs of each modality. Peak memory is what the step allocates at most at one time on top of its input (the
+gradients of the codes included); kept is what of it lies between the forward and the backward pass. Times are
+medians over rounds in which all forms run in turn.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def peak_bytes(run, device: torch.device) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         run()
     with tempfile.TemporaryDirectory() as folder:
         profile.export_chrome_trace(str(Path(folder) / "trace.json"))
@@ -104,9 +108,13 @@ def measure(options: Options, grid: int) -> None:
 
     def maps(channels: int, leaf: bool) -> dict[str, torch.Tensor]:
         shape = (options.batch, channels, grid, grid)
-        return {name: torch.randn(shape, generator=generator).to(device).requires_grad_(leaf) for name in NAMES}
+        return {
+            name: torch.randn(shape, generator=generator).to(device).requires_grad_(leaf) for name in NAMES
+        }
 
-    frozen, codes, near_frozen, near_codes = (maps(c, leaf) for c, leaf in 2 * [(options.channels, False), (options.dim, True)])
+    frozen, codes, near_frozen, near_codes = (
+        maps(c, leaf) for c, leaf in 2 * [(options.channels, False), (options.dim, True)]
+    )
     leaves = [*codes.values(), *near_codes.values()]
     config = CorrespondenceConfig(SHIFTS, negatives=options.negatives)
 
@@ -128,10 +136,14 @@ def measure(options: Options, grid: int) -> None:
     }
     pairs = len(NAMES) * (2 + options.negatives)
     expected = 4 * options.batch * grid**4 * (2 * pairs + 2)
-    print(f"{grid} x {grid} tokens, batch {options.batch}, {len(NAMES)} modalities, {pairs} pairs of images for each image")
+    print(
+        f"{grid} x {grid} tokens, batch {options.batch}, {len(NAMES)} modalities, {pairs} pairs of images for each image"
+    )
     if expected > 4 * 2**30 and not options.plain_all:
         del forms["every token, plain"]
-        print(f"  every token, plain           not run: would need about {expected / 2**30:.0f} GiB; --plain-all runs it")
+        print(
+            f"  every token, plain           not run: would need about {expected / 2**30:.0f} GiB; --plain-all runs it"
+        )
     times: dict[str, list[float]] = {name: [] for name in forms}
     for round_number in range(options.repeats + 1):
         for name, form in forms.items():
@@ -149,15 +161,19 @@ def measure(options: Options, grid: int) -> None:
     for name, found in results.items():
         seconds, peak, kept = found
         ratio = [f"x {value / reference:5.2f}" for value, reference in zip(found, first)]
-        print(f"  {name:28s} {1000 * seconds:9.1f} ms {ratio[0]}   peak {peak / 2**20:8.1f} MiB {ratio[1]}   "
-              f"kept {kept / 2**20:8.1f} MiB {ratio[2]}")  # fmt: skip
+        print(
+            f"  {name:28s} {1000 * seconds:9.1f} ms {ratio[0]}   peak {peak / 2**20:8.1f} MiB {ratio[1]}   "
+            f"kept {kept / 2**20:8.1f} MiB {ratio[2]}"
+        )
 
 
 def main(options: Options) -> None:
     limit_threads()
     where = torch.cuda.get_device_name(0) if options.device == "cuda" else "one thread"
-    print(f"correspondence loss, forward and backward, float32, {options.channels} token and {options.dim} code channels, {where}; "
-          "ratios to the tiled form")  # fmt: skip
+    print(
+        f"correspondence loss, forward and backward, float32, {options.channels} token and {options.dim} code channels, {where}; "
+        "ratios to the tiled form"
+    )
     for grid in options.grids:
         measure(options, grid)
 

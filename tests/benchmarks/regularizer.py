@@ -1,11 +1,14 @@
-"""What the regulariser costs: a training step with each reading against the plain step, measured in one run, in turn.
+"""What the regulariser costs: a training step with each reading against the plain step, measured in one run,
+in turn.
 
-python tests/benchmarks/regularizer.py                                                            CPU, one thread
-python tests/benchmarks/regularizer.py --device cuda --encoder pvt_v2_b2 --size 1024 1024 --batch 2   GPU, bf16
+python tests/benchmarks/regularizer.py                                                            CPU, one
+thread python tests/benchmarks/regularizer.py --device cuda --encoder pvt_v2_b2 --size 1024 1024 --batch 2
+GPU, bf16
 
-A probe runs every k-th step; its ratio is that of k steps of which one has the probe. With the Gat et al. reading two samples
-are probed, with the others one. The first ratio is that of whole steps; on a machine with other work it is good to a few per
-cent only. The second adds the term alone, forward and backward, to the plain step: less is left out of it than that noise.
+A probe runs every k-th step; its ratio is that of k steps of which one has the probe. With the Gat et al.
+reading two samples are probed, with the others one. The first ratio is that of whole steps; on a machine with
+other work it is good to a few per cent only. The second adds the term alone, forward and backward, to the
+plain step: less is left out of it than that noise.
 """
 
 from __future__ import annotations
@@ -63,12 +66,17 @@ def main(options: Options) -> None:
     device = torch.device(options.device)
     cuda = device.type == "cuda"
     torch.manual_seed(0)
-    modalities = {n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels) for n in NAMES}
+    modalities = {
+        n: replace(SENSORS[n], mean=(0.0,) * SENSORS[n].channels, std=(1.0,) * SENSORS[n].channels)
+        for n in NAMES
+    }
     classes = [str(k) for k in range(CLASSES)]
     net = Segmenter(modalities, classes, [(0, 0, 0)] * CLASSES, NetworkConfig(encoder=options.encoder))
     net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-6)
-    images = {n: torch.randn(options.batch, m.channels, *options.size, device=device) for n, m in modalities.items()}
+    images = {
+        n: torch.randn(options.batch, m.channels, *options.size, device=device) for n, m in modalities.items()
+    }
     images = {n: image.to(memory_format=torch.channels_last) for n, image in images.items()}
     label = torch.randint(0, CLASSES, (options.batch, *options.size), device=device)
     valid = torch.tensor(label.numel(), device=device)
@@ -80,7 +88,9 @@ def main(options: Options) -> None:
             term.probe(net, images, label, number).backward()
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             logits, features = net(images, fuse=False)
-        loss = subset_cross_entropy(logits, label, ObjectiveConfig(), valid, np.random.default_rng(number))["supervised"]
+        loss = subset_cross_entropy(logits, label, ObjectiveConfig(), valid, np.random.default_rng(number))[
+            "supervised"
+        ]
         if term.config.active:
             loss = loss + term.closed_form(logits, features, label)
         loss.backward()
@@ -93,7 +103,9 @@ def main(options: Options) -> None:
     held_features = [value.float().requires_grad_() for value in held_features]
 
     def alone(term: Regularizer) -> float:
-        """Seconds per step of the term itself: its closed form on held logits and features, and its share of a probe."""
+        """Seconds per step of the term itself: its closed form on held logits and features, and its share of
+        a probe.
+        """
         start = clock()
         found = term.closed_form(held_logits, held_features, label)
         if found.requires_grad:
@@ -112,7 +124,8 @@ def main(options: Options) -> None:
         return time.process_time()
 
     terms = {
-        name: Regularizer(replace(config, delay=0.0, probe_every=k, probe_crop=options.probe_crop)) for name, config in READINGS.items()
+        name: Regularizer(replace(config, delay=0.0, probe_every=k, probe_crop=options.probe_crop))
+        for name, config in READINGS.items()
     }
     times: dict[str, list[float]] = {name: [] for name in terms}
     alones: dict[str, list[float]] = {name: [] for name in terms}
@@ -134,14 +147,18 @@ def main(options: Options) -> None:
             memory[name] = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     precision = "bf16" if cuda else "float32"
     where = torch.cuda.get_device_name(0) if cuda else "one thread"
-    print(f"training step, {options.encoder}, {options.batch} x {len(NAMES)} images of {options.size[0]} x {options.size[1]}, {precision}, "
-          f"{where}; probes every {k} steps on a crop of {options.probe_crop:g} x {options.probe_crop:g}")  # fmt: skip
+    print(
+        f"training step, {options.encoder}, {options.batch} x {len(NAMES)} images of {options.size[0]} x {options.size[1]}, {precision}, "
+        f"{where}; probes every {k} steps on a crop of {options.probe_crop:g} x {options.probe_crop:g}"
+    )
     first = times["plain step"]
     for name, values in times.items():
         ratio = statistics.median(v / f for v, f in zip(values, first))
         peak = f"   {memory[name]:.1f} GiB" if cuda else ""
         added = statistics.median(alones[name]) / statistics.median(first)
-        print(f"  {name:45s} {1000 * statistics.median(values):8.1f} ms   x {ratio:.3f}   term alone: x {1 + added:.3f}{peak}")
+        print(
+            f"  {name:45s} {1000 * statistics.median(values):8.1f} ms   x {ratio:.3f}   term alone: x {1 + added:.3f}{peak}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""What the token cache saves: the tokens of a training step read from disk against the backbone run anew, measured in one run, in turn.
+"""What the token cache saves: the tokens of a training step read from disk against the backbone run anew,
+measured in one run, in turn.
 
-python tests/benchmarks/tokens.py                                                        descriptors, CPU, one thread
-python tests/benchmarks/tokens.py --backbone dinov3-small --weights random --size 224 224 --images 8 --crops 5 --batch 8
-python tests/benchmarks/tokens.py --backbone dinov3-small --weights random --size 224 224 --crops 5 --batch 32 --device cuda
+python tests/benchmarks/tokens.py                                                        descriptors, CPU, one
+thread python tests/benchmarks/tokens.py --backbone dinov3-small --weights random --size 224 224 --images 8
+--crops 5 --batch 8 python tests/benchmarks/tokens.py --backbone dinov3-small --weights random --size 224 224
+--crops 5 --batch 32 --device cuda
 
-A step needs the tokens of a batch and of one neighbour of each of its entries, for every modality. Both ways are timed for the same
-entries; reading includes standardising and smoothing, recomputing does not, nor decoding and resizing the images, so the ratio of
-steps is a lower bound. A whole run is projected: the cached one pays for its extraction once. The files are read from memory where
-the system keeps them there, as it does when a training set fits.
+A step needs the tokens of a batch and of one neighbour of each of its entries, for every modality. Both ways
+are timed for the same entries; reading includes standardising and smoothing, recomputing does not, nor
+decoding and resizing the images, so the ratio of steps is a lower bound. A whole run is projected: the cached
+one pays for its extraction once. The files are read from memory where the system keeps them there, as it does
+when a training set fits.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import numpy as np
 import torch
 import tyro
 
-from mmlib.data import world
+from mmlib import world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.runtime import limit_threads
 from mmlib.unsupervised.backbone import load_backbone
@@ -66,7 +69,15 @@ def main(options: Options) -> None:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    root = world.ensure("room", train=options.images, val=1, test=1, size=(96, 128), modalities=options.modalities, progress=False)
+    root = world.ensure(
+        "room",
+        train=options.images,
+        val=1,
+        test=1,
+        size=(96, 128),
+        modalities=options.modalities,
+        progress=False,
+    )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMLIB_DATA"] = folder
         data = PreparedDataset(root, "train")
@@ -93,14 +104,24 @@ def main(options: Options) -> None:
     read, run, n = statistics.median(cached), statistics.median(recomputed), options.steps
     per_image = tokens.nbytes / len(options.modalities) / options.images
     where = torch.cuda.get_device_name(0) if cuda else "one thread"
-    print(f"{options.backbone}, {options.size[0]} x {options.size[1]}, {options.images} images of {options.crops} crops, "
-          f"{len(options.modalities)} modalities, 2 x {options.batch} entries a step, {where}")  # fmt: skip
-    print(f"  tokens of a step   read {1e3 * read:9.2f} ms   recomputed {1e3 * run:9.1f} ms   ratio {run / read:.0f}")
-    print(f"  extraction         {extraction:.2f} s once ({1e3 * extraction / options.images:.1f} ms an image), "
-          f"then opened in {1e3 * opening:.1f} ms")  # fmt: skip
-    print(f"  {n} steps         cached {extraction + n * read:.1f} s with extraction   recomputed {n * run:.1f} s   "
-          f"ratio {n * run / (extraction + n * read):.0f}")  # fmt: skip
-    print(f"  on disk            {per_image / 2**20:.3f} MiB per image and modality, {tokens.nbytes / 1e6:.1f} MB in all")
+    print(
+        f"{options.backbone}, {options.size[0]} x {options.size[1]}, {options.images} images of {options.crops} crops, "
+        f"{len(options.modalities)} modalities, 2 x {options.batch} entries a step, {where}"
+    )
+    print(
+        f"  tokens of a step   read {1e3 * read:9.2f} ms   recomputed {1e3 * run:9.1f} ms   ratio {run / read:.0f}"
+    )
+    print(
+        f"  extraction         {extraction:.2f} s once ({1e3 * extraction / options.images:.1f} ms an image), "
+        f"then opened in {1e3 * opening:.1f} ms"
+    )
+    print(
+        f"  {n} steps         cached {extraction + n * read:.1f} s with extraction   recomputed {n * run:.1f} s   "
+        f"ratio {n * run / (extraction + n * read):.0f}"
+    )
+    print(
+        f"  on disk            {per_image / 2**20:.3f} MiB per image and modality, {tokens.nbytes / 1e6:.1f} MB in all"
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,25 @@
-"""Milliseconds per frame of the sensor world: ``OMP_NUM_THREADS=1 python tests/benchmarks/world.py [--size 96 128] [--frames 24]
-[--repeats 5]``.
+"""Milliseconds per frame of the sensor world: ``OMP_NUM_THREADS=1 python tests/benchmarks/world.py [--size 96
+128] [--frames 24] [--repeats 5]``.
 
-Prints the median over repeats of the mean over frames (different scenes, conditions taking turns); asserts nothing about time.
+Prints the median over repeats of the mean over frames (different scenes, conditions taking turns); asserts
+nothing about time.
 """
 
 import argparse
 import statistics
 import time
 
-from mmlib.data.world import ALL, SCENE_CONDITIONS, render_frame
+from mmlib.world import ALL, SCENE_CONDITIONS, render_frame
 
-SETS = [("rgb",), ("depth",), ("lidar",), ("rgb", "event"), ("rgb", "depth"), ("rgb", "depth", "event", "lidar"), ALL]
+SETS = [
+    ("rgb",),
+    ("depth",),
+    ("lidar",),
+    ("rgb", "event"),
+    ("rgb", "depth"),
+    ("rgb", "depth", "event", "lidar"),
+    ALL,
+]
 
 
 def main():
@@ -19,8 +28,10 @@ def main():
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(f"{args.size[0]}x{args.size[1]}, {args.frames} frames, "
-          f"median of {args.repeats} repeats, ms per frame (process CPU time in brackets)")
+    print(
+        f"{args.size[0]}x{args.size[1]}, {args.frames} frames, "
+        f"median of {args.repeats} repeats, ms per frame (process CPU time in brackets)"
+    )
     for scene, conditions in SCENE_CONDITIONS.items():
         render_frame(scene, 0, "day", size=tuple(args.size))  # build the textures once
         for names in SETS:
@@ -31,7 +42,9 @@ def main():
                     render_frame(scene, k, conditions[k % len(conditions)], "", tuple(args.size), names)
                 walls.append(1e3 * (time.perf_counter() - wall) / args.frames)
                 cpus.append(1e3 * (time.process_time() - cpu) / args.frames)
-            print(f"{scene:7s} {' '.join(names):48s} {statistics.median(walls):7.1f}  [{statistics.median(cpus):.1f}]")
+            print(
+                f"{scene:7s} {' '.join(names):48s} {statistics.median(walls):7.1f}  [{statistics.median(cpus):.1f}]"
+            )
 
 
 if __name__ == "__main__":

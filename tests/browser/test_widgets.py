@@ -1,7 +1,8 @@
 """Every notebook with a slider panel, opened in JupyterLab in a real browser and used from the keyboard.
 
-Needs Chromium (Debian: ``apt-get install chromium``) and the ``test`` extra; skipped with a reason where there is none. With
-MMLIB_REQUIRE_BROWSER=1 a missing browser is a failure. Another notebook folder: MMLIB_BROWSER_NOTEBOOKS=DIR.
+Needs Chromium (Debian: ``apt-get install chromium``) and the ``test`` extra; skipped with a reason where
+there is none. With MMLIB_REQUIRE_BROWSER=1 a missing browser is a failure. Another notebook folder:
+MMLIB_BROWSER_NOTEBOOKS=DIR.
 """
 
 import json
@@ -30,7 +31,9 @@ pytestmark = pytest.mark.browser
 
 def has_panel(path: Path) -> bool:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return any(re.search(r"\w+Panel\(", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code")
+    return any(
+        re.search(r"\w+Panel\(", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"
+    )
 
 
 PANEL_NOTEBOOKS = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb")) if has_panel(path)]
@@ -38,14 +41,18 @@ PANEL_NOTEBOOKS = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb")) if ha
 
 @contextmanager
 def jupyterlab(folder: Path, private: Path):
-    """JupyterLab on a free port of localhost, with settings of its own, ended with its kernels when the block ends."""
+    """JupyterLab on a free port of localhost, with settings of its own, ended with its kernels when the block
+    ends.
+    """
     settings = private / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     # Cells that are not in view must be in the document, too: the tests look at all of them.
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     labconfig = private / "config" / "labconfig"
     labconfig.mkdir(parents=True)
-    (labconfig / "page_config.json").write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
+    (labconfig / "page_config.json").write_text(
+        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,11 +62,25 @@ def jupyterlab(folder: Path, private: Path):
         "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"),
     }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += [f"--IdentityProvider.token={TOKEN}", "--expose-app-in-browser", f"--ServerApp.root_dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    command += [
+        f"--IdentityProvider.token={TOKEN}",
+        "--expose-app-in-browser",
+        f"--ServerApp.root_dir={folder}",
+    ]
     command += ["--allow-root"] if hasattr(os, "getuid") and os.getuid() == 0 else []
     with open(private / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -85,7 +106,9 @@ def jupyterlab(folder: Path, private: Path):
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    shutil.copytree(
+        NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
+    )
     private = tmp_path_factory.mktemp("jupyter")
     with jupyterlab(folder, private) as address:
         yield address
@@ -105,7 +128,9 @@ def browser():
     if reason:
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield chromium
         chromium.close()
 
@@ -130,20 +155,25 @@ def page(browser):
 
 
 def run_all(page, address: str, name: str) -> None:
-    """Open a notebook, run all of its cells and wait for the end; a cell that raised fails the test with its message."""
+    """Open a notebook, run all of its cells and wait for the end; a cell that raised fails the test with its
+    message.
+    """
     page.goto(f"{address}/lab/tree/notebooks/{name}?reset&token={TOKEN}")
     page.wait_for_function(
-        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=60_000
+        "() => window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=60_000,
     )
     page.evaluate("() => window.jupyterapp.shell.currentWidget.context.ready")
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
-    # Stored counts are cleared when a cell is queued, so a count in every cell means that this run came to its end or to an error.
+    # Stored counts are cleared when a cell is queued, so a count in every cell means that this run came to
+    # its end or to an error.
     page.wait_for_timeout(1000)
     page.wait_for_function(
         """() => { const panel = window.jupyterapp.shell.currentWidget;
                    const cells = panel.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.source.trim());
                    const failed = cells.some(c => c.model.outputs.toJSON().some(o => o.output_type === 'error'));
-                   return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",  # noqa: E501
+                   # noqa: E501
+                   return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",
         timeout=CELL_TIMEOUT,
     )
     errors = page.evaluate(
@@ -194,7 +224,9 @@ def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
         numbers += re.findall(r"\d+\.\d+", after[2]) != re.findall(r"\d+\.\d+", before[2])
         if index == 1:
             panel.screenshot(path=tmp_path / "panel-moved.png")
-        page.keyboard.press("Home" if low else "End")  # back, so that one sensor's failure does not hide the next one's
+        page.keyboard.press(
+            "Home" if low else "End"
+        )  # back, so that one sensor's failure does not hide the next one's
         wait_for_change(page, panel, after, part=1)
     assert pictures == sliders.count(), "each slider changes a picture"
     assert numbers > sliders.count() / 2, "and most of them a score"

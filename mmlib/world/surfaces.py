@@ -1,4 +1,6 @@
-"""From first hits to surface points: position, normal, texture coordinates, label and material, for all rays at once."""
+"""From first hits to surface points: position, normal, texture coordinates, label and material, for all rays
+at once.
+"""
 
 from dataclasses import dataclass
 
@@ -42,7 +44,9 @@ def background(world: World, origin, dirs):
             return np.where(ground, t, np.float32(np.inf)), world.count + np.where(ground, GROUND, SKY)
         x0, x1, y0, y1, height = world.room
         low, high = np.array([(x0, y0, 0), (x1, y1, height)], np.float32)[..., None]
-        tx, ty, tz = np.where(dirs > 0, high - origin, low - origin) / dirs  # where the ray crosses a wall of each pair
+        tx, ty, tz = (
+            np.where(dirs > 0, high - origin, low - origin) / dirs
+        )  # where the ray crosses a wall of each pair
     t = np.minimum(np.minimum(tx, ty), tz)
     ahead, left, up = dirs > 0
     side = np.where(tx <= ty, np.where(ahead, FRONT, BACK), np.where(left, LEFT, RIGHT))
@@ -53,7 +57,9 @@ def look(world: World, views: list[View]) -> Hits:
     """Trace all views (not parallel ones) and describe what their rays meet, views one after another."""
     t, prim = trace(world, views)
     dirs = np.concatenate([v.dirs for v in views], 1)
-    back_t, back = (np.concatenate(parts) for parts in zip(*(background(world, v.origin, v.dirs) for v in views)))
+    back_t, back = (
+        np.concatenate(parts) for parts in zip(*(background(world, v.origin, v.dirs) for v in views))
+    )
     behind = (prim < 0) | (back_t < t)
     t, prim = np.where(behind, back_t, t), np.where(behind, back, prim)
     origin_x, origin_y, origin_z, time = np.array([(*v.origin, v.time) for v in views], np.float32).T
@@ -66,9 +72,13 @@ def look(world: World, views: list[View]) -> Hits:
 
     solid, others = np.flatnonzero(prim < world.count), np.flatnonzero(prim >= world.count)
     normal, local, axis = np.empty_like(dirs), where.copy(), np.empty(len(t), np.int8)
-    normal[:, others] = np.take(INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS, prim[others] - world.count, 0).T
+    normal[:, others] = np.take(
+        INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS, prim[others] - world.count, 0
+    ).T
     axis[others] = np.where(normal[0, others] != 0, 0, np.where(normal[1, others] != 0, 1, 2))
-    on_normal, on_local, axis[solid] = _on_primitives(world, prim[solid], np.take(where, solid, 1), np.repeat(time, sizes)[solid])
+    on_normal, on_local, axis[solid] = _on_primitives(
+        world, prim[solid], np.take(where, solid, 1), np.repeat(time, sizes)[solid]
+    )
     for k in range(3):
         normal[k][solid], local[k][solid] = on_normal[k], on_local[k]
     direction = dirs / np.sqrt(dot(dirs, dirs))
@@ -77,14 +87,20 @@ def look(world: World, views: list[View]) -> Hits:
 
 
 def _on_primitives(world, prim, where, time):
-    """Normal (3, n), position in the primitive's frame (3, n) and face (n,) of points on primitives at the times they were seen."""
+    """Normal (3, n), position in the primitive's frame (3, n) and face (n,) of points on primitives at the
+    times they were seen.
+    """
     kind = world.kind[prim]
     flat, ball, pillar = kind <= FRUSTUM, kind == ELLIPSOID, kind == CYLINDER
     cx, cy, cz, hx, hy, hz, cos, sin, kx, ky, mx, my = np.take(world.shape, prim, 1)
     x, y, z = where[0] - cx - time * mx, where[1] - cy - time * my, where[2] - cz
     x, y = cos * x + sin * y, cos * y - sin * x
     bottom = z + hz
-    q = x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz  # each -1..1 inside
+    q = (
+        x / (hx - kx * bottom + np.float32(1e-6)),
+        y / (hy - ky * bottom + np.float32(1e-6)),
+        z / hz,
+    )  # each -1..1 inside
     ax, ay, az = (np.abs(place) for place in q)
     axis = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1))
     cap = pillar & (az > 0.9995) & (q[0] * q[0] + q[1] * q[1] < 0.998)  # a cylinder's lid

@@ -1,6 +1,8 @@
-"""A street: road with markings, kerbs, verges, buildings, gardens behind fences and walls, trees, lamps, signs, traffic and people.
+"""A street: road with markings, kerbs, verges, buildings, gardens behind fences and walls, trees, lamps,
+signs, traffic and people.
 
-Every function draws random numbers in a fixed order: a seed's street stays the same only as long as that order does.
+Every function draws random numbers in a fixed order: a seed's street stays the same only as long as that
+order does.
 """
 
 import math
@@ -11,17 +13,67 @@ from .geometry import Camera, World, turn
 from .materials import MATERIAL
 from .props import Draw, frame, person, shaded
 
-CLASSES = ["Building", "Fence", "Pedestrian", "Pole", "RoadLine", "Road", "SideWalk", "Vegetation", "Cars", "Wall", "TrafficSign", "Sky",
-           "Terrain", "Bus"]
-PALETTE = [(70, 70, 70), (100, 40, 40), (220, 20, 60), (153, 153, 153), (157, 234, 50), (128, 64, 128), (244, 35, 232), (107, 142, 35),
-           (0, 0, 142), (102, 102, 156), (220, 220, 0), (70, 130, 180), (145, 170, 100), (0, 60, 100)]  # DELIVER's colours
-BUILDING, FENCE, PEDESTRIAN, POLE, ROADLINE, ROAD, SIDEWALK, VEGETATION, CARS, WALL, SIGN, SKY, TERRAIN, BUS = range(14)
+CLASSES = [
+    "Building",
+    "Fence",
+    "Pedestrian",
+    "Pole",
+    "RoadLine",
+    "Road",
+    "SideWalk",
+    "Vegetation",
+    "Cars",
+    "Wall",
+    "TrafficSign",
+    "Sky",
+    "Terrain",
+    "Bus",
+]
+PALETTE = [
+    (70, 70, 70),
+    (100, 40, 40),
+    (220, 20, 60),
+    (153, 153, 153),
+    (157, 234, 50),
+    (128, 64, 128),
+    (244, 35, 232),
+    (107, 142, 35),
+    (0, 0, 142),
+    (102, 102, 156),
+    (220, 220, 0),
+    (70, 130, 180),
+    (145, 170, 100),
+    (0, 60, 100),
+]  # DELIVER's colours
+(
+    BUILDING,
+    FENCE,
+    PEDESTRIAN,
+    POLE,
+    ROADLINE,
+    ROAD,
+    SIDEWALK,
+    VEGETATION,
+    CARS,
+    WALL,
+    SIGN,
+    SKY,
+    TERRAIN,
+    BUS,
+) = range(14)
 LANE, KERB = 3.3, 0.15  # metres: width of a lane, height of the pavement
 SIDES = (1, -1)  # left and right of the road
 YAW = {1: math.pi, -1: 0.0}  # who drives on the left comes towards the camera
 
-PLASTERS = [(0.62, 0.52, 0.36), (0.58, 0.38, 0.26), (0.66, 0.63, 0.56), (0.42, 0.47, 0.50), (0.60, 0.55, 0.30), (0.52, 0.34, 0.30),
-            (0.45, 0.50, 0.40)]
+PLASTERS = [
+    (0.62, 0.52, 0.36),
+    (0.58, 0.38, 0.26),
+    (0.66, 0.63, 0.56),
+    (0.42, 0.47, 0.50),
+    (0.60, 0.55, 0.30),
+    (0.52, 0.34, 0.30),
+    (0.45, 0.50, 0.40),
+]
 BRICKS = [(0.36, 0.13, 0.08), (0.42, 0.20, 0.12), (0.30, 0.15, 0.11), (0.44, 0.30, 0.19)]
 FACADES = [("render", c) for c in PLASTERS] + [("brick", c) for c in BRICKS]
 FLAT_ROOFS = [(0.30, 0.12, 0.08), (0.13, 0.13, 0.15), (0.22, 0.15, 0.12)]
@@ -31,8 +83,17 @@ STONES = [("stone", (0.40, 0.38, 0.34)), ("stone", (0.45, 0.38, 0.27)), ("concre
 PAVINGS = [(0.40, 0.37, 0.33), (0.44, 0.42, 0.40), (0.42, 0.31, 0.25), (0.36, 0.36, 0.37)]
 METALS = [(0.06, 0.085, 0.075), (0.07, 0.07, 0.075), (0.50, 0.51, 0.52)]
 GREENS = [(0.10, 0.21, 0.035), (0.14, 0.25, 0.05), (0.07, 0.16, 0.04), (0.20, 0.25, 0.05)]
-PAINTS = [(0.55, 0.03, 0.03), (0.03, 0.09, 0.30), (0.60, 0.60, 0.60), (0.03, 0.03, 0.035), (0.75, 0.75, 0.73), (0.10, 0.22, 0.20),
-          (0.32, 0.34, 0.36), (0.60, 0.33, 0.04), (0.12, 0.30, 0.48)]
+PAINTS = [
+    (0.55, 0.03, 0.03),
+    (0.03, 0.09, 0.30),
+    (0.60, 0.60, 0.60),
+    (0.03, 0.03, 0.035),
+    (0.75, 0.75, 0.73),
+    (0.10, 0.22, 0.20),
+    (0.32, 0.34, 0.36),
+    (0.60, 0.33, 0.04),
+    (0.12, 0.30, 0.48),
+]
 BUSES = [(0.62, 0.05, 0.04), (0.70, 0.45, 0.02), (0.04, 0.28, 0.42), (0.10, 0.36, 0.12)]
 
 
@@ -60,17 +121,32 @@ def layout(seed: int) -> World:
     _people(draw, road, verge, walk, zebra)
 
     grey, pave = draw(0.12, 0.20), draw.pick(PAVINGS)
-    tones = {"asphalt": (grey * 1.02, grey, grey * 0.98), "paint": (0.78, 0.78, 0.74), "paving": draw.tint(pave),
-             "grass": draw.tint((0.115, 0.20, 0.045))}
-    camera = Camera((0.0, -LANE / 2 + draw(-0.5, 0.5), draw(1.5, 1.8)), draw(-0.12, 0.12), draw(-0.04, 0.03), 0.78)
+    tones = {
+        "asphalt": (grey * 1.02, grey, grey * 0.98),
+        "paint": (0.78, 0.78, 0.74),
+        "paving": draw.tint(pave),
+        "grass": draw.tint((0.115, 0.20, 0.045)),
+    }
+    camera = Camera(
+        (0.0, -LANE / 2 + draw(-0.5, 0.5), draw(1.5, 1.8)), draw(-0.12, 0.12), draw(-0.04, 0.03), 0.78
+    )
     background = [(ROAD, "asphalt", 0, (grey, grey, grey)), (SKY, "sky", 0, (0, 0, 0))]
     paint = _ground(draw, road, verge, walk, gap, zebra)
-    return draw.build(background, indoor=False, camera=camera, motion=(draw(0.22, 0.50), draw(-0.012, 0.012)), paint=paint,
-                      lights=tuple(lights), facts={"tones": tones})
+    return draw.build(
+        background,
+        indoor=False,
+        camera=camera,
+        motion=(draw(0.22, 0.50), draw(-0.012, 0.012)),
+        paint=paint,
+        lights=tuple(lights),
+        facts={"tones": tones},
+    )
 
 
 def _ground(draw, road, verge, walk, gap, zebra):
-    """The rule that tells road, markings, pavement and grass apart by position (exact float32 arithmetic: it decides labels)."""
+    """The rule that tells road, markings, pavement and grass apart by position (exact float32 arithmetic: it
+    decides labels).
+    """
     ground, dash, width, bays = len(draw.rows), draw(2.6, 3.6), 0.11, draw.chance(0.7)
 
     def paint(label, material, prim, x, y, z):
@@ -89,7 +165,9 @@ def _ground(draw, road, verge, walk, gap, zebra):
         stop = (gx > zebra - 1.25) & (gx < zebra - 0.8) & (gy < 0)
         line = inside & ~across & ((lanes & ~near) | strip | stop)
         label[on] = np.where(line, ROADLINE, np.where(inside | across, ROAD, TERRAIN))
-        material[on] = np.where(line, MATERIAL["paint"], np.where(inside | across, MATERIAL["asphalt"], MATERIAL["grass"]))
+        material[on] = np.where(
+            line, MATERIAL["paint"], np.where(inside | across, MATERIAL["asphalt"], MATERIAL["grass"])
+        )
         top = np.flatnonzero((label == SIDEWALK) & (z > KERB - 0.02))
         for side in SIDES:
             edge = y[top] * side
@@ -101,7 +179,9 @@ def _ground(draw, road, verge, walk, gap, zebra):
 
 # ---------------------------------------------------------------- buildings and gardens
 def _plots(draw, side, line, gap, boundary):
-    """One side of the street, plot by plot. The first or second plot has a garden or park behind the given boundary."""
+    """One side of the street, plot by plot. The first or second plot has a garden or park behind the given
+    boundary.
+    """
     x, k, first_open = -3.0 + draw(0, 3), 0, draw.count(0, 2)
     while x < 95:
         size = draw(9, 16)
@@ -125,7 +205,14 @@ def _plots(draw, side, line, gap, boundary):
                     _tree(draw, x + draw(1, size - 1), side * (line + draw(3, 7)), draw(0.8, 1.25))
             for _ in range(draw.count(2, 5)):
                 _bush(draw, x + draw(0.8, size - 0.8), side * (line + draw(0.9, 2.6)))
-            _boundary(draw, x, size, side, line + 0.1, boundary if k <= 1 else draw.pick(["fence", "fence", "wall", "hedge"]))
+            _boundary(
+                draw,
+                x,
+                size,
+                side,
+                line + 0.1,
+                boundary if k <= 1 else draw.pick(["fence", "fence", "wall", "hedge"]),
+            )
         x, k = x + size, k + 1
 
 
@@ -137,7 +224,15 @@ def _block(draw, x, size, side, line):
     kind = draw.count(0, 4) if draw.chance(0.7) else 0
     x, y = x + size / 2, side * (line + deep / 2 + 0.05)
     half = (size / 2 - 0.02, deep / 2, height / 2)
-    draw.box(BUILDING, material, colour, (x, y, height / 2), half, pattern="facade", style=(draw(1.9, 3.0), storey, kind, shops))
+    draw.box(
+        BUILDING,
+        material,
+        colour,
+        (x, y, height / 2),
+        half,
+        pattern="facade",
+        style=(draw(1.9, 3.0), storey, kind, shops),
+    )
     if draw.chance(0.5):
         _roof(draw, FLAT_ROOFS, x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
     else:
@@ -150,31 +245,61 @@ def _house(draw, x, size, side, line):
     storey, deep, wide = draw(2.7, 3.0), draw(7, 9), size * 0.36
     height = storey * draw.count(1, 3) + 1.2
     x, y = x + size / 2, side * (line + deep / 2)
-    colour, style, half = draw.tint(colour), (draw(2.2, 3.2), storey, draw.count(0, 2)), (wide, deep / 2, height / 2)
+    colour, style, half = (
+        draw.tint(colour),
+        (draw(2.2, 3.2), storey, draw.count(0, 2)),
+        (wide, deep / 2, height / 2),
+    )
     draw.box(BUILDING, material, colour, (x, y, height / 2), half, pattern="facade", style=style)
     rise = draw(1.8, 3.0)
     _roof(draw, HOUSE_ROOFS, x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
-    draw.box(BUILDING, "brick", (0.32, 0.15, 0.10), (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))  # chimney
+    draw.box(
+        BUILDING, "brick", (0.32, 0.15, 0.10), (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8)
+    )  # chimney
 
 
 def _roof(draw, colours, x, y, height, wide, deep, rise, hipped=False):
     """A roof whose ridge runs along the street; some hipped ones lean on all four sides."""
     colour = draw.pick(colours)
     lean = draw.pick([0.0, deep / rise * 0.6]) if hipped else 0.0
-    draw.frustum(BUILDING, "roof", colour, (x, y, height + rise / 2), (wide, deep, rise / 2), taper=(lean, deep / rise * 0.98))
+    draw.frustum(
+        BUILDING,
+        "roof",
+        colour,
+        (x, y, height + rise / 2),
+        (wide, deep, rise / 2),
+        taper=(lean, deep / rise * 0.98),
+    )
 
 
 def _boundary(draw, x, size, side, y, kind):
     """What closes a garden: wooden boards or white pickets on posts, a wall with a cover, or a hedge."""
+
     def along(label, material, colour, middle, thick, half, **more):
-        draw.box(label, material, colour, (x + size / 2, side * y, KERB + middle), (size / 2, thick, half), **more)
+        draw.box(
+            label, material, colour, (x + size / 2, side * y, KERB + middle), (size / 2, thick, half), **more
+        )
 
     if kind == "fence":
         height, colour = draw(1.35, 1.9), draw.pick(BOARDS)
-        along(FENCE, "wood", draw.tint(colour), height / 2, 0.04, height / 2, pattern="stripes", style=(5.0, 0.35))
+        along(
+            FENCE,
+            "wood",
+            draw.tint(colour),
+            height / 2,
+            0.04,
+            height / 2,
+            pattern="stripes",
+            style=(5.0, 0.35),
+        )
         for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
-            draw.box(FENCE, "wood", shaded(colour, 0.8), (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08),
-                     (0.07, 0.05, height / 2 + 0.08))
+            draw.box(
+                FENCE,
+                "wood",
+                shaded(colour, 0.8),
+                (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08),
+                (0.07, 0.05, height / 2 + 0.08),
+            )
     elif kind == "wall":
         height, (material, colour) = draw(1.3, 2.1), draw.pick(STONES)
         along(WALL, material, draw.tint(colour, 0.1), height / 2, 0.18, height / 2)
@@ -188,13 +313,25 @@ def _backdrop(draw):
     """What closes the view: far buildings and a belt of trees, so that the street does not end in nothing."""
     for k in range(7):
         y, height = -66 + 22 * k + draw(-4, 4), draw(8, 24)
-        draw.box(BUILDING, "render", draw.tint(draw.pick(FACADES)[1]), (draw(118, 140), y, height / 2), (8, draw(7, 11), height / 2),
-                 pattern="facade", style=(3.0, 3.2))
+        draw.box(
+            BUILDING,
+            "render",
+            draw.tint(draw.pick(FACADES)[1]),
+            (draw(118, 140), y, height / 2),
+            (8, draw(7, 11), height / 2),
+            pattern="facade",
+            style=(3.0, 3.2),
+        )
     for side in SIDES:
         for k in range(4):
             r = draw(4, 6)
-            draw.ellipsoid(VEGETATION, "leaf", draw.tint((0.08, 0.15, 0.05)), (18 + 20 * k + draw(-5, 5), side * draw(32, 40), 2.5),
-                           (r * 1.5, r, r))
+            draw.ellipsoid(
+                VEGETATION,
+                "leaf",
+                draw.tint((0.08, 0.15, 0.05)),
+                (18 + 20 * k + draw(-5, 5), side * draw(32, 40), 2.5),
+                (r * 1.5, r, r),
+            )
 
 
 def _tree(draw, x, y, scale):
@@ -205,8 +342,15 @@ def _tree(draw, x, y, scale):
     if draw.chance(0.2):
         for k in range(3):
             wide, z = 1.6 - 0.42 * k, trunk * 0.5 + (0.9 + 1.5 * k) * scale
-            draw.frustum(VEGETATION, "leaf", shaded(green, 0.7), (x, y, z), (wide * scale, wide * scale, 0.95 * scale), 0.6 * k,
-                         taper=(wide / 1.95, wide / 1.95))
+            draw.frustum(
+                VEGETATION,
+                "leaf",
+                shaded(green, 0.7),
+                (x, y, z),
+                (wide * scale, wide * scale, 0.95 * scale),
+                0.6 * k,
+                taper=(wide / 1.95, wide / 1.95),
+            )
         return
     wide, tall = draw(1.4, 2.1) * scale, draw(1.3, 1.9) * scale
     centre = trunk + tall * 0.9
@@ -215,14 +359,21 @@ def _tree(draw, x, y, scale):
     for k in range(lumps):
         c, s = turn(2 * math.pi * (k / lumps + draw(0, 0.15)))
         r = wide * draw(0.48, 0.66)
-        draw.ellipsoid(VEGETATION, "leaf", draw.tint(green, 0.12),
-                       (x + c * wide * 0.62, y + s * wide * 0.62, centre + tall * draw(-0.45, 0.5)), (r, r, r * draw(0.75, 1.0)))
+        draw.ellipsoid(
+            VEGETATION,
+            "leaf",
+            draw.tint(green, 0.12),
+            (x + c * wide * 0.62, y + s * wide * 0.62, centre + tall * draw(-0.45, 0.5)),
+            (r, r, r * draw(0.75, 1.0)),
+        )
 
 
 def _bush(draw, x, y):
     r = draw(0.45, 0.95)
     colour = draw.tint((0.10, 0.19, 0.05), 0.25)
-    draw.ellipsoid(VEGETATION, "leaf", colour, (x, y, KERB + r * 0.6), (r, r * draw(0.8, 1.1), r * draw(0.7, 1.1)))
+    draw.ellipsoid(
+        VEGETATION, "leaf", colour, (x, y, KERB + r * 0.6), (r, r * draw(0.8, 1.1), r * draw(0.7, 1.1))
+    )
 
 
 # ---------------------------------------------------------------- poles, signs, lamps
@@ -254,11 +405,21 @@ def _furniture(draw, road, verge, gap):
             x = draw(6, 10)
             for k in range(6):
                 colour = draw.pick([(0.6, 0.6, 0.58), metal])
-                draw.cylinder(POLE, "metal", colour, (x + 1.5 * k, side * (road[side] + 0.25), KERB), 0.12, 0.95)
+                draw.cylinder(
+                    POLE, "metal", colour, (x + 1.5 * k, side * (road[side] + 0.25), KERB), 0.12, 0.95
+                )
     if draw.chance(0.65):  # direction board on two posts beside the carriageway, or over it
         x, side, wide = draw(13, 24), draw.pick([-1, 1]), draw(1.3, 1.8)
         y = side * (road[side] + 0.6)
-        draw.box(SIGN, "sign", (0.02, 0.16, 0.55), (x, y - side * wide * 0.75, 4.9), (0.05, wide, 0.85), pattern="sign", style=(3,))
+        draw.box(
+            SIGN,
+            "sign",
+            (0.02, 0.16, 0.55),
+            (x, y - side * wide * 0.75, 4.9),
+            (0.05, wide, 0.85),
+            pattern="sign",
+            style=(3,),
+        )
         draw.cylinder(POLE, "metal", (0.35, 0.36, 0.37), (x + 0.12, y, KERB), 0.17, 5.7)
     return sorted(lights, key=lambda lamp: lamp[0])[:7]  # the nearest
 
@@ -271,9 +432,19 @@ def _sign(draw, x, y, kind):
     if kind == 0:
         draw.ellipsoid(SIGN, "sign", white, (x, y, tall), (0.05, size, size), pattern="sign")
     else:
-        draw.box(SIGN, "sign", white, (x, y, tall), (0.03, size * 0.9, size * 0.9), pattern="sign", style=(kind,))
+        draw.box(
+            SIGN, "sign", white, (x, y, tall), (0.03, size * 0.9, size * 0.9), pattern="sign", style=(kind,)
+        )
     if draw.chance(0.5):
-        draw.box(SIGN, "sign", white, (x, y, tall - size - 0.25), (0.03, size * 0.9, 0.2), pattern="sign", style=(3,))
+        draw.box(
+            SIGN,
+            "sign",
+            white,
+            (x, y, tall - size - 0.25),
+            (0.03, size * 0.9, 0.2),
+            pattern="sign",
+            style=(3,),
+        )
 
 
 # ---------------------------------------------------------------- traffic and people
@@ -314,25 +485,80 @@ def _car(draw, x, y, yaw, move, running):
     """Body, cabin, four wheels."""
     paint, van = draw.tint(draw.pick(PAINTS)), draw.chance(0.2)
     long, wide, belt = draw(2.0, 2.25), draw(0.86, 0.92), draw(0.44, 0.5)
-    heat, move, (c, s), at = 9.0 if running else 1.5 * draw.count(0, 2), (move, 0), turn(yaw), frame(x, y, yaw)
-    draw.frustum(CARS, "metal", paint, (x, y, 0.22 + belt * 0.62), (long, wide, belt * 0.62), yaw, (0.18, 0.10), "car", (running,), move,
-                 heat)
+    heat, move, (c, s), at = (
+        9.0 if running else 1.5 * draw.count(0, 2),
+        (move, 0),
+        turn(yaw),
+        frame(x, y, yaw),
+    )
+    draw.frustum(
+        CARS,
+        "metal",
+        paint,
+        (x, y, 0.22 + belt * 0.62),
+        (long, wide, belt * 0.62),
+        yaw,
+        (0.18, 0.10),
+        "car",
+        (running,),
+        move,
+        heat,
+    )
     back, half, tall, slope = (0.05, long * 0.9, 0.48, 0.2) if van else (0.18, long * 0.60, 0.36, 0.55)
     centre = x - c * back * long, y - s * back * long, 0.22 + belt * 1.24 + tall * 0.75
-    draw.frustum(CARS, "metal", paint, centre, (half, wide * 0.94, tall * 0.75), yaw, (slope, 0.22), "cabin", move=move, heat=heat * 0.2)
+    draw.frustum(
+        CARS,
+        "metal",
+        paint,
+        centre,
+        (half, wide * 0.94, tall * 0.75),
+        yaw,
+        (slope, 0.22),
+        "cabin",
+        move=move,
+        heat=heat * 0.2,
+    )
     for a in (0.62, -0.62) if x < 42 else ():
         for b in SIDES:
-            draw.ellipsoid(CARS, "rubber", (0.025, 0.025, 0.027), (*at(a * long, b * (wide - 0.07)), 0.33), (0.34, 0.13, 0.34), yaw,
-                           move=move, heat=12.0 if running else 0.0)
+            draw.ellipsoid(
+                CARS,
+                "rubber",
+                (0.025, 0.025, 0.027),
+                (*at(a * long, b * (wide - 0.07)), 0.33),
+                (0.34, 0.13, 0.34),
+                yaw,
+                move=move,
+                heat=12.0 if running else 0.0,
+            )
 
 
 def _bus(draw, x, y, yaw, move):
     paint, at, move = draw.tint(draw.pick(BUSES)), frame(x, y, yaw), (move, 0)
-    draw.box(BUS, "metal", paint, (x, y, 0.3 + 1.42), (5.4, 1.25, 1.42), yaw, pattern="bus", style=(1,), move=move, heat=6.0)
+    draw.box(
+        BUS,
+        "metal",
+        paint,
+        (x, y, 0.3 + 1.42),
+        (5.4, 1.25, 1.42),
+        yaw,
+        pattern="bus",
+        style=(1,),
+        move=move,
+        heat=6.0,
+    )
     draw.box(BUS, "metal", (0.6, 0.6, 0.6), (x, y, 3.22), (4.6, 0.9, 0.11), yaw, move=move, heat=4.0)
     for ahead in (3.4, -3.1):
         for left in (1.16, -1.16):
-            draw.ellipsoid(BUS, "rubber", (0.03, 0.03, 0.03), (*at(ahead, left), 0.48), (0.5, 0.16, 0.5), yaw, move=move, heat=14.0)
+            draw.ellipsoid(
+                BUS,
+                "rubber",
+                (0.03, 0.03, 0.03),
+                (*at(ahead, left), 0.48),
+                (0.5, 0.16, 0.5),
+                yaw,
+                move=move,
+                heat=14.0,
+            )
 
 
 def _people(draw, road, verge, walk, zebra):

@@ -1,8 +1,10 @@
-"""A room: furniture along three walls, a table with chairs, pictures, a window, a television, books, lamps, a person.
+"""A room: furniture along three walls, a table with chairs, pictures, a window, a television, books, lamps, a
+person.
 
-Built-in ambiguities, so that no single sensor is enough: some furniture is painted like the wall (RGB cannot tell, depth can); pictures,
-window and television lie flat on the wall (depth cannot tell, RGB can); the television and people are warm; night frames are dark.
-Every function draws random numbers in a fixed order: a seed's room stays the same only as long as that order does.
+Built-in ambiguities, so that no single sensor is enough: some furniture is painted like the wall (RGB cannot
+tell, depth can); pictures, window and television lie flat on the wall (depth cannot tell, RGB can); the
+television and people are warm; night frames are dark. Every function draws random numbers in a fixed order: a
+seed's room stays the same only as long as that order does.
 """
 
 import math
@@ -11,19 +13,62 @@ from .geometry import Camera, World
 from .materials import PATTERN
 from .props import COATS, Draw, frame, person, shaded
 
-CLASSES = ["bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall", "window"]
-PALETTE = [(0, 0, 255), (233, 89, 48), (0, 218, 0), (149, 0, 240), (222, 241, 24), (255, 206, 206), (0, 224, 229), (106, 136, 204),
-           (117, 29, 41), (240, 35, 235), (0, 167, 156), (249, 139, 0), (225, 229, 194)]  # SceneNet's colours for the NYU-13 classes
+CLASSES = [
+    "bed",
+    "books",
+    "ceiling",
+    "chair",
+    "floor",
+    "furniture",
+    "objects",
+    "picture",
+    "sofa",
+    "table",
+    "tv",
+    "wall",
+    "window",
+]
+PALETTE = [
+    (0, 0, 255),
+    (233, 89, 48),
+    (0, 218, 0),
+    (149, 0, 240),
+    (222, 241, 24),
+    (255, 206, 206),
+    (0, 224, 229),
+    (106, 136, 204),
+    (117, 29, 41),
+    (240, 35, 235),
+    (0, 167, 156),
+    (249, 139, 0),
+    (225, 229, 194),
+]  # SceneNet's colours for the NYU-13 classes
 BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(13)
-WALLS = [(0.62, 0.58, 0.50), (0.50, 0.56, 0.56), (0.60, 0.50, 0.40), (0.48, 0.55, 0.46), (0.66, 0.64, 0.62), (0.42, 0.48, 0.58),
-         (0.58, 0.46, 0.44)]
+WALLS = [
+    (0.62, 0.58, 0.50),
+    (0.50, 0.56, 0.56),
+    (0.60, 0.50, 0.40),
+    (0.48, 0.55, 0.46),
+    (0.66, 0.64, 0.62),
+    (0.42, 0.48, 0.58),
+    (0.58, 0.46, 0.44),
+]
 WOODS = [(0.40, 0.23, 0.11), (0.24, 0.12, 0.06), (0.52, 0.36, 0.20), (0.60, 0.47, 0.30)]
-FABRICS = [(0.42, 0.08, 0.07), (0.08, 0.20, 0.32), (0.14, 0.28, 0.16), (0.48, 0.30, 0.08), (0.30, 0.30, 0.33), (0.45, 0.36, 0.27),
-           (0.25, 0.10, 0.28)]
+FABRICS = [
+    (0.42, 0.08, 0.07),
+    (0.08, 0.20, 0.32),
+    (0.14, 0.28, 0.16),
+    (0.48, 0.30, 0.08),
+    (0.30, 0.30, 0.33),
+    (0.45, 0.36, 0.27),
+    (0.25, 0.10, 0.28),
+]
 
 
 class Wall:
-    """Adds things in the frame of a wall: along it to the right (a), out of it into the room (b), up (z), in metres from its foot."""
+    """Adds things in the frame of a wall: along it to the right (a), out of it into the room (b), up (z), in
+    metres from its foot.
+    """
 
     def __init__(self, draw, foot, along, inward):
         self.draw, self.foot, self.along, self.inward = draw, foot, along, inward
@@ -48,8 +93,13 @@ def layout(seed: int) -> World:
     draw = Draw(7002, seed)
     deep, wide, tall = draw(5.2, 6.6), draw(5.0, 5.9), draw(2.45, 2.8)
     paint, floor = draw.tint(draw.pick(WALLS), 0.1), draw.pick(WOODS)
-    front = Wall(draw, (deep, 0.0), (0.0, -1.0), (-1.0, 0.0))  # a runs from left to right as the camera sees it
-    left, right = Wall(draw, (0.0, wide / 2), (1.0, 0.0), (0.0, -1.0)), Wall(draw, (0.0, -wide / 2), (1.0, 0.0), (0.0, 1.0))
+    front = Wall(
+        draw, (deep, 0.0), (0.0, -1.0), (-1.0, 0.0)
+    )  # a runs from left to right as the camera sees it
+    left, right = (
+        Wall(draw, (0.0, wide / 2), (1.0, 0.0), (0.0, -1.0)),
+        Wall(draw, (0.0, -wide / 2), (1.0, 0.0), (0.0, 1.0)),
+    )
     lights: list[tuple] = []
 
     # front wall: two places; each side wall: one deep piece and one slim piece
@@ -62,13 +112,18 @@ def layout(seed: int) -> World:
     if draw.chance(0.5):
         big.reverse()
     window_side = draw.count(0, 3)
-    low, high = -wide / 2 + (1.75 if big[1] == "bed" else 1.15), wide / 2 - (1.75 if big[0] == "bed" else 1.15)  # between bed and sofa
+    low, high = (
+        -wide / 2 + (1.75 if big[1] == "bed" else 1.15),
+        wide / 2 - (1.75 if big[0] == "bed" else 1.15),
+    )  # between bed and sofa
     middle = (low + high) / 2
     for k, (wall, piece) in enumerate(zip((left, right), big)):
         a = draw(2.8, 3.2)
         _piece(draw, wall, piece, a, paint, lights)
         shelf_left = k == 0 and "shelf" not in pieces
-        slim = draw.pick(["shelf", "cabinet", "lamp"] if shelf_left else ["cabinet", "lamp", "plant", "shelf"])
+        slim = draw.pick(
+            ["shelf", "cabinet", "lamp"] if shelf_left else ["cabinet", "lamp", "plant", "shelf"]
+        )
         if deep - a > 2.2:
             _piece(draw, wall, slim, min(deep - 0.75, a + 1.9), paint, lights)
         if window_side == k:
@@ -84,8 +139,15 @@ def layout(seed: int) -> World:
     _table(draw, table, middle + draw(-0.15, 0.15))
     if draw.chance(0.7):
         x, y = draw(1.9, 3.2), middle + draw(-0.3, 0.3)
-        draw.box(FLOOR, "carpet", draw.pick(FABRICS), (x, y, 0.006), (draw(0.9, 1.3), draw(0.8, 1.1), 0.006), pattern="rug",
-                 style=(0.6, 0.5, 0.36))
+        draw.box(
+            FLOOR,
+            "carpet",
+            draw.pick(FABRICS),
+            (x, y, 0.006),
+            (draw(0.9, 1.3), draw(0.8, 1.1), 0.006),
+            pattern="rug",
+            style=(0.6, 0.5, 0.36),
+        )
     if draw.chance(0.55):
         person(draw, OBJECTS, table + draw(0.95, 1.4), draw(low + 0.2, high - 0.2), 0.0, draw(0, 6.28))
     for _ in range(2):  # things left on the floor
@@ -93,33 +155,68 @@ def layout(seed: int) -> World:
         if draw.chance(0.5):
             draw.ellipsoid(OBJECTS, "rubber", draw.pick(COATS), (x, y, r), (r, r, r))
         else:
-            draw.box(OBJECTS, "paper", (0.50, 0.36, 0.22), (x, y, r), (r * 1.3, r, r), draw(0, 3.1), pattern="board", style=(1, 2))
+            draw.box(
+                OBJECTS,
+                "paper",
+                (0.50, 0.36, 0.22),
+                (x, y, r),
+                (r * 1.3, r, r),
+                draw(0, 3.1),
+                pattern="board",
+                style=(1, 2),
+            )
     for x in (deep * 0.35, deep * 0.72):
         draw.cylinder(OBJECTS, "lamp", (1.0, 0.93, 0.80), (x, 0.0, tall - 0.07), 0.26, 0.06, glow=1.6)
         lights.append((x, 0.0, tall - 0.45, 1.5, 1.32, 1.05, False))
 
     camera = Camera((0.30, draw(-0.7, 0.7), draw(1.35, 1.65)), draw(-0.16, 0.16), draw(-0.16, -0.07), 0.64)
     wood = draw.tint(floor)
-    background = [(FLOOR, "parquet" if draw.chance(0.75) else "carpet", 0, wood), (CEILING, "tile", 0, (0.78, 0.78, 0.76))]
+    background = [
+        (FLOOR, "parquet" if draw.chance(0.75) else "carpet", 0, wood),
+        (CEILING, "tile", 0, (0.78, 0.78, 0.76)),
+    ]
     background += [(WALL, "render", 0, paint)] * 4
     window = next(((row[7:10], row[10:13]) for row in draw.rows if row[3] == PATTERN["window"]), None)
-    return draw.build(background, indoor=True, camera=camera, motion=(draw(0.02, 0.06), draw(-0.025, 0.025)),
-                      room=(0.0, deep, -wide / 2, wide / 2, tall), lights=tuple(lights), facts={"window": window})
+    return draw.build(
+        background,
+        indoor=True,
+        camera=camera,
+        motion=(draw(0.02, 0.06), draw(-0.025, 0.025)),
+        room=(0.0, deep, -wide / 2, wide / 2, tall),
+        lights=tuple(lights),
+        facts={"window": window},
+    )
 
 
 # ---------------------------------------------------------------- furniture along the walls
 def _piece(draw, wall, name, a, paint, lights):
     """One piece of furniture at place ``a`` of a wall."""
-    finish = ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.pick(WOODS)))  # some like the wall
+    finish = (
+        ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.pick(WOODS)))
+    )  # some like the wall
     match name:
         case "tv":
             wall.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3, 1))
             w = draw(0.58, 0.74)
-            wall.box(TV, "screen", (0.02, 0.02, 0.02), a, 0.10, 0.62 + w * 0.56, w, 0.03, w * 0.56, pattern="tv",
-                     style=(draw(), draw.chance(0.75)), heat=9.0)
+            wall.box(
+                TV,
+                "screen",
+                (0.02, 0.02, 0.02),
+                a,
+                0.10,
+                0.62 + w * 0.56,
+                w,
+                0.03,
+                w * 0.56,
+                pattern="tv",
+                style=(draw(), draw.chance(0.75)),
+                heat=9.0,
+            )
             for side in (-1, 1):
                 r = draw(0.06, 0.09)
-                wall.box(OBJECTS, "rubber", draw.pick(COATS), a + side * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6)
+                wall.box(
+                    OBJECTS, "rubber", draw.pick(COATS), a + side * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6
+                )
         case "shelf":  # bookcase: back, sides, boards and rows of books
             w, tall, deep, floors = draw(0.52, 0.68), draw(1.7, 2.1), 0.17, 5
             wall.box(FURNITURE, *finish, a, 0.02, tall / 2, w, 0.02, tall / 2)
@@ -133,10 +230,30 @@ def _piece(draw, wall, name, a, paint, lights):
                     break
                 if draw.chance(0.88):
                     fill = draw(0.75, 0.97) * w
-                    wall.box(BOOKS, "paper", (0.5, 0.4, 0.3), a - (w - fill) * draw.pick([-0.9, 0.9]), 0.15, z + 0.02 + room / 2,
-                             fill, 0.12, room / 2, pattern="books")
+                    wall.box(
+                        BOOKS,
+                        "paper",
+                        (0.5, 0.4, 0.3),
+                        a - (w - fill) * draw.pick([-0.9, 0.9]),
+                        0.15,
+                        z + 0.02 + room / 2,
+                        fill,
+                        0.12,
+                        room / 2,
+                        pattern="books",
+                    )
                 else:
-                    wall.lump(OBJECTS, "rubber", draw.pick(COATS), a + draw(-0.2, 0.2), 0.17, z + 0.02 + 0.11, 0.09, 0.09, 0.11)
+                    wall.lump(
+                        OBJECTS,
+                        "rubber",
+                        draw.pick(COATS),
+                        a + draw(-0.2, 0.2),
+                        0.17,
+                        z + 0.02 + 0.11,
+                        0.09,
+                        0.09,
+                        0.11,
+                    )
         case "wardrobe":
             w, tall = draw(0.6, 0.8), draw(1.85, 2.15)
             wall.box(FURNITURE, *finish, a, 0.29, tall / 2, w, 0.29, tall / 2, pattern="board", style=(2, 1))
@@ -145,29 +262,74 @@ def _piece(draw, wall, name, a, paint, lights):
             wall.box(FURNITURE, *finish, a, 0.22, tall / 2, w, 0.22, tall / 2, pattern="board", style=(1, 4))
             r = draw(0.08, 0.12)
             wall.lump(OBJECTS, "tile", draw.pick(COATS), a - 0.2, 0.22, tall + r, r, r, r)
-            wall.box(BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books")
+            wall.box(
+                BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books"
+            )
         case "bed":  # along the wall, headboard at the far end: frame, mattress, blanket, pillows
             w, long = draw(0.70, 0.80), 1.02
             cloth, wood = draw.tint(draw.pick(FABRICS)), draw.tint(draw.pick(WOODS))
-            wall.box(BED, "wood", wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2, 1))
+            wall.box(
+                BED, "wood", wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2, 1)
+            )
             wall.box(BED, "wood", wood, a, w, 0.17, long, w, 0.13)
             wall.box(BED, "cloth", (0.74, 0.73, 0.70), a, w, 0.39, long - 0.02, w - 0.02, 0.10)
-            wall.box(BED, "cloth", cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern="stripes", style=(draw(2, 5), 0.35))
+            wall.box(
+                BED,
+                "cloth",
+                cloth,
+                a - 0.30,
+                w,
+                0.42,
+                long - 0.31,
+                w + 0.03,
+                0.13,
+                pattern="stripes",
+                style=(draw(2, 5), 0.35),
+            )
             for side in (-1, 1):
-                wall.lump(BED, "cloth", (0.80, 0.79, 0.76), a + long - 0.30, w + side * w * 0.48, 0.53, 0.22, w * 0.40, 0.11)
+                wall.lump(
+                    BED,
+                    "cloth",
+                    (0.80, 0.79, 0.76),
+                    a + long - 0.30,
+                    w + side * w * 0.48,
+                    0.53,
+                    0.22,
+                    w * 0.40,
+                    0.11,
+                )
         case "sofa":  # seat, back, arms and cushions
             w, cloth, accent = draw(0.85, 1.0), draw.tint(draw.pick(FABRICS)), draw.pick(FABRICS)
             wall.box(SOFA, "carpet", cloth, a, 0.46, 0.22, w, 0.44, 0.20)
             wall.box(SOFA, "carpet", cloth, a, 0.14, 0.50, w, 0.14, 0.38)
             for side in (-1, 1):
                 wall.box(SOFA, "carpet", cloth, a + side * w, 0.46, 0.32, 0.11, 0.46, 0.31)
-                wall.box(SOFA, "carpet", draw.tint(cloth, 0.1), a + side * (w - 0.12) * 0.5, 0.52, 0.46, (w - 0.14) * 0.48, 0.36, 0.07)
+                wall.box(
+                    SOFA,
+                    "carpet",
+                    draw.tint(cloth, 0.1),
+                    a + side * (w - 0.12) * 0.5,
+                    0.52,
+                    0.46,
+                    (w - 0.14) * 0.48,
+                    0.36,
+                    0.07,
+                )
                 wall.lump(SOFA, "cloth", accent, a + side * w * 0.6, 0.36, 0.68, 0.22, 0.13, 0.20)
         case "lamp":  # floor lamp with a warm shade
             foot = wall.at(a, 0.30)
             for radius, tall in ((0.15, 0.03), (0.02, 1.45)):
                 draw.cylinder(OBJECTS, "metal", (0.12, 0.11, 0.10), (*foot, 0.0), radius, tall)
-            draw.frustum(OBJECTS, "lamp", (1.0, 0.80, 0.52), (*foot, 1.60), (0.24, 0.24, 0.17), taper=(0.3, 0.3), glow=1.6, heat=6.0)
+            draw.frustum(
+                OBJECTS,
+                "lamp",
+                (1.0, 0.80, 0.52),
+                (*foot, 1.60),
+                (0.24, 0.24, 0.17),
+                taper=(0.3, 0.3),
+                glow=1.6,
+                heat=6.0,
+            )
             lights.append((*wall.at(a, 0.75), 1.5, 1.3, 0.95, 0.55, False))
         case "plant":
             x, y = wall.at(a, 0.32)
@@ -176,7 +338,9 @@ def _piece(draw, wall, name, a, paint, lights):
             for _ in range(5):
                 green = draw.tint((0.10, 0.24, 0.06), 0.2)
                 centre = x + draw(-0.16, 0.16), y + draw(-0.16, 0.16), draw(0.65, 1.25)
-                draw.ellipsoid(OBJECTS, "leaf", green, centre, (draw(0.14, 0.22), draw(0.14, 0.22), draw(0.12, 0.2)))
+                draw.ellipsoid(
+                    OBJECTS, "leaf", green, centre, (draw(0.14, 0.22), draw(0.14, 0.22), draw(0.12, 0.2))
+                )
 
 
 def _window(draw, wall, a):
@@ -186,7 +350,19 @@ def _window(draw, wall, a):
     wall.box(WINDOW, "render", (0.75, 0.74, 0.72), a, 0.08, z - h - 0.03, w + 0.08, 0.08, 0.025)
     cloth = draw.tint(draw.pick(FABRICS + WALLS))
     for side in (-1, 1):
-        wall.box(WINDOW, "cloth", cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, pattern="stripes", style=(11, 0.55))
+        wall.box(
+            WINDOW,
+            "cloth",
+            cloth,
+            a + side * (w + 0.10),
+            0.05,
+            z - 0.12,
+            0.17,
+            0.045,
+            h + 0.28,
+            pattern="stripes",
+            style=(11, 0.55),
+        )
 
 
 def _picture(draw, wall, a, z):
@@ -209,21 +385,47 @@ def _table(draw, x, y):
     draw.box(TABLE, "wood", wood, (x, y, tall), (hx, hy, 0.025))
     draw.box(TABLE, "wood", dark, (x, y, tall - 0.07), (hx - 0.06, hy - 0.06, 0.05))
     _legs(draw, TABLE, dark, frame(x, y, 0.0), hx - 0.07, hy - 0.07, 0.035, (tall - 0.03, tall - 0.03))
-    for k, (dx, dy, yaw) in enumerate([(0.0, hy + 0.22, math.pi / 2), (0.0, -hy - 0.22, -math.pi / 2), (hx + 0.25, 0.0, 0.0)]):
+    for k, (dx, dy, yaw) in enumerate(
+        [(0.0, hy + 0.22, math.pi / 2), (0.0, -hy - 0.22, -math.pi / 2), (hx + 0.25, 0.0, 0.0)]
+    ):
         if k < 2 or draw.chance(0.6):
-            _chair(draw, x + dx + draw(-0.08, 0.08), y + dy + draw(-0.08, 0.08), yaw + draw(-0.35, 0.35), seat, wood)
+            _chair(
+                draw,
+                x + dx + draw(-0.08, 0.08),
+                y + dy + draw(-0.08, 0.08),
+                yaw + draw(-0.35, 0.35),
+                seat,
+                wood,
+            )
     r = draw(0.07, 0.10)
-    draw.ellipsoid(OBJECTS, "tile", draw.pick(COATS), (x + draw(-0.15, 0.15), y + draw(-0.3, 0.3), tall + 0.02 + r), (r, r, r * 1.2))
+    draw.ellipsoid(
+        OBJECTS,
+        "tile",
+        draw.pick(COATS),
+        (x + draw(-0.15, 0.15), y + draw(-0.3, 0.3), tall + 0.02 + r),
+        (r, r, r * 1.2),
+    )
     cup = x - 0.1, y + draw(-0.35, 0.35), tall + 0.02
-    draw.cylinder(OBJECTS, "tile", (0.75, 0.74, 0.7), cup, 0.045, 0.11, heat=draw.pick([0.0, 25.0]))  # empty, or with hot tea
+    draw.cylinder(
+        OBJECTS, "tile", (0.75, 0.74, 0.7), cup, 0.045, 0.11, heat=draw.pick([0.0, 25.0])
+    )  # empty, or with hot tea
     if draw.chance(0.6):
         for k in range(3):
-            draw.box(BOOKS, "paper", draw.pick(FABRICS), (x + 0.1, y + 0.28, tall + 0.05 + 0.045 * k), (0.11, 0.15, 0.022), 0.25 * k)
+            draw.box(
+                BOOKS,
+                "paper",
+                draw.pick(FABRICS),
+                (x + 0.1, y + 0.28, tall + 0.05 + 0.045 * k),
+                (0.11, 0.15, 0.022),
+                0.25 * k,
+            )
 
 
 def _chair(draw, x, y, yaw, seat, wood):
     """Seat, back (away from the table) and four legs."""
     at = frame(x, y, yaw)
     draw.box(CHAIR, "carpet", seat, (x, y, 0.45), (0.21, 0.21, 0.035), yaw)
-    draw.box(CHAIR, "wood", wood, (*at(0.20, 0), 0.78), (0.02, 0.20, 0.17), yaw, pattern="stripes", style=(9, 0.4))
+    draw.box(
+        CHAIR, "wood", wood, (*at(0.20, 0), 0.78), (0.02, 0.20, 0.17), yaw, pattern="stripes", style=(9, 0.4)
+    )
     _legs(draw, CHAIR, wood, at, 0.18, 0.18, 0.022, (0.95, 0.43))

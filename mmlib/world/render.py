@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...modalities import SENSORS
+from ..modalities import SENSORS
 from . import room, sensors, street
 from .geometry import camera_view
 from .light import CONDITIONS, contact_shade, radiance, shadow, sunbeam, weather
@@ -36,33 +36,56 @@ class Frame:
 def check(scene: str, conditions=(), cases=(), modalities=ALL, size=(96, 128)) -> None:
     """Raise ValueError, saying what is allowed, unless the world can render this."""
     if isinstance(modalities, str) or not modalities:
-        raise ValueError(f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of {', '.join(ALL)}")
-    for what, values, allowed in (("scene", [scene], SCENES), (f"condition for a {scene}", conditions, SCENE_CONDITIONS.get(scene)),
-                                  ("case", cases, ("", *FAILURES)), ("modality", modalities, ALL)):
+        raise ValueError(
+            f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of {', '.join(ALL)}"
+        )
+    for what, values, allowed in (
+        ("scene", [scene], SCENES),
+        (f"condition for a {scene}", conditions, SCENE_CONDITIONS.get(scene)),
+        ("case", cases, ("", *FAILURES)),
+        ("modality", modalities, ALL),
+    ):
         for value in values:
             if value not in allowed:
                 raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(map(repr, allowed))}")
-    pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, np.integer)) for n in size)
+    pair = (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(isinstance(n, (int, np.integer)) for n in size)
+    )
     if not (pair and all(SMALLEST <= n <= LARGEST for n in size)):
-        raise ValueError(f"size must be two integers (height, width), each between {SMALLEST} and {LARGEST}, got {size!r}")
+        raise ValueError(
+            f"size must be two integers (height, width), each between {SMALLEST} and {LARGEST}, got {size!r}"
+        )
 
 
 def _generator(*parts) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in parts])
 
 
-def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", size=(96, 128), modalities=ALL,
-                 supersample: int = 1) -> Frame:
-    """Render one frame. The same arguments give the same labels on any CPU, and the same images up to the last bit of exp and log.
+def render_frame(
+    scene: str,
+    seed: int,
+    condition: str = "day",
+    case: str = "",
+    size=(96, 128),
+    modalities=ALL,
+    supersample: int = 1,
+) -> Frame:
+    """Render one frame. The same arguments give the same labels on any CPU, and the same images up to the
+    last bit of exp and log.
 
     Args:
         scene: "street" or "room".
-        seed: non-negative integer; fixes the scene. Conditions and cases of one seed show the same scene and have equal labels.
+        seed: non-negative integer; fixes the scene. Conditions and cases of one seed show the same scene and
+            have equal labels.
         condition: "day", "dusk", "night" or, outdoors only, "fog".
-        case: "" or a sensor failure: "motionblur", "overexposure", "underexposure" (rgb), "lidarjitter" (lidar), "eventlowres" (event).
+        case: "" or a sensor failure: "motionblur", "overexposure", "underexposure" (rgb), "lidarjitter"
+            (lidar), "eventlowres" (event).
         size: (height, width) in pixels.
         modalities: which sensors to render; a sensor's image does not depend on the others asked for.
-        supersample: rays per pixel and axis for the RGB picture (3 for figures); truth and the other sensors keep one ray per pixel.
+        supersample: rays per pixel and axis for the RGB picture (3 for figures); truth and the other sensors
+            keep one ray per pixel.
 
     Raises:
         ValueError: an argument is not allowed; the message lists what is.
@@ -75,9 +98,20 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
     size = height, width = int(size[0]), int(size[1])
     wanted, n = set(modalities), height * width
     world, air = SCENES[scene](int(seed)), weather(scene, condition, _generator("weather", seed))
-    shot = Shot(world, air, size, "event" in wanted, "lidar" in wanted, bool({"rgb", "event", "thermal", "nir"} & wanted))
+    shot = Shot(
+        world,
+        air,
+        size,
+        "event" in wanted,
+        "lidar" in wanted,
+        bool({"rgb", "event", "thermal", "nir"} & wanted),
+    )
     light = shot.radiance() if {"rgb", "event", "nir"} & wanted else None
-    hits, colour, sun = shot.hits.part(0, n), shot.colour[:, :n], shot.sun[:n]  # of the picture, without the earlier pose
+    hits, colour, sun = (
+        shot.hits.part(0, n),
+        shot.colour[:, :n],
+        shot.sun[:n],
+    )  # of the picture, without the earlier pose
     broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in ALL}
 
     def noise(name):
@@ -94,46 +128,76 @@ def render_frame(scene: str, seed: int, condition: str = "day", case: str = "", 
     if "depth" in wanted:
         images["depth"] = sensors.depth(hits, size, air, world.indoor, noise("depth"))
     if "event" in wanted:
-        now, before = (sensors.log_intensity(part, air).reshape(size) for part in (light[:, :n], light[:, n:]))
-        images["event"] = sensors.events(before, now, noise("event"), background=0.002 * air.noise, case=broken["event"])
+        now, before = (
+            sensors.log_intensity(part, air).reshape(size) for part in (light[:, :n], light[:, n:])
+        )
+        images["event"] = sensors.events(
+            before, now, noise("event"), background=0.002 * air.noise, case=broken["event"]
+        )
     if "lidar" in wanted:
-        images["lidar"] = sensors.lidar(sensors.scan(world, shot.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size)
+        images["lidar"] = sensors.lidar(
+            sensors.scan(world, shot.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size
+        )
     if "thermal" in wanted:
-        images["thermal"] = sensors.thermal(sensors.temperature(world, hits, air, sun).reshape(size), noise("thermal"))
+        images["thermal"] = sensors.thermal(
+            sensors.temperature(world, hits, air, sun).reshape(size), noise("thermal")
+        )
     if "nir" in wanted:
-        nir = sensors.near_infrared(world, hits, air, colour, light[:, :n], sun, shot.occlusion[:n], noise("nir"))
+        nir = sensors.near_infrared(
+            world, hits, air, colour, light[:, :n], sun, shot.occlusion[:n], noise("nir")
+        )
         images["nir"] = nir.reshape(*size, 1)
     if {"dolp", "aolp"} & wanted:
         s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, colour, world.camera))
-        images["dolp"], images["aolp"] = sensors.polarisation(s1, s2, noise("polarisation"), 0.008 * air.noise)
+        images["dolp"], images["aolp"] = sensors.polarisation(
+            s1, s2, noise("polarisation"), 0.008 * air.noise
+        )
     return Frame(
         {name: SENSORS[name].to_stored(images[name]) for name in modalities},
-        hits.label.reshape(size), hits.t.reshape(size), np.ascontiguousarray(hits.normal.T).reshape(*size, 3), hits.material.reshape(size),
-    )  # fmt: skip
+        hits.label.reshape(size),
+        hits.t.reshape(size),
+        np.ascontiguousarray(hits.normal.T).reshape(*size, 3),
+        hits.material.reshape(size),
+    )
 
 
 def render_row(row, scene, size, modalities):
-    """What a process that renders a data set does: a row, and its images and label. It lives here, where nothing imports torch."""
+    """What a process that renders a data set does: a row, and its images and label. It lives here, where
+    nothing imports torch.
+    """
     frame = render_frame(scene, row["seed"], row["condition"], row["case"], size, modalities)
     return row, frame.images, frame.label
 
 
 class Shot:
-    """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go; with the sunlight on it."""
+    """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go;
+    with the sunlight on it.
+    """
 
     def __init__(self, world, air, size, two=False, lidar=False, sunlight=True):
         self.world, self.air, self.size = world, air, size
         views = [camera_view(world.camera, size)]
-        if two:  # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood further back
+        # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood
+        # further back
+        if two:
             (forward, yaw), camera, ahead = world.motion, world.camera, world.camera.axes()[0]
             x, y, z = camera.position
-            back = replace(camera, position=(x - forward * ahead[0], y - forward * ahead[1], z), yaw=camera.yaw - yaw)
+            back = replace(
+                camera, position=(x - forward * ahead[0], y - forward * ahead[1], z), yaw=camera.yaw - yaw
+            )
             views.append(camera_view(back, size, -1.0))
         hits = look(world, views + [sensors.lidar_view(world)] * lidar)
         n = len(views) * size[0] * size[1]
         colour, glow = surface_colour(world, hits, 1 / (world.camera.focal * size[1]), air, n)
-        self.hits, self.echoes, self.colour, self.glow = hits.part(0, n), hits.part(n, len(hits.t)), colour[:, :n], glow[:, :n]
-        self.ambient = self.sun = np.ones(n, np.float32)  # shares of ambient and direct light that shadows leave
+        self.hits, self.echoes, self.colour, self.glow = (
+            hits.part(0, n),
+            hits.part(n, len(hits.t)),
+            colour[:, :n],
+            glow[:, :n],
+        )
+        self.ambient = self.sun = np.ones(
+            n, np.float32
+        )  # shares of ambient and direct light that shadows leave
         daylight = air.sunny or air.sun_now > 0
         if sunlight and (daylight or world.indoor):
             self.sun = shadow(world, self.hits, air, max(1.0, math.sqrt(size[0] * size[1] / 12288)))

@@ -1,7 +1,7 @@
 """What a surface looks like before any light falls on it: reflectance, material and own light of every hit.
 
-Patterns are painted by rules on a primitive's own coordinates (windows on a facade, lamps on a car, spines on a bookshelf). They may change
-the material (a window pane is glass for every sensor) but never the label.
+Patterns are painted by rules on a primitive's own coordinates (windows on a facade, lamps on a car, spines on
+a bookshelf). They may change the material (a window pane is glass for every sensor) but never the label.
 """
 
 import numpy as np
@@ -11,8 +11,10 @@ from .materials import MATERIAL, MATERIALS, PATTERN, column, dice, texture
 
 
 def surface_colour(world, hits, pixel, weather, textured):
-    """Reflectance (3, N) and own light (3, N) of hits; sets ``hits.material`` where a pattern changes it. ``pixel`` is the angle that a
-    pixel covers (radians); only the first ``textured`` hits get their texture (the LiDAR's, at the end, need none)."""
+    """Reflectance (3, N) and own light (3, N) of hits; sets ``hits.material`` where a pattern changes it.
+    ``pixel`` is the angle that a pixel covers (radians); only the first ``textured`` hits get their texture
+    (the LiDAR's, at the end, need none).
+    """
     colour = np.take(world.colour, hits.prim, 1)
     if not world.indoor:  # the ground plane and kerbs carry several materials
         bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
@@ -28,8 +30,15 @@ def surface_colour(world, hits, pixel, weather, textured):
             rule(Patch(world, hits, index, colour, glow, weather))
     seen = hits.part(0, textured)
     solid = np.flatnonzero(np.isfinite(seen.t))
-    axis, material, prim, (x, y, z) = seen.axis[solid], seen.material[solid], seen.prim[solid], np.take(seen.local, solid, 1)
-    shift = (prim % 17).astype(np.float32) * np.float32(0.37)  # no two things show the same piece of a texture
+    axis, material, prim, (x, y, z) = (
+        seen.axis[solid],
+        seen.material[solid],
+        seen.prim[solid],
+        np.take(seen.local, solid, 1),
+    )
+    shift = (prim % 17).astype(np.float32) * np.float32(
+        0.37
+    )  # no two things show the same piece of a texture
     s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
     weight = texture(material, s, v, seen.t[solid] * np.float32(pixel) / np.maximum(seen.facing[solid], 0.2))
     gain = np.ones(textured, np.float32)
@@ -57,9 +66,17 @@ class Patch:
         self.style = world.style[self.prim].T
         self.colour, self.glow, self.material, self.weather = colour, glow, hits.material, weather
         side = self.axis == 0
-        self.front, self.back, self.flank, self.top = side & (self.x > 0), side & (self.x <= 0), self.axis == 1, self.axis == 2
+        self.front, self.back, self.flank, self.top = (
+            side & (self.x > 0),
+            side & (self.x <= 0),
+            self.axis == 1,
+            self.axis == 2,
+        )
         self.wide, self.tall = 2 * np.where(side, self.hy, self.hx), 2 * self.hz
-        self.s, self.v = np.where(side, self.y + self.hy, self.x + self.hx), self.z + self.hz  # metres from the face's left and bottom
+        self.s, self.v = (
+            np.where(side, self.y + self.hy, self.x + self.hx),
+            self.z + self.hz,
+        )  # metres from the face's left and bottom
         self.a, self.b = self.s / self.wide, self.v / self.tall  # the same, 0..1
 
     def border(self):
@@ -67,7 +84,9 @@ class Patch:
         return np.minimum(np.minimum(self.s, self.wide - self.s), np.minimum(self.v, self.tall - self.v))
 
     def set(self, where, colour, material=None, glow=None):
-        """Where a mask says so (or at these positions): reflectance and own light, (3,) or (3, n) for the patch or the chosen; material."""
+        """Where a mask says so (or at these positions): reflectance and own light, (3,) or (3, n) for the
+        patch or the chosen; material.
+        """
         where = np.flatnonzero(where) if where.dtype == bool else where
         chosen = self.index[where]
         for target, value in ((self.colour, colour), (self.glow, glow)):
@@ -82,7 +101,9 @@ class Patch:
 
 
 def _facade(p: Patch):
-    """Storeys of windows with frames and mullions; below them doors, or shops with sign boards. style: pitch, storey, kind, shops."""
+    """Storeys of windows with frames and mullions; below them doors, or shops with sign boards. style: pitch,
+    storey, kind, shops.
+    """
     pitch, storey, kind, shops = p.style
     wall, shops, tall = ~p.top, shops > 0, p.tall
     n = np.maximum(1, np.floor(p.wide / pitch + 0.5))  # bays
@@ -91,7 +112,9 @@ def _facade(p: Patch):
     i, j = np.floor(across), np.floor(level)
     fu, fv = across - i, level - j  # place within the bay and the storey, 0..1
     full = wall & (j >= 0) & (p.v < tall - 0.9) & (base + (j + 1) * storey < tall + 0.3)
-    frames = np.array([(0.24, 0.30, 0.05, 0.05), (0.28, 0.12, 0.34, 0.10), (0.84, 0.86, 0.88, 0.94)], np.float32)
+    frames = np.array(
+        [(0.24, 0.30, 0.05, 0.05), (0.28, 0.12, 0.34, 0.10), (0.84, 0.86, 0.88, 0.94)], np.float32
+    )
     left, low, high = frames[:, kind.astype(np.int64)]  # of a bay and a storey, for the four kinds of facade
     pane = full & (fu > left) & (fu < 1 - left) & (fv > low) & (fv < high)
     reveal = full & (fu > left - 0.05) & (fu < 1.05 - left) & (fv > low - 0.07) & (fv < high + 0.04)
@@ -102,8 +125,17 @@ def _facade(p: Patch):
     p.set(shutter, [0.12 + 0.3 * hue, 0.20 + 0.1 * hue, 0.26 - 0.18 * hue])
     shop = wall & shops & (p.v > 0.45) & (p.v < 2.6) & (fu > 0.06) & (fu < 0.94)
     sign = wall & shops & (p.v > 2.7) & (p.v < 3.3) & (fu > 0.03) & (fu < 0.97)
-    board = np.stack([0.15 + 0.55 * (tint * 3 % 1), 0.12 + 0.4 * (tint * 7 % 1), 0.12 + 0.5 * (tint * 11 % 1)])
-    letters = sign & (p.v > 2.85) & (p.v < 3.15) & (fu > 0.2) & (fu < 0.8) & (dice(np.floor(p.s * 5), p.prim, 5) > 0.4)
+    board = np.stack(
+        [0.15 + 0.55 * (tint * 3 % 1), 0.12 + 0.4 * (tint * 7 % 1), 0.12 + 0.5 * (tint * 11 % 1)]
+    )
+    letters = (
+        sign
+        & (p.v > 2.85)
+        & (p.v < 3.15)
+        & (fu > 0.2)
+        & (fu < 0.8)
+        & (dice(np.floor(p.s * 5), p.prim, 5) > 0.4)
+    )
     p.set(sign, board, glow=board * (0.6 * p.weather.lamps))
     p.set(letters, (0.85, 0.85, 0.8), glow=rgb(0.9, 0.85, 0.7) * p.weather.lamps)
     middle = np.abs(fu - 0.5) * p.wide / n  # metres from the middle of the bay
@@ -114,8 +146,15 @@ def _facade(p: Patch):
     shop, fv, tint, chance = shop[glass], fv[glass], tint[glass], dice(p.prim[glass], i[glass], j[glass] + 11)
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)  # warm, or cool light
-    inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))), 0)
-    glow = (channels((1.0, 0.72, 0.38)) * curtain + channels((0.75, 0.88, 1.0)) * (1 - curtain) * 0.7) * inside
+    inside = np.where(
+        lit,
+        (0.22 + 0.5 * ((chance * 91) % 1))
+        * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))),
+        0,
+    )
+    glow = (
+        channels((1.0, 0.72, 0.38)) * curtain + channels((0.75, 0.88, 1.0)) * (1 - curtain) * 0.7
+    ) * inside
     p.set(glass, [0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint], "glass", glow)
     p.set(mullion, (0.55, 0.53, 0.5), "render")
 
@@ -137,7 +176,11 @@ def _cabin(p: Patch):
     """Windows all round, with pillars; roof in the body's colour."""
     along = np.where(p.axis == 0, np.abs(p.y) / p.hy, np.abs(p.x) / (p.hx * (1 - 0.30 * p.v / p.tall)))
     pillar = p.flank & (np.abs(p.x + 0.1) < 0.06)
-    p.set(~p.top & ~pillar & (along < 0.88) & (p.v > 0.07 * p.tall) & (p.v < 0.90 * p.tall), (0.03, 0.035, 0.04), "glass")
+    p.set(
+        ~p.top & ~pillar & (along < 0.88) & (p.v > 0.07 * p.tall) & (p.v < 0.90 * p.tall),
+        (0.03, 0.035, 0.04),
+        "glass",
+    )
 
 
 def _bus(p: Patch):
@@ -154,31 +197,63 @@ def _bus(p: Patch):
     p.set(display, (0.02, 0.02, 0.02), glow=(0, 0, 0))
     text = display & (dice(np.floor(p.s * 9), np.floor(p.v * 9), p.prim) > 0.45) & (up > 0.86) & (up < 0.93)
     p.set(text, (0.8, 0.45, 0.05), glow=(1.1, 0.6, 0.08))
-    p.set(p.back & (out > 0.78) & (up > 0.22) & (up < 0.46), (0.45, 0.02, 0.02), glow=rgb(2.4, 0.05, 0.03) * running)
-    p.set(p.front & (out > 0.6) & (up > 0.18) & (up < 0.28), (0.75, 0.75, 0.7), "glass", rgb(8.0, 7.6, 6.6) * running)
+    p.set(
+        p.back & (out > 0.78) & (up > 0.22) & (up < 0.46),
+        (0.45, 0.02, 0.02),
+        glow=rgb(2.4, 0.05, 0.03) * running,
+    )
+    p.set(
+        p.front & (out > 0.6) & (up > 0.18) & (up < 0.28),
+        (0.75, 0.75, 0.7),
+        "glass",
+        rgb(8.0, 7.6, 6.6) * running,
+    )
     p.set(p.back & (out < 0.6) & (up > 0.16) & (up < 0.4) & ((p.v * 8) % 1 < 0.4), (0.05, 0.05, 0.05))
 
 
 def _sign(p: Patch):
-    """Traffic sign faces (both sides painted). style: 0 speed limit, 1 warning, 2 information, 3 direction board."""
+    """Traffic sign faces (both sides painted). style: 0 speed limit, 1 warning, 2 information, 3 direction
+    board.
+    """
     limit, warning, information, board = (p.style[0] == kind for kind in range(4))
     a, b = np.where(p.axis == 0, -p.y / p.hy, p.x / p.hx), p.z / p.hz  # a grows to the right of who drives by
     edge, beside, height = np.maximum(np.abs(a), np.abs(b)), np.abs(a), np.abs(b)
     white, black = (0.82, 0.82, 0.80), (0.03, 0.03, 0.03)
     p.set(limit, white)
     p.set(limit & (np.sqrt(a * a + b * b) > 0.70), (0.66, 0.03, 0.04))
-    left, col, row = a < 0, np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16), np.floor((b + 0.40) / 0.16)  # two digits of 3 x 5 dots
-    first = np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[p.prim % 3]  # 3, 5 or 7
-    dot = np.where(left, first, 0b111_101_101_101_111) >> (np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)).astype(np.int64) & 1
+    left, col, row = (
+        a < 0,
+        np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16),
+        np.floor((b + 0.40) / 0.16),
+    )  # two digits of 3 x 5 dots
+    first = np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[
+        p.prim % 3
+    ]  # 3, 5 or 7
+    dot = (
+        np.where(left, first, 0b111_101_101_101_111)
+        >> (np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)).astype(np.int64)
+        & 1
+    )
     p.set(limit & (dot == 1) & (col >= 0) & (col < 3) & (row >= 0) & (row < 5) & (beside < 0.54), black)
     p.set(warning, (0.85, 0.58, 0.03))
-    p.set(warning & ((edge > 0.86) | (beside < 0.13) & (np.abs(b + 0.05) < 0.55) & (np.abs(b + 0.32) > 0.09)), black)
+    p.set(
+        warning & ((edge > 0.86) | (beside < 0.13) & (np.abs(b + 0.05) < 0.55) & (np.abs(b + 0.32) > 0.09)),
+        black,
+    )
     p.set(information | board, (0.02, 0.16, 0.55))
     p.set((information | board) & (edge > 0.90), white)
     p.set(information & (beside < 0.5) & (height < 0.55) & ((beside > 0.28) | (height < 0.12)), white)
-    text = (np.abs(height - 0.38) < 0.16) & (np.abs(a + 0.15) < 0.55) & (dice(np.floor(a * 14), np.floor(b * 1.6), p.prim) > 0.35)
+    text = (
+        (np.abs(height - 0.38) < 0.16)
+        & (np.abs(a + 0.15) < 0.55)
+        & (dice(np.floor(a * 14), np.floor(b * 1.6), p.prim) > 0.35)
+    )
     arrow = np.abs(a - 0.68)
-    p.set(board & (text | (arrow < 0.08) & (height < 0.6) | (arrow < 0.9 * (0.66 - b)) & (b > 0.45) & (b < 0.66)), white)
+    p.set(
+        board
+        & (text | (arrow < 0.08) & (height < 0.6) | (arrow < 0.9 * (0.66 - b)) & (b > 0.45) & (b < 0.66)),
+        white,
+    )
 
 
 def _books(p: Patch):
@@ -186,8 +261,19 @@ def _books(p: Patch):
     width, face = 0.038 + 0.02 * dice(p.prim, 0, 1), ~p.top
     k = np.floor(p.s / width)
     tint, tone = dice(k, p.prim, 2), dice(k, p.prim, 9)
-    palette = np.array([(0.55, 0.08, 0.06), (0.07, 0.18, 0.42), (0.08, 0.30, 0.16), (0.70, 0.55, 0.20), (0.62, 0.58, 0.50),
-                        (0.28, 0.12, 0.30), (0.75, 0.30, 0.08), (0.05, 0.05, 0.06)], np.float32)
+    palette = np.array(
+        [
+            (0.55, 0.08, 0.06),
+            (0.07, 0.18, 0.42),
+            (0.08, 0.30, 0.16),
+            (0.70, 0.55, 0.20),
+            (0.62, 0.58, 0.50),
+            (0.28, 0.12, 0.30),
+            (0.75, 0.30, 0.08),
+            (0.05, 0.05, 0.06),
+        ],
+        np.float32,
+    )
     p.set(face, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
     p.set(p.top, (0.7, 0.67, 0.58))
     p.dim(face & ((p.s / width) % 1 < 0.14), 0.35)
@@ -210,14 +296,20 @@ def _picture(p: Patch):
 
 
 def _window(p: Patch):
-    """Seen from inside a room: white frame, panes, and the street outside (bright by day, dark blue at night)."""
+    """Seen from inside a room: white frame, panes, and the street outside (bright by day, dark blue at
+    night).
+    """
     a, b = p.a, p.b
     frame = (p.border() < 0.06) | (np.abs(a - 0.5) * p.wide < 0.03) | (np.abs(b - 0.7) * p.tall < 0.025)
     out, light = p.weather.gradient(b * 1.2 - 0.3), channels(p.weather.outside)
     house = b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4)
     tree = (np.abs(a - 0.62) ** 2 * 5 + (b - 0.34) ** 2 * 4 < 0.16) | (b < 0.14)
     pinprick = house & (dice(np.floor(a * 22), np.floor(b * 22), p.prim) < 0.35 * p.weather.windows)
-    for mask, seen in ((house, rgb(0.42, 0.34, 0.29) * light), (tree, rgb(0.09, 0.20, 0.06) * light), (pinprick, rgb(1.0, 0.7, 0.35))):
+    for mask, seen in (
+        (house, rgb(0.42, 0.34, 0.29) * light),
+        (tree, rgb(0.09, 0.20, 0.06) * light),
+        (pinprick, rgb(1.0, 0.7, 0.35)),
+    ):
         out = np.where(mask, seen, out)
     p.set(~frame, (0.04, 0.045, 0.05), "glass", out)
     p.set(frame, (0.80, 0.79, 0.76))
@@ -252,8 +344,24 @@ def _board(p: Patch):
     cell_w, cell_h = p.wide / np.maximum(across, 1), p.tall / np.maximum(high, 1)
     seam = np.minimum(np.minimum(u, 1 - u) * cell_w, np.minimum(v, 1 - v) * cell_h)
     p.dim(~p.top & (seam < 0.015), 0.35)
-    p.set(~p.top & (np.abs(u - 0.88) * cell_w < 0.02) & (np.abs(v - 0.5) * cell_h < 0.06), (0.55, 0.52, 0.45), "metal")
+    p.set(
+        ~p.top & (np.abs(u - 0.88) * cell_w < 0.02) & (np.abs(v - 0.5) * cell_h < 0.06),
+        (0.55, 0.52, 0.45),
+        "metal",
+    )
 
 
-RULES = {"facade": _facade, "car": _car, "cabin": _cabin, "bus": _bus, "sign": _sign, "books": _books, "picture": _picture,
-         "window": _window, "tv": _tv, "rug": _rug, "board": _board, "stripes": _stripes}
+RULES = {
+    "facade": _facade,
+    "car": _car,
+    "cabin": _cabin,
+    "bus": _bus,
+    "sign": _sign,
+    "books": _books,
+    "picture": _picture,
+    "window": _window,
+    "tv": _tv,
+    "rug": _rug,
+    "board": _board,
+    "stripes": _stripes,
+}

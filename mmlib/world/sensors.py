@@ -1,7 +1,8 @@
-"""The eight sensors: each turns hits, light and heat into its image in physical units (see ``mmlib.modalities.SENSORS``).
+"""The eight sensors: each turns hits, light and heat into its image in physical units (see
+``mmlib.modalities.SENSORS``).
 
-Noise comes from one generator per sensor, so asking for fewer sensors, or breaking one of them (``FAILURES``), leaves every other image
-as it was.
+Noise comes from one generator per sensor, so asking for fewer sensors, or breaking one of them
+(``FAILURES``), leaves every other image as it was.
 """
 
 import math
@@ -14,12 +15,23 @@ from .light import sun_cosine
 from .materials import MATERIAL, PATTERN, column, dice
 from .surfaces import FRONT
 
-CASE_SENSOR = {"motionblur": "rgb", "overexposure": "rgb", "underexposure": "rgb", "lidarjitter": "lidar", "eventlowres": "event"}
+CASE_SENSOR = {
+    "motionblur": "rgb",
+    "overexposure": "rgb",
+    "underexposure": "rgb",
+    "lidarjitter": "lidar",
+    "eventlowres": "event",
+}
 FAILURES = tuple(CASE_SENSOR)
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-_TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))  # display gamma, then a little contrast
+_TONE = np.power(
+    np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2)
+)  # display gamma, then a little contrast
 _TONE += np.float32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
-DEPTH_UNIT = {True: 0.0028, False: 0.0006}  # 1/m: step of the disparity (1 / z) that the depth camera measures, by indoor
+DEPTH_UNIT = {
+    True: 0.0028,
+    False: 0.0006,
+}  # 1/m: step of the disparity (1 / z) that the depth camera measures, by indoor
 f32 = np.float32
 
 
@@ -30,13 +42,19 @@ def _display(light):
 
 # ---------------------------------------------------------------- visible light
 def rgb(radiance, weather, rng, case="") -> np.ndarray:
-    """Camera picture (H, W, 3) in 0..1 from radiance (3, H, W): glare, exposure, photon and read noise, film-like curve, display gamma."""
+    """Camera picture (H, W, 3) in 0..1 from radiance (3, H, W): glare, exposure, photon and read noise,
+    film-like curve, display gamma.
+    """
     width = radiance.shape[2]
     light = radiance * weather.exposure
     if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
         excess = np.clip(light - 0.9, 0, 8)
         halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * 0.30
-        wide = gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0).repeat(2, 1).repeat(2, 2)
+        wide = (
+            gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0)
+            .repeat(2, 1)
+            .repeat(2, 2)
+        )
         light = light + halo + wide[:, : light.shape[1], :width] * 0.22
     if case == "motionblur":
         light = _smear(light, rng)
@@ -62,15 +80,17 @@ def _smear(light, rng):
 
 # ---------------------------------------------------------------- range
 def depth_step(z, indoor: bool):
-    """Quantisation step of the depth camera in metres at depth z: it measures disparity (1 / z), so the step grows with z squared."""
+    """Quantisation step of the depth camera in metres at depth z: it measures disparity (1 / z), so the step
+    grows with z squared.
+    """
     return DEPTH_UNIT[indoor] * z * z
 
 
 def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     """Depth (H, W, 1) in metres, 0 = no measurement.
 
-    Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range, surfaces seen at grazing angles,
-    glass and other mirrors, a few at random, and distant things in fog.
+    Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range,
+    surfaces seen at grazing angles, glass and other mirrors, a few at random, and distant things in fog.
     """
     far, unit = (8.0 if indoor else 60.0), DEPTH_UNIT[indoor]
     chance = rng.random(hits.t.shape, f32)
@@ -85,7 +105,9 @@ def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
 
 
 def lidar_rings(indoor: bool):
-    """Elevations (descending) and azimuths (ascending) of the scanner, radians: 40 rings, dense around the horizon, every 0.45 degrees."""
+    """Elevations (descending) and azimuths (ascending) of the scanner, radians: 40 rings, dense around the
+    horizon, every 0.45 degrees.
+    """
     up, down = (24, -38) if indoor else (9, -25)
     u = np.linspace(1, -1, 40)
     bend = 0.45 * u + 0.55 * u**3
@@ -93,7 +115,9 @@ def lidar_rings(indoor: bool):
 
 
 def lidar_mount(camera, indoor):
-    """The scanner sits on the roof above the camera (indoors: on the same pole), level, with the camera's heading."""
+    """The scanner sits on the roof above the camera (indoors: on the same pole), level, with the camera's
+    heading.
+    """
     x, y, z = camera.position
     return (x, y, z + (0.10 if indoor else 0.35)), camera.yaw
 
@@ -104,12 +128,13 @@ def lidar_view(world):
 
 
 def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
-    """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres, where the sensor believes the
-    points are), range and intensity.
+    """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres,
+    where the sensor believes the points are), range and intensity.
 
-    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in fog, which scatters back)
-    decides which points return; mirrors swallow most; fog returns a few false points near the sensor. ``lidarjitter`` turns every ring by
-    its own small angle and the whole sensor by one.
+    Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in
+    fog, which scatters back) decides which points return; mirrors swallow most; fog returns a few false
+    points near the sensor. ``lidarjitter`` turns every ring by its own small angle and the whole sensor by
+    one.
     """
     elevations, azimuths = lidar_rings(world.indoor)
     mount, _ = lidar_mount(world.camera, world.indoor)
@@ -127,7 +152,9 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
         measured, good = np.where(ghost, 2 + np.abs(noise) * 1.5, measured), good | ghost
     direction = hits.direction
     if case == "lidarjitter":
-        sway = np.radians(rng.standard_normal(len(elevations)) * 1.2 + rng.standard_normal() * 1.5).astype(f32)
+        sway = np.radians(rng.standard_normal(len(elevations)) * 1.2 + rng.standard_normal() * 1.5).astype(
+            f32
+        )
         tip = f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
         (x, y, z), c, s = direction, *np.repeat([np.cos(sway), np.sin(sway)], len(azimuths), 1)
         direction = np.stack([c * x - s * y, s * x + c * y, z + tip])
@@ -138,33 +165,41 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
 
 
 def lidar(points, camera, size) -> np.ndarray:
-    """Points projected into the camera: (H, W, 3) = range m, intensity in percent, height above ground m; 0 = no point; the nearest point
-    of a pixel wins."""
+    """Points projected into the camera: (H, W, 3) = range m, intensity in percent, height above ground m; 0 =
+    no point; the nearest point of a pixel wins.
+    """
     height, width = size
     x, y, ahead = camera.project(points["x"], points["y"], points["z"], size)
     j, i = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     seen = np.flatnonzero((ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
     seen = seen[np.argsort(-points["range"][seen], kind="stable")]
     image = np.zeros((height, width, 3), f32)
-    image[i[seen], j[seen]] = np.stack([points["range"], points["intensity"], np.maximum(points["z"], 0)], 1)[seen]
+    image[i[seen], j[seen]] = np.stack([points["range"], points["intensity"], np.maximum(points["z"], 0)], 1)[
+        seen
+    ]
     return image
 
 
 # ---------------------------------------------------------------- events
 def log_intensity(radiance, weather) -> np.ndarray:
-    """What an event pixel sees: the log of luminance above its dark current (works at night until that floor)."""
+    """What an event pixel sees: the log of luminance above its dark current (works at night until that
+    floor).
+    """
     return np.log(np.tensordot(LUMA, radiance, 1) * weather.exposure + 0.03)
 
 
 def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -> np.ndarray:
     """Event counts (H, W, 2) = brighter, darker between two log-intensity images (H, W).
 
-    A pixel fires once per ``threshold`` of log change. With ``rng``, every pixel's threshold differs a little, and some fire at random.
+    A pixel fires once per ``threshold`` of log change. With ``rng``, every pixel's threshold differs a
+    little, and some fire at random.
     """
     change = after - before
     if case == "eventlowres":  # an array with a quarter of the rows and columns
         rows, cols = (np.arange(n) // 4 for n in change.shape)
-        total = np.add.reduceat(np.add.reduceat(change, np.arange(0, len(rows), 4), 0), np.arange(0, len(cols), 4), 1)
+        total = np.add.reduceat(
+            np.add.reduceat(change, np.arange(0, len(rows), 4), 0), np.arange(0, len(cols), 4), 1
+        )
         change = (total / np.outer(np.bincount(rows), np.bincount(cols))).astype(f32)
     noise = 0
     if rng is not None:
@@ -178,17 +213,21 @@ def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -
 
 # ---------------------------------------------------------------- heat
 def temperature(world, hits, weather, sun) -> np.ndarray:
-    """Apparent temperature (N,) in degrees Celsius before the detector: reads the weather's heat fields only, never its light.
+    """Apparent temperature (N,) in degrees Celsius before the detector: reads the weather's heat fields only,
+    never its light.
 
-    surface = air + warmth * (sun now + what is left of the sun before) + own heat; a share 1 - emissivity of what the camera sees is the
-    sky's or the surroundings' reflection; fog slowly replaces everything by its own temperature. ``sun`` (N,) is not shaded, 0..1.
+    surface = air + warmth * (sun now + what is left of the sun before) + own heat; a share 1 - emissivity of
+    what the camera sees is the sky's or the surroundings' reflection; fog slowly replaces everything by its
+    own temperature. ``sun`` (N,) is not shaded, 0..1.
     """
     m, pattern = hits.material, world.pattern[hits.prim]
     air, cold_sky = weather.air, weather.sky_temperature
     cosine = sun_cosine(hits, weather)
     before = weather.sun_before * column("keep")[m] * (0.6 + 0.4 * cosine)
     surface = air + column("warmth")[m] * (weather.sun_now * cosine * sun + before)
-    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2  # no two things are equally warm
+    own = (
+        world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2
+    )  # no two things are equally warm
     leak = max(20.0 - weather.air, 0)  # windows of heated houses
     if world.indoor:  # warm air rises; the far wall is an outer wall; the window is as cold as the street
         own = own + 0.7 * (hits.where[2] - 1.2) - f32(1.3) * (hits.prim == world.count + FRONT)
@@ -208,7 +247,9 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
 
 
 def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
-    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of noise, column pattern."""
+    """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of
+    noise, column pattern.
+    """
     width = temperatures.shape[1]
     image = gaussian_filter(temperatures, 0.5 + width / 1000)
     noise = rng.standard_normal(image.shape, f32) * netd + rng.standard_normal(width, f32) * (0.4 * netd)
@@ -217,11 +258,15 @@ def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
 
 # ---------------------------------------------------------------- near infrared, polarisation
 def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> np.ndarray:
-    """850 nm picture (N,) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the dark an illuminator beside the
-    lens. ``colour``, ``light``, ``sun`` and ``occlusion`` as for (or from) ``light.radiance``."""
+    """850 nm picture (N,) in 0..1: leaves, cloth and skin bright, water, glass and clear sky dark; in the
+    dark an illuminator beside the lens. ``colour``, ``light``, ``sun`` and ``occlusion`` as for (or from)
+    ``light.radiance``.
+    """
     luma = LUMA @ colour
     own = column("nir")[hits.material]
-    relief = 0.3 + 0.7 * np.clip(luma / ((LUMA @ world.colour)[hits.prim] + 1e-3), 0.4, 1.3)  # visible texture, softened
+    relief = 0.3 + 0.7 * np.clip(
+        luma / ((LUMA @ world.colour)[hits.prim] + 1e-3), 0.4, 1.3
+    )  # visible texture, softened
     albedo = np.clip(np.where(own < 0, -own * luma, own * relief), 0, 0.9)
     solid = np.isfinite(hits.t)
     distance = np.where(solid, hits.t, 1e3).astype(f32)
@@ -240,21 +285,26 @@ def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> n
 
 
 def fresnel_polarisation(cosine, index):
-    """Degree of linear polarisation of (diffusely re-emitted, mirror-reflected) light at an angle with this cosine, refractive index n.
+    """Degree of linear polarisation of (diffusely re-emitted, mirror-reflected) light at an angle with this
+    cosine, refractive index n.
 
-    Diffuse light is polarised in the plane of normal and view, mirrored light across it (Atkinson & Hancock 2006).
+    Diffuse light is polarised in the plane of normal and view, mirrored light across it (Atkinson & Hancock
+    2006).
     """
     sine2 = np.clip(1 - cosine * cosine, 0, 1)
     n2 = index * index
     root = np.sqrt(n2 - sine2)
-    diffuse = (index - 1 / index) ** 2 * sine2 / (2 + 2 * n2 - (index + 1 / index) ** 2 * sine2 + 4 * cosine * root)
+    diffuse = (
+        (index - 1 / index) ** 2 * sine2 / (2 + 2 * n2 - (index + 1 / index) ** 2 * sine2 + 4 * cosine * root)
+    )
     mirror = 2 * sine2 * cosine * root / (n2 - sine2 - n2 * sine2 + 2 * sine2 * sine2 + 1e-6)
     return np.clip(diffuse, 0, 1), np.clip(mirror, 0, 1)
 
 
 def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the rows, s2 > 0: rising to the
-    right)."""
+    """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the
+    rows, s2 > 0: rising to the right).
+    """
     _, right, up = (np.array(a, f32) for a in camera.axes())
 
     def doubled(a, b):
@@ -262,7 +312,9 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
         size = a * a + b * b + 1e-9
         return (a * a - b * b) / size, 2 * a * b / size
 
-    across = hits.normal + hits.direction * hits.facing  # the normal's part perpendicular to the line of sight
+    across = (
+        hits.normal + hits.direction * hits.facing
+    )  # the normal's part perpendicular to the line of sight
     index = column("index")[hits.material]
     diffuse, mirror = fresnel_polarisation(hits.facing, index)
     base = ((index - 1) / (index + 1)) ** 2
@@ -283,8 +335,9 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
 
 
 def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
-    """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle is noise where the degree is
-    near zero."""
+    """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle
+    is noise where the degree is near zero.
+    """
     if rng is not None:
         s1, s2 = (s + noise * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)

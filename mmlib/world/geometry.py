@@ -1,13 +1,15 @@
 """Convex primitives, ray grids and the tracer that finds which primitive each ray meets first.
 
-World axes: x forward along the street (or into the room), y left, z up; metres. A scene is a few hundred *convex* primitives plus an
-analytic background (ground plane, or the inside of a room). Every ray grid (camera, second pose of the event camera, LiDAR rings, light
-map) is a "view". Each primitive is tested only against the rays inside its bounding rectangle in that grid, and all (primitive, ray)
-pairs of one kind are intersected in one vectorised pass; the nearest hit is kept with an atomic minimum over keys that pack distance and
-primitive.
+World axes: x forward along the street (or into the room), y left, z up; metres. A scene is a few hundred
+*convex* primitives plus an analytic background (ground plane, or the inside of a room). Every ray grid
+(camera, second pose of the event camera, LiDAR rings, light map) is a "view". Each primitive is tested only
+against the rays inside its bounding rectangle in that grid, and all (primitive, ray) pairs of one kind are
+intersected in one vectorised pass; the nearest hit is kept with an atomic minimum over keys that pack
+distance and primitive.
 
-Labels must be the same bits on every CPU. So whatever decides visibility uses +, -, *, /, sqrt, floor and comparisons only, one numpy call
-each (IEEE 754 rounds these the same everywhere); no matmul, no reductions in floating point, no trigonometry except ``turn``.
+Labels must be the same bits on every CPU. So whatever decides visibility uses +, -, *, /, sqrt, floor and
+comparisons only, one numpy call each (IEEE 754 rounds these the same everywhere); no matmul, no reductions in
+floating point, no trigonometry except ``turn``.
 """
 
 import math
@@ -24,7 +26,9 @@ CHUNK = 1 << 16  # (primitive, ray) pairs worked on at once: keeps temporaries i
 MISS = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 _CORNERS = np.array([(i, j, k) for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], np.float64)  # (8, 3)
-_EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]).T  # (2, 12)
+_EDGES = np.array(
+    [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
+).T  # (2, 12)
 
 
 def turn(angle: float) -> tuple[float, float]:
@@ -42,17 +46,36 @@ class Stage:
 
     def __init__(self):
         self.rows: list[tuple] = []
-        self.box, self.frustum, self.ellipsoid = (partial(self.add, kind) for kind in (BOX, FRUSTUM, ELLIPSOID))
+        self.box, self.frustum, self.ellipsoid = (
+            partial(self.add, kind) for kind in (BOX, FRUSTUM, ELLIPSOID)
+        )
 
-    def add(self, kind, label, material, colour, centre, half, yaw=0.0, taper=(0.0, 0.0), pattern="none", style=(), move=(0.0, 0.0),
-            heat=0.0, glow=0.0):
+    def add(
+        self,
+        kind,
+        label,
+        material,
+        colour,
+        centre,
+        half,
+        yaw=0.0,
+        taper=(0.0, 0.0),
+        pattern="none",
+        style=(),
+        move=(0.0, 0.0),
+        heat=0.0,
+        glow=0.0,
+    ):
         """One primitive.
 
         Args:
-            label, material, pattern: class index; name or index in materials.MATERIALS; name in materials.PATTERN.
+            label, material, pattern: class index; name or index in materials.MATERIALS; name in
+                materials.PATTERN.
             colour: linear reflectance (r, g, b) in 0..1.
-            half: half sizes (hx, hy, hz) about the centre, in its own frame, which is turned by ``yaw`` about z.
-            taper: a FRUSTUM's half sizes hold at its bottom and shrink by (kx, ky) metres per metre of height.
+            half: half sizes (hx, hy, hz) about the centre, in its own frame, which is turned by ``yaw`` about
+                z.
+            taper: a FRUSTUM's half sizes hold at its bottom and shrink by (kx, ky) metres per metre of
+                height.
             style: up to four numbers that its pattern reads (see looks.py).
             move: metres it moves in (x, y) between the two poses of the event camera.
             heat: kelvin above what weather alone would give (engines, bodies, screens).
@@ -60,15 +83,34 @@ class Stage:
         """
         material, style = MATERIAL.get(material, material), (*style, 0, 0, 0, 0)[:4]
         self.rows.append(
-            (kind, label, material, PATTERN[pattern], *colour, *centre, *half, *turn(yaw), *taper, *style, *move, heat, glow))
+            (
+                kind,
+                label,
+                material,
+                PATTERN[pattern],
+                *colour,
+                *centre,
+                *half,
+                *turn(yaw),
+                *taper,
+                *style,
+                *move,
+                heat,
+                glow,
+            )
+        )
 
     def cylinder(self, label, material, colour, foot, radius, height, **more):
         """Upright cylinder that stands on ``foot`` = (x, y, z)."""
         x, y, z = foot
-        self.add(CYLINDER, label, material, colour, (x, y, z + height / 2), (radius, radius, height / 2), **more)
+        self.add(
+            CYLINDER, label, material, colour, (x, y, z + height / 2), (radius, radius, height / 2), **more
+        )
 
     def build(self, background: list[tuple], **scene) -> "World":
-        """Arrays, sorted by kind; ``background`` lists (label, material, pattern, colour) of the surfaces that are not primitives."""
+        """Arrays, sorted by kind; ``background`` lists (label, material, pattern, colour) of the surfaces
+        that are not primitives.
+        """
         table = np.array(sorted(self.rows, key=lambda row: row[0]), np.float64)
         extra = np.zeros((len(background), table.shape[1]))
         for row, (label, material, pattern, colour) in zip(extra, background):
@@ -85,10 +127,15 @@ class World:
     indoor: bool
     camera: "Camera"
     motion: tuple[float, float]  # metres forward and radians of yaw between the event camera's two poses
-    paint: object = lambda *_: None  # (label, material, prim, x, y, z) -> in place: what lies on the ground (road markings, grass)
+    paint: object = lambda *_: (
+        None
+    )  # (label, material, prim, x, y, z) -> in place: what lies on the ground (road markings, grass)
     room: tuple[float, ...] = ()  # x0, x1, y0, y1, height of an indoor scene
-    lights: tuple = ()  # street lamps or room lamps: (x, y, z, r, g, b, downward) with radiant intensity r, g, b
-    facts: object = None  # scene-specific extras: "tones" of the ground's materials, or the "window" (centre, half sizes)
+    # street lamps or room lamps: (x, y, z, r, g, b, downward) with radiant intensity r, g, b
+    lights: tuple = ()
+    facts: object = (
+        None  # scene-specific extras: "tones" of the ground's materials, or the "window" (centre, half sizes)
+    )
 
     def __post_init__(self):
         t = self.table
@@ -130,7 +177,9 @@ class Camera:
         return (cp * cy, cp * sy, sp), (sy, -cy, 0.0), (-(sp * cy), -(sp * sy), cp)
 
     def project(self, x, y, z, size):
-        """World points -> (column, row, depth along the optical axis); pixel (i, j) has its centre at (j + 0.5, i + 0.5)."""
+        """World points -> (column, row, depth along the optical axis); pixel (i, j) has its centre at (j +
+        0.5, i + 0.5).
+        """
         height, width = size
         offset = [value - start for value, start in zip((x, y, z), self.position)]
         depth, right, up = (dot(offset, axis) for axis in self.axes())
@@ -140,7 +189,9 @@ class Camera:
 
 @dataclass
 class View:
-    """A grid of N = rows x cols rays, from one ``origin`` along ``dirs`` (3, N), or from N origins (3, N) along one direction."""
+    """A grid of N = rows x cols rays, from one ``origin`` along ``dirs`` (3, N), or from N origins (3, N)
+    along one direction.
+    """
 
     rows: int
     cols: int
@@ -151,9 +202,11 @@ class View:
 
 
 def _extents(corners, position, axes):
-    """Bounds of the boxes in a frame (forward, right, up): smallest and largest right / forward and up / forward, each (P,).
+    """Bounds of the boxes in a frame (forward, right, up): smallest and largest right / forward and up /
+    forward, each (P,).
 
-    Boxes that reach behind the eye are cut at the near plane first; boxes wholly behind it get empty intervals (inf, -inf).
+    Boxes that reach behind the eye are cut at the near plane first; boxes wholly behind it get empty
+    intervals (inf, -inf).
     """
     offset = [corners[k] - position[k] for k in range(3)]
     ends = np.stack([dot(offset, axis) for axis in axes])  # (3, P, 8): depth, right, up
@@ -168,18 +221,24 @@ def _extents(corners, position, axes):
 
 
 def cells(low, high, n):
-    """First and last + 1 of the n cells whose centres (at 0, 1, ...) lie between the bounds, with a hair of margin."""
+    """First and last + 1 of the n cells whose centres (at 0, 1, ...) lie between the bounds, with a hair of
+    margin.
+    """
     return (np.clip(end, 0, n).astype(np.int64) for end in (np.ceil(low - 1e-3), np.floor(high + 1e-3) + 1))
 
 
 def camera_view(camera: Camera, size, time=0.0) -> View:
-    """The rays of a picture. Directions have length 1 along the optical axis, so a ray's parameter t IS the depth in metres."""
+    """The rays of a picture. Directions have length 1 along the optical axis, so a ray's parameter t IS the
+    depth in metres.
+    """
     height, width = size
     f = camera.focal * width
     axes = forward, right, up = camera.axes()
     u = ((np.arange(width) + 0.5) - width / 2) / f
     v = (height / 2 - (np.arange(height) + 0.5)) / f
-    dirs = np.stack([(forward[k] + v[:, None] * up[k] + u[None, :] * right[k]).ravel() for k in range(3)]).astype(np.float32)
+    dirs = np.stack(
+        [(forward[k] + v[:, None] * up[k] + u[None, :] * right[k]).ravel() for k in range(3)]
+    ).astype(np.float32)
 
     def bounds(corners):
         u0, u1, v0, v1 = (f * bound for bound in _extents(corners, camera.position, axes))
@@ -190,13 +249,20 @@ def camera_view(camera: Camera, size, time=0.0) -> View:
 
 
 def ring_view(position, yaw, elevations, azimuths) -> View:
-    """A LiDAR's rays, one row per ring: unit directions from elevations (descending) and azimuths (ascending, below a right angle)."""
+    """A LiDAR's rays, one row per ring: unit directions from elevations (descending) and azimuths (ascending,
+    below a right angle).
+    """
     c, s = turn(yaw)
     slope = np.tan(elevations)
     flat = 1 / np.sqrt(1 + slope * slope)
     ca, sa = np.cos(azimuths), np.sin(azimuths)  # positive azimuth = left
-    dirs = np.stack([np.outer(flat, c * ca - s * sa).ravel(), np.outer(flat, s * ca + c * sa).ravel(),
-                     np.repeat(flat * slope, len(azimuths))]).astype(np.float32)
+    dirs = np.stack(
+        [
+            np.outer(flat, c * ca - s * sa).ravel(),
+            np.outer(flat, s * ca + c * sa).ravel(),
+            np.repeat(flat * slope, len(azimuths)),
+        ]
+    ).astype(np.float32)
     step = azimuths[1] - azimuths[0]
 
     def bounds(corners):
@@ -212,10 +278,14 @@ def ring_view(position, yaw, elevations, azimuths) -> View:
 
 
 def intersect(kind, o, d, h, taper=None):
-    """(t_in, t_out) where rays o + t d enter and leave a convex primitive centred at the origin of its own frame; they hit it iff
-    t_in <= t_out (NaN: no hit). o, d, h: three float32 arrays each (origin, direction, half sizes), one entry per pair."""
+    """(t_in, t_out) where rays o + t d enter and leave a convex primitive centred at the origin of its own
+    frame; they hit it iff t_in <= t_out (NaN: no hit). o, d, h: three float32 arrays each (origin, direction,
+    half sizes), one entry per pair.
+    """
     t_in, t_out = -np.inf, np.inf
-    for k in {BOX: (2, 0, 1), FRUSTUM: (2,), CYLINDER: (2,), ELLIPSOID: ()}[kind]:  # between two parallel planes
+    for k in {BOX: (2, 0, 1), FRUSTUM: (2,), CYLINDER: (2,), ELLIPSOID: ()}[
+        kind
+    ]:  # between two parallel planes
         inv = 1 / d[k]
         middle, reach = -o[k] * inv, h[k] * np.abs(inv)
         t_in, t_out = np.maximum(t_in, middle - reach), np.minimum(t_out, middle + reach)
@@ -225,7 +295,10 @@ def intersect(kind, o, d, h, taper=None):
             for sign in (1, -1):
                 rate = lean + sign * d[k]
                 t = (room - sign * o[k]) / rate
-                t_in, t_out = np.maximum(t_in, np.where(rate < 0, t, -np.inf)), np.minimum(t_out, np.where(rate < 0, np.inf, t))
+                t_in, t_out = (
+                    np.maximum(t_in, np.where(rate < 0, t, -np.inf)),
+                    np.minimum(t_out, np.where(rate < 0, np.inf, t)),
+                )
     elif kind != BOX:  # quadratic equation; a cylinder is an ellipsoid without end along z
         tall = np.float32(np.inf) if kind == CYLINDER else h[2]
         oh, dh = (o[0] / h[0], o[1] / h[1], o[2] / tall), (d[0] / h[0], d[1] / h[1], d[2] / tall)
@@ -236,8 +309,10 @@ def intersect(kind, o, d, h, taper=None):
 
 
 def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
-    """First hit of every ray of every view (either all parallel or none), views one after another: t (N,) float32 ray parameter
-    (inf = nothing) and prim (N,) int64 row of ``world.table`` (-1 = nothing). For the background see ``surfaces.background``."""
+    """First hit of every ray of every view (either all parallel or none), views one after another: t (N,)
+    float32 ray parameter (inf = nothing) and prim (N,) int64 row of ``world.table`` (-1 = nothing). For the
+    background see ``surfaces.background``.
+    """
     parallel = np.ndim(views[0].origin) == 2
     rays = np.concatenate([v.origin if parallel else v.dirs for v in views], 1)
     parts, first = [], 0
@@ -245,9 +320,24 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
         bounds = np.stack(view.bounds(world.corners(view.time)))
         prim = np.flatnonzero((bounds[1] > bounds[0]) & (bounds[3] > bounds[2]))
         c, s, zero = world.cos[prim], world.sin[prim], np.zeros(len(prim))
-        # what the view's rays share, in each primitive's own frame: the eye, or the direction of parallel light
-        x, y, z = view.dirs if parallel else np.array(view.origin)[:, None] - world.centres(view.time)[:, prim]
-        parts.append(np.stack([prim, *bounds[:, prim], zero + first, zero + view.cols, c * x + s * y, c * y - s * x, zero + z]))
+        # what the view's rays share, in each primitive's own frame: the eye, or the direction of parallel
+        # light
+        x, y, z = (
+            view.dirs if parallel else np.array(view.origin)[:, None] - world.centres(view.time)[:, prim]
+        )
+        parts.append(
+            np.stack(
+                [
+                    prim,
+                    *bounds[:, prim],
+                    zero + first,
+                    zero + view.cols,
+                    c * x + s * y,
+                    c * y - s * x,
+                    zero + z,
+                ]
+            )
+        )
         first += view.rows * view.cols
     table = np.concatenate(parts, 1)
     kinds, areas = world.kind[table[0].astype(np.int64)], (table[2] - table[1]) * (table[4] - table[3])
@@ -264,10 +354,14 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _keep_nearest(key, shape, kind, block, rays, parallel):
-    """Intersect primitives of one kind (columns of ``block``) with the rays of their rectangles and lower ``key`` where they are hit."""
+    """Intersect primitives of one kind (columns of ``block``) with the rays of their rectangles and lower
+    ``key`` where they are hit.
+    """
     prim, r0, r1, c0, c1, first, cols = block[:7].astype(np.int64)
     tall, wide = r1 - r0, c1 - c0
-    row_of = np.repeat(np.arange(len(prim)), tall)  # flatten: one segment per row of a rectangle, then one pair per cell
+    row_of = np.repeat(
+        np.arange(len(prim)), tall
+    )  # flatten: one segment per row of a rectangle, then one pair per cell
     row = np.arange(len(row_of)) - np.repeat(np.cumsum(tall) - tall, tall)
     length, start = wide[row_of], (first + r0 * cols + c0)[row_of] + row * cols[row_of]
     ray = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)
@@ -287,5 +381,7 @@ def _keep_nearest(key, shape, kind, block, rays, parallel):
     o, d = ((x, y, z), shared) if parallel else (shared, (x, y, z))
     t_in, t_out = intersect(kind, o, d, each(3, 4, 5), each(8, 9) if kind == FRUSTUM else None)
     good = np.flatnonzero((t_in <= t_out) & (t_in > np.float32(NEAR)))
-    packed = (t_in[good].view(np.uint32).astype(np.uint64) << np.uint64(32)) | prim[pick[good]].astype(np.uint64)
+    packed = (t_in[good].view(np.uint32).astype(np.uint64) << np.uint64(32)) | prim[pick[good]].astype(
+        np.uint64
+    )
     np.minimum.at(key, ray[good], packed)

@@ -1,14 +1,23 @@
 """What both scenes need to place things: random numbers, colours, turned coordinates, people.
 
-Only ``rng.random()`` and ``rng.integers()`` are used (their bits are the same everywhere), and Python's own float arithmetic.
+Only ``rng.random()`` and ``rng.integers()`` are used (their bits are the same everywhere), and Python's own
+float arithmetic.
 """
 
 import numpy as np
 
 from .geometry import Stage, turn
 
-COATS = [(0.55, 0.06, 0.06), (0.05, 0.10, 0.35), (0.60, 0.45, 0.08), (0.05, 0.05, 0.06), (0.55, 0.52, 0.48), (0.08, 0.28, 0.14),
-         (0.50, 0.16, 0.36), (0.70, 0.30, 0.05)]
+COATS = [
+    (0.55, 0.06, 0.06),
+    (0.05, 0.10, 0.35),
+    (0.60, 0.45, 0.08),
+    (0.05, 0.05, 0.06),
+    (0.55, 0.52, 0.48),
+    (0.08, 0.28, 0.14),
+    (0.50, 0.16, 0.36),
+    (0.70, 0.30, 0.05),
+]
 TROUSERS = [(0.05, 0.06, 0.12), (0.06, 0.05, 0.05), (0.25, 0.22, 0.17), (0.12, 0.14, 0.18)]
 SKIN = [(0.58, 0.38, 0.28), (0.42, 0.26, 0.18), (0.20, 0.12, 0.08)]
 HAIR = [(0.05, 0.03, 0.02), (0.25, 0.15, 0.06), (0.45, 0.42, 0.38)]
@@ -45,21 +54,40 @@ def shaded(colour, gain):
 
 
 def frame(x, y, yaw):
-    """A function (metres ahead, metres to the left) -> world (x, y) for something that stands at x, y and looks along yaw."""
+    """A function (metres ahead, metres to the left) -> world (x, y) for something that stands at x, y and
+    looks along yaw.
+    """
     c, s = turn(yaw)
     return lambda ahead, left: (x + c * ahead - s * left, y + s * ahead + c * left)
 
 
 def person(draw, label, x, y, z, yaw):
     """Legs in mid-stride, coat, arms, head. Skin is warm, clothes less so."""
-    h, coat, trousers, skin = draw(0.92, 1.06), draw.tint(draw.pick(COATS)), draw.tint(draw.pick(TROUSERS)), draw.pick(SKIN)
+    h, coat, trousers, skin = (
+        draw(0.92, 1.06),
+        draw.tint(draw.pick(COATS)),
+        draw.tint(draw.pick(TROUSERS)),
+        draw.pick(SKIN),
+    )
     stride, at, (c, s) = draw(0.06, 0.2), frame(x, y, yaw), turn(yaw)
     parts = []  # material, colour, ahead, left, up, half sizes, kelvin above the air
     for leg in (1, -1):
         parts.append(("cloth", trousers, leg * stride, leg * 0.10, 0.43, (0.105, 0.10, 0.46 * h), 6.0))
         parts.append(("cloth", coat, -leg * stride * 0.6, leg * 0.235, 1.10, (0.065, 0.055, 0.30 * h), 7.0))
-    parts += [("cloth", coat, 0, 0, 1.10, (0.15, 0.205, 0.36 * h), 8.0), ("cloth", coat, 0, 0, 1.34, (0.12, 0.25, 0.13), 8.0),
-              ("skin", skin, 0.02, 0, 1.62, (0.115, 0.10, 0.145), 14.0),
-              ("cloth", draw.pick(HAIR), -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0)]
+    parts += [
+        ("cloth", coat, 0, 0, 1.10, (0.15, 0.205, 0.36 * h), 8.0),
+        ("cloth", coat, 0, 0, 1.34, (0.12, 0.25, 0.13), 8.0),
+        ("skin", skin, 0.02, 0, 1.62, (0.115, 0.10, 0.145), 14.0),
+        ("cloth", draw.pick(HAIR), -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0),
+    ]
     for material, colour, ahead, left, up, half, heat in parts:
-        draw.ellipsoid(label, material, colour, (*at(ahead, left), z + up * h), half, yaw, move=(0.05 * c, 0.05 * s), heat=heat)
+        draw.ellipsoid(
+            label,
+            material,
+            colour,
+            (*at(ahead, left), z + up * h),
+            half,
+            yaw,
+            move=(0.05 * c, 0.05 * s),
+            heat=heat,
+        )

@@ -1,6 +1,8 @@
-"""What surfaces are made of: one table of materials, a small atlas of textures, and the patterns painted onto primitives.
+"""What surfaces are made of: one table of materials, a small atlas of textures, and the patterns painted onto
+primitives.
 
-A material's numbers come from ordinary handbook ranges, rounded; they need to be plausible and mutually consistent, not exact.
+A material's numbers come from ordinary handbook ranges, rounded; they need to be plausible and mutually
+consistent, not exact.
 """
 
 from dataclasses import dataclass
@@ -8,7 +10,20 @@ from functools import lru_cache
 
 import numpy as np
 
-TEXTURES = ("plain", "asphalt", "brick", "plank", "leaf", "grass", "slabs", "stone", "weave", "parquet", "plaster", "bark")
+TEXTURES = (
+    "plain",
+    "asphalt",
+    "brick",
+    "plank",
+    "leaf",
+    "grass",
+    "slabs",
+    "stone",
+    "weave",
+    "parquet",
+    "plaster",
+    "bark",
+)
 SIDE = 256  # texels along a texture's side; levels of detail halve it
 
 
@@ -16,8 +31,10 @@ SIDE = 256  # texels along a texture's side; levels of detail halve it
 class Material:
     """texture and its tile in metres; second colour = base * gain + shade where the texture says so.
 
-    gloss: weight of the mirror reflection 0..1; index: refractive index; nir: reflectance at 850 nm (negative: -nir times the visible one);
-    retro: LiDAR reflectance at 905 nm; emissivity: in 8-14 um; warmth: kelvin that full sun adds; keep: share of it left hours after.
+    gloss: weight of the mirror reflection 0..1; index: refractive index; nir: reflectance at 850 nm
+        (negative: -nir times the visible one);
+    retro: LiDAR reflectance at 905 nm; emissivity: in 8-14 um; warmth: kelvin that full sun adds; keep: share
+    of it left hours after.
     """
 
     name: str
@@ -41,8 +58,12 @@ MATERIALS = (
     Material("paving", "slabs", 2.4, 0.72, gloss=0.03, retro=0.35, warmth=14, keep=0.45),
     Material("grass", "grass", 2.6, 0.62, (0.03, 0.02, 0.0), nir=0.60, retro=0.45, warmth=4, keep=0.0),
     Material("render", "plaster", 5.0, 0.82, gloss=0.02, nir=-1.15, retro=0.5, warmth=11, keep=0.4),
-    Material("brick", "brick", 2.0, 0.55, (0.20, 0.19, 0.17), gloss=0.02, nir=-1.6, retro=0.4, warmth=13, keep=0.5),
-    Material("stone", "stone", 2.6, 0.55, (0.02, 0.02, 0.02), gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5),
+    Material(
+        "brick", "brick", 2.0, 0.55, (0.20, 0.19, 0.17), gloss=0.02, nir=-1.6, retro=0.4, warmth=13, keep=0.5
+    ),
+    Material(
+        "stone", "stone", 2.6, 0.55, (0.02, 0.02, 0.02), gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5
+    ),
     Material("wood", "plank", 1.6, 0.50, gloss=0.05, nir=-1.9, retro=0.4, warmth=9, keep=0.15),
     Material("metal", gloss=0.35, index=1.9, retro=0.25, emissivity=0.80, warmth=16, keep=0.05),
     Material("glass", gloss=1.0, index=1.52, nir=0.05, retro=0.04, emissivity=0.86, warmth=4, keep=0.1),
@@ -62,8 +83,26 @@ MATERIALS = (
     Material("tile", "slabs", 1.2, 0.86, gloss=0.05, nir=-1.05, retro=0.5, warmth=2),
 )
 MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
-PATTERN = {name: k for k, name in enumerate(
-    ("none", "facade", "car", "cabin", "bus", "sign", "books", "picture", "window", "tv", "rug", "board", "stripes"))}
+PATTERN = {
+    name: k
+    for k, name in enumerate(
+        (
+            "none",
+            "facade",
+            "car",
+            "cabin",
+            "bus",
+            "sign",
+            "books",
+            "picture",
+            "window",
+            "tv",
+            "rug",
+            "board",
+            "stripes",
+        )
+    )
+}
 
 
 @lru_cache
@@ -83,19 +122,24 @@ def _cloud(rng, slope):
 
 
 def _masonry(rng, courses, per_course, joint, paint, shift=0.5):
-    """Courses of blocks with joints of weight 1 between them; ``paint`` turns a fresh random number per block into its weight."""
+    """Courses of blocks with joints of weight 1 between them; ``paint`` turns a fresh random number per block
+    into its weight.
+    """
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     course = np.floor(y * courses).astype(int)
     u = x * per_course + shift * (course % 2)
     tone = rng.random((courses, per_course))[course, np.floor(u).astype(int) % per_course]
-    gap = np.minimum(np.minimum(u % 1, 1 - u % 1) / per_course, np.minimum(y * courses % 1, 1 - y * courses % 1) / courses)
+    gap = np.minimum(
+        np.minimum(u % 1, 1 - u % 1) / per_course, np.minimum(y * courses % 1, 1 - y * courses % 1) / courses
+    )
     return np.where(gap < joint, 1.0, paint(tone))
 
 
 @lru_cache(maxsize=1)
 def atlas() -> tuple[np.ndarray, np.ndarray]:
-    """All textures with their levels of detail (SIDE, SIDE / 2, ..., 1 texels wide) as one flat float32 array of weights 0..1 of the
-    second colour, and where in it each level begins."""
+    """All textures with their levels of detail (SIDE, SIDE / 2, ..., 1 texels wide) as one flat float32 array
+    of weights 0..1 of the second colour, and where in it each level begins.
+    """
     rng = np.random.default_rng(20240607)
     fine, mid, soft = _cloud(rng, 0.4), _cloud(rng, 1.0), _cloud(rng, 1.7)
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
@@ -103,7 +147,10 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
     grain = mid[at * 8 % SIDE][:, at // 4]
     made = {
         "plain": np.zeros((SIDE, SIDE)),
-        "asphalt": 0.15 + 0.6 * fine + 0.7 * (soft - 0.5) + 0.5 * (np.abs(_cloud(rng, 1.6) - 0.5) < 0.012),  # with cracks
+        "asphalt": 0.15
+        + 0.6 * fine
+        + 0.7 * (soft - 0.5)
+        + 0.5 * (np.abs(_cloud(rng, 1.6) - 0.5) < 0.012),  # with cracks
         "brick": _masonry(rng, 24, 8, 0.006, lambda tone: 0.55 * tone * mid),
         "plank": _masonry(rng, 8, 1, 0.010, lambda tone: 0.5 * tone + 0.35 * grain).T,
         "leaf": 1.6 * mid - 0.35 + 0.5 * (fine - 0.5),
@@ -116,14 +163,17 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
         "bark": mid[:, at * 5 % SIDE] * 1.2 - 0.1,
     }
     levels = [np.stack([np.clip(made[name], 0, 1).astype(np.float32) for name in TEXTURES])]
-    while (n := levels[-1].shape[1] // 2):
+    while n := levels[-1].shape[1] // 2:
         levels.append(levels[-1].reshape(-1, n, 2, n, 2).mean((2, 4)))
-    return np.concatenate([level.ravel() for level in levels]), np.cumsum([0] + [level.size for level in levels[:-1]])
+    return np.concatenate([level.ravel() for level in levels]), np.cumsum(
+        [0] + [level.size for level in levels[:-1]]
+    )
 
 
 def texture(material, s, v, footprint):
-    """Weight 0..1 of the second colour at points (N,) of materials (indices), at surface coordinates s, v (metres), where a pixel covers
-    ``footprint`` metres."""
+    """Weight 0..1 of the second colour at points (N,) of materials (indices), at surface coordinates s, v
+    (metres), where a pixel covers ``footprint`` metres.
+    """
     flat, first = atlas()
     which = np.array([TEXTURES.index(m.texture) for m in MATERIALS])[material]
     per_metre = (SIDE / column("tile"))[material]
@@ -142,7 +192,9 @@ def cloud_cover(s, v) -> np.ndarray:
     field, s, v = _clouds(), s * SIDE, v * SIDE
     i, j = np.floor(v), np.floor(s)
     fi, fj = v - i, s - j
-    (i0, i1), (j0, j1) = ((k.astype(np.int64) & (SIDE - 1), (k.astype(np.int64) + 1) & (SIDE - 1)) for k in (i, j))
+    (i0, i1), (j0, j1) = (
+        (k.astype(np.int64) & (SIDE - 1), (k.astype(np.int64) + 1) & (SIDE - 1)) for k in (i, j)
+    )
     top, bottom = (field[row, j0] * (1 - fj) + field[row, j1] * fj for row in (i0, i1))
     return top + (bottom - top) * fi
 

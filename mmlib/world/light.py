@@ -1,7 +1,9 @@
-"""Weather and light: what each condition means for visible light, near infrared and heat, and the radiance that reaches a camera.
+"""Weather and light: what each condition means for visible light, near infrared and heat, and the radiance
+that reaches a camera.
 
-Radiance is in units where a white wall in full sun is about 1. Light fields and heat fields of ``Weather`` are separate on purpose:
-switching the light off changes nothing in the thermal image; night is colder there only because its heat fields say so.
+Radiance is in units where a white wall in full sun is about 1. Light fields and heat fields of ``Weather``
+are separate on purpose: switching the light off changes nothing in the thermal image; night is colder there
+only because its heat fields say so.
 """
 
 import math
@@ -26,7 +28,11 @@ class Weather:
     """All that a condition changes."""
 
     # visible light
-    sun_direction: tuple = (0.0, 0.0, 1.0)  # unit vector towards the sun (indoors: towards the sun seen through the window)
+    sun_direction: tuple = (
+        0.0,
+        0.0,
+        1.0,
+    )  # unit vector towards the sun (indoors: towards the sun seen through the window)
     sun: tuple = (0.0, 0.0, 0.0)  # radiance that direct light adds to a white surface facing it
     ambient: tuple = (0.0, 0.0, 0.0)  # sky or room light on a white surface
     zenith: tuple = (0.0, 0.0, 0.0)
@@ -57,7 +63,9 @@ class Weather:
 
     def gradient(self, height) -> np.ndarray:
         """Radiance (3, n) of the clear sky at heights (n,) from 0, the horizon, to 1."""
-        return channels(self.horizon) + (channels(self.zenith) - channels(self.horizon)) * np.clip(height, 0, 1)
+        return channels(self.horizon) + (channels(self.zenith) - channels(self.horizon)) * np.clip(
+            height, 0, 1
+        )
 
 
 def weather(scene: str, condition: str, rng) -> Weather:
@@ -70,41 +78,136 @@ def weather(scene: str, condition: str, rng) -> Weather:
         common = dict(sun_direction=(ca / size, sa / size, rise / size), sky_temperature=20.0, nir_flash=0.35)
         return {
             "day": Weather(
-                sun=(1.5, 1.38, 1.15), ambient=(0.34, 0.33, 0.32), zenith=(0.8, 1.25, 1.9), horizon=(1.9, 1.95, 2.0),
-                outside=(1.6, 1.6, 1.55), exposure=1.9 + 0.3 * vary, nir_sun=1.2, nir_sky=0.45, air=22.0, sun_now=0.8, **common),
+                sun=(1.5, 1.38, 1.15),
+                ambient=(0.34, 0.33, 0.32),
+                zenith=(0.8, 1.25, 1.9),
+                horizon=(1.9, 1.95, 2.0),
+                outside=(1.6, 1.6, 1.55),
+                exposure=1.9 + 0.3 * vary,
+                nir_sun=1.2,
+                nir_sky=0.45,
+                air=22.0,
+                sun_now=0.8,
+                **common,
+            ),
             "dusk": Weather(
-                ambient=(0.12, 0.10, 0.10), zenith=(0.10, 0.14, 0.34), horizon=(0.75, 0.36, 0.22), outside=(0.10, 0.09, 0.10),
-                lamps=0.75, windows=0.6, exposure=1.7, noise=1.6, nir_sky=0.15, air=21.0, **common),
+                ambient=(0.12, 0.10, 0.10),
+                zenith=(0.10, 0.14, 0.34),
+                horizon=(0.75, 0.36, 0.22),
+                outside=(0.10, 0.09, 0.10),
+                lamps=0.75,
+                windows=0.6,
+                exposure=1.7,
+                noise=1.6,
+                nir_sky=0.15,
+                air=21.0,
+                **common,
+            ),
             "night": Weather(
-                ambient=(0.012, 0.014, 0.024), zenith=(0.010, 0.014, 0.035), horizon=(0.03, 0.03, 0.05), outside=(0.02, 0.02, 0.025),
-                lamps=0.13, windows=0.5, exposure=2.6, noise=4.0, nir_sky=0.01, air=19.5, **common),
-        }[condition]  # fmt: skip
+                ambient=(0.012, 0.014, 0.024),
+                zenith=(0.010, 0.014, 0.035),
+                horizon=(0.03, 0.03, 0.05),
+                outside=(0.02, 0.02, 0.025),
+                lamps=0.13,
+                windows=0.5,
+                exposure=2.6,
+                noise=4.0,
+                nir_sky=0.01,
+                air=19.5,
+                **common,
+            ),
+        }[condition]
     swing = azimuth / math.pi - 1  # -1..1
     if condition == "dusk":  # low, ahead of the camera
         azimuth, tilt = 0.7 * swing, math.radians(6 + 9 * height)
     else:  # mostly behind the camera, and never along the street, so that trees and houses cast shadows across it
-        azimuth, tilt = math.copysign((1.75 if vary < 0.7 else 0.75) + 0.75 * abs(swing), swing), math.radians(38 + 20 * height)
+        azimuth, tilt = (
+            math.copysign((1.75 if vary < 0.7 else 0.75) + 0.75 * abs(swing), swing),
+            math.radians(38 + 20 * height),
+        )
     ca, sa = turn(azimuth)
     ct, st = turn(tilt)
     sun_direction = (ct * ca, ct * sa, st)
     return {
         "day": Weather(
-            sun_direction, sun=(1.30, 1.19, 0.98), ambient=(0.24, 0.285, 0.36), zenith=(0.13, 0.30, 0.70), horizon=(0.58, 0.72, 0.88),
-            clouds=0.3 + 0.6 * vary, haze=0.0016, exposure=1.55, nir_sun=0.85, nir_sky=0.16,
-            air=20.0, sky_temperature=-14.0, sun_now=0.9, sun_before=0.3, haze_heat=0.0008),
+            sun_direction,
+            sun=(1.30, 1.19, 0.98),
+            ambient=(0.24, 0.285, 0.36),
+            zenith=(0.13, 0.30, 0.70),
+            horizon=(0.58, 0.72, 0.88),
+            clouds=0.3 + 0.6 * vary,
+            haze=0.0016,
+            exposure=1.55,
+            nir_sun=0.85,
+            nir_sky=0.16,
+            air=20.0,
+            sky_temperature=-14.0,
+            sun_now=0.9,
+            sun_before=0.3,
+            haze_heat=0.0008,
+        ),
         "dusk": Weather(
-            sun_direction, sun=(0.58, 0.30, 0.13), ambient=(0.145, 0.140, 0.185), zenith=(0.10, 0.14, 0.32), horizon=(0.72, 0.36, 0.18),
-            clouds=0.4 + 0.5 * vary, haze=0.003, lamps=0.55, windows=0.30, car_lights=0.7, headlights=0.10, exposure=2.0, noise=1.6,
-            nir_sun=0.45, nir_sky=0.08, air=16.0, sky_temperature=-12.0, sun_now=0.2, sun_before=0.75, haze_heat=0.0008),
+            sun_direction,
+            sun=(0.58, 0.30, 0.13),
+            ambient=(0.145, 0.140, 0.185),
+            zenith=(0.10, 0.14, 0.32),
+            horizon=(0.72, 0.36, 0.18),
+            clouds=0.4 + 0.5 * vary,
+            haze=0.003,
+            lamps=0.55,
+            windows=0.30,
+            car_lights=0.7,
+            headlights=0.10,
+            exposure=2.0,
+            noise=1.6,
+            nir_sun=0.45,
+            nir_sky=0.08,
+            air=16.0,
+            sky_temperature=-12.0,
+            sun_now=0.2,
+            sun_before=0.75,
+            haze_heat=0.0008,
+        ),
         "night": Weather(
-            sun_direction, ambient=(0.0050, 0.0058, 0.0100), zenith=(0.0022, 0.003, 0.0075), horizon=(0.014, 0.0125, 0.0145), clouds=0.3,
-            haze=0.0025, lamps=1.0, windows=0.42, car_lights=1.0, headlights=1.0, exposure=4.0, noise=3.0, nir_sky=0.004, nir_flash=1.0,
-            air=9.0, sky_temperature=-20.0, sun_before=0.5, haze_heat=0.0008),
+            sun_direction,
+            ambient=(0.0050, 0.0058, 0.0100),
+            zenith=(0.0022, 0.003, 0.0075),
+            horizon=(0.014, 0.0125, 0.0145),
+            clouds=0.3,
+            haze=0.0025,
+            lamps=1.0,
+            windows=0.42,
+            car_lights=1.0,
+            headlights=1.0,
+            exposure=4.0,
+            noise=3.0,
+            nir_sky=0.004,
+            nir_flash=1.0,
+            air=9.0,
+            sky_temperature=-20.0,
+            sun_before=0.5,
+            haze_heat=0.0008,
+        ),
         "fog": Weather(
-            sun_direction, ambient=(0.50, 0.52, 0.54), zenith=(0.60, 0.62, 0.64), horizon=(0.60, 0.62, 0.64), haze=0.032 + 0.03 * vary,
-            lamps=0.25, windows=0.12, car_lights=0.9, headlights=0.02, exposure=1.25, noise=1.2, nir_sky=0.55,
-            air=8.0, sky_temperature=6.0, sun_now=0.05, sun_before=0.15, haze_heat=0.008),
-    }[condition]  # fmt: skip
+            sun_direction,
+            ambient=(0.50, 0.52, 0.54),
+            zenith=(0.60, 0.62, 0.64),
+            horizon=(0.60, 0.62, 0.64),
+            haze=0.032 + 0.03 * vary,
+            lamps=0.25,
+            windows=0.12,
+            car_lights=0.9,
+            headlights=0.02,
+            exposure=1.25,
+            noise=1.2,
+            nir_sky=0.55,
+            air=8.0,
+            sky_temperature=6.0,
+            sun_now=0.05,
+            sun_before=0.15,
+            haze_heat=0.008,
+        ),
+    }[condition]
 
 
 def sun_cosine(hits, weather) -> np.ndarray:
@@ -116,17 +219,24 @@ def sun_cosine(hits, weather) -> np.ndarray:
 def shadow(world, hits, weather, detail) -> np.ndarray:
     """Share of direct light (N,) 0..1 at each hit: a light map compared at the four nearest cells.
 
-    The light map is a view of the scene from a far light: parallel rays, one for each cell of a grid on the ground, so small near its
-    middle and growing like sqrt(x^2 + spread^2) away from it. Outdoors the light is the sun; indoors it stands for ceiling and window,
-    and makes soft shadows under furniture. No convex primitive shades itself; outdoors, faces turned away from the light keep 1 (they get
-    none of it anyway). ``detail`` = 1 suits pictures of 96 x 128.
+    The light map is a view of the scene from a far light: parallel rays, one for each cell of a grid on the
+    ground, so small near its middle and growing like sqrt(x^2 + spread^2) away from it. Outdoors the light is
+    the sun; indoors it stands for ceiling and window, and makes soft shadows under furniture. No convex
+    primitive shades itself; outdoors, faces turned away from the light keep 1 (they get none of it anyway).
+    ``detail`` = 1 suits pictures of 96 x 128.
     """
     if world.indoor:
         (x0, x1, y0, y1, _), (lx, ly, lz), spread = world.room, (0.05, 0.08, 0.9955), 6.0
-        across, up = (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2), (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2)
+        across, up = (
+            (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2),
+            (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2),
+        )
     else:
         (lx, ly, lz), spread = weather.sun_direction, 2.5
-        across, up = (int(128 * detail), 80.0, 4.0), (int(96 * detail), 36.0, 0.0)  # cells, half their extent in metres, middle
+        across, up = (
+            (int(128 * detail), 80.0, 4.0),
+            (int(96 * detail), 36.0, 0.0),
+        )  # cells, half their extent in metres, middle
     top, cols, rows = 60.0, across[0], up[0]  # the rays start at this height
 
     def places(n, span, middle):
@@ -158,7 +268,12 @@ def shadow(world, hits, weather, detail) -> np.ndarray:
     right, down = (col - c).astype(np.float32), (row - r).astype(np.float32)
     corner, z = r * cols + c, z + np.float32(0.06)
     shade = np.zeros(len(z), np.float32)
-    for step, weight in ((0, (1 - down) * (1 - right)), (1, (1 - down) * right), (cols, down * (1 - right)), (cols + 1, down * right)):
+    for step, weight in (
+        (0, (1 - down) * (1 - right)),
+        (1, (1 - down) * right),
+        (cols, down * (1 - right)),
+        (cols + 1, down * right),
+    ):
         at = corner + step
         shade += weight * ((height[at] > z) & (owner[at] != prim))
     out[chosen] -= shade
@@ -173,7 +288,9 @@ def _facing_window(window):
 
 
 def sunbeam(window, sun, where) -> np.ndarray:
-    """1 (N,) where the ray to the sun leaves the room through a pane of the window (centre, half sizes), else 0."""
+    """1 (N,) where the ray to the sun leaves the room through a pane of the window (centre, half sizes), else
+    0.
+    """
     if window is None:
         return np.zeros_like(where[0])
     (centre, half), (k, outward) = window, _facing_window(window)
@@ -181,13 +298,16 @@ def sunbeam(window, sun, where) -> np.ndarray:
     direction[k] = outward * max(abs(sun[k]), 0.45)  # the sun always stands before the window
     step = (centre[k] - where[k]) / np.float32(direction[k])
     a, b = (where[i] + step * direction[i] - centre[i] for i in (other, 2))
-    inside = (np.abs(a) < half[other] - 0.06) & (np.abs(a) > 0.03) & (np.abs(b) < half[2] - 0.06) & (step > 0.05)
+    inside = (
+        (np.abs(a) < half[other] - 0.06) & (np.abs(a) > 0.03) & (np.abs(b) < half[2] - 0.06) & (step > 0.05)
+    )
     return inside.astype(np.float32)
 
 
 def contact_shade(t, size) -> np.ndarray:
-    """Cheap ambient occlusion (N,) 0.55..1 of pictures of this size, one after another: darker where a pixel lies deeper than its
-    surroundings (unsharp mask of inverse depth)."""
+    """Cheap ambient occlusion (N,) 0.55..1 of pictures of this size, one after another: darker where a pixel
+    lies deeper than its surroundings (unsharp mask of inverse depth).
+    """
     near = (1 / np.maximum(t, 0.3)).reshape(-1, *size)
     width = max(3, size[1] // 18)
     excess = (uniform_filter(near, (1, width, width), mode="nearest") - near) / (near + np.float32(0.02))
@@ -215,7 +335,9 @@ def sky(weather: Weather, direction) -> np.ndarray:
 
 
 def _from_point(hits, place, size, least):
-    """Light from a small source: vector to it, 1 / distance, 1 / distance^2 (softened by its ``size``, m^2), cosine on the surface."""
+    """Light from a small source: vector to it, 1 / distance, 1 / distance^2 (softened by its ``size``, m^2),
+    cosine on the surface.
+    """
     towards = [p - w for p, w in zip(place, hits.where)]
     inv2 = 1 / (dot(towards, towards) + size)
     inv = np.sqrt(inv2)
@@ -223,7 +345,8 @@ def _from_point(hits, place, size, least):
 
 
 def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.ndarray:
-    """Visible radiance (3, N) towards the camera: colour, glow: reflectance and own light (3, N); sun: share of direct light (N,) 0..1;
+    """Visible radiance (3, N) towards the camera: colour, glow: reflectance and own light (3, N); sun: share
+    of direct light (N,) 0..1;
     occlusion: share of ambient light (N,) 0..1."""
     f32 = np.float32
     solid = np.isfinite(hits.t)
@@ -232,7 +355,9 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
     light = ambient * ((low + high * hits.normal[2]) * occlusion)
     if weather.sunny:
         light = light + channels(weather.sun) * (sun_cosine(hits, weather) * sun)
-    if world.indoor and world.facts["window"]:  # daylight from the window, a small area light a little into the room
+    if (
+        world.indoor and world.facts["window"]
+    ):  # daylight from the window, a small area light a little into the room
         k, outward = _facing_window(world.facts["window"])
         place = list(world.facts["window"][0])
         place[k] -= 0.1 * outward
@@ -254,8 +379,14 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
         ahead, drop = (away[0] * heading[0] + away[1] * heading[1]) * inv, away[2] * inv + 0.03
         beam = np.clip((ahead - 0.80) * 5, 0, 1) ** 2 * np.exp(-np.square(drop * 6.5))
         cosine = np.clip(-dot(hits.normal, away) * inv + 0.10, 0, 1)
-        retro = 1 + f32(2.5) * (hits.material == MATERIAL["sign"]) + f32(1.2) * (hits.material == MATERIAL["paint"])
-        light = light + channels((17.0, 16.2, 14.2)) * (weather.headlights * beam * cosine * retro / (r2 + 12))
+        retro = (
+            1
+            + f32(2.5) * (hits.material == MATERIAL["sign"])
+            + f32(1.2) * (hits.material == MATERIAL["paint"])
+        )
+        light = light + channels((17.0, 16.2, 14.2)) * (
+            weather.headlights * beam * cosine * retro / (r2 + 12)
+        )
     out = colour * light + glow
     shiny = np.flatnonzero((column("gloss")[hits.material] > 0.08) & solid)
     if len(shiny):
@@ -271,7 +402,9 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
 
 
 def _mirrored(world, hits, weather, shiny, ambient, sun):
-    """What glossy surfaces (indices ``shiny``) add by reflection: ambient light indoors; sky, houses opposite and sun outdoors."""
+    """What glossy surfaces (indices ``shiny``) add by reflection: ambient light indoors; sky, houses opposite
+    and sun outdoors.
+    """
     cosine = hits.facing[shiny]
     mirror = hits.direction[:, shiny] + 2 * cosine * hits.normal[:, shiny]
     fresnel = 0.05 + 0.95 * (1 - cosine) ** 5

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ...modalities import SENSORS
-from ...runtime import data_dir, exclusive
-from ..prepared import Description, Writer, is_finished
+from ..data.prepared import Description, Writer, is_finished
+from ..modalities import SENSORS
+from ..runtime import data_dir, exclusive
 from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, check, render_row
 from .sensors import CASE_SENSOR, FAILURES
 
@@ -23,7 +23,8 @@ LAST_SEED = {"train": 699_999, "val": 899_999, "test": 1_099_999}
 def samples(scene: str, split: str, count: int, modalities=ALL) -> list[dict]:
     """The frames of a split, in order: dicts with id, split, seed, condition, case.
 
-    Conditions take turns. Every fifth frame carries a failure of one of the sensors asked for, and these take turns too.
+    Conditions take turns. Every fifth frame carries a failure of one of the sensors asked for, and these take
+    turns too.
     """
     conditions = SCENE_CONDITIONS[scene]
     cases = [case for case in FAILURES if CASE_SENSOR[case] in modalities]
@@ -46,9 +47,19 @@ def _check(scene, counts, size, modalities):
         raise ValueError("train, val and test are all 0; ask for at least one frame")
 
 
-def render_dataset(root: str | Path, scene: str = "street", train: int = 400, val: int = 64, test: int = 128, size=(96, 128),
-                   modalities=("rgb", "depth", "event", "lidar"), progress: bool = True, workers: int = 1) -> Path:
-    """Render a data set in the prepared layout (see ``mmlib.data.prepared``). Killed and called again, it goes on where it stopped.
+def render_dataset(
+    root: str | Path,
+    scene: str = "street",
+    train: int = 400,
+    val: int = 64,
+    test: int = 128,
+    size=(96, 128),
+    modalities=("rgb", "depth", "event", "lidar"),
+    progress: bool = True,
+    workers: int = 1,
+) -> Path:
+    """Render a data set in the prepared layout (see ``mmlib.data.prepared``). Killed and called again, it
+    goes on where it stopped.
 
     Args:
         root: folder to write; must not hold a finished data set.
@@ -67,15 +78,26 @@ def render_dataset(root: str | Path, scene: str = "street", train: int = 400, va
         raise ValueError(f"workers={workers!r}: expected an integer of at least 1")
     size, modalities = tuple(size), tuple(modalities)
     description = Description(
-        f"sensor world, {scene}", CLASSES[scene], PALETTES[scene], {name: SENSORS[name] for name in modalities},
-        source="rendered by mmlib.data.world", licence="Apache-2.0", extra={"scene": scene, "size": list(size), "renderer": digest()},
-    )  # fmt: skip
+        f"sensor world, {scene}",
+        CLASSES[scene],
+        PALETTES[scene],
+        {name: SENSORS[name] for name in modalities},
+        source="rendered by mmlib.world",
+        licence="Apache-2.0",
+        extra={"scene": scene, "size": list(size), "renderer": digest()},
+    )
     rows = [row for split, count in counts.items() for row in samples(scene, split, count, modalities)]
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     with pool or nullcontext(), Writer(root, description) as writer:
         todo = [row for row in rows if row["id"] not in writer.done]
         render = partial(render_row, scene=scene, size=size, modalities=modalities)
-        with tqdm(total=len(rows), initial=len(rows) - len(todo), desc=f"rendering {scene}", unit="frame", disable=not progress) as bar:
+        with tqdm(
+            total=len(rows),
+            initial=len(rows) - len(todo),
+            desc=f"rendering {scene}",
+            unit="frame",
+            disable=not progress,
+        ) as bar:
             for row, images, label in pool.map(render, todo, chunksize=4) if pool else map(render, todo):
                 writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
                 bar.update()
@@ -83,21 +105,34 @@ def render_dataset(root: str | Path, scene: str = "street", train: int = 400, va
 
 
 def digest() -> str:
-    """Eight hex digits that change whenever the renderer's sources do, so that a cache never serves an older world."""
-    sources = sorted(Path(__file__).parent.glob("*.py")) + [Path(__file__).parents[2] / "modalities.py"]
+    """Eight hex digits that change whenever the renderer's sources do, so that a cache never serves an older
+    world.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py")) + [Path(__file__).parents[1] / "modalities.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 
-def ensure(scene: str = "street", train: int = 400, val: int = 64, test: int = 128, size=(96, 128),
-           modalities=("rgb", "depth", "event", "lidar"), progress: bool = True, workers: int = 1) -> Path:
-    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet; arguments as in
-    ``render_dataset``."""
+def ensure(
+    scene: str = "street",
+    train: int = 400,
+    val: int = 64,
+    test: int = 128,
+    size=(96, 128),
+    modalities=("rgb", "depth", "event", "lidar"),
+    progress: bool = True,
+    workers: int = 1,
+) -> Path:
+    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet;
+    arguments as in ``render_dataset``.
+    """
     _check(scene, {"train": train, "val": val, "test": test}, size, modalities)
     symbols = "".join(SENSORS[name].symbol for name in modalities)
     root = data_dir() / "world" / f"{scene}-{size[0]}x{size[1]}-{symbols}-{train}-{val}-{test}-{digest()}"
     if is_finished(root):  # also on a disk that can only be read
         return root
-    with exclusive(f"{root}.lock"):  # two notebooks that start together render it once: the second waits for the first
+    with exclusive(
+        f"{root}.lock"
+    ):  # two notebooks that start together render it once: the second waits for the first
         if not is_finished(root):
             render_dataset(root, scene, train, val, test, size, modalities, progress, workers)
     return root
