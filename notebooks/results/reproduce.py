@@ -1,19 +1,21 @@
 """Repeat the reference runs whose records lie beside this file. Resumable: what is finished is not run again.
 
-    make results                                                     # the sensor world, all of it; see
-    Options for one part python notebooks/results/reproduce.py ablation --jobs 2          # two runs at a time
+    make results                                                     # the sensor world, all of it
+    python notebooks/results/reproduce.py ablation --jobs 2          # one part, two runs at a time
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
     street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the
-    switchboard, the README's picture ablation  every baseline, reading and weight on a short schedule, 3
-    seeds, the objectives 5 -> street_ablation.json pvt       three objectives and R_p with a pyramid
-    transformer, short schedule, 3 seeds, the objectives 5 -> street_pvt.json (an hour) curves    information
-    and scores while training, 2 seeds -> fisher_curves.json
+              switchboard, the README's picture
+    ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5
+              -> street_ablation.json
+    pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds, the
+              objectives 5 -> street_pvt.json (an hour)
+    curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
     search    settings of four methods chosen without labels, on rooms -> cluster_search.json
-    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json,
-    clusters_selected.json, clusters_raised.json, … nyu       real frames, three objectives, 5 seeds ->
-    nyu_subsets.json, clusters_nyu.json
+    clusters  segmentation without labels: clusters.py, cluster_panel.py
+              -> clusters.json, clusters_selected.json, clusters_raised.json, …
+    nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and
 histories go to runs/.
