@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mmlib"
 # Rooms from the ground up. A room may import the rooms of lower levels, itself, and nothing else of mmlib:
 # rooms of the same level (parts A and B) do not know each other.
 LEVELS = [
-    {"modalities", "runtime", "state", "checks", "recipes"},
+    {"modalities", "runtime", "config", "state", "checks", "recipes"},
     {"theory"},
     {"data"},
     {"evaluation"},
@@ -24,7 +24,7 @@ LEVELS = [
 ]
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
 # The ground floor and the command line are each one room in several files.
-SAME_ROOM = [{"modalities", "runtime", "state"}, {"cli", "__main__"}]
+SAME_ROOM = [{"modalities", "runtime", "config", "state"}, {"cli", "__main__"}]
 DATA_SETS = ("nyu", "deliver", "muses", "mcubes", "mfnet")
 MAX_FILE, MAX_PACKAGE = 400, 13500  # two papers with their baselines, and the sensor world, a fifth of it
 

@@ -1,0 +1,113 @@
+"""Bounds of settings, written beside them, and the one check of a configuration.
+
+A setting declares its bound in its type: ``lr: Annotated[float, Above(0)] = 1e-3``. Every public function
+that takes a configuration calls ``check_settings`` first, so that the command line, a recipe and a caller in
+Python get the same message.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from math import inf
+from numbers import Integral, Real
+from os import PathLike
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Between:
+    """Numbers from ``low`` to ``high``, both included, except those in ``without``. On a tuple or a
+    dictionary it holds for every number inside.
+    """
+
+    low: float = -inf
+    high: float = inf
+    without: tuple[float, ...] = ()
+    why: str = ""
+    """Reason for the bound, where it is not plain; it ends the message."""
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high and number not in self.without
+
+    def __str__(self) -> str:
+        low, high = (f"{end:g}" for end in (self.low, self.high))
+        text = f"above {low}" if self.low in self.without else f"{low} or more"
+        if self.high < inf:
+            text += f" and below {high}" if self.high in self.without else f", at most {high}"
+        return text + (f"; {self.why}" if self.why else "")
+
+
+def Above(low: float, why: str = "") -> Between:
+    return Between(low, without=(low,), why=why)
+
+
+def AtLeast(low: float, why: str = "") -> Between:
+    return Between(low, why=why)
+
+
+def settings(config) -> Iterator[tuple[str, object, object]]:
+    """(name, type, value) of every setting of a dataclass and of the dataclasses inside it."""
+    kinds = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from settings(value)
+        else:
+            yield field.name, kinds[field.name], value
+
+
+def check_settings(config) -> None:
+    """Check type and bound of every setting of a dataclass; numbers without a bound must be finite.
+
+    Raises:
+        ValueError: names the flag, as the command line spells it, its value, and what was expected.
+    """
+    for name, kind, value in settings(config):
+        check_value("--" + name.replace("_", "-"), value, kind)
+
+
+def check_value(name: str, value, kind, bound: Between = Between()) -> None:
+    """Check one value against a type as configurations have them: numbers, text, booleans, choices, tuples
+    and dictionaries. Where a float is expected a whole number will do; a boolean is no number.
+
+    Raises:
+        ValueError: begins with ``name``.
+    """
+
+    def require(condition: bool, expected) -> None:
+        if not condition:
+            words = value if isinstance(value, (tuple, list)) else [value]
+            shown = " ".join(" ".join(str(word).split()) for word in words)
+            raise ValueError(f"{name} {shown[:200]}: expected {expected}")
+
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        bound = next((extra for extra in inside[1:] if isinstance(extra, Between)), bound)
+        check_value(name, value, inside[0], bound)
+    elif origin is Literal:
+        same = [choice for choice in inside if type(choice) is type(value) and choice == value]
+        require(bool(same), "one of " + ", ".join(map(str, inside)))
+    elif origin is tuple:
+        require(isinstance(value, (tuple, list)), "a list of values")
+        kinds = inside[:1] * len(value) if inside[-1] is ... else inside
+        require(len(value) == len(kinds), f"{len(kinds)} values")
+        for element, its_kind in zip(value, kinds):
+            check_value(name, element, its_kind, bound)
+    elif origin is dict:
+        require(isinstance(value, Mapping), "a value for each name")
+        for key, element in value.items():
+            check_value(f"{name} {key}", element, inside[1], bound)
+    elif kind is bool:
+        require(isinstance(value, bool), "true or false")
+    elif kind is str:
+        require(isinstance(value, (str, PathLike)), "text")
+    elif kind in (int, float):
+        whole = kind is int
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        require(number, "a whole number" if whole else "a number")
+        require(abs(value) <= sys.float_info.max, "a finite number")
+        require(value in bound, bound)
+    else:
+        require(isinstance(value, kind), f"a {kind.__name__}")
