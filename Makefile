@@ -16,13 +16,16 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 START := notebooks/00_start_here.ipynb
 # JupyterLab refuses to run as root unless told to; containers usually are root. The server still listens on localhost only, with its token.
 LAB_FLAGS ?= $(shell test "$$(id -u)" = 0 && echo --allow-root)
+# Test files are shared out between this many processes; each takes about 2 GB with the kernel of its notebook.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TEST_FLAGS ?=
 
 .PHONY: help lab test test-old-cpu notebooks results constraints clean
 
 help:
 	@echo "make lab         environment, embedded data set, JupyterLab on the start notebook"
-	@echo "make test        environment, all tests, all notebooks under strict comparison"
+	@echo "make test        environment, all tests, all notebooks under strict comparison (JOBS=2 processes)"
 	@echo "make test-old-cpu  notebooks and numerical tests on an emulated processor without AVX"
 	@echo "make notebooks   execute and clean every notebook in place"
 	@echo "make results     repeat the reference runs recorded in notebooks/results/ (long)"
@@ -45,19 +48,21 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(LAB_FLAGS) $(START)
 
 test: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest --nbval --durations=15 $(TEST_FLAGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest --nbval $(PARALLEL) --durations=15 $(TEST_FLAGS)
 
-# This one compares the two kinds of processor itself, in a child process, and needs the newer one to compare with.
-# Whether a broken line is noticed, a damaged file named, or a killed process survived does not depend on the processor.
-OLD_CPU_SKIP := --deselect tests/test_world.py::test_labels_do_not_depend_on_simd \
-  $(addprefix --ignore tests/test_,mutations.py malformed.py malformed_runs.py security.py killed.py data_files.py data_scripts.py)
+# What depends on the processor: the notebooks' printed numbers, and the tests of what computes them. (One test
+# compares both kinds of processor itself, in a child process, and needs the newer one for that.)
+OLD_CPU_TESTS := notebooks \
+  $(addprefix tests/test_,theory.py world.py segmentation.py information.py correspondence.py clustering.py) \
+  --deselect tests/test_world.py::test_labels_do_not_depend_on_simd
 
-# The same tests and notebooks on the code paths of a processor without AVX, with data rendered there: what a notebook prints must not depend on the machine.
+# On the code paths of a processor without AVX, with data rendered there: what a notebook prints must not depend
+# on the machine.
 test-old-cpu: $(STAMP)
 	mkdir -p build
 	$(ONE_THREAD) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
 	  NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/cpu_features.py)" MMLIB_DATA="$(CURDIR)/build/old-cpu-data" \
-	  $(BIN)/python -m pytest --nbval -m "not browser" --durations=5 $(OLD_CPU_SKIP) $(TEST_FLAGS)
+	  $(BIN)/python -m pytest --nbval $(PARALLEL) --durations=5 $(OLD_CPU_TESTS) $(TEST_FLAGS)
 
 notebooks: $(STAMP)
 	$(BIN)/python -m mmlib render

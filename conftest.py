@@ -1,8 +1,9 @@
-"""Before notebooks are run, the embedded data set is rendered: quietly here, so that no progress bar lands in
-a cell.
+"""How all tests and notebooks are run: one thread, the embedded data rendered first, long files before short
+ones.
 """
 
 import os
+import random
 
 import pytest
 
@@ -19,17 +20,53 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 # ipykernel warns on stderr, hence in a cell's output, when a debugger finds frozen modules.
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
+# Seconds that the longest files take, roughly. A worker of pytest-xdist takes one file at a time, so the long
+# ones start first, and all workers end together.
+SECONDS = {
+    "notebooks": 15,  # every notebook that is not listed
+    "tests/browser/test_widgets.py": 60,
+    "tests/test_killed.py": 50,
+    "tests/test_mutations.py": 60,
+    "tests/test_malformed_runs.py": 40,
+    "tests/test_scale.py": 50,
+}
+SECONDS_PER_TEST = 0.1  # of a file that is not listed
 
-def pytest_collection_finish(session):
-    if session.config.option.collectonly or not any(
-        item.path.suffix == ".ipynb" or item.get_closest_marker("browser") for item in session.items
-    ):
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Order the files, longest first; with MMLIB_TEST_ORDER=<seed> at random, to show that none needs another."""
+    files = {}
+    for item in items:
+        files.setdefault(item.nodeid.split("::")[0], []).append(item)
+
+    def weight(file: str) -> float:
+        default = SECONDS["notebooks"] if file.endswith(".ipynb") else SECONDS_PER_TEST * len(files[file])
+        return SECONDS.get(file, default)
+
+    names = sorted(files, key=weight, reverse=True)
+    if seed := os.environ.get("MMLIB_TEST_ORDER"):
+        random.Random(int(seed)).shuffle(names)
+    items[:] = [item for name in names for item in files[name]]
+
+
+def pytest_runtest_setup(item):
+    """The embedded data set is rendered before the first notebook, so that no progress bar lands in a cell.
+
+    Parallel workers come here at once: one renders, the others wait for its lock.
+    """
+    if item.path.suffix == ".ipynb" or item.get_closest_marker("browser"):
+        _render_embedded_data(item.session)
+
+
+def _render_embedded_data(session):
+    if hasattr(session, "embedded_data"):
         return
     from mmlib import world
 
     try:
-        world.ensure(
-            "street", progress=False
-        )  # rooms are rendered frame by frame where a notebook looks at them
+        # Rooms are rendered frame by frame where a notebook looks at them.
+        session.embedded_data = world.ensure("street", progress=False)
     except OSError as error:
-        raise pytest.UsageError(f"the embedded data set could not be rendered: {error}") from error
+        session.shouldstop = f"the embedded data set could not be rendered: {error}"
+        pytest.fail(session.shouldstop, pytrace=False)
