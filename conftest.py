@@ -4,6 +4,7 @@ ones.
 
 import os
 import random
+import sys
 
 import pytest
 
@@ -12,11 +13,12 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-# Notebooks import mmlib from their own folder; this makes that work from a clone that was never installed,
-# too.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [os.path.dirname(os.path.abspath(__file__)), os.environ.get("PYTHONPATH")])
-)
+# Notebooks import mmlib, and the course's own package from their folder. Tests and the processes that they
+# start do so, too, also in a clone that was never installed.
+_root = os.path.dirname(os.path.abspath(__file__))
+_paths = [_root, os.path.join(_root, "notebooks")]
+sys.path[:0] = [path for path in _paths if path not in sys.path]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*_paths, os.environ.get("PYTHONPATH")]))
 # ipykernel warns on stderr, hence in a cell's output, when a debugger finds frozen modules.
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 

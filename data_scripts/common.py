@@ -400,7 +400,7 @@ def contact_sheet(root: str | Path, count: int = 6) -> Path:
     """``root/contact_sheet.png``: every sensor and the labels of samples spread evenly over the index."""
     from matplotlib import pyplot as plt
 
-    from mmlib.viz.figures import label_picture, picture, picture_grid, use_style
+    from mmlib.figures import label_picture, picture, picture_grid, use_style
 
     use_style()
     rows = read_index(root)

@@ -162,7 +162,7 @@ def run_cluster(command: ClusterCommand) -> None:
     report = cluster(find_sensors(config))
     print_clusters(report)
     if config.method != "kmeans":
-        from .viz.cluster_figures import run_figure
+        from .run_figures import run_figure
 
         run_figure(config.out).savefig(Path(config.out) / "diagnostics.png", bbox_inches="tight")
     print(f"{config.out}/report.json")

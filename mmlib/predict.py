@@ -324,7 +324,7 @@ def predict(config: PredictConfig) -> dict[str, tuple[str, ...]]:
         ValueError: no images, wrong options, or an ``out`` folder of other settings. DataError: unreadable
             images; names the file.
     """
-    from .viz.figures import overlay, picture
+    from .figures import overlay, picture
 
     if bool(config.sensors) == bool(config.data):
         raise ValueError("give images either as SENSOR=PATH or by --data, one of them")
@@ -398,7 +398,7 @@ def write_sheet(config: PredictConfig, network: Segmenter, source: Source) -> No
     """``sheet.png``: the sensors, overlay and confidence of the first samples."""
     from matplotlib import pyplot as plt
 
-    from .viz.figures import STYLE, class_legend, picture, picture_grid, sensor_title
+    from .figures import STYLE, class_legend, picture, picture_grid, sensor_title
 
     stems, rows, ids = list(source.sensors)[: config.sheet], [], set()
     given = {

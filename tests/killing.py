@@ -12,7 +12,7 @@ SERVER.set_forkserver_preload(
         "pytest",
         "hypothesis",
         "mmlib.cli",
-        "mmlib.viz.figures",
+        "mmlib.figures",
         "accelerate",
         "optuna",
         "timm",

@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from course import bound_panel
+from course.bound_panel import FUNCTIONS, BoundPanel
 from scipy.integrate import quad
 
 from mmlib.theory.gaussian import bump, exponential, gaussian
-from mmlib.viz import bound_panel
-from mmlib.viz.bound_panel import FUNCTIONS, BoundPanel
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 import math
 
 import pytest
-
-from mmlib.checks import check, within
+from course.checks import check, within
 
 CASES = [((1.0, 2.0), 3.0), ((2.0, 2.5), 4.5)]
 

@@ -11,11 +11,12 @@ matplotlib.use("Agg")  # before figures are drawn: no window may open
 import numpy as np
 import pytest
 import torch
+from course import cluster_figures as figures
+from course import record_figures
 from matplotlib import pyplot as plt
 
+from mmlib import run_figures
 from mmlib.unsupervised.clustering import cluster_palette
-from mmlib.viz import cluster_figures as figures
-from mmlib.viz.information_figures import paired
 
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
@@ -95,7 +96,7 @@ def entry(counts, low, high, shift, attracted=0.25):
 
 
 def test_histograms_are_densities_with_b_where_it_is():
-    ax = figures.shift_histogram(
+    ax = run_figures.shift_histogram(
         {"self": entry([1, 3, 4], -0.6, 0.6, 0.2), "random": entry([2, 2], -1.0, 1.0, None)}
     ).axes[0]
     steps = [patch.get_data() for patch in ax.patches]
@@ -157,7 +158,7 @@ def test_run_figure_draws_what_the_history_holds(tmp_path):
         {"step": 40, "rgb/self": -0.2, "rgb/random": 0.1, "loss": -0.1, "seconds": 2.0},
         measured(40, 7.0),
     ]
-    fig = figures.run_figure(write_run(tmp_path / "run", history))
+    fig = run_figures.run_figure(write_run(tmp_path / "run", history))
     loss, rank, similarity, use, *histograms = fig.axes
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines}
     assert lines == {
@@ -182,7 +183,7 @@ def test_run_figure_prefers_what_was_logged_with_the_steps(tmp_path):
         for s, r in ((20, 8.0), (40, 6.0))
     ]
     history.append({"step": 40, "val": COLLAPSE})
-    loss, rank, *_ = figures.run_figure(write_run(tmp_path / "run", history)).axes
+    loss, rank, *_ = run_figures.run_figure(write_run(tmp_path / "run", history)).axes
     assert [line.get_label() for line in loss.lines] == ["loss"] and list(rank.lines[0].get_ydata()) == [
         8.0,
         6.0,
@@ -190,7 +191,7 @@ def test_run_figure_prefers_what_was_logged_with_the_steps(tmp_path):
 
 
 def test_run_figure_of_kmeans_and_without_labels(tmp_path):
-    fig = figures.run_figure(
+    fig = run_figures.run_figure(
         write_run(tmp_path / "k", [], scores=None, histograms={}, config={"method": "kmeans"}, step=0)
     )
     assert (
@@ -199,7 +200,7 @@ def test_run_figure_of_kmeans_and_without_labels(tmp_path):
         and list(fig.axes[1].lines[0].get_ydata()) == [3.5]
     )
     with pytest.raises(ValueError, match=r"no report\.json; expected the folder"):
-        figures.run_figure(tmp_path / "nothing")
+        run_figures.run_figure(tmp_path / "nothing")
 
 
 def test_label_strips_show_clusters_and_their_classes():
@@ -241,7 +242,7 @@ RECORD = {
 
 
 def test_groups_are_sorted_by_seed_and_filtered():
-    groups = figures.grouped(RECORD, "room", "RT")
+    groups = record_figures.grouped(RECORD, "room", "RT")
     assert list(groups) == ["unim2", "stego"] and groups["unim2"]["seeds"] == [0, 1]
     summary = groups["unim2"]["summary"]["all"]
     assert (
@@ -250,17 +251,17 @@ def test_groups_are_sorted_by_seed_and_filtered():
         and "seed" not in summary
         and "scene" not in summary
     )
-    difference = paired(groups, "unim2", "stego", "miou")
+    difference = record_figures.paired(groups, "unim2", "stego", "miou")
     assert difference.mean == pytest.approx(3.5) and difference.n == 2
-    assert figures.grouped(RECORD, "room", "RNPA") == {}
+    assert record_figures.grouped(RECORD, "room", "RNPA") == {}
 
 
 def test_method_bars_have_means_and_both_spreads():
     panels = {
-        "room": figures.grouped(RECORD, "room", "RT"),
-        "street": figures.grouped(RECORD, "street", "RT"),
+        "room": record_figures.grouped(RECORD, "room", "RT"),
+        "street": record_figures.grouped(RECORD, "street", "RT"),
     }
-    fig = figures.method_bars(panels, {"stego": "STEGO", "absent": "?", "unim2": "ours"})
+    fig = record_figures.method_bars(panels, {"stego": "STEGO", "absent": "?", "unim2": "ours"})
     room, street = fig.axes
     assert [t.get_text() for t in room.get_yticklabels()] == ["STEGO", "ours"]
     assert [bar.get_width() for bar in room.patches] == [7.5, 11.0] and [

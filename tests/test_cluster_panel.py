@@ -8,11 +8,11 @@ import re
 
 import numpy as np
 import pytest
+from course import cluster_panel
+from course.cluster_panel import LAYOUT, ClusterPanel, load_panel, save_panel
 from PIL import Image
 
 from mmlib.unsupervised.clustering import cluster_palette
-from mmlib.viz import cluster_panel
-from mmlib.viz.cluster_panel import LAYOUT, ClusterPanel, load_panel, save_panel
 
 PALETTE = [(10, 0, 0), (0, 20, 0), (0, 0, 30)]
 GREY, RIGHT, WRONG = (64, 64, 64), (225, 225, 225), (213, 94, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from course.published import load_paper
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -30,7 +31,6 @@ from mmlib.evaluation.layout import (
 from mmlib.evaluation.statistics import estimate, paired_difference
 from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix, subset_probabilities
 from mmlib.modalities import SENSORS, subsets
-from mmlib.published import load_paper
 
 maps = hnp.arrays(
     np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0, 1, 2, 3, 255])

@@ -15,8 +15,8 @@ import torch
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from mmlib import figures
 from mmlib.modalities import SENSORS
-from mmlib.viz import figures
 
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 

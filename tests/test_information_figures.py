@@ -8,12 +8,12 @@ matplotlib.use("Agg")  # before figures are drawn: no window may open
 
 import numpy as np
 import pytest
+from course import record_figures as info
 from matplotlib.colors import to_hex
 from scipy import stats
 
 from mmlib.evaluation.statistics import estimate
 from mmlib.modalities import SENSORS
-from mmlib.viz import information_figures as info
 
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 

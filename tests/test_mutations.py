@@ -278,7 +278,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 import mmlib
-from mmlib.viz import figures
+from mmlib import figures
 assert os.path.realpath(mmlib.__file__).startswith(os.path.realpath(sys.argv[2])), "the mutated copy must be the one that is run"
 def show(fig, alt):
     plt.close(fig)
@@ -307,6 +307,11 @@ def mutated_copy(folder: Path, mutation: Mutation | None = None) -> Path:
     (folder / "notebooks").mkdir()
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy(path, folder / "notebooks")
+    shutil.copytree(
+        ROOT / "notebooks" / "course",
+        folder / "notebooks" / "course",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     (folder / "notebooks" / "results").symlink_to(ROOT / "notebooks" / "results", target_is_directory=True)
     if mutation is not None:
         path = folder / mutation.file
@@ -318,7 +323,7 @@ def mutated_copy(folder: Path, mutation: Mutation | None = None) -> Path:
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(folder / "notebooks")]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }

@@ -135,7 +135,7 @@ def check_figures_go_through_show(notebook, path):
             or not re.match(r"Figure: \S+ \S+", words)
         ):
             found.append(
-                f"cell {number} draws a figure without mmlib.viz.figures.show(fig, alt=…); its text form is {words[:60]!r}"
+                f"cell {number} draws a figure without mmlib.figures.show(fig, alt=…); its text form is {words[:60]!r}"
             )
     return found
 
@@ -153,7 +153,7 @@ def check_outputs_are_stable(notebook, path):
             found.append(f"cell {number} prints a memory address")
         if re.search(r"\b(interactive|Output)\(", words):
             found.append(
-                f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.viz.panel)"
+                f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.panel)"
             )
     return found
 
@@ -213,7 +213,7 @@ def check_first_cell_names_the_module(notebook, path):
     if (
         first["cell_type"] == "markdown"
         and re.match(r"# \S", text(first["source"]))
-        and re.search(r"`mmlib[\w./]*`", text(first["source"]))
+        and re.search(r"`(mmlib|course)[\w./]*`", text(first["source"]))
     ):
         return []
     return ["the first cell must be a Markdown title that names the module it teaches, as in `mmlib.theory`"]

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-
-from mmlib.modalities import SENSORS
-from mmlib.published import (
+from course.published import (
     FILE,
     Claim,
     Paper,
@@ -33,6 +29,10 @@ from mmlib.published import (
     summary,
     value,
 )
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mmlib.modalities import SENSORS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = load_paper("functional-entropy")

@@ -8,12 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from test_published import changed, kinds, tiny
-
-from mmlib.modalities import SENSORS
-from mmlib.published import (
+from course.published import (
     FILE,
     Statement,
     below_best_single,
@@ -26,6 +21,11 @@ from mmlib.published import (
     repeat_gap,
     tally,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from test_published import changed, kinds, tiny
+
+from mmlib.modalities import SENSORS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = load_paper("unim2")

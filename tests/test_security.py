@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from course.cluster_panel import load_panel
 
 from mmlib import cli
 from mmlib.data.prepared import PreparedDataset
@@ -29,7 +30,6 @@ from mmlib.segmentation.network import load_segmenter
 from mmlib.unsupervised.backbone import load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.networks import load_cluster_net
-from mmlib.viz.cluster_panel import load_panel
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,12 +11,13 @@ import stub_world
 import torch
 from PIL import Image
 
+from mmlib import figures
+from mmlib import panel as sources
+from mmlib import switchboard as panels
 from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter
-from mmlib.viz import figures, sources
-from mmlib.viz import switchboard_panel as panels
 
 NAMES = ("rgb", "depth", "event", "lidar")
 CASES = {"rgb": ("underexposure",), "lidar": ("lidarjitter",), "event": ("eventlowres",)}

@@ -21,6 +21,7 @@ import torch
 import tyro
 
 from mmlib.evaluation.matching import UNMATCHED, score
+from mmlib.figures import picture
 from mmlib.modalities import IGNORE_INDEX
 from mmlib.runtime import limit_threads, provenance
 from mmlib.unsupervised import diagnostics
@@ -29,10 +30,12 @@ from mmlib.unsupervised.inference import codes_of, label_free
 from mmlib.unsupervised.methods import ClusterConfig, Prepared, TokenConfig, plan, prepare
 from mmlib.unsupervised.networks import load_cluster_net
 from mmlib.unsupervised.training import cluster
-from mmlib.viz.cluster_panel import save_panel
-from mmlib.viz.figures import picture
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "notebooks"))  # the course's own package, which is not installed
+
+from course.cluster_panel import save_panel  # noqa: E402
+
 SENSORS = (
     "rgb",
     "depth",

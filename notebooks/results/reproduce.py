@@ -236,8 +236,7 @@ def clusters(jobs: int) -> None:
 def picture(path: Path, network) -> None:
     """The README's picture: scenes by row, sensors by column, label and prediction last."""
     from mmlib import world
-    from mmlib.modalities import SENSORS
-    from mmlib.viz.figures import (
+    from mmlib.figures import (
         label_picture,
         physical_images,
         picture_grid,
@@ -245,7 +244,8 @@ def picture(path: Path, network) -> None:
         small_png,
         use_style,
     )
-    from mmlib.viz.figures import picture as draw
+    from mmlib.figures import picture as draw
+    from mmlib.modalities import SENSORS
 
     use_style()
     rows, conditions = [], ("day", "dusk", "night", "fog")

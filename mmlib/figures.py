@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..modalities import IGNORE_INDEX, SENSORS, Modality
+from .modalities import IGNORE_INDEX, SENSORS, Modality
 
 WIDTH = (
     8.0  # inches: the width of a notebook's text, so that a 10-point font in a figure reads as the text does

@@ -14,11 +14,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..evaluation.statistics import Estimate, paired_difference
-from ..modalities import SENSORS, Modality
-from ..segmentation.information import fisher_gap
-from .figures import INK, PALE, WIDTH, sensor_title, subset_bars
+from mmlib.evaluation.statistics import Estimate, paired_difference
+from mmlib.figures import INK, PALE, WIDTH, sensor_title, subset_bars
+from mmlib.modalities import SENSORS, Modality
+from mmlib.segmentation.information import fisher_gap
 
+BETWEEN = "#CC79A7"  # spread that k-means alone causes; training's is INK
 SERIES = (
     "#222222",
     "#9A9A9A",
@@ -208,4 +209,77 @@ def subset_dots(
     everything = [v for scores in series.values() for s in subsets for v in scores[s]]
     top.set_ylim(min(everything) - 2, max(everything) + 2)
     fig.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(series), 3))
+    return fig
+
+
+def grouped(record: Mapping, scene: str, sensors: str) -> dict[str, dict]:
+    """Runs of a record on one scene and set of sensors (symbols) -> method -> {"seeds", "summary": {"all":
+    {key: one value a seed}}}.
+
+    Keys: miou, accuracy, kmeans_sd, effective_rank, …: every number of a run, those of its dictionaries as
+    "iou/bed", "criteria/explained".
+    """
+    found: dict[str, dict] = {}
+    for run in sorted(record["runs"], key=lambda run: run["seed"]):
+        if run["scene"] == scene and run["sensors"] == sensors:
+            numbers = {k: v for k, v in run.items() if isinstance(v, (int, float)) and k != "seed"}
+            numbers |= {
+                f"{k}/{n}": v for k, inner in run.items() if isinstance(inner, dict) for n, v in inner.items()
+            }
+            group = found.setdefault(
+                run["method"], {"seeds": [], "summary": {"all": {}}, "miou": {"all": {}}}
+            )
+            group["seeds"].append(run["seed"])
+            for key, value in numbers.items():
+                group["summary"]["all"].setdefault(key, []).append(value)
+    return found
+
+
+def method_bars(
+    panels: Mapping[str, Mapping], rows: Mapping[str, str], key: str = "miou", unit: str = "mIoU (%)"
+) -> Figure:
+    """A bar a method, a panel a setting: mean over seeds, each seed a ring; black whisker: ± 1 sd over
+    trainings; pink: ± 1 sd that k-means alone causes, kept apart because more restarts would shrink only that
+    one.
+
+    panels: title -> groups (see ``grouped``); rows: method -> what to call it, from the top, where any panel
+    has it.
+    """
+    rows = {name: label for name, label in rows.items() if any(name in groups for groups in panels.values())}
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(WIDTH + 0.7, 0.235 * len(rows) + 1.0), sharey=True, squeeze=False
+    )
+    for ax, (title, groups) in zip(axes[0], panels.items()):
+        for place, name in [(place, name) for place, name in enumerate(rows) if name in groups]:
+            summary = groups[name]["summary"]["all"]
+            seeds, again = np.array(summary[key]), float(np.mean(summary.get("kmeans_sd", [np.nan])))
+            ax.barh(place, seeds.mean(), 0.7, color=PALE if "kmeans" in name else "#9ECAE1")
+            if len(seeds) > 1:
+                ax.errorbar(
+                    seeds.mean(), place - 0.16, xerr=seeds.std(ddof=1), color=INK, capsize=2, linewidth=1.2
+                )
+            if key == "miou" and np.isfinite(again):
+                ax.errorbar(seeds.mean(), place + 0.18, xerr=again, color=BETWEEN, capsize=2, linewidth=1.2)
+            ax.plot(
+                seeds, [place] * len(seeds), "o", color="white", markeredgecolor=INK, markersize=3, zorder=3
+            )
+            ax.annotate(
+                f"{seeds.mean():.1f}",
+                (0, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        ax.set(xlabel=unit, title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.05 * ax.get_xlim()[1]))
+        ax.grid(True, axis="x")
+        ax.grid(False, axis="y")
+    axes[0, 0].set_yticks(range(len(rows)), list(rows.values()), fontsize=9)
+    handles = [ax.plot([], [], color=colour)[0] for colour in (INK, BETWEEN)]
+    fig.legend(
+        handles,
+        ["± 1 sd over seeds of training", "± 1 sd over k-means alone"],
+        loc="outside lower center",
+        ncols=2,
+    )
     return fig

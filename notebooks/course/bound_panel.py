@@ -10,10 +10,10 @@ from html import escape
 import ipywidgets as widgets
 import numpy as np
 
-from ..theory.entropy import entropy, log_sobolev_bound
-from ..theory.gaussian import gaussian
-from .figures import INK, PALE
-from .panel import Panel
+from mmlib.figures import INK, PALE
+from mmlib.panel import Panel
+from mmlib.theory.entropy import entropy, log_sobolev_bound
+from mmlib.theory.gaussian import gaussian
 
 # name -> (formula, what the parameter is, f(x, a), f'(x, a))
 FUNCTIONS = {

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.missing import degrade, faulty
-from ..evaluation.confusion import accuracy, confusion_matrix, iou, miou
-from ..evaluation.fusion import RULES, fuse, weights
-from ..modalities import SENSORS, Modality
-from ..segmentation.network import Segmenter
+from .data.missing import degrade, faulty
+from .evaluation.confusion import accuracy, confusion_matrix, iou, miou
+from .evaluation.fusion import RULES, fuse, weights
 from .figures import error_picture, label_picture, picture, sensor_title
+from .modalities import SENSORS, Modality
 from .panel import FAMILY, Panel, image_html
+from .segmentation.network import Segmenter
 
 CASE_NAMES = {
     "": "none",
@@ -76,7 +76,7 @@ class SwitchboardPanel(Panel):
     Args:
         segmenters: what to call it -> trained network; one or two, shown side by side. All predict
             ``source.classes``.
-        source: a ``WorldSource`` or ``DatasetSource`` (mmlib.viz.sources), or anything with their attributes
+        source: a ``WorldSource`` or ``DatasetSource`` (mmlib.panel), or anything with their attributes
             and ``frame``.
         present: names of the sensors that are on at the start; all by default.
 

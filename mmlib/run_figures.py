@@ -1,0 +1,126 @@
+"""Figures of one clustering run: what b divides, and how its losses and codes went.
+
+``python -m mmlib cluster`` draws ``run_figure`` into the run's folder; notebooks call both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from .figures import FUSED, INK, STYLE, WIDTH, modality_colour
+from .runtime import read_json
+from .state import read_history
+
+PAIR_COLOURS = {"self": "#0072B2", "knn": "#009E73", "random": "#D55E00"}
+
+
+def shift_histogram(entries: Mapping[str, Mapping], ax=None, title: str = "") -> Figure:
+    """Histograms of centred correspondences F' by pair type, their shifts b as dashed lines, and the share of
+    pairs above b.
+
+    entries: pair type -> {"counts", "low", "high", "shift" (None = adaptive), "attracted"}, as in a report's
+    "histograms".
+    """
+    ax = ax or plt.subplots(figsize=(WIDTH / 2, 2.6))[1]
+    for pair, entry in entries.items():
+        edges = np.linspace(entry["low"], entry["high"], len(entry["counts"]) + 1)
+        density = np.array(entry["counts"]) / max(sum(entry["counts"]), 1) / (edges[1] - edges[0])
+        colour = PAIR_COLOURS.get(pair, FUSED)
+        ax.stairs(density, edges, color=colour, fill=True, alpha=0.25)
+        label = f"{pair}: b adaptive"
+        if entry["shift"] is not None:
+            label = f"{pair}: b {entry['shift']:.2f}, {100 * entry['attracted']:.0f} % above"
+            ax.axvline(entry["shift"], color=colour, linestyle=(0, (4, 2)), linewidth=1.5)
+        ax.stairs(density, edges, color=colour, linewidth=1.2, label=label)
+    ax.set(xlabel="centred correspondence F'", ylabel="density", title=title)
+    ax.set_ylim(0, ax.get_ylim()[1] * 1.35)
+    ax.legend(loc="upper left", fontsize=8, handlelength=1.2, frameon=True, framealpha=0.9, edgecolor="none")
+    return ax.figure
+
+
+def run_figure(folder: str | Path) -> Figure:
+    """How a run went: loss terms, effective rank, mean S and share of S < 0 over its steps; cluster use; F'
+    with b.
+
+    Raises ValueError: the folder holds no finished run.
+    """
+    folder = Path(folder)
+    if not (folder / "report.json").exists():
+        raise ValueError(
+            f"{folder}: no report.json; expected the folder of a finished 'python -m mmlib cluster'"
+        )
+    report = read_json(folder / "report.json", "the report of 'cluster'")
+    steps, measured = (
+        read_history(folder / "history.jsonl") if (folder / "history.jsonl").exists() else ([], [])
+    )
+    targets: dict[str, dict] = {}
+    for name, entry in report["histograms"].items():
+        targets.setdefault(name.rsplit("/", 1)[0], {})[name.rsplit("/", 1)[1]] = entry
+    with plt.rc_context(STYLE):
+        fig = Figure(figsize=(11, 6.2), layout="constrained")
+        top, bottom = fig.subfigures(2, 1)
+        loss, rank, similarity = top.subplots(1, 3)
+        use, *histograms = np.atleast_1d(bottom.subplots(1, 1 + len(targets)))
+        parts = [
+            name
+            for name in (steps[0] if steps else {})
+            if name not in ("step", "seconds", *report["collapse"])
+        ]
+        for name in parts:
+            target, _, pair = name.partition("/")
+            colour = INK if name == "loss" else modality_colour(target)
+            dash = {"self": "-", "knn": (0, (4, 2)), "random": (0, (1, 1.5))}.get(pair, "-")
+            style = {"color": colour, "linestyle": dash, "linewidth": 2.2 if name == "loss" else 1.2}
+            loss.plot([s["step"] for s in steps], [s[name] for s in steps], label=name, **style)
+        loss.set(title="Loss and its terms", xlabel="step", ylabel="loss (no unit)")
+        if parts:  # half as much again above the curves is the legend's
+            low, high = loss.get_ylim()
+            loss.set_ylim(low, high + 0.55 * (high - low))
+            loss.legend(fontsize=7.5, ncols=2, loc="upper right", handlelength=2.4)
+        logged = [{"step": s["step"], "val": s} for s in steps if "effective_rank" in s]
+        curves = logged or measured or [{"step": report["step"], "val": report["collapse"]}]
+        x, values = [m["step"] for m in curves], lambda name: [m["val"][name] for m in curves]
+        rank.plot(x, values("effective_rank"), "o-", color=INK, markersize=4)
+        rank.set(
+            title="Effective rank of the codes",
+            xlabel="step",
+            ylabel="dimensions",
+            ylim=(0, 1.15 * max(values("effective_rank"))),
+        )
+        similarity.plot(
+            x, values("mean_similarity"), "o-", color=PAIR_COLOURS["self"], markersize=4, label="mean S"
+        )
+        similarity.plot(
+            x,
+            values("negative_share"),
+            "s--",
+            color=PAIR_COLOURS["random"],
+            markersize=4,
+            label="share of S < 0",
+        )
+        similarity.set(title="S of random pairs", xlabel="step", ylabel="cosine, share", ylim=(-0.1, 1.05))
+        similarity.legend()
+        share = 100 * np.sort(report["use"])[::-1]
+        use.bar(range(len(share)), share, color="#56B4E9")
+        use.axhline(100 / len(share), color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        use.set(
+            title="Cluster use (dashed: even)",
+            xlabel="clusters, by size",
+            ylabel="share of codes (%)",
+            xticks=[],
+        )
+        for axis, (target, entries) in zip(histograms, targets.items()):
+            shift_histogram(entries, axis, f"F' of {target}")
+        config, scores = report["config"], report["scores"]
+        found = f"mIoU {scores['miou']['all']:.1f} % on {report['split']}" if scores else "no labels"
+        fig.suptitle(
+            f"{config['method']} · {found} · explained correspondence {report['criteria']['explained']:.3f}",
+            x=0.01,
+            ha="left",
+        )
+    return fig

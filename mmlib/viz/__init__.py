@@ -1,1 +1,0 @@
-"""What is seen: the course's one visual language (figures) and its slider panels (panels)."""

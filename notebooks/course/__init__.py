@@ -1,0 +1,1 @@
+"""What only the lessons use: panels, figures of records, exercise checks, both papers' tables."""
