@@ -22,7 +22,6 @@ from .segmentation.export import ExportConfig, run_export
 from .segmentation.step import TrainConfig
 from .segmentation.training import train
 from .unsupervised.methods import ClusterConfig
-from .unsupervised.pretraining import PretrainConfig, pretrain
 from .unsupervised.search import SearchConfig, search
 from .unsupervised.segment import SegmentConfig, segment
 from .unsupervised.training import cluster
@@ -215,10 +214,6 @@ def run_segment(config: SegmentConfig) -> None:
     print(f"label maps in {config.out}")
 
 
-def run_pretrain(config: PretrainConfig) -> None:
-    pretrain(config)
-
-
 # Numbers that may be negative, or whose own check says more.
 SIGNED = (
     "failures",
@@ -274,7 +269,6 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         | Annotated[SearchConfig, tyro.conf.subcommand("search", prefix_name=False)]
         | Annotated[SegmentConfig, tyro.conf.subcommand("segment", prefix_name=False)]
-        | Annotated[PretrainConfig, tyro.conf.subcommand("pretrain", prefix_name=False)]
     )
     config = tyro.cli(
         command,
@@ -293,7 +287,6 @@ def main(arguments: list[str] | None = None) -> None:
         ClusterCommand: run_cluster,
         SearchConfig: run_search,
         SegmentConfig: run_segment,
-        PretrainConfig: run_pretrain,
     }[type(config)]
     try:
         check_numbers(config)

@@ -37,7 +37,7 @@ def run(command, *arguments):
     cli.main([command, *map(str, arguments), *SMALL])
 
 
-@pytest.mark.parametrize("command", ["cluster", "search", "pretrain"])
+@pytest.mark.parametrize("command", ["cluster", "search"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
@@ -54,7 +54,7 @@ def test_help(command, capsys):
         "--weights",
     ]
     flags += ["--trials", "--select-on-labels"] * (command == "search")
-    assert all(flag in out for flag in flags * (command != "pretrain"))
+    assert all(flag in out for flag in flags)
 
 
 def test_from_data_to_report(data, tmp_path, capsys):

@@ -91,26 +91,7 @@ def cluster(data):
     )
 
 
-def pretrain(data):
-    from mmlib.unsupervised.pretraining import PretrainConfig, pretrain
-
-    pretrain(
-        PretrainConfig(
-            "out",
-            (data,),
-            ("rgb", "depth"),
-            steps=3,
-            batch_size=2,
-            size=(32, 48),
-            channels=12,
-            depth=1,
-            save_every=1,
-            progress=False,
-        )
-    )
-
-
-JOBS = [render, render_into_the_cache, prepare, cache_tokens, train, cluster, pretrain]
+JOBS = [render, render_into_the_cache, prepare, cache_tokens, train, cluster]
 
 
 def attempt(job, data, folder, fatal, largest):

@@ -29,11 +29,10 @@ from mmlib.scoring import CompareConfig, run_compare
 from mmlib.segmentation.network import load_segmenter
 from mmlib.segmentation.training import TrainConfig, train
 from mmlib.state import read_history
-from mmlib.unsupervised.backbone import load_backbone
+from mmlib.unsupervised.backbone import SHIPPED, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.networks import load_cluster_net
-from mmlib.unsupervised.pretraining import PretrainConfig, pretrain
 from mmlib.unsupervised.search import SearchConfig, search
 from mmlib.unsupervised.segment import SegmentConfig, segment
 from mmlib.unsupervised.tokens import extract_tokens
@@ -57,31 +56,20 @@ COMMANDS = {  # in the folder that holds data/, so that a copy of it is the same
         configured("data", "cluster", steps=2, eval_every=1, select="criterion", evaluation=ONCE)
     ),
     "coral": lambda: cluster(configured("data", "coral", "coral", steps=1, evaluation=ONCE)),
-    "pretrain": lambda: pretrain(
-        PretrainConfig(
-            "pretrain",
-            ("data",),
-            ("rgb",),
-            channels=12,
-            depth=1,
-            size=(32, 48),
-            steps=1,
-            batch_size=2,
-            progress=False,
-        )
-    ),
     "search": lambda: search(SearchConfig(configured("data", "search", steps=1, evaluation=ONCE), trials=1)),
 }
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
-    """data/ and a small finished run of every command."""
+    """data/, a small finished run of every command, and the weights that come with the library."""
     root = tmp_path_factory.mktemp("sound")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMLIB_DATA", "cache")
         patch.chdir(root)
         toy.make(root / "data", 6, 2)
+        (root / "vit").mkdir()
+        shutil.copy(SHIPPED, root / "vit" / "vit.safetensors")
         for command in COMMANDS.values():
             command()
     return root
@@ -178,7 +166,7 @@ READERS = {
     "cluster/network.safetensors": load_cluster_net,
     "cluster/clusters.safetensors": load_clustering,
     "cluster/kept.safetensors": lambda path: COMMANDS["cluster"](),
-    "pretrain/vit.safetensors": lambda path: load_backbone("vit", path),
+    "vit/vit.safetensors": lambda path: load_backbone("vit", path),
 }
 
 
@@ -231,7 +219,7 @@ LAST, RESUME, HEAD, MOMENT = (
 )
 NETWORK, CLUSTERS, KEPT, VIT = (
     *(f"cluster/{name}.safetensors" for name in ("network", "clusters", "kept")),
-    "pretrain/vit.safetensors",
+    "vit/vit.safetensors",
 )
 MODALITY = {"name": "rgb", "symbol": "R", "channels": 3}
 CONTENTS = [
@@ -674,11 +662,6 @@ LINES = [
     ("segment cluster --data nowhere --out new", "nowhere"),
     ("segment cluster --data data --out data/index.csv --split val --device cpu --no-progress", "index.csv"),
     ("segment cluster --data data --out new --split val --guide sonar --device cpu --no-progress", "sonar"),
-    ("pretrain --out new --data data --steps 0", "steps"),
-    ("pretrain --out new --data data --size 7 7", "size"),
-    ("pretrain --out new --data data --lr nan --modalities rgb", "lr"),
-    ("pretrain --out new --data data --heads 0", "heads"),
-    ("pretrain --out new --data nowhere", "nowhere"),
     ("search --data data --out new --trials 0 --no-progress", "trials"),
     (
         "search --data data --out data/index.csv --trials 1 --neighbours 3 --backbone descriptors --no-progress",
@@ -697,7 +680,7 @@ def test_command_lines(runs, capsys, line, message):
         del words[last : last + 2]
     if words[0] == "train" and "--epochs" not in words:
         words += ["--epochs", "1"]
-    if words[0] in ("train", "evaluate", "compare", "render", "pretrain"):
+    if words[0] in ("train", "evaluate", "compare", "render"):
         words.append("--no-progress")
     before = listing(runs)
     with pytest.raises(SystemExit) as end:

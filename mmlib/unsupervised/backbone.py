@@ -7,9 +7,9 @@ standardises, smooths and centres.
   of their own and are not part of this library; they come from the Hugging Face hub or from a file.
 * ``descriptors``: colour statistics and oriented energy of 8 × 8 patches, made by hand. Works everywhere,
     learns nothing.
-* ``descriptors+vit``: the same beside the tokens of ``vit``, a small transformer that ``pretraining`` trains
-  without labels on the sensor world, and whose weights come with the library. A stand-in to learn with, in no
-  way a match for DINOv3.
+* ``descriptors+vit``: the same beside the tokens of ``vit``, a small transformer that
+  ``notebooks/results/pretrain.py`` trains without labels on the sensor world, and whose weights come with the
+  library. A stand-in to learn with, in no way a match for DINOv3.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
         name: one of ``NAMES``.
         weights: "" = those that belong to the name (DINOv3: from the Hugging Face hub, by timm; vit: shipped
             with the library); a file (DINOv3: .safetensors, .pth or .bin with the keys of timm, of Meta's
-            repository or of Hugging Face Transformers; vit: written by ``pretraining.pretrain``); a folder
+            repository or of Hugging Face Transformers; vit: written by
+            ``notebooks/results/pretrain.py``); a folder
             with config.json and model.safetensors (DINOv3); or "random" for an untrained network, the same
             one on every call.
         device: where the network lives.
@@ -261,7 +262,7 @@ def _load_vit(weights: str | Path) -> PatchViT:
     header = read_tensor_header(path)
     if "vit" not in header:
         raise ValueError(
-            f"{path}: not weights of the small transformer; give a vit.safetensors of 'python -m mmlib pretrain'"
+            f"{path}: not weights of the small transformer; give a vit.safetensors of notebooks/results/pretrain.py"
         )
     with reading(path, "weights of a transformer that this version can build"):
         network = PatchViT(**header["vit"])

@@ -1,27 +1,33 @@
-"""Training of the small transformer of ``backbone`` without labels, by self-distillation with masked tokens.
+"""Train ``mmlib/unsupervised/vit_world.safetensors``, the small transformer of ``descriptors+vit``.
 
-As in iBOT, a teacher (a running mean of the student) sees a picture whole; the student sees it with patches
-masked and in another light, and says of every patch which of K prototypes the teacher assigns it to. Sinkhorn
-iterations make the teacher use all prototypes equally often, so that the two cannot agree on a constant.
-Everything random is a function of (seed, step).
+    python notebooks/results/pretrain.py --out runs/pretrain         # some six minutes on one core
+
+No label is read. Self-distillation with masked patches, as in iBOT: a teacher (a running mean of the
+student) sees a picture whole; the student sees it with patches masked and in another light, and says of
+every patch which of K prototypes the teacher assigns it to. Sinkhorn iterations make the teacher use all
+prototypes equally often, so that the two cannot agree on a constant. Everything random is a function of
+(seed, step), so that the command gives the same weights again on the same machine and versions.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import world
-from ..data.prepared import PreparedDataset
-from ..runtime import (
+from mmlib import world
+from mmlib.data.prepared import PreparedDataset
+from mmlib.runtime import (
     choose_device,
     derived_seed,
     limit_threads,
@@ -30,18 +36,16 @@ from ..runtime import (
     seed_everything,
     write_json,
 )
-from ..state import append, read_history, resume, save_state, trim_history
-from .backbone import PatchViT
-from .pictures import as_picture, resize
+from mmlib.unsupervised.backbone import PatchViT
+from mmlib.unsupervised.pictures import as_picture, resize
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Train the small vision transformer of 'descriptors+vit' without labels."""
+    """Settings of the training; the defaults are those of the weights that come with the library."""
 
     out: str
-    """Folder for weights and history. If it holds an unfinished run of the same settings, that run goes on.
-    """
+    """Folder for vit.safetensors and report.json."""
     data: tuple[str, ...] = ("street", "room")
     """Folders of prepared data sets, of which the training split is read; 'street' or 'room' = the sensor
     world, rendered on first use.
@@ -84,8 +88,6 @@ class PretrainConfig:
     """Seed of everything random."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    save_every: int = 200
-    """Steps between saved states to resume from; 0 = only at the end."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -127,10 +129,10 @@ def random_masks(count: int, grid, share: float, generator: torch.Generator) -> 
     are freed down to it.
     """
     h, w = grid
-    wanted = round(share * h * w)
+    count_masked = round(share * h * w)
     masks = torch.zeros(count, h, w, dtype=torch.bool)
     for mask in masks:
-        while int(mask.sum()) < wanted:
+        while int(mask.sum()) < count_masked:
             sides = [1 + int(torch.randint(max(1, side // 2), (), generator=generator)) for side in (h, w)]
             top, left = (
                 int(torch.randint(full - side + 1, (), generator=generator))
@@ -138,7 +140,7 @@ def random_masks(count: int, grid, share: float, generator: torch.Generator) -> 
             )
             mask[top : top + sides[0], left : left + sides[1]] = True
         masked = mask.flatten().nonzero()[:, 0]
-        surplus = masked[torch.randperm(len(masked), generator=generator)[wanted:]]
+        surplus = masked[torch.randperm(len(masked), generator=generator)[count_masked:]]
         mask.view(-1)[surplus] = False
     return masks
 
@@ -200,12 +202,12 @@ def diagnostics(scores: Tensor, tokens: Tensor, config: PretrainConfig) -> dict[
     soft = (scores / (config.temperature / 2)).softmax(1)
     share = scores.argmax(1).bincount(minlength=config.prototypes) / len(scores)
     spectrum = torch.linalg.eigvalsh(torch.cov(tokens.cpu().double().T)).clamp_min(0)
-    found = {
+    values = {
         "sharpness": 1 - entropy(soft) / math.log(config.prototypes),
         "usage": entropy(share) / math.log(config.prototypes),
         "rank": entropy(spectrum / spectrum.sum()).exp(),
     }
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def schedule(step: int, config: PretrainConfig) -> tuple[float, float]:
@@ -220,128 +222,86 @@ def schedule(step: int, config: PretrainConfig) -> tuple[float, float]:
     return config.lr * rate, 1 - (1 - config.momentum) * fall
 
 
-def check(config: PretrainConfig) -> None:
-    """Raise ValueError for settings that cannot work."""
-    counts = {
-        "steps": config.steps,
-        "pictures in a batch": config.batch_size,
-        "prototypes": config.prototypes - 1,
-        "blocks": config.depth,
-        "data sets": len(config.data),
-        "modalities": len(config.modalities),
-        "frames": config.frames,
-    }
-    few = [name for name, count in counts.items() if count < 1]
-    if few:
-        raise ValueError(f"too few {', '.join(few)}: at least 1 is needed, of prototypes 2")
-    if any(side < 8 or side % 8 for side in config.size):
-        raise ValueError(f"size {config.size}: height and width must be multiples of 8, the side of a patch")
-    if config.heads < 1 or config.channels % config.heads or config.channels % 4:
-        raise ValueError(
-            f"{config.channels} channels: must be a multiple of 4 and of the {config.heads} heads"
-        )
-    for name in ("zoom", "mask", "temperature", "momentum", "jitter", "warmup"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1 or (value == 0 and name in ("zoom", "mask", "temperature")):
-            raise ValueError(f"{name} {value}: expected a number from 0 to 1" + ", not 0" * (value == 0))
-
-
 def pretrain(config: PretrainConfig) -> dict:
-    """Run or resume; returns the report (also ``out/report.json``).
-
-    Writes to ``config.out``: config.json, history.jsonl, resume.safetensors, and vit.safetensors: the
-    teacher's weights in float16, with a header that says how to build the network and how it was trained;
-    ``backbone.load_backbone("descriptors+vit", weights=…)`` reads it.
+    """Train, and write the teacher's weights in float16 with a header that says how to build the network and
+    how it was trained; returns the report, which ``out/report.json`` holds with the history.
 
     Raises:
-        ValueError: settings that cannot work, an ``out`` folder of other settings, or a loss that is not
-            finite.
+        ValueError: the loss is not finite.
         DataError: unreadable data.
     """
     limit_threads()
-    check(config)
     out, device = Path(config.out), choose_device(config.device)
     pictures = load_pictures(config)
     seed_everything(derived_seed(config.seed, "weights"))
     student = Assigner(config).to(device)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    pair = nn.ModuleDict({"student": student, "teacher": teacher})
+    # Weight decay acts on matrices and filters only, not on biases and norms.
     matrices, vectors = (
-        [p for p in student.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False)
+        [p for p in student.parameters() if (p.ndim > 1) == is_matrix] for is_matrix in (True, False)
     )
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     )
-    progress = resume(out, config, pair, optimizer, 1, len(pictures))
-    write_json(out / "config.json", asdict(config))
-    trim_history(out / "history.jsonl", progress.step)
-    begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds
-    with tqdm(
-        total=config.steps, initial=progress.step, desc="pretrain", disable=not config.progress, leave=False
-    ) as bar:
-        for step in range(progress.step, config.steps):
-            generator = torch.Generator().manual_seed(derived_seed(config.seed, "step", step))
-            chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator).tolist()
-            images = torch.stack([window(pictures[i], config, generator) for i in chosen])
-            views = [relight(images, config.jitter, generator).to(device) for _ in range(2)]
-            mask = random_masks(
-                config.batch_size, [side // 8 for side in config.size], config.mask, generator
-            ).to(device)
-            with torch.no_grad():
-                scores, tokens = teacher(views[0])
-                target = sinkhorn(scores, config.temperature / 2)
-            cross = -(target * (student(views[1], mask)[0] / config.temperature).log_softmax(1)).sum(1)
-            loss, masked = cross.mean(), cross.detach()[mask.flatten()].mean()
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"step {step}: the loss is not finite; lower --lr, or check the data for constant or damaged pictures"
-                )
-            loss.backward()
-            rate, momentum = schedule(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                for slow, fast in zip(teacher.parameters(), student.parameters()):
-                    slow.lerp_(fast, 1 - momentum)
-            done = progress.step = step + 1
-            progress.seconds, progress.cpu_seconds = (
-                time.perf_counter() - begun,
-                time.process_time() - begun_cpu,
+    history, start, start_cpu = [], time.perf_counter(), time.process_time()
+    bar = tqdm(range(config.steps), desc="pretrain", disable=None if config.progress else True)
+    for step in bar:
+        # Two differently lit views of random windows; the teacher sees the first, the student the second.
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, "step", step))
+        indices = torch.randint(len(pictures), (config.batch_size,), generator=generator).tolist()
+        images = torch.stack([window(pictures[i], config, generator) for i in indices])
+        views = [relight(images, config.jitter, generator).to(device) for _ in range(2)]
+        grid = [side // 8 for side in config.size]
+        mask = random_masks(config.batch_size, grid, config.mask, generator).to(device)
+        # Cross-entropy between the teacher's balanced assignment and the student's.
+        with torch.no_grad():
+            scores, tokens = teacher(views[0])
+            target = sinkhorn(scores, config.temperature / 2)
+        cross = -(target * (student(views[1], mask)[0] / config.temperature).log_softmax(1)).sum(1)
+        loss, masked = cross.mean(), cross.detach()[mask.flatten()].mean()
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"step {step}: the loss is not finite; lower --lr, or check the data for "
+                "constant or damaged pictures"
             )
-            if done % LOG_EVERY == 0 or done == config.steps:
-                entry = {
-                    "step": done,
-                    "loss": float(loss.detach()),
-                    "masked": float(masked),
-                    "lr": rate,
-                    "grad_norm": float(norm),
-                }
-                found = diagnostics(scores, tokens, config)
-                append(out / "history.jsonl", entry | found | {"seconds": round(progress.seconds, 2)})
-                bar.set_postfix(loss=f"{entry['loss']:.3f}", rank=f"{found['rank']:.1f}", refresh=False)
-            if done == config.steps or (config.save_every and done % config.save_every == 0):
-                save_state(out / "resume.safetensors", pair, optimizer, config, 1, progress)
-            bar.update()
-    public = {key: value for key, value in asdict(config).items() if key not in ("out", "progress", "device")}
-    public |= {"data": [Path(name).name for name in config.data]}  # reports name no machine's paths
+        loss.backward()
+        rate, momentum = schedule(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        # The teacher follows the student as a running mean.
+        with torch.no_grad():
+            for slow, fast in zip(teacher.parameters(), student.parameters()):
+                slow.lerp_(fast, 1 - momentum)
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
+            entry = {"step": step + 1, "loss": float(loss.detach()), "masked": float(masked)}
+            entry |= {"lr": rate, "grad_norm": float(norm)} | diagnostics(scores, tokens, config)
+            history.append(entry)
+            bar.set_postfix(loss=f"{entry['loss']:.3f}", rank=f"{entry['rank']:.1f}", refresh=False)
+    settings = {
+        key: value for key, value in asdict(config).items() if key not in ("out", "progress", "device")
+    }
+    settings |= {"data": [Path(name).name for name in config.data]}  # reports name no machine's paths
     report = {
-        "provenance": provenance(seed=config.seed),
-        "config": public,
+        "provenance": provenance(
+            f"python notebooks/results/pretrain.py {shlex.join(sys.argv[1:])}".strip(), config.seed
+        ),
+        "config": settings,
         "steps": config.steps,
         "pictures": len(pictures),
         "parameters": sum(p.numel() for p in teacher.vit.parameters()),
-        "seconds": round(progress.seconds, 1),
-        "cpu_seconds": round(progress.cpu_seconds, 1),
-        "last": read_history(out / "history.jsonl")[0][-1],
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - start_cpu, 1),
+        "last": history[-1],
     }
-    header = {"vit": {key: public[key] for key in ("channels", "depth", "heads")}, "recipe": report}
-    save_tensors(
-        out / "vit.safetensors",
-        {name: value.half() for name, value in teacher.vit.state_dict().items()},
-        header,
-    )
-    write_json(out / "report.json", report)
+    weights = {name: value.half() for name, value in teacher.vit.state_dict().items()}
+    header = {"vit": {key: settings[key] for key in ("channels", "depth", "heads")}, "recipe": report}
+    save_tensors(out / "vit.safetensors", weights, header)
+    write_json(out / "report.json", report | {"history": history})
     return report
+
+
+if __name__ == "__main__":
+    pretrain(tyro.cli(PretrainConfig, description=__doc__))
