@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +12,7 @@ import torch
 import tyro
 
 from . import world
+from .config import AtLeast, check_settings
 from .evaluation.statistics import estimate
 from .predict import PredictConfig, run_predict
 from .recipes import read_recipe
@@ -39,13 +39,13 @@ class RenderConfig:
     """Folder to write; empty = the cache ($MMLIB_DATA, else ~/.cache/mmlib), where 'train --data street'
     finds it.
     """
-    train: int = 400
+    train: Annotated[int, AtLeast(0)] = 400
     """Number of training frames."""
-    val: int = 64
+    val: Annotated[int, AtLeast(0)] = 64
     """Number of validation frames (for choosing)."""
-    test: int = 128
+    test: Annotated[int, AtLeast(0)] = 128
     """Number of test frames (for reporting once). No split shares a scene with another."""
-    size: tuple[int, int] = (96, 128)
+    size: Annotated[tuple[int, int], AtLeast(1)] = (96, 128)
     """Height and width in pixels."""
     modalities: tuple[str, ...] = ()
     """Sensors to render, by name, of rgb depth event lidar thermal nir dolp aolp; none given = the first
@@ -214,39 +214,6 @@ def run_segment(config: SegmentConfig) -> None:
     print(f"label maps in {config.out}")
 
 
-# Numbers that may be negative, or whose own check says more.
-SIGNED = (
-    "failures",
-    "maps",
-    "centre_images",
-    "bias",
-    "factor",
-    "numbers",
-    "lambda_p",
-    "lambda_f",
-    "seed",
-    "kmeans_seed",
-    "search_seed",
-)
-
-
-def check_numbers(config) -> None:
-    """Raise ValueError, naming the flag, for a number that is not finite, or negative where that means
-    nothing.
-    """
-    for name in (field.name for field in fields(config)):
-        value = getattr(config, name)
-        if is_dataclass(value):
-            check_numbers(value)
-        values = (
-            value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
-        )
-        for number in (v for v in values if isinstance(v, int | float)):
-            if not math.isfinite(number) or (number < 0 and name not in SIGNED):
-                wanted = "a finite number" + ", 0 or more" * (name not in SIGNED)
-                raise ValueError(f"--{name.replace('_', '-')} {number}: expected {wanted}")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and run it. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for
     the traceback.
@@ -289,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         SegmentConfig: run_segment,
     }[type(config)]
     try:
-        check_numbers(config)
+        check_settings(config)
         run(config)
     except torch.OutOfMemoryError as error:
         if os.environ.get("MMLIB_DEBUG"):

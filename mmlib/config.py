@@ -32,6 +32,8 @@ class Between:
         return self.low <= number <= self.high and number not in self.without
 
     def __str__(self) -> str:
+        if self == Between():
+            return ""
         low, high = (f"{end:g}" for end in (self.low, self.high))
         text = f"above {low}" if self.low in self.without else f"{low} or more"
         if self.high < inf:
@@ -107,7 +109,7 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
         whole = kind is int
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
         require(number, "a whole number" if whole else "a number")
-        require(abs(value) <= sys.float_info.max, "a finite number")
+        require(abs(value) <= sys.float_info.max, f"a finite number, {bound}".removesuffix(", "))
         require(value in bound, bound)
     else:
         require(isinstance(value, kind), f"a {kind.__name__}")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .config import AtLeast
 from .data.prepared import PreparedDataset, read_description
 from .data.stored import DataError, check_values, map_npy
 from .data.transforms import resize
@@ -58,17 +59,17 @@ class PredictConfig:
     """With --data: whose images."""
     fusion: Literal["mean", "total", "agreement", "selection", "entropy"] = "mean"
     """How predictions are fused (mmlib.evaluation.fusion); total: the mean's classes, surer of themselves."""
-    window: tuple[int, int] = (0, 0)
+    window: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width of sliding windows, multiples of 32; 0 0 = whole images."""
-    stride: tuple[int, int] = (0, 0)
+    stride: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Largest step between windows; 0 0 = two thirds of the window."""
-    size: tuple[int, int] = (0, 0)
+    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width to which images are resized for the network; masks have the size of the files in any
     case. 0 0 = as they are.
     """
-    batch_size: int = 4
+    batch_size: Annotated[int, AtLeast(1)] = 4
     """Images, or windows, at a time."""
-    sheet: int = 4
+    sheet: Annotated[int, AtLeast(0)] = 4
     """Samples on the contact sheet."""
     overwrite: bool = False
     """Start over: remove the predictions that the folder holds."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tqdm.auto import tqdm
 
 from . import world
+from .config import AtLeast, Between
 from .data.prepared import PreparedDataset
 from .evaluation.failures import FailureScores, evaluate_failures
 from .evaluation.fusion import FUSIONS
@@ -40,11 +41,11 @@ class EvaluateConfig:
     """What an absent sensor is replaced by: nothing, the normalised zero, a black image, noise."""
     fusion: Literal["mean", "agreement", "selection", "entropy"] = "mean"
     """How predictions are fused (mmlib.evaluation.fusion)."""
-    window: tuple[int, int] = (0, 0)
+    window: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width of sliding windows at native resolution, multiples of 32; 0 0 = whole images."""
-    stride: tuple[int, int] = (0, 0)
+    stride: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Largest step between windows; 0 0 = two thirds of the window."""
-    failure_probability: tuple[float, ...] = ()
+    failure_probability: Annotated[tuple[float, ...], Between(0, 1)] = ()
     """Also score random failures: each sensor of each sample absent with this probability (several may be
     given), never all of them.
     """
@@ -52,17 +53,17 @@ class EvaluateConfig:
     """Also print tables as papers do (subsets, Mean, Std; conditions), and write them to this path plus .md
     and .csv.
     """
-    failures: int = 0
+    failures: Annotated[int, AtLeast(-1)] = 0
     """Samples on which every fusion rule is scored while one or two sensors fail unannounced, in six ways,
     mild and gross; -1 = all.
     """
     out: str = ""
     """JSON file for the scores; empty = print the table only."""
-    batch_size: int = 8
+    batch_size: Annotated[int, AtLeast(1)] = 8
     """Samples at a time."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    workers: int = 0
+    workers: Annotated[int, AtLeast(0)] = 0
     """Loader processes."""
     progress: bool = True
     """Show a progress bar."""
@@ -87,9 +88,9 @@ class CompareConfig:
     """Data set; empty = the one each run was trained on."""
     protocol: Literal["drop", "zero", "black", "noise"] = "drop"
     """What an absent sensor is replaced by."""
-    failures: int = 0
+    failures: Annotated[int, AtLeast(-1)] = 0
     """Samples on which every fusion rule is scored while one or two sensors fail unannounced; -1 = all."""
-    information_samples: int = 16
+    information_samples: Annotated[int, AtLeast(0)] = 16
     """Samples on which each sensor's Fisher information is measured; 0 = none."""
     layout: str = ""
     """Also print the runs as rows of a table as papers do, and write it to this path plus .md and .csv."""

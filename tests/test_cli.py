@@ -145,14 +145,17 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
             ["train", "--data", "{toy}", "--out", "{tmp}/run", "--modalities", "rgb", "sonar"],
             "unknown modality 'sonar'",
         ),
-        (["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"], "must be positive"),
+        (
+            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"],
+            "--epochs 0.0: expected above 0",
+        ),
         (
             ["train", "--data", "{toy}", "--out", "{tmp}/run", "--lambda-p", "-1"],
-            "lambda_p -1.0: a weight of 0 or more",
+            "--lambda-p -1.0: expected 0 or more; a negative one would reward imbalance",
         ),
         (
             ["train", "--data", "{toy}", "--out", "{tmp}/run", "--sigma", "0"],
-            "sigma 0.0: a standard deviation above 0",
+            "--sigma 0.0: expected above 0; without noise there is no measure",
         ),
         (
             ["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred"],

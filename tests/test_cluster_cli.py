@@ -184,8 +184,8 @@ def test_search_from_the_command_line(data, tmp_path, capsys):
             ["--data", "{toy}", "--guide", "sonar"],
             "--guide sonar: expected one of rgb, depth, aolp",
         ),
-        ("cluster", ["--data", "{toy}", "--steps", "0"], "0 steps"),
-        ("cluster", ["--data", "{toy}", "--save-every", "0"], "saved every 0"),
+        ("cluster", ["--data", "{toy}", "--steps", "0"], "--steps 0: expected 1 or more"),
+        ("cluster", ["--data", "{toy}", "--save-every", "0"], "--save-every 0: expected 1 or more"),
         ("cluster", ["--data", "{toy}", "--lr", "0"], "--lr 0.0: expected"),
         (
             "cluster",

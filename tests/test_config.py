@@ -40,14 +40,15 @@ class Outer:
     [
         ("rate", 0, "--rate 0: expected above 0"),
         ("rate", -0.0, "--rate -0.0: expected above 0"),
-        ("rate", float("nan"), "--rate nan: expected a finite number"),
-        ("rate", 10**400, "expected a finite number"),
+        ("rate", float("nan"), "--rate nan: expected a finite number, above 0"),
+        ("rate", 10**400, "expected a finite number, above 0"),
         ("rate", True, "--rate True: expected a number"),
         ("rate", "1", "--rate 1: expected a number"),
         ("size", (4, -1), "--size -1: expected 0 or more"),
         ("size", (4, 1.0), "--size 1.0: expected a whole number"),
         ("size", (4,), "--size 4: expected 2 values"),
         ("size", 4, "--size 4: expected a list of values"),
+        ("inner", Inner({"rgb": (1.0, -float("inf"))}), "--weights rgb -inf: expected a finite number"),
         ("powers", (1, 2.5, 0.5), "--powers 0.5: expected 1 or more; a root would shrink it"),
         ("keep", 1, "--keep 1: expected 0 or more and below 1"),
         ("crops", 2, "--crops 2: expected one of 1, 5"),
@@ -77,7 +78,7 @@ def test_a_value_is_checked_under_the_name_of_its_flag(name, value, message):
         return
     with pytest.raises(ValueError) as caught:
         check_settings(config)
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith(message) and "\n" not in str(caught.value)
 
 
 def test_settings_are_those_of_all_levels():

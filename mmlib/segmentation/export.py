@@ -14,12 +14,14 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from ..config import AtLeast
 from ..runtime import atomic_path, limit_threads
 from .network import Segmenter, load_segmenter
 
@@ -34,9 +36,9 @@ class ExportConfig:
     """A best.safetensors or last.safetensors written by 'train'."""
     out: str
     """File to write, such as model.onnx."""
-    size: tuple[int, int] = (0, 0)
+    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width of the images, fixed in the graph; 0 0 = any. The number of images is always free."""
-    opset: int = 0
+    opset: Annotated[int, AtLeast(0)] = 0
     """ONNX operator set, 18 or more; 0 = the exporter's own choice."""
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import AtLeast, Between
 from ..data.prepared import Description
 from ..modalities import Modality
 from ..runtime import read_tensor_header, read_tensors, reading, save_tensors
@@ -39,9 +40,9 @@ class NetworkConfig:
     """mean: all sensors alike, predictions averaged; centred: the first sensor's branch, to whose features
     the others' are added.
     """
-    embed_dim: int = 0
+    embed_dim: Annotated[int, AtLeast(0)] = 0
     """Width of the head; 0 = 48 for residual, 256 for pvt_v2."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Between(0, 1)] = 0.1
     """Dropout before the classifier."""
     pretrained: bool = False
     """Start pvt_v2 from ImageNet weights, fetched by timm from the Hugging Face hub."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import AtLeast, Between
 from ..evaluation.subsets import subset_matrix
 from ..modalities import IGNORE_INDEX
 
@@ -32,15 +33,15 @@ class ObjectiveConfig:
 
     subsets: Literal["all-subsets", "dropout", "full", "singles", "selection"] = "all-subsets"
     """Which sensor subsets the cross-entropy is taken over; dropout is the paper's."""
-    full_weight: float = 4.0
+    full_weight: Annotated[float, AtLeast(0)] = 4.0
     """all-subsets and singles: weight of the full set against 1 for each other subset."""
     evidence: Literal["sum", "mean"] = "sum"
     """all-subsets and singles: whether a subset's logits are added up or averaged during training."""
-    subset_sample: int = 0
+    subset_sample: Annotated[int, AtLeast(0)] = 0
     """all-subsets: how many subsets besides the full set to draw per step, for many sensors; 0 = all 2^M − 2
     of them.
     """
-    pixels: float = 0.25
+    pixels: Annotated[float, Between(0, 1, without=(0,))] = 0.25
     """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them.
     """
 

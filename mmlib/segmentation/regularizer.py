@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Above, AtLeast, Between
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
 from .information import (
@@ -54,21 +55,21 @@ class RegularizerConfig:
     """
     variance: bool = False
     """Poincaré form: squared gradients that are not divided by f."""
-    lambda_p: float = 0.3
+    lambda_p: Annotated[float, AtLeast(0, "a negative one would reward imbalance")] = 0.3
     """Weight of R_p (paper: 0.3)."""
-    lambda_f: float = 0.02
+    lambda_f: Annotated[float, AtLeast(0, "a negative one would reward imbalance")] = 0.02
     """Weight of R_f (paper: 0.02)."""
-    sigma: float = 0.1
+    sigma: Annotated[float, Above(0, "without noise there is no measure to take entropy over")] = 0.1
     """Standard deviation of the input noise, as a share of each modality's own."""
-    probe_every: int = 8
+    probe_every: Annotated[int, AtLeast(1)] = 8
     """Steps between probes of second order; each counts so many times."""
-    probe_crop: float = 0.5
+    probe_crop: Annotated[float, Between(0, 1, without=(0,))] = 0.5
     """Height and width of the probe's crop, as a share of the image's."""
-    probe_samples: int = 1
+    probe_samples: Annotated[int, AtLeast(1)] = 1
     """Samples of the batch that a probe looks at (gat: at least 2)."""
-    delay: float = 0.1
+    delay: Annotated[float, Between(0, 1, without=(1,))] = 0.1
     """Share of the training without the term; over as long again its weight then grows to full."""
-    cap: float = 10.0
+    cap: Annotated[float, Above(0)] = 10.0
     """Largest value of one term: beyond it, it is scaled down to this value, and counted."""
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..config import Above, AtLeast, Between
 from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..modalities import IGNORE_INDEX
@@ -50,30 +51,30 @@ class TrainConfig:
     """
     modalities: tuple[str, ...] = ()
     """Sensors to train on, by name; none given = all that the data set has."""
-    epochs: float = 40.0
+    epochs: Annotated[float, Above(0)] = 40.0
     """Passes over the training split."""
-    batch_size: int = 4
+    batch_size: Annotated[int, AtLeast(1)] = 4
     """Samples per device and step."""
-    accumulate: int = 1
+    accumulate: Annotated[int, AtLeast(1)] = 1
     """Micro-batches per step: the same result as a batch so many times larger, in less memory. Closed-form
     terms of the regulariser then cost one more forward pass; a probe of second order looks at samples of the
     first micro-batch.
     """
-    lr: float = 0.0
+    lr: Annotated[float, AtLeast(0)] = 0.0
     """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual (ours)."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Weight decay; biases and norms have none (paper's relatives)."""
-    warmup: float = 0.05
+    warmup: Annotated[float, Between(0, 1)] = 0.05
     """Share of the steps with linear warm-up from a tenth of the peak; the paper's 10 of 200 epochs."""
-    power: float = 0.9
+    power: Annotated[float, AtLeast(0)] = 0.9
     """Power of the polynomial decay to zero (paper)."""
-    clip: float = 1.0
+    clip: Annotated[float, Above(0)] = 1.0
     """Largest gradient norm."""
-    crop: tuple[int, int] = (0, 0)
+    crop: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width of training crops; 0 0 = whole images."""
-    scale: tuple[float, float] = (1.0, 1.0)
+    scale: Annotated[tuple[float, float], Above(0)] = (1.0, 1.0)
     """Range of the random zoom; the paper's relatives use 0.5 2.0."""
-    jitter: float = 0.2
+    jitter: Annotated[float, Between(0, 1)] = 0.2
     """Largest relative change of brightness and contrast of colour images."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -82,17 +83,17 @@ class TrainConfig:
     """Seed of everything random."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """auto = bf16 on a GPU that has it, float32 elsewhere."""
-    workers: int = 0
+    workers: Annotated[int, AtLeast(0)] = 0
     """Loader processes per device."""
     cache: bool = True
     """Keep decoded samples in memory, one copy in every loader process; switch off for data larger than
     memory (--dry-run says).
     """
-    eval_every: float = 5.0
+    eval_every: Annotated[float, AtLeast(0)] = 5.0
     """Epochs between evaluations on the val split; 0 = only at the end."""
-    information_samples: int = 16
+    information_samples: Annotated[int, AtLeast(0)] = 16
     """Val samples on which each evaluation also measures every sensor's Fisher information; 0 = none."""
-    save_every: float = 5.0
+    save_every: Annotated[float, AtLeast(0)] = 5.0
     """Epochs between saved states to resume from; 0 = only at the end."""
     tensorboard: bool = False
     """Also write event files for TensorBoard into OUT/tensorboard: losses, learning rate, mIoU of every

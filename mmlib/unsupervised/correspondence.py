@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ..config import AtLeast, Between
 
 PAIRS = ("self", "knn", "random")
 EPS = 1e-10  # a token shorter than this has no direction: all its cosines are 0, and it gets no gradient
@@ -40,7 +42,7 @@ class Shifts:
     """quantile: of the observed F', measured once (``measured``); absolute: ``numbers``; adaptive: EAGLE's,
     from each batch.
     """
-    quantiles: tuple[float, float, float] = (0.6, 0.6, 0.9)
+    quantiles: Annotated[tuple[float, float, float], Between(0, 1)] = (0.6, 0.6, 0.9)
     """Of self, KNN and random pairs."""
     numbers: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """b of self, KNN and random pairs by modality: given, or filled in by ``measured``."""
@@ -120,20 +122,20 @@ class CorrespondenceConfig:
     """The loss of Eq. 9, with what the paper leaves open."""
 
     shifts: Shifts = Shifts()
-    weights: tuple[float, float, float] = (0.4, 0.4, 0.6)
+    weights: Annotated[tuple[float, float, float], AtLeast(0)] = (0.4, 0.4, 0.6)
     """Of self, KNN and random pairs; a pair type of weight 0 is not computed."""
-    lambdas: dict[str, float] = field(default_factory=dict)
+    lambdas: Annotated[dict[str, float], AtLeast(0)] = field(default_factory=dict)
     """λ by modality, 1 where none is given; a modality of λ = 0 is not computed."""
-    negatives: int = 5
+    negatives: Annotated[int, AtLeast(1)] = 5
     """Random pairs per image, averaged."""
-    points: int = 121
+    points: Annotated[int, AtLeast(0)] = 121
     """Random points per image; 0 = every token."""
     sampling: Literal["tokens", "bilinear"] = "tokens"
     """tokens: points are tokens, and only these go through the network; bilinear: the network sees the whole
     map, and frozen tokens and codes are interpolated between their centres, as in the released code. CBAM,
     EAGLE and depth guidance always see whole maps.
     """
-    tile: int = 0
+    tile: Annotated[int, AtLeast(0)] = 0
     """Rows per tile; 0 = the plain form, which keeps two (B, P, Q) tensors for each pair until the backward
     pass.
     """

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import AtLeast
 from ..data.prepared import PreparedDataset
 from ..evaluation.matching import ClusterScores, score
 from ..runtime import derived_seed, save_tensors
@@ -39,23 +40,23 @@ class EvaluationConfig:
 
     split: str = "val"
     """Split whose images are assigned to clusters and scored; use 'test' once, at the end."""
-    clusters: int = 0
+    clusters: Annotated[int, AtLeast(0)] = 0
     """Number of clusters; 0 = as many as the data set has classes."""
-    restarts: int = 5
+    restarts: Annotated[int, AtLeast(1)] = 5
     """Runs of k-means, of which the lowest inertia is kept."""
-    repeats: int = 3
+    repeats: Annotated[int, AtLeast(1)] = 3
     """How often all of that is repeated with other seeds: the spread that k-means alone causes."""
-    kmeans_points: int = 10_000
+    kmeans_points: Annotated[int, AtLeast(1)] = 10_000
     """Training codes that k-means sees."""
     kmeans_seed: int = 0
     """Seed of k-means and of its points, apart from that of training."""
     guide: str = ""
     """Refine edges by this sensor's picture (guided filter); empty = off."""
-    linear_steps: int = 0
+    linear_steps: Annotated[int, AtLeast(0)] = 0
     """Steps of a supervised linear probe on the finished codes of the training split: what could be read with
     labels; 0 = off.
     """
-    maps: int = 0
+    maps: Annotated[int, AtLeast(-1)] = 0
     """Label maps to write, of the first images of the split; -1 = all. Without labels all are written."""
     criterion: Literal["explained", "agreement", "silhouette"] = "explained"
     """Label-free criterion, on training images: correspondences that the clusters explain; agreement of

@@ -5,11 +5,12 @@ runs share.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from ..config import Above, AtLeast
 from ..data.prepared import PreparedDataset
 from ..runtime import choose_device
 from .backbone import Backbone, load_backbone
@@ -41,9 +42,9 @@ class TokenConfig:
     """Frozen feature extractor; the first three need no download."""
     backbone_weights: str = ""
     """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub)."""
-    size: tuple[int, int] = (0, 0)
+    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width to which training pictures are resized, multiples of the patch; 0 0 = as they are."""
-    eval_size: tuple[int, int] = (0, 0)
+    eval_size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """The same for the pictures that are scored, always whole; 0 0 = as for training."""
     crops: Literal[1, 5] = 1
     """Training entries of each image: 1 = all of it, 5 = its quadrants and its centre."""
@@ -53,11 +54,11 @@ class TokenConfig:
     """Divide each channel by its spread over the training tokens; auto = for all but DINOv3."""
     smooth: Literal["auto", "on", "off"] = "auto"
     """Average each token with its eight neighbours; auto = for all but DINOv3."""
-    centre_images: float = -1.0
+    centre_images: Annotated[float, AtLeast(-1)] = -1.0
     """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the
     others.
     """
-    extract_batch: int = 16
+    extract_batch: Annotated[int, AtLeast(1)] = 16
     """Pictures that go through the backbone at once."""
 
     def on(self, setting: str) -> bool:
@@ -102,19 +103,19 @@ class ClusterConfig:
     tokens: TokenConfig = field(default_factory=TokenConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     loss: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
-    lambda_x: float = 1.0
+    lambda_x: Annotated[float, AtLeast(0)] = 1.0
     """λ of every auxiliary sensor (Eq. 5); --lambdas sets single ones; 0 = they are read but do not
     supervise.
     """
-    steps: int = 300
+    steps: Annotated[int, AtLeast(1)] = 300
     """Optimizer steps."""
-    batch_size: int = 16
+    batch_size: Annotated[int, AtLeast(2, "each image is also compared with another one")] = 16
     """Images per step; each brings one neighbour (the papers: 32)."""
-    lr: float = 1e-3
+    lr: Annotated[float, Above(0)] = 1e-3
     """Learning rate of Adam, constant (the papers: 5e-4); the online probe has 5e-3."""
     knn: Literal["reference", "all"] = "reference"
     """Whose mean tokens say which images are neighbours: the reference's (released code) or all sensors'."""
-    neighbours: int = 7
+    neighbours: Annotated[int, AtLeast(1)] = 7
     """Nearest images from which a step draws each image's partner."""
     same_image: bool = False
     """Whether crops of one image may be neighbours of each other, as in the released code."""
@@ -123,9 +124,9 @@ class ClusterConfig:
     """Which state is kept: after the last step; with the best label-free criterion; or with the best mIoU on
     the scored split, which is the papers' habit and makes that score too good.
     """
-    eval_every: int = 0
+    eval_every: Annotated[int, AtLeast(0)] = 0
     """Steps between measurements of diagnostics and criteria; 0 = only at the end."""
-    save_every: int = 100
+    save_every: Annotated[int, AtLeast(1)] = 100
     """Steps between saved states to resume from."""
     seed: int = 0
     """Seed of everything random in training; k-means has its own."""

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import AtLeast, Between
 from ..runtime import read_tensor_header, read_tensors, reading, save_tensors
 from ..state import load_into
 
@@ -31,7 +32,7 @@ STATIC_FUSIONS = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}  # Ta
 class NetworkConfig:
     """What the trainable network is made of."""
 
-    dim: int = 70
+    dim: Annotated[int, AtLeast(1, "the paper uses 70 to 320")] = 70
     """Length D of the code at each location."""
     fusion: Fusion = "conv"
     """conv: the paper's Ψ; sum, mean, max: Table 7; cbam, stitch: baselines; none: the reference alone is
@@ -46,7 +47,7 @@ class NetworkConfig:
     """Scale each modality to unit length per location before fusion: the released code does, the paper does
     not say so.
     """
-    dropout: float = 0.1
+    dropout: Annotated[float, Between(0, 1, without=(1,))] = 0.1
     """Share of channels that the head drops, drawn anew for each of its two branches."""
     anchor: Anchor = "rgb"
     """Modalities that supervise the code itself, without a harmonizer (Table 6): RGB, all the others, both,

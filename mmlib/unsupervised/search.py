@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
+from ..config import AtLeast
 from ..runtime import derived_seed, provenance, remove_strays, write_json
 from .correspondence import Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
@@ -28,7 +30,7 @@ class SearchConfig:
     """
 
     run: ClusterConfig = field()
-    trials: int = 200
+    trials: Annotated[int, AtLeast(1)] = 200
     """Trials in all; a search that was stopped goes on where it stood."""
     select_on_labels: bool = False
     """Maximise 0.75 mIoU + 0.25 accuracy on the scored split, as the papers do, instead of the label-free
