@@ -51,7 +51,8 @@ def _grid(measure: Measure, nodes: int | None) -> tuple[list[np.ndarray], np.nda
     sizes = [factor.size(nodes) for factor in factors(measure).values()]
     if np.prod(sizes, dtype=float) > MAX_POINTS:
         raise ValueError(
-            f"a grid of {' x '.join(map(str, sizes))} points is too large; use fewer nodes or the functions that end in _mc"
+            f"a grid of {' x '.join(map(str, sizes))} points is too large; use fewer nodes or the functions "
+            f"that end in _mc"
         )
     parts = [factor.nodes(nodes) for factor in factors(measure).values()]
     index = np.indices(sizes).reshape(len(sizes), -1)
@@ -70,13 +71,15 @@ def _values(f: Callable, points: list[np.ndarray], signed: bool = False) -> np.n
     values = np.asarray(f(*points), np.float64)
     if values.shape != points[0].shape[:1]:
         raise ValueError(
-            f"f returned shape {values.shape} for {len(points[0])} points; expected {points[0].shape[:1]}, one number a point"
+            f"f returned shape {values.shape} for {len(points[0])} points; expected {points[0].shape[:1]}, "
+            f"one number a point"
         )
     wrong = ~np.isfinite(values) | ((values < 0) & (not signed))
     if wrong.any():
         k = int(np.argmax(wrong))
         raise ValueError(
-            f"f = {values[k]:g} at {', '.join(np.array2string(p[k], precision=4) for p in points)}: functional entropy is defined for "
+            f"f = {values[k]:g} at {', '.join(np.array2string(p[k], precision=4) for p in points)}: "
+            f"functional entropy is defined for "
             "finite f >= 0. Logits and features are not non-negative; use a loss, a probability or a square"
         )
     return values
@@ -95,7 +98,8 @@ def _energies(
         np.isfinite(g).all() for g in gradients
     ):
         raise ValueError(
-            f"gradient returned shapes {[g.shape for g in gradients]}; expected one finite array per modality ({', '.join(parts)}) "
+            f"gradient returned shapes {[g.shape for g in gradients]}; expected one finite array per "
+            f"modality ({', '.join(parts)}) "
             f"of shapes {[p.shape for p in points]}"
         )
     if rho is not None:
@@ -106,7 +110,8 @@ def _energies(
         return [np.square(g).reshape(len(g), -1).sum(1) / rho for g in gradients]
     if others := [name for name, factor in parts.items() if not isinstance(factor, Gaussian)]:
         raise ValueError(
-            f"{', '.join(others)}: without a Gaussian's Σ no constant is known; give rho, a lower bound of V''"
+            f"{', '.join(others)}: without a Gaussian's Σ no constant is known; give rho, a lower bound of "
+            f"V''"
         )
     rows = [g.reshape(len(g), -1) for g in gradients]
     return [np.einsum("ni,ij,nj->n", g, factor.covariance, g) for g, factor in zip(rows, parts.values())]
@@ -121,7 +126,8 @@ def _ratios(
     values, energies = _values(f, points), _energies(gradient, points, measure, rho)
     if (steep := (values == 0) & (sum(energies) > 0)).any():
         raise ValueError(
-            f"f = 0 with a gradient that is not 0 at point {int(np.argmax(steep))}: a non-negative f cannot have that"
+            f"f = 0 with a gradient that is not 0 at point {int(np.argmax(steep))}: a non-negative f cannot "
+            f"have that"
         )
     return [np.divide(energy, values, out=np.zeros_like(energy), where=values > 0) for energy in energies]
 
@@ -136,7 +142,8 @@ def _mean(weights: np.ndarray, terms: np.ndarray) -> float:
     k = int(np.argmax(weights * terms))
     if terms[k] > 0 and weights[k] < 1e-14 * weights.max():  # beyond 8 standard deviations
         raise ValueError(
-            "f grows so steeply that its mean is made more than 8σ away from the datum, or does not exist; narrow the noise"
+            "f grows so steeply that its mean is made more than 8σ away from the datum, or does not exist; "
+            "narrow the noise"
         )
     return float(weights @ terms)
 
@@ -192,8 +199,8 @@ def poincare_bound(
 
 
 def conditional_entropies(f: Callable, measure: Measure, nodes: int | None = None) -> dict[str, float]:
-    """E[Ent_{μ_i} f(·, x_{-i})] of each modality: the entropy in x_i with the others held, averaged over
-    them.
+    """E[Ent_{μ_i} f(·, x_{-i})] of each modality: the entropy in x_i with the others fixed, averaged
+    over them.
 
     Their sum bounds Ent f for every product measure (tensorisation): the true form of Eq. 3.
     """
@@ -203,8 +210,8 @@ def conditional_entropies(f: Callable, measure: Measure, nodes: int | None = Non
     _mean(weights, values)  # refuses f that the grid does not cover
     values, weights = values.reshape(sizes), weights.reshape(sizes)
     for i, name in enumerate(factors(measure)):
-        held = np.moveaxis(values, i, -1)  # the others along the leading axes
-        result[name] = float((np.moveaxis(weights, i, -1) * kl_div(held, (held @ own[i])[..., None])).sum())
+        fixed = np.moveaxis(values, i, -1)  # the other modalities along the leading axes, x_i along the last
+        result[name] = float((np.moveaxis(weights, i, -1) * kl_div(fixed, (fixed @ own[i])[..., None])).sum())
     return result
 
 
@@ -217,8 +224,8 @@ def marginal_entropies(f: Callable, measure: Measure, nodes: int | None = None) 
     mean, mass = _mean(weights, values), (weights * values).reshape([len(w) for w in own])
     for i, name in enumerate(factors(measure)):
         joint = mass.sum(axis=tuple(j for j in range(len(own)) if j != i))
-        seen = np.divide(joint, own[i], out=np.zeros_like(joint), where=own[i] > 0)
-        result[name] = float(own[i] @ kl_div(seen, mean))
+        conditional_mean = np.divide(joint, own[i], out=np.zeros_like(joint), where=own[i] > 0)
+        result[name] = float(own[i] @ kl_div(conditional_mean, mean))
     return result
 
 

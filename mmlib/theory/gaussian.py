@@ -37,14 +37,16 @@ class Gaussian:
         shapes_fit = mean.ndim <= 1 and mean.size > 0 and covariance.shape == (mean.size, mean.size)
         if not shapes_fit or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(
-                f"mean {mean.shape}, covariance {covariance.shape}; expected finite numbers of shapes () or (d,), and (d, d)"
+                f"mean {mean.shape}, covariance {covariance.shape}; expected finite numbers of shapes () or "
+                f"(d,), and (d, d)"
             )
         if (
             np.abs(covariance - covariance.T).max() > 1e-12 * np.abs(covariance).max()
             or np.linalg.eigvalsh(covariance).min() <= 0
         ):
             raise ValueError(
-                f"covariance {covariance.tolist()} is not symmetric positive definite; every direction needs some spread"
+                f"covariance {covariance.tolist()} is not symmetric positive definite; every direction "
+                f"needs some spread"
             )
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "covariance", covariance)
@@ -60,7 +62,8 @@ class Gaussian:
         """
         if count < 2 or count % 2:
             raise ValueError(
-                f"{count} quadrature nodes; give an even number, for an odd one puts a node on the mean, where ‖x‖² is 0"
+                f"{count} quadrature nodes; give an even number, for an odd one puts a node on the mean, "
+                f"where ‖x‖² is 0"
             )
         line = np.linspace(-REACH, REACH, count)
         weights = np.exp(-(line**2) / 2)
@@ -91,11 +94,13 @@ class Discrete:
         points, weights = np.asarray(self.points, np.float64), np.asarray(self.weights, np.float64)
         if points.ndim not in (1, 2) or weights.shape != points.shape[:1] or not np.isfinite(points).all():
             raise ValueError(
-                f"points {points.shape}, weights {weights.shape}; expected finite numbers of shapes (n,) or (n, d), and (n,)"
+                f"points {points.shape}, weights {weights.shape}; expected finite numbers of shapes (n,) or "
+                f"(n, d), and (n,)"
             )
         if not (weights >= 0).all() or not abs(weights.sum() - 1) < 1e-9:
             raise ValueError(
-                f"weights must be non-negative and sum to 1; the smallest is {weights.min():g}, their sum {weights.sum():g}"
+                f"weights must be non-negative and sum to 1; the smallest is {weights.min():g}, their sum "
+                f"{weights.sum():g}"
             )
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "weights", weights)
@@ -119,7 +124,8 @@ def gaussian(sigma: float | np.ndarray = 1.0, mean: float | np.ndarray = 0.0) ->
     sigma, mean = np.broadcast_arrays(np.asarray(sigma, np.float64), np.asarray(mean, np.float64))
     if not (sigma > 0).all():
         raise ValueError(
-            f"sigma {sigma.tolist()}: a standard deviation must be positive; noise without spread has no density"
+            f"sigma {sigma.tolist()}: a standard deviation must be positive; noise without spread has no "
+            f"density"
         )
     return Gaussian(mean, np.diag(np.atleast_1d(sigma**2)))
 
@@ -142,7 +148,8 @@ def log_concave(potential: Callable, low: float, high: float, count: int = 400) 
     density = np.exp(heights.min() - heights)
     if not density[[0, -1]].max() <= 1e-9:
         raise ValueError(
-            f"e^-V at an end of [{low:g}, {high:g}] is still {density[[0, -1]].max():.1g} of its maximum; widen the interval"
+            f"e^-V at an end of [{low:g}, {high:g}] is still {density[[0, -1]].max():.1g} of its maximum; "
+            f"widen the interval"
         )
     mass = weights * density[1:-1]
     return Discrete(points[1:-1], mass / mass.sum())

@@ -37,7 +37,8 @@ def check(scene: str, conditions=(), cases=(), modalities=ALL, size=(96, 128)) -
     """Raise ValueError, saying what is allowed, unless the world can render this."""
     if isinstance(modalities, str) or not modalities:
         raise ValueError(
-            f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of {', '.join(ALL)}"
+            f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of "
+            f"{', '.join(ALL)}"
         )
     for what, values, allowed in (
         ("scene", [scene], SCENES),
