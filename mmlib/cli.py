@@ -16,9 +16,9 @@ from .config import AtLeast, check_settings
 from .evaluation.statistics import estimate
 from .predict import PredictConfig, run_predict
 from .recipes import read_recipe
-from .scoring import SCENES, CompareConfig, EvaluateConfig, find_data, run_compare, run_evaluate
 from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
+from .segmentation.score import SCENES, CompareConfig, EvaluateConfig, find_data, run_compare, run_evaluate
 from .segmentation.step import TrainConfig
 from .segmentation.training import train
 from .unsupervised.methods import ClusterConfig

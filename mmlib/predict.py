@@ -26,8 +26,8 @@ from .evaluation.fusion import FUSIONS
 from .evaluation.subsets import upsampled
 from .modalities import Modality
 from .runtime import atomic_path, choose_device, limit_threads, write_json
-from .scoring import find_data, fusing, normalised_as
 from .segmentation.network import Segmenter, load_segmenter
+from .segmentation.score import find_data, fusing, normalised_as
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 OUTPUTS = ("masks", "overlays", "confidence")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .data.missing import degrade, faulty
-from .evaluation.confusion import accuracy, confusion_matrix, iou, miou
+from .evaluation.counts import accuracy, confusion_matrix, iou, miou
 from .evaluation.fusion import RULES, fuse, weights
 from .figures import error_picture, label_picture, picture, sensor_title
 from .modalities import SENSORS, Modality

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import QUICK, SENSORS, SMALL, configured, lines, relabelled, same
 
-from mmlib.evaluation.matching import score
+from mmlib.evaluation.counts import score_clusters
 from mmlib.state import read_history
 from mmlib.unsupervised import training
 from mmlib.unsupervised.clustering import load_clustering
@@ -427,7 +427,7 @@ def dictated(monkeypatch, criterion: dict, quality: dict):
     def measured(*args):
         found, right = genuine(*args), quality.get(now[0], 10)
         counts = np.full((3, 3), (100 - right) // 2) + np.diag([right - (100 - right) // 2] * 3)
-        found.criterion, found.scores = criterion.get(now[0], 0.1), score(counts, toy.CLASSES)
+        found.criterion, found.scores = criterion.get(now[0], 0.1), score_clusters(counts, toy.CLASSES)
         return found
 
     monkeypatch.setattr(training, "step_loss", stepped)

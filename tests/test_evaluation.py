@@ -18,19 +18,13 @@ from torch.nn import functional as F
 from mmlib.data.missing import remove
 from mmlib.data.prepared import PreparedDataset, collate, write_array
 from mmlib.evaluation import subsets as subsets_module
-from mmlib.evaluation.confusion import accuracy, confusion_matrix, iou, miou
+from mmlib.evaluation.counts import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.fusion import FUSIONS
-from mmlib.evaluation.layout import (
-    Sheet,
-    cluster_sheets,
-    failure_sheet,
-    score_sheets,
-    subset_sheet,
-    write_sheets,
-)
+from mmlib.evaluation.sheets import Sheet, cluster_sheets, subset_sheet, write_sheets
 from mmlib.evaluation.statistics import estimate, paired_difference
 from mmlib.evaluation.subsets import SubsetScores, evaluate_subsets, subset_matrix, subset_probabilities
 from mmlib.modalities import SENSORS, subsets
+from mmlib.runtime import derived_seed
 
 maps = hnp.arrays(
     np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.sampled_from([0, 1, 2, 3, 255])
@@ -108,15 +102,21 @@ def test_one_pass_equals_one_forward_per_subset(scored, protocol, form):
             "condition=night": np.zeros((3, 3), int),
             "case=broken": np.zeros((3, 3), int),
         }
-        for first in range(0, len(data), 2):  # the same batches, since the noise protocol draws per batch
+        for first in range(0, len(data), 2):
             batch = collate([data[i] for i in range(first, min(first + 2, len(data)))])
             missing = [n for n in names if data.modalities[n].symbol not in name]
             with torch.no_grad():
                 if protocol == "drop":
                     logits = network({n: x for n, x in batch["images"].items() if n not in missing})
-                else:
-                    every = remove(batch["images"], names, protocol, data.modalities)
-                    logits = network({n: every[n] if n in missing else x for n, x in batch["images"].items()})
+                else:  # what replaces a sensor is drawn sample by sample
+                    each = []
+                    for b, row in enumerate(data.rows[first : first + 2]):
+                        one, seed = (
+                            {n: x[b][None] for n, x in batch["images"].items()},
+                            derived_seed(row["id"]),
+                        )
+                        each.append(remove(one, missing, protocol, data.modalities, seed))
+                    logits = network({n: torch.cat([one[n] for one in each]) for n in names})
             for b, row in enumerate(data.rows[first : first + 2]):
                 counts = confusion_matrix(logits[b].argmax(0), batch["label"][b], 3).numpy()
                 for group in ("all", f"condition={row['condition']}", f"case={row['case']}"):
@@ -144,7 +144,7 @@ def test_a_fusion_that_is_not_linear_sees_exactly_the_sensors_that_take_part(sco
         for i in range(len(data)):
             images = {n: image[None] for n, image in data[i]["images"].items()}
             missing = [n for n, m in data.modalities.items() if m.symbol not in name]
-            images = remove(images, missing, protocol, data.modalities)
+            images = remove(images, missing, protocol, data.modalities, derived_seed(data.rows[i]["id"]))
             with torch.no_grad():
                 logits = torch.stack(
                     [network.modality_logits({n: image})[n][0] for n, image in images.items()]
@@ -156,6 +156,31 @@ def test_a_fusion_that_is_not_linear_sees_exactly_the_sensors_that_take_part(sco
         assert np.abs(scores.counts["all"][s] - expected).sum() <= 8, name
     linear = evaluate_subsets(network.modality_logits, data, batch_size=1, protocol=protocol)
     assert not np.array_equal(linear.counts["all"][-1], scores.counts["all"][-1])
+
+
+@pytest.mark.parametrize("protocol", ["drop", "zero", "black", "noise"])
+def test_the_batch_size_changes_no_score(scored, protocol):
+    """The noise of a sample is its own, whatever batch it comes in."""
+    data, network = scored
+    one, *others = (
+        evaluate_subsets(network.modality_logits, data, batch_size=size, protocol=protocol).counts["all"]
+        for size in (1, 2, 6)
+    )
+    for counts in others:  # the batch may change the last bit of a logit, and so a pixel that is tied
+        assert np.abs(counts - one).sum() <= 4
+
+
+def test_every_sample_has_its_own_noise(scored):
+    data, _ = scored
+    noise = []
+
+    def encode(images):
+        noise.append(images["rgb"])
+        return {name: image[:, :1].expand(-1, 3, -1, -1) for name, image in images.items()}
+
+    evaluate_subsets(encode, data, batch_size=2, protocol="noise")
+    replaced = torch.cat(noise[1::2])  # each batch is encoded as it is, then replaced
+    assert len(replaced) == len({tuple(image.flatten().tolist()) for image in replaced}) == len(data)
 
 
 def test_logits_of_other_classes_are_refused(scored):
@@ -313,7 +338,7 @@ def test_subsets_are_printed_in_the_papers_order():
 
 def test_conditions_and_cases_stand_in_one_row():
     groups = {"condition=fog": (3, 1), "condition=sun": (1, 1), "case=blur": (1, 3)}
-    sheet = score_sheets(by_condition(groups), "mine", "on val")[1]
+    sheet = by_condition(groups).sheets("mine", "on val")[1]
     # right / (right + 2 wrong), the same for both classes
     assert sheet.columns == ["fog", "sun", "blur", "all"]
     assert (
@@ -324,7 +349,7 @@ def test_conditions_and_cases_stand_in_one_row():
 
 def test_conditions_of_two_parts_become_a_table_of_two_directions():
     groups = {"condition=fog-day": (3, 1), "condition=fog-night": (1, 1), "condition=rain-day": (2, 1)}
-    sheet = score_sheets(by_condition(groups), "mine", "on val")[1]
+    sheet = by_condition(groups).sheets("mine", "on val")[1]
     assert sheet.columns == ["fog", "rain", "all"] and list(sheet.rows) == ["day", "night", "all"]
     nan = pytest.approx(np.nan, nan_ok=True)
     expected = {"day": [3 / 5, 2 / 4, 5 / 9], "night": [1 / 3, None, 1 / 3], "all": [4 / 8, 2 / 4, 6 / 12]}
@@ -336,7 +361,7 @@ def test_conditions_of_two_parts_become_a_table_of_two_directions():
 
 def test_failures_by_group_and_both_readings():
     scores = by_condition({"condition=fog": (3, 1), "condition=sun": (1, 1)})
-    sheet = failure_sheet(scores, [0.5], "on val")
+    sheet = scores.failure_sheet([0.5], "on val")
     # three subsets, equally likely: two of them all wrong, (0, 1); the mean of counts is not the mean of
     # scores
     assert sheet.columns == ["all", "fog", "sun"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mmlib.data.missing import FAULTS, SEVERITIES, faulty
 from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation import failures
-from mmlib.evaluation.confusion import confusion_matrix, miou
+from mmlib.evaluation.counts import confusion_matrix, miou
 from mmlib.evaluation.failures import FailureScores, evaluate_failures
 from mmlib.evaluation.fusion import FUSIONS, RULES, fuse, weights
 from mmlib.modalities import SENSORS

@@ -25,7 +25,7 @@ from test_malformed import becomes_a_folder, cut, edited, goes, holds, listing, 
 from mmlib import cli, world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.recipes import read_recipe
-from mmlib.scoring import CompareConfig, run_compare
+from mmlib.segmentation.score import CompareConfig, run_compare
 from mmlib.segmentation.network import load_segmenter
 from mmlib.segmentation.training import TrainConfig, train
 from mmlib.state import read_history

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmlib.evaluation.confusion import iou, miou
-from mmlib.evaluation.matching import cluster_counts, hungarian, many_to_one, score
+from mmlib.evaluation.counts import confusion_matrix, hungarian, iou, many_to_one, miou, score_clusters
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 5)), elements=st.integers(0, 30))
 
@@ -38,7 +37,7 @@ def test_hungarian_is_the_best_of_all_matchings(counts):
 @given(tables, st.sampled_from(["hungarian", "many-to-one"]))
 def test_scores_are_those_of_loops_over_pixels(counts, rule):
     classes = [f"class {k}" for k in range(len(counts))]
-    scores = score(counts, classes, rule)
+    scores = score_clusters(counts, classes, rule)
     pixels = [(k, c) for k, row in enumerate(counts) for c, n in enumerate(row) for _ in range(n)]
     for k, name in enumerate(classes):
         truth = {i for i, (t, _) in enumerate(pixels) if t == k}
@@ -55,7 +54,7 @@ def test_scores_are_those_of_loops_over_pixels(counts, rule):
 def test_released_rule_at_equal_numbers():
     """K clusters for K classes: the square confusion matrix with its columns in order."""
     counts = np.random.default_rng(0).integers(0, 50, (4, 4))
-    scores = score(counts, list("abcd"))
+    scores = score_clusters(counts, list("abcd"))
     square = counts[:, np.argsort(scores.mapping)]
     assert np.array_equal(scores.confusion()[:4, :4], square) and not scores.confusion()[:, 4].any()
     assert list(scores.iou().values()) == pytest.approx(100 * iou(square)) and scores.miou() == pytest.approx(
@@ -67,16 +66,20 @@ def test_more_clusters_than_classes():
     """The third cluster stays nameless: its 3 + 1 pixels are missed by their classes and are nobody's false
     alarms.
     """
-    scores = score(np.array([[9, 0, 3], [0, 5, 1]]), ["a", "b"])
+    scores = score_clusters(np.array([[9, 0, 3], [0, 5, 1]]), ["a", "b"])
     assert scores.mapping.tolist() == [0, 1, -1]
     assert list(scores.iou().values()) == pytest.approx([100 * 9 / 12, 100 * 5 / 6])
     assert scores.accuracy() == pytest.approx(100 * 14 / 18)
     assert scores.confusion()[:, -1].tolist() == [3, 1, 0]
-    assert score(np.array([[9, 0, 3], [0, 5, 1]]), ["a", "b"], "many-to-one").mapping.tolist() == [0, 1, 0]
+    assert score_clusters(np.array([[9, 0, 3], [0, 5, 1]]), ["a", "b"], "many-to-one").mapping.tolist() == [
+        0,
+        1,
+        0,
+    ]
 
 
 def test_fewer_clusters_than_classes_and_absent_classes():
-    scores = score(np.array([[8, 0], [2, 0], [0, 7], [0, 0]]), ["a", "b", "c", "absent"])
+    scores = score_clusters(np.array([[8, 0], [2, 0], [0, 7], [0, 0]]), ["a", "b", "c", "absent"])
     assert scores.mapping.tolist() == [0, 2]
     values = scores.iou()
     assert values["a"] == 80 and values["b"] == 0 and values["c"] == 100 and np.isnan(values["absent"])
@@ -91,7 +94,10 @@ def test_many_to_one_names_and_leaves_empty_clusters_out():
 def test_many_to_one_puts_no_fewer_pixels_right(counts):
     names = [str(k) for k in range(len(counts))]
     if counts.sum():
-        assert score(counts, names, "many-to-one").accuracy() >= score(counts, names).accuracy() - 1e-9
+        assert (
+            score_clusters(counts, names, "many-to-one").accuracy()
+            >= score_clusters(counts, names).accuracy() - 1e-9
+        )
 
 
 @given(hnp.arrays(np.int64, (4, 6), elements=st.sampled_from([0, 1, 2, 255])), st.integers(0, 2**31))
@@ -102,13 +108,15 @@ def test_counts_are_those_of_a_loop(label, seed):
         if k != 255:
             expected[k, c] += 1
     assert np.array_equal(
-        cluster_counts(torch.from_numpy(assignment), torch.from_numpy(label), 3, 5), expected
+        confusion_matrix(torch.from_numpy(assignment), torch.from_numpy(label), 3, 5), expected
     )
 
 
 def test_one_mapping_for_all_groups_and_what_is_written():
     day, night = np.array([[5, 1], [0, 4]]), np.array([[0, 3], [2, 0]])
-    scores = score({"all": day + night, "condition=day": day, "condition=night": night}, ["road", "car"])
+    scores = score_clusters(
+        {"all": day + night, "condition=day": day, "condition=night": night}, ["road", "car"]
+    )
     assert scores.mapping.tolist() == [0, 1] and scores.rule == "hungarian"
     assert (
         scores.accuracy("condition=day") == 90 and scores.accuracy("condition=night") == 0
@@ -127,12 +135,12 @@ def test_one_mapping_for_all_groups_and_what_is_written():
 
 
 def test_absent_classes_are_written_as_none():
-    assert score([[4, 0], [0, 0]], ["a", "b"]).to_dict()["iou"]["all"] == {"a": 100.0, "b": None}
-    assert "–" in score([[4, 0], [0, 0]], ["a", "b"]).table()
+    assert score_clusters([[4, 0], [0, 0]], ["a", "b"]).to_dict()["iou"]["all"] == {"a": 100.0, "b": None}
+    assert "–" in score_clusters([[4, 0], [0, 0]], ["a", "b"]).table()
 
 
 def test_a_mapping_from_another_split():
-    scores = score([[5, 1], [0, 4]], ["a", "b"], mapping=[1, 0])
+    scores = score_clusters([[5, 1], [0, 4]], ["a", "b"], mapping=[1, 0])
     assert scores.rule == "given" and scores.accuracy() == 10
 
 
@@ -142,20 +150,23 @@ def test_a_mapping_from_another_split():
         (lambda: hungarian([[1.5, 2]]), "expected integers >= 0"),
         (lambda: hungarian([[-1, 2]]), "expected integers >= 0"),
         (lambda: many_to_one([1, 2]), "of shape"),
-        (lambda: score([[1, 2]], ["a", "b"]), "2 classes, clusters"),
-        (lambda: score({"day": np.ones((1, 1), int)}, ["a"]), "the group 'all'"),
-        (lambda: score({"all": np.ones((1, 2), int), "day": np.ones((1, 3), int)}, ["a"]), "in every group"),
-        (lambda: score([[1, 2]], ["a"], "greedy"), "expected one of hungarian, many-to-one"),
-        (lambda: score([[1, 2]], ["a"], mapping=[0]), "for each cluster"),
-        (lambda: score([[1, 2]], ["a"], mapping=[0, 1]), "0 to 0 or -1"),
-        (lambda: score([[1, 2]], ["a"], mapping=[0, -2]), "0 to 0 or -1"),
-        (lambda: cluster_counts(torch.tensor([0]), torch.tensor([0, 1]), 2, 2), "differ in shape"),
+        (lambda: score_clusters([[1, 2]], ["a", "b"]), "2 classes, clusters"),
+        (lambda: score_clusters({"day": np.ones((1, 1), int)}, ["a"]), "the group 'all'"),
         (
-            lambda: cluster_counts(torch.tensor([2]), torch.tensor([0]), 2, 2),
-            "assignment has ids 2 to 2; expected 0 to 1",
+            lambda: score_clusters({"all": np.ones((1, 2), int), "day": np.ones((1, 3), int)}, ["a"]),
+            "in every group",
+        ),
+        (lambda: score_clusters([[1, 2]], ["a"], "greedy"), "expected one of hungarian, many-to-one"),
+        (lambda: score_clusters([[1, 2]], ["a"], mapping=[0]), "for each cluster"),
+        (lambda: score_clusters([[1, 2]], ["a"], mapping=[0, 1]), "0 to 0 or -1"),
+        (lambda: score_clusters([[1, 2]], ["a"], mapping=[0, -2]), "0 to 0 or -1"),
+        (lambda: confusion_matrix(torch.tensor([0]), torch.tensor([0, 1]), 2, 2), "differ in shape"),
+        (
+            lambda: confusion_matrix(torch.tensor([2]), torch.tensor([0]), 2, 2),
+            "prediction has ids 2 to 2; expected 0 to 1",
         ),
         (
-            lambda: cluster_counts(torch.tensor([0]), torch.tensor([3]), 2, 2),
+            lambda: confusion_matrix(torch.tensor([0]), torch.tensor([3]), 2, 2),
             "label has ids 3 to 3; expected 0 to 1",
         ),
     ],

@@ -13,10 +13,10 @@ import toy
 
 from mmlib import cli
 from mmlib.data.prepared import Description, PreparedDataset, Writer, collate
-from mmlib.evaluation.confusion import miou
+from mmlib.evaluation.counts import miou
 from mmlib.evaluation.subsets import evaluate_subsets, subset_probabilities
-from mmlib.scoring import fusing, open_checkpoint
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter, save_segmenter
+from mmlib.segmentation.score import fusing, open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ LEVELS = [
     {"data"},
     {"evaluation"},
     {"segmentation", "unsupervised"},
-    {"scoring"},
     {"panel"},
     {"predict", "run_figures", "switchboard"},
     {"cli", "__main__"},

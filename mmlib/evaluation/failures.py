@@ -22,8 +22,9 @@ from ..data.missing import FAULTS, SEVERITIES, faulty
 from ..data.prepared import PreparedDataset
 from ..modalities import Modality
 from ..runtime import derived_seed
-from .confusion import confusion_matrix, miou
-from .statistics import decimals
+from .counts import confusion_matrix, miou
+from .sheets import Sheet
+from .statistics import rounded
 from .subsets import predicted
 
 CLEAN, REMOVED, ORACLE = "clean", "removed", "oracle"
@@ -108,7 +109,7 @@ class FailureScores:
         for rule, fault, severity, sensors in self.counts:
             part = every.setdefault(rule, {}).setdefault(f"{fault} {severity}".strip(), {})
             part[sensors or "none"] = self.miou(rule, fault, severity, sensors)
-        return decimals(
+        return rounded(
             {
                 "modalities": list(self.modalities),
                 "rules": self.rules,
@@ -122,27 +123,19 @@ class FailureScores:
 
     def table(self) -> str:
         """Plain text: every rule's averages, then each fault with one sensor broken."""
-        summary, names = self.summary(), [*self.rules, ORACLE]
-        heads = list(summary[ORACLE])
-        lines = [
-            f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors"
-        ]
-        lines += ["rule".ljust(12) + "".join(head.rjust(14) for head in heads)]
-        lines += [
-            rule.ljust(12) + "".join(f"{summary[rule][head]:14.1f}" for head in heads) for rule in names
-        ]
-        lines += [
-            f"{ORACLE}: '{self.rules[0]}', told which sensors are broken",
-            "",
-            "one sensor broken, mean over which one",
-        ]
-        lines += ["fault".ljust(14) + "".join(rule.rjust(11) for rule in names)]
+        summary = self.summary()
+        caption = (
+            f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors; "
+            f"{ORACLE}: '{self.rules[0]}', told which sensors are broken"
+        )
+        rows = {rule: list(values.values()) for rule, values in summary.items()}
+        averages = Sheet(caption, list(summary[ORACLE]), rows, "rule")
+
+        rows = {}
         for severity, faults in self.by_fault().items():
-            lines += [
-                f"{fault} {severity}".ljust(14) + "".join(f"{row[rule]:11.1f}" for rule in names)
-                for fault, row in faults.items()
-            ]
-        return "\n".join(lines)
+            rows |= {f"{fault} {severity}": list(by_rule.values()) for fault, by_rule in faults.items()}
+        by_fault = Sheet("one sensor broken, mean over which one", list(summary), rows, "fault")
+        return f"{averages.text()}\n\n{by_fault.text()}"
 
 
 @torch.no_grad()

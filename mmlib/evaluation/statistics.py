@@ -1,5 +1,6 @@
-"""Means with their spread, and how numbers are written down. A difference smaller than its spread is called
-that.
+"""Means over seeds with their spread, paired differences, and the rounding of numbers in records.
+
+Commands that compare runs and the figures of records call it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,8 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.mean:.1f} ± {self.sd:.1f} (n={self.n})"
-            if self.n > 1
-            else f"{self.mean:.1f} (n=1, no spread)"
-        )
+        spread = f" ± {self.sd:.1f} (n={self.n})" if self.n > 1 else " (n=1, no spread)"
+        return f"{self.mean:.1f}{spread}"
 
     @property
     def clear(self) -> bool:
@@ -59,15 +57,16 @@ def paired_difference(a, b) -> Estimate:
     return estimate(a - b)
 
 
-def decimals(value, places: int = 4):
-    """``value`` with every float in it at so many decimals, NaN as None, which JSON has."""
+def rounded(value, places: int = 4, significant: int = 0):
+    """``value`` with every float in it, at any depth, at so many decimals or significant digits; NaN becomes
+    None, which JSON has.
+    """
     if isinstance(value, dict):
-        return {key: decimals(entry, places) for key, entry in value.items()}
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, places)
-    return value
-
-
-def cell(value: float, width: int) -> str:
-    """A score at one decimal, right-aligned; "–" where there is none."""
-    return ("–" if math.isnan(value) else f"{value:.1f}").rjust(width)
+        return {key: rounded(entry, places, significant) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(entry, places, significant) for entry in value]
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    return float(f"{value:.{significant}g}") if significant else round(value, places)

@@ -1,12 +1,14 @@
 """One pass over a data set that scores every subset of its sensors.
 
 Each modality is encoded once. Where fusion is linear, the logits of all 2^M − 1 subsets are sums of the M
-cached ones; another fusion is called once for each subset.
+cached ones; another fusion is called once for each subset. Training and the commands that score call it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -20,8 +22,10 @@ from tqdm.auto import tqdm
 from ..data.missing import remove
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
-from .confusion import confusion_matrix, iou, miou
-from .statistics import cell, decimals
+from ..runtime import derived_seed
+from .counts import accuracy, confusion_matrix, iou, miou
+from .sheets import Sheet, group_heads, subset_sheet
+from .statistics import rounded
 
 
 @dataclass
@@ -59,14 +63,9 @@ class SubsetScores:
 
     def lowered(self, group: str = "all") -> tuple[int, int]:
         """(how often adding one sensor to a subset lowers mIoU, how many such inclusions there are)."""
-        scores = self.miou(group)
-        pairs = [
-            (small, large)
-            for small in scores
-            for large in scores
-            if len(large) == len(small) + 1 and set(small) < set(large)
-        ]
-        return sum(scores[large] < scores[small] for small, large in pairs), len(pairs)
+        scores = {frozenset(name): value for name, value in self.miou(group).items()}
+        pairs = [(scores[s - {one}], scores[s]) for s in scores if len(s) > 1 for one in s]
+        return sum(after < before for before, after in pairs), len(pairs)
 
     def summary(self, group: str = "all") -> dict[str, float]:
         """full, mean, min and (population) std over the subsets, in per cent, and the inclusions that lower
@@ -94,53 +93,90 @@ class SubsetScores:
         return np.tensordot(subset_probabilities(len(self.modalities), probability), self.counts[group], 1)
 
     def to_dict(self) -> dict:
-        full = self.names[-1]
+        """JSON values, per cent at four decimals: every subset and group, IoU of single sensors and of all."""
+        full, single = self.names[-1], self.names[: len(self.modalities)]
         return {
             "protocol": self.protocol,
             "modalities": list(self.modalities),
-            "summary": {group: decimals(self.summary(group)) for group in self.counts},
-            "miou": {group: decimals(self.miou(group)) for group in self.counts},
-            "iou": {
-                subset: decimals(self.iou(subset))
-                for subset in self.names
-                if len(subset) == 1 or subset == full
-            },
+            "summary": rounded({group: self.summary(group) for group in self.counts}),
+            "miou": rounded({group: self.miou(group) for group in self.counts}),
+            "iou": rounded({subset: self.iou(subset) for subset in dict.fromkeys([*single, full])}),
             "confusion": {full: self.counts["all"][-1].tolist()},
         }
 
     def table(self) -> str:
-        """A plain-text table: every subset and group of conditions."""
-        groups = list(self.counts)
-        width = max(len("subset"), *map(len, self.names)) + 2
-        heads = [group.removeprefix("condition=").removeprefix("case=") for group in groups]
-        columns = [max(8, len(head) + 2) for head in heads]
-        lines = [
-            f"mIoU in %; absent sensors: {self.protocol}",
-            "subset".ljust(width) + "".join(h.rjust(c) for h, c in zip(heads, columns)),
-        ]
-        scores = [self.miou(group) for group in groups]
-        for name in self.names:
-            lines.append(
-                name.ljust(width)
-                + "".join(cell(score[name], column) for score, column in zip(scores, columns))
-            )
-        for key in ("full", "mean", "min", "std"):
-            lines.append(
-                key.ljust(width)
-                + "".join(cell(self.summary(group)[key], column) for group, column in zip(groups, columns))
-            )
-        full = self.names[-1]
-        lines += [
-            "",
-            f"IoU of each class in %, {full} and single sensors",
-            "class".ljust(16) + "".join(n.rjust(8) for n in [full, *self.names[: len(self.modalities)]]),
-        ]
-        per_class = [self.iou(name) for name in [full, *self.names[: len(self.modalities)]]]
-        lines += [
-            name.ljust(16) + "".join(cell(values[name], 8) for values in per_class) for name in self.classes
-        ]
+        """Plain text: every subset and group of conditions, the IoU of each class, what lowers mIoU."""
+        groups = [self.miou(group) | self.summary(group) for group in self.counts]
+        rows = {
+            name: [group[name] for group in groups] for name in (*self.names, "full", "mean", "min", "std")
+        }
+        subset_table = Sheet(
+            f"mIoU in %; absent sensors: {self.protocol}", group_heads(self.counts), rows, "subset"
+        )
+
+        columns = [self.names[-1], *self.names[: len(self.modalities)]]
+        each = [self.iou(subset) for subset in columns]
+        caption = f"IoU of each class in %, {columns[0]} and single sensors"
+        rows = {name: [values[name] for values in each] for name in self.classes}
+        class_table = Sheet(caption, columns, rows, "class")
+
         lowered, inclusions = self.lowered()
-        return "\n".join([*lines, "", f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"])
+        verdict = f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"
+        return "\n\n".join([subset_table.text(), class_table.text(), verdict])
+
+    def sheets(self, name: str, caption: str) -> list[Sheet]:
+        """The tables of one network as papers print them: every subset (mIoU and accuracy), and all sensors
+        by condition and case.
+
+        Conditions that are all named in two parts ("fog-night") become a table of two directions.
+        """
+        accuracies = dict(zip(self.names, (100 * accuracy(self.counts["all"])).tolist()))
+        rows = {f"{name} mIoU": self.miou(), f"{name} accuracy": accuracies}
+        sheets = [subset_sheet(rows, f"In % {caption}; Std: population")]
+        if len(self.counts) == 1:
+            return sheets
+
+        what = f"mIoU in %, all sensors ({self.names[-1]}), {caption}"
+        columns = {group: counts[-1] for group, counts in self.counts.items() if group != "all"}
+        conditions = {group: c for group, c in columns.items() if group.startswith("condition=")}
+        parts = {tuple(re.split(r"[-_/ ]", *group_heads([g]))): counts for g, counts in conditions.items()}
+        if parts and all(len(part) == 2 for part in parts):
+            firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts))
+            if len(firsts) > 2 and len(seconds) > 2:
+                table = {}
+                for row in seconds:
+                    pick = {
+                        f: [c for (a, b), c in parts.items() if f in (a, "all") and row in (b, "all")]
+                        for f in firsts
+                    }
+                    table[row] = [_per_cent(sum(counts)) for counts in pick.values()]
+                sheets.append(Sheet(what, firsts, table))
+                columns = {group: c for group, c in columns.items() if group not in conditions}
+        if columns:
+            columns["all"] = self.counts["all"][-1]
+            sheets.append(Sheet(what, group_heads(columns), {name: list(map(_per_cent, columns.values()))}))
+        return sheets
+
+    def failure_sheet(self, probabilities: Sequence[float], caption: str) -> Sheet:
+        """Each sensor of each sample absent independently, never all: mIoU of the expected counts, and the
+        expected mIoU, by group.
+        """
+        rows = {}
+        for p in probabilities:
+            chances = subset_probabilities(len(self.modalities), p)
+            rows[f"p = {p:g}, mIoU of the expected counts"] = [
+                _per_cent(self.failing(p, group)) for group in self.counts
+            ]
+            rows[f"p = {p:g}, mean of the subsets' mIoU by chance"] = [
+                100 * float(chances @ miou(counts)) for counts in self.counts.values()
+            ]
+        what = f"mIoU in %, each sensor of each sample absent with probability p, never all, {caption}"
+        return Sheet(what, group_heads(self.counts), rows)
+
+
+def _per_cent(counts) -> float:
+    """mIoU in per cent of (K, K) counts; NaN where there are none (an empty sum is 0)."""
+    return 100 * float(miou(counts)) if np.ndim(counts) else math.nan
 
 
 def subset_matrix(count: int) -> np.ndarray:
@@ -203,16 +239,16 @@ def evaluate_subsets(
     names, classes = list(dataset.modalities), dataset.description.classes
     matrix = torch.from_numpy(subset_matrix(len(names)))
     scores = SubsetScores(dataset.modalities, classes, protocol)
-    groups = [
-        sorted({f"{key}={row[key]}" for row in dataset.rows if row[key]}) for key in ("condition", "case")
-    ]
-    for group in ("all", *groups[0], *groups[1]):
+    groups = ["all"]
+    for key in ("condition", "case"):
+        groups += sorted({f"{key}={row[key]}" for row in dataset.rows if row[key]})
+    for group in groups:
         scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
-    indices = range(shard[0], len(dataset), shard[1])
+
     loader = DataLoader(
         dataset,
         batch_size,
-        sampler=indices,
+        sampler=range(shard[0], len(dataset), shard[1]),
         num_workers=workers,
         collate_fn=_collate_by_size,
         pin_memory=torch.device(device).type == "cuda",
@@ -222,49 +258,58 @@ def evaluate_subsets(
         label = batch["label"].to(device)
         size = label.shape[-2:]
         present = encode(images)
-        absent = {} if protocol == "drop" else encode(remove(images, names, protocol, dataset.modalities))
+        absent = {} if protocol == "drop" else encode(_replaced(images, batch["id"], protocol, dataset))
         for s, b, logits in _fused(matrix, names, present, absent, fuse, size):
-            counts = (
-                confusion_matrix(predicted(logits, size, len(classes))[0], label[b], len(classes))
-                .cpu()
-                .numpy()
-            )
+            prediction = predicted(logits, size, len(classes))[0]
+            counts = confusion_matrix(prediction, label[b], len(classes)).cpu().numpy()
             for group in ("all", f"condition={batch['condition'][b]}", f"case={batch['case'][b]}"):
-                if group in scores.counts:  # neither is recorded where it is empty
+                if group in scores.counts:  # a sample without a condition or case is in no such group
                     scores.counts[group][s] += counts
     return scores
+
+
+def _replaced(
+    images: dict[str, Tensor], ids: list[str], protocol: str, dataset: PreparedDataset
+) -> dict[str, Tensor]:
+    """What every sensor of a batch delivers when it is absent, (B, C, H, W) by name.
+
+    Noise is drawn for each sample by its id, so that it depends on neither the batch size nor the order.
+    """
+    samples = []
+    for b, sample_id in enumerate(ids):
+        one = {name: image[b : b + 1] for name, image in images.items()}
+        samples.append(remove(one, list(one), protocol, dataset.modalities, derived_seed(sample_id)))
+    return {name: torch.cat([sample[name] for sample in samples]) for name in images}
 
 
 def _fused(
     matrix: Tensor, names: list[str], present: dict[str, Tensor], absent: dict[str, Tensor], fuse, size
 ):
-    """(subset, image, its fused logits (1, K, ·, ·)) for every subset and image of a batch.
+    """Yield (subset, image, its fused logits (1, K, ·, ·)) for every subset and image of a batch.
 
-    Of logits at full size, those of one image exist at a time. A sum may be upsampled before it is formed:
-    once for each sensor instead of once for each subset.
+    Of logits at full size, those of one image exist at a time.
     """
+
+    def votes(row: Tensor, present: dict[str, Tensor], absent: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Encodings of the sensors that take part: those of the subset, and what replaces the others."""
+        sources = {name: present if member else absent for name, member in zip(names, row)}
+        return {name: source[name] for name, source in sources.items() if source}
+
     images = range(len(next(iter(present.values()))))
     if fuse is not None:
         for s, row in enumerate(matrix):
-            fused = fuse(_votes(names, row, present, absent))
+            fused = fuse(votes(row, present, absent))
             yield from ((s, b, fused[b : b + 1]) for b in images)
         return
+    # A sum may be upsampled before it is formed: once for each sensor instead of once for each subset. Its
+    # argmax is that of the mean.
     for b in images:
         large = [
             {name: upsampled(logits[b : b + 1], size) for name, logits in part.items()}
             for part in (present, absent)
         ]
-        yield from ((s, b, _total(_votes(names, row, *large))) for s, row in enumerate(matrix))
-
-
-def _votes(
-    names: list[str], row: Tensor, present: dict[str, Tensor], absent: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    return {
-        name: present[name] if member else absent[name]
-        for name, member in zip(names, row)
-        if member or absent
-    }
+        for s, row in enumerate(matrix):
+            yield s, b, sum(votes(row, *large).values())
 
 
 def upsampled(logits: Tensor, size) -> Tensor:
@@ -286,15 +331,6 @@ def predicted(logits: Tensor, size, classes: int) -> Tensor:
             f"fused logits of shape {tuple(logits.shape)}; expected (B, {classes}, h, w), one map for each class"
         )
     return upsampled(logits, size).max(1).indices  # on a CPU four times as fast as argmax over this dimension
-
-
-def _total(votes: dict[str, Tensor]) -> Tensor:
-    """The sum, whose argmax is that of the mean."""
-    first, *others = votes.values()
-    total = first.clone()
-    for vote in others:
-        total += vote
-    return total
 
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:

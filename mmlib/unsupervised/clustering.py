@@ -2,7 +2,7 @@
 split, saved clusters.
 
 A code is a vector of D numbers, and only its direction counts. Clusters carry no names;
-``mmlib.evaluation.matching`` gives them some where there are labels, ``write_label_maps`` draws them where
+``mmlib.evaluation.counts`` gives them some where there are labels, ``write_label_maps`` draws them where
 there are none.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.prepared import PreparedDataset
-from ..evaluation.matching import cluster_counts
+from ..evaluation.counts import confusion_matrix
 from ..modalities import IGNORE_INDEX
 from ..runtime import atomic_path, read_tensor_header, read_tensors, reading, save_tensors, write_json
 from .pictures import as_picture
@@ -348,7 +348,7 @@ def count(code_of, dataset: PreparedDataset, centroids: Tensor, **options) -> di
     """Classes by clusters of a split: group -> (K, C) int64 for "all" and every "condition=…"; label 255 is
     not counted.
 
-    Arguments are those of ``assignments``; ``mmlib.evaluation.matching.score`` reads the result.
+    Arguments are those of ``assignments``; ``mmlib.evaluation.counts.score_clusters`` reads the result.
     Raises ValueError: the data set has no labels.
     """
     if not dataset.labelled:
@@ -358,7 +358,10 @@ def count(code_of, dataset: PreparedDataset, centroids: Tensor, **options) -> di
     shape = (len(dataset.description.classes), len(centroids))
     counts = {"all": np.zeros(shape, np.int64)}
     for index, assignment, label in assignments(code_of, dataset, centroids, **options):
-        found, condition = cluster_counts(assignment, label, *shape), dataset.rows[index]["condition"]
+        found, condition = (
+            confusion_matrix(assignment, label, *shape).cpu().numpy(),
+            dataset.rows[index]["condition"],
+        )
         for group in ["all", f"condition={condition}"][: 1 + bool(condition)]:
             counts[group] = counts.get(group, 0) + found
     return counts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import AtLeast
 from ..data.prepared import PreparedDataset
-from ..evaluation.matching import ClusterScores, score
+from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
 from ..runtime import derived_seed, save_tensors
 from . import clustering, diagnostics
 from .clustering import (
@@ -178,16 +178,16 @@ def evaluate(model, plan, prepared, clusters: int, config, loss=None) -> Evaluat
         options = {"refinement": Refinement(settings.guide)}
         classes = prepared.scored.description.classes
         named = [
-            score(clustering.count(code_of, prepared.scored, run.centroids, **options), classes)
+            score_clusters(clustering.count(code_of, prepared.scored, run.centroids, **options), classes)
             for run in runs
         ]
         scores = named[next(i for i, run in enumerate(runs) if run is means)]
         for entry, one in zip(repeats, named):
             entry |= {"miou": one.miou(), "accuracy": one.accuracy()}
-        merged = score(scores.counts, classes, "many-to-one")
+        merged = score_clusters(scores.counts, classes, "many-to-one")
         others["many_to_one"] = {"miou": merged.miou(), "accuracy": merged.accuracy()}
         if model is not None:
-            probed = score(
+            probed = score_clusters(
                 clustering.count(code_of, prepared.scored, model.probe.centroids.cpu(), **options), classes
             )
             others["online_probe"] = {"miou": probed.miou(), "accuracy": probed.accuracy()}
@@ -287,6 +287,6 @@ def linear_probe(
     for index in range(len(scored_codes)):
         label = torch.from_numpy(prepared.scored.stored(index)[1].astype(np.int64))
         guess = probe(F.normalize(scored_codes[index][None], dim=1), tuple(label.shape)).argmax(1)[0]
-        counts += clustering.cluster_counts(guess, label, *counts.shape)
-    found = score(counts, classes, mapping=np.arange(len(classes)))
+        counts += confusion_matrix(guess, label, len(classes)).cpu().numpy()
+    found = score_clusters(counts, classes, mapping=np.arange(len(classes)))
     return {"miou": found.miou(), "accuracy": found.accuracy()}

@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor, nn
 
 from ..data.prepared import PreparedDataset
-from ..evaluation.matching import ClusterScores, score
+from ..evaluation.counts import ClusterScores, score_clusters
 from ..runtime import choose_device, limit_threads, provenance, read_json, read_tensors, reading, write_json
 from ..state import load_into
 from .backbone import load_backbone
@@ -129,7 +129,7 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
                 f"{run} names its clusters by {', '.join(clusters.classes)}; {config.data} has {', '.join(classes)}"
             )
         mapping = None if config.rematch or clusters.mapping is None else clusters.mapping
-        scores = score(
+        scores = score_clusters(
             count(code_of, data, clusters.centroids, refinement=refinement), classes, mapping=mapping
         )
         record = {

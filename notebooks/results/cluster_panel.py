@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from mmlib.evaluation.matching import UNMATCHED, score
+from mmlib.evaluation.counts import UNMATCHED, score_clusters
 from mmlib.figures import picture
 from mmlib.modalities import IGNORE_INDEX
 from mmlib.runtime import limit_threads, provenance
@@ -185,7 +185,7 @@ def _clustered(
         except ValueError as error:
             print(f"   {clusters} clusters: {error}", flush=True)
             continue
-        scores = score(
+        scores = score_clusters(
             count(lambda indices: shown[indices], prepared.scored, means.centroids),
             prepared.scored.description.classes,
         )

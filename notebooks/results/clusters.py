@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from mmlib import world
 from mmlib.runtime import provenance, write_json
-from mmlib.scoring import rounded
+from mmlib.evaluation.statistics import rounded
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare
@@ -256,7 +256,7 @@ def main(options: Options) -> None:
             out=str(folder / f"last{options.part}"),
         )
         entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(
-            run(config, shared), 4
+            run(config, shared), significant=4
         )
         with open(folder / f"{options.which}-{options.part}.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")

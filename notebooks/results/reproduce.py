@@ -37,7 +37,7 @@ import torch
 import tyro
 
 from mmlib.runtime import write_json
-from mmlib.scoring import rounded
+from mmlib.evaluation.statistics import rounded
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("notebooks/results")
@@ -220,7 +220,9 @@ def search(jobs: int) -> None:
         report["best"].pop("flags")
         found[name] = {**report, "provenance": report["provenance"] | {"command": f"python {commands[name]}"}}
     note = "rooms; scores are on val and were looked at after the choice"
-    write_json(ROOT / RESULTS / "cluster_search.json", rounded({"note": note, "searches": found}, 4))
+    write_json(
+        ROOT / RESULTS / "cluster_search.json", rounded({"note": note, "searches": found}, significant=4)
+    )
 
 
 def clusters(jobs: int) -> None:

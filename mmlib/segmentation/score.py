@@ -9,20 +9,20 @@ from typing import Annotated, Literal
 import tyro
 from tqdm.auto import tqdm
 
-from . import world
-from .config import AtLeast, Between
-from .data.prepared import PreparedDataset
-from .evaluation.failures import FailureScores, evaluate_failures
-from .evaluation.fusion import FUSIONS
-from .evaluation.layout import Sheet, cluster_sheets, failure_sheet, score_sheets, subset_sheet, write_sheets
-from .evaluation.statistics import decimals, estimate, paired_difference
-from .evaluation.subsets import evaluate_subsets, subset_probabilities
-from .evaluation.windows import sliding
-from .modalities import Modality
-from .runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
-from .segmentation.information import evenly_spaced, fisher_gap, measure_information
-from .segmentation.network import Segmenter, load_segmenter
-from .state import read_history
+from .. import world
+from ..config import AtLeast, Between
+from ..data.prepared import PreparedDataset
+from ..evaluation.failures import FailureScores, evaluate_failures
+from ..evaluation.fusion import FUSIONS
+from ..evaluation.sheets import Sheet, cluster_sheets, subset_sheet, write_sheets
+from ..evaluation.statistics import estimate, paired_difference, rounded
+from ..evaluation.subsets import evaluate_subsets, subset_probabilities
+from ..evaluation.windows import sliding
+from ..modalities import Modality
+from ..runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
+from ..state import read_history
+from .information import evenly_spaced, fisher_gap, measure_information
+from .network import Segmenter, load_segmenter
 
 SCENES = ("street", "room")
 
@@ -220,11 +220,11 @@ def run_evaluate(config: EvaluateConfig) -> None:
     }
     if config.layout:
         name = f"{Path(config.checkpoint).resolve().parent.name}, {Path(config.checkpoint).stem}"
-        _print_sheets(score_sheets(scores, name, caption), config.layout)
+        _print_sheets(scores.sheets(name, caption), config.layout)
     if config.failure_probability:
-        sheet = failure_sheet(scores, config.failure_probability, caption)
+        sheet = scores.failure_sheet(config.failure_probability, caption)
         print("\n" + sheet.markdown())
-        rows = {row: decimals(dict(zip(sheet.columns, values))) for row, values in sheet.rows.items()}
+        rows = {row: rounded(dict(zip(sheet.columns, values))) for row, values in sheet.rows.items()}
         record["failure_probability"] = {"protocol": config.protocol, "miou": rows}
     if config.failures:
         failures = score_failures(
@@ -365,7 +365,7 @@ def run_compare(config: CompareConfig) -> None:
             "protocol": config.protocol,
             "checkpoint": config.checkpoint,
         }
-        write_json(config.out, record | {"groups": rounded(groups)})
+        write_json(config.out, record | {"groups": rounded(groups, significant=5)})
 
 
 def _compare_clusters(runs: list, config: CompareConfig) -> None:
@@ -390,15 +390,6 @@ def _compare_clusters(runs: list, config: CompareConfig) -> None:
                 "scores": {name: report["scores"] for name, report in reports.items()},
             },
         )
-
-
-def rounded(value, digits: int = 5):
-    """``value`` with every number in it rounded to so many significant digits: a record, not a memory dump."""
-    if isinstance(value, dict):
-        return {key: rounded(entry, digits) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(entry, digits) for entry in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _print_comparison(groups: dict, config: CompareConfig) -> None:

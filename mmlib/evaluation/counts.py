@@ -1,0 +1,211 @@
+"""Integer counts of pixels first, ratios last: confusion matrices, names for clusters, IoU and accuracy.
+
+Counts of images add up, so a whole split is one matrix, and every score is one ratio read from it. Part A
+counts predicted classes, part B counts clusters, which get the names of classes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..modalities import IGNORE_INDEX
+from .sheets import Sheet, group_heads
+from .statistics import rounded
+
+UNMATCHED = -1
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, classes: int, clusters: int = 0) -> Tensor:
+    """Count pixels: entry [t, p] = pixels of true class t predicted as p.
+
+    Args:
+        prediction, label: integer tensors of one shape; label 255 is not counted.
+        classes: number of classes K.
+        clusters: where ``prediction`` names clusters instead of classes: how many there are.
+
+    Returns:
+        (K, K), or (K, clusters), int64 on the tensors' device. Counts add up over images: sum them, then take
+        ratios once.
+
+    Raises:
+        ValueError: shapes differ, or an id lies outside its range (a silent wrong number otherwise).
+    """
+    columns = clusters or classes
+    if prediction.shape != label.shape:
+        raise ValueError(
+            f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape"
+        )
+    valid = label != IGNORE_INDEX
+    truth, guess = label[valid].long(), prediction[valid].long()
+    for name, values, bound in (("label", truth, classes), ("prediction", guess, columns)):
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < bound:
+            raise ValueError(
+                f"{name} has ids {int(values.min())} to {int(values.max())}; "
+                f"expected 0 to {bound - 1} (label 255 = ignore)"
+            )
+    return torch.bincount(truth * columns + guess, minlength=classes * columns).reshape(classes, columns)
+
+
+def iou(confusion) -> np.ndarray:
+    """(…, K, K) counts -> (…, K) intersection over union in [0, 1].
+
+    NaN where the class has no true pixel. The data then decide which classes a mean runs over, never the
+    prediction, so the scores of two subsets can be compared. (A false alarm still costs the class that it
+    covers.)
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    hit = np.diagonal(counts, axis1=-2, axis2=-1)
+    true, predicted = counts.sum(-1), counts.sum(-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(true > 0, hit / (true + predicted - hit), np.nan)
+
+
+def miou(confusion) -> np.ndarray:
+    """(…, K, K) counts -> (…) mean IoU over the classes that have true pixels; NaN where there are none."""
+    values = iou(confusion)
+    present = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(present, values, 0).sum(-1) / np.where(present.any(-1), present.sum(-1), np.nan)
+
+
+def accuracy(confusion) -> np.ndarray:
+    """(…, K, K) counts -> (…) share of labelled pixels that are right; NaN where there are none."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    total = counts.sum((-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, np.diagonal(counts, axis1=-2, axis2=-1).sum(-1) / total, np.nan)
+
+
+def _cluster_counts(counts) -> np.ndarray:
+    """``counts`` as an array. ValueError: not (classes, clusters), or not integers >= 0."""
+    counts = np.asarray(counts)
+    if counts.ndim != 2 or 0 in counts.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
+        raise ValueError(
+            f"counts {counts.dtype} of shape {counts.shape}: expected integers >= 0 of shape (classes, clusters)"
+        )
+    return counts
+
+
+def hungarian(counts) -> np.ndarray:
+    """(K, C) counts -> (C,) class of each cluster, one to one, so that as many pixels as possible fall on
+    their own class; -1 = no class left.
+
+    With C > K some clusters stay without a class: their pixels are errors of their true class, and false
+    alarms of none. With C < K some classes get no cluster, and their IoU is 0. A class without a true pixel
+    may still take a cluster, which costs the other classes nothing.
+    """
+    counts = _cluster_counts(counts)
+    mapping = np.full(counts.shape[1], UNMATCHED)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    mapping[columns] = rows
+    return mapping
+
+
+def many_to_one(counts) -> np.ndarray:
+    """(K, C) counts -> (C,) most frequent class of each cluster (the lowest id of a tie); -1 = the cluster
+    has no labelled pixel.
+
+    Scores rise with C and reach 100 % at one pixel per cluster, so they compare only at equal C.
+    """
+    counts = _cluster_counts(counts)
+    return np.where(counts.sum(0) > 0, counts.argmax(0), UNMATCHED)
+
+
+RULES = {"hungarian": hungarian, "many-to-one": many_to_one}
+
+
+@dataclass
+class ClusterScores:
+    """Counts of every group of images, and the classes that the clusters stand for.
+
+    Attributes:
+        classes: K names.
+        counts: group -> (K, C) int64; groups are "all", "condition=night", …
+        mapping: (C,) class of each cluster, -1 = none. One mapping for all groups.
+        rule: where it comes from: "hungarian", "many-to-one" or "given".
+    """
+
+    classes: list[str]
+    counts: dict[str, np.ndarray]
+    mapping: np.ndarray
+    rule: str
+
+    def confusion(self, group: str = "all") -> np.ndarray:
+        """(K + 1, K + 1) counts after matching; the last column holds pixels of clusters without a class, the
+        last row is 0.
+        """
+        matrix = np.zeros((len(self.classes) + 1,) * 2, np.int64)
+        for cluster, target in enumerate(self.mapping):
+            matrix[:-1, target] += self.counts[group][:, cluster]  # -1 is the last column
+        return matrix
+
+    def miou(self, group: str = "all") -> float:
+        """Mean IoU in per cent over the classes that have true pixels in the group; NaN where none has."""
+        return 100 * float(miou(self.confusion(group)))
+
+    def accuracy(self, group: str = "all") -> float:
+        """Labelled pixels on their own class, in per cent."""
+        return 100 * float(accuracy(self.confusion(group)))
+
+    def iou(self, group: str = "all") -> dict[str, float]:
+        """Class -> IoU in per cent; NaN where the class has no true pixel, 0 where it has some but no
+        cluster.
+        """
+        return dict(zip(self.classes, (100 * iou(self.confusion(group))[:-1]).tolist()))
+
+    def to_dict(self) -> dict:
+        """JSON values: the mapping, the scores of every group in per cent (None = no true pixel), the counts."""
+        return {
+            "rule": self.rule,
+            "mapping": self.mapping.tolist(),
+            "miou": rounded({group: self.miou(group) for group in self.counts}),
+            "accuracy": rounded({group: self.accuracy(group) for group in self.counts}),
+            "iou": rounded({group: self.iou(group) for group in self.counts}),
+            "counts": {group: counts.tolist() for group, counts in self.counts.items()},
+        }
+
+    def table(self) -> str:
+        """A plain-text table: mIoU, accuracy and the IoU of each class, one column for each group."""
+        groups = [self.iou(group) for group in self.counts]
+        rows = {"mIoU": list(map(self.miou, self.counts)), "accuracy": list(map(self.accuracy, self.counts))}
+        rows |= {name: [values[name] for values in groups] for name in self.classes}
+        return Sheet(f"in %; clusters named by: {self.rule}", group_heads(self.counts), rows).text()
+
+
+def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapping=None) -> ClusterScores:
+    """Name the clusters by ``rule`` on the group "all", or by a ``mapping`` (C,) from elsewhere, and score
+    every group.
+
+    The rules read labels. To match on the split that is scored is the field's optimistic custom; a
+    ``mapping`` made on another split is not.
+
+    Args:
+        counts: (K, C) integers, or a dict of them by group that has "all".
+
+    Raises:
+        ValueError: unknown rule, no "all", or shapes that do not fit the classes or the mapping.
+    """
+    groups = counts if isinstance(counts, Mapping) else {"all": counts}
+    groups = {group: _cluster_counts(value) for group, value in groups.items()}
+    shapes = {group: value.shape for group, value in groups.items()}
+    if "all" not in groups or set(shapes.values()) != {(len(classes), shapes["all"][1])}:
+        raise ValueError(
+            f"counts {shapes}: expected the group 'all', and ({len(classes)} classes, clusters) in every group"
+        )
+    if mapping is None:
+        if rule not in RULES:
+            raise ValueError(f"rule {rule!r}: expected one of {', '.join(RULES)}")
+        return ClusterScores(list(classes), groups, RULES[rule](groups["all"]), rule)
+    mapping = np.asarray(mapping)
+    valid = mapping.dtype.kind == "i" and np.isin(mapping, range(UNMATCHED, len(classes))).all()
+    if mapping.shape != shapes["all"][1:] or not valid:
+        raise ValueError(
+            f"mapping {mapping.tolist()}: expected one class, 0 to {len(classes) - 1} or -1, for each cluster"
+        )
+    return ClusterScores(list(classes), groups, mapping, "given")
