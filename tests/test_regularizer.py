@@ -14,8 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import together
 from torch import nn
 
 from mmlib.modalities import SENSORS
@@ -414,48 +416,29 @@ def test_accumulated_closed_form_is_the_mean_over_micro_batches(data, tmp_path):
     assert torch.allclose(*found, rtol=1e-4, atol=1e-8)
 
 
-WORKER = """
-import sys, json, torch
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_regularizer as t
-from accelerate import Accelerator
-from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig
-accelerator = Accelerator(cpu=True)
-net = t.network()
-model = accelerator.prepare(net)
-images, label = t.batch(4)
-mine = slice(2 * accelerator.process_index, 2 * accelerator.process_index + 2)
-images, label = {{n: x[mine] for n, x in images.items()}}, label[mine]
-term = Regularizer(RegularizerConfig(prediction="input", features="kl", delay=0.0, probe_every=1, probe_samples=2, probe_crop=1.0))
-with accelerator.no_sync(model):
-    accelerator.backward(term.probe(net, images, label, 0))
-logits, features = model(images, fuse=False)
-accelerator.backward(term.closed_form(logits, features, label) + 0 * sum(z.sum() for z in logits.values()))
-if accelerator.is_main_process:
-    json.dump([float(p.grad.double().sum()) for p in net.parameters()], open({out!r}, "w"))
-accelerator.end_training()
-"""
-
-
-def test_two_processes_average_their_terms(tmp_path):
-    """The gradient after the exchange is the mean of what each process has from its own samples."""
-    out = tmp_path / "gradients.json"
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(root=str(ROOT), tests=str(ROOT / "tests"), out=str(out)))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=0",
-        "--standalone",
-        str(script),
-    ]
-    finished = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+def gradients_after_exchange(rank: int) -> list[float]:
+    """In each of two processes: the sum of every parameter's gradient."""
+    accelerator = Accelerator(cpu=True)
+    net = network()
+    model = accelerator.prepare(net)
+    images, label = batch(4)
+    mine = slice(2 * rank, 2 * rank + 2)
+    images, label = {n: x[mine] for n, x in images.items()}, label[mine]
+    term = regularizer(prediction="input", features="kl", probe_every=1, probe_samples=2, probe_crop=1.0)
+    with accelerator.no_sync(model):
+        accelerator.backward(term.probe(net, images, label, 0))
+    logits, features = model(images, fuse=False)
+    accelerator.backward(
+        term.closed_form(logits, features, label) + 0 * sum(z.sum() for z in logits.values())
     )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    together = json.loads(out.read_text())
+    accelerator.end_training()
+    return [float(p.grad.double().sum()) for p in net.parameters()]
+
+
+def test_two_processes_average_their_terms():
+    """The gradient after the exchange is the mean of what each process has from its own samples."""
+    exchanged, exchanged_too = together(gradients_after_exchange)
+    assert exchanged == exchanged_too
     apart = []
     for rank in range(2):
         net, (images, label) = network(), batch(4)
@@ -468,8 +451,8 @@ def test_two_processes_average_their_terms(tmp_path):
             + 0 * sum(z.sum() for z in logits.values())
         ).backward()
         apart.append([float(p.grad.double().sum()) for p in net.parameters()])
-    scale = max(abs(v) for v in together)
-    assert np.allclose(together, np.mean(apart, 0), rtol=1e-3, atol=1e-5 * scale)
+    scale = max(abs(v) for v in exchanged)
+    assert np.allclose(exchanged, np.mean(apart, 0), rtol=1e-3, atol=1e-5 * scale)
     assert not np.allclose(apart[0], apart[1], rtol=1e-2, atol=1e-4 * scale)
 
 

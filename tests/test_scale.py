@@ -2,7 +2,10 @@
 is known before it starts.
 """
 
+import atexit
+import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
+from killing import SERVER
+from pairs import Pair
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -84,28 +89,24 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(data, case):
         assert difference(whole, parts) < 2e-5
 
 
-WORKER = """
-import atexit, os, sys, torch
-atexit.register(lambda: print("left with a group:", torch.distributed.is_initialized()))  # after what is registered later
-sys.path[:0] = [{root!r}, {tests!r}]
-from dataclasses import replace
-import test_scale as t
-from accelerate import PartialState
-from mmlib.data.prepared import PreparedDataset
-found = {{case: t.gradient(t.configured({data!r}, batch_size=2, **t.CASES[case])) for case in t.EXCHANGED}}
-for case in ("all subsets", "logits, kl"):
-    found[case + ", accumulated"] = t.gradient(t.configured({data!r}, batch_size=1, accumulate=2, **t.CASES[case]))
-    found[case + ", uneven"] = t.gradient(t.configured({uneven!r}, batch_size=2, **t.CASES[case]))
-rank = PartialState().process_index
-torch.save(found, {out!r} + str(rank))
-try:
-    t.set_up(t.configured(({data!r}, {uneven!r})[rank]))
-except ValueError as error:
-    print(f"refused: {{error}}", flush=True)
-atexit._run_exitfuncs()
-sys.stdout.flush()
-os._exit(0)  # a thread of gloo that still holds the last exchange's tensors would abort an interpreter that ends right after it
-"""
+def gradients_of_one_process(rank: int, data: str, uneven: str) -> tuple[dict, str]:
+    """In each of two processes: the gradient of every case, and what is said where their data differ."""
+    atexit.register(group_is_left)  # runs after what is registered later
+    gradients = {case: gradient(configured(data, batch_size=2, **CASES[case])) for case in EXCHANGED}
+    for case in ("all subsets", "logits, kl"):
+        gradients[f"{case}, accumulated"] = gradient(
+            configured(data, batch_size=1, accumulate=2, **CASES[case])
+        )
+        gradients[f"{case}, uneven"] = gradient(configured(uneven, batch_size=2, **CASES[case]))
+    try:
+        set_up(configured((data, uneven)[rank]))
+    except ValueError as error:
+        return gradients, str(error)
+
+
+def group_is_left():
+    if torch.distributed.is_initialized():
+        os._exit(7)
 
 
 def test_two_processes_give_the_gradient_of_one(data, tmp_path):
@@ -121,22 +122,16 @@ def test_two_processes_give_the_gradient_of_one(data, tmp_path):
     for index in order[:2]:
         path = sorted((uneven / "label").glob("train_*.png"))[index]
         Image.fromarray(np.full((32, 48), 255, np.uint8)).save(path)
-    script = tmp_path / "worker.py"
-    tests = str(ROOT / "tests")
-    script.write_text(
-        WORKER.format(root=str(ROOT), tests=tests, data=data, uneven=str(uneven), out=str(tmp_path / "found"))
-    )
-    done = launch("torchrun", 2, script)
-    two = [torch.load(tmp_path / f"found{rank}", weights_only=True) for rank in range(2)]
-    for case in two[0]:
+    pair = Pair(gradients_of_one_process, data, str(uneven))
+    (one_of_two, refused), (two_of_two, refused_too) = pair.results()
+    for case in one_of_two:
         name, how = (case, "") if case in CASES else case.rsplit(", ", 1)
         one = gradient(configured(uneven if how == "uneven" else data, batch_size=4, **CASES[name]))
-        assert difference(two[0][case], two[1][case]) == 0 and difference(one, two[0][case]) < 2e-5, case
-    assert done.stdout.count("left with a group: False") == 2
-    assert (
-        done.stdout.count("refused: processes differ in the step") == 2
-        and "[[0, 12], [0, 11]]" in done.stdout
-    )
+        assert difference(one_of_two[case], two_of_two[case]) == 0, case
+        assert difference(one, one_of_two[case]) < 2e-5, case
+    assert pair.join() == [0, 0]
+    for message in (refused, refused_too):
+        assert message.startswith("processes differ in the step") and "[[0, 12], [0, 11]]" in message
 
 
 @pytest.fixture(scope="module")
@@ -226,39 +221,19 @@ def test_loader_processes_do_not_change_a_bit(data, tmp_path):
 # ---- launchers ----
 
 
-def launch(kind: str, processes: int, *arguments, **options) -> subprocess.CompletedProcess:
-    """Run a script or module under a launcher, on the CPU."""
-    ways = {
-        "torchrun": ["torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"],
-        # What a user with GPUs types; here its processes are sent to the CPU.
-        "accelerate": [
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            f"--num_processes={processes}",
-            "--num_machines=1",
-            "--mixed_precision=no",
-            "--dynamo_backend=no",
-            "--main_process_port=0",
-        ],
-    }
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, "-m", *ways[kind], *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        **options,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
 def test_accelerate_launch_from_the_command_line(data, tmp_path):
     """With a dry run: it reports once, for all processes together, and leaves nothing."""
     out = tmp_path / "out"
     options = ["--accumulate", 2, "--batch-size", 1, "--epochs", 4, "--dry-run"]
-    done = launch("accelerate", 2, "-m", "mmlib", "train", "--data", data, "--out", out, *options, cwd=ROOT)
+    # What a user with GPUs types; here its processes are sent to the CPU.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command += ["-m", "mmlib", "train", "--data", data, "--out", out, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     assert (
         done.stdout.count("training ") == 1
         and "12 steps of 4 samples (2 cpu × 1 × 2), float32" in done.stdout
@@ -292,31 +267,31 @@ def test_accelerates_cpu_flag_is_not_taken_for_several_processes(data, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-NOTEBOOK = """
-import json, socket, sys
-sys.path.insert(0, {root!r})
-from accelerate import notebook_launcher
-from mmlib.segmentation.training import TrainConfig, train
+def trainings_in_a_kernel(answer, data: str, out: str):
+    """As in a notebook's kernel: a training in it, then one on two forked processes, then one in it again."""
+    from accelerate import notebook_launcher
 
-def config(name):
-    return TrainConfig({data!r}, {out!r} + "/" + name, epochs=1, batch_size=2, progress=False)
+    def config(name):
+        return TrainConfig(data, f"{out}/{name}", epochs=1, batch_size=2, progress=False)
 
-alone = train(config("one"))
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-notebook_launcher(train, (config("two"),), num_processes=2, use_port=str(port))
-again = train(config("one"))
-print(alone["steps"], json.load(open({out!r} + "/two/report.json"))["steps"], again["scores"] == alone["scores"])
-"""
+    alone = train(config("one"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    notebook_launcher(train, (config("two"),), num_processes=2, use_port=str(port))
+    again = train(config("one"))
+    answer.send((alone["steps"], again["scores"] == alone["scores"]))
 
 
 def test_notebook_launcher(data, tmp_path):
-    """As in a notebook's kernel: a training in it, then one on two forked processes, then one in it again."""
-    program = NOTEBOOK.format(root=str(ROOT), data=data, out=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == "6 3 True"
+    receiver, sender = SERVER.Pipe(False)
+    kernel = SERVER.Process(target=trainings_in_a_kernel, args=(sender, data, str(tmp_path)))
+    kernel.start()
+    sender.close()
+    kernel.join(120)
+    assert kernel.exitcode == 0
+    assert receiver.recv() == (6, True)
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["steps"] == 3
 
 
 # ---- the dry run ----

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from pairs import Pair, together
 from safetensors.torch import load_file
 
 from mmlib.segmentation import step as stepping
@@ -105,41 +104,40 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     assert histories[0] == histories[1] and len(histories[0]) == 2
 
 
+def train_in_pair(rank: int, config: TrainConfig):
+    """In each of two processes."""
+    train(config)
+
+
 def test_one_process_of_two_is_terminated(data, tmp_path):
     """Whichever it is and whatever it is doing: no file is half-written, and the same command ends where one
     process would.
 
     (Kills of a single process: test_killed.py.)"""
-    settings = (
-        "epochs=4, lr=1e-4, save_every=0.3, eval_every=1, information_samples=1, network=NetworkConfig(dropout=0.0), "
-        "objective=ObjectiveConfig(pixels=1)"
+    out = tmp_path / "out"
+    config = TrainConfig(
+        data,
+        str(out),
+        batch_size=2,
+        epochs=4,
+        lr=1e-4,
+        save_every=0.3,
+        eval_every=1,
+        information_samples=1,
+        progress=False,
+        network=NetworkConfig(dropout=0.0),
+        objective=ObjectiveConfig(pixels=1),
     )
-    program, out = tmp_path / "program.py", tmp_path / "out"
-    program.write_text(
-        "import os, sys\nfrom mmlib.segmentation.step import *\nfrom mmlib.segmentation.training import train\n"
-        f"open({str(tmp_path / 'pid')!r} + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
-        f"train(TrainConfig({data!r}, {str(out)!r}, batch_size=2, progress=False, {settings}))\n"
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        str(program),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
+    pair, deadline = Pair(train_in_pair, config), time.time() + 120
     while not (out / "resume.safetensors").exists() and time.time() < deadline:
         time.sleep(0.01)
     rng = np.random.default_rng(os.getpid())
     time.sleep(float(rng.uniform(0, 0.3)))
-    os.kill(int((tmp_path / f"pid{rng.integers(2)}").read_text()), signal.SIGTERM)
-    assert running.wait(120) != 0 and not (out / "report.json").exists()
+    pair.processes[rng.integers(2)].terminate()
+    assert 0 not in pair.join() and not (out / "report.json").exists()
     for path in out.glob("*.safetensors"):
         assert load_file(path)
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    together(train_in_pair, config)
     train(
         TrainConfig(
             data,
@@ -213,50 +211,18 @@ def test_accumulated_micro_batches_are_one_large_batch(data, tmp_path):
 
 
 def test_two_machines_are_one_large_batch(data, tmp_path):
-    """Two nodes of one process each, both on this machine, from the command line."""
-    options = [
-        "--dropout",
-        "0",
-        "--subsets",
-        "dropout",
-        "--pixels",
-        "1",
-        "--epochs",
-        "2",
-        "--no-progress",
-        "--data",
+    """Two nodes of one process each, both on this machine."""
+    config = TrainConfig(
         data,
-    ]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=2",
-        "--nproc_per_node=1",
-        "--master_addr=127.0.0.1",
-        f"--master_port={port}",
-    ]
-    command = ["-m", "mmlib", "train", "--out", str(tmp_path / "two"), "--batch-size", "2", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    nodes = [
-        subprocess.Popen([*launch, f"--node_rank={rank}", *command], env=environment, cwd=ROOT)
-        for rank in range(2)
-    ]
-    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
-    train(
-        TrainConfig(
-            data,
-            str(tmp_path / "one"),
-            batch_size=4,
-            network=NetworkConfig(dropout=0.0),
-            objective=ObjectiveConfig(subsets="dropout", pixels=1),
-            epochs=2,
-            **QUIET,
-        )
+        str(tmp_path / "two"),
+        batch_size=2,
+        network=NetworkConfig(dropout=0.0),
+        objective=ObjectiveConfig(subsets="dropout", pixels=1),
+        epochs=2,
+        **QUIET,
     )
+    together(train_in_pair, config, nodes=2)
+    train(replace(config, out=str(tmp_path / "one"), batch_size=4))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max(float((one[n] - two[n]).abs().max()) for n in one) < 2e-4
     assert json.loads((tmp_path / "two" / "report.json").read_text())["steps"] == 6

@@ -1,0 +1,296 @@
+"""Break one expression of the library and run tests or a notebook on it, in a process that has torch loaded.
+
+A server process imports the slow libraries once (``killing.SERVER``). Each attempt is a fork of it that
+imports mmlib anew, with one module changed while it is imported; no file is written. Used by
+test_mutations.py.
+"""
+
+import ast
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from killing import SERVER
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 300  # an attempt that takes longer is stopped
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In the function ``where``, ``old`` becomes ``new``; then each of ``tests`` and ``notebook`` must fail.
+
+    old, new: one Python expression or statement each, compared as syntax: layout, quotes and comments do not
+        matter. ANY, ANY1, ANY2 … stand for any expression, and in ``new`` for what they matched in ``old``.
+    where: name of the function; ``old`` must stand exactly once in all functions of that name in mmlib.
+    tests: "file::name" ids, each of which must fail on its own.
+    notebook: its path, or "" where no notebook computes what is broken.
+    """
+
+    name: str
+    where: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    notebook: str = ""
+
+
+@dataclass
+class Outcome:
+    """What became of one attempt: full ids of tests, and what was printed."""
+
+    passed: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    printed: str = ""
+    notebook: str = ""
+    """Where the notebook's output differs from the stored one, or the error that it ended in."""
+
+
+# ---- the change, on the syntax tree ----
+
+
+def parsed(code: str) -> ast.AST:
+    """The one expression or statement that ``code`` holds."""
+    (statement,) = ast.parse(code).body
+    return statement.value if isinstance(statement, ast.Expr) else statement
+
+
+def is_placeholder(node) -> bool:
+    return isinstance(node, ast.Name) and re.fullmatch(r"ANY\d*", node.id) is not None
+
+
+def matches(pattern, node, bound: dict) -> bool:
+    """Whether ``node`` is ``pattern``; what the placeholders stand for is noted in ``bound``."""
+    if is_placeholder(pattern):
+        if pattern.id in bound:
+            return matches(bound[pattern.id], node, bound)
+        bound[pattern.id] = node
+        return isinstance(node, ast.expr)
+    if isinstance(pattern, list):
+        return (
+            isinstance(node, list)
+            and len(pattern) == len(node)
+            and all(matches(p, n, bound) for p, n in zip(pattern, node))
+        )
+    if not isinstance(pattern, ast.AST):
+        return type(pattern) is type(node) and pattern == node
+    return type(pattern) is type(node) and all(
+        matches(getattr(pattern, name, None), getattr(node, name, None), bound)
+        for name in pattern._fields
+        if name not in ("ctx", "kind", "type_comment")
+    )
+
+
+class Replace(ast.NodeTransformer):
+    """Puts ``new`` in the place of one node, with the placeholders filled in."""
+
+    def __init__(self, target: ast.AST, new: ast.AST, bound: dict):
+        self.target, self.new, self.bound = target, new, bound
+
+    def visit(self, node):
+        if node is self.target:
+            return ast.copy_location(Replace(None, None, self.bound).visit(self.new), node)
+        if self.target is None and is_placeholder(node):
+            return self.bound[node.id]
+        return self.generic_visit(node)
+
+
+@cache
+def functions(name: str) -> list[tuple[str, int]]:
+    """(module, line) of every function of this name in mmlib."""
+    return [
+        (module, node.lineno)
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name == name
+    ]
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the library."""
+    names = {}
+    for path in sorted((ROOT / "mmlib").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def mutate(where: str, old: str, new: str) -> tuple[str, ast.Module]:
+    """(module, its changed syntax tree). ValueError unless ``old`` stands exactly once in ``where``."""
+    pattern, hits = parsed(old), []
+    for module, line in functions(where):
+        tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+        (function,) = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.FunctionDef) and (n.name, n.lineno) == (where, line)
+        ]
+        for node in ast.walk(function):
+            bound = {}
+            if matches(pattern, node, bound):
+                hits.append((module, tree, node, bound))
+    if len(hits) != 1:
+        places = ", ".join(f"{module}:{line}" for module, line in functions(where)) or "no such function"
+        raise ValueError(
+            f"{old!r} stands {len(hits)} times in {where}() ({places}): "
+            "say in tests/test_mutations.py what is to be broken there now"
+        )
+    module, tree, node, bound = hits[0]
+    return module, ast.fix_missing_locations(Replace(node, parsed(new), bound).visit(tree))
+
+
+# ---- in a fork of the server ----
+
+
+class Mutated(importlib.abc.MetaPathFinder):
+    """Finds one module, and compiles the changed tree in place of its file."""
+
+    def __init__(self, name: str, tree: ast.Module):
+        self.name, self.tree = name, tree
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        file, tree = modules()[name], self.tree
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            def get_code(self, fullname):
+                return compile(tree, str(file), "exec", dont_inherit=True)
+
+        return importlib.util.spec_from_file_location(
+            name,
+            file,
+            loader=Loader(name, str(file)),
+            submodule_search_locations=[str(file.parent)] if file.name == "__init__.py" else None,
+        )
+
+
+def import_anew(change: tuple[str, str, str] | None) -> None:
+    """Forget mmlib, which the server may have imported, and have it imported with the change."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "mmlib"]:
+        del sys.modules[name]
+    if change is not None:
+        sys.meta_path.insert(0, Mutated(*mutate(*change)))
+
+
+class Recorder:
+    """A plugin of pytest: notes what passed and what failed, and skips a test of which a case has failed."""
+
+    def __init__(self, outcome: Outcome):
+        self.outcome = outcome
+
+    def pytest_runtest_setup(self, item):
+        import pytest
+
+        if any(name.split("[")[0] == item.nodeid.split("[")[0] for name in self.outcome.failed):
+            pytest.skip("another case of it has failed")
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.outcome.failed.add(report.nodeid)
+        elif report.when == "call" and report.passed:
+            self.outcome.passed.add(report.nodeid)
+
+
+def run_tests(outcome: Outcome, tests: tuple[str, ...]) -> None:
+    import hypothesis
+    import pytest
+
+    # No example of a broken library is kept for later runs, nor made as small as possible.
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("mutation", database=None, phases=phases)
+    hypothesis.settings.load_profile("mutation")
+    plugins = [argument for name in ("cacheprovider", "nbval", "xdist") for argument in ("-p", f"no:{name}")]
+    pytest.main(
+        ["-q", "--tb=no", "-rfE", "--override-ini=addopts=", *plugins, f"--rootdir={ROOT}"]
+        + [str(ROOT / test) for test in tests],
+        plugins=[Recorder(outcome)],
+    )
+
+
+def run_notebook(outcome: Outcome, path: str) -> None:
+    """Run a notebook's code cells in one namespace, as a kernel would, up to the first whose output differs.
+
+    Figures are compared by what they say. Much cheaper than a kernel for each mutation; nbval compares the
+    notebooks themselves.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from mmlib import figures
+
+    def show(fig, alt):
+        plt.close(fig)
+        print("Figure: " + " ".join(alt.split()))
+
+    figures.show = show
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    os.chdir(ROOT / "notebooks")
+    sys.path.insert(0, str(ROOT / "notebooks"))  # as in a kernel
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] != "code":
+            continue
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+        except Exception as error:
+            outcome.notebook = f"cell {number}: {type(error).__name__}: {error}"
+            outcome.printed += traceback.format_exc()
+            return
+        kinds = [o for o in cell["outputs"] if o["output_type"] in ("stream", "display_data")]
+        stored = "\n".join(
+            "".join(o["text"] if "text" in o else o["data"]["text/plain"]).strip() for o in kinds
+        )
+        if printed.getvalue().strip() != stored.strip():
+            outcome.notebook = f"cell {number} differs\nstored:  {stored}\nprinted: {printed.getvalue()}"
+            return
+
+
+def _attempt(answer, change, tests: tuple[str, ...], notebook: str) -> None:
+    outcome, printed = Outcome(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            import_anew(change)
+            os.chdir(ROOT)
+            if tests:
+                run_tests(outcome, tests)
+            if notebook:
+                run_notebook(outcome, notebook)
+    except BaseException:
+        printed.write(traceback.format_exc())
+    outcome.printed += printed.getvalue()
+    answer.send(outcome)
+
+
+def attempt(
+    change: tuple[str, str, str] | None, tests: tuple[str, ...] = (), notebook: str | Path = ""
+) -> Outcome:
+    """Run ``tests`` and ``notebook`` on the library with a change (where, old, new), or without one."""
+    if change is not None:
+        mutate(*change)  # raises here, where the message is seen
+    receiver, sender = SERVER.Pipe(False)
+    process = SERVER.Process(target=_attempt, args=(sender, change, tests, str(notebook and ROOT / notebook)))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(SECONDS):
+            raise TimeoutError(f"the attempt took longer than {SECONDS} s")
+        return receiver.recv()
+    finally:
+        process.kill()
+        process.join()
