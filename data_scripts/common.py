@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from files import check_png, unpack
+from files import unpack
 from tqdm.auto import tqdm
 
+from mmlib.data.images import read_image
 from mmlib.data.prepared import (
     DataError,
     Description,
     PreparedDataset,
     Writer,
     is_finished,
-    read_array,
     read_description,
     read_index,
 )
@@ -332,9 +332,6 @@ def check(options: Options, description: Description, expected: Mapping[str, int
 
     def look(data: PreparedDataset, index: int) -> tuple[int, int]:
         sample_id, (_, label) = data.rows[index]["id"], data.stored(index)
-        for folder in folders:
-            if (folder / f"{sample_id}.png").exists():
-                check_png(folder / f"{sample_id}.png")
         if any(options.size) and label.shape != tuple(options.size):
             raise DataError(f"{root}, {sample_id!r}: {label.shape}; expected {options.size}, as --size says")
         return label.shape
@@ -374,7 +371,7 @@ def report(root: str | Path, progress: bool = True) -> None:
         pixels = np.zeros(256, np.int64)
         for row in tqdm(rows, "labels", disable=not progress, leave=False):
             pixels += np.bincount(
-                read_array(Path(root) / "label" / f"{row['id']}.png", "uint8", 1).ravel(), minlength=256
+                read_image(Path(root) / "label" / f"{row['id']}.png", "uint8", 1).ravel(), minlength=256
             )
         labelled = max(1, pixels[:IGNORE_INDEX].sum())
         share = ", ".join(

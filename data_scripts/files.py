@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import io
 import shutil
 import tarfile
 import urllib.error
@@ -16,12 +15,9 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from mmlib.data.prepared import DataError
-from mmlib.data.stored import map_npy
 from mmlib.runtime import atomic_path
 
 BLOCK = 1 << 20  # bytes
@@ -278,105 +274,3 @@ def digest_of(path: Path) -> str:
     """sha256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_image(
-    path: Path, channels: int | tuple[int, ...], dtype: str = "uint8", size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """PNG or JPEG as it is stored: (H, W, C), no plane converted, dropped or premultiplied. Ids of a palette
-    are ids: 1 channel.
-
-    Grey values of 1, 2 or 4 bits are spread over 0 to 255, as the format defines them. The checksums of a PNG
-    must hold.
-
-    Args:
-        channels: allowed numbers of planes. dtype: "uint8" or "uint16". size: expected (height, width).
-
-    Raises:
-        DataError: missing, damaged, or of another kind; names the file.
-    """
-    channels = (channels,) if isinstance(channels, int) else channels
-    expected = f"expected {dtype} with {' or '.join(map(str, channels))} channel{'s' * (max(channels) > 1)}"
-    try:
-        content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if size is not None and image.size[::-1] != tuple(size):  # before anything is decoded
-                raise DataError(
-                    f"{path}: {image.size[1]} × {image.size[0]} pixels; expected {size[0]} × {size[1]}"
-                )
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"):
-                raise DataError(f"{path}: {expected}, found image mode {image.mode}")
-            depth, kind = content[24:26] if image.format == "PNG" else (8, 2)
-            if (depth, kind) == (16, 4):
-                raise DataError(f"{path}: {expected}, found 16-bit grey with opacity, which is not read")
-            mode = image.mode
-            image.verify()  # decoding alone does not look at the checksums
-        if (
-            depth == 16 and kind
-        ):  # Pillow keeps the high byte only; told that the bytes are swapped, it keeps the low one
-            high, low = (_decoded(content, f"{mode};16{order}") for order in "BL")
-            array = high.astype(np.uint16) << 8 | low
-        else:
-            array = _decoded(content)
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found") from error
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}); {expected}") from error
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    if array.dtype == np.int32 and array.min() >= 0 and array.max() < 65536:  # 16-bit grey of older Pillow
-        array = array.astype(np.uint16)
-    if array.dtype != np.dtype(dtype) or array.shape[2] not in channels:
-        raise DataError(f"{path}: {expected}, found {array.dtype} with {array.shape[2]}")
-    return array
-
-
-def _decoded(content: bytes, layout: str = "") -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as image:
-        if layout:
-            image.tile = [(*image.tile[0][:3], layout)]
-        return np.array(image)
-
-
-def check_png(path: Path) -> None:
-    """Raise DataError unless a PNG file is whole and every checksum holds."""
-    try:
-        content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            image.verify()
-        if not content.endswith(b"\0\0\0\0IEND\xaeB`\x82"):
-            raise ValueError("no end mark")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: damaged ({type(error).__name__}: {error}); prepare the data set again"
-        ) from error
-
-
-def read_npy(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """A float or integer array of a .npy file, finite; runs no code from the file.
-
-    Raises:
-        DataError: missing, damaged, pickled, of another shape, NaN or infinite; names the file.
-    """
-    try:
-        mapped = map_npy(path)
-        if shape is not None and mapped.shape != tuple(shape):
-            raise DataError(f"{path}: shape {mapped.shape}; expected {tuple(shape)}")
-        array = np.array(mapped)
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found") from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); expected a .npy array"
-        ) from error
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{path}: values of type {array.dtype}; expected numbers")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{path}: NaN or infinite values; store 0 where nothing was measured")
-    return array

@@ -17,15 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from common import map_ids
-from files import read_image, read_npy
-from PIL import Image
 from tqdm.auto import tqdm
 
-from mmlib.data.prepared import DataError
-from mmlib.data.stored import map_npy
+from mmlib.data.images import FORMATS, DataError, Header, read_header, read_image
 from mmlib.modalities import IGNORE_INDEX
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 SPLITS = ("train", "val", "test")
 
 
@@ -37,21 +33,6 @@ class Folder:
     path: Path
     settings: dict = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the header of an image says."""
-
-    size: tuple[int, int]
-    planes: int
-    dtype: str
-    format: str
-    palette: bool = False
-    bits: int = 8
-
-    def __str__(self) -> str:
-        return f"{self.planes} × {self.dtype}{' with a palette' * self.palette}"
 
 
 @dataclass
@@ -83,7 +64,7 @@ def scan(folder: Folder, recursive: bool) -> Folder:
     paths = [
         p
         for p in below
-        if p.suffix.lower() in SUFFIXES and not any(s[0] == "." for s in p.relative_to(folder.path).parts)
+        if p.suffix.lower() in FORMATS and not any(s[0] == "." for s in p.relative_to(folder.path).parts)
     ]
     if not paths:
         hint = (
@@ -91,7 +72,7 @@ def scan(folder: Folder, recursive: bool) -> Folder:
             if not deep and any(path.is_dir() for path in below)
             else ""
         )
-        raise DataError(f"{folder.name}={folder.path}: no image ({' '.join(SUFFIXES)}) in it{hint}")
+        raise DataError(f"{folder.name}={folder.path}: no image ({' '.join(FORMATS)}) in it{hint}")
     ending, files = folder.settings.get("suffix", ""), {}
     for path in paths:
         stem = path.relative_to(folder.path).with_suffix("").as_posix()
@@ -134,96 +115,24 @@ def safe_id(stem: str) -> str:
     return re.sub(r"^(?![A-Za-z0-9])", "x", re.sub(r"[^A-Za-z0-9._-]", "_", stem.replace("/", "-")))
 
 
-def kind_of(path: Path) -> Kind:
-    """Size, planes and type of an image, from its header.
+def header_of(path: Path) -> Header:
+    """What the header of an image says, 16-bit floats and large integers as the float32 that they are stored as.
 
     Raises:
         DataError: unreadable, or of a kind that would not be read as it is meant.
     """
-    try:
-        if path.suffix.lower() == ".npy":
-            array = map_npy(path)
-            if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or 0 in array.shape:
-                raise DataError(
-                    f"{path}: {array.dtype} {array.shape}; expected numbers of shape (height, width) or (height, width, planes)"
-                )
-            if array.ndim == 3 and array.shape[0] <= 16 < array.shape[2]:
-                raise DataError(
-                    f"{path}: shape {array.shape} looks like (planes, height, width); store planes last (np.moveaxis(a, 0, -1))"
-                )
-            small = array.dtype.kind == "u" and array.dtype.itemsize < 4
-            dtype = f"uint{8 * array.dtype.itemsize}" if small else "float32"
-            return Kind(array.shape[:2], array.shape[2] if array.ndim == 3 else 1, dtype, "NPY")
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as image:
-            size, mode, bits, kind = image.size[::-1], image.mode, 8, image.format
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(
-                    f"{path}: holds {image.n_frames} images; store one, or its planes as .npy (height, width, planes)"
-                )
-            if image.getexif().get(274, 1) != 1:
-                raise DataError(
-                    f"{path}: is to be turned when shown (EXIF orientation), which labels are not; store it turned"
-                )
-            if kind == "TIFF":
-                bits = max(image.tag_v2.get(258, (8,)))
-        if kind == "PNG":
-            with open(path, "rb") as file:
-                bits, colour = file.read(26)[24:26]
-            if bits == 16 and colour:
-                return Kind(size, {2: 3, 6: 4}.get(colour, 2), "uint16", kind, bits=16)
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, Image.DecompressionBombError) as error:
-        if isinstance(error, PermissionError):
-            raise
+    header = read_header(path)
+    if header.format == "NPY" and header.size[0] <= 16 < header.channels:
         raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); damaged, or not what its ending says"
-        ) from error
-    planes = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "F": 1, "I": 1}.get(
-        mode[:4], 1 if mode.startswith("I;16") else 0
-    )
-    if not planes or (kind == "TIFF" and bits > 8 and planes > 1):
-        raise DataError(
-            f"{path}: {bits}-bit {mode} is not read; store it as .npy (height, width, planes), or as 8- or 16-bit png"
+            f"{path}: shape {(*header.size, header.channels)} looks like (planes, height, width); "
+            "store planes last (np.moveaxis(a, 0, -1))"
         )
-    dtype = "uint16" if mode.startswith("I;16") else "float32" if mode in "FI" else "uint8"
-    return Kind(size, planes, dtype, kind, mode == "P", bits)
-
-
-def read_any(path: Path, kind: Kind) -> np.ndarray:
-    """(H, W, planes) of the kind's type, no value changed.
-
-    Raises:
-        DataError: damaged, NaN or infinite, or integers that float32 cannot hold.
-    """
-    if kind.format == "NPY":
-        array = read_npy(path)
-    elif kind.format == "TIFF":
-        try:
-            with Image.open(path, formats=("TIFF",)) as image:
-                array = np.array(image)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise DataError(
-                f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged"
-            ) from error
-        array = array * np.uint8(255) if array.dtype == bool else array
-    else:
-        array = read_image(path, kind.planes, kind.dtype)
-    large = (
-        array.dtype.kind in "iu"
-        and array.dtype.itemsize > 2
-        and np.abs(array.astype(np.float64)).max() > 2**24
-    )
-    if large or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise DataError(
-            f"{path}: NaN, infinite or integers above 2^24; where nothing was measured store 0, and say NAME:sparse"
-        )
-    return array.reshape(*array.shape[:2], -1).astype(kind.dtype)
+    return header if header.dtype in ("uint8", "uint16") else replace(header, dtype="float32")
 
 
 def look(
     folders: list[Folder], stems: list[str], resized: bool, progress: bool
-) -> dict[str, dict[str, Kind]]:
+) -> dict[str, dict[str, Header]]:
     """Kinds by folder and name, from all headers. ``resized``: sizes within a sample may differ, if their
     proportions do not.
 
@@ -231,10 +140,10 @@ def look(
         DataError: images of one sensor differ in kind, images of one sample in size, or a sensor has planes
             that mean something else.
     """
-    kinds: dict[str, dict[str, Kind]] = {}
+    headers: dict[str, dict[str, Header]] = {}
     for folder in folders:
         bar = tqdm(stems, f"look at {folder.name}", disable=not progress, leave=False)
-        kinds[folder.name] = found = {stem: kind_of(folder.files[stem]) for stem in bar}
+        headers[folder.name] = found = {stem: header_of(folder.files[stem]) for stem in bar}
         groups = Counter(map(str, found.values()))
         first = {
             text: folder.files[next(stem for stem in stems if str(found[stem]) == text)] for text in groups
@@ -244,26 +153,26 @@ def look(
                 f"{count} are {text}, such as {first[text]}" for text, count in groups.most_common()
             )
             raise DataError(f"{folder.name}={folder.path}: images differ: {listed}; store all in one way")
-        kind, path = found[stems[0]], folder.files[stems[0]]
-        planes = folder.settings.get("planes", range(kind.planes))
-        if not len(planes) or not all(0 <= plane < kind.planes for plane in planes):
+        header, path = found[stems[0]], folder.files[stems[0]]
+        planes = folder.settings.get("planes", range(header.channels))
+        if not len(planes) or not all(0 <= plane < header.channels for plane in planes):
             raise DataError(
-                f"{path}: has planes 0 to {kind.planes - 1}; {folder.name}:planes={'+'.join(map(str, planes))} cannot be kept"
+                f"{path}: has planes 0 to {header.channels - 1}; {folder.name}:planes={'+'.join(map(str, planes))} cannot be kept"
             )
         if folder.name == "label":
             continue
-        if kind.palette:
+        if header.palette:
             raise DataError(
                 f"{path}: has a palette, so its values are numbers of colours and no measurement; store it as RGB or grey"
             )
-        if kind.planes in (2, 4) and kind.format != "NPY" and "planes" not in folder.settings:
-            others, last = "0+1+2" if kind.planes == 4 else "0", kind.planes - 1
+        if header.channels in (2, 4) and header.format != "NPY" and "planes" not in folder.settings:
+            others, last = "0+1+2" if header.channels == 4 else "0", header.channels - 1
             twice = f"if opacity holds another sensor, name the folder twice: thermal={folder.path} thermal:planes={last}"
             raise DataError(
                 f"{path}: has an opacity plane; keep the others with {folder.name}:planes={others} ({twice})"
             )
     for stem in stems:
-        (one, a), *others = ((folder, kinds[folder.name][stem].size) for folder in folders)
+        (one, a), *others = ((folder, headers[folder.name][stem].size) for folder in folders)
         for other, b in others:
             stretched = abs(a[0] * b[1] / (a[1] * b[0]) - 1) > 0.02
             if a != b and (stretched or not resized):
@@ -274,12 +183,23 @@ def look(
                 )
                 sizes = f"{one.files[stem]} is {a[0]} × {a[1]}, {other.files[stem]} is {b[0]} × {b[1]}"
                 raise DataError(f"{sizes}; images of one name need one size; {fix}")
-    return kinds
+    return headers
 
 
-def planes_of(folder: Folder, kinds: dict[str, Kind], stem: str) -> np.ndarray:
-    array = read_any(folder.files[stem], kinds[stem])
-    return np.ascontiguousarray(array[..., list(folder.settings.get("planes", range(array.shape[2])))])
+def planes_of(folder: Folder, headers: dict[str, Header], stem: str) -> np.ndarray:
+    """(H, W, planes) of one image, in the type of its header.
+
+    Raises:
+        DataError: damaged, NaN or infinite, or integers that float32 cannot hold.
+    """
+    path, header = folder.files[stem], headers[stem]
+    array = read_image(path, palette=True)
+    if array.dtype.kind in "iu" and header.dtype == "float32" and np.abs(array.astype(float)).max() > 2**24:
+        raise DataError(f"{path}: integers above 2^24; store them as float32 in a coarser unit")
+    if header.bits < 8 and not header.palette and folder.name != "label":
+        array *= 255 // (2**header.bits - 1)  # a measurement of few levels fills the range of 8 bits
+    planes = list(folder.settings.get("planes", range(header.channels)))
+    return np.ascontiguousarray(array[..., planes], header.dtype)
 
 
 # ---- labels ----
@@ -356,19 +276,18 @@ def read_classes(path: str) -> Classes:
 
 
 def raw_labels(
-    folder: Folder, kinds: dict[str, Kind], stem: str, classes: Classes | None
+    folder: Folder, headers: dict[str, Header], stem: str, classes: Classes | None
 ) -> tuple[np.ndarray, bool]:
     """(H, W) raw ids, or raw colours, int64; and which.
 
     Raises:
         DataError: lossy, or planes and values that are neither ids nor colours.
     """
-    path, kind, array = folder.files[stem], kinds[stem], planes_of(folder, kinds, stem)
-    if kind.format == "JPEG":
+    path, header, array = folder.files[stem], headers[stem], planes_of(folder, headers, stem)
+    if header.format == "JPEG":
         raise DataError(f"{path}: a JPEG blurs the ids of labels; store labels as png")
-    if kind.palette and classes is not None and not classes.by_id:
-        with Image.open(path) as image:
-            palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    if header.palette and classes is not None and not classes.by_id:
+        palette = np.frombuffer(header.palette, np.uint8).reshape(-1, 3)
         if array.max() >= len(palette):
             raise DataError(
                 f"{path}: index {array.max()}, but its palette has {len(palette)} colours; store it again"
@@ -379,16 +298,14 @@ def raw_labels(
         return red << 16 | green << 8 | blue, True
     if array.shape[2] != 1 or (array != np.floor(array)).any():
         raise DataError(
-            f"{path}: {kind}; expected one plane of ids, or colours; label:planes=0 takes one plane of several"
+            f"{path}: {header}; expected one plane of ids, or colours; label:planes=0 takes one plane of several"
         )
     ids = array[..., 0].astype(np.int64)
-    if kind.bits < 8 and not kind.palette:  # readers spread grey values of few bits over 0 to 255
-        ids //= 255 // (2**kind.bits - 1)
     return ids, False
 
 
 def find_classes(
-    folder: Folder, kinds: dict[str, Kind], stems: list[str], workers: int, progress: bool
+    folder: Folder, headers: dict[str, Header], stems: list[str], workers: int, progress: bool
 ) -> Classes:
     """Every id found in the labels is a class; 255 is ignored.
 
@@ -397,7 +314,7 @@ def find_classes(
     """
 
     def unique(stem: str) -> set[int]:
-        found, coloured = raw_labels(folder, kinds, stem, None)
+        found, coloured = raw_labels(folder, headers, stem, None)
         values = np.unique(found).tolist()
         if coloured:
             listed = " ".join(f"#{value:06x}" for value in values[:8])
@@ -430,13 +347,13 @@ def find_classes(
     )
 
 
-def read_label(folder: Folder, kinds: dict[str, Kind], stem: str, classes: Classes) -> np.ndarray:
+def read_label(folder: Folder, headers: dict[str, Header], stem: str, classes: Classes) -> np.ndarray:
     """(H, W) uint8 class ids, 255 = ignore.
 
     Raises:
         DataError: an id or a colour that ``classes`` does not know.
     """
-    raw, coloured = raw_labels(folder, kinds, stem, classes)
+    raw, coloured = raw_labels(folder, headers, stem, classes)
     table = classes.colours if coloured else classes.ids
     unknown = [value for value in np.unique(raw).tolist() if value not in table]
     if unknown:

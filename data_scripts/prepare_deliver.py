@@ -29,9 +29,8 @@ from typing import Literal
 import common
 import numpy as np
 from common import Sample
-from files import read_image
-from PIL import Image
 
+from mmlib.data.images import read_image
 from mmlib.data.prepared import DataError, Description, read_index
 from mmlib.modalities import SENSORS
 
@@ -233,12 +232,7 @@ def verify(found: list[Sample], options: Options, where) -> None:
 
 def planes(path: Path, channels: tuple[int, ...], size: tuple[int, int] | None) -> np.ndarray:
     """(H, W, 1 or 3) uint8 as stored; a fourth plane, opacity, is left out and changes nothing."""
-    array = read_image(path, channels, "uint8", size)
-    if array.shape[2] == 1:
-        with Image.open(path) as image:
-            if image.mode == "P":
-                raise DataError(f"{path}: an image with a palette; expected grey or RGB values")
-    return array[..., :3]
+    return read_image(path, "uint8", channels, size)[..., :3]
 
 
 def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -50,10 +50,8 @@ import tyro
 from common import Sample
 from folders import (
     SPLITS,
-    SUFFIXES,
     Classes,
     Folder,
-    Kind,
     find_classes,
     look,
     match,
@@ -65,6 +63,7 @@ from folders import (
     scan,
 )
 
+from mmlib.data.images import FORMATS, Header
 from mmlib.data.prepared import DataError, Description, PreparedDataset, read_description, read_index
 from mmlib.modalities import SENSORS, Modality
 
@@ -181,11 +180,11 @@ def parse_settings(word: str, text: str) -> dict:
 # ---- sensors ----
 
 
-def measure(folder: Folder, kinds: dict[str, Kind], stems: list[str]) -> np.ndarray:
+def measure(folder: Folder, headers: dict[str, Header], stems: list[str]) -> np.ndarray:
     """Stored values (pixels, planes) float64 of images spread evenly over the names."""
     found = []
     for i in np.unique(np.linspace(0, len(stems) - 1, min(LOOKED_AT, len(stems))).astype(int)):
-        array = planes_of(folder, kinds, stems[i])
+        array = planes_of(folder, headers, stems[i])
         pixels = array.reshape(-1, array.shape[2])
         found.append(pixels[:: max(1, len(pixels) // PIXELS)].astype(np.float64))
     return np.concatenate(found)
@@ -329,7 +328,7 @@ def by_name(entries: list[tuple[str, str]], stems: list[str], path: str) -> dict
     """
     known, found = {safe_id(stem): stem for stem in stems} | {stem: stem for stem in stems}, {}
     for name, value in entries:
-        stem = known.get(name, known.get(re.sub(f"({'|'.join(map(re.escape, SUFFIXES))})$", "", name)))
+        stem = known.get(name, known.get(re.sub(f"({'|'.join(map(re.escape, FORMATS))})$", "", name)))
         if stem is None:
             raise DataError(
                 f"{path}: {name!r} is not among the {len(stems)} names of the images, such as {stems[0]!r}"
@@ -451,7 +450,7 @@ def prepare(options: Options) -> None:
         raise DataError(
             f"{' and '.join(map(repr, same[:2]))} would both become {twice[0]!r}, since ids hold letters, digits and ._-; rename one"
         )
-    kinds = look(folders, stems, any(options.size), options.progress)
+    headers = look(folders, stems, any(options.size), options.progress)
     sensors, label = (
         [folder for folder in folders if folder.name != "label"],
         next((f for f in folders if f.name == "label"), None),
@@ -471,14 +470,14 @@ def prepare(options: Options) -> None:
     asked = {folder.settings["symbol"] for folder in sensors if "symbol" in folder.settings}
     for position, folder in enumerate(sensors):
         taken = (asked | {m.symbol for m in modalities.values()}) - {folder.settings.get("symbol")}
-        values = measure(folder, kinds[folder.name], stems)
+        values = measure(folder, headers[folder.name], stems)
         modalities[folder.name], line = describe(
-            folder, values, kinds[folder.name][stems[0]].dtype, taken, position
+            folder, values, headers[folder.name][stems[0]].dtype, taken, position
         )
         print(line)
     classes = read_classes(options.classes) if options.classes else Classes()
     if label and not options.classes:
-        classes = find_classes(label, kinds["label"], stems, options.workers, options.progress)
+        classes = find_classes(label, headers["label"], stems, options.workers, options.progress)
         print(
             f"classes, from the ids found: {', '.join(classes.names)}; 255 is ignored; --classes FILE gives them names and colours"
         )
@@ -496,8 +495,8 @@ def prepare(options: Options) -> None:
 
     def read(sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         stem = by_id[sample.id]
-        images = {folder.name: planes_of(folder, kinds[folder.name], stem) for folder in sensors}
-        return images, read_label(label, kinds["label"], stem, classes) if label else None
+        images = {folder.name: planes_of(folder, headers[folder.name], stem) for folder in sensors}
+        return images, read_label(label, headers["label"], stem, classes) if label else None
 
     samples = [
         Sample(id, split[stem], conditions.get(stem, ""), cases.get(stem, "")) for id, stem in by_id.items()

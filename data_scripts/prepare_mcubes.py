@@ -36,8 +36,8 @@ from typing import Literal
 import common
 import numpy as np
 from common import Sample
-from files import read_image, read_npy
 
+from mmlib.data.images import read_image
 from mmlib.data.prepared import DataError, Description, read_description, read_index
 from mmlib.modalities import IGNORE_INDEX, SENSORS, Modality
 
@@ -260,7 +260,7 @@ def held(files: Iterable[tuple[Path, Path]]) -> str:
     """
     counts = np.zeros(3)
     for sine, cosine in files:
-        pair = [read_npy(path, SIZE)[:, LEFT:] for path in (sine, cosine)]
+        pair = [read_image(path, None, 1, SIZE)[:, LEFT:, 0] for path in (sine, cosine)]
         counts += [*((values < -0.001).sum() for values in pair), pair[0].size]
     sine, cosine = counts[:2] / max(1, counts[2])
     if min(sine, cosine) > 0.02:
@@ -296,8 +296,8 @@ def look(found: list[Sample], options: Options) -> dict:
 def deep(path: Path, planes: int, want: int) -> np.ndarray:
     """(H, W, planes) as uint8 or uint16; 8 bits become 16 exactly: v / 255 = 257 v / 65535."""
     if bits([path]) == 16:
-        return read_image(path, planes, "uint16", SIZE)
-    array = read_image(path, planes, "uint8", SIZE)
+        return read_image(path, "uint16", planes, SIZE)
+    array = read_image(path, "uint8", planes, SIZE)
     return array if want == 8 else array * np.uint16(257)
 
 
@@ -308,7 +308,8 @@ def polarisation(sample: Sample, doubled: bool, tolerance: float) -> tuple[np.nd
         DataError: a degree that is no fraction, or a sine and cosine that belong to no angle.
     """
     degree, sine, cosine = (
-        read_npy(sample.files[name], SIZE).astype(np.float64) for name in ("dolp", "sine", "cosine")
+        read_image(sample.files[name], None, 1, SIZE)[..., 0].astype(np.float64)
+        for name in ("dolp", "sine", "cosine")
     )
     if degree.min() < 0 or degree.max() > 2:
         raise DataError(
@@ -344,11 +345,11 @@ def read(sample: Sample, found: dict, options: Options) -> tuple[dict[str, np.nd
     images |= {"dolp": kinds["dolp"].to_stored(degree), "aolp": kinds["aolp"].to_stored(angle)}
     path = sample.files["label"]
     label = common.map_ids(
-        read_image(path, 1, "uint8", SIZE)[..., 0],
+        read_image(path, None, 1, SIZE, palette=True)[..., 0],
         {id: id for id in (*range(len(CLASSES)), IGNORE_INDEX)},
         path,
     )
-    mask = read_image(sample.files["mask"], (1, 3, 4), "uint8", SIZE)[
+    mask = read_image(sample.files["mask"], None, (1, 3, 4), SIZE, palette=True)[
         ..., :3
     ]  # a fourth plane would be opacity
     if options.nir_mask == "ignore":

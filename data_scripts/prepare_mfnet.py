@@ -33,8 +33,8 @@ from typing import Literal
 import common
 import numpy as np
 from common import Sample
-from files import read_image
 
+from mmlib.data.images import read_image
 from mmlib.data.prepared import DataError, Description, read_index
 from mmlib.modalities import SENSORS
 
@@ -177,8 +177,8 @@ def read(sample: Sample, ids: dict[int, int]) -> tuple[dict[str, np.ndarray], np
     Raises:
         DataError: a file is missing, damaged, of another kind or size, or has an unknown id.
     """
-    planes = read_image(sample.files["image"], 4, "uint8", SIZE)
-    label = read_image(sample.files["label"], 1, "uint8", SIZE)[..., 0]
+    planes = read_image(sample.files["image"], "uint8", 4, SIZE)
+    label = read_image(sample.files["label"], None, 1, SIZE, palette=True)[..., 0]
     return {"rgb": planes[..., :3], "thermal": planes[..., 3:]}, common.map_ids(
         label, ids, sample.files["label"]
     )

@@ -34,8 +34,9 @@ import common
 import numpy as np
 import projection
 from common import Sample
-from files import read_image, read_npy, unpack
+from files import unpack
 
+from mmlib.data.images import read_image
 from mmlib.data.prepared import DataError, Description
 from mmlib.modalities import SENSORS
 
@@ -299,13 +300,13 @@ def read_projected(path: Path, sensor: str) -> np.ndarray:
         DataError: missing, damaged, or not (1080, 1920, 3) of the documented type and range; names the file.
     """
     if path.suffix == ".png":
-        array = read_image(path, 3, "uint16" if sensor == "lidar" else "uint8", SIZE)[..., ::-1]
+        array = read_image(path, "uint16" if sensor == "lidar" else "uint8", 3, SIZE)[..., ::-1]
         array = array / 150 - 100 if sensor == "lidar" else array
     else:
         dtype = np.dtype("float32" if sensor == "lidar" else "uint8")
         try:
             if path.suffix == ".npy":
-                array = read_npy(path, (*SIZE, 3))
+                array = read_image(path, dtype.name, 3, SIZE)
             else:
                 with np.load(path, allow_pickle=False) as file:
                     array = file["arr_0"]
@@ -336,7 +337,7 @@ def read(
     for sensor in options.sensors:
         path = sample.files[sensor]
         if sensor == "rgb":
-            images[sensor] = read_image(path, 3, "uint8", SIZE)
+            images[sensor] = read_image(path, "uint8", 3, SIZE)
         elif options.projected:
             images[sensor] = read_projected(path, sensor)
         elif sensor == "lidar":
@@ -350,7 +351,7 @@ def read(
             )  # clipped: a plain cast would wrap 256 to 0
     if "label" in sample.files:
         path = sample.files["label"]
-        label = common.map_ids(read_image(path, 1, "uint8", SIZE)[..., 0], IDS, path)
+        label = common.map_ids(read_image(path, None, 1, SIZE, palette=True)[..., 0], IDS, path)
     return images, label
 
 

@@ -33,11 +33,12 @@ import common
 import numpy as np
 import tyro
 from common import Sample
-from files import fetch, read_image
+from files import fetch
 from hha import LEVEL, hha
 from PIL import Image
 
-from mmlib.data.prepared import DataError, Description, read_array
+from mmlib.data.images import read_image
+from mmlib.data.prepared import DataError, Description
 from mmlib.modalities import IGNORE_INDEX, SENSORS, Modality
 
 CLASSES = [
@@ -514,9 +515,9 @@ def read_extracted(
         DataError: a file is missing, damaged, or not of the documented kind and size.
     """
     stem = sample.id
-    rgb = read_image(folder / "rgb" / f"{stem}.jpg", 3)
-    metres = read_array(folder / "depth" / f"{stem}.png", "uint8", 1)[..., 0].astype(np.float64) * METRES
-    label = read_array(folder / "label13" / f"{stem}.png", "uint8", 1)[..., 0]
+    rgb = read_image(folder / "rgb" / f"{stem}.jpg", "uint8", 3)
+    metres = read_image(folder / "depth" / f"{stem}.png", "uint8", 1)[..., 0].astype(np.float64) * METRES
+    label = read_image(folder / "label13" / f"{stem}.png", "uint8", 1)[..., 0]
     for name, array in (("rgb", rgb), ("depth", metres), ("label13", label)):
         if array.shape[:2] != SIZE:
             raise DataError(f"{folder / name}, frame {stem}: {array.shape[:2]}; expected {SIZE}")

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import AtLeast
-from .data.prepared import PreparedDataset, read_description
-from .data.stored import DataError, check_values, map_npy
+from .data.images import DataError, map_npy
+from .data.prepared import PreparedDataset, check_values, read_description
 from .data.transforms import resize
 from .evaluation.fusion import FUSIONS
 from .evaluation.subsets import upsampled

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import pickle
 import random
 import shutil
 import struct
@@ -11,24 +10,19 @@ import sys
 import tarfile
 import threading
 import time
-import tracemalloc
 import warnings
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 from killing import contents, kill_after
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import files  # noqa: E402
 
-from mmlib.data.prepared import DataError, write_array  # noqa: E402
+from mmlib.data.prepared import DataError  # noqa: E402
 
 # ---- archives ----
 
@@ -533,230 +527,3 @@ def test_a_download_killed_at_random_moments(server, tmp_path):
     assert kills >= 3 and sizes == sorted(sizes) and len(set(sizes)) > 2
     files.fetch(server.url, tmp_path / "set.zip", progress=False)
     assert (tmp_path / "set.zip").read_bytes() == plan.content and left(tmp_path) == {"set.zip"}
-
-
-# ---- images and arrays ----
-
-
-def png(
-    pixels: np.ndarray,
-    depth: int = 8,
-    palette: bytes = b"",
-    transparent: bytes = b"",
-    kind: int | None = None,
-) -> bytes:
-    """A PNG written by hand: (H, W, C) values of ``depth`` bits as they are."""
-    height, width, channels = pixels.shape
-    kind = kind if kind is not None else 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    if depth == 16:
-        rows = [row.astype(">u2").tobytes() for row in pixels]
-    else:
-        bits = np.unpackbits(pixels.astype(np.uint8)[..., None], -1)[..., 8 - depth :].reshape(height, -1)
-        rows = [np.packbits(row).tobytes() for row in bits]
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
-
-    parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)),
-        (b"PLTE", palette),
-        (b"tRNS", transparent),
-        (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
-        (b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(name, content) for name, content in parts if content or name == b"IEND"
-    )
-
-
-@pytest.mark.parametrize("depth, channels", [(8, 1), (8, 2), (8, 3), (8, 4), (16, 1), (16, 3), (16, 4)])
-def test_every_plane_of_a_png_comes_out_as_it_is(tmp_path, depth, channels):
-    pixels = np.random.default_rng(channels).integers(0, 2**depth, (9, 7, channels)).astype(f"uint{depth}")
-    if channels in (2, 4):
-        pixels[:4, :, -1] = 0  # fully transparent, if it were opacity: the other planes stay what they are
-    (tmp_path / "a.png").write_bytes(png(pixels, depth))
-    found = files.read_image(tmp_path / "a.png", channels, f"uint{depth}", (9, 7))
-    assert found.dtype == pixels.dtype and np.array_equal(found, pixels)
-    with Image.open(tmp_path / "a.png") as image:
-        if (depth, channels) == (16, 3):  # the naive way loses the low byte
-            assert np.array_equal(np.array(image), pixels >> 8)
-        if (depth, channels) == (
-            8,
-            4,
-        ):  # and the fourth plane, or, when it resizes, the colours of the others
-            assert np.array(image.convert("RGB")).shape[2] == 3
-            assert not np.array_equal(
-                np.array(image.resize((3, 3)))[..., :3], np.array(image.convert("RGB").resize((3, 3)))
-            )
-
-
-def test_ids_of_a_palette_are_ids(tmp_path):
-    for depth in (1, 2, 4, 8):
-        ids = (np.arange(63).reshape(9, 7, 1) % 2**depth).astype(np.uint8)
-        (tmp_path / "a.png").write_bytes(
-            png(ids, depth, palette=bytes(range(255, 255 - 3 * min(64, 2**depth), -1)))
-        )
-        assert np.array_equal(files.read_image(tmp_path / "a.png", 1), ids)
-        with Image.open(tmp_path / "a.png") as image:
-            assert not np.array_equal(np.array(image.convert("L"))[..., None], ids)
-
-
-def test_grey_of_few_bits_is_spread(tmp_path):
-    for depth, top in ((1, 255), (2, 85), (4, 17)):  # 255 / (2^depth - 1)
-        values = (np.arange(63).reshape(9, 7, 1) % 2**depth).astype(np.uint8)
-        (tmp_path / "a.png").write_bytes(png(values, depth))
-        assert np.array_equal(files.read_image(tmp_path / "a.png", 1), values * top)
-
-
-def test_jpeg_and_wrong_kinds(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
-    assert np.array_equal(
-        files.read_image(tmp_path / "a.jpg", 3, size=(16, 24)), np.array(Image.open(tmp_path / "a.jpg"))
-    )
-    Image.fromarray(pixels).save(tmp_path / "a.tif")
-    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "cmyk.jpg")
-    (tmp_path / "grey.png").write_bytes(png(pixels[..., :1]))
-    (tmp_path / "deep.png").write_bytes(png(pixels.astype(np.uint16) * 257, 16))
-    (tmp_path / "opaque.png").write_bytes(png(pixels[..., :2].astype(np.uint16), 16))
-    for name, side in (("huge.png", 10**6), ("large.png", 9000)):
-        header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        header = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + header + png(pixels)[33:])
-    (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "folder.png").mkdir()
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
-    for name, arguments, message in [
-        ("none.png", (3,), "none.png: not found"),
-        ("a.jpg", (1,), "expected uint8 with 1 channel, found uint8 with 3"),
-        ("grey.png", (3,), "expected uint8 with 3 channels, found uint8 with 1"),
-        ("deep.png", (3,), "expected uint8 with 3 channels, found uint16"),
-        ("a.jpg", (3, "uint16"), "expected uint16 with 3 channels, found uint8"),
-        ("a.jpg", ((1, 4),), "with 1 or 4 channels, found uint8 with 3"),
-        ("a.jpg", (3, "uint8", (24, 16)), "16 × 24 pixels; expected 24 × 16"),
-        ("cmyk.jpg", (4,), "found image mode CMYK"),
-        ("huge.png", (3, "uint8", (16, 24)), "cannot be read .DecompressionBombError"),
-        ("huge.png", (3,), "cannot be read"),
-        ("large.png", (3, "uint8", (16, 24)), "9000 × 9000 pixels; expected 16 × 24"),
-        ("large.png", (3,), "cannot be read"),
-        ("opaque.png", (2, "uint16"), "16-bit grey with opacity"),
-        ("a.tif", (3,), "cannot be read"),
-        ("text.png", (3,), "cannot be read"),
-        ("empty.png", (3,), "cannot be read"),
-        ("folder.png", (3,), "cannot be read"),
-        ("cut.jpg", (3,), "cannot be read"),
-    ]:
-        with pytest.raises(DataError, match=message) as error:
-            files.read_image(tmp_path / name, *arguments)
-        assert str(tmp_path / name) in str(error.value)
-
-
-def test_no_damaged_png_gives_other_pixels(tmp_path):
-    """Pillow alone does not look at the checksums: it returns other pixels, and says nothing."""
-    naive, harmless = 0, 0
-    rows, columns = np.mgrid[:40, :50]
-    pixels = (rows * 300 + columns).astype(np.uint16)[..., None]
-    path = tmp_path / "a.png"
-    write_array(path, pixels)
-    whole = path.read_bytes()
-    for place, bit in product(range(len(whole)), (0, 3, 6)):
-        bad = bytearray(whole)
-        bad[place] ^= 1 << bit
-        path.write_bytes(bad)
-        with pytest.raises(DataError, match="a.png"):
-            files.check_png(path)
-        try:
-            assert np.array_equal(files.read_image(path, 1, "uint16"), pixels)
-            harmless += 1
-        except DataError as error:
-            assert "a.png: " in str(error)
-        try:
-            with Image.open(path) as image:
-                naive += not np.array_equal(np.array(image), pixels[..., 0])
-        except (OSError, SyntaxError, ValueError):
-            pass
-    assert naive > 3 and harmless == 24  # the length and the checksum of the end mark
-    for place in range(0, len(whole) - 12, 10):
-        path.write_bytes(whole[:place])
-        for read in (files.check_png, lambda path: files.read_image(path, 1, "uint16")):
-            with pytest.raises(DataError, match="a.png"):
-                read(path)
-    path.write_bytes(whole)
-    files.check_png(path)
-
-
-class Trap:
-    """Unpickled, it makes a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_no_array_runs_code_or_takes_memory_it_does_not_have(tmp_path):
-    (tmp_path / "a.npy").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    np.save(tmp_path / "b.npy", np.array([Trap(tmp_path / "sprung")], dtype=object), allow_pickle=True)
-    with open(tmp_path / "c.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "<f8", "fortran_order": False, "shape": (10**8,)}
-        )
-    tracemalloc.start()
-    for name in ("a.npy", "b.npy", "c.npy"):
-        with pytest.raises(DataError, match=f"{name}: cannot be read"):
-            files.read_npy(tmp_path / name)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert not (tmp_path / "sprung").exists() and peak < 10**7  # of the 800 MB that the header claims
-    np.load(tmp_path / "a.npy", allow_pickle=True)
-    assert (tmp_path / "sprung").exists()  # it is a trap
-
-
-def test_arrays(tmp_path):
-    values = np.random.default_rng(0).standard_normal((5, 6))
-    for array in (values, values.astype(">f4"), np.asfortranarray(values), (values * 9).astype(np.int16)):
-        np.save(tmp_path / "a.npy", array)
-        found = files.read_npy(tmp_path / "a.npy", (5, 6))
-        assert found.dtype == array.dtype and np.array_equal(found, array)
-    np.save(tmp_path / "pickle.npy", np.array([os.system], dtype=object), allow_pickle=True)
-    np.savez(tmp_path / "zip.npy.npz", values)
-    np.save(tmp_path / "nan.npy", np.where(values > 1, np.nan, values))
-    np.save(tmp_path / "inf.npy", np.where(values > 1, -np.inf, values))
-    np.save(tmp_path / "complex.npy", values + 1j)
-    np.save(tmp_path / "bool.npy", values > 0)
-    np.save(tmp_path / "empty.npy", values[:0])
-    (tmp_path / "cut.npy").write_bytes((tmp_path / "nan.npy").read_bytes()[:-1])
-    for name, shape in (
-        ("lies.npy", (10**7, 10**6)),
-        ("overflows.npy", (10**30, 10**30)),
-        ("negative.npy", (-3, 5)),
-    ):
-        with open(tmp_path / name, "wb") as file:
-            np.lib.format.write_array_header_1_0(
-                file, {"descr": "<f8", "fortran_order": False, "shape": shape}
-            )
-            file.write(values.tobytes())
-    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
-    for name, shape, message in [
-        ("none.npy", None, "not found"),
-        ("a.npy", (6, 5), r"shape \(5, 6\); expected \(6, 5\)"),
-        ("pickle.npy", None, "cannot be read"),
-        ("zip.npy.npz", None, "an archive of arrays"),
-        ("nan.npy", None, "NaN or infinite"),
-        ("inf.npy", None, "NaN or infinite"),
-        ("empty.npy", (5, 6), "empty.npy"),
-        ("complex.npy", None, "complex128; expected numbers"),
-        ("bool.npy", None, "bool; expected numbers"),
-        ("cut.npy", None, "cannot be read"),
-        ("lies.npy", None, "cannot be read"),
-        ("overflows.npy", None, "cannot be read"),
-        ("negative.npy", None, "cannot be read"),
-        ("header.npy", None, "cannot be read"),
-    ]:
-        with pytest.raises(DataError, match=message) as error:
-            files.read_npy(tmp_path / name, shape)
-        assert str(tmp_path / name) in str(error.value)

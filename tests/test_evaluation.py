@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch.nn import functional as F
 
+from mmlib.data.images import write_image
 from mmlib.data.missing import remove
-from mmlib.data.prepared import PreparedDataset, collate, write_array
+from mmlib.data.prepared import PreparedDataset, collate
 from mmlib.evaluation import subsets as subsets_module
 from mmlib.evaluation.counts import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.fusion import FUSIONS
@@ -208,8 +209,8 @@ def test_images_of_different_sizes_are_scored_at_their_own(tmp_path, scored):
     for name, array in images.items():
         path = next((tmp_path / name).glob("val_002.*"))
         path.unlink()
-        write_array(path, array)
-    write_array(tmp_path / "label" / "val_002.png", label[..., None])
+        write_image(path, array)
+    write_image(tmp_path / "label" / "val_002.png", label[..., None])
     together, apart = (
         evaluate_subsets(network.modality_logits, data, batch_size=size).counts["all"] for size in (5, 1)
     )

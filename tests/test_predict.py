@@ -17,7 +17,8 @@ from scipy.special import softmax
 from torch.nn import functional as F
 
 from mmlib import cli
-from mmlib.data.prepared import Description, PreparedDataset, Writer, write_array
+from mmlib.data.images import write_image
+from mmlib.data.prepared import Description, PreparedDataset, Writer
 from mmlib.modalities import subsets
 from mmlib.predict import PredictConfig, Source, network_input, outputs, predict, read_file
 from mmlib.segmentation.network import load_segmenter, save_segmenter
@@ -116,7 +117,7 @@ def test_sensors_may_be_missing_sample_by_sample_and_sizes_may_differ(trained, t
     (files / "rgb" / "val_001.png").unlink()
     (files / "aolp" / "val_003.npy").unlink()
     for name, array in toy.sample(7, (40, 32))[0].items():
-        write_array(next((files / name).glob("val_002.*")), array)
+        write_image(next((files / name).glob("val_002.*")), array)
     (files / "rgb" / "notes.txt").write_text("not an image")
     out = tmp_path / "out"
     arguments = [
@@ -222,7 +223,7 @@ def test_resizing_is_undone_at_the_files_own_size(trained, tmp_path):
     """
     stored = {"rgb": np.uint8([70, 150, 200]), "depth": np.uint16([2000]), "aolp": np.uint8([20, 220])}
     for name, pixel in stored.items():
-        write_array(tmp_path / name / f"s.{'npy' if name == 'aolp' else 'png'}", np.tile(pixel, (32, 48, 1)))
+        write_image(tmp_path / name / f"s.{'npy' if name == 'aolp' else 'png'}", np.tile(pixel, (32, 48, 1)))
     network, images = load_segmenter(trained / "net.safetensors"), {}
     for name, m in network.modalities.items():
         value = torch.from_numpy(m.to_physical(stored[name]))[:, None, None].expand(-1, 16, 24)

@@ -281,7 +281,7 @@ FIRST = "cloud/train/MAP_10_point102"
             replaced("depth", "depth", np.random.default_rng(0).integers(0, 9, (*SIZE, 3)).astype(np.uint8)),
             "planes that differ",
         ),
-        (palette, "045050_lidar_front.png: an image with a palette"),
+        (palette, "channel and a palette"),
         (truncated, "045050_lidar_front.png: cannot be read"),
         (
             lambda root: (root / f"lidar/{FIRST}/045050_lidar_front.png").unlink(),

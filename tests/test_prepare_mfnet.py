@@ -181,7 +181,7 @@ def cut(name):
         (image("labels/00004N.png", np.full(SIZE, 255, np.uint8)), "labels/00004N.png: unknown label id 255"),
         (
             image("labels/00004N.png", np.zeros((*SIZE, 3), np.uint8)),
-            "labels/00004N.png: expected uint8 with 1 channel, found uint8 with 3",
+            "labels/00004N.png: expected an image with 1 channel, found uint8 with 3",
         ),
         (cut("images/00004N.png"), "00004N.png: cannot be read"),
         (

@@ -512,7 +512,7 @@ LABEL, LIDAR, EVENT, FRAME = (
         ),
         (
             lambda r: Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(at(r, *LABEL)),
-            "_gt_labelTrainIds.png: expected uint8 with 1",
+            "_gt_labelTrainIds.png: expected an image with 1 channel",
         ),
         (
             lambda r: Image.fromarray(np.zeros((*SIZE, 4), np.uint8)).save(at(r, *FRAME)),

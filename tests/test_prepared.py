@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmlib.data.images import read_image
 from mmlib.data.prepared import (
     DataError,
     Description,
@@ -25,7 +26,6 @@ from mmlib.data.prepared import (
     read_description,
     read_index,
 )
-from mmlib.data.stored import read_array
 from mmlib.modalities import SENSORS, Modality, subsets
 
 
@@ -231,7 +231,7 @@ def test_a_header_that_never_ends_is_named(tmp_path):
     path = tmp_path / "x.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
     with pytest.raises(DataError, match="x.npy: cannot be read"):
-        read_array(path, "float32", 1)
+        read_image(path, "float32", 1)
 
 
 def test_nan_on_disk_is_an_error(tmp_path):

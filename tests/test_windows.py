@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mmlib.data.prepared import PreparedDataset, write_array
+from mmlib.data.images import write_image
+from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation.subsets import evaluate_subsets
 from mmlib.evaluation.windows import positions, sliding
 
@@ -165,7 +166,7 @@ def test_scores_through_windows_at_native_sizes(tmp_path):
     data = PreparedDataset(toy.make(tmp_path), "val", ["rgb", "depth"])
     images, label = toy.sample(5, (40, 96))
     for name, array in (images | {"label": label[..., None]}).items():
-        write_array(next((tmp_path / name).glob("val_002.*")), array)
+        write_image(next((tmp_path / name).glob("val_002.*")), array)
     encode = pointwise(2)
     whole = evaluate_subsets(encode, data)
     windows = evaluate_subsets(sliding(encode, (32, 32), batch_size=2), data)

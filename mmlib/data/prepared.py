@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from threading import Lock
 
@@ -28,11 +30,38 @@ import torch
 
 from ..modalities import IGNORE_INDEX, Modality
 from ..runtime import atomic_path, reading, write_json
-from .stored import DataError, check_label, check_modality, check_values, read_array, write_array
+from .images import DataError, read_image, write_image
 
 FORMAT = 1
 COLUMNS = ("id", "split", "condition", "case")
+PICTURES = ("colour", "grey", "heat", "range", "events", "angle")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_modality(modality: Modality) -> None:
+    """Raise ValueError for a modality that no image could be stored, normalised or pictured as."""
+    where, channels = f"modality {modality.name!r}", modality.channels
+    if modality.name == "label":
+        raise ValueError(f"{where}: the folder label/ holds the labels; choose another name")
+    if isinstance(channels, bool) or not isinstance(channels, int):
+        raise ValueError(f"{where}: {channels!r} channels; expected an integer")
+    if modality.picture not in PICTURES:
+        raise ValueError(f"{where}: picture {modality.picture!r}; expected one of {', '.join(PICTURES)}")
+    for name in ("scale", "offset", "low", "high", "mean", "std"):
+        value = getattr(modality, name)
+        if not all(
+            isinstance(v, Real) and math.isfinite(v)
+            for v in (value if isinstance(value, tuple) else (value,))
+        ):
+            raise ValueError(f"{where}: {name} {value!r}; expected finite numbers")
+    if not modality.scale or not modality.low < modality.high:
+        raise ValueError(
+            f"{where}: scale {modality.scale}, low {modality.low}, high {modality.high}; expected scale not 0, low below high"
+        )
+    if not set(modality.flip_negates) <= set(range(channels)):
+        raise ValueError(
+            f"{where}: flip_negates {modality.flip_negates} names a channel outside 0 to {channels - 1}"
+        )
 
 
 @dataclass
@@ -147,6 +176,33 @@ def is_finished(root: str | Path) -> bool:
     return (Path(root) / "index.csv").exists() and not (Path(root) / ".journal.jsonl").exists()
 
 
+def check_label(label: np.ndarray, classes: int, where: str) -> None:
+    """Raise DataError unless every id is below ``classes`` or 255. ``label`` is any uint8 array."""
+    bad = np.unique(label[(label >= classes) & (label != IGNORE_INDEX)])
+    if bad.size:
+        listed = ", ".join(map(str, bad[:8]))
+        raise DataError(
+            f"{where}: label id {listed} out of range; expected 0 to {classes - 1}, or {IGNORE_INDEX} for ignore"
+        )
+
+
+def check_values(modality: Modality, stored: np.ndarray, where: str) -> None:
+    """Raise DataError for values that are not finite, or a negative distance: both would be trained on in
+    silence.
+    """
+    if stored.dtype.kind == "f" and not np.isfinite(modality.to_physical(stored)).all():
+        raise DataError(
+            f"{where}: {modality.name} has NaN or infinite values; replace them (sparse sensor: 0 = no measurement)"
+        )
+    if (
+        modality.picture == "range"
+        and modality.to_physical(np.array([stored[..., 0].min(), stored[..., 0].max()])).min() < 0
+    ):
+        raise DataError(
+            f"{where}: {modality.name} has a negative range; expected distances above 0, and 0 where nothing was measured"
+        )
+
+
 class Writer:
     """Write a prepared data set sample by sample; resumable; measures statistics over the split "train".
 
@@ -255,9 +311,9 @@ class Writer:
                 raise DataError(f"sample {sample_id!r}: label is {label.dtype}; expected uint8")
             check_label(label, len(self.description.classes), f"sample {sample_id!r}")
         for name, modality in modalities.items():
-            write_array(_file(self.root, name, sample_id, _is_png(modality)), images[name])
+            write_image(_file(self.root, name, sample_id, _is_png(modality)), images[name])
         if label is not None:
-            write_array(_file(self.root, "label", sample_id, True), label[..., None])
+            write_image(_file(self.root, "label", sample_id, True), label[..., None])
         row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": label is not None}
         if split == "train":
             row["sums"] = {name: self._sums(modality, images[name]) for name, modality in modalities.items()}
@@ -393,13 +449,13 @@ class PreparedDataset:
             return self._cache[index]
         sample_id = self.rows[index]["id"]
         images = {
-            n: read_array(_file(self.root, n, sample_id, _is_png(m)), m.dtype, m.channels)
+            n: read_image(_file(self.root, n, sample_id, _is_png(m)), m.dtype, m.channels)
             for n, m in self.modalities.items()
         }
         first, size = next((name, image.shape[:2]) for name, image in images.items())
         if self.labelled:
             path = _file(self.root, "label", sample_id, True)
-            label = read_array(path, "uint8", 1)[..., 0]
+            label = read_image(path, "uint8", 1)[..., 0]
             check_label(label, len(self.description.classes), str(path))
         else:
             label = np.full(size, IGNORE_INDEX, np.uint8)

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.images import map_npy
 from ..data.prepared import PreparedDataset
-from ..data.stored import map_npy
 from ..runtime import data_dir, exclusive, write_json
 from . import pictures
 from .pictures import as_picture, five_crop, picture_options, resize, working_size
