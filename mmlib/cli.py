@@ -20,7 +20,7 @@ from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
 from .segmentation.score import SCENES, CompareConfig, EvaluateConfig, find_data, run_compare, run_evaluate
 from .segmentation.step import TrainConfig
-from .segmentation.training import train
+from .segmentation.train import train
 from .unsupervised.methods import ClusterConfig
 from .unsupervised.search import SearchConfig, search
 from .unsupervised.segment import SegmentConfig, segment

@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from .figures import FUSED, INK, STYLE, WIDTH, modality_colour
+from .loop import read_history
 from .runtime import read_json
-from .state import read_history
 
 PAIR_COLOURS = {"self": "#0072B2", "knn": "#009E73", "random": "#D55E00"}
 

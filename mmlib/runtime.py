@@ -260,6 +260,23 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def load_into(module: torch.nn.Module, tensors: dict, path: str | Path) -> None:
+    """Copy the tensors of ``path`` into ``module``, half precision as float32.
+
+    Raises:
+        ValueError: another set of names, another shape, or integers for weights; names the file.
+    """
+    try:
+        for name, own in module.state_dict().items():
+            if name in tensors and tensors[name].is_floating_point() != own.is_floating_point():
+                raise TypeError(f"{name} holds {tensors[name].dtype}, expected {own.dtype}")
+        module.load_state_dict(tensors)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
 def provenance(command: str = "", seed: int | None = None) -> dict:
     """What a result must carry: the command that makes it, seed, versions, machine and date. No host or user
     name.

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmlib.data.prepared import Description, Writer
-from mmlib.state import read_history
+from mmlib.loop import read_history
 from mmlib.unsupervised.correspondence import CorrespondenceConfig
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from small_runs import QUICK, SENSORS, SMALL, configured, lines, relabelled, same
 
 from mmlib.evaluation.counts import score_clusters
-from mmlib.state import read_history
+from mmlib.loop import read_history
 from mmlib.unsupervised import training
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts

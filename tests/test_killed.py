@@ -66,7 +66,7 @@ def cache_tokens(data):
 
 
 def train(data):
-    from mmlib.segmentation.training import TrainConfig, train
+    from mmlib.segmentation.train import TrainConfig, train
 
     train(
         TrainConfig(

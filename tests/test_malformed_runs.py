@@ -24,11 +24,11 @@ from test_malformed import becomes_a_folder, cut, edited, goes, holds, listing, 
 
 from mmlib import cli, world
 from mmlib.data.prepared import PreparedDataset
+from mmlib.loop import read_history
 from mmlib.recipes import read_recipe
-from mmlib.segmentation.score import CompareConfig, run_compare
 from mmlib.segmentation.network import load_segmenter
-from mmlib.segmentation.training import TrainConfig, train
-from mmlib.state import read_history
+from mmlib.segmentation.score import CompareConfig, run_compare
+from mmlib.segmentation.train import TrainConfig, train
 from mmlib.unsupervised.backbone import SHIPPED, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.inference import EvaluationConfig

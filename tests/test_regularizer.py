@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from pairs import together
 from torch import nn
 
+from mmlib.loop import read_history
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import feature_information, input_information, logit_information, nearest
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
 from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, combine
-from mmlib.segmentation.training import TrainConfig, train
-from mmlib.state import read_history
+from mmlib.segmentation.train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("rgb", "depth", "event")
@@ -379,9 +379,9 @@ def test_resumed_run_is_the_same_run(data, tmp_path):
     """With probes: their noise, crops and counts belong to the step."""
     options = dict(regularizer=RegularizerConfig(prediction="input", features="kl", delay=0.0, probe_every=2))
     whole = train(settings_for(data, tmp_path / "whole", **options))
-    from mmlib.segmentation import training
+    from mmlib import loop
 
-    original, seen = training.save_state, []
+    original, seen = loop.save_state, []
 
     def stop(*arguments):
         original(*arguments)
@@ -389,12 +389,12 @@ def test_resumed_run_is_the_same_run(data, tmp_path):
         if len(seen) == 1:
             raise KeyboardInterrupt
 
-    training.save_state = stop
+    loop.save_state = stop
     try:
         with pytest.raises(KeyboardInterrupt):
             train(settings_for(data, tmp_path / "parts", **options))
     finally:
-        training.save_state = original
+        loop.save_state = original
     parts = train(settings_for(data, tmp_path / "parts", **options))
     assert (
         parts["scores"] == whole["scores"]

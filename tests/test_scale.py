@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmlib import cli
+from mmlib.loop import read_history
 from mmlib.segmentation import dry_run as dry
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.dry_run import FlopCounter, described, dry_run, high_water
@@ -30,8 +31,7 @@ from mmlib.segmentation.network import NetworkConfig
 from mmlib.segmentation.objective import ObjectiveConfig
 from mmlib.segmentation.regularizer import RegularizerConfig
 from mmlib.segmentation.step import TrainConfig, set_up, train_step
-from mmlib.segmentation.training import train
-from mmlib.state import read_history
+from mmlib.segmentation.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT = NetworkConfig(dropout=0.0)
@@ -461,7 +461,7 @@ def points(events) -> dict[str, list[tuple[int, float]]]:
 
 def test_event_files_hold_every_point_of_the_history_once(data, tmp_path, monkeypatch):
     """Also after a kill, and where event files are asked for only when the run is resumed."""
-    monkeypatch.setattr("mmlib.segmentation.training.LOG_EVERY", 1)
+    monkeypatch.setattr("mmlib.loop.LOG_EVERY", 1)
     settings = dict(
         epochs=4,
         eval_every=1,
@@ -481,7 +481,7 @@ def test_event_files_hold_every_point_of_the_history_once(data, tmp_path, monkey
     for name, before in (("killed", True), ("late", False)):
         config = configured(data, tmp_path / name, tensorboard=before, **settings)
         with monkeypatch.context() as patched, pytest.raises(Killed):
-            patched.setattr("mmlib.segmentation.training.learning_rate", dying)
+            patched.setattr("mmlib.segmentation.train.learning_rate", dying)
             train(config)
         folder = tmp_path / name / "tensorboard"
         assert folder.exists() == before

@@ -15,12 +15,12 @@ import toy
 from pairs import Pair, together
 from safetensors.torch import load_file
 
+from mmlib.loop import read_history
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
 from mmlib.segmentation.step import StepSampler, TrainConfig, learning_rate, parameter_groups, plan
-from mmlib.segmentation.training import train
-from mmlib.state import read_history
+from mmlib.segmentation.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = dict(progress=False, cache=True)
@@ -308,7 +308,7 @@ def test_unlabelled_data_can_not_train_a_segmenter(tmp_path):
 
 def test_a_full_disk_while_saving_keeps_the_last_whole_state(data, tmp_path):
     program = (
-        "import resource, sys; from mmlib.segmentation.training import *\n"
+        "import resource, sys; from mmlib.segmentation.train import *\n"
         f"config = TrainConfig({data!r}, {str(tmp_path)!r}, epochs=4, save_every=1, eval_every=0, progress=False)\n"
         "if sys.argv[1] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "train(config)"

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..data.prepared import collate
+from ..loop import due
 from .information import measure_information
 from .step import StepSampler, TrainConfig, learning_rate, set_up, train_step
-from .training import due, evaluate
+from .train import evaluate
 
 aten = torch.ops.aten
 # Attention kernels of the CPU, which torch's table of formulas leaves out, and what they compute.

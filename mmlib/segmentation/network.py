@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from ..config import AtLeast, Between
 from ..data.prepared import Description
 from ..modalities import Modality
-from ..runtime import read_tensor_header, read_tensors, reading, save_tensors
-from ..state import load_into
+from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 
 Encoder = Literal["residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
 

@@ -20,8 +20,8 @@ from ..evaluation.subsets import evaluate_subsets, subset_probabilities
 from ..evaluation.windows import sliding
 from ..modalities import Modality
 from ..runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
-from ..state import read_history
 from .information import evenly_spaced, fisher_gap, measure_information
+from .loop import read_history
 from .network import Segmenter, load_segmenter
 
 SCENES = ("street", "room")

@@ -28,10 +28,9 @@ from torch.utils.data import DataLoader
 from ..config import Above, AtLeast, Between
 from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
+from ..loop import Progress, find_tensorboard, resume
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, seed_everything
-from ..state import Progress, resume
-from .history import find_tensorboard
 from .network import NetworkConfig, Segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
 from .regularizer import PROBED, Regularizer, RegularizerConfig
@@ -334,9 +333,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
         data.modalities, data.description.classes, data.description.palette, config.network
     )
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
-    progress = (
-        resume(Path(config.out), config, model, optimizer, processes, len(data)) if resumed else Progress()
-    )
+    progress = resume(config, model, optimizer, len(data), processes=processes) if resumed else Progress()
     found = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (found != found[0]).any():
         raise ValueError(

@@ -32,8 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..runtime import derived_seed, read_tensor_header, read_tensors, reading
-from ..state import load_into
+from ..runtime import derived_seed, load_into, read_tensor_header, read_tensors, reading
 
 DINOV3 = {
     f"dinov3-{size.replace('_', '-')}": f"vit_{size}_patch16_dinov3"

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AtLeast, Between
-from ..runtime import read_tensor_header, read_tensors, reading, save_tensors
-from ..state import load_into
+from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 
 Fusion = Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
 Anchor = Literal["rgb", "auxiliary", "both", "none"]

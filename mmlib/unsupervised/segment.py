@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, score_clusters
-from ..runtime import choose_device, limit_threads, provenance, read_json, read_tensors, reading, write_json
-from ..state import load_into
+from ..runtime import (
+    choose_device,
+    limit_threads,
+    load_into,
+    provenance,
+    read_json,
+    read_tensors,
+    reading,
+    write_json,
+)
 from .backbone import load_backbone
 from .baselines import Distillation
 from .clustering import Refinement, count, load_clustering, write_label_maps

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..loop import append, read_kept, resume, save_state, trim_history
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, provenance, save_tensors, seed_everything, write_json
-from ..state import append, read_kept, resume, save_state, trim_history
 from .baselines import Distillation, Eagle, depth_guidance, object_mix, second_view
 from .clustering import ClusterProbe
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
@@ -265,7 +265,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     seed_everything(derived_seed(config.seed, "weights"))
     model = Model(config, found, tokens.channels, clusters).to(device)
     optimizer = torch.optim.Adam(model.groups(config.lr))
-    progress = resume(out, config, model, optimizer, 1, len(tokens))
+    progress = resume(config, model, optimizer, len(tokens))
     write_json(out / "config.json", asdict(config))
     trim_history(out / "history.jsonl", progress.step)
     loss = calibrated(model, prepared, batch, config.seed)

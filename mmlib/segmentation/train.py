@@ -1,0 +1,140 @@
+"""Training of the segmenter with Accelerate, in one process or many; called by the command ``train`` and by
+notebooks.
+
+Everything random is a function of (seed, step or epoch, sample), never of a generator's state. A run that was
+killed and resumed is therefore the same run, and on a CPU the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ..data.prepared import PreparedDataset
+from ..evaluation.subsets import SubsetScores, evaluate_subsets
+from ..loop import run_steps, write_report
+from .information import measure_information
+from .network import Segmenter, save_segmenter
+from .step import TrainConfig, learning_rate, set_up, train_step
+
+
+def train(config: TrainConfig) -> dict:
+    """Run or resume a training; returns the final report (also ``out/report.json``), on the main process; {}
+    on the others.
+
+    Writes to ``config.out``: config.json, history.jsonl (one line per logged step and evaluation),
+    resume.safetensors, last.safetensors, best.safetensors (highest mean mIoU over the subsets on val),
+    report.json, event files if asked for.
+
+    Raises:
+        ValueError: settings that cannot work, an ``out`` folder of other settings, or 20 steps in a row
+            without finite gradients.
+        DataError: unreadable data.
+    """
+    run = set_up(config)
+    out, accelerator, network, progress = Path(config.out), run.accelerator, run.network, run.progress
+    main, per_epoch = accelerator.is_main_process, len(run.data) / run.samples_per_step
+    if main and config.progress:
+        print(run)
+    batches = iter(run.loader(progress.step))
+    scores = information = None
+
+    def take_step(step: int):
+        terms, norm, finite = train_step(run, step, [next(batches) for _ in range(config.accumulate)])
+
+        def line() -> dict:
+            # Each process has its own samples' share of every term.
+            entry = {"epoch": round((step + 1) / per_epoch, 3), "lr": learning_rate(step, run.steps, config)}
+            entry |= {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
+            entry |= {"grad_norm": float(norm), "skipped": progress.skipped}
+            if config.regularizer.active:
+                entry["probe"] = float(run.regularizer.probed)  # of the latest one
+                entry["guards"] = run.regularizer.counts
+                entry["regularized"] = {
+                    name: value.tolist() for name, value in run.regularizer.information.items()
+                }
+            return entry
+
+        progress.guards = run.regularizer._counts
+        return finite, line
+
+    def measure(done: int):
+        nonlocal scores, information
+        scores, information = evaluate(network, run.val, config, accelerator)
+        summary = scores.summary()
+        line = {"epoch": round(done / per_epoch, 3), "val": summary, "miou": scores.miou()}
+        return line | {"information": information}, summary["mean"]
+
+    def keep_best(done: int, line: dict, best: bool):
+        if best and main:
+            save_segmenter(network, out / "best.safetensors", step=done, val=line["val"])
+
+    run_steps(
+        config,
+        network,
+        run.optimizer,
+        progress,
+        run.steps,
+        take_step=take_step,
+        measure=measure,
+        after_measure=keep_best,
+        eval_every=config.eval_every * per_epoch,
+        save_every=config.save_every * per_epoch,
+        shown="supervised",
+        main=main,
+        processes=accelerator.num_processes,
+    )
+    if scores is None:  # the run was complete already
+        scores, information = evaluate(network, run.val, config, accelerator)
+    report = {}
+    if main:
+        report = write_report(
+            config,
+            progress,
+            steps=run.steps,
+            parameters=run.parameters,
+            split="val",
+            scores=scores.to_dict(),
+            information=information,
+            guards=run.regularizer.counts,
+        )
+        notes = {"val": scores.summary(), "provenance": report["provenance"]}
+        save_segmenter(network, out / "last.safetensors", step=run.steps, **notes)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    # So that a notebook can start several processes after a training in its own.
+    AcceleratorState._reset_state(True)
+    return report
+
+
+def evaluate(
+    network: Segmenter, data: PreparedDataset, config: TrainConfig, accelerator: Accelerator
+) -> tuple[SubsetScores, dict[str, float]]:
+    """Scores of a network in training, every process taking its share of the data, and the Fisher information
+    of each sensor; the mode is put back after.
+    """
+    network.eval()
+    shard = (accelerator.process_index, accelerator.num_processes)
+    with accelerator.autocast():
+        scores = evaluate_subsets(
+            dataset=data,
+            batch_size=config.batch_size,
+            device=accelerator.device,
+            workers=config.workers,
+            shard=shard,
+            **network.scoring(),
+        )
+    for group, counts in scores.counts.items():
+        scores.counts[group] = (
+            accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
+        )
+    information = {}
+    if config.information_samples and accelerator.is_main_process:
+        information = measure_information(
+            network, data, samples=config.information_samples, device=accelerator.device
+        )
+    network.train()
+    return scores, information
