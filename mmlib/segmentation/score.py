@@ -18,10 +18,10 @@ from ..evaluation.sheets import Sheet, cluster_sheets, subset_sheet, write_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
 from ..evaluation.subsets import evaluate_subsets, subset_probabilities
 from ..evaluation.windows import sliding
+from ..loop import read_history
 from ..modalities import Modality
 from ..runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
 from .information import evenly_spaced, fisher_gap, measure_information
-from .loop import read_history
 from .network import Segmenter, load_segmenter
 
 SCENES = ("street", "room")
