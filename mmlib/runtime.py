@@ -17,6 +17,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -194,6 +195,32 @@ def reading(path: str | Path, what: str, kind: type[ValueError] = ValueError):
             raise
         reason = " ".join(str(error).split())
         raise kind(f"{path}: not {what}, or damaged ({type(error).__name__}: {reason[:300]})") from error
+
+
+def digest_files(root: str | Path, names: Iterable[str], limit: int = 2**30) -> str:
+    """One digest of the files ``names`` below ``root``: of names and contents, whatever their order.
+
+    Where the files have more than ``limit`` bytes in total, names, sizes and times of change stand for the
+    contents.
+
+    Raises:
+        ValueError: a file is missing or may not be read; names it.
+    """
+    digest, names = hashlib.blake2b(digest_size=16), sorted(names)
+    sizes = {}
+    for name in names:
+        with reading(Path(root) / name, "a file that this run reads"):
+            status = (Path(root) / name).stat()
+            sizes[name] = status.st_size, status.st_mtime_ns
+    large = sum(size for size, _ in sizes.values()) > limit
+    for name in names:
+        digest.update(f"{name}\0".encode())
+        if large:
+            digest.update(f"{sizes[name]}\0".encode())
+            continue
+        with reading(Path(root) / name, "a file that this run reads"), open(Path(root) / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path, what: str) -> dict:

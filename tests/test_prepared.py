@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ from mmlib.data.prepared import (
     read_index,
 )
 from mmlib.modalities import SENSORS, Modality, subsets
+from mmlib.runtime import digest_files
 
 
 def test_written_pixels_come_back(tmp_path):
@@ -339,3 +342,53 @@ def test_the_index_is_plain_csv(tmp_path):
     with open(toy.make(tmp_path) / "index.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["id", "split", "condition", "case"] and len(rows) == 18
+
+
+def test_digests_say_what_changed(tmp_path):
+    """Every file of the split counts, in the middle of the set as well; files that are not read do not."""
+    root = toy.make(tmp_path / "toy")
+    whole = PreparedDataset(root).digest()
+    assert PreparedDataset(toy.make(tmp_path / "again")).digest() == whole  # another folder, other times
+
+    def changed(change, *arguments) -> set[str]:
+        copy = tmp_path / "copy"
+        shutil.copytree(root, copy)
+        change(copy)
+        digest = PreparedDataset(copy, *arguments).digest()
+        shutil.rmtree(copy)
+        return {name for name in digest if digest[name] != PreparedDataset(root, *arguments).digest()[name]}
+
+    def edit(name):
+        return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"!")
+
+    def swap(folder):
+        one, two = folder / "rgb/train_004.png", folder / "rgb/train_005.png"
+        content = one.read_bytes()
+        one.write_bytes(two.read_bytes())
+        two.write_bytes(content)
+
+    def replaced(name, old, new):
+        return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+    assert changed(lambda folder: None) == set()
+    assert changed(edit("rgb/train_006.png")) == changed(edit("label/train_006.png")) == {"images"}
+    assert changed(swap) == {"images"}
+    assert changed(edit("rgb/val_001.png")) == changed(edit("rgb/train_006.png"), "train", ["depth"]) == set()
+    assert changed(replaced("index.csv", "train_004,train,day", "train_004,train,dusk")) == {"index"}
+    name = toy.CLASSES[1]
+    assert changed(replaced("dataset.json", json.dumps(name), json.dumps(name + "s"))) == {"description"}
+    (root / "rgb/train_006.png").unlink()
+    with pytest.raises(ValueError, match="rgb/train_006.png: no such file"):
+        PreparedDataset(root).digest()
+
+
+def test_digests_of_large_data_look_at_sizes_and_times(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(100))
+    names = ["b", "a"]
+    by_content, by_time = digest_files(tmp_path, names, 200), digest_files(tmp_path, names, 199)
+    assert by_content == digest_files(tmp_path, ["a", "b"]) != by_time == digest_files(tmp_path, names, 199)
+    os.utime(tmp_path / "a", ns=(1, 1))
+    assert by_content == digest_files(tmp_path, names) and by_time != digest_files(tmp_path, names, 199)
+    (tmp_path / "a").write_bytes(bytes(99) + b"!")
+    assert by_content != digest_files(tmp_path, names)

@@ -17,6 +17,7 @@ stopped.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 
 from ..modalities import IGNORE_INDEX, Modality
-from ..runtime import atomic_path, reading, write_json
+from ..runtime import atomic_path, digest_files, reading, write_json
 from .images import DataError, read_image, write_image
 
 FORMAT = 1
@@ -467,6 +468,21 @@ class PreparedDataset:
         if self._cache is not None:
             self._cache[index] = images, label
         return images, label
+
+    def digest(self) -> dict[str, str]:
+        """Digests of what a run reads here, so that it is continued, scored and compared on the same data:
+        "description" (classes and modalities), "index" (the split's rows) and "images" (the files of the
+        modalities and the labels).
+        """
+        looks = [self.description.classes, [modality.to_dict() for modality in self.modalities.values()]]
+        folders = [(name, _is_png(modality)) for name, modality in self.modalities.items()]
+        folders += [("label", True)] * self.labelled
+        files = [_file(Path(), name, row["id"], png).as_posix() for name, png in folders for row in self.rows]
+        texts = {"description": json.dumps(looks), "index": json.dumps(self.rows)}
+        digests = {
+            name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()
+        }
+        return digests | {"images": digest_files(self.root, files)}
 
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Physical values (C, H, W) float32 by name, and the label (H, W) int64."""
