@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import tyro
 from files import unpack
-from tqdm.auto import tqdm
 
 from mmlib.data.images import read_image
 from mmlib.data.prepared import (
@@ -35,7 +34,7 @@ from mmlib.data.prepared import (
 )
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
-from mmlib.runtime import atomic_path, limit_threads
+from mmlib.runtime import atomic_path, limit_threads, progress_bar
 
 
 @dataclass(frozen=True)
@@ -276,12 +275,12 @@ def run(
         waiting = [sample for sample in samples if sample.id not in writer.done]
         pending = [pool.submit(convert, sample) for sample in waiting]
         try:
-            for task in tqdm(
+            for task in progress_bar(
                 pending,
                 "prepare",
                 initial=len(samples) - len(waiting),
                 total=len(samples),
-                disable=not options.progress,
+                progress=options.progress,
             ):
                 task.result()
         except BaseException:
@@ -341,11 +340,11 @@ def check(options: Options, description: Description, expected: Mapping[str, int
         for split in sorted({row["split"] for row in rows}):
             data = PreparedDataset(root, split)
             sizes.update(
-                tqdm(
+                progress_bar(
                     pool.map(partial(look, data), range(len(data))),
                     f"check {split}",
                     len(data),
-                    disable=not options.progress,
+                    progress=options.progress,
                 )
             )
     listed = ", ".join(f"{height} × {width}" for height, width in sizes)
@@ -369,7 +368,7 @@ def report(root: str | Path, progress: bool = True) -> None:
         )
     if (Path(root) / "label").is_dir():
         pixels = np.zeros(256, np.int64)
-        for row in tqdm(rows, "labels", disable=not progress, leave=False):
+        for row in progress_bar(rows, "labels", progress=progress, leave=False):
             pixels += np.bincount(
                 read_image(Path(root) / "label" / f"{row['id']}.png", "uint8", 1).ravel(), minlength=256
             )

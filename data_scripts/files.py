@@ -15,10 +15,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from tqdm.auto import tqdm
-
 from mmlib.data.prepared import DataError
-from mmlib.runtime import atomic_path
+from mmlib.runtime import atomic_path, progress_bar
 
 BLOCK = 1 << 20  # bytes
 
@@ -64,7 +62,7 @@ def unpack(archives: Iterable[Path], target: Path, progress: bool = True) -> Pat
                     "".join(f"{line}\n" for line in (stamp, *sorted(finished))), encoding="utf-8"
                 )
             written = stack.enter_context(open(journal, "a", encoding="utf-8"))
-            for name, size, read in tqdm(members, f"unpack {archive.name}", disable=not progress):
+            for name, size, read in progress_bar(members, f"unpack {archive.name}", progress=progress):
                 with atomic_path(target / name) as temporary, open(temporary, "wb") as copy:
                     for block in _blocks(read, archive):
                         copy.write(block)
@@ -253,13 +251,13 @@ def _receive(
         )
     with (
         open(part, "ab" if resumed else "wb") as file,
-        tqdm(
+        progress_bar(
             total=total or None,
             initial=have,
             unit="B",
             unit_scale=True,
             desc=f"fetch {path.name}",
-            disable=not progress,
+            progress=progress,
         ) as bar,
     ):
         if not resumed:  # only now, that the bytes of another version are gone

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from common import map_ids
-from tqdm.auto import tqdm
 
 from mmlib.data.images import FORMATS, DataError, Header, read_header, read_image
 from mmlib.modalities import IGNORE_INDEX
+from mmlib.runtime import progress_bar
 
 SPLITS = ("train", "val", "test")
 
@@ -142,7 +142,7 @@ def look(
     """
     headers: dict[str, dict[str, Header]] = {}
     for folder in folders:
-        bar = tqdm(stems, f"look at {folder.name}", disable=not progress, leave=False)
+        bar = progress_bar(stems, f"look at {folder.name}", progress=progress, leave=False)
         headers[folder.name] = found = {stem: header_of(folder.files[stem]) for stem in bar}
         groups = Counter(map(str, found.values()))
         first = {
@@ -330,7 +330,7 @@ def find_classes(
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         found = set().union(
-            *tqdm(pool.map(unique, stems), "find classes", len(stems), disable=not progress, leave=False)
+            *progress_bar(pool.map(unique, stems), "find classes", len(stems), progress=progress, leave=False)
         )
     ids = sorted(found - {IGNORE_INDEX})
     if found == {0, IGNORE_INDEX} or not ids or len(ids) > IGNORE_INDEX:

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from .runtime import (
     atomic_path,
     load_into,
+    progress_bar,
     provenance,
     read_tensor_header,
     read_tensors,
@@ -90,7 +90,7 @@ def run_steps(
     begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds
     with ExitStack() as stack:
         record = open_history(config, progress, stack) if main else lambda line: None
-        bar = tqdm(
+        bar = progress_bar(
             total=steps,
             initial=progress.step,
             desc=out.name,

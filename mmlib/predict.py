@@ -16,7 +16,6 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .config import AtLeast
 from .data.images import DataError, map_npy
@@ -25,7 +24,7 @@ from .data.transforms import resize
 from .evaluation.fusion import FUSIONS
 from .evaluation.subsets import upsampled
 from .modalities import Modality
-from .runtime import atomic_path, choose_device, limit_threads, write_json
+from .runtime import atomic_path, choose_device, limit_threads, progress_bar, write_json
 from .segmentation.network import Segmenter, load_segmenter
 from .segmentation.score import find_data, fusing, normalised_as
 
@@ -344,7 +343,9 @@ def predict(config: PredictConfig) -> dict[str, tuple[str, ...]]:
         source = open_data(find_data(config.data, config.progress), config.split, network)
     stems, stale, record = plan_folder(config, network, source)
     done, total = len(source.sensors) - len(stems), len(source.sensors)
-    with tqdm(total=total, initial=done, desc="predict", disable=not config.progress, leave=False) as bar:
+    with progress_bar(
+        total=total, initial=done, desc="predict", progress=config.progress, leave=False
+    ) as bar:
         for batch in batches(stems, source, config.batch_size):
             try:
                 fused = fuse(options["encode"](network_input(batch, source, config.size, device)))

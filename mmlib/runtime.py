@@ -14,7 +14,6 @@ import platform
 import random
 import re
 import shutil
-import sqlite3
 import sys
 import time
 from collections.abc import Iterable
@@ -24,8 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 
 
 def data_dir() -> Path:
@@ -145,28 +146,60 @@ def atomic_path(path: str | Path):
 
 @contextlib.contextmanager
 def exclusive(path: str | Path):
-    """Hold the lock file ``path``: another process waits for this one, whose end, of whatever kind, frees the
-    lock.
+    """Hold the lock file ``path``. Another process that wants it waits, and says so, until this one has left
+    the block or has ended in whatever way: the system then frees the lock. The file itself stays.
 
     Raises:
-        OSError: the lock can not be had, whoever holds it: a read-only disk, or a file that is none of ours.
+        OSError: the lock cannot be had, whoever holds it, as on a disk that can only be read.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:  # an exclusive transaction, which the system ends with its process
-            lock = stack.enter_context(
-                contextlib.closing(sqlite3.connect(path, timeout=1e6, isolation_level=None))
-            )
-            lock.execute(
-                "PRAGMA journal_mode=OFF"
-            )  # nothing is written, and a kill shall not leave a journal behind
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            raise OSError(
-                f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written"
-            ) from error
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"process {os.getpid()} waits for another that holds {path}", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def digest_files(paths: Iterable[str | Path], limit: int = 2**30) -> str:
+    """SHA-256 of the names and contents of files, whatever their order. Names are relative to the folder that
+    holds them all, so that a data set may move. If all together are larger than ``limit`` bytes, size and
+    time of change stand for the content of each.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    paths = sorted(map(Path, paths))
+    folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    states = [path.stat() for path in paths]
+    large = sum(state.st_size for state in states) > limit
+    digest = hashlib.sha256()
+    for path, state in zip(paths, states):
+        if large:
+            content = f"{state.st_size} bytes of {state.st_mtime_ns}"
+        else:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(json.dumps([path.relative_to(folder).as_posix(), content]).encode())
+    return digest.hexdigest()
+
+
+def progress_bar(*arguments, progress: bool = True, **options) -> tqdm:
+    """A bar of tqdm, with its arguments; silent without ``progress``, and where neither a terminal nor a
+    notebook would show it: in a log every step would be a line.
+    """
+    visible = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(*arguments, disable=not (progress and visible), **options)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..data.missing import FAULTS, SEVERITIES, faulty
 from ..data.prepared import PreparedDataset
 from ..modalities import Modality
-from ..runtime import derived_seed
+from ..runtime import derived_seed, progress_bar
 from .counts import confusion_matrix, miou
 from .sheets import Sheet
 from .statistics import rounded
@@ -190,7 +189,7 @@ def evaluate_failures(
         scores.counts[key] = scores.counts.get(key, 0) + counts.cpu().numpy()
 
     loader = DataLoader(_Variants(dataset, variants, seed), None, sampler=indices, num_workers=workers)
-    for images, label in tqdm(loader, "failures", disable=not progress, leave=False):
+    for images, label in progress_bar(loader, "failures", progress=progress, leave=False):
         label = label.to(device)
         parts = [
             {n: image[v : v + batch_size].to(device) for n, image in images.items()}

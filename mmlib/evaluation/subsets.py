@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..data.missing import remove
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
-from ..runtime import derived_seed
+from ..runtime import derived_seed, progress_bar
 from .counts import accuracy, confusion_matrix, iou, miou
 from .sheets import Sheet, group_heads, subset_sheet
 from .statistics import rounded
@@ -253,7 +252,7 @@ def evaluate_subsets(
         collate_fn=_collate_by_size,
         pin_memory=torch.device(device).type == "cuda",
     )
-    for batch in chain.from_iterable(tqdm(loader, "evaluate", disable=not progress, leave=False)):
+    for batch in chain.from_iterable(progress_bar(loader, "evaluate", progress=progress, leave=False)):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
         label = batch["label"].to(device)
         size = label.shape[-2:]

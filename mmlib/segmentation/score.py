@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tqdm.auto import tqdm
 
 from .. import world
 from ..config import AtLeast, Between
@@ -20,7 +19,7 @@ from ..evaluation.subsets import evaluate_subsets, subset_probabilities
 from ..evaluation.windows import sliding
 from ..loop import read_history
 from ..modalities import Modality
-from ..runtime import choose_device, limit_threads, provenance, read_json, reading, write_json
+from ..runtime import choose_device, limit_threads, progress_bar, provenance, read_json, reading, write_json
 from .information import evenly_spaced, fisher_gap, measure_information
 from .network import Segmenter, load_segmenter
 
@@ -303,7 +302,9 @@ def run_compare(config: CompareConfig) -> None:
     public = [
         {k: v for k, v in report["config"].items() if k not in ("seed", "data")} for _, report, _ in runs
     ]
-    for (folder, report, settings), own in zip(tqdm(runs, "compare", disable=not config.progress), public):
+    for (folder, report, settings), own in zip(
+        progress_bar(runs, "compare", progress=config.progress), public
+    ):
         name, seed = group_name(folder, own, [p for p in public if p != own]), report["config"]["seed"]
         group = groups.setdefault(
             name, {"config": own, "steps": report["steps"], "seeds": [], "seconds": [], "cpu_seconds": []}

@@ -18,12 +18,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix
 from ..modalities import IGNORE_INDEX
-from ..runtime import atomic_path, read_tensor_header, read_tensors, reading, save_tensors, write_json
+from ..runtime import (
+    atomic_path,
+    progress_bar,
+    read_tensor_header,
+    read_tensors,
+    reading,
+    save_tensors,
+    write_json,
+)
 from .pictures import as_picture
 
 # Distances 1 − cosine below this are rounding: two codes of one direction. float64 everywhere but on Apple
@@ -328,7 +335,7 @@ def assignments(
         raise ValueError(
             f"guide {refinement.guide!r}: expected one of the loaded modalities {', '.join(dataset.modalities)}, or ''"
         )
-    for start in tqdm(range(0, len(dataset), batch_size), "assigning clusters", disable=not progress):
+    for start in progress_bar(range(0, len(dataset), batch_size), "assigning clusters", progress=progress):
         indices = list(range(start, min(start + batch_size, len(dataset))))
         codes = code_of(indices)
         if len(codes) != len(indices):

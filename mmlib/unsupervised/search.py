@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 from scipy.stats import spearmanr
-from tqdm.auto import tqdm
 
 from ..config import AtLeast
-from ..runtime import derived_seed, provenance, remove_strays, write_json
+from ..runtime import derived_seed, progress_bar, provenance, remove_strays, write_json
 from .correspondence import Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .training import cluster
@@ -160,7 +159,9 @@ def search(config: SearchConfig) -> dict:
     # A sampler's state is not on disk; one seeded by the number of finished trials makes a search that is
     # stopped repeatable too.
     study.sampler = optuna.samplers.TPESampler(seed=derived_seed(config.search_seed, done) % 2**32)
-    with tqdm(total=config.trials, initial=done, desc=f"search {out.name}", disable=not run.progress) as bar:
+    with progress_bar(
+        total=config.trials, initial=done, desc=f"search {out.name}", progress=run.progress
+    ) as bar:
 
         def one(trial) -> float:
             try:

@@ -23,11 +23,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.images import map_npy
 from ..data.prepared import PreparedDataset
-from ..runtime import data_dir, exclusive, write_json
+from ..runtime import data_dir, exclusive, progress_bar, write_json
 from . import pictures
 from .pictures import as_picture, five_crop, picture_options, resize, working_size
 
@@ -422,12 +421,12 @@ def _extract(todo: dict[str, Path], parts, prepare, backbone, shape, ids, batch_
                 )  # what a killed writer left of an image
                 files[name].seek(0, os.SEEK_END)
             first = min(done.values())
-            bar = tqdm(
+            bar = progress_bar(
                 total=len(ids),
                 initial=first,
                 desc=f"tokens of {', '.join(todo)}",
                 unit="image",
-                disable=not progress,
+                progress=progress,
             )
             bar.set_postfix_str(f"{per_image * len(ids) * len(todo) / 1e6:.1f} MB")
             stack.enter_context(bar)

@@ -17,11 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..loop import append, read_kept, resume, save_state, trim_history
 from ..modalities import IGNORE_INDEX
-from ..runtime import derived_seed, limit_threads, provenance, save_tensors, seed_everything, write_json
+from ..runtime import (
+    derived_seed,
+    limit_threads,
+    progress_bar,
+    provenance,
+    save_tensors,
+    seed_everything,
+    write_json,
+)
 from .baselines import Distillation, Eagle, depth_guidance, object_mix, second_view
 from .clustering import ClusterProbe
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
@@ -274,11 +281,11 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     every = config.eval_every or config.steps
     last: Evaluation | None = None
     model.train()
-    with tqdm(
+    with progress_bar(
         total=config.steps,
         initial=progress.step,
         desc=f"cluster {out.name}",
-        disable=not config.progress,
+        progress=config.progress,
         leave=False,
     ) as bar:
         for step in range(progress.step, config.steps):

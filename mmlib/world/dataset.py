@@ -7,11 +7,9 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from ..data.prepared import Description, Writer, is_finished
 from ..modalities import SENSORS
-from ..runtime import data_dir, exclusive
+from ..runtime import data_dir, exclusive, progress_bar
 from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, check, render_row
 from .sensors import CASE_SENSOR, FAILURES
 
@@ -91,12 +89,12 @@ def render_dataset(
     with pool or nullcontext(), Writer(root, description) as writer:
         todo = [row for row in rows if row["id"] not in writer.done]
         render = partial(render_row, scene=scene, size=size, modalities=modalities)
-        with tqdm(
+        with progress_bar(
             total=len(rows),
             initial=len(rows) - len(todo),
             desc=f"rendering {scene}",
             unit="frame",
-            disable=not progress,
+            progress=progress,
         ) as bar:
             for row, images, label in pool.map(render, todo, chunksize=4) if pool else map(render, todo):
                 writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
