@@ -94,8 +94,7 @@ def run_steps(
             total=steps,
             initial=progress.step,
             desc=out.name,
-            # None: no bar where nobody looks at a terminal
-            disable=None if main and config.progress else True,
+            progress=main and config.progress,
             leave=False,
             mininterval=1.0,
         )

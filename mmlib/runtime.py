@@ -171,29 +171,6 @@ def exclusive(path: str | Path):
         lock.release()
 
 
-def digest_files(paths: Iterable[str | Path], limit: int = 2**30) -> str:
-    """SHA-256 of the names and contents of files, whatever their order. Names are relative to the folder that
-    holds them all, so that a data set may move. If all together are larger than ``limit`` bytes, size and
-    time of change stand for the content of each.
-
-    Raises:
-        OSError: a file is missing or cannot be read.
-    """
-    paths = sorted(map(Path, paths))
-    folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
-    states = [path.stat() for path in paths]
-    large = sum(state.st_size for state in states) > limit
-    digest = hashlib.sha256()
-    for path, state in zip(paths, states):
-        if large:
-            content = f"{state.st_size} bytes of {state.st_mtime_ns}"
-        else:
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(json.dumps([path.relative_to(folder).as_posix(), content]).encode())
-    return digest.hexdigest()
-
-
 def progress_bar(*arguments, progress: bool = True, **options) -> tqdm:
     """A bar of tqdm, with its arguments; silent without ``progress``, and where neither a terminal nor a
     notebook would show it: in a log every step would be a line.

@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import time
 import pytest
 
 from mmlib import runtime
-from mmlib.runtime import digest_files, exclusive, progress_bar
+from mmlib.runtime import exclusive, progress_bar
 
 HOLD = """
 import sys, time
@@ -65,37 +64,6 @@ def test_a_lock_that_cannot_be_had(tmp_path, spoil):
         with exclusive(lock):
             pass
     lock.parent.chmod(0o700)
-
-
-def test_a_digest_is_of_names_and_contents_and_moves_with_its_folder(tmp_path):
-    for name, content in (("a/1.png", b"one"), ("b/1.png", b"two"), ("index.csv", b"id")):
-        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name).write_bytes(content)
-    files = lambda root: [path for path in (tmp_path / root).rglob("*") if path.is_file()]
-    digest = digest_files(files("data"))
-    assert len(digest) == 64 and digest == digest_files(reversed(files("data")))
-    shutil.copytree(tmp_path / "data", tmp_path / "moved")
-    for path in files("moved"):
-        os.utime(path, (1, 1))
-    assert digest_files(files("moved")) == digest
-    assert digest_files(files("moved")[:-1]) != digest and digest_files([]) != digest
-    (tmp_path / "moved/a/1.png").write_bytes(b"two")
-    (tmp_path / "moved/b/1.png").write_bytes(b"one")
-    assert digest_files(files("moved")) != digest
-    with pytest.raises(FileNotFoundError, match="gone.png"):
-        digest_files([tmp_path / "data" / "gone.png"])
-
-
-def test_large_files_are_known_by_size_and_time(tmp_path):
-    (tmp_path / "a").write_bytes(b"12345")
-    os.utime(tmp_path / "a", ns=(5, 5))
-    digest = digest_files([tmp_path / "a"], limit=4)
-    (tmp_path / "a").write_bytes(b"54321")
-    os.utime(tmp_path / "a", ns=(5, 5))
-    assert digest_files([tmp_path / "a"], limit=4) == digest
-    os.utime(tmp_path / "a", ns=(6, 6))
-    assert digest_files([tmp_path / "a"], limit=4) != digest
-    assert digest_files([tmp_path / "a"], limit=5) != digest_files([tmp_path / "a"], limit=4)
 
 
 class Terminal(io.StringIO):
