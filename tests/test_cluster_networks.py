@@ -10,19 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmlib.runtime import save_tensors
+from mmlib.runtime import read_tensor_header, read_tensors, save_tensors
+from mmlib.unsupervised.clustering import Clustering, load_clustering, save_clustering
 from mmlib.unsupervised.networks import (
     MSN,
     CBAMFusion,
     ClusterNet,
+    ClusterNetConfig,
     ConvFusion,
     Harmonizer,
-    NetworkConfig,
     SegmentationHead,
     StitchFusion,
-    load_cluster_net,
-    read_cluster_header,
-    save_cluster_net,
 )
 
 C, D, NAMES = 12, 5, ["rgb", "depth", "thermal"]
@@ -31,7 +29,7 @@ FUSIONS = ["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
 
 def network(modalities=("rgb", "depth"), channels=C, **options) -> ClusterNet:
     torch.manual_seed(0)
-    return ClusterNet(channels, modalities, NetworkConfig(**{"dim": D} | options)).eval()
+    return ClusterNet(channels, modalities, ClusterNetConfig(**{"dim": D} | options)).eval()
 
 
 def tokens(modalities=("rgb", "depth"), batch=2, channels=C, grid=(3, 4), seed=1):
@@ -61,7 +59,7 @@ def test_released_parameter_counts():
         9_940,
     ]
     assert size(net) == 1_172_256
-    assert net.config == NetworkConfig(
+    assert net.config == ClusterNetConfig(
         dim=70, fusion="conv", msn=True, residual=False, dropout=0.1, anchor="rgb"
     )
 
@@ -314,15 +312,15 @@ def test_wrong_tokens_are_explained():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"fusion": "concat"}, "expected one of conv, sum"),
-        ({"anchor": "depth"}, "expected one of rgb, auxiliary"),
-        ({"dim": 0}, "1 channel or more"),
-        ({"dropout": 1.0}, r"share in \[0, 1\)"),
+        ({"fusion": "concat"}, "--fusion concat: expected one of conv, sum"),
+        ({"anchor": "depth"}, "--anchor depth: expected one of rgb, auxiliary"),
+        ({"dim": 0}, "--dim 0: expected 1 or more"),
+        ({"dropout": 1.0}, "--dropout 1.0: expected 0 or more and below 1"),
     ],
 )
 def test_wrong_settings_are_explained(options, words):
     with pytest.raises(ValueError, match=words):
-        NetworkConfig(**options)
+        ClusterNet(C, NAMES, ClusterNetConfig(**options))
 
 
 @pytest.mark.parametrize("names", [[], ["rgb", "rgb"]])
@@ -344,41 +342,44 @@ def test_modalities_are_named_once(names):
 def test_round_trip(tmp_path, options):
     net, batch, path = network(NAMES, **options), tokens(NAMES), tmp_path / "net.safetensors"
     net.train()(batch)  # moves the running statistics of BatchNorm, which must travel too
-    save_cluster_net(net.eval(), path, classes=["a", "b"], step=7)
-    again = load_cluster_net(path)
+    save_clustering(path, Clustering(torch.ones(2, D), network=net.eval()))
+    again = load_clustering(path).network
     assert again.config == net.config and again.modalities == NAMES and not again.training
-    assert read_cluster_header(path)["notes"] == {"classes": ["a", "b"], "step": 7}
     assert torch.equal(again(batch), net(batch))
     for name in NAMES:
         assert torch.equal(again.harmonized(net(batch), name), net.harmonized(net(batch), name))
 
 
 def test_bad_files_are_explained(tmp_path):
-    net, path = network(), tmp_path / "net.safetensors"
+    net, path = network(), tmp_path / "clustering.safetensors"
     with pytest.raises(ValueError, match="no such file"):
-        load_cluster_net(path)
-    save_cluster_net(net, path)
-    header, whole = read_cluster_header(path), path.read_bytes()
+        load_clustering(path)
+    save_clustering(path, Clustering(torch.ones(2, D), network=net))
+    header, whole = read_tensor_header(path)["clustering"], path.read_bytes()
+    tensors = {name: value.clone() for name, value in read_tensors(path).items()}  # the file will change
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged"):
-        load_cluster_net(path)
-    save_tensors(path, net.state_dict(), {"segmenter": header})
-    with pytest.raises(ValueError, match="holds no clustering network"):
-        load_cluster_net(path)
+        load_clustering(path)
+    save_tensors(path, tensors, {"segmenter": header})
+    with pytest.raises(ValueError, match="holds no clustering"):
+        load_clustering(path)
+    description = header["network"]
     for wrong in (
         {"channels": C + 2},
         {"modalities": NAMES},
-        {"config": header["config"] | {"dim": D + 1}},
+        {"adapters": ["rgb"]},
+        {"config": description["config"] | {"dim": D + 1}},
+        {"config": description["config"] | {"fusion": "concat"}},
         {"config": {"depth": 3}},
     ):
-        save_tensors(path, net.state_dict(), {"cluster_net": header | wrong})
+        save_tensors(path, tensors, {"clustering": header | {"network": description | wrong}})
         with pytest.raises(ValueError, match="do not fit|that this version can build"):
-            load_cluster_net(path)
-    broken = dict(net.state_dict())
-    del broken["head.linear.bias"]
-    save_tensors(path, broken, {"cluster_net": header})
+            load_clustering(path)
+    broken = dict(tensors)
+    del broken["network.head.linear.bias"]
+    save_tensors(path, broken, {"clustering": header})
     with pytest.raises(ValueError, match="head.linear.bias"):
-        load_cluster_net(path)
+        load_clustering(path)
 
 
 def test_msn_adds_its_input_only_when_told():

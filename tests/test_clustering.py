@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmlib.data.prepared import PreparedDataset
+from mmlib.runtime import save_tensors
 from mmlib.unsupervised import clustering as cl
+from mmlib.unsupervised import kmeans as km
+from mmlib.unsupervised.networks import ClusterNet, ClusterNetConfig
+from mmlib.unsupervised.tokens import TokenStatistics
 
 CENTRES = F.normalize(
     torch.tensor([[1.0, 0, 0, 0.2], [0, 1, 0, 0], [0, 0, -1, 0.1], [0.5, -0.8, 0, 0]]), dim=1
@@ -40,10 +44,10 @@ def cosine(a, b):
 
 def test_planted_directions_are_found_whatever_the_lengths():
     codes, which = planted()
-    found = cl.kmeans(codes, 4, seed=1)
+    found = km.kmeans(codes, 4, seed=1)
     overlap = found.centroids @ CENTRES.T
     assert (overlap.max(1).values > 0.99).all() and sorted(overlap.argmax(1).tolist()) == [0, 1, 2, 3]
-    assert torch.equal(overlap.argmax(1)[cl.nearest(codes, found.centroids)[0]], which)
+    assert torch.equal(overlap.argmax(1)[km.nearest_centroid(codes, found.centroids)[0]], which)
     assert (
         found.use.tolist() == [0.25] * 4 and len(found.inertia) == 10 and found.restarts.shape == (10, 4, 4)
     )
@@ -56,7 +60,9 @@ def test_planted_directions_are_found_whatever_the_lengths():
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 4))
 def test_inertia_never_rises_and_is_what_it_says(seed, clusters, restarts):
     codes = random_codes(40, 3, seed)
-    found = cl.kmeans(codes, clusters, restarts=restarts, seed=seed, tolerance=0, chunk=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(km, "CHUNK", 7)
+        found = km.kmeans(codes, clusters, restarts=restarts, seed=seed, tolerance=0)
     for history, last, centroids in zip(found.history, found.inertia, found.restarts):
         assert (
             all(later <= earlier + 1e-12 for earlier, later in zip(history, history[1:]))
@@ -76,8 +82,8 @@ def test_centroids_are_a_fixed_point():
     larger sum of cosines.
     """
     codes = random_codes(80, 5, 3)
-    found = cl.kmeans(codes, 4, restarts=2, tolerance=0)
-    labels = cl.nearest(codes, found.centroids)[0].numpy()
+    found = km.kmeans(codes, 4, restarts=2, tolerance=0)
+    labels = km.nearest_centroid(codes, found.centroids)[0].numpy()
     unit = codes.numpy() / np.linalg.norm(codes.numpy(), axis=1, keepdims=True)
     for k in range(4):
         total = unit[labels == k].sum(0)
@@ -94,7 +100,7 @@ def test_seeds_follow_the_law_of_kmeans_plus_plus():
     generator, draws = torch.Generator().manual_seed(0), 4000
     unit, counts = F.normalize(points, dim=1), np.zeros((4, 4))
     for _ in range(draws):
-        seeds = cl.plus_plus(points, 2, generator)
+        seeds = km.plus_plus(points, 2, generator)
         first, second = (unit @ seeds.T).argmax(0).tolist()
         counts[first, second] += 1
     error = np.sqrt(expected * (1 - expected) / draws) + 1e-12
@@ -107,7 +113,7 @@ def test_seeds_look_at_the_nearest_seed_only():
     """
     points = torch.tensor([[1.0, 0]] * 50 + [[0, 2.0]] + [[-3.0, 0]] * 9)
     for seed in range(20):
-        seeds = cl.plus_plus(points, 3, torch.Generator().manual_seed(seed))
+        seeds = km.plus_plus(points, 3, torch.Generator().manual_seed(seed))
         assert len({tuple(row) for row in seeds.round(decimals=6).tolist()}) == 3
 
 
@@ -116,18 +122,18 @@ def test_an_empty_cluster_starts_again_at_the_farthest_point():
     start = F.normalize(
         torch.tensor([[1.0, 0, 0], [-1, -1, -1]], dtype=torch.float64), dim=1
     )  # nothing is nearest to the second
-    labels, similarity = cl.nearest(points, start)
+    labels, similarity = km.nearest_centroid(points, start)
     assert labels.tolist() == [0, 0, 0, 0]
-    moved = cl.updated(points, labels, similarity - torch.tensor([0, 0, 0, 1e-3]), 2)
+    moved = km.update_centroids(points, labels, similarity - torch.tensor([0, 0, 0, 1e-3]), 2)
     assert moved[1].tolist() == [0, 0, 1]
-    _, labels, history = cl.lloyd(points, start, 50, 1e-6)
+    _, labels, history = km.lloyd(points, start, 50, 1e-6)
     assert sorted(labels.unique().tolist()) == [0, 1] and history[-1] < history[0]
     assert all(later <= earlier + 1e-12 for earlier, later in zip(history, history[1:]))
 
 
 def test_a_cluster_whose_points_cancel_starts_again():
     points = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0]], dtype=torch.float64)
-    moved = cl.updated(points, torch.tensor([0, 0, 1]), torch.tensor([0.0, -0.1, 1.0]), 2)
+    moved = km.update_centroids(points, torch.tensor([0, 0, 1]), torch.tensor([0.0, -0.1, 1.0]), 2)
     assert moved.tolist() == [[-1, 0, 0], [0, 1, 0]]
 
 
@@ -137,28 +143,31 @@ def test_a_run_does_not_end_while_a_cluster_is_empty():
     """
     points = torch.tensor([[1.0, 0, 0.1]] * 5 + [[1.0, 0.2, 0]] * 5 + [[0, 1.0, 0]] * 5, dtype=torch.float64)
     start = torch.tensor([[1.0, 0, 0], [-1, -1, -1], [-1, -1, -2]], dtype=torch.float64)
-    _, labels, history = cl.lloyd(points, start, 50, 1.0)
+    _, labels, history = km.lloyd(points, start, 50, 1.0)
     assert len(labels.unique()) == 3 and len(history) == 3
 
 
-def test_seeds_decide_everything_and_chunks_nothing():
+def test_seeds_decide_everything_and_chunks_nothing(monkeypatch):
     codes = random_codes(200, 6, 1).float()
-    one, same = cl.kmeans(codes, 5, seed=4), cl.kmeans(codes, 5, seed=4, chunk=13)
+    one = km.kmeans(codes, 5, seed=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(km, "CHUNK", 13)
+        same = km.kmeans(codes, 5, seed=4)
     assert torch.allclose(one.centroids, same.centroids, atol=1e-6) and one.inertia == pytest.approx(
         same.inertia
     )
-    assert cl.kmeans(codes, 5, seed=5).inertia != one.inertia
+    assert km.kmeans(codes, 5, seed=5).inertia != one.inertia
     generator = torch.Generator().manual_seed(4)
     assert (
-        cl.kmeans(codes, 5, seed=generator).inertia == one.inertia
-        and cl.kmeans(codes, 5, seed=generator).inertia != one.inertia
+        km.kmeans(codes, 5, seed=generator).inertia == one.inertia
+        and km.kmeans(codes, 5, seed=generator).inertia != one.inertia
     )
 
 
 def test_codes_of_length_zero_are_left_out():
     codes, _ = planted()
-    found = cl.kmeans(torch.cat([torch.zeros(50, 4), codes]), 4)
-    assert found.use.tolist() == [0.25] * 4 and found.inertia == pytest.approx(cl.kmeans(codes, 4).inertia)
+    found = km.kmeans(torch.cat([torch.zeros(50, 4), codes]), 4)
+    assert found.use.tolist() == [0.25] * 4 and found.inertia == pytest.approx(km.kmeans(codes, 4).inertia)
 
 
 @pytest.mark.parametrize(
@@ -176,12 +185,12 @@ def test_codes_of_length_zero_are_left_out():
         (torch.tensor([[1.0, float("nan")], [0, 1]]), 2, "1 of 2 codes hold NaN"),
         (torch.tensor([[1.0, float("inf")], [0, 1]]), 2, "1 of 2 codes hold NaN"),
         (torch.ones(2, 3, 4, 4), 2, r"expected \(points, dimensions\)"),
-        (torch.rand(9, 4), 0, "expected 1 or more of each"),
+        (torch.rand(9, 4), 0, "0 clusters, 10 restarts: expected .* 1 or more of each"),
     ],
 )
 def test_bad_codes_are_refused(codes, clusters, message):
     with pytest.raises(ValueError, match=message):
-        cl.kmeans(codes, clusters)
+        km.kmeans(codes, clusters)
 
 
 def test_cluster_probe_finds_planted_directions_and_leaves_the_codes_alone():
@@ -201,7 +210,7 @@ def test_cluster_probe_finds_planted_directions_and_leaves_the_codes_alone():
         and torch.allclose(probe.centroids.norm(dim=1), torch.ones(4))
         and not probe.centroids.requires_grad
     )
-    best = cl.kmeans(codes, 4).inertia[0] - 1  # the loss is the inertia − 1: k-means is its lower bound
+    best = km.kmeans(codes, 4).inertia[0] - 1  # the loss is the inertia − 1: k-means is its lower bound
     assert best - 1e-5 <= probe.loss(code).item() < hard - 0.05
 
 
@@ -380,18 +389,36 @@ def test_crops_are_no_images(split):
 
 def test_a_clustering_is_saved_whole(tmp_path):
     torch.manual_seed(0)
+    path = tmp_path / "clustering.safetensors"
+    statistics = TokenStatistics({"rgb": torch.randn(7)}, {"rgb": torch.rand(7) + 0.1})
+    net = ClusterNet(7, ["rgb", "depth"], ClusterNetConfig(dim=7))
+    net.add_adapters(["depth"])
     for mapping in (None, [1, -1, 0], np.array([1, -1, 0])):
-        saved = cl.Clustering(torch.randn(3, 7), mapping, ["a", "b"], [(1, 2, 3), (4, 5, 6)], {"seed": 3})
-        cl.save_clustering(tmp_path / "clusters.safetensors", saved)
-        loaded = cl.load_clustering(tmp_path / "clusters.safetensors")
-        assert torch.equal(loaded.centroids, saved.centroids) and loaded.mapping == (
-            None if mapping is None else [1, -1, 0]
-        )
-        assert (loaded.classes, loaded.palette, loaded.notes) == (saved.classes, saved.palette, saved.notes)
-    from mmlib.runtime import save_tensors
-
+        for parts in ({}, {"statistics": statistics}, {"network": net, "statistics": statistics}):
+            saved = cl.Clustering(
+                torch.randn(3, 7), mapping, ["a", "b"], [(1, 2, 3), (4, 5, 6)], **parts, settings={"seed": 3}
+            )
+            cl.save_clustering(path, saved)
+            again = cl.load_clustering(path)
+            assert torch.equal(again.centroids, saved.centroids)
+            assert again.mapping == (None if mapping is None else [1, -1, 0])
+            assert (again.classes, again.palette, again.settings) == (
+                saved.classes,
+                saved.palette,
+                saved.settings,
+            )
+            if "statistics" in parts:
+                assert torch.equal(again.statistics.mean["rgb"], statistics.mean["rgb"])
+                assert torch.equal(again.statistics.std["rgb"], statistics.std["rgb"])
+            else:
+                assert again.statistics is None
+            if "network" in parts:
+                ours, theirs = net.state_dict(), again.network.state_dict()
+                assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+            else:
+                assert again.network is None
     save_tensors(tmp_path / "other.safetensors", {"x": torch.ones(1)}, {"kind": "network"})
-    for name, message in (("other", "not a saved clustering"), ("missing", "no such file")):
+    for name, message in (("other", "holds no clustering"), ("missing", "no such file")):
         with pytest.raises(ValueError, match=message):
             cl.load_clustering(tmp_path / f"{name}.safetensors")
 

@@ -32,7 +32,6 @@ from mmlib.segmentation.train import TrainConfig, train
 from mmlib.unsupervised.backbone import SHIPPED, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.inference import EvaluationConfig
-from mmlib.unsupervised.networks import load_cluster_net
 from mmlib.unsupervised.search import SearchConfig, search
 from mmlib.unsupervised.segment import SegmentConfig, segment
 from mmlib.unsupervised.tokens import extract_tokens
@@ -163,8 +162,7 @@ BYTES = [
 READERS = {
     "train/last.safetensors": load_segmenter,
     "train/resume.safetensors": lambda path: COMMANDS["train"](),
-    "cluster/network.safetensors": load_cluster_net,
-    "cluster/clusters.safetensors": load_clustering,
+    "cluster/clustering.safetensors": load_clustering,
     "cluster/kept.safetensors": lambda path: COMMANDS["cluster"](),
     "vit/vit.safetensors": lambda path: load_backbone("vit", path),
 }
@@ -217,8 +215,9 @@ LAST, RESUME, HEAD, MOMENT = (
     "head.classify.weight",
     "optimizer.0.exp_avg",
 )
-NETWORK, CLUSTERS, KEPT, VIT = (
-    *(f"cluster/{name}.safetensors" for name in ("network", "clusters", "kept")),
+CLUSTERS, KEPT, VIT = (
+    "cluster/clustering.safetensors",
+    "cluster/kept.safetensors",
     "vit/vit.safetensors",
 )
 MODALITY = {"name": "rgb", "symbol": "R", "channels": 3}
@@ -228,7 +227,7 @@ CONTENTS = [
         for file, name in (
             (LAST, HEAD),
             (RESUME, f"model.{HEAD}"),
-            (NETWORK, "head.linear.weight"),
+            (CLUSTERS, "network.head.linear.weight"),
             (VIT, "norm.bias"),
         )
         for what, value, message in (
@@ -282,7 +281,12 @@ CONTENTS = [
     (KEPT, "a value in words", header("kept", "value", value="best"), "not the"),
     (KEPT, "NaN", tensor("net.head.linear.weight", broken), "NaN or infinite"),
     *(
-        (NETWORK, f"settings: {what}", header("cluster_net", *keys, value=value), "not a clustering network")
+        (
+            CLUSTERS,
+            f"network: {what}",
+            header("clustering", "network", *keys, value=value),
+            "not a clustering",
+        )
         for what, keys, value in (
             ("no channels", ["channels"], ...),
             ("channels in words", ["channels"], "many"),
@@ -291,19 +295,23 @@ CONTENTS = [
             ("an unknown fusion", ["config", "fusion"], "magic"),
             ("no modality", ["modalities"], []),
             ("a dropout of 2", ["config", "dropout"], 2),
+            ("no adapters", ["adapters"], ...),
+            ("an adapter of a name in numbers", ["adapters"], [7]),
         )
     ),
-    (NETWORK, "other channels", header("cluster_net", "channels", value=7), "do not fit"),
-    (CLUSTERS, "no centroid", tensor("centroids", ...), "not a saved clustering"),
-    (CLUSTERS, "flat", tensor("centroids", torch.zeros(8)), "not a saved"),
-    (CLUSTERS, "of integers", tensor("centroids", torch.zeros(3, 8).int()), "not a saved"),
+    (CLUSTERS, "other channels", header("clustering", "network", "channels", value=7), "do not fit"),
+    (CLUSTERS, "a tensor more", tensor("network.more", torch.zeros(1)), "do not fit"),
+    (CLUSTERS, "no centroid", tensor("centroids", ...), "not a clustering"),
+    (CLUSTERS, "flat", tensor("centroids", torch.zeros(8)), "not a clustering"),
+    (CLUSTERS, "of integers", tensor("centroids", torch.zeros(3, 8).int()), "not a clustering"),
+    (CLUSTERS, "of another length", tensor("centroids", torch.zeros(3, 5)), "D of the network's codes"),
     (CLUSTERS, "NaN", tensor("centroids", broken), "NaN"),
-    (CLUSTERS, "a class too many", header("mapping", value=[0, 1, 2, 0]), "mapping"),
-    (CLUSTERS, "of class 99", header("mapping", value=[0, 1, 99]), "mapping"),
-    (CLUSTERS, "a class in words", header("mapping", value=[0, 1, "sky"]), "mapping"),
-    (CLUSTERS, "no palette", header("palette", value=...), "mapping"),
-    (CLUSTERS, "colours of two", header("palette", value=[[0, 0]] * 3), "not a saved"),
-    (CLUSTERS, "more", header("more", value=1), "not a saved"),
+    (CLUSTERS, "a class too many", header("clustering", "mapping", value=[0, 1, 2, 0]), "mapping"),
+    (CLUSTERS, "of class 99", header("clustering", "mapping", value=[0, 1, 99]), "mapping"),
+    (CLUSTERS, "a class in words", header("clustering", "mapping", value=[0, 1, "sky"]), "mapping"),
+    (CLUSTERS, "no palette", header("clustering", "palette", value=...), "0 colours of 3 classes"),
+    (CLUSTERS, "colours of two", header("clustering", "palette", value=[[0, 0]] * 3), "not a clustering"),
+    (CLUSTERS, "more", header("clustering", "more", value=1), "not a clustering"),
     (VIT, "5 channels", header("vit", "channels", value=5), "do not fit|can build"),
     (VIT, "no width", header("vit", "channels", value=0), "can build"),
     (VIT, "an unknown setting", header("vit", "width", value=5), "can build"),
@@ -358,47 +366,32 @@ def test_a_history_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
 
 SEGMENTED = [
     ("cluster/report.json", "gone", goes, "no report.json"),
-    ("cluster/report.json", "half", cut(0.5), "not the report"),
-    ("cluster/report.json", "a list", holds(b"[]"), "not the report"),
-    ("cluster/report.json", "not UTF-8", holds(b"\xff{}"), "not the report"),
-    ("cluster/report.json", "of nothing", TEXT, "not the report"),
-    ("cluster/report.json", "no plan", edited(plan=...), "not the report"),
-    ("cluster/report.json", "a plan in words", edited(plan={"sensors": 1, "read": 2}), "not the report"),
-    (
-        "cluster/report.json",
-        "of another backbone",
-        edited(backbone={"key": "abc"}),
-        "other weights or another version",
+    *(
+        (CLUSTERS, what, header("clustering", *keys, value=value), message)
+        for what, keys, value, message in (
+            ("no settings", ["settings"], ..., "says how it was made"),
+            ("settings in a list", ["settings"], [1], "says how it was made"),
+            ("no sensors", ["settings", "sensors"], ..., "says how it was made"),
+            ("sensors in numbers", ["settings", "sensors"], 1, "says how it was made"),
+            ("of another backbone", ["settings", "backbone"], "abc", "other weights or another version"),
+            ("no backbone", ["settings", "backbone"], ..., "says how it was made"),
+            ("no tokens", ["settings", "tokens"], ..., "says how it was made"),
+            ("an unknown setting", ["settings", "tokens"], {"patches": 3}, "says how it was made"),
+            ("an unknown backbone", ["settings", "tokens", "backbone"], "resnet", "resnet: expected one of"),
+        )
     ),
-    ("cluster/report.json", "no backbone", edited(backbone=...), "not the report"),
-    ("cluster/config.json", "gone", goes, "no such file"),
-    ("cluster/config.json", "half", cut(0.5), "not the settings"),
-    ("cluster/config.json", "no tokens", edited(tokens=...), "not the settings"),
-    ("cluster/config.json", "an unknown setting", edited(tokens={"patches": 3}), "not the settings"),
+    (CLUSTERS, "empty", holds(b""), "not a file"),
+    (CLUSTERS, "gone", goes, "no such file"),
+    (CLUSTERS, "std less", tensor("tokens.std.rgb", ...), "mean and a positive std"),
+    (CLUSTERS, "std 0", tensor("tokens.std.rgb", torch.zeros_like), "mean and a positive std"),
+    (CLUSTERS, "NaN", tensor("tokens.mean.rgb", broken), "NaN or infinite"),
+    ("coral/clustering.safetensors", "half", cut(0.5), "not a file"),
     (
-        "cluster/config.json",
-        "an unknown backbone",
-        edited(tokens={"backbone": "resnet"}),
-        "backbone 'resnet': expected one of",
+        "coral/clustering.safetensors",
+        "an adapter less",
+        tensor("network.adapters.depth.body.0.weight", ...),
+        "do not fit",
     ),
-    ("cluster/tokens.safetensors", "empty", holds(b""), "not the statistics|not a file"),
-    ("cluster/tokens.safetensors", "gone", goes, "no such file"),
-    ("cluster/tokens.safetensors", "std less", tensor("tokens.std.rgb", ...), "mean and a positive std"),
-    (
-        "cluster/tokens.safetensors",
-        "std 0",
-        tensor("tokens.std.rgb", torch.zeros_like),
-        "mean and a positive std",
-    ),
-    ("cluster/tokens.safetensors", "NaN", tensor("tokens.mean.rgb", broken), "NaN or infinite"),
-    (
-        "cluster/clusters.safetensors",
-        "of another length",
-        tensor("centroids", torch.zeros(3, 5)),
-        "5|centroids|codes",
-    ),
-    ("coral/adapters.safetensors", "half", cut(0.5), "not a file"),
-    ("coral/adapters.safetensors", "a tensor more", tensor("more", torch.zeros(1)), "do not fit"),
 ]
 
 
@@ -610,7 +603,7 @@ LINES = [
     ("evaluate nowhere.safetensors --data data", "nowhere.safetensors: no such file"),
     ("evaluate train --data data", "train: not a file of this library"),
     ("evaluate data/index.csv --data data", "not a file of this library"),
-    ("evaluate cluster/network.safetensors --data data", "not a segmenter checkpoint"),
+    ("evaluate cluster/clustering.safetensors --data data", "not a segmenter checkpoint"),
     ("evaluate train/resume.safetensors --data data", "not a segm"),
     ("evaluate train/last.safetensors --data data --split test", "no sample in split 'test'"),
     ("evaluate train/last.safetensors --data data --batch-size 0", "batch.size"),

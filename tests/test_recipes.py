@@ -17,7 +17,7 @@ from mmlib.modalities import SENSORS
 from mmlib.recipes import fitted, read_recipe
 from mmlib.recipes import settings as settings_of
 from mmlib.segmentation.step import TrainConfig
-from mmlib.unsupervised.methods import ClusterConfig, plan
+from mmlib.unsupervised.methods import ClusterConfig, resolve_method
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
 FILES = sorted((SCRIPTS / "recipes").glob("*.json"))
@@ -52,7 +52,7 @@ def test_recipes_are_valid_and_every_value_has_a_source(path, section):
             and "licence" in recipe.sources["encoder"]
         )
     else:
-        plan(config, list(config.modalities) or ["rgb", "lidar"])
+        resolve_method(config, list(config.modalities) or ["rgb", "lidar"])
 
 
 # Printed in the two papers; "released": read in the released code of the second.

@@ -29,7 +29,6 @@ from mmlib.data.prepared import PreparedDataset
 from mmlib.segmentation.network import load_segmenter
 from mmlib.unsupervised.backbone import load_backbone
 from mmlib.unsupervised.clustering import load_clustering
-from mmlib.unsupervised.networks import load_cluster_net
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -223,9 +222,7 @@ def test_no_loader_sets_them_off(tmp_path, monkeypatch, kind):
     ):
         (tmp_path / name).write_bytes(content)
     weights = str(tmp_path / "x.safetensors")
-    loaders = [
-        lambda load=load: load(weights) for load in (load_segmenter, load_cluster_net, load_clustering)
-    ]
+    loaders = [lambda load=load: load(weights) for load in (load_segmenter, load_clustering)]
     loaders += [lambda: load_backbone("vit", weights), lambda: load_panel(tmp_path / "x.npz")]
     loaders += [
         lambda path=path: load_backbone("dinov3-small", path)

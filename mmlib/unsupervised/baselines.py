@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .correspondence import correlation_loss
-from .networks import MSN
 
 Colour = Literal["paper", "released", "none"]
 Divergence = Literal["coral", "mmd", "cosine"]
@@ -295,7 +294,8 @@ def farthest_points(
     valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else valid
     if not valid.any(1).all():
         raise ValueError(
-            f"image {int((~valid.any(1)).nonzero()[0])} of the batch has no valid point to start from; leave it out"
+            f"image {int((~valid.any(1)).nonzero()[0])} of the batch has no valid point to start from; "
+            "leave it out"
         )
     start = valid.float().argmax(1)
     if generator is not None:
@@ -353,7 +353,8 @@ def depth_guidance(
 def _check_samples(a: Tensor, b: Tensor, least: int) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
         raise ValueError(
-            f"expected two sets of {least} samples or more, (N, d) and (M, d); got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"expected two sets of {least} samples or more, (N, d) and (M, d); got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
         )
 
 
@@ -407,46 +408,29 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
 
-class Distillation(nn.Module):
-    """A small adapter g per auxiliary modality (an MSN), pulled towards the frozen tokens of the reference by
-    one of three losses.
+DIVERGENCES = {"coral": coral, "mmd": mmd, "cosine": cosine_distance}
+
+
+def distillation_loss(
+    teacher: Tensor,
+    students: Sequence[Tensor],
+    divergence: Divergence,
+    samples: int = 512,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Mean over the students of the divergence from the teacher, at ``samples`` random locations of the batch
+    (MMD's memory grows with their square).
 
     The paper names CORAL, MMD and cosine as RGB-to-X distillation and leaves the wiring to a supplement.
-    Ours: the reference's tokens are the teacher and never move, g(f_X) is the student; ``adapt`` puts the
-    students in the place of f_X, for a network whose fusion reads them and whose correspondence loss has RGB
-    targets only.
+    Ours: the reference's frozen tokens are the teacher and never move; a student is an auxiliary sensor's
+    tokens behind a small adapter (``ClusterNet.adapters``) and takes their place in the network, whose
+    correspondence loss has RGB targets only.
+
+    Args:
+        teacher: (B, C, h, w). students: of the same shape, one for each auxiliary modality.
     """
-
-    def __init__(
-        self,
-        channels: int,
-        auxiliary: Sequence[str],
-        divergence: Divergence,
-        reference: str = "rgb",
-        samples: int = 512,
-    ):
-        super().__init__()
-        if divergence not in ("coral", "mmd", "cosine"):
-            raise ValueError(f"divergence {divergence!r}: expected coral, mmd or cosine")
-        self.divergence, self.reference = divergence, reference
-        self.samples = samples  # locations per step; MMD's memory grows with their square
-        self.adapters = nn.ModuleDict({name: MSN(channels) for name in auxiliary})
-
-    def adapt(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens (B, C, h, w) per modality, those of the auxiliaries through their adapter; ValueError names
-        one that is missing.
-        """
-        missing = [name for name in (self.reference, *self.adapters) if name not in tokens]
-        if missing:
-            raise ValueError(f"no tokens of {', '.join(missing)} to distil; got {', '.join(tokens)}")
-        return {name: self.adapters[name](x) if name in self.adapters else x for name, x in tokens.items()}
-
-    def forward(self, tokens: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Mean over auxiliaries of the divergence between teacher and student, at ``samples`` random
-        locations of the batch.
-        """
-        flat = {name: x.transpose(0, 1).flatten(1).T for name, x in self.adapt(tokens).items()}
-        teacher = flat[self.reference].detach()
-        drawn = torch.randperm(len(teacher), generator=generator)[: self.samples].to(teacher.device)
-        loss = {"coral": coral, "mmd": mmd, "cosine": cosine_distance}[self.divergence]
-        return torch.stack([loss(teacher[drawn], flat[name][drawn]) for name in self.adapters]).mean()
+    rows = lambda x: x.transpose(0, 1).flatten(1).T
+    teacher = rows(teacher).detach()
+    index = torch.randperm(len(teacher), generator=generator)[:samples].to(teacher.device)
+    loss = DIVERGENCES[divergence]
+    return torch.stack([loss(teacher[index], rows(student)[index]) for student in students]).mean()

@@ -56,7 +56,8 @@ class Shifts:
             0 <= level <= 1 for level in self.quantiles
         ):
             raise ValueError(
-                f"rule {self.rule!r}, quantiles {self.quantiles}: need quantile, absolute or adaptive, and shares in [0, 1]"
+                f"rule {self.rule!r}, quantiles {self.quantiles}: need quantile, absolute or adaptive, and "
+                "shares in [0, 1]"
             )
 
     def measured(
@@ -160,7 +161,8 @@ class CorrespondenceConfig:
             and self.reduction in ("mean", "sum")
         ):
             raise ValueError(
-                f"{self}: need weights and λ finite and >= 0, a weight > 0, negatives >= 1, points and tile >= 0, mean or sum"
+                f"{self}: need weights and λ finite and >= 0, a weight > 0, negatives >= 1, points and "
+                "tile >= 0, mean or sum"
             )
 
 
@@ -234,12 +236,14 @@ def cmcs_loss(
     if any(set(group) != set(frozen) for group in (codes, *near)):
         have = ", ".join(str(sorted(group)) for group in (frozen, codes, *near))
         raise ValueError(
-            f"modalities of frozen, codes and of both of the KNN neighbours: {have}; give all the same, or KNN pairs weight 0"
+            f"modalities of frozen, codes and of both of the KNN neighbours: {have}; give all the same, or "
+            "KNN pairs weight 0"
         )
     names = [name for name in frozen if config.lambdas.get(name, 1.0)]
     if not names or not set(config.lambdas) <= set(frozen):
         raise ValueError(
-            f"lambdas {config.lambdas} for modalities {sorted(frozen)}; name only these, and give one of them a λ above 0"
+            f"lambdas {config.lambdas} for modalities {sorted(frozen)}; name only these, and give one of "
+            "them a λ above 0"
         )
     loss, terms, device = 0.0, {}, frozen[names[0]].device
     orders = [
@@ -383,5 +387,6 @@ def _check(where: str, *tensors: Tensor) -> None:
         ):  # the cosine of one channel is ±1
             return
     raise ValueError(
-        f"{where}f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), C and D 2 or more"
+        f"{where}f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), "
+        "C and D 2 or more"
     )

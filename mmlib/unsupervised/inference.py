@@ -16,20 +16,12 @@ from torch import Tensor
 from ..config import AtLeast
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
-from ..runtime import derived_seed, save_tensors
+from ..runtime import derived_seed
 from . import clustering, diagnostics
-from .clustering import (
-    Clustering,
-    KMeans,
-    LinearProbe,
-    Refinement,
-    kmeans,
-    nearest,
-    save_clustering,
-    write_label_maps,
-)
+from .clustering import Clustering, LinearProbe, Refinement, write_label_maps
 from .correspondence import PAIRS, all_points, centred, cosine
-from .tokens import Tokens, TokenStatistics
+from .kmeans import KMeans, kmeans, nearest_centroid
+from .tokens import Tokens
 
 CRITERIA = ("explained", "agreement", "silhouette")
 
@@ -104,33 +96,23 @@ class Evaluation:
             **self.others,
         }
 
-    def write(self, out: Path, scored: PreparedDataset, statistics: TokenStatistics | None) -> None:
-        """clusters.safetensors, tokens.safetensors, and label maps in maps/."""
+    def clustering(self, scored: PreparedDataset) -> Clustering:
+        """The clusters, with the classes of the scored split where labels named them."""
+        if not self.scores:
+            return Clustering(self.means.centroids)
         described = scored.description
-        named = (
-            {
-                "mapping": self.scores.mapping.tolist(),
-                "classes": described.classes,
-                "palette": described.palette,
-            }
-            if self.scores
-            else {}
-        )
-        result = Clustering(self.means.centroids, **named)
-        save_clustering(out / "clusters.safetensors", result)
-        save_tensors(
-            out / "tokens.safetensors",
-            statistics.to_tensors() if statistics else {"none": torch.zeros(1)},
-            {"kind": "tokens"},
-        )
+        mapping = self.scores.mapping.tolist()
+        return Clustering(self.means.centroids, mapping, described.classes, described.palette)
+
+    def write_maps(self, folder: Path, scored: PreparedDataset, clusters: Clustering) -> None:
+        """Label maps of the images that the settings ask for; of all images where there are no labels."""
         count = self.settings.maps if scored.labelled else -1
         if count:
             rows = scored.rows
             try:
                 scored.rows = rows if count < 0 else rows[:count]
-                write_label_maps(
-                    out / "maps", self.code_of, scored, result, refinement=Refinement(self.settings.guide)
-                )
+                refinement = Refinement(self.settings.guide)
+                write_label_maps(folder, self.code_of, scored, clusters, refinement=refinement)
             finally:
                 scored.rows = rows
 
@@ -152,7 +134,7 @@ def codes_of(model, plan, tokens: Tokens, indices=None, chunk: int = 32) -> Tens
 
 
 @torch.no_grad()
-def evaluate(model, plan, prepared, clusters: int, config, loss=None) -> Evaluation:
+def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None) -> Evaluation:
     """Cluster the codes of the training split, assign the scored split, measure. Labels are read last, and
     only to score.
     """
@@ -223,7 +205,7 @@ def label_free(
     n = len(first)
     F_ = {name: centred(cosine(all_points(t[:n]), all_points(t[n:]))).cpu() for name, t in tokens.items()}
     flat = lambda index: codes[index].movedim(1, -1).flatten(0, -2)
-    ids = lambda index, centroids: nearest(flat(index), centroids)[0].reshape(len(index), -1)
+    ids = lambda index, centroids: nearest_centroid(flat(index), centroids)[0].reshape(len(index), -1)
     explained, parts = diagnostics.explained_correspondence(
         F_, ids(first, means.centroids), ids(second, means.centroids)
     )

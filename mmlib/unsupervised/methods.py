@@ -17,7 +17,7 @@ from .backbone import Backbone, load_backbone
 from .baselines import depth_on_grid
 from .correspondence import CorrespondenceConfig, Shifts
 from .inference import EvaluationConfig
-from .networks import NetworkConfig
+from .networks import ClusterNetConfig
 from .pictures import as_picture, five_crop, resize
 from .tokens import Tokens, TokenStatistics, extract_tokens, image_means, nearest_neighbours
 
@@ -101,7 +101,7 @@ class ClusterConfig:
     pictures, by adding tokens.
     """
     tokens: TokenConfig = field(default_factory=TokenConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: ClusterNetConfig = field(default_factory=ClusterNetConfig)
     loss: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
     lambda_x: Annotated[float, AtLeast(0)] = 1.0
     """λ of every auxiliary sensor (Eq. 5); --lambdas sets single ones; 0 = they are read but do not
@@ -145,7 +145,7 @@ class Plan:
     sensors: tuple[str, ...]
     read: tuple[str, ...]
     targets: tuple[str, ...]
-    network: NetworkConfig
+    network: ClusterNetConfig
     loss: CorrespondenceConfig
 
     @property
@@ -175,7 +175,7 @@ def picture_forms(data: PreparedDataset, names, settings: TokenConfig) -> dict[s
     return dict.fromkeys(ranged, settings.depth_form)
 
 
-def plan(config: ClusterConfig, sensors: list[str]) -> Plan:
+def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
     """Resolve ``config`` for these sensors, the reference first.
 
     Raises:
@@ -184,20 +184,22 @@ def plan(config: ClusterConfig, sensors: list[str]) -> Plan:
     method, several, reference = config.method, len(sensors) > 1, sensors[0]
     if method in ("unim2", "depthg", *DISTILLATIONS) and not several:
         raise ValueError(
-            f"--method {method} needs two sensors or more, got {', '.join(sensors)}; name them with --modalities rgb thermal"
+            f"--method {method} needs two sensors or more, got {', '.join(sensors)}; name them with "
+            "--modalities rgb thermal"
         )
     if method == "depthg" and "depth" not in sensors:
         raise ValueError(f"--method depthg needs 'depth' among its sensors, got {', '.join(sensors)}")
     if config.combine != "network" and (method not in ("kmeans", "stego", "eagle") or not several):
         raise ValueError(
-            f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, not {method} on {len(sensors)}"
+            f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, not {method} "
+            f"on {len(sensors)}"
         )
-    if method == "kmeans" and config.network.fusion != NetworkConfig().fusion:
+    if method == "kmeans" and config.network.fusion != ClusterNetConfig().fusion:
         raise ValueError(
             f"--fusion {config.network.fusion}: kmeans trains no network; join sensors with --combine"
         )
     if method != "unim2":
-        ours = NetworkConfig()
+        ours = ClusterNetConfig()
         changed = [
             name
             for name in ("anchor", "shared_cmh", "msn")
@@ -249,7 +251,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     train = PreparedDataset(config.data, "train", config.modalities or None)
     sensors = list(train.modalities)
     sensors.sort(key=lambda name: name != "rgb")  # the reference comes first
-    found = plan(config, sensors)
+    found = resolve_method(config, sensors)
     scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
     options = {
@@ -296,7 +298,8 @@ def refuse_constant(statistics: TokenStatistics) -> None:
             (std == 1) | (std <= 1e-4 + 2**-10 * statistics.mean[name].abs())
         ).all():  # 1: constant to the last bit
             raise ValueError(
-                f"{name}: its images have constant features; leave it out with --modalities, or look at its files and range"
+                f"{name}: its images have constant features; leave it out with --modalities, or look at "
+                "its files and range"
             )
 
 

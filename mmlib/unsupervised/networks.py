@@ -1,26 +1,24 @@
-"""The trainable part of UniM2: modality-specific networks, fusion, segmentation head and cross-modal
-harmonizers.
+"""The network that UniM2 trains: modality-specific networks (MSN), fusion Ψ, head S, cross-modal harmonizers
+(CMH). It turns frozen tokens of every modality into one code per location, s = S(Ψ(MSN(f_rgb), MSN(f_X), …))
+(paper, section 3.2); ``train`` trains it and ``segment`` applies it.
 
-Frozen tokens of every modality go in, one code per location comes out: s = S(Ψ(MSN(f_rgb), MSN(f_X), …))
-(paper, section 3.2). Everything but CBAM's gates works on one location at a time. Where the paper leaves a
-width or a norm open, this is the released code's choice: MSN is a bottleneck without a shortcut, and what
-enters Ψ has unit length at each location.
+All parts but CBAM's gates work on each location alone. Where the paper leaves a width or a norm open, the
+released code decides: MSN is a bottleneck without a shortcut, and the maps that enter Ψ have unit length at
+each location.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AtLeast, Between
-from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
+from ..config import AtLeast, Between, check_settings
 
 Fusion = Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
 Anchor = Literal["rgb", "auxiliary", "both", "none"]
@@ -28,8 +26,8 @@ STATIC_FUSIONS = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}  # Ta
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """What the trainable network is made of."""
+class ClusterNetConfig:
+    """What the trained network is made of."""
 
     dim: Annotated[int, AtLeast(1, "the paper uses 70 to 320")] = 70
     """Length D of the code at each location."""
@@ -56,17 +54,6 @@ class NetworkConfig:
     """One harmonizer for all modalities that need one, as in the released code, instead of one each, as in
     the paper.
     """
-
-    def __post_init__(self):
-        for field, kind in (("fusion", Fusion), ("anchor", Anchor)):
-            if getattr(self, field) not in get_args(kind):
-                raise ValueError(
-                    f"{field} {getattr(self, field)!r}: expected one of {', '.join(get_args(kind))}"
-                )
-        if self.dim < 1:
-            raise ValueError(f"dim {self.dim}: a code needs 1 channel or more; the paper uses 70 to 320")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout}: expected a share in [0, 1)")
 
 
 def pointwise(channels_in: int, channels: int) -> nn.Conv2d:
@@ -201,11 +188,14 @@ class ClusterNet(nn.Module):
             network).
 
     Raises:
-        ValueError: no modality, or one named twice.
+        ValueError: no modality, one named twice, or a setting outside its bounds.
     """
 
-    def __init__(self, channels: int, modalities: Sequence[str], config: NetworkConfig = NetworkConfig()):
+    def __init__(
+        self, channels: int, modalities: Sequence[str], config: ClusterNetConfig = ClusterNetConfig()
+    ):
         super().__init__()
+        check_settings(config)
         names = list(modalities)
         if not names or len(set(names)) < len(names):
             raise ValueError(f"modalities {names}: expected one name or more, each once")
@@ -216,39 +206,49 @@ class ClusterNet(nn.Module):
         learned = {"conv": ConvFusion, "cbam": CBAMFusion, "stitch": StitchFusion}.get(config.fusion)
         self.fusion = learned(channels, len(self.inputs)) if learned and len(self.inputs) > 1 else None
         self.head = SegmentationHead(channels, config.dim, config.dropout)
-        anchored = {
+        # Table 6: an anchor supervises the code itself, all others through a harmonizer.
+        anchors = {
             "rgb": [self.reference],
-            "auxiliary": [n for n in names if n != self.reference],
+            "auxiliary": [name for name in names if name != self.reference],
             "both": names,
             "none": [],
-        }
-        soft = [name for name in names if name not in anchored[config.anchor]]
-        keys = ["shared"] if config.shared_cmh and soft else soft
+        }[config.anchor]
+        self.soft = tuple(name for name in names if name not in anchors)
+        keys = ("shared",) if config.shared_cmh and self.soft else self.soft
         self.harmonizers = nn.ModuleDict({key: Harmonizer(config.dim) for key in keys})
-        self.soft = tuple(soft)  # modalities whose loss sees the code through a harmonizer
+        # What distillation trains in front of the network (``add_adapters``); empty for all other methods.
+        self.adapters = nn.ModuleDict()
+
+    def add_adapters(self, names: Sequence[str]) -> None:
+        """Put a small network (an MSN) between the frozen tokens of each of these modalities and the rest."""
+        self.adapters.update({name: MSN(self.channels) for name in names})
+
+    def adapted(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tokens as the rest of the network reads them: those with an adapter have passed through it."""
+        return {name: self.adapters[name](x) if name in self.adapters else x for name, x in tokens.items()}
 
     def check(self, tokens: dict[str, Tensor]) -> None:
         """Raise ValueError unless ``tokens`` holds every modality that is read, as (B, C, h, w) of one size,
         and no unknown one.
         """
-        for problem, names in (
-            ("unknown", [name for name in tokens if name not in self.modalities]),
-            ("missing", [name for name in self.inputs if name not in tokens]),
-        ):
-            if names:
-                raise ValueError(
-                    f"{problem} tokens of {', '.join(names)}; this network reads {', '.join(self.inputs)}"
-                )
-        for name in self.inputs:
-            if tokens[name].ndim != 4 or tokens[name].shape[1] != self.channels:
-                hint = "tokens must come from the backbone that the network was trained on"
-                raise ValueError(
-                    f"{name}: expected tokens (B, {self.channels}, h, w), got {tuple(tokens[name].shape)}; {hint}"
-                )
-        if len({(len(tokens[name]), *tokens[name].shape[2:]) for name in self.inputs}) > 1:
-            raise ValueError(
-                f"modalities differ in batch or grid size: { {n: tuple(tokens[n].shape) for n in self.inputs} }"
+        unknown = [name for name in tokens if name not in self.modalities]
+        missing = [name for name in self.inputs if name not in tokens]
+        if unknown or missing:
+            problem = (
+                f"unknown tokens of {', '.join(unknown)}"
+                if unknown
+                else f"missing tokens of {', '.join(missing)}"
             )
+            raise ValueError(f"{problem}; this network reads {', '.join(self.inputs)}")
+        shapes = {name: tuple(tokens[name].shape) for name in self.inputs}
+        for name, shape in shapes.items():
+            if len(shape) != 4 or shape[1] != self.channels:
+                raise ValueError(
+                    f"{name}: expected tokens (B, {self.channels}, h, w), got {shape}; "
+                    "tokens must come from the backbone that the network was trained on"
+                )
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"modalities differ in batch or grid size: {shapes}")
 
     def fused(self, tokens: dict[str, Tensor]) -> Tensor:
         """f_fus (B, C, h, w), what the head reads (paper, Fig. 5).
@@ -257,6 +257,7 @@ class ClusterNet(nn.Module):
             ValueError: a modality is missing or unknown, or has other channels or another grid.
         """
         self.check(tokens)
+        tokens = self.adapted(tokens)
         maps = [self.msn[name](tokens[name]) if self.config.msn else tokens[name] for name in self.inputs]
         if len(maps) == 1:
             return maps[0]
@@ -271,54 +272,13 @@ class ClusterNet(nn.Module):
         return self.head(self.fused(tokens))
 
     def harmonized(self, code: Tensor, name: str) -> Tensor:
-        """The code as modality ``name`` supervises it: CMH(code) (Eq. 7), or the code itself where the
-        modality is an anchor.
+        """The code as modality ``name`` supervises it: Eq. 7, s^X = CMH(s), or s itself where the modality is
+        an anchor.
         """
         if name not in self.modalities:
             raise ValueError(
                 f"unknown modality {name!r}; this network was made for {', '.join(self.modalities)}"
             )
-        return (
-            self.harmonizers["shared" if self.config.shared_cmh else name](code)
-            if name in self.soft
-            else code
-        )
-
-
-def save_cluster_net(net: ClusterNet, path: str | Path, **notes) -> None:
-    """Write weights and all that rebuilds the network as one safetensors file, atomically; ``notes`` are JSON
-    values of the header.
-    """
-    header = {
-        "channels": net.channels,
-        "modalities": net.modalities,
-        "config": asdict(net.config),
-        "notes": notes,
-    }
-    save_tensors(path, net.state_dict(), {"cluster_net": header})
-
-
-def read_cluster_header(path: str | Path) -> dict:
-    """channels, modalities, config and notes as written by ``save_cluster_net``; ValueError for a missing,
-    damaged or other file.
-    """
-    header = read_tensor_header(path)
-    if "cluster_net" not in header:
-        raise ValueError(
-            f"{path}: holds no clustering network; give a checkpoint written by 'python -m mmlib cluster'"
-        )
-    return header["cluster_net"]
-
-
-def load_cluster_net(path: str | Path, device: torch.device | str = "cpu") -> ClusterNet:
-    """Rebuild the network from its file, in eval mode.
-
-    Raises:
-        ValueError: the file is missing, damaged or of another kind, or its weights do not fit its own
-            description.
-    """
-    header = read_cluster_header(path)
-    with reading(path, "a clustering network that this version can build"):
-        net = ClusterNet(header["channels"], header["modalities"], NetworkConfig(**header["config"]))
-    load_into(net, read_tensors(path), path)
-    return net.eval().to(device)
+        if name not in self.soft:
+            return code
+        return self.harmonizers["shared" if self.config.shared_cmh else name](code)

@@ -150,7 +150,8 @@ def search(config: SearchConfig) -> dict:
         ) from error
     if known not in (None, json.dumps(fixed)):
         raise ValueError(
-            f"{out}: holds a search of other settings; choose another --out, or give its settings to go on with it"
+            f"{out}: holds a search of other settings; choose another --out, or give its settings to go on "
+            "with it"
         )
     study.set_user_attr("settings", json.dumps(fixed))
     over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)

@@ -20,22 +20,14 @@ from torch import Tensor, nn
 
 from ..loop import append, read_kept, resume, save_state, trim_history
 from ..modalities import IGNORE_INDEX
-from ..runtime import (
-    derived_seed,
-    limit_threads,
-    progress_bar,
-    provenance,
-    save_tensors,
-    seed_everything,
-    write_json,
-)
-from .baselines import Distillation, Eagle, depth_guidance, object_mix, second_view
-from .clustering import ClusterProbe
+from ..runtime import derived_seed, limit_threads, provenance, save_tensors, seed_everything, write_json
+from .baselines import Eagle, depth_guidance, distillation_loss, object_mix, second_view
+from .clustering import ClusterProbe, save_clustering
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
 from .diagnostics import collapse
-from .inference import Evaluation, evaluate
-from .methods import DISTILLATIONS, ClusterConfig, Plan, Prepared, plan, prepare
-from .networks import ClusterNet, save_cluster_net
+from .inference import Evaluation, evaluate_clustering
+from .methods import DISTILLATIONS, ClusterConfig, Plan, Prepared, prepare, resolve_method
+from .networks import ClusterNet
 
 LOG_EVERY = 20  # steps between lines of the history
 # The depth term of depth guidance: its b, on the scale of ``depth_features``' cosines, and its weight.
@@ -67,14 +59,11 @@ class Model(nn.Module):
         if config.method == "eagle":
             self.extra["eagle"] = Eagle(plan.network.dim, colour="paper" if "rgb" in plan.sensors else "none")
         if config.method in DISTILLATIONS:
-            self.extra["distillation"] = Distillation(
-                channels, plan.sensors[1:], config.method, plan.sensors[0]
-            )
+            self.net.add_adapters(plan.sensors[1:])
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Tokens of all that is read -> code (B, D, h, w)."""
-        seen = {name: tokens[name] for name in self.plan.read}
-        return self.net(self.extra["distillation"].adapt(seen) if "distillation" in self.extra else seen)
+        return self.net({name: tokens[name] for name in self.plan.read})
 
     def supervised(self, code: Tensor) -> dict[str, Tensor]:
         """The code as each target supervises it (Eq. 7)."""
@@ -174,8 +163,10 @@ def step_loss(
             prepared.extras["depth"][torch.from_numpy(index)], code, DEPTH_SHIFT, generator=where
         )
         total, parts["depth"] = total + DEPTH_WEIGHT * guidance, float(guidance.detach())
-    if "distillation" in model.extra:
-        pulled = model.extra["distillation"]({n: tokens[n] for n in model.plan.read}, generator=where)
+    if model.config.method in DISTILLATIONS:
+        reference, *auxiliaries = model.plan.sensors
+        students = [model.net.adapters[name](tokens[name]) for name in auxiliaries]
+        pulled = distillation_loss(tokens[reference], students, model.config.method, generator=where)
         total, parts["distillation"] = total + pulled, float(pulled.detach())
     parts["loss"] = float(total.detach())
     if (step + 1) % LOG_EVERY == 0:  # of this batch, with the online centroids: what the loss never shows
@@ -188,7 +179,8 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
     settings, data, scored = config.evaluation, prepared.data, prepared.scored
     if not 2 <= clusters <= IGNORE_INDEX:
         raise ValueError(
-            f"{clusters} clusters: expected 2 to {IGNORE_INDEX}; give --clusters (the data set names {len(data.description.classes)})"
+            f"{clusters} clusters: expected 2 to {IGNORE_INDEX}; give --clusters (the data set names "
+            f"{len(data.description.classes)})"
         )
     if settings.kmeans_points < clusters:
         raise ValueError(
@@ -196,7 +188,8 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
         )
     if config.select != "last" and (config.method == "kmeans" or not config.eval_every):
         raise ValueError(
-            f"--select {config.select} chooses among measured states of training: give --eval-every, or --select last"
+            f"--select {config.select} chooses among measured states of training: give --eval-every, or "
+            "--select last"
         )
     if config.select == "labels" and not scored.labelled:
         raise ValueError(
@@ -210,16 +203,16 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
         settings.criterion == "agreement" and settings.restarts * settings.repeats < 2
     ):
         raise ValueError(
-            f"{settings.restarts} restarts, {settings.repeats} repeats: expected 1 or more; agreement compares two runs or more"
+            f"{settings.restarts} restarts, {settings.repeats} repeats: expected 1 or more; agreement "
+            "compares two runs or more"
         )
 
 
 def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None, stop=None) -> dict:
     """Run or resume a clustering; returns its report (also ``out/report.json``).
 
-    Writes to ``config.out``: config.json, history.jsonl, resume.safetensors, network.safetensors,
-    tokens.safetensors (statistics), clusters.safetensors (centroids and the class of each), report.json,
-    label maps where asked for or where there are no labels, adapters.safetensors for distillation, and
+    Writes to ``config.out``: config.json, history.jsonl, resume.safetensors, clustering.safetensors (all that
+    ``segment`` needs), report.json, label maps where asked for or where there are no labels, and
     kept.safetensors while ``select`` chooses.
 
     Args:
@@ -237,13 +230,14 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         raise ValueError(f"--lr {config.lr}: expected a learning rate above 0")
     if config.steps < 1 or config.batch_size < 2 or config.save_every < 1:
         raise ValueError(
-            f"{config.steps} steps of {config.batch_size} images, saved every {config.save_every}: need 1 or more, 2 or more "
+            f"{config.steps} steps of {config.batch_size} images, saved every {config.save_every}: need 1 "
+            "or more, 2 or more "
             "for random pairs, and 1 or more"
         )
     if prepared is None:
         found, prepared = prepare(config)
     else:  # the tokens are shared, what is done with them is this run's own
-        found, prepared = plan(config, list(prepared[0].sensors)), prepared[1]
+        found, prepared = resolve_method(config, list(prepared[0].sensors)), prepared[1]
         if missing := set(found.extracted) - set(prepared.tokens.modalities):
             raise ValueError(
                 f"the prepared tokens lack {', '.join(sorted(missing))}; prepare them for this configuration"
@@ -261,7 +255,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
             found,
             prepared,
             None,
-            evaluate(None, found, prepared, clusters, config),
+            evaluate_clustering(None, found, prepared, clusters, config),
             0,
             begun,
             begun_cpu,
@@ -297,7 +291,8 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
             value.backward()
             if not all(np.isfinite(v) for v in parts.values()):
                 raise ValueError(
-                    f"step {step}: the loss is not finite ({parts}); lower --lr, or look for constant or NaN images"
+                    f"step {step}: the loss is not finite ({parts}); lower --lr, or look for constant or "
+                    "NaN images"
                 )
             optimizer.step()
             done = progress.step = step + 1
@@ -310,7 +305,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
             if done % LOG_EVERY == 0 or done == config.steps:
                 append(out / "history.jsonl", {"step": done, **parts, "seconds": round(progress.seconds, 2)})
             if done % every == 0 or done == config.steps:
-                last = evaluate(model, found, prepared, clusters, config, loss)
+                last = evaluate_clustering(model, found, prepared, clusters, config, loss)
                 append(out / "history.jsonl", {"step": done, "val": last.brief()})
                 better = last.miou if config.select == "labels" else last.criterion
                 if config.select != "last" and (kept is None or better > kept[0] or np.isnan(kept[0])):
@@ -324,7 +319,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     if kept and kept[2] != config.steps:
         model.load_state_dict(kept[1])
         last = None
-    last = last or evaluate(model, found, prepared, clusters, config, loss)
+    last = last or evaluate_clustering(model, found, prepared, clusters, config, loss)
     return _report(
         config, found, prepared, model, last, kept[2] if kept else config.steps, begun, begun_cpu, loss
     )
@@ -361,11 +356,18 @@ def _report(config, found, prepared, model, last: Evaluation, step, begun, begun
         "shifts": loss.shifts.numbers if loss else {},
         **last.to_dict(),
     }
-    if model:
-        save_cluster_net(model.net, out / "network.safetensors")
-        if "distillation" in model.extra:  # they stand before the network, also at inference
-            adapters = model.extra["distillation"].adapters.state_dict()
-            save_tensors(out / "adapters.safetensors", adapters, {"kind": "adapters"})
-    last.write(out, prepared.scored, prepared.statistics)
+    clusters = replace(
+        last.clustering(prepared.scored),
+        network=model.net if model else None,
+        statistics=prepared.statistics,
+        settings={
+            "sensors": list(found.sensors),
+            "read": list(found.read),
+            "backbone": prepared.backbone.key,
+            "tokens": asdict(config.tokens),
+        },
+    )
+    save_clustering(out / "clustering.safetensors", clusters)
+    last.write_maps(out / "maps", prepared.scored, clusters)
     write_json(out / "report.json", report)
     return report

@@ -25,10 +25,10 @@ from mmlib.figures import picture
 from mmlib.modalities import IGNORE_INDEX
 from mmlib.runtime import limit_threads, provenance
 from mmlib.unsupervised import diagnostics
-from mmlib.unsupervised.clustering import assign, count, kmeans
+from mmlib.unsupervised.clustering import assign, count, load_clustering
 from mmlib.unsupervised.inference import codes_of, label_free
-from mmlib.unsupervised.methods import ClusterConfig, Prepared, TokenConfig, plan, prepare
-from mmlib.unsupervised.networks import load_cluster_net
+from mmlib.unsupervised.kmeans import kmeans
+from mmlib.unsupervised.methods import ClusterConfig, Prepared, TokenConfig, prepare, resolve_method
 from mmlib.unsupervised.training import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,7 +158,7 @@ def build_cluster_panel(config: PanelConfig, base: ClusterConfig | None = None) 
 
 def _trained(run: ClusterConfig, prepared: Prepared, sensors: list[str]):
     """(plan, network) of a training, done now or before; None where its codes collapsed."""
-    found = plan(run, sensors)
+    found = resolve_method(run, sensors)
     print(f"λ {run.lambda_x:g}, b at quantiles {run.loss.shifts.quantiles}", flush=True)
     try:
         cluster(
@@ -169,7 +169,7 @@ def _trained(run: ClusterConfig, prepared: Prepared, sensors: list[str]):
             raise
         print(f"   collapsed: {error}", flush=True)
         return None
-    return found, load_cluster_net(Path(run.out) / "network.safetensors")
+    return found, load_clustering(Path(run.out) / "clustering.safetensors").network
 
 
 def _clustered(

@@ -33,7 +33,7 @@ from mmlib.evaluation.statistics import rounded
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare
-from mmlib.unsupervised.networks import NetworkConfig
+from mmlib.unsupervised.networks import ClusterNetConfig
 from mmlib.unsupervised.training import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,14 +41,14 @@ NAMES = {"R": "rgb", "D": "depth", "T": "thermal", "N": "nir", "P": "dolp", "A":
 SENSORS = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")
 LOSS = CorrespondenceConfig(points=64)
 RAISED = replace(LOSS, shifts=Shifts("quantile", (0.98, 0.96, 0.98)))
-BOTH = NetworkConfig(anchor="both")
+BOTH = ClusterNetConfig(anchor="both")
 SINGLE = {"kmeans": {"method": "kmeans"}, "stego": {"method": "stego"}}
 JOINT = {
     "kmeans": {"method": "kmeans"},
     **{f"kmeans-{how}": {"method": "kmeans", "combine": how} for how in ("image", "feature")},
     **{f"stego-{how}": {"method": "stego", "combine": how} for how in ("image", "feature")},
     **{
-        f"stego-{how}": {"method": "stego", "network": NetworkConfig(fusion=how)}
+        f"stego-{how}": {"method": "stego", "network": ClusterNetConfig(fusion=how)}
         for how in ("conv", "cbam", "stitch")
     },
     **{name: {"method": name} for name in ("coral", "mmd", "cosine")},
@@ -71,9 +71,9 @@ FIRST = (
 ABLATION = {  # Tables 5 to 7 and the sweep over lambda
     "unim2-3": {"lambda_x": 3.0},
     "cmcs-3": {"network": BOTH, "lambda_x": 3.0},
-    **{f"anchor-{name}": {"network": NetworkConfig(anchor=name)} for name in ("auxiliary", "none")},
-    "no-msn": {"network": NetworkConfig(msn=False)},
-    **{f"fusion-{name}": {"network": NetworkConfig(fusion=name)} for name in ("sum", "mean", "max")},
+    **{f"anchor-{name}": {"network": ClusterNetConfig(anchor=name)} for name in ("auxiliary", "none")},
+    "no-msn": {"network": ClusterNetConfig(msn=False)},
+    **{f"fusion-{name}": {"network": ClusterNetConfig(fusion=name)} for name in ("sum", "mean", "max")},
 }
 
 
@@ -104,7 +104,7 @@ def selected(name: str, sensors: str = "") -> dict:
     kind = {"stego": {"method": "stego"}, "stego-feature": {"method": "stego", "combine": "feature"}}.get(
         name, {"lambda_x": best.get("lambda_x")}
     )
-    network = NetworkConfig(dim=best["dim"], anchor="both" if name == "cmcs" else "rgb")
+    network = ClusterNetConfig(dim=best["dim"], anchor="both" if name == "cmcs" else "rgb")
     return kind | {
         "lr": best["lr"],
         "network": network,
@@ -131,9 +131,9 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
         stego, unim2 = {"method": "stego", "loss": RAISED}, {"loss": RAISED}
         kinds = {
             "stego-feature": stego | {"combine": "feature"},
-            "stego-conv": stego | {"network": NetworkConfig(fusion="conv")},
-            "unim2": unim2 | {"network": NetworkConfig(residual=True)},
-            "cmcs": unim2 | {"network": NetworkConfig(anchor="both", residual=True)},
+            "stego-conv": stego | {"network": ClusterNetConfig(fusion="conv")},
+            "unim2": unim2 | {"network": ClusterNetConfig(residual=True)},
+            "cmcs": unim2 | {"network": ClusterNetConfig(anchor="both", residual=True)},
         }
         found = [(s, "R", "stego", stego) for s in ("room", "street")]
         return [
