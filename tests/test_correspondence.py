@@ -393,7 +393,7 @@ def test_the_codes_of_each_modality_are_taught_by_that_modality_alone():
 def test_measured_shifts_are_quantiles_of_brute_force_correspondences(centre):
     levels = (0.5, 0.6, 0.9)
     batches = [(f, near[0]) for f, _, near in (batch(), batch(3, 4))]
-    shifts = Shifts(quantiles=levels).measured(batches, torch.Generator().manual_seed(4), centre=centre)
+    shifts = Shifts(quantiles=levels).measure(batches, torch.Generator().manual_seed(4), centre=centre)
     generator = torch.Generator().manual_seed(4)
     drawn = [derangement(len(f["rgb"]), generator) for f, _ in batches]
     for n in NAMES:
@@ -413,8 +413,8 @@ def test_measured_shifts_are_quantiles_of_brute_force_correspondences(centre):
             assert shifts.numbers[n][i] == pytest.approx(
                 np.quantile(np.concatenate(values), levels[i]), abs=1e-10
             )
-    few = Shifts(quantiles=levels).measured([(points_of(8, 200, 1), points_of(8, 200, 2))], limit=2**14)
-    many = Shifts(quantiles=levels).measured([(points_of(8, 200, 1), points_of(8, 200, 2))])
+    few = Shifts(quantiles=levels).measure([(points_of(8, 200, 1), points_of(8, 200, 2))], limit=2**14)
+    many = Shifts(quantiles=levels).measure([(points_of(8, 200, 1), points_of(8, 200, 2))])
     assert few.numbers != many.numbers
     np.testing.assert_allclose(
         few.numbers["rgb"], many.numbers["rgb"], atol=0.05
@@ -430,13 +430,17 @@ def test_config_as_saved_and_read_back_gives_the_same_loss():
     from dataclasses import asdict
 
     frozen, codes, neighbours = batch()
-    shifts = Shifts().measured([(frozen, neighbours[0])], torch.Generator().manual_seed(0))
+    shifts = Shifts().measure([(frozen, neighbours[0])], torch.Generator().manual_seed(0))
     again = Shifts(**json.loads(json.dumps(asdict(shifts))))
     values = [
         cmcs_loss(frozen, codes, neighbours, CorrespondenceConfig(s), torch.Generator().manual_seed(0))[0]
         for s in (shifts, again)
     ]
     assert values[0] == values[1]
+
+
+def setting(**options):
+    return lambda f, c, n: cmcs_loss(f, c, n, CorrespondenceConfig(**options))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +461,7 @@ def test_config_as_saved_and_read_back_gives_the_same_loss():
         ),
         (
             lambda f, c, n: cmcs_loss(f, c, n, CorrespondenceConfig()),
-            r"no shift b for modality 'rgb'.*measured\(batches\)",
+            r"no shift b for modality 'rgb'.*measure\(batches\)",
         ),
         (lambda f, c, n: cmcs_loss(f, c, n, CorrespondenceConfig(Shifts("absolute"))), "give numbers="),
         (lambda f, c, n: cmcs_loss({k: x[:1] for k, x in f.items()}, c, n, CONFIG), "batch size is 1"),
@@ -465,15 +469,15 @@ def test_config_as_saved_and_read_back_gives_the_same_loss():
             lambda f, c, n: cmcs_loss({k: x[:2] for k, x in f.items()}, c, n, CONFIG),
             "rgb: f1, f2, c1, c2 have shapes",
         ),
-        (lambda f, c, n: Shifts().measured([]), "no batch"),
-        (lambda f, c, n: Shifts().measured([(f, {k: x[:2] for k, x in n[0].items()})]), "rgb: f1, f2"),
-        (lambda f, c, n: Shifts("quantiles"), "need quantile, absolute or adaptive"),
-        (lambda f, c, n: Shifts(quantiles=(0.5, 60, 90)), "shares in"),
-        (lambda f, c, n: CorrespondenceConfig(weights=(0.0, 0.0, 0.0)), "a weight > 0"),
-        (lambda f, c, n: CorrespondenceConfig(weights=(1.0, -1.0, 0.0)), r"weights and λ finite and >= 0"),
-        (lambda f, c, n: CorrespondenceConfig(lambdas={"rgb": math.nan}), r"weights and λ finite and >= 0"),
-        (lambda f, c, n: CorrespondenceConfig(negatives=0), "negatives=0.*need"),
-        (lambda f, c, n: CorrespondenceConfig(tile=-1), "tile=-1.*need"),
+        (lambda f, c, n: Shifts().measure([]), "no batch"),
+        (lambda f, c, n: Shifts().measure([(f, {k: x[:2] for k, x in n[0].items()})]), "rgb: f1, f2"),
+        (setting(shifts=Shifts("quantiles")), "--rule quantiles: expected one of quantile, absolute"),
+        (setting(shifts=Shifts(quantiles=(0.5, 60, 90))), "--quantiles 60: expected 0 or more, at most 1"),
+        (setting(weights=(0.0, 0.0, 0.0)), "a weight > 0"),
+        (setting(weights=(1.0, -1.0, 0.0)), "--weights -1.0: expected 0 or more"),
+        (setting(lambdas={"rgb": math.nan}), "--lambdas rgb nan: expected a finite number"),
+        (setting(negatives=0), "--negatives 0: expected 1 or more"),
+        (setting(tile=-1), "--tile -1: expected 0 or more"),
         (
             lambda f, c, n: sample_points([torch.zeros(2, 3, 4)], torch.zeros(2, 5, 2)),
             r"expected \(B, C, h, w\)",
@@ -516,8 +520,8 @@ def test_one_channel_has_no_angle():
         correlation_loss(
             torch.ones(2, 5, 1), torch.ones(2, 5, 1), torch.ones(2, 5, 3), torch.ones(2, 5, 3), 0.1
         )
-    for options in (dict(tile=-1), dict(reduction="none")):
-        with pytest.raises(ValueError, match="mean or sum"):
+    for options, message in ((dict(tile=-1), "--tile"), (dict(reduction="none"), "--reduction none")):
+        with pytest.raises(ValueError, match=message):
             correlation_loss(*quadruple(), 0.1, **options)
 
 

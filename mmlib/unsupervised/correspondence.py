@@ -1,14 +1,14 @@
-"""Correspondence distillation, Eq. 1 to 6 and 9: codes agree where frozen tokens do (STEGO), for every
-modality at once (CMCS).
+"""Correspondence losses, Eq. 1 to 6, 8 and 9: codes agree where frozen tokens do (STEGO), for every modality at
+once (CMCS). The trainer calls ``cmcs_loss``, depth guidance ``correlation_loss``, notebooks both.
 
-    F = cos(f1, f2), S = cos(c1, c2),  loss = −mean (F' − b) · max(S, 0)
+    F = cos(f1, f2),  S = cos(s1, s2),  loss = −mean (F' − b) · max(S, 0)
 
-over all pairs of a point of one image and a point of another. f are frozen tokens, c the codes to be learned,
-F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its nearest
-neighbours (KNN), and with random others. Points (B, P, C) come from ``take_points``: a few random ones, as in
-the released code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q) tensor: loss and
-gradient come from one pass over tiles of rows, because centring needs row means only, f1_p · mean_q f2_q, and
-the gradient is ∂loss/∂c1_p = −Σ_q [S > 0] (F' − b) c2_q / N. The largest temporary is B · tile · Q.
+over all pairs of a point of one image and a point of another. f are frozen tokens, s the codes to be learned,
+F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its nearest neighbours
+(KNN), and with random others. Points (B, P, C) come from ``take_points``: a few random ones, as in the released
+code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q) tensor: loss and gradient come
+from one pass over tiles of rows, because centring needs row means only, f1_p · mean_q f2_q, and the gradient is
+∂loss/∂s1_p = −Σ_q [S > 0] (F' − b) s2_q / N. The largest temporary is B · tile · Q.
 Interpolated points are smoother and so more alike than tokens: a b tuned on samples does not fit all tokens.
 Autocast is ignored.
 """
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..config import AtLeast, Between
+from ..config import AtLeast, Between, check_settings
 
 PAIRS = ("self", "knn", "random")
 EPS = 1e-10  # a token shorter than this has no direction: all its cosines are 0, and it gets no gradient
@@ -39,28 +39,19 @@ class Shifts:
     """
 
     rule: Literal["quantile", "absolute", "adaptive"] = "quantile"
-    """quantile: of the observed F', measured once (``measured``); absolute: ``numbers``; adaptive: EAGLE's,
+    """quantile: of the observed F', measured once (``measure``); absolute: ``numbers``; adaptive: EAGLE's,
     from each batch.
     """
     quantiles: Annotated[tuple[float, float, float], Between(0, 1)] = (0.6, 0.6, 0.9)
     """Of self, KNN and random pairs."""
     numbers: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    """b of self, KNN and random pairs by modality: given, or filled in by ``measured``."""
+    """b of self, KNN and random pairs by modality: set by hand, or filled in by ``measure``."""
     bias: float = 0.0
     """adaptive: subtracted from the means (0 or 0.11 in EAGLE's settings)."""
     factor: float = 3.5
     """adaptive: multiplies b of random pairs."""
 
-    def __post_init__(self):
-        if self.rule not in ("quantile", "absolute", "adaptive") or not all(
-            0 <= level <= 1 for level in self.quantiles
-        ):
-            raise ValueError(
-                f"rule {self.rule!r}, quantiles {self.quantiles}: need quantile, absolute or adaptive, and "
-                "shares in [0, 1]"
-            )
-
-    def measured(
+    def measure(
         self,
         batches: Iterable[tuple[Points, Points]],
         generator=None,
@@ -73,45 +64,43 @@ class Shifts:
         A batch is (images, their KNN partners), each frozen points (B, P, C) by modality. Of more than
         ``limit`` values per batch, modality and pair type, evenly spaced rows are used.
         """
-        values: dict[str, list[list[np.ndarray]]] = {}
+        values: dict[str, tuple[list, list, list]] = {}
         with torch.no_grad():
             for images, partners in batches:
                 order = derangement(len(next(iter(images.values()))), generator)
                 for name, points in images.items():
-                    _check(f"{name}: ", points, partners[name], points, partners[name])
-                    f = _unit(points)
-                    for i, f2 in enumerate((f, _unit(partners[name]), f[order.to(f.device)])):
+                    check_points(f"{name}: ", points, partners[name], points, partners[name])
+                    f = unit(points)
+                    others = (f, unit(partners[name]), f[order.to(f.device)])  # self, KNN, random
+                    for rows, f2 in zip(values.setdefault(name, ([], [], [])), others):
                         stride = -(-len(f) * f.shape[1] * f2.shape[1] // limit)
-                        rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
-                        values.setdefault(name, [[], [], []])[i].append(rows.flatten().cpu().numpy())
+                        centred_rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
+                        rows.append(centred_rows.flatten().cpu().numpy())
         if not values:
             raise ValueError(
                 "no batch to measure shifts on; give a few batches of frozen points: (images, KNN partners)"
             )
-        quantile = lambda found: tuple(
-            float(np.quantile(np.concatenate(v), q)) for v, q in zip(found, self.quantiles)
-        )
-        return replace(self, numbers={name: quantile(found) for name, found in values.items()})
+        numbers = {}
+        for name, by_pair in values.items():
+            levels = zip(by_pair, self.quantiles)
+            numbers[name] = tuple(float(np.quantile(np.concatenate(rows), level)) for rows, level in levels)
+        return replace(self, numbers=numbers)
 
     def shift(self, name: str, pair: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor) -> float | Tensor:
         """b of one pair type. EAGLE's, from unit points: |mean F − mean S − bias| for self and KNN pairs,
         else factor · (mean F + mean S − bias); as in its code, the gradient also goes through b.
         """
         if self.rule == "adaptive":
-            mean_f, mean_s = (
-                (a.mean(1) * b.mean(1)).sum(1).mean() for a, b in ((f1, f2), (c1, c2))
-            )  # of all cosines
-            return (
-                self.factor * (mean_f + mean_s - self.bias)
-                if pair == "random"
-                else (mean_f - mean_s - self.bias).abs()
-            )
+            # the mean of all cosines of two sets of unit points is the product of their mean points
+            mean_f = (f1.mean(1) * f2.mean(1)).sum(1).mean()
+            mean_s = (c1.mean(1) * c2.mean(1)).sum(1).mean()
+            if pair == "random":
+                return self.factor * (mean_f + mean_s - self.bias)
+            return (mean_f - mean_s - self.bias).abs()
         if name not in self.numbers:
-            way = (
-                "call shifts.measured(batches) first"
-                if self.rule == "quantile"
-                else "give numbers={modality: (self, knn, random)}"
-            )
+            way = "call shifts.measure(batches) first"
+            if self.rule == "absolute":
+                way = "give numbers={modality: (self, knn, random)}"
             raise ValueError(
                 f"no shift b for modality {name!r} (there are: {', '.join(self.numbers) or 'none'}); {way}"
             )
@@ -151,26 +140,12 @@ class CorrespondenceConfig:
     the mean.
     """
 
-    def __post_init__(self):
-        shares = (*self.weights, *self.lambdas.values())
-        if not (
-            any(self.weights)
-            and all(np.isfinite(v) and v >= 0 for v in shares)
-            and self.negatives >= 1
-            and min(self.points, self.tile) >= 0
-            and self.reduction in ("mean", "sum")
-        ):
-            raise ValueError(
-                f"{self}: need weights and λ finite and >= 0, a weight > 0, negatives >= 1, points and "
-                "tile >= 0, mean or sum"
-            )
-
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Eq. 1: cosines (B, P, Q) of all pairs of points of a (B, P, D) and b (B, Q, D); 0 where a point is the
-    zero vector.
+    """Cosines (B, P, Q) of all pairs of points of a (B, P, D) and b (B, Q, D); 0 where a point is the zero
+    vector.
     """
-    return _unit(a) @ _unit(b).mT
+    return unit(a) @ unit(b).mT  # Eq. 1: cos(a, b) = aᵀb / (‖a‖ ‖b‖)
 
 
 def centred(correspondence: Tensor) -> Tensor:
@@ -179,33 +154,24 @@ def centred(correspondence: Tensor) -> Tensor:
 
 
 def correlation_loss(
-    f1: Tensor,
-    f2: Tensor,
-    c1: Tensor,
-    c2: Tensor,
-    shift: float | Tensor,
-    centre: bool = True,
-    clamp: bool = True,
-    reduction: Literal["mean", "sum"] = "mean",
-    tile: int = 0,
-    stabilize: bool = False,
+    f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Tensor, **options
 ) -> Tensor:
     """Eq. 2 for a batch of pairs of images, a scalar: −mean (F' − b) · max(S, 0).
 
     Args:
         f1, f2: frozen tokens (B, P, C) and (B, Q, C); no gradient reaches them.
         c1, c2: codes (B, P, D) and (B, Q, D).
-        shift: b; a tensor may carry a gradient. The other arguments: see ``CorrespondenceConfig``.
+        shift: b; a tensor may carry a gradient.
+        options: of ``CorrespondenceConfig``: centre, clamp, stabilize, reduction, tile.
 
     Raises:
         ValueError: shapes that do not belong together, a setting that does not exist.
     """
-    _check("", f1, f2, c1, c2)
-    config = CorrespondenceConfig(
-        centre=centre, clamp=clamp, reduction=reduction, tile=tile, stabilize=stabilize
-    )
+    check_points("", f1, f2, c1, c2)
+    config = CorrespondenceConfig(**options)
+    check_settings(config)
     with torch.autocast(c1.device.type, enabled=False):
-        return _pair_loss(_unit(f1.detach()), _unit(f2.detach()), _unit(c1), _unit(c2), shift, config)
+        return _pair_loss(unit(f1.detach()), unit(f2.detach()), unit(c1), unit(c2), shift, config)
 
 
 def cmcs_loss(
@@ -215,12 +181,13 @@ def cmcs_loss(
     config: CorrespondenceConfig,
     generator=None,
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-    """Eq. 5, 6 and 9: Σ over modalities of λ · Σ over pair types of weight · ``correlation_loss``.
+    """CMCS, Eq. 9: L = L_rgb + Σ_n λ_n L_Xn. The loss L_m of a modality (Eq. 6) is the sum over pair types of
+    weight · ``correlation_loss``.
 
     Args:
         frozen: tokens (B, P, C) of each modality.
-        codes: the codes (B, P, D) that each modality supervises: s, or CMH(s) where it has a harmonizer (Eq.
-            7 and 8).
+        codes: the codes (B, P, D) that each modality supervises: s, or s^X = CMH(s) where it has a harmonizer
+            (Eq. 7).
         neighbours: (frozen, codes) of the KNN partners; None where their weight is 0.
         generator: on the CPU, for random pairs. A random partner brings its own points; the released code
             interpolates anew.
@@ -229,46 +196,49 @@ def cmcs_loss(
         (loss, terms[modality][pair type]: detached, before λ and weight).
 
     Raises:
-        ValueError: names or shapes that do not belong together, a batch of one image, shifts that were not
-            measured.
+        ValueError: names or shapes that do not belong together, settings that leave nothing to compute or lie
+            outside their bounds, a batch of one image, shifts that were not measured.
     """
+    check_settings(config)
     near_frozen, near_codes = near = (neighbours or ({}, {})) if config.weights[1] else (frozen, codes)
     if any(set(group) != set(frozen) for group in (codes, *near)):
-        have = ", ".join(str(sorted(group)) for group in (frozen, codes, *near))
+        names = ", ".join(str(sorted(group)) for group in (frozen, codes, *near))
         raise ValueError(
-            f"modalities of frozen, codes and of both of the KNN neighbours: {have}; give all the same, or "
-            "KNN pairs weight 0"
+            f"modalities of frozen, codes and of both of the KNN neighbours: {names}; "
+            "give all the same, or KNN pairs weight 0"
         )
-    names = [name for name in frozen if config.lambdas.get(name, 1.0)]
-    if not names or not set(config.lambdas) <= set(frozen):
+    weights = {pair: weight for pair, weight in zip(PAIRS, config.weights) if weight}
+    lambdas = {name: config.lambdas.get(name, 1.0) for name in frozen}
+    if not weights or not any(lambdas.values()) or not set(config.lambdas) <= set(frozen):
         raise ValueError(
-            f"lambdas {config.lambdas} for modalities {sorted(frozen)}; name only these, and give one of "
-            "them a λ above 0"
+            f"weights {config.weights}, lambdas {config.lambdas} for modalities {sorted(frozen)}; "
+            "name only these, and give one of them a λ above 0 and one pair type a weight > 0"
         )
-    loss, terms, device = 0.0, {}, frozen[names[0]].device
-    orders = [
-        derangement(len(frozen[names[0]]), generator).to(device)
-        for _ in range(config.negatives if config.weights[2] else 0)
-    ]
-    with torch.autocast(device.type, enabled=False):
-        for name in names:
-            _check(f"{name}: ", frozen[name], near_frozen[name], codes[name], near_codes[name])
-            f, near_f = _unit(frozen[name].detach()), _unit(near_frozen[name].detach())
-            c, near_c = _unit(codes[name]), _unit(near_codes[name])
-            # random partners one by one: only one copy of the tokens exists at a time
+    loss, terms, first = 0.0, {}, next(iter(frozen.values()))
+    # The same random partners for all modalities.
+    count = config.negatives if "random" in weights else 0
+    orders = [derangement(len(first), generator).to(first.device) for _ in range(count)]
+    with torch.autocast(first.device.type, enabled=False):
+        for name in [name for name in frozen if lambdas[name]]:
+            check_points(f"{name}: ", frozen[name], near_frozen[name], codes[name], near_codes[name])
+            f, near_f = unit(frozen[name].detach()), unit(near_frozen[name].detach())
+            c, near_c = unit(codes[name]), unit(near_codes[name])
+            # Random partners come one by one, so that only one copy of the tokens exists at a time.
             partners = {
                 "self": [(f, c)],
                 "knn": [(near_f, near_c)],
                 "random": ((f[order], c[order]) for order in orders),
             }
-            for pair, weight in [(pair, weight) for pair, weight in zip(PAIRS, config.weights) if weight]:
-                found = [
-                    _pair_loss(f, f2, c, c2, config.shifts.shift(name, pair, f, f2, c, c2), config)
-                    for f2, c2 in partners[pair]
-                ]
-                term = sum(found) / len(found)
-                terms.setdefault(name, {})[pair] = term.detach()
-                loss = loss + config.lambdas.get(name, 1.0) * weight * term
+            terms[name] = {}
+            for pair, weight in weights.items():
+                losses = []
+                for f2, c2 in partners[pair]:
+                    shift = config.shifts.shift(name, pair, f, f2, c, c2)
+                    losses.append(_pair_loss(f, f2, c, c2, shift, config))
+                term = sum(losses) / len(losses)
+                terms[name][pair] = term.detach()
+                # Eq. 9 (Eq. 5 with one auxiliary modality): L = L_rgb + Σ_n λ_n L_Xn
+                loss = loss + lambdas[name] * weight * term
     return loss, terms
 
 
@@ -290,15 +260,16 @@ def sample_points(maps: list[Tensor], coords: Tensor) -> list[Tensor]:
     """Bilinear samples (B, n, C) of maps (B, C, h, w) at ``coords`` (B, n, 2), x before y, −1 and 1 = first
     and last token's centre.
     """
+    points = []
     for m in maps:
         if m.ndim != 4 or coords.ndim != 3 or coords.shape[2] != 2 or len(m) != len(coords):
             raise ValueError(
                 f"map {tuple(m.shape)}, coords {tuple(coords.shape)}; expected (B, C, h, w) and (B, n, 2)"
             )
-    maps = [m.to(torch.promote_types(m.dtype, torch.float32)) for m in maps]
-    return [
-        F.grid_sample(m, coords.to(m.dtype)[:, :, None], "bilinear", "border", True)[..., 0].mT for m in maps
-    ]
+        m = m.to(torch.promote_types(m.dtype, torch.float32))
+        grid = coords.to(m.dtype)[:, :, None]
+        points.append(F.grid_sample(m, grid, "bilinear", "border", align_corners=True)[..., 0].mT)
+    return points
 
 
 def all_points(tokens: Tensor) -> Tensor:
@@ -322,7 +293,7 @@ def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
 def _pair_loss(
     f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Tensor, config: CorrespondenceConfig
 ) -> Tensor:
-    """``correlation_loss`` of unit vectors."""
+    """Eq. 2 and 6 of unit vectors, whose scalar products are the cosines of Eq. 1."""
     low, high = (0.0 if config.clamp else -torch.inf), (0.8 if config.stabilize else torch.inf)
     f1, f2 = f1.to(c1.dtype), f2.to(c1.dtype)
     offset = _offset(f1, f2, config.centre)
@@ -330,13 +301,15 @@ def _pair_loss(
         shift = torch.as_tensor(shift, dtype=c1.dtype, device=c1.device)
         total = _TiledLoss.apply(f1, f2, c1, c2, offset, shift, low, high, config.tile)
     else:
-        total = -((c1 @ c2.mT).clamp(low, high) * (f1 @ f2.mT - offset - shift)).sum()
+        f = f1 @ f2.mT  # Eq. 3: F = cos(f1, f2), of each modality's own tokens
+        s = c1 @ c2.mT  # Eq. 4: S = cos(s1, s2); Eq. 8: S^X = cos(s1^X, s2^X), where the codes are CMH(s)
+        total = -(s.clamp(low, high) * (f - offset - shift)).sum()  # Eq. 2, 6: L = −Σ (F − b) · max(S, 0)
     return total / (len(f1) * (f1.shape[1] * f2.shape[1] if config.reduction == "mean" else 1))
 
 
 class _TiledLoss(torch.autograd.Function):
-    """−Σ (F − offset − shift) · clamp(S, low, high) over all pairs of unit points, with gradients for c1, c2
-    and the shift.
+    """The sum of Eq. 6, −Σ (F − offset − shift) · clamp(S, low, high), over all pairs of unit points, in tiles
+    of rows, with gradients for c1, c2 and the shift.
     """
 
     @staticmethod
@@ -345,8 +318,8 @@ class _TiledLoss(torch.autograd.Function):
         gradient1, gradient2 = torch.zeros_like(c1), torch.zeros_like(c2)
         for start in range(0, c1.shape[1], tile):
             rows = slice(start, start + tile)
-            s = c1[:, rows] @ c2.mT
-            f = torch.baddbmm(offset[:, rows] + shift, f1[:, rows], f2.mT, beta=-1)
+            s = c1[:, rows] @ c2.mT  # Eq. 4, 8
+            f = torch.baddbmm(offset[:, rows] + shift, f1[:, rows], f2.mT, beta=-1)  # Eq. 3: F' − b
             passes = (s >= low).logical_and_(s <= high)
             similarity += s.clamp_(low, high).sum()
             total -= s.mul_(f).sum()
@@ -372,19 +345,20 @@ def _offset(f1: Tensor, f2: Tensor, centre: bool) -> Tensor:
     return mean - mean.mean() if centre else torch.zeros_like(mean)
 
 
-def _unit(points: Tensor) -> Tensor:
+def unit(points: Tensor) -> Tensor:
+    """Points (B, P, D) scaled to length 1, in float32 or better; a point without direction becomes 0."""
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     norm = torch.linalg.vector_norm(points, dim=2, keepdim=True)
     return torch.where(norm <= EPS, 0.0, points / norm.clamp_min(EPS))  # written so that a NaN stays one
 
 
-def _check(where: str, *tensors: Tensor) -> None:
+def check_points(where: str, *tensors: Tensor) -> None:
+    """Raise ValueError unless f1, f2, c1, c2 are (B, P, C), (B, Q, C), (B, P, D), (B, Q, D)."""
     shapes = [tuple(t.shape) for t in tensors]
     if all(len(shape) == 3 and 0 not in shape for shape in shapes):
         (b, p, c), (_, q, _), (_, _, d), _ = shapes
-        if (
-            shapes == [(b, p, c), (b, q, c), (b, p, d), (b, q, d)] and min(c, d) > 1
-        ):  # the cosine of one channel is ±1
+        # the cosine of one channel is ±1
+        if shapes == [(b, p, c), (b, q, c), (b, p, d), (b, q, d)] and min(c, d) > 1:
             return
     raise ValueError(
         f"{where}f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), "

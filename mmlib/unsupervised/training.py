@@ -135,7 +135,7 @@ def calibrated(model: Model, prepared: Prepared, batch: int, seed: int) -> Corre
 
     generator = torch.Generator().manual_seed(derived_seed(seed, "shifts"))
     with torch.no_grad():
-        return replace(loss, shifts=loss.shifts.measured(batches(), generator, centre=loss.centre))
+        return replace(loss, shifts=loss.shifts.measure(batches(), generator, centre=loss.centre))
 
 
 def step_loss(
