@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmlib import world
 from mmlib.data.prepared import PreparedDataset
+from mmlib.unsupervised.clustering import load_clustering, save_clustering
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig
 from mmlib.unsupervised.segment import SegmentConfig, segment
@@ -96,8 +97,19 @@ def test_what_does_not_fit_is_refused(room, tmp_path):
     )
     with pytest.raises(ValueError, match="names its clusters by"):
         segment(SegmentConfig(str(tmp_path / "run"), str(street), str(tmp_path / "maps"), progress=False))
-    report = json.loads((tmp_path / "run/report.json").read_text())
-    report["backbone"]["key"] = "0"
-    (tmp_path / "run/report.json").write_text(json.dumps(report))
+    saved = load_clustering(tmp_path / "run/clustering.safetensors")
+    saved.settings["backbone"] = "0"
+    save_clustering(tmp_path / "run/clustering.safetensors", saved)
     with pytest.raises(ValueError, match="other weights"):
         segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), progress=False))
+
+
+def test_a_run_of_an_earlier_version_is_mended_by_its_own_command(room, tmp_path):
+    """It has four files and a state of the same names; the command measures that state again."""
+    report = run(room, tmp_path / "run")
+    (tmp_path / "run/clustering.safetensors").rename(tmp_path / "run/clusters.safetensors")
+    command = SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "val", progress=False)
+    with pytest.raises(ValueError, match="earlier version; give its 'cluster' command again"):
+        segment(command)
+    assert run(room, tmp_path / "run")["scores"] == report["scores"]
+    assert segment(command).to_dict()["counts"] == report["scores"]["counts"]

@@ -1,9 +1,9 @@
-"""What the baselines add to training: EAGLE's object-centric loss, depth guidance, and distillation of RGB
-into another sensor.
+"""Losses that the baselines add to training: EAGLE's object-centric loss, depth guidance, and distillation of
+RGB into another sensor. The trainer calls them on cached tokens and codes.
 
-All of them work on cached tokens and codes and return losses. Their fusions (CBAM, StitchFusion-style) stand
-in ``networks.py``, EAGLE's adaptive shift in ``correspondence.py``. Where a paper is silent or its definition
-cannot be used on cached tokens, the docstring says "ours".
+Fusions of baselines (CBAM, StitchFusion-style) stand in ``networks.py``, EAGLE's adaptive shift in
+``correspondence.py``. Where a paper is silent or its definition cannot be used on cached tokens, the
+docstring says "ours".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .correspondence import correlation_loss
 Colour = Literal["paper", "released", "none"]
 Divergence = Literal["coral", "mmd", "cosine"]
 
-# ---------------------------------------------------------------- EAGLE (Kim et al. 2024)
+# ------------------------------------ EAGLE (Kim et al. 2024)
 
 
 def code_affinity(code: Tensor) -> Tensor:
@@ -42,10 +42,14 @@ def colour_affinity(rgb: Tensor, form: Colour = "paper", sigma: float = 0.1) -> 
     points = rgb.flatten(2).transpose(1, 2)
     if form == "released":
         points = points / (255 * points.new_tensor([0.229, 0.224, 0.225]))
-    # Not through a matrix product, whose rounding is of the order of the squared distances of the released
-    # form.
-    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    return torch.exp(-(distance**2) / (2 * sigma**2))
+    return torch.exp(-(_distances(points) ** 2) / (2 * sigma**2))
+
+
+def _distances(points: Tensor) -> Tensor:
+    """Euclidean distances of all pairs. Not through a matrix product, whose rounding is of the order of the
+    squared distances of the released colour term.
+    """
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def normalized_laplacian(affinity: Tensor) -> Tensor:
@@ -117,44 +121,35 @@ def medoids(points: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
     """The member of each object with the least summed distance to its other members: points (N, D), objects
     (N,) int64.
 
-    Returns prototypes (K, D) of the K objects that occur, which carry the gradient of the points chosen, and
-    each point's index (N,) into them.
+    Returns prototypes (K, D) of the K objects that occur, which carry the gradient of the points they are,
+    and each point's index (N,) into them.
     """
     names, index = objects.unique(return_inverse=True)
-    chosen = []
+    prototypes = []
     with torch.no_grad():
         for k in range(len(names)):
             members = torch.nonzero(index == k).squeeze(1)
-            distance = torch.cdist(
-                points[members], points[members], compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            chosen.append(members[distance.sum(1).argmin()])
-    return points[torch.stack(chosen)], index
+            prototypes.append(members[_distances(points[members]).sum(1).argmin()])
+    return points[torch.stack(prototypes)], index
 
 
 def object_contrast(
-    own: Tensor,
-    other: Tensor,
-    objects: Tensor,
-    weight: Tensor,
-    temperature: float = 0.07,
-    smoothing: float = 0.0,
-):
+    own: Tensor, other: Tensor, objects: Tensor, weight: Tensor, temperature: float = 0.07
+) -> Tensor:
     """InfoNCE of tokens against the medoids of their pseudo-objects, half of 0.3 · own view + 0.7 · other
     view.
 
     Args:
         own, other: unit vectors (N, D) of the two views of the same N locations; prototypes come from
             ``own``.
-        objects: (N,) int64, pseudo-objects of the own view. weight: (N,), of each location. smoothing: of the
-            labels (EAGLE: 0 or 0.1).
+        objects: (N,) int64, pseudo-objects of the own view. weight: (N,), of each location.
     """
     prototypes, index = medoids(own, objects)
-    losses = [
-        F.cross_entropy(z @ prototypes.T / temperature, index, reduction="none", label_smoothing=smoothing)
-        for z in (own, other)
-    ]
-    return (0.3 * (losses[0] * weight).mean() + 0.7 * (losses[1] * weight).mean()) / 2
+
+    def contrast(z: Tensor) -> Tensor:
+        return (F.cross_entropy(z @ prototypes.T / temperature, index, reduction="none") * weight).mean()
+
+    return (0.3 * contrast(own) + 0.7 * contrast(other)) / 2
 
 
 def correspondence_weight(tokens: Tensor) -> Tensor:
@@ -179,10 +174,11 @@ def second_view(
     do not have. Drawn on the CPU, so that a seed means the same on every device; so are the other random
     choices of this file.
     """
-    kept = {
-        name: (torch.rand(x.shape, generator=generator) >= share).to(x.device) for name, x in tokens.items()
-    }
-    return {name: x * kept[name] / (1 - share) for name, x in tokens.items()}
+    view = {}
+    for name, x in tokens.items():
+        mask = (torch.rand(x.shape, generator=generator) >= share).to(x.device)
+        view[name] = x * mask / (1 - share)
+    return view
 
 
 def object_mix(step: int, gate: int = 200) -> tuple[float, float]:
@@ -200,17 +196,9 @@ class Eagle(nn.Module):
     keeps one lookup per view; here both share one, so that cluster k means the same in both (ours).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        clusters: int = 32,
-        colour: Colour = "paper",
-        temperature: float = 0.07,
-        smoothing: float = 0.0,
-    ):
+    def __init__(self, dim: int, clusters: int = 32, colour: Colour = "paper"):
         super().__init__()
         self.cue, self.project = EiCue(clusters, colour=colour), nn.Linear(dim, dim)
-        self.temperature, self.smoothing = temperature, smoothing
 
     def forward(
         self, codes: Sequence[Tensor], tokens: Sequence[Tensor], rgb: Tensor | None = None
@@ -224,15 +212,12 @@ class Eagle(nn.Module):
         for own, other in ((0, 1), (1, 0)):
             objects, loss = self.cue(codes[own], rgb)
             weight = correspondence_weight(tokens[own])
-            contrast.append(
-                object_contrast(z[own], z[other], objects.flatten(), weight, self.temperature, self.smoothing)
-            )
+            contrast.append(object_contrast(z[own], z[other], objects.flatten(), weight))
             lookup.append(loss)
         return 0.85 * (contrast[0] + contrast[1]), (lookup[0] + lookup[1]) / 2
 
 
-# ---------------------------------------------------------------- depth guidance (in the manner of DepthG,
-# Sick et al. 2024)
+# ------------------------------------ depth guidance (in the manner of DepthG, Sick et al. 2024)
 
 
 def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -280,7 +265,7 @@ def back_project(depth: Tensor, fov: float = 60.0) -> Tensor:
 def farthest_points(
     points: Tensor, count: int, valid: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Farthest point sampling: each next point is the one farthest from all chosen so far. points (B, P, 3)
+    """Farthest point sampling: each next point is the one farthest from all before it. points (B, P, 3)
     -> indices (B, count).
 
     Starts at the first valid point, or at a random one if there is a ``generator``. Points that are not
@@ -300,13 +285,14 @@ def farthest_points(
     start = valid.float().argmax(1)
     if generator is not None:
         start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
-    chosen, nearest = [start], torch.where(valid, torch.inf, -torch.inf).to(points.dtype)
+    # distance of each point to the nearest point of the sample so far; −∞ = never taken
+    sample, nearest = [start], torch.where(valid, torch.inf, -torch.inf).to(points.dtype)
     rows = torch.arange(len(points), device=points.device)
-    while len(chosen) < count:
-        distance = (points - points[rows, chosen[-1]][:, None]).square().sum(-1)
+    while len(sample) < count:
+        distance = (points - points[rows, sample[-1]][:, None]).square().sum(-1)
         nearest = torch.minimum(nearest, distance)
-        chosen.append(nearest.argmax(1))
-    return torch.stack(chosen, 1)
+        sample.append(nearest.argmax(1))
+    return torch.stack(sample, 1)
 
 
 def depth_guidance(
@@ -314,9 +300,6 @@ def depth_guidance(
     code: Tensor,
     shift: float,
     points: int = 121,
-    low: float = 0.5,
-    high: float = 80.0,
-    fov: float = 60.0,
     generator: torch.Generator | None = None,
     **options,
 ) -> Tensor:
@@ -332,22 +315,22 @@ def depth_guidance(
     DepthG adds this to STEGO's losses with estimated depth; here it is the sensed one. The network never sees
     depth.
     """
-    near, measured = depth_on_grid(depth, code.shape[-2:])
-    valid = measured.flatten(1)
-    kept = valid.any(1)
-    if not kept.any():
+    depth, valid = depth_on_grid(depth, code.shape[-2:])
+    valid = valid.flatten(1)
+    images = valid.any(1)  # those with a measurement
+    if not images.any():
         return code.sum() * 0.0
-    near, code, valid = near[kept], code[kept], valid[kept]
-    index = farthest_points(back_project(near, fov), min(points, valid.shape[1]), valid, generator)[
-        :, :, None
-    ]
-    f, c = (x.flatten(2).transpose(1, 2) for x in (depth_features(near, low, high), code))
-    f, c = f.gather(1, index.expand(-1, -1, f.shape[2])), c.gather(1, index.expand(-1, -1, c.shape[2]))
+    depth, code, valid = depth[images], code[images], valid[images]
+    index = farthest_points(back_project(depth), min(points, valid.shape[1]), valid, generator)[:, :, None]
+    at_points = []
+    for x in (depth_features(depth), code):
+        x = x.flatten(2).transpose(1, 2)
+        at_points.append(x.gather(1, index.expand(-1, -1, x.shape[2])))
+    f, c = at_points
     return correlation_loss(f, f, c, c, shift, **options)
 
 
-# ---------------------------------------------------------------- distillation of RGB into another sensor
-# (paper, Table 1)
+# ------------------------------------ distillation of RGB into another sensor (paper, Table 1)
 
 
 def _check_samples(a: Tensor, b: Tensor, least: int) -> None:

@@ -1,5 +1,5 @@
-"""What is compared: the settings of a run, what each method reads and must match, and the tokens that all
-runs share.
+"""The methods that are compared: the settings of a run, what each method reads and must match, and the tokens
+that all runs share. ``train``, ``search`` and ``segment`` call it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .pictures import as_picture, five_crop, resize
 from .tokens import Tokens, TokenStatistics, extract_tokens, image_means, nearest_neighbours
 
 DISTILLATIONS = ("coral", "mmd", "cosine")
+COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, which several can be joined to
 # EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN pairs.
 EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.25, 0.0, 0.63), stabilize=True)
 
@@ -138,8 +139,8 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration means: tokens that the network reads, tokens whose correspondences it must match,
-    and its settings.
+    """What a configuration means for given sensors: names of the tokens that the network reads, of those
+    whose correspondences its codes must match, and its settings.
     """
 
     sensors: tuple[str, ...]
@@ -175,56 +176,65 @@ def picture_forms(data: PreparedDataset, names, settings: TokenConfig) -> dict[s
     return dict.fromkeys(ranged, settings.depth_form)
 
 
+# Tables 1 and 2 of the paper: what the network of a method reads, and what its codes must match. Methods of
+# one
+# sensor join several by --combine. The papers do not say what the fused code of a baseline must match: here
+# the sum of all tokens.
+READS_AND_MATCHES = {
+    "unim2": ("each sensor", "each sensor"),
+    "network": ("each sensor", "sum of tokens"),
+    "image": ("mean picture", "mean picture"),
+    "feature": ("sum of tokens", "sum of tokens"),
+    "depthg": ("reference", "reference"),
+    **dict.fromkeys(DISTILLATIONS, ("each sensor", "reference")),
+}
+
+
 def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
-    """Resolve ``config`` for these sensors, the reference first.
+    """What ``config`` means for these sensors, the reference first.
 
     Raises:
         ValueError: settings that do not go together; says which.
     """
-    method, several, reference = config.method, len(sensors) > 1, sensors[0]
-    if method in ("unim2", "depthg", *DISTILLATIONS) and not several:
+    method, network, loss = config.method, config.network, config.loss
+    combinable, several = method in COMBINABLE, len(sensors) > 1
+    # Settings that this method, or this number of sensors, has no use for are refused.
+    if not combinable and not several:
         raise ValueError(
-            f"--method {method} needs two sensors or more, got {', '.join(sensors)}; name them with "
-            "--modalities rgb thermal"
+            f"--method {method} needs two sensors or more, got {', '.join(sensors)}; "
+            "name them with --modalities rgb thermal"
         )
     if method == "depthg" and "depth" not in sensors:
         raise ValueError(f"--method depthg needs 'depth' among its sensors, got {', '.join(sensors)}")
-    if config.combine != "network" and (method not in ("kmeans", "stego", "eagle") or not several):
+    if config.combine != "network" and not (combinable and several):
         raise ValueError(
-            f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, not {method} "
-            f"on {len(sensors)}"
+            f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, "
+            f"not {method} on {len(sensors)}"
         )
-    if method == "kmeans" and config.network.fusion != ClusterNetConfig().fusion:
-        raise ValueError(
-            f"--fusion {config.network.fusion}: kmeans trains no network; join sensors with --combine"
-        )
-    if method != "unim2":
-        ours = ClusterNetConfig()
-        changed = [
-            name
-            for name in ("anchor", "shared_cmh", "msn")
-            if getattr(config.network, name) != getattr(ours, name)
-        ]
-        if changed or config.lambda_x != 1.0 or config.loss.lambdas:
-            what = ", ".join([f"--{name.replace('_', '-')}" for name in changed] or ["λ"])
-            raise ValueError(f"{what}: a setting of unim2; {method} has no such part")
-    network = config.network if method == "unim2" else replace(config.network, msn=False, anchor="both")
-    loss = EAGLE_LOSS if method == "eagle" and config.loss == CorrespondenceConfig() else config.loss
-    everything = "&".join(sensors)
+    usual = ClusterNetConfig()
+    if method == "kmeans" and network.fusion != usual.fusion:
+        raise ValueError(f"--fusion {network.fusion}: kmeans trains no network; join sensors with --combine")
     if method == "unim2":
-        lambdas = {name: config.lambda_x for name in sensors[1:]} | loss.lambdas
-        read, targets, loss = sensors, sensors, replace(loss, lambdas=lambdas)
-    elif method in ("depthg",):
-        read = targets = [reference]
-    elif method in DISTILLATIONS:
-        read, targets = sensors, [reference]
-    elif not several or config.combine == "image":
-        read = targets = ["+".join(sensors)]
-    elif config.combine == "feature":
-        read = targets = [everything]
-    else:  # the papers do not say what the fused code of a baseline must match: here the sum of all tokens
-        read, targets = sensors, [everything]
-    return Plan(tuple(sensors), tuple(read), tuple(targets), network, loss)
+        loss = replace(loss, lambdas=dict.fromkeys(sensors[1:], config.lambda_x) | loss.lambdas)
+    else:
+        changed = [
+            f"--{name.replace('_', '-')}"
+            for name in ("anchor", "shared_cmh", "msn")
+            if getattr(network, name) != getattr(usual, name)
+        ]
+        if changed or config.lambda_x != 1.0 or loss.lambdas:
+            raise ValueError(f"{', '.join(changed) or 'λ'}: a setting of unim2; {method} has no such part")
+        network = replace(network, msn=False, anchor="both")
+        if method == "eagle" and loss == CorrespondenceConfig():
+            loss = EAGLE_LOSS
+    names = {
+        "each sensor": sensors,
+        "reference": sensors[:1],
+        "sum of tokens": ["&".join(sensors)],
+        "mean picture": ["+".join(sensors)],
+    }
+    read, targets = READS_AND_MATCHES[config.combine if combinable else method]
+    return Plan(tuple(sensors), tuple(names[read]), tuple(names[targets]), network, loss)
 
 
 @dataclass

@@ -60,18 +60,15 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
         raise ValueError(f"{run}: no report.json, so no finished run of 'cluster'")
     clusters = load_clustering(run / "clustering.safetensors", device)
     with reading(run / "clustering.safetensors", "a clustering that says how it was made"):
-        sensors, read, key = (clusters.settings[name] for name in ("sensors", "read", "backbone"))
-        lists = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in clusters.settings["tokens"].items()
-        }
-        settings = TokenConfig(**lists)
+        sensors, read = (list(clusters.settings[name]) for name in ("sensors", "read"))
+        key, values = clusters.settings["backbone"], clusters.settings["tokens"]
+        settings = TokenConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         check_settings(settings)
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
     if backbone.key != key:
         raise ValueError(
             f"{run} was made with other weights or another version of the backbone {backbone.name}; train "
-            "it again, or give "
-            "the weights it was made with at the same place"
+            "it again, or give the weights it was made with at the same place"
         )
     data = PreparedDataset(config.data, config.split, sensors, cache=True)
     names = extracted(read)
