@@ -435,16 +435,20 @@ def test_object_contrast_gradient_by_finite_differences():
     assert torch.autograd.gradcheck(lambda x, y: b.object_contrast(x, y, objects, weight, 0.5), views)
 
 
-def test_unfit_samples_are_explained():
-    for loss, x, y in [
-        (b.coral, randn(1, 3), randn(4, 3)),
-        (b.mmd, randn(4, 3), randn(4, 2)),
-        (b.mmd, randn(4, 3), randn(0, 3)),
-    ]:
-        with pytest.raises(ValueError, match="two sets of"):
-            loss(x, y)
-    with pytest.raises(ValueError, match="sample by sample; got 4 and 5"):
-        b.cosine_distance(randn(4, 3), randn(5, 3))
+@pytest.mark.parametrize(
+    "teacher, student",
+    [
+        ((2, 4, 3, 3), (2, 5, 3, 3)),
+        ((2, 4, 3, 3), (2, 4, 3, 2)),
+        ((2, 4, 3, 3), (1, 4, 3, 3)),
+        ((1, 4, 1, 1), (1, 4, 1, 1)),
+        ((6, 4), (6, 4)),
+    ],
+)
+def test_unfit_samples_are_explained(teacher, student):
+    for kind in ("coral", "mmd", "cosine"):
+        with pytest.raises(ValueError, match="expected one shape .*two locations or more"):
+            b.distillation_loss(torch.rand(teacher), [torch.rand(student)], kind)
 
 
 @pytest.mark.parametrize("kind", ["coral", "mmd", "cosine"])

@@ -168,16 +168,30 @@ def test_failed_trials_are_told_and_do_not_end_a_search(data, tmp_path, monkeypa
         search(searched(data, tmp_path / "none", trials=1))
 
 
-def test_an_interrupted_trial_is_run_again(data, tmp_path, monkeypatch):
-    def interrupted(*args):
-        raise KeyboardInterrupt
+def test_a_search_that_was_interrupted_equals_one_that_was_not(data, tmp_path, monkeypatch):
+    """The interrupted trial is run again with the same settings, and so are all after it."""
+    calls = []
 
-    search(searched(data, tmp_path, trials=1))
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return cluster(*args)
+
+    whole = search(searched(data, tmp_path / "whole", trials=4))
     monkeypatch.setattr(module, "cluster", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(searched(data, tmp_path, trials=3))
-    monkeypatch.setattr(module, "cluster", cluster)
-    assert search(searched(data, tmp_path, trials=3))["finished"] == 3
+        search(searched(data, tmp_path / "cut", trials=4))
+    assert len(calls) == 2
+    report = search(searched(data, tmp_path / "cut", trials=4))
+    assert report["trials"] == whole["trials"] and len(calls) == 5
+    assert (report["finished"], report["pruned or failed"]) == (4, 0)
+    assert [p.name for p in sorted((tmp_path / "cut" / "trials").iterdir())] == [
+        "0000",
+        "0001",
+        "0002",
+        "0003",
+    ]
 
 
 def test_the_reference_of_a_trial_is_that_of_a_run(data, tmp_path):

@@ -333,22 +333,10 @@ def depth_guidance(
 # ------------------------------------ distillation of RGB into another sensor (paper, Table 1)
 
 
-def _check_samples(a: Tensor, b: Tensor, least: int) -> None:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
-        raise ValueError(
-            f"expected two sets of {least} samples or more, (N, d) and (M, d); got {tuple(a.shape)} and "
-            f"{tuple(b.shape)}"
-        )
-
-
 def coral(a: Tensor, b: Tensor) -> Tensor:
-    """‖Cov(a) - Cov(b)‖²_F / (4d²) of samples (N, d) and (M, d) (Sun and Saenko 2016); unbiased covariances.
-    It is blind to means.
-
-    Raises:
-        ValueError: fewer than two samples, or different d.
+    """‖Cov(a) - Cov(b)‖²_F / (4d²) of samples (N, d) and (M, d), two or more of each (Sun and Saenko 2016);
+    unbiased covariances. It is blind to means.
     """
-    _check_samples(a, b, 2)
     first, second = ((x - x.mean(0)).T @ (x - x.mean(0)) / (len(x) - 1) for x in (a, b))
     return (first - second).square().sum() / (4 * a.shape[1] ** 2)
 
@@ -362,11 +350,7 @@ def mmd(
     k is the mean over ``scales`` s of exp(-‖x - y‖² / (s · bandwidth)) (Long et al. 2015). ``bandwidth`` 0 =
     the mean squared distance between different samples of both sets together, held constant in the gradient.
     Never negative, 0 for equal sets.
-
-    Raises:
-        ValueError: no samples, or different d.
     """
-    _check_samples(a, b, 1)
     both = torch.cat([a, b])
     both = both - both.mean(0).detach()  # distances stay; squares that cancel below lose fewer digits
     squares = both.square().sum(1)
@@ -381,13 +365,7 @@ def mmd(
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """Mean over samples of 1 - cos(a_i, b_i): (N, d) and (N, d); unlike the two above it compares location by
     location.
-
-    Raises:
-        ValueError: sets of different size.
     """
-    _check_samples(a, b, 1)
-    if len(a) != len(b):
-        raise ValueError(f"cosine compares sample by sample; got {len(a)} and {len(b)} of them")
     return 1 - F.cosine_similarity(a, b, dim=1).mean()
 
 
@@ -411,7 +389,15 @@ def distillation_loss(
 
     Args:
         teacher: (B, C, h, w). students: of the same shape, one for each auxiliary modality.
+
+    Raises:
+        ValueError: another shape of a student, or fewer than two locations.
     """
+    shapes = [tuple(x.shape) for x in (teacher, *students)]
+    if len(set(shapes)) > 1 or teacher.ndim != 4 or teacher[:, 0].numel() < 2:
+        raise ValueError(
+            f"teacher and students {shapes}: expected one shape (B, C, h, w), two locations or more"
+        )
     rows = lambda x: x.transpose(0, 1).flatten(1).T
     teacher = rows(teacher).detach()
     index = torch.randperm(len(teacher), generator=generator)[:samples].to(teacher.device)

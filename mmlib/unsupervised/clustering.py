@@ -291,34 +291,26 @@ def load_clustering(path: str | Path, device: torch.device | str = "cpu") -> Clu
     tensors = read_tensors(path)
     with reading(path, "a clustering that this version can build"):
         values = dict(header["clustering"])
-        description, standardized = values.pop("network"), values.pop("standardized")
+        network, standardized = values.pop("network"), values.pop("standardized")
         net = None
-        if description is not None:
-            config = ClusterNetConfig(**description["config"])
-            net = ClusterNet(description["channels"], description["modalities"], config)
-            net.add_adapters(description["adapters"])
+        if network is not None:
+            config = ClusterNetConfig(**network["config"])
+            net = ClusterNet(network["channels"], network["modalities"], config)
+            net.add_adapters(network["adapters"])
         statistics = TokenStatistics.from_tensors(tensors) if standardized else None
-        clustering = Clustering(tensors["centroids"], network=net, statistics=statistics, **values)
+        centroids = tensors["centroids"]
+        clustering = Clustering(centroids, network=net, statistics=statistics, **values)
         clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
-        shape, mapping, classes = (
-            clustering.centroids.shape,
-            clustering.mapping,
-            range(-1, len(clustering.classes)),
-        )
-        if (
-            len(shape) != 2
-            or not clustering.centroids.is_floating_point()
-            or (net and shape[1] != net.config.dim)
-        ):
+        clusters, dim = centroids.shape
+        if not centroids.is_floating_point() or (net and dim != net.config.dim):
+            raise ValueError(f"{centroids.dtype} centroids of length {dim}; expected floats, D of the codes")
+        classes, mapping = len(clustering.classes), clustering.mapping
+        named = mapping is None or (len(mapping) == clusters and set(mapping) <= set(range(-1, classes)))
+        if not named or len(clustering.palette) != classes:
             raise ValueError(
-                f"centroids {tuple(shape)}; expected floats (clusters, D), D of the network's codes"
+                f"mapping {mapping}, {len(clustering.palette)} colours: expected a class, or -1, for each of "
+                f"{clusters} clusters, and a colour for each of {classes} classes"
             )
-        if mapping is not None and (
-            len(mapping) != len(clustering.centroids) or not set(mapping) <= set(classes)
-        ):
-            raise ValueError(f"mapping {mapping}: expected a class, or -1, for each of {shape[0]} clusters")
-        if len(clustering.palette) != len(clustering.classes):
-            raise ValueError(f"{len(clustering.palette)} colours of {len(clustering.classes)} classes")
     if net is not None:
         weights = {
             key.removeprefix("network."): x for key, x in tensors.items() if key.startswith("network.")

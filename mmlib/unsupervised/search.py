@@ -1,8 +1,8 @@
-"""Hyper-parameters of a label-free method, chosen without labels: Optuna over the settings that the papers
-tune, resumable.
+"""Search of the hyper-parameters that the papers tune, by Optuna and without labels; ``search`` of the
+command line calls it, and a search that was stopped goes on where it stood.
 
-The papers give each method 200 trials and let the score on the labelled test split choose among them. Here a
-label-free criterion chooses, on training images; ``select_on_labels`` does it the papers' way, and every
+The papers give each method 200 trials and let the score on the labelled test split decide among them. Here a
+label-free criterion on training images decides; ``select_on_labels`` does it the papers' way, and every
 report then says so.
 """
 
@@ -15,9 +15,9 @@ from typing import Annotated
 
 from scipy.stats import spearmanr
 
-from ..config import AtLeast
-from ..runtime import derived_seed, progress_bar, provenance, remove_strays, write_json
-from .correspondence import Shifts
+from ..config import AtLeast, check_settings
+from ..runtime import derived_seed, provenance, remove_strays, write_json
+from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .training import cluster
 
@@ -43,10 +43,11 @@ class SearchConfig:
 
 def suggest(trial, run: ClusterConfig) -> ClusterConfig:
     """``run`` with the settings of a trial; ranges are those of the papers where they name one."""
-    quantiles = tuple(
-        trial.suggest_float(f"quantile_{pair}", 0.3, 0.97) for pair in ("self", "knn", "random")
-    )
-    weights = tuple(trial.suggest_float(f"weight_{pair}", 0.01, 1.0) for pair in ("self", "knn", "random"))
+
+    def triple(kind: str, low: float, high: float) -> tuple[float, ...]:
+        return tuple(trial.suggest_float(f"{kind}_{pair}", low, high) for pair in PAIRS)
+
+    quantiles, weights = triple("quantile", 0.3, 0.97), triple("weight", 0.01, 1.0)
     lambda_x = trial.suggest_float("lambda_x", 0.03, 3.0, log=True) if run.method == "unim2" else run.lambda_x
     return replace(
         run,
@@ -57,17 +58,12 @@ def suggest(trial, run: ClusterConfig) -> ClusterConfig:
     )
 
 
-def flags(found: dict) -> str:
+def flags(settings: dict) -> str:
     """The settings of a trial as flags of 'cluster', to the last digit."""
-    triples = {
-        f"{kind}s": [found[f"{kind}_{pair}"] for pair in ("self", "knn", "random")]
-        for kind in ("quantile", "weight")
-    }
-    single = {name: [found[name]] for name in ("lr", "dim", "lambda_x") if name in found}
-    return " ".join(
-        f"--{name.replace('_', '-')} {' '.join(map(str, values))}"
-        for name, values in (single | triples).items()
-    )
+    values = {name: [settings[name]] for name in ("lr", "dim", "lambda_x") if name in settings}
+    for kind in ("quantile", "weight"):
+        values[f"{kind}s"] = [settings[f"{kind}_{pair}"] for pair in PAIRS]
+    return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v))}" for k, v in values.items())
 
 
 def on_scores(miou: float, accuracy: float) -> float:
@@ -99,13 +95,12 @@ def search(config: SearchConfig) -> dict:
         raise ValueError(
             "the search needs Optuna: pip install 'mmlib[search]' (or pip install optuna)"
         ) from error
+    check_settings(config)
     run, out = config.run, Path(config.run.out)
     if run.method in ("kmeans", "eagle"):
         raise ValueError(
             f"--method {run.method} has none of the settings that are searched; search stego or unim2"
         )
-    if config.trials < 1:
-        raise ValueError(f"--trials {config.trials}: expected 1 or more")
     if config.prune and not run.eval_every:
         raise ValueError(
             "--prune compares trials at the same step: give --eval-every, such as a quarter of --steps"
@@ -114,83 +109,102 @@ def search(config: SearchConfig) -> dict:
     shared = prepare(replace(run, loss=replace(run.loss, weights=(1.0, 1.0, 1.0))))
     if config.select_on_labels and not shared[1].scored.labelled:
         raise ValueError(f"{run.data} has no labels, so they cannot choose; leave out --select-on-labels")
-    out.mkdir(parents=True, exist_ok=True)
-    for folder in out.glob("trials/*"):  # those of trials that were killed are not written to again
+    for folder in out.glob("trials/*"):  # of trials that were killed
         remove_strays(folder)
-        for file in folder.glob("*.safetensors"):
-            file.unlink(missing_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    fixed = {key: value for key, value in asdict(config).items() if key not in ("trials", "run")} | {
-        "run": {
-            key: value
-            for key, value in asdict(run).items()
-            if key not in ("out", "data", "device", "progress", "save_every")
-        }
-    }
-    pruner = (
-        optuna.pruners.PercentilePruner(50.0, n_startup_trials=5)
-        if config.prune
-        else optuna.pruners.NopPruner()
+        remove_weights(folder)
+    study = open_study(config, out)
+    finished = [trial for trial in study.trials if is_over(trial)]
+    number = 1 + max(map(number_of, finished), default=-1)
+
+    def one(trial) -> float:
+        trial.set_user_attr("number", number)
+        try:
+            report = run_trial(trial, number, config, shared)
+        except ValueError as error:
+            trial.set_user_attr("failed", str(error))
+            raise
+        trial.set_user_attr("criteria", report["criteria"])
+        if report["scores"]:
+            scores = {key: report["scores"][key]["all"] for key in ("miou", "accuracy")}
+            trial.set_user_attr("scores", scores)
+        return objective(report, config.select_on_labels)
+
+    bar = tqdm(
+        total=config.trials,
+        initial=len(finished),
+        desc=f"search {out.name}",
+        disable=None if run.progress else True,
     )
+    with bar:
+        for _ in range(len(finished), config.trials):
+            # A sampler's state is not on disk. One that is seeded for each trial draws the same whether the
+            # search was stopped in between or not.
+            study.sampler = optuna.samplers.TPESampler(seed=derived_seed(config.search_seed, number) % 2**32)
+            # A trial whose codes collapse has no clusters: a failed trial, not a failed search.
+            study.optimize(one, n_trials=1, catch=(ValueError,))
+            number += 1
+            bar.update()
+            if any(trial.state.name == "COMPLETE" for trial in study.trials):
+                bar.set_postfix(best=f"{study.best_value:.4f}")
+    return write_search_report(study, config, out)
+
+
+def is_over(trial) -> bool:
+    """Whether a trial counts: it ended, or failed of itself. One that was interrupted is run again."""
+    return trial.state.name in ("COMPLETE", "PRUNED") or "failed" in trial.user_attrs
+
+
+def number_of(trial) -> int:
+    """Place of a trial in the search, which is that of its folder; Optuna also counts interrupted ones."""
+    return trial.user_attrs.get("number", trial.number)
+
+
+def open_study(config: SearchConfig, out: Path):
+    """Optuna's study in ``out``, a new one where there is none.
+
+    Raises:
+        ValueError: it is damaged, or of other settings.
+    """
+    import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    pruners = optuna.pruners
+    without_effect = ("out", "data", "device", "progress", "save_every", "trials")
+    settings = {key: value for key, value in asdict(config).items() if key not in without_effect}
+    run = settings.pop("run")
+    settings["run"] = {key: value for key, value in run.items() if key not in without_effect}
     try:
         study = optuna.create_study(
             study_name="search",
             storage=f"sqlite:///{out.resolve() / 'study.db'}",
             direction="maximize",
             load_if_exists=True,
-            pruner=pruner,
+            pruner=pruners.PercentilePruner(50.0, n_startup_trials=5)
+            if config.prune
+            else pruners.NopPruner(),
         )
-        known = study.user_attrs.get("settings")
+        saved = study.user_attrs.get("settings")
     except (SQLAlchemyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{out / 'study.db'}: not Optuna's storage of a search, or damaged ({reason})"
         ) from error
-    if known not in (None, json.dumps(fixed)):
+    if saved not in (None, json.dumps(settings)):
         raise ValueError(
             f"{out}: holds a search of other settings; choose another --out, or give its settings to go on "
             "with it"
         )
-    study.set_user_attr("settings", json.dumps(fixed))
-    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    # A trial that failed of itself is done; one that was interrupted is not.
-    done = sum(t.state in over or "failed" in t.user_attrs for t in study.trials)
-    # A sampler's state is not on disk; one seeded by the number of finished trials makes a search that is
-    # stopped repeatable too.
-    study.sampler = optuna.samplers.TPESampler(seed=derived_seed(config.search_seed, done) % 2**32)
-    with progress_bar(
-        total=config.trials, initial=done, desc=f"search {out.name}", progress=run.progress
-    ) as bar:
-
-        def one(trial) -> float:
-            try:
-                report = _trial(trial, config, shared, out)
-            except ValueError as error:
-                trial.set_user_attr("failed", str(error))
-                raise
-            trial.set_user_attr("criteria", report["criteria"])
-            if report["scores"]:
-                trial.set_user_attr(
-                    "scores", {key: report["scores"][key]["all"] for key in ("miou", "accuracy")}
-                )
-            return objective(report, config.select_on_labels)
-
-        def shown(study, trial) -> None:
-            bar.update()
-            if any(t.state.name == "COMPLETE" for t in study.trials):
-                bar.set_postfix(best=f"{study.best_value:.4f}")
-
-        # A trial whose codes collapse has no clusters: a failed trial, not a failed search.
-        study.optimize(one, n_trials=max(0, config.trials - done), callbacks=[shown], catch=(ValueError,))
-    return _report(study, config, out)
+    study.set_user_attr("settings", json.dumps(settings))
+    return study
 
 
-def _trial(trial, config: SearchConfig, shared: tuple[Plan, Prepared], out: Path) -> dict:
+def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prepared]) -> dict:
+    """The report of one clustering; its weights are deleted, because hundreds of trials would fill a disk."""
     import optuna
 
-    folder = out / "trials" / f"{trial.number:04d}"
+    folder = Path(config.run.out) / "trials" / f"{number:04d}"
     run = suggest(trial, replace(config.run, out=str(folder), save_every=config.run.steps, progress=False))
 
     def stop(step, evaluation) -> None:
@@ -204,22 +218,26 @@ def _trial(trial, config: SearchConfig, shared: tuple[Plan, Prepared], out: Path
     try:
         return cluster(run, shared, stop)
     finally:
-        for file in folder.glob("*.safetensors"):  # hundreds of trials would fill a disk
-            file.unlink()
+        remove_weights(folder)
 
 
-def _report(study, config: SearchConfig, out: Path) -> dict:
-    trials = [
-        t for t in study.trials if t.state.name == "COMPLETE"
-    ]  # a pruned one has a value too, of an unfinished run
+def remove_weights(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink(missing_ok=True)
+
+
+def write_search_report(study, config: SearchConfig, out: Path) -> dict:
+    """report.json and best.json; raises ValueError where no trial was completed."""
+    # a pruned trial has a value too, of an unfinished run
+    trials = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     if not trials:
         raise ValueError(
             f"{out}: every trial failed or was pruned; run one 'cluster' of these settings and look at it"
         )
-    rows = [
-        {"number": t.number, "value": t.value, "flags": flags(t.params), **t.params, **t.user_attrs}
-        for t in trials
-    ]
+    rows = []
+    for trial in trials:
+        row = {"number": number_of(trial), "value": trial.value, "flags": flags(trial.params)}
+        rows.append({**row, **trial.params, **trial.user_attrs})
     settings = config.run.evaluation
     what = f"the label-free criterion {settings.criterion!r} on training images"
     if config.select_on_labels:
@@ -229,18 +247,19 @@ def _report(study, config: SearchConfig, out: Path) -> dict:
         "chosen by": what,
         "method": config.run.method,
         "finished": len(trials),
-        "pruned or failed": len(study.trials) - len(trials),
+        "pruned or failed": sum(map(is_over, study.trials)) - len(trials),
         "best": max(rows, key=lambda row: row["value"]),
         "trials": rows,
     }
     scored = [row for row in rows if "scores" in row]
     if len(scored) > 2:  # looked at after the choice: would labels have chosen the same?
         miou = [row["scores"]["miou"] for row in scored]
-        report["rank correlation with mIoU"] = {
-            name: round(float(spearmanr([row["criteria"][name] for row in scored], miou).statistic), 3)
-            for name in scored[0]["criteria"]
-            if len({row["criteria"][name] for row in scored}) > 1
-        }
+        ranks = {}
+        for name in scored[0]["criteria"]:
+            values = [row["criteria"][name] for row in scored]
+            if len(set(values)) > 1:
+                ranks[name] = round(float(spearmanr(values, miou).statistic), 3)
+        report["rank correlation with mIoU"] = ranks
         report["best mIoU of any trial"] = max(miou)
     write_json(out / "report.json", report)
     write_json(out / "best.json", report["best"])
