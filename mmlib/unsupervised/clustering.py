@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix
 from ..modalities import IGNORE_INDEX
-from ..runtime import atomic_path, load_into, read_tensor_header, read_tensors, reading, save_tensors, write_json
+from ..runtime import (
+    atomic_path,
+    load_into,
+    read_tensor_header,
+    read_tensors,
+    reading,
+    save_tensors,
+    write_json,
+)
 from .kmeans import wide
 from .networks import ClusterNet, ClusterNetConfig
 from .pictures import as_picture
