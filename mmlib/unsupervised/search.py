@@ -16,7 +16,7 @@ from typing import Annotated
 from scipy.stats import spearmanr
 
 from ..config import AtLeast, check_settings
-from ..runtime import derived_seed, provenance, remove_strays, write_json
+from ..runtime import derived_seed, progress_bar, provenance, remove_strays, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .training import cluster
@@ -129,11 +129,8 @@ def search(config: SearchConfig) -> dict:
             trial.set_user_attr("scores", scores)
         return objective(report, config.select_on_labels)
 
-    bar = tqdm(
-        total=config.trials,
-        initial=len(finished),
-        desc=f"search {out.name}",
-        disable=None if run.progress else True,
+    bar = progress_bar(
+        total=config.trials, initial=len(finished), desc=f"search {out.name}", progress=run.progress
     )
     with bar:
         for _ in range(len(finished), config.trials):

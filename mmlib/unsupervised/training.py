@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from ..loop import append, read_kept, resume, save_state, trim_history
 from ..modalities import IGNORE_INDEX
-from ..runtime import derived_seed, limit_threads, provenance, save_tensors, seed_everything, write_json
+from ..runtime import (
+    derived_seed,
+    limit_threads,
+    progress_bar,
+    provenance,
+    save_tensors,
+    seed_everything,
+    write_json,
+)
 from .baselines import Eagle, depth_guidance, distillation_loss, object_mix, second_view
 from .clustering import ClusterProbe, save_clustering
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
