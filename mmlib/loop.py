@@ -94,9 +94,9 @@ def run_steps(
             total=steps,
             initial=progress.step,
             desc=out.name,
-            progress=main and config.progress,
             leave=False,
             mininterval=1.0,
+            progress=main and config.progress,
         )
         stack.enter_context(bar)
         for step in range(progress.step, steps):
