@@ -45,7 +45,7 @@ class Progress:
     guards: dict = field(default_factory=dict)  # what the regulariser left out or capped
     cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
     samples: int = 0  # at the start: order, schedule and number of steps follow from it
-    inputs: str = ""  # digest of the data at the start; "" = not known
+    inputs: dict = field(default_factory=dict)  # digests of the data at the start, by what they are of
 
 
 def due(done: int, steps: int, every: float) -> bool:
@@ -270,13 +270,18 @@ def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, 
 
 
 def resume(
-    config, model: nn.Module, optimizer, samples: int, inputs: str = "", processes: int = 1
+    config,
+    model: nn.Module,
+    optimizer,
+    samples: int,
+    inputs: dict[str, str] | None = None,
+    processes: int = 1,
 ) -> Progress:
     """Load ``config.out``/resume.safetensors into model and optimizer, if there is one.
 
     Args:
         samples: number of training samples.
-        inputs: digest of the data; "" = not compared.
+        inputs: digests of the data, by what they are of; None = not compared.
 
     Raises:
         ValueError: ``config.out`` is a file, or holds another run, one on other data, or a damaged state;
@@ -291,7 +296,7 @@ def resume(
             raise ValueError(
                 f"{out}: holds a trained network but no state to resume from; choose another --out"
             )
-        return Progress(samples=samples, inputs=inputs)
+        return Progress(samples=samples, inputs=inputs or {})
     meta = read_tensor_header(path).get("state")
     with reading(path, "a state to resume from"):
         settings, progress = dict(meta["config"]), Progress(**meta["progress"])
@@ -304,10 +309,12 @@ def resume(
             "and number of its steps would change half-way; choose another --out, or bring the data back as "
             "they were"
         )
-    if progress.inputs and inputs and progress.inputs != inputs:
+    if changed := [
+        what for what, digest in (inputs or {}).items() if progress.inputs.get(what, digest) != digest
+    ]:
         raise ValueError(
-            f"{out}: was begun on other data than {config.data} holds now; choose another --out, or bring the "
-            "data back as they were"
+            f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose another "
+            "--out, or bring the data back as they were"
         )
     progress.samples, progress.inputs = samples, inputs or progress.inputs
     states: dict[int, dict] = {}

@@ -187,6 +187,22 @@ def test_a_run_does_not_go_on_with_more_or_fewer_samples(tmp_path):
     assert (out / "resume.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("folder", ["rgb", "label"])
+def test_a_run_does_not_go_on_with_other_data_of_equal_count(tmp_path, folder):
+    data, out = toy.make(tmp_path / "data", train=4, val=2), tmp_path / "out"
+    config = TrainConfig(str(data), str(out), epochs=1, **QUIET)
+    train(config)
+    before = (out / "report.json").read_bytes()
+    first, second = sorted((data / folder).glob("train_*"))[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=r"out: was begun on other data .*\(changed: images of train\)"):
+        train(config)
+    assert (out / "report.json").read_bytes() == before
+    first.write_bytes(content)
+    train(config)
+
+
 def test_another_configuration_does_not_overwrite_a_run(data, tmp_path):
     config = TrainConfig(data, str(tmp_path), epochs=1, **QUIET)
     train(config)

@@ -332,7 +332,17 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
         data.modalities, data.description.classes, data.description.palette, config.network
     )
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
-    progress = resume(config, model, optimizer, len(data), processes=processes) if resumed else Progress()
+    progress = Progress()
+    if resumed:
+        inputs = {}
+        if accelerator.is_main_process:  # copies of the data on other machines have their own times of change
+            parts = {"train": data, "val": val}
+            inputs = {
+                f"{what} of {name}": digest
+                for name, part in parts.items()
+                for what, digest in part.digest().items()
+            }
+        progress = resume(config, model, optimizer, len(data), inputs, processes)
     found = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (found != found[0]).any():
         raise ValueError(
