@@ -52,8 +52,6 @@ class Outcome:
     passed: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     printed: str = ""
-    notebook: str = ""
-    """Where the notebook's output differs from the stored one, or the error that it ended in."""
 
 
 # ---- the change, on the syntax tree ----
@@ -108,11 +106,16 @@ class Replace(ast.NodeTransformer):
 @cache
 def functions(name: str) -> list[tuple[str, int]]:
     """(module, line) of every function of this name in mmlib."""
+    return [(module, line) for module, other, line in _all_functions() if other == name]
+
+
+@cache
+def _all_functions() -> list[tuple[str, str, int]]:
     return [
-        (module, node.lineno)
+        (module, node.name, node.lineno)
         for module, path in modules().items()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.name == name
+        if isinstance(node, ast.FunctionDef)
     ]
 
 
@@ -176,12 +179,12 @@ class Mutated(importlib.abc.MetaPathFinder):
         )
 
 
-def import_anew(change: tuple[str, str, str] | None) -> None:
-    """Forget mmlib, which the server may have imported, and have it imported with the change."""
+def import_anew(changed: tuple[str, ast.Module] | None) -> None:
+    """Forget mmlib, which the server may have imported, and have one module imported as it is changed."""
     for name in [name for name in sys.modules if name.split(".")[0] == "mmlib"]:
         del sys.modules[name]
-    if change is not None:
-        sys.meta_path.insert(0, Mutated(*mutate(*change)))
+    if changed is not None:
+        sys.meta_path.insert(0, Mutated(*changed))
 
 
 class Recorder:
@@ -211,19 +214,20 @@ def run_tests(outcome: Outcome, tests: tuple[str, ...]) -> None:
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     hypothesis.settings.register_profile("mutation", database=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
-    plugins = [argument for name in ("cacheprovider", "nbval", "xdist") for argument in ("-p", f"no:{name}")]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and each takes time to load
     pytest.main(
-        ["-q", "--tb=no", "-rfE", "--override-ini=addopts=", *plugins, f"--rootdir={ROOT}"]
+        ["-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "--override-ini=addopts=", f"--rootdir={ROOT}"]
         + [str(ROOT / test) for test in tests],
         plugins=[Recorder(outcome)],
     )
 
 
-def run_notebook(outcome: Outcome, path: str) -> None:
-    """Run a notebook's code cells in one namespace, as a kernel would, up to the first whose output differs.
+def notebook_cells(path: str):
+    """Run a notebook's code cells in one namespace, as a kernel would; yields (cell number, what is wrong).
 
-    Figures are compared by what they say. Much cheaper than a kernel for each mutation; nbval compares the
-    notebooks themselves.
+    What is wrong: how the printed output differs from the stored one, or the error; "" = nothing. Figures are
+    compared by what they say. Much cheaper than a kernel for each mutation; nbval compares the notebooks
+    themselves.
     """
     import matplotlib
 
@@ -244,53 +248,82 @@ def run_notebook(outcome: Outcome, path: str) -> None:
     for number, cell in enumerate(cells):
         if cell["cell_type"] != "code":
             continue
-        printed = io.StringIO()
+        output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(printed):
+            with contextlib.redirect_stdout(output):
                 exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
         except Exception as error:
-            outcome.notebook = f"cell {number}: {type(error).__name__}: {error}"
-            outcome.printed += traceback.format_exc()
-            return
+            yield number, f"cell {number}: {type(error).__name__}: {error}"
+            continue
         kinds = [o for o in cell["outputs"] if o["output_type"] in ("stream", "display_data")]
         stored = "\n".join(
             "".join(o["text"] if "text" in o else o["data"]["text/plain"]).strip() for o in kinds
         )
-        if printed.getvalue().strip() != stored.strip():
-            outcome.notebook = f"cell {number} differs\nstored:  {stored}\nprinted: {printed.getvalue()}"
-            return
+        printed = output.getvalue().strip()
+        same = printed == stored.strip()
+        yield number, "" if same else f"cell {number} differs\nstored:  {stored}\nprinted: {printed}"
 
 
-def _attempt(answer, change, tests: tuple[str, ...], notebook: str) -> None:
+def _tests_attempt(answer, changed, tests: tuple[str, ...]) -> None:
     outcome, printed = Outcome(), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            import_anew(change)
+            import_anew(changed)
             os.chdir(ROOT)
-            if tests:
-                run_tests(outcome, tests)
-            if notebook:
-                run_notebook(outcome, notebook)
+            run_tests(outcome, tests)
     except BaseException:
         printed.write(traceback.format_exc())
-    outcome.printed += printed.getvalue()
+    outcome.printed = printed.getvalue()
     answer.send(outcome)
 
 
-def attempt(
-    change: tuple[str, str, str] | None, tests: tuple[str, ...] = (), notebook: str | Path = ""
-) -> Outcome:
-    """Run ``tests`` and ``notebook`` on the library with a change (where, old, new), or without one."""
-    if change is not None:
-        mutate(*change)  # raises here, where the message is seen
+def attempt(change: tuple[str, str, str] | None, tests: tuple[str, ...]) -> Outcome:
+    """Run ``tests`` on the library with a change (where, old, new), or without one."""
+    changed = None if change is None else mutate(*change)
     receiver, sender = SERVER.Pipe(False)
-    process = SERVER.Process(target=_attempt, args=(sender, change, tests, str(notebook and ROOT / notebook)))
+    process = SERVER.Process(target=_tests_attempt, args=(sender, changed, tests))
     process.start()
     sender.close()
     try:
         if not receiver.poll(SECONDS):
-            raise TimeoutError(f"the attempt took longer than {SECONDS} s")
+            raise TimeoutError(f"the tests took longer than {SECONDS} s")
         return receiver.recv()
     finally:
         process.kill()
         process.join()
+
+
+def _notebook_attempt(pipe, changed, path: str) -> None:
+    import_anew(changed)
+    for number, wrong in notebook_cells(path):
+        pipe.send((number, wrong))
+        pipe.recv()  # the next cell is wanted
+    pipe.send(None)
+
+
+class Notebook:
+    """A notebook on the library with a change (where, old, new) or without; it runs as far as it is asked."""
+
+    def __init__(self, change: tuple[str, str, str] | None, path: str | Path):
+        self.pipe, other = SERVER.Pipe()
+        changed = None if change is None else mutate(*change)
+        self.process = SERVER.Process(target=_notebook_attempt, args=(other, changed, str(ROOT / path)))
+        self.process.start()
+        other.close()
+        self.cell, self.wrong = -1, ""
+
+    def run(self, last: float = float("inf")) -> str:
+        """What is wrong in the first cell, up to number ``last``, in which anything is; "" = nothing."""
+        while not self.wrong and self.cell < last:
+            if self.cell >= 0:
+                self.pipe.send(None)
+            if not self.pipe.poll(SECONDS):
+                raise TimeoutError(f"a cell after {self.cell} took longer than {SECONDS} s")
+            if (answer := self.pipe.recv()) is None:
+                break
+            self.cell, self.wrong = answer
+        return self.wrong
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
