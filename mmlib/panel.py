@@ -1,45 +1,69 @@
-"""What all slider panels share: they redraw once for several changes, say what they show, and never raise
-inside a callback.
+"""The base of the slider panels: the switchboard (``mmlib.switchboard``) and those of the lessons.
 
-A panel is built from widgets that own their content, so that it can be tested without a browser, compares
-stably in a notebook, and carries an alternative text that follows what it shows. What went wrong is written
-where the result would stand.
+A panel redraws once for several changes, says in words what it shows, and never raises inside a callback:
+what went wrong is written where the result would stand. It is built from widgets that own their content, so
+that it can be tested without a browser and compares stably in a notebook.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 
 import ipywidgets as widgets
 import numpy as np
 from PIL import Image
 
-from .data.prepared import PreparedDataset
-from .modalities import SENSORS
-
 FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
-    """An <img> that fills its place without smoothing; its size is stated, so that the page does not jump
-    when it changes.
+    """An <img> of a picture (H, W, 3) that fills its place without smoothing. Its size is stated, so that the
+    page does not jump when it changes. ``caption`` is HTML.
     """
-    data = base64.b64encode(png_bytes(image)).decode()
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG", compress_level=1)
+    data = base64.b64encode(png.getvalue()).decode()
     height, width = image.shape[:2]
     below = f'<div style="{FAMILY};text-align:center;min-height:4.05em">{caption}</div>' if caption else ""
     return (
         f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}" '
-        f'style="width:100%;height:auto;max-width:none;image-rendering:pixelated;display:block;border:1px solid #d9d9d9">{below}'
+        'style="width:100%;height:auto;max-width:none;image-rendering:pixelated;display:block;'
+        f'border:1px solid #d9d9d9">{below}'
     )
+
+
+def bar_table(
+    caption: str, rows: Mapping[str, tuple[str, list]], width: int, heads: tuple = (), unit: str = ""
+) -> str:
+    """Bars and numbers as a table that screen readers can read.
+
+    Args:
+        rows: name -> (colour, per cent for each column; None = no number).
+        width: of all bars together, in per cent of the table.
+        heads: titles of the columns; none if there is one column.
+    """
+    left = "text-align:left;font-weight:normal;padding:0 4px"
+    titles = "".join(
+        f'<th colspan="2" scope="col" style="text-align:left;padding:0 4px">{escape(head)}</th>'
+        for head in heads
+    )
+    html = f"<tr><td></td>{titles}</tr>" if heads else ""
+    for name, (colour, shares) in rows.items():
+        html += f'<tr><th scope="row" style="{left}">{escape(name)}</th>'
+        for share in shares:
+            fill = f'<div style="background:{colour};height:8px;width:{share or 0:.0f}%"></div>'
+            number = "–" if share is None else f"{share:.0f}{unit}"
+            html += (
+                f'<td style="width:{width / len(shares):.0f}%;padding:0 4px">'
+                f'<div style="border:1px solid #8886;background:#8882">{fill}</div></td>'
+                f'<td style="white-space:nowrap;text-align:right;padding:0 4px">{number}</td>'
+            )
+        html += "</tr>"
+    caption = f'<caption style="caption-side:top;text-align:left">{caption}</caption>'
+    return f'<table style="{FAMILY};width:100%;border-collapse:collapse;margin:0">{caption}{html}</table>'
 
 
 class Panel(widgets.VBox):
@@ -71,76 +95,16 @@ class Panel(widgets.VBox):
         """Bring every picture and number in step with the controls."""
         try:
             self._refresh()
-        except (
-            Exception
-        ) as error:  # a callback that raises would leave the old picture standing beside the new sliders
+        except Exception as error:
+            # If the callback raised, the old picture would stay beside the new sliders.
             self._state["error"] = f"{type(error).__name__}: {error}"
             self._say(f"Could not update: {escape(self._state['error'])}", "#B00020")
 
     def state(self) -> dict:
-        """What is shown now."""
+        """What is shown now; the panel's own text says which keys."""
         return dict(self._state)
 
     def _say(self, html: str, colour: str = "inherit") -> None:
         """Write the line of the status, which screen readers speak."""
         style = f"{FAMILY};color:{colour};min-height:1.6em;padding:4px 2px"
         self.status.value = f'<div role="status" aria-live="polite" style="{style}">{html}</div>'
-
-
-class WorldSource:
-    """Frames of the sensor world, rendered when they are looked at.
-
-    Args:
-        scene: "street" or "room".
-        first_seed: seed of scene 0. The default lies far from those of the rendered data set, so no network
-            has seen these scenes.
-        count: number of scenes on offer.
-    """
-
-    def __init__(
-        self,
-        scene: str = "street",
-        first_seed: int = 1_900_000_000,
-        count: int = 40,
-        size: tuple[int, int] = (96, 128),
-    ):
-        from . import world
-        from .world.sensors import CASE_SENSOR
-
-        self.scene, self.first_seed, self.count, self.size, self._render = (
-            scene,
-            first_seed,
-            count,
-            size,
-            world.render_frame,
-        )
-        self.classes, self.palette, self.modalities = (
-            list(world.CLASSES[scene]),
-            world.PALETTES[scene],
-            SENSORS,
-        )
-        self.conditions = tuple(world.SCENE_CONDITIONS[scene])
-        self.cases = {
-            name: tuple(case for case in world.FAILURES if CASE_SENSOR[case] == name) for name in SENSORS
-        }
-
-    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        """Physical images name -> (C, H, W) of the sensors ``names``, and the label (H, W)."""
-        frame = self._render(self.scene, self.first_seed + index, condition, case, self.size, names)
-        return {
-            name: self.modalities[name].to_physical(image).transpose(2, 0, 1)
-            for name, image in frame.images.items()
-        }, frame.label
-
-
-class DatasetSource:
-    """The samples of a prepared data set, as they lie on disk: no live conditions, no failure cases."""
-
-    def __init__(self, dataset: PreparedDataset):
-        self.dataset, self.count, self.modalities = dataset, len(dataset), dataset.modalities
-        self.classes, self.palette = dataset.description.classes, dataset.description.palette
-        self.conditions, self.cases = (), {}
-
-    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        images, label = self.dataset.physical(index)
-        return {name: images[name] for name in names}, np.asarray(label)

@@ -1,6 +1,6 @@
 """Figures of one clustering run: what b divides, and how its losses and codes went.
 
-``python -m mmlib cluster`` draws ``run_figure`` into the run's folder; notebooks call both.
+``python -m mmlib cluster`` writes ``run_figure`` into the run's folder; notebooks call both.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .loop import read_history
 from .runtime import read_json
 
 PAIR_COLOURS = {"self": "#0072B2", "knn": "#009E73", "random": "#D55E00"}
+PAIR_DASHES = {"knn": (0, (4, 2)), "random": (0, (1, 1.5))}
 
 
 def shift_histogram(entries: Mapping[str, Mapping], ax=None, title: str = "") -> Figure:
@@ -30,9 +31,8 @@ def shift_histogram(entries: Mapping[str, Mapping], ax=None, title: str = "") ->
     for pair, entry in entries.items():
         edges = np.linspace(entry["low"], entry["high"], len(entry["counts"]) + 1)
         density = np.array(entry["counts"]) / max(sum(entry["counts"]), 1) / (edges[1] - edges[0])
-        colour = PAIR_COLOURS.get(pair, FUSED)
+        colour, label = PAIR_COLOURS.get(pair, FUSED), f"{pair}: b adaptive"
         ax.stairs(density, edges, color=colour, fill=True, alpha=0.25)
-        label = f"{pair}: b adaptive"
         if entry["shift"] is not None:
             label = f"{pair}: b {entry['shift']:.2f}, {100 * entry['attracted']:.0f} % above"
             ax.axvline(entry["shift"], color=colour, linestyle=(0, (4, 2)), linewidth=1.5)
@@ -43,84 +43,75 @@ def shift_histogram(entries: Mapping[str, Mapping], ax=None, title: str = "") ->
     return ax.figure
 
 
+def _draw_losses(axis, steps: list[dict], names: list[str]) -> None:
+    """The loss and its terms "target/pair": a colour for each target, a dash for each type of pair."""
+    for name in names:
+        target, _, pair = name.partition("/")
+        colour, width = (INK, 2.2) if name == "loss" else (modality_colour(target), 1.2)
+        style = {"color": colour, "linestyle": PAIR_DASHES.get(pair, "-"), "linewidth": width}
+        axis.plot([s["step"] for s in steps], [s[name] for s in steps], label=name, **style)
+    axis.set(title="Loss and its terms", xlabel="step", ylabel="loss (no unit)")
+    if names:  # the legend takes half as much height again, above the curves
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high + 0.55 * (high - low))
+        axis.legend(fontsize=7.5, ncols=2, loc="upper right", handlelength=2.4)
+
+
 def run_figure(folder: str | Path) -> Figure:
     """How a run went: loss terms, effective rank, mean S and share of S < 0 over its steps; cluster use; F'
     with b.
 
-    Raises ValueError: the folder holds no finished run.
+    Raises:
+        ValueError: the folder holds no finished run.
     """
     folder = Path(folder)
     if not (folder / "report.json").exists():
         raise ValueError(
             f"{folder}: no report.json; expected the folder of a finished 'python -m mmlib cluster'"
         )
-    report = read_json(folder / "report.json", "the report of 'cluster'")
-    steps, measured = (
-        read_history(folder / "history.jsonl") if (folder / "history.jsonl").exists() else ([], [])
-    )
+    report, history = read_json(folder / "report.json", "the report of 'cluster'"), folder / "history.jsonl"
+    steps, evaluations = read_history(history) if history.exists() else ([], [])
+    # "rgb/self" and "rgb/random" are histograms of one target.
     targets: dict[str, dict] = {}
     for name, entry in report["histograms"].items():
-        targets.setdefault(name.rsplit("/", 1)[0], {})[name.rsplit("/", 1)[1]] = entry
+        target, pair = name.rsplit("/", 1)
+        targets.setdefault(target, {})[pair] = entry
+    # What tells a collapse: logged with the steps, else measured in evaluations, else at the end only.
+    codes = [s for s in steps if "effective_rank" in s]
+    codes = codes or [{"step": e["step"]} | e["val"] for e in evaluations]
+    codes = codes or [{"step": report["step"]} | report["collapse"]]
+    x, values = [c["step"] for c in codes], lambda key: [c[key] for c in codes]
+
     with plt.rc_context(STYLE):
         fig = Figure(figsize=(11, 6.2), layout="constrained")
         top, bottom = fig.subfigures(2, 1)
         loss, rank, similarity = top.subplots(1, 3)
         use, *histograms = np.atleast_1d(bottom.subplots(1, 1 + len(targets)))
-        parts = [
-            name
-            for name in (steps[0] if steps else {})
-            if name not in ("step", "seconds", *report["collapse"])
-        ]
-        for name in parts:
-            target, _, pair = name.partition("/")
-            colour = INK if name == "loss" else modality_colour(target)
-            dash = {"self": "-", "knn": (0, (4, 2)), "random": (0, (1, 1.5))}.get(pair, "-")
-            style = {"color": colour, "linestyle": dash, "linewidth": 2.2 if name == "loss" else 1.2}
-            loss.plot([s["step"] for s in steps], [s[name] for s in steps], label=name, **style)
-        loss.set(title="Loss and its terms", xlabel="step", ylabel="loss (no unit)")
-        if parts:  # half as much again above the curves is the legend's
-            low, high = loss.get_ylim()
-            loss.set_ylim(low, high + 0.55 * (high - low))
-            loss.legend(fontsize=7.5, ncols=2, loc="upper right", handlelength=2.4)
-        logged = [{"step": s["step"], "val": s} for s in steps if "effective_rank" in s]
-        curves = logged or measured or [{"step": report["step"], "val": report["collapse"]}]
-        x, values = [m["step"] for m in curves], lambda name: [m["val"][name] for m in curves]
+        others = ("step", "seconds", *report["collapse"])
+        _draw_losses(loss, steps, [name for name in (steps[0] if steps else ()) if name not in others])
+
         rank.plot(x, values("effective_rank"), "o-", color=INK, markersize=4)
-        rank.set(
-            title="Effective rank of the codes",
-            xlabel="step",
-            ylabel="dimensions",
-            ylim=(0, 1.15 * max(values("effective_rank"))),
-        )
-        similarity.plot(
-            x, values("mean_similarity"), "o-", color=PAIR_COLOURS["self"], markersize=4, label="mean S"
-        )
-        similarity.plot(
-            x,
-            values("negative_share"),
-            "s--",
-            color=PAIR_COLOURS["random"],
-            markersize=4,
-            label="share of S < 0",
-        )
+        rank.set(title="Effective rank of the codes", xlabel="step", ylabel="dimensions")
+        rank.set_ylim(0, 1.15 * max(values("effective_rank")))
+        for key, label, pair, line in (
+            ("mean_similarity", "mean S", "self", "o-"),
+            ("negative_share", "share of S < 0", "random", "s--"),
+        ):
+            similarity.plot(x, values(key), line, color=PAIR_COLOURS[pair], markersize=4, label=label)
         similarity.set(title="S of random pairs", xlabel="step", ylabel="cosine, share", ylim=(-0.1, 1.05))
         similarity.legend()
+
         share = 100 * np.sort(report["use"])[::-1]
         use.bar(range(len(share)), share, color="#56B4E9")
         use.axhline(100 / len(share), color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        use.set(
-            title="Cluster use (dashed: even)",
-            xlabel="clusters, by size",
-            ylabel="share of codes (%)",
-            xticks=[],
-        )
+        use.set(title="Cluster use (dashed: even)", xlabel="clusters, by size", ylabel="share of codes (%)")
+        use.set_xticks([])
         for axis, (target, entries) in zip(histograms, targets.items()):
             shift_histogram(entries, axis, f"F' of {target}")
-        config, scores = report["config"], report["scores"]
-        found = f"mIoU {scores['miou']['all']:.1f} % on {report['split']}" if scores else "no labels"
-        fig.suptitle(
-            f"{config['method']} · {found} · explained correspondence {report['criteria']['explained']:.3f}",
-            x=0.01,
-            ha="left",
-        )
+
+        scores = report["scores"]
+        result = f"mIoU {scores['miou']['all']:.1f} % on {report['split']}" if scores else "no labels"
+        words = (report["config"]["method"], result)
+        words += (f"explained correspondence {report['criteria']['explained']:.3f}",)
+        fig.suptitle(" · ".join(words), x=0.01, ha="left")
     return fig

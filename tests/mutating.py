@@ -234,16 +234,16 @@ def notebook_cells(path: str):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from mmlib import figures
+    sys.path.insert(0, str(ROOT / "notebooks"))  # as in a kernel
+    from course import charts
 
     def show(fig, alt):
         plt.close(fig)
         print("Figure: " + " ".join(alt.split()))
 
-    figures.show = show
+    charts.show = show
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     os.chdir(ROOT / "notebooks")
-    sys.path.insert(0, str(ROOT / "notebooks"))  # as in a kernel
     names = {"__name__": "__main__"}
     for number, cell in enumerate(cells):
         if cell["cell_type"] != "code":

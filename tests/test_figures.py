@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import stub_world
 import torch
+from course import charts
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -35,8 +36,8 @@ def displayed(monkeypatch):
 
 
 def test_show_puts_the_sentence_into_the_text_that_notebooks_compare(displayed):
-    fig = figures.bars({"R": 40.0, "D": 50.0})
-    figures.show(fig, alt="Depth scores higher\n  than RGB.")
+    fig = charts.bars({"R": 40.0, "D": 50.0})
+    charts.show(fig, alt="Depth scores higher\n  than RGB.")
     data, options = displayed[0]
     assert data["text/plain"] == "Figure: Depth scores higher than RGB."
     image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
@@ -47,13 +48,13 @@ def test_show_puts_the_sentence_into_the_text_that_notebooks_compare(displayed):
 @pytest.mark.parametrize("alt", ["", "   ", "plot", "figure 1"])
 def test_show_refuses_a_figure_without_a_sentence(alt, displayed):
     with pytest.raises(ValueError, match="one sentence"):
-        figures.show(figures.bars({"R": 1.0}), alt=alt)
+        charts.show(charts.bars({"R": 1.0}), alt=alt)
     assert not displayed and not plt.get_fignums()
 
 
 def test_a_noisy_figure_is_kept_small(displayed):
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
-    figures.show(figures.picture_grid([{"noise": noise}]), alt="A picture of pure noise.")
+    charts.show(figures.picture_grid([{"noise": noise}]), alt="A picture of pure noise.")
     assert len(displayed[0][0]["image/png"]) < 900_000
 
 
@@ -130,7 +131,7 @@ def texts(fig) -> str:
 def test_the_contact_sheet_names_sensors_and_the_classes_that_occur(sample):
     images, label = sample
     label = np.where(label == 3, 255, label)
-    fig = figures.sample_figure(
+    fig = charts.sample_figure(
         images, label, stub_world.PALETTE, classes=stub_world.CLASSES, title="What each sensor sees"
     )
     written = texts(fig)
@@ -148,7 +149,7 @@ def test_a_grid_leaves_a_gap_where_a_row_has_no_picture(sample):
 
 
 def test_bars_show_every_seed_and_the_sensors_colours():
-    fig = figures.bars({"R": [40, 44], "RD": 60.0, "depth": 30.0, "gone": np.nan}, title="t")
+    fig = charts.bars({"R": [40, 44], "RD": 60.0, "depth": 30.0, "gone": np.nan}, title="t")
     axis = fig.axes[0]
     colours = [matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in axis.patches]
     assert (
@@ -161,7 +162,7 @@ def test_bars_show_every_seed_and_the_sensors_colours():
 
 
 def test_subset_bars_mark_who_is_present():
-    fig = figures.subset_bars({"R": 40.0, "D": 42.0, "RD": 55.0}, "Both help")
+    fig = charts.subset_bars({"R": 40.0, "D": 42.0, "RD": 55.0}, "Both help")
     dots = fig.axes[1].collections
     pale = matplotlib.colors.to_rgba(figures.PALE)
     present = [[tuple(colour) != pale for colour in row.get_facecolors()] for row in dots]
@@ -170,7 +171,7 @@ def test_subset_bars_mark_who_is_present():
 
 
 def test_curves_are_named_at_their_end():
-    fig = figures.curves({"R": ([0, 1], [1.0, 0.5]), "total": ([0, 1], [2.0, 1.0])}, "Loss falls")
+    fig = charts.curves({"R": ([0, 1], [1.0, 0.5]), "total": ([0, 1], [2.0, 1.0])}, "Loss falls")
     assert fig.axes[0].lines[0].get_color() == SENSORS["rgb"].colour
     assert {"R", "total", "step", "loss"} <= set(texts(fig).split())
 

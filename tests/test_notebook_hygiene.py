@@ -135,7 +135,7 @@ def check_figures_go_through_show(notebook, path):
             or not re.match(r"Figure: \S+ \S+", words)
         ):
             found.append(
-                f"cell {number} draws a figure without mmlib.figures.show(fig, alt=…); its text form is {words[:60]!r}"
+                f"cell {number} draws a figure without course.charts.show(fig, alt=…); its text form is {words[:60]!r}"
             )
     return found
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from mmlib import figures
-from mmlib import panel as sources
 from mmlib import switchboard as panels
 from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights
@@ -284,13 +283,11 @@ def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
 
 
 def test_memory_stays_bounded(panel):
-    for step in range(30):
-        panel.noise["rgb"].value = step / 30
-    assert len(panel._looks.kept) <= panel._looks.size
-    recent = panels.Recent(lambda key: [key], 2)
-    for key in "abcab":
-        recent(key)
-    assert list(recent.kept) == [("a",), ("b",)]
+    for step in range(120):
+        panel.noise["rgb"].value = step / 120
+    looks, frames = panel._looks.cache_info(), panel._frames.cache_info()
+    assert looks.misses > 120 and looks.currsize == looks.maxsize == 24 * len(NAMES)
+    assert frames.misses == frames.currsize == 1 and frames.maxsize == 64
 
 
 def test_its_text_form_is_constant_and_short(panel):
@@ -372,7 +369,7 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
         for index in range(3):
             frame = stub_world.render_frame(seed=index, modalities=NAMES)
             writer.add(f"{index:03d}", "train", frame.images, frame.label)
-    source = sources.DatasetSource(PreparedDataset(tmp_path / "data", "train"))
+    source = panels.DatasetSource(PreparedDataset(tmp_path / "data", "train"))
     panel = panels.SwitchboardPanel(segmenters, source)
     assert panel.condition.disabled
     assert all(

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from mmlib.figures import (
     INK,
-    _picture_axes,
-    _put,
     label_picture,
+    picture_axes,
     picture_grid,
+    put_picture,
 )
 from mmlib.unsupervised.clustering import cluster_palette
 
@@ -75,14 +75,14 @@ def correspondence_figure(
         query: (row, column) on the token grid of the first image.
     """
     shape = next(iter(pictures.values()))[0].shape
-    fig, axes = _picture_axes(len(pictures), 4, shape, 0.25 + 0.3 * bool(title), 0.75)
+    fig, axes = picture_axes(len(pictures), 4, shape, 0.25 + 0.3 * bool(title), 0.75)
     for r, (name, (first, second)) in enumerate(pictures.items()):
         maps = correspondence_maps(tokens[name], query).numpy()
         heads = (
             (name, "F within the image", "another image", "F across images") if r == 0 else (name, "", "", "")
         )
-        _put(axes[r, 0], first, name)
-        _put(axes[r, 2], second, heads[2])
+        put_picture(axes[r, 0], first, name)
+        put_picture(axes[r, 2], second, heads[2])
         height, width = (shape[k] / maps.shape[k + 1] for k in (0, 1))
         for column, values in zip((1, 3), maps):
             extent = (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5)

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mmlib.evaluation.statistics import Estimate, paired_difference
-from mmlib.figures import INK, PALE, WIDTH, sensor_title, subset_bars
-from mmlib.modalities import SENSORS, Modality
+from mmlib.figures import INK, PALE, WIDTH, sensor_title
+from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import fisher_gap
+
+from .charts import subset_bars
 
 BETWEEN = "#CC79A7"  # spread that k-means alone causes; training's is INK
 SERIES = (
@@ -143,9 +145,7 @@ def reference_dots(
     return fig
 
 
-def information_panels(
-    groups: Mapping[str, Mapping], titles: Mapping[str, str], modalities: Mapping[str, Modality] = SENSORS
-) -> Figure:
+def information_panels(groups: Mapping[str, Mapping], titles: Mapping[str, str]) -> Figure:
     """Information of each sensor while training, a panel a group; the band from the least to the most
     informative is the gap.
 
@@ -167,10 +167,10 @@ def information_panels(
         )  # geometric: the axis is logarithmic
         axis.fill_between(epochs, means.min(0), means.max(0), color=PALE, alpha=0.45, linewidth=0)
         for (sensor, seeds), mean in zip(lines.items(), means):
-            colour = modalities[sensor].colour
+            colour = SENSORS[sensor].colour
             axis.plot(epochs, seeds.T, color=colour, linewidth=0.7, alpha=0.5)
             axis.plot(
-                epochs, mean, color=colour, marker="o", markersize=2.5, label=sensor_title(modalities[sensor])
+                epochs, mean, color=colour, marker="o", markersize=2.5, label=sensor_title(SENSORS[sensor])
             )
         gaps = [fisher_gap(list(curve[-1]["information"].values())) for curve in curves]
         axis.set_title(f"{title}\ngap at the end {np.mean(gaps):.1f}", fontsize=9.5)
@@ -186,7 +186,6 @@ def information_panels(
 def subset_dots(
     series: Mapping[str, Mapping[str, Sequence[float]]],
     title: str = "",
-    modalities: Mapping[str, Modality] = SENSORS,
 ) -> Figure:
     """Several networks on every subset of sensors: a dot is the mean over seeds, its line their range;
     sensors present marked below.
@@ -195,7 +194,7 @@ def subset_dots(
         series: up to six names -> subset ("R", …, "RDEL") -> mIoU of each seed.
     """
     subsets = list(next(iter(series.values())))
-    fig = subset_bars(dict.fromkeys(subsets, 0.0), title, modalities=modalities)
+    fig = subset_bars(dict.fromkeys(subsets, 0.0), title)
     fig.set_figheight(4.6)
     for artist in [*(top := fig.axes[0]).patches, *top.texts]:  # of the bars, only the layout is wanted
         artist.remove()

@@ -1,0 +1,193 @@
+"""How a figure enters a notebook, and the lessons' charts: contact sheet, bars, subsets of sensors, curves.
+
+Colours, symbols and pictures are those of ``mmlib.figures``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mmlib.figures import (
+    FUSED,
+    INK,
+    PALE,
+    WIDTH,
+    class_legend,
+    label_picture,
+    modality_colour,
+    picture,
+    picture_axes,
+    put_picture,
+    sensor_title,
+    text_colour,
+)
+from mmlib.modalities import SENSORS
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display ``fig`` as a PNG whose text form is ``Figure: <alt>``, and close it.
+
+    ``alt`` is one sentence that tells a reader who cannot see the figure what it shows. A notebook test
+    compares text and not pixels, so the sentence is also what fails when a figure's message changes: put its
+    numbers and verdicts there.
+
+    Raises:
+        ValueError: ``alt`` is empty or not a sentence.
+    """
+    alt = " ".join(alt.split())
+    if len(alt) < 12 or " " not in alt:
+        plt.close(fig)
+        raise ValueError(
+            f"show(fig, alt={alt!r}): say in one sentence what the figure shows, "
+            "for readers who cannot see it"
+        )
+    from IPython.display import display
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=144, bbox_inches="tight", pad_inches=0.05)
+    plt.close(fig)
+    png = small_png(buffer.getvalue())
+    # Bytes 16 to 19 of a PNG are its width. It is drawn with 1.5 dots a pixel: sharp on good screens, and of
+    # the same size on all.
+    width = int.from_bytes(png[16:20], "big") * 96 // 144
+    data = {"image/png": base64.b64encode(png).decode(), "text/plain": f"Figure: {alt}"}
+    display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
+
+
+def small_png(png: bytes) -> bytes:
+    """The same picture in 256 colours where full colour would bloat the notebook (noisy sensor images do)."""
+    if len(png) <= 30_000:
+        return png
+    image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return min(png, buffer.getvalue(), key=len)
+
+
+def sample_figure(
+    images: Mapping[str, np.ndarray],
+    label: np.ndarray,
+    palette: Sequence,
+    classes: Sequence[str],
+    title: str = "",
+    columns: int = 5,
+) -> Figure:
+    """One sample's contact sheet: each sensor's picture, then the label; classes in a legend below.
+
+    Args:
+        images: name -> (C, H, W) physical values (``PreparedDataset.physical`` or ``physical_images``).
+        label: (H, W) ids, drawn with ``palette``; ``classes`` names those that occur.
+    """
+    pictures = {sensor_title(SENSORS[name]): picture(SENSORS[name], image) for name, image in images.items()}
+    pictures["label"] = label_picture(label, palette)
+    columns = min(columns, len(pictures))
+    lines = -(-len(pictures) // columns)
+    fig, axes = picture_axes(lines, columns, label.shape, 0.25 * lines + 0.3 * bool(title) + 0.4)
+    for axis, (key, image) in zip(axes.flat, pictures.items()):
+        put_picture(axis, image, key)
+    if title:
+        fig.suptitle(title, x=0.01, ha="left")
+    class_legend(fig, classes, palette, np.unique(label))
+    return fig
+
+
+def bars(
+    values: Mapping[str, float | Sequence[float]],
+    title: str = "",
+    unit: str = "mIoU (%)",
+    colours: Mapping[str, str] | None = None,
+    ax=None,
+) -> Figure:
+    """One bar a name. Several values for a name are seeds: the bar is their mean, each seed is a dot and the
+    whisker is ± 1 sd.
+
+    A name that is a sensor (name or symbol) takes the sensor's colour unless ``colours`` says otherwise.
+    """
+    ax = ax or plt.subplots(figsize=(WIDTH, 2.8))[1]
+    for position, (name, value) in enumerate(values.items()):
+        seeds = np.atleast_1d(np.asarray(value, float))
+        mean = seeds.mean()
+        ax.bar(position, mean, 0.72, color=(colours or {}).get(name) or modality_colour(name))
+        if len(seeds) > 1:
+            ax.errorbar(position, mean, seeds.std(ddof=1), color=INK, capsize=3, linewidth=1.2)
+            ax.plot(
+                np.full(len(seeds), position),
+                seeds,
+                "o",
+                color="white",
+                markeredgecolor=INK,
+                markersize=3.5,
+                zorder=3,
+            )
+        top = max(seeds.max(), mean + (seeds.std(ddof=1) if len(seeds) > 1 else 0), 0)
+        if np.isfinite(mean):
+            size = 9 if len(values) < 20 else 7
+            ax.annotate(
+                f"{mean:.1f}", (position, top), (0, 3), textcoords="offset points", ha="center", fontsize=size
+            )
+    slanted = len(values) * max(map(len, values)) > 90
+    ax.set_xticks(
+        range(len(values)), list(values), rotation=35 if slanted else 0, ha="right" if slanted else "center"
+    )
+    ax.set(ylabel=unit, title=title)
+    ax.set_ylim(min(0, ax.get_ylim()[0]), ax.get_ylim()[1] * 1.08)
+    return ax.figure
+
+
+def subset_bars(
+    miou: Mapping[str, float | Sequence[float]],
+    title: str = "",
+    unit: str = "mIoU (%)",
+) -> Figure:
+    """mIoU of every subset of sensors ("R", …, "RDEL"), with the sensors present marked below each bar in
+    their colours.
+
+    Args:
+        miou: subset named by its symbols -> mIoU, or one value per seed (mean, dots and ± 1 sd are drawn).
+    """
+    by_symbol = {m.symbol: m for m in SENSORS.values()}
+    symbols = [s for s in by_symbol if any(s in name for name in miou)]
+    heights = [2.4, 0.2 * len(symbols)]
+    fig, (top, dots) = plt.subplots(
+        2, 1, figsize=(WIDTH, 0.2 + sum(heights)), sharex=True, layout="constrained", height_ratios=heights
+    )
+    bars(miou, title, unit, ax=top)
+    top.tick_params(axis="x", length=0, labelbottom=False)
+    for row, symbol in enumerate(symbols):
+        colours = [by_symbol[symbol].colour if symbol in name else PALE for name in miou]
+        dots.scatter(np.arange(len(miou)), np.full(len(miou), row), s=36, color=colours)
+    dots.set_yticks(range(len(symbols)), [sensor_title(by_symbol[s]) for s in symbols], fontsize=9)
+    for text, symbol in zip(dots.get_yticklabels(), symbols):
+        text.set_color(text_colour(by_symbol[symbol]))
+    dots.set_ylim(len(symbols) - 0.4, -0.6)
+    dots.set_xticks([])
+    dots.grid(False)
+    dots.tick_params(length=0)
+    dots.spines[:].set_visible(False)
+    return fig
+
+
+def curves(
+    series: Mapping[str, tuple[Sequence, Sequence]],
+    title: str = "",
+    x: str = "step",
+    unit: str = "loss",
+    ax=None,
+) -> Figure:
+    """Lines {name: (x values, y values)}, each named at its end rather than in a legend; sensors keep their
+    colours.
+    """
+    ax = ax or plt.subplots(figsize=(WIDTH, 3.0))[1]
+    for name, (xs, ys) in series.items():
+        known = modality_colour(name)
+        line = ax.plot(xs, ys, **({} if known == FUSED else {"color": known}))[0]
+        place = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+        ax.annotate(name, (xs[-1], ys[-1]), (5, 0), color=line.get_color(), fontsize=9, **place)
+    ax.set(xlabel=x, ylabel=unit, title=title)
+    return ax.figure
