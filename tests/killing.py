@@ -29,6 +29,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def in_a_process(job, *arguments):
+    """What ``job`` returns in a process of its own, or the text of the ValueError or OSError that it raises."""
+    receiver, sender = SERVER.Pipe(False)
+    process = SERVER.Process(target=_answer, args=(sender, job, *arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _answer(sender, job, *arguments):
+    try:
+        sender.send(job(*arguments))
+    except (ValueError, OSError) as error:
+        sender.send(str(error))
+
+
 def kill_after(seconds: float, job, *arguments) -> int:
     """Run ``job`` in a process of its own and SIGKILL it so long after it began; its exit code (0: it was
     faster).

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
-from killing import SERVER
+from killing import in_a_process
 from pairs import Pair
 from PIL import Image
 from safetensors.torch import load_file
@@ -267,7 +267,7 @@ def test_accelerates_cpu_flag_is_not_taken_for_several_processes(data, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def trainings_in_a_kernel(answer, data: str, out: str):
+def trainings_in_a_kernel(data: str, out: str) -> tuple[int, bool]:
     """As in a notebook's kernel: a training in it, then one on two forked processes, then one in it again."""
     from accelerate import notebook_launcher
 
@@ -280,17 +280,11 @@ def trainings_in_a_kernel(answer, data: str, out: str):
         port = free.getsockname()[1]
     notebook_launcher(train, (config("two"),), num_processes=2, use_port=str(port))
     again = train(config("one"))
-    answer.send((alone["steps"], again["scores"] == alone["scores"]))
+    return alone["steps"], again["scores"] == alone["scores"]
 
 
 def test_notebook_launcher(data, tmp_path):
-    receiver, sender = SERVER.Pipe(False)
-    kernel = SERVER.Process(target=trainings_in_a_kernel, args=(sender, data, str(tmp_path)))
-    kernel.start()
-    sender.close()
-    kernel.join(120)
-    assert kernel.exitcode == 0
-    assert receiver.recv() == (6, True)
+    assert in_a_process(trainings_in_a_kernel, data, str(tmp_path)) == (6, True)
     assert json.loads((tmp_path / "two" / "report.json").read_text())["steps"] == 3
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
+from killing import in_a_process
 from pairs import Pair, together
 from safetensors.torch import load_file
 
@@ -322,19 +321,20 @@ def test_unlabelled_data_can_not_train_a_segmenter(tmp_path):
         train(TrainConfig(str(toy.make(tmp_path / "toy", labels=False)), str(tmp_path / "out"), **QUIET))
 
 
+def train_without_room(config: TrainConfig):
+    """No file of this process may grow beyond 100 kB: its write then fails as on a full disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    train(config)
+
+
 def test_a_full_disk_while_saving_keeps_the_last_whole_state(data, tmp_path):
-    program = (
-        "import resource, sys; from mmlib.segmentation.train import *\n"
-        f"config = TrainConfig({data!r}, {str(tmp_path)!r}, epochs=4, save_every=1, eval_every=0, progress=False)\n"
-        "if sys.argv[1] == 'full': resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "train(config)"
-    )
-    done = subprocess.run([sys.executable, "-c", program, "full"], capture_output=True, text=True)
-    assert (
-        done.returncode != 0 and "nothing was written" in done.stderr and "resume.safetensors" in done.stderr
-    )
+    config = TrainConfig(data, str(tmp_path), epochs=4, save_every=1, eval_every=0, progress=False)
+    said = in_a_process(train_without_room, config)
+    assert "nothing was written" in said and "resume.safetensors" in said
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".safetensors" or "tmp" in p.name] == []
-    subprocess.run([sys.executable, "-c", program, "room"], check=True)
+    train(config)
     assert (tmp_path / "last.safetensors").exists()
 
 
