@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def in_a_process(job, *arguments):
-    """What ``job`` returns in a process of its own, or the text of the ValueError or OSError that it raises."""
+    """What ``job`` returns in a process of its own, or the text of the ValueError or OSError it raises."""
     receiver, sender = SERVER.Pipe(False)
     process = SERVER.Process(target=_answer, args=(sender, job, *arguments))
     process.start()
