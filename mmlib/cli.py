@@ -14,11 +14,11 @@ import tyro
 from . import world
 from .config import AtLeast, check_settings
 from .evaluation.statistics import estimate
-from .predict import PredictConfig, run_predict
 from .recipes import read_recipe
 from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
-from .segmentation.score import SCENES, CompareConfig, EvaluateConfig, find_data, run_compare, run_evaluate
+from .segmentation.predict import PredictConfig, predict
+from .segmentation.score import SCENES, CompareConfig, EvaluateConfig, compare, evaluate, find_data
 from .segmentation.step import TrainConfig
 from .segmentation.train import train
 from .unsupervised.methods import ClusterConfig
@@ -156,6 +156,14 @@ def find_sensors(config: ClusterConfig) -> ClusterConfig:
     )
 
 
+def run_predict(config: PredictConfig) -> None:
+    from .figures import prediction_sheet
+
+    source = predict(config)
+    prediction_sheet(source, config.out, config.sheet)
+    print(f"{source}\n{config.out}: masks, overlays, confidence, classes.json, sheet.png")
+
+
 def run_cluster(command: ClusterCommand) -> None:
     config = settings_of(command, "cluster")
     report = cluster(find_sensors(config))
@@ -247,8 +255,8 @@ def main(arguments: list[str] | None = None) -> None:
     run = {
         RenderConfig: run_render,
         TrainCommand: run_train,
-        EvaluateConfig: run_evaluate,
-        CompareConfig: run_compare,
+        EvaluateConfig: evaluate,
+        CompareConfig: compare,
         PredictConfig: run_predict,
         ExportConfig: run_export,
         ClusterCommand: run_cluster,

@@ -7,7 +7,7 @@ Each modality has one colour and one symbol (``mmlib.modalities``), and class pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -15,16 +15,23 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from scipy import ndimage
+from PIL import Image
 
+from .data.drawing import (  # noqa: F401 (part of the visual language, so importable from here)
+    BRIGHTER,
+    DARKER,
+    IGNORE_COLOUR,
+    error_picture,
+    label_picture,
+    overlay,
+    picture,
+)
 from .modalities import IGNORE_INDEX, SENSORS, Modality
+from .runtime import atomic_path, read_json
 
 # Inches: as wide as a notebook's text, so that a 10-point font in a figure reads as the text does.
 WIDTH = 8.0
-IGNORE_COLOUR = (64, 64, 64)  # label 255: neither trained nor scored
 INK, PALE = "#222222", "#D9D9D9"
-# Event polarities: blue and vermilion, which colour-blind readers tell apart.
-BRIGHTER, DARKER = (0, 114, 178), (213, 94, 0)
 FUSED = "#444444"  # bars that belong to several sensors at once
 
 STYLE = {
@@ -60,121 +67,6 @@ STYLE = {
 def use_style() -> None:
     """Set matplotlib to the course's style; once, at the top of a notebook."""
     plt.rcParams.update(STYLE)
-
-
-# ---- pictures: arrays in, (H, W, 3) uint8 out; fast enough to follow a slider ----
-
-
-@cache
-def _colour_table(name: str) -> np.ndarray:
-    """(256, 3) uint8 table of a matplotlib colour map."""
-    return (matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
-
-
-def _bytes(share: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] (clipped; NaN = 0) -> 0 to 255."""
-    return (np.nan_to_num(np.clip(share, 0, 1)) * 255).round().astype(np.uint8)
-
-
-def picture(modality: Modality, physical) -> np.ndarray:
-    """A sensor's image as people read it.
-
-    Args:
-        modality: says by ``modality.picture`` how: colour, grey, heat, range, events or angle.
-        physical: (C, H, W) physical values, numpy or torch. 0, infinite or not-a-number ranges are holes.
-
-    Returns:
-        (H, W, 3) uint8. Ranges: near is bright, on a logarithmic scale, holes black, and where few pixels
-        have a range their points are drawn larger than they are. Events: blue = brighter, orange = darker.
-        Angles: a cyclic colour map, grey where unpolarised.
-
-    Raises:
-        ValueError: wrong number of dimensions or channels, or an unknown ``modality.picture``.
-    """
-    image = np.asarray(physical, np.float32)
-    if image.ndim != 3 or image.shape[0] != modality.channels:
-        raise ValueError(
-            f"{modality.name}: expected physical values of shape ({modality.channels}, H, W), "
-            f"got {image.shape}"
-        )
-    kind, share = modality.picture, (image - modality.low) / (modality.high - modality.low)
-    if kind == "colour" and modality.channels >= 3:
-        return _bytes(share[:3]).transpose(1, 2, 0)
-    if kind in ("grey", "colour", "heat"):
-        return _colour_table("inferno" if kind == "heat" else "gray")[_bytes(share[0])]
-    if kind == "range":
-        return _range_picture(image[0], modality)
-    if kind == "events":
-        return _event_picture(image / modality.high)
-    if kind == "angle":
-        cosine, sine = image[:2]
-        rgb = _colour_table("twilight")[_bytes(np.arctan2(sine, cosine) / (2 * np.pi) % 1)].astype(np.float32)
-        strength = np.clip(np.hypot(cosine, sine), 0, 1)[..., None]
-        return (strength * rgb + (1 - strength) * 128).round().astype(np.uint8)
-    raise ValueError(
-        f"{modality.name}: picture={kind!r}; expected colour, grey, heat, range, events or angle"
-    )
-
-
-def _range_picture(distance: np.ndarray, modality: Modality) -> np.ndarray:
-    measured = np.isfinite(distance) & (distance > 0)
-    if measured.mean() < 0.15:
-        # An empty pixel takes the nearest of its four neighbours' ranges, so that rings of single pixels are
-        # visible.
-        cross = ndimage.generate_binary_structure(2, 1)
-        nearest = ndimage.minimum_filter(
-            np.where(measured, distance, np.inf), footprint=cross, mode="nearest"
-        )
-        distance = np.where(measured, distance, nearest)
-        measured = np.isfinite(distance)
-    distance = np.clip(np.where(measured, distance, 0), 0, modality.high)
-    nearness = 1 - np.log1p(distance) / np.log1p(modality.high)
-    # The darkest end of the colour map is left out, so that what is far does not look like a hole.
-    rgb = _colour_table("viridis")[_bytes(0.12 + 0.88 * nearness)]
-    rgb[~measured] = 0
-    return rgb
-
-
-def _event_picture(share: np.ndarray) -> np.ndarray:
-    """(2, H, W) counts as shares of the range -> white where nothing changed. The square root makes a single
-    event visible.
-    """
-    strength = np.clip(np.abs(share), 0, 1) ** 0.5
-    brighter, darker = strength[0, ..., None], strength[-1, ..., None]
-    total = np.maximum(brighter + darker, 1)
-    ink = brighter * (255 - np.array(BRIGHTER)) + darker * (255 - np.array(DARKER))
-    return (255 - ink / total).round().clip(0, 255).astype(np.uint8)
-
-
-def label_picture(label, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """(H, W) class ids -> (H, W, 3) uint8; 255 (ignore) is dark grey.
-
-    Raises:
-        ValueError: an id that is neither ignore nor in the palette.
-    """
-    label = np.asarray(label)
-    table = np.tile(np.uint8(IGNORE_COLOUR), (256, 1))
-    table[: len(palette)] = palette
-    wrong = (label != IGNORE_INDEX) & ((label < 0) | (label >= len(palette)))
-    if wrong.any():
-        raise ValueError(
-            f"label has id {int(label[wrong][0])}; the palette has {len(palette)} colours (255 = ignore)"
-        )
-    return table[label.astype(np.uint8)]
-
-
-def overlay(image: np.ndarray, label, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Class colours, half transparent, over a picture (H, W, 3) uint8; ignored pixels stay as they are."""
-    mixed = 0.5 * image + 0.5 * label_picture(label, palette)
-    return np.where((np.asarray(label) == IGNORE_INDEX)[..., None], image, mixed.round()).astype(np.uint8)
-
-
-def error_picture(prediction, label) -> np.ndarray:
-    """(H, W) ids twice -> right is pale grey, wrong is vermilion, ignore is dark grey."""
-    prediction, label = np.asarray(prediction), np.asarray(label)
-    rgb = np.where((prediction == label)[..., None], np.uint8((225, 225, 225)), np.uint8(DARKER))
-    rgb[label == IGNORE_INDEX] = IGNORE_COLOUR
-    return rgb
 
 
 def physical_images(frame) -> dict[str, np.ndarray]:
@@ -245,6 +137,44 @@ def text_colour(modality: Modality) -> tuple[float, ...]:
 def sensor_title(modality: Modality) -> str:
     """'R rgb': the symbol that names subsets, then the name."""
     return f"{modality.symbol} {modality.name}"
+
+
+def prediction_sheet(source, out: str | Path, count: int) -> None:
+    """``sheet.png`` in the folder that ``predict`` wrote: sensors, overlay and confidence of the first samples.
+
+    Args:
+        source: what was predicted (``mmlib.segmentation.predict.Source``).
+        count: how many samples; 0 = no sheet.
+    """
+    out, rows, ids = Path(out), [], set()
+    present = [n for n in source.modalities if any(n in names for names in source.sensors.values())]
+    for stem in list(source.files)[:count]:
+        mask, blended, confidence = (
+            np.array(Image.open(out / folder / f"{stem}.png"))
+            for folder in ("masks", "overlays", "confidence")
+        )
+        images, blank, row = source.read(stem), np.full_like(blended, 217), {}
+        for name in present:
+            modality = source.modalities[name]
+            row[sensor_title(modality)] = picture(modality, images[name]) if name in images else blank
+        row["prediction"] = blended
+        row["confidence, white = 1"] = np.repeat((confidence / 257).astype(np.uint8)[..., None], 3, 2)
+        step = -(-mask.shape[0] // 400)  # pictures of at most 400 rows
+        rows.append({title: image[::step, ::step] for title, image in row.items()})
+        ids |= set(np.unique(mask).tolist())
+    if not rows:
+        return
+    classes = read_json(out / "classes.json", "a record of predictions")["classes"]
+    with plt.rc_context(STYLE):
+        figure = picture_grid(
+            rows, [stem[-22:] for stem in list(source.files)[:count]], width=2.4 * len(rows[0])
+        )
+        for axis in figure.axes:
+            axis.yaxis.label.set_size(8)
+        class_legend(figure, [c["name"] for c in classes], [c["colour"] for c in classes], ids)
+        with atomic_path(out / "sheet.png") as temporary:
+            figure.savefig(temporary, dpi=144, bbox_inches="tight")
+        plt.close(figure)
 
 
 def class_legend(fig: Figure, classes: Sequence[str], palette: Sequence[Sequence[int]], present=None) -> None:

@@ -299,8 +299,8 @@ def test_nothing_is_encoded_twice(trial):
     assert seen == [{"rgb": 5, "depth": 5, "aolp": 5}] * len(data), (
         "the sound image and four broken ones, whatever the rules"
     )
-    # a sample: 2 sound, then for each of 3 sensors and 3 pairs one oracle and two rules
-    assert len(fused) == len(data) * (2 + 6 * 3) and fused.count(3) == len(data) * (2 + 6 * 2)
+    # a sample: 2 sound, then for each of 3 sensors and 3 pairs one oracle, and two rules in four variants
+    assert len(fused) == len(data) * (2 + 6 * 9) and fused.count(3) == len(data) * (2 + 6 * 8)
 
 
 def test_batch_size_workers_and_choice_of_samples_change_nothing(trial):
@@ -380,8 +380,8 @@ def test_what_can_not_be_scored(tmp_path, trial):
     data, network = trial
     mean = {"mean": FUSIONS["mean"]}
     for options, message in (
-        ({"faults": ["rain"]}, "unknown fault rain; expected some of dark, noise"),
-        ({"faults": []}, "no fault to score"),
+        ({"faults": ["rain"]}, "faults: rain; expected some of dark, noise"),
+        ({"faults": []}, "faults: none; expected some of dark"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_failures(network.modality_logits, mean, data, **options)

@@ -27,7 +27,7 @@ from mmlib.data.prepared import PreparedDataset
 from mmlib.loop import read_history
 from mmlib.recipes import read_recipe
 from mmlib.segmentation.network import load_segmenter
-from mmlib.segmentation.score import CompareConfig, run_compare
+from mmlib.segmentation.score import CompareConfig, compare
 from mmlib.segmentation.train import TrainConfig, train
 from mmlib.unsupervised.backbone import SHIPPED, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
@@ -540,7 +540,7 @@ RECORDS = [
 @pytest.mark.parametrize("file, change, message", named(RECORDS))
 def test_a_run_that_is_compared(runs, file, change, message):
     spoil(file, change)
-    refused(lambda: run_compare(CompareConfig(("train",), "val", progress=False)), message, file, around=runs)
+    refused(lambda: compare(CompareConfig(("train",), "val", progress=False)), message, file, around=runs)
 
 
 def test_a_data_set_that_has_become_smaller(runs):

@@ -20,8 +20,8 @@ from mmlib import cli
 from mmlib.data.images import write_image
 from mmlib.data.prepared import Description, PreparedDataset, Writer
 from mmlib.modalities import subsets
-from mmlib.predict import PredictConfig, Source, network_input, outputs, predict, read_file
 from mmlib.segmentation.network import load_segmenter, save_segmenter
+from mmlib.segmentation.predict import PredictConfig, network_input, outputs, predict, read_file
 
 NAMES = ["rgb", "depth", "aolp"]
 
@@ -75,9 +75,9 @@ def read(out, stem):
 
 @pytest.mark.parametrize("names", subsets(NAMES))
 def test_every_subset_of_sensors_gives_the_networks_own_prediction(trained, tmp_path, names):
-    found = predict(configured(trained, tmp_path, *reversed(names)))
-    assert set(found.values()) == {names} and len(found) == 5  # in the network's order
-    for stem in list(found)[:2]:
+    sensors = predict(configured(trained, tmp_path, *reversed(names))).sensors
+    assert set(sensors.values()) == {names} and len(sensors) == 5  # in the network's order
+    for stem in list(sensors)[:2]:
         mask, overlay, confidence = read(tmp_path, stem)
         logits = by_hand(trained, stem, names)
         sure = np.diff(np.sort(logits, 0)[-2:], axis=0)[0] > 1e-3
@@ -98,7 +98,9 @@ def test_every_subset_of_sensors_gives_the_networks_own_prediction(trained, tmp_
     assert record["samples"]["val_000"] == {
         "sensors": list(names),
         "absent": [n for n in NAMES if n not in names],
+        "digest": record["samples"]["val_000"]["digest"],
     }
+    assert list(record["samples"]["val_000"]["digest"]) == list(names)
     assert record["fusion"] == "mean" and record["protocol"].startswith("drop")
 
 
@@ -155,7 +157,7 @@ def test_single_files_are_one_sample_whatever_their_names(trained, tmp_path):
     shutil.copy(trained / "files" / "rgb" / "val_000.png", tmp_path / "left.png")
     shutil.copy(trained / "files" / "depth" / "val_000.png", tmp_path / "range.png")
     given = (f"depth={tmp_path / 'range.png'}", f"rgb={tmp_path / 'left.png'}")
-    assert predict(replace(configured(trained, tmp_path / "out"), sensors=given)) == {
+    assert predict(replace(configured(trained, tmp_path / "out"), sensors=given)).sensors == {
         "left": ("rgb", "depth")
     }
     predict(configured(trained, tmp_path / "folder", "rgb", "depth"))
@@ -192,9 +194,8 @@ def stored_otherwise(root, scale=1 / 64, unit="m"):
 
 def test_data_stored_at_another_scale_are_the_same_metres(trained, tmp_path):
     other = stored_otherwise(tmp_path / "other")
-    assert set(predict(configured(trained, tmp_path / "b", data=str(other), split="val")).values()) == {
-        ("rgb", "depth")
-    }
+    source = predict(configured(trained, tmp_path / "b", data=str(other), split="val"))
+    assert set(source.sensors.values()) == {("rgb", "depth")}
     predict(configured(trained, tmp_path / "a", "rgb", "depth"))
     for i in range(5):
         a, b = (read(tmp_path / run, f"val_{i:03d}")[2].astype(int) for run in "ab")
@@ -244,8 +245,7 @@ def test_sparse_sensors_are_resized_without_inventing_ranges_colours_by_averagin
     modalities = load_segmenter(trained / "net.safetensors").modalities
     ranges = 4.0 * (torch.rand(1, 32, 48, generator=torch.Generator().manual_seed(0)) < 0.3)
     stripes = (torch.arange(48) % 2).float().expand(3, 32, 48)
-    source = Source({"s": ("rgb", "depth")}, lambda stem: {}, modalities)
-    seen = network_input({"s": {"rgb": stripes, "depth": ranges}}, source, (16, 24), "cpu")
+    seen = network_input({"s": {"rgb": stripes, "depth": ranges}}, modalities, (16, 24), "cpu")
     none, four = modalities["depth"].to_network(torch.tensor([[[0.0, 4.0]]])).flatten().tolist()
     assert seen["depth"].shape == (1, 1, 16, 24) and set(seen["depth"].unique().tolist()) == {none, four}
     grey = modalities["rgb"].to_network(torch.full((3, 1, 1), 0.5))
@@ -287,13 +287,33 @@ def test_a_second_run_does_only_what_is_missing(trained, tmp_path):
         part["sensors"] == ["rgb"] for part in record["samples"].values()
     )
     (out / "classes.json").write_text("{")
-    with pytest.raises(ValueError, match="classes.json: damaged"):
+    with pytest.raises(ValueError, match="classes.json: not a record of predictions .*--overwrite.*damaged"):
         predict(run)
     (out / "classes.json").unlink()
     for overwrite in (False, True):  # these may be anybody's
         with pytest.raises(ValueError, match="that this command did not make"):
             predict(replace(run, overwrite=overwrite))
     assert len(times(out)) == len(before)
+
+
+@pytest.mark.parametrize("kind", ["files", "data"])
+def test_other_images_under_the_same_names_are_predicted_anew(trained, tmp_path, kind):
+    """Masks of images that are no longer there would pass for masks of those that are."""
+    shutil.copytree(trained / "files", tmp_path / "files")
+    shutil.copytree(trained / "toy", tmp_path / "toy")
+    run = configured(trained, tmp_path / "out", "rgb", "depth", files=tmp_path / "files")
+    if kind == "data":
+        run = replace(run, sensors=(), data=str(tmp_path / "toy"), split="val")
+    predict(run)
+    before, image = times(tmp_path / "out"), tmp_path / ("toy" if kind == "data" else kind) / "rgb"
+    shutil.copy(image / "val_001.png", image / "val_003.png")
+    os.utime(image / "val_002.png")  # touched, with the same content
+    predict(run)
+    changed = {name for name, time in times(tmp_path / "out").items() if before[name] != time}
+    assert changed == {f"{folder}/val_003.png" for folder in ("masks", "overlays", "confidence")}
+    predict(replace(run, out=str(tmp_path / "fresh")))
+    for fresh, again in zip(read(tmp_path / "fresh", "val_003"), read(tmp_path / "out", "val_003")):
+        assert np.array_equal(fresh, again)
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3, 5])
@@ -393,14 +413,17 @@ def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
 @pytest.mark.parametrize(
     "problem, message",
     [
-        ("grey", "rgb/val_000.png: expected rgb as uint8 with 3 channels, found uint8 with 1"),
-        ("alpha", "rgb/val_000.png: expected rgb as uint8 with 3 channels, found uint8 with 4"),
-        ("palette", "found P with 1"),
-        ("four bits", "found L;4 with 1"),
-        ("8 bit", "depth/val_000.png: expected depth as uint16 with 1 channel, found uint8 with 1"),
-        ("16 bit colour", "found RGB;16B with 3"),
+        (
+            "grey",
+            "rgb/val_000.png: expected uint8 with 3 channels, found uint8 with 1 channel; convert the file",
+        ),
+        ("alpha", "rgb/val_000.png: expected uint8 with 3 channels, found uint8 with 4"),
+        ("palette", "found uint8 with 1 channel and a palette"),
+        ("four bits", "found uint8 of 4 bits with 1"),
+        ("8 bit", "depth/val_000.png: expected uint16 with 1 channel, found uint8 with 1"),
+        ("16 bit colour", "found uint16 with 3"),
         ("sideways", "val_000.jpg: stored on its side"),
-        ("pages", "val_000.tif: stored on its side (EXIF orientation), or several pages"),
+        ("pages", "val_000.tif: holds 2 images; store one"),
         ("half", "rgb/val_000.png: cannot be read"),
         ("text", "rgb/val_000.png: cannot be read"),
         ("huge", "rgb/val_000.png: cannot be read (DecompressionBombError"),
@@ -410,10 +433,10 @@ def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
         ),
         ("twice", "val_000.jpg and val_000.png are one sample's name twice"),
         ("names", "no two sensors share the name of a sample (rgb has val_000, depth has depth_val_000)"),
-        ("empty", "depth: no image in this folder"),
-        ("float64", "aolp/val_000.npy: expected aolp as uint8 with 2 channels, found float64 with 2"),
+        ("empty", "depth: no image; expected a file, or a folder of files, of .png"),
+        ("float64", "aolp/val_000.npy: expected uint8 with 2 channels, found float64 with 2"),
         ("channels", "found uint8 with 3"),
-        ("dimensions", "(H, W) or (H, W, C); found shape (1, 32, 48, 2)"),
+        ("dimensions", "aolp/val_000.npy: shape (1, 32, 48, 2); expected (H, W) or (H, W, C)"),
         ("pickle", "aolp/val_000.npy: cannot be read"),
         ("header", "aolp/val_000.npy: cannot be read"),
     ],
@@ -450,10 +473,11 @@ def test_a_wrong_file_is_named_and_nothing_is_written(trained, tmp_path, problem
         (("sonar={files}/rgb",), "unknown sensor; this network knows rgb, depth, aolp"),
         (("rgb={files}/rgb", "rgb={files}/rgb"), "given twice"),
         (("rgb={files}/nowhere",), "nowhere: no such file or folder"),
-        (("rgb={toy}/dataset.json",), "dataset.json: expected a file that ends in .png"),
+        (("rgb={toy}/dataset.json",), "dataset.json: no image; expected a file"),
         (("rgb={files}/rgb", "--window", "33", "32"), "--window 33: expected a multiple of 32"),
         (("rgb={files}/rgb", "--stride", "32", "32"), "--stride 32 32 without --window"),
-        (("rgb={files}/rgb", "--batch-size", "0"), "expected positive numbers"),
+        (("rgb={files}/rgb", "--size", "0", "24"), "--size 0 24: expected two numbers above 0, or 0 0"),
+        (("rgb={files}/rgb", "--batch-size", "0"), "--batch-size 0: expected 1 or more"),
         (("--data", "{toy}", "--split", "nowhere"), "no sample in split 'nowhere'"),
         (("--data", "{files}"), "is not a prepared data set"),
     ],
@@ -498,7 +522,7 @@ def test_every_stored_type_comes_back_in_physical_units(tmp_path, dtype, suffix)
 
 
 @pytest.mark.parametrize(
-    "value, message", [(np.nan, "x.npy: depth has NaN"), (-0.5, "x.npy: depth has a negative range")]
+    "value, message", [(np.nan, "x.npy: NaN or infinite values"), (-0.5, "x.npy: depth has a negative range")]
 )
 def test_values_that_cannot_be_are_refused(tmp_path, value, message):
     modality, values = (

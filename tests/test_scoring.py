@@ -4,6 +4,7 @@ they leave.
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import toy
 
 from mmlib import cli
+from mmlib.data.images import write_image
 from mmlib.data.prepared import Description, PreparedDataset, Writer, collate
 from mmlib.evaluation.counts import miou
 from mmlib.evaluation.subsets import evaluate_subsets, subset_probabilities
@@ -87,7 +89,7 @@ def test_whole_images_and_windows_give_different_scores_and_say_so(trained, tmp_
         (["--window", "40", "32"], "--window 40: expected a multiple of 32"),
         (["--window", "32", "32", "--stride", "64", "32"], "--stride 64: expected 32 to 32"),
         (["--stride", "32", "32"], "--stride 32 32 without --window"),
-        (["--failure-probability", "1"], "failure probability 1.0: expected 0"),
+        (["--failure-probability", "1"], "--failure-probability 1.0: expected 0 or more and below 1"),
     ],
 )
 def test_wrong_options_end_in_one_line_before_the_work(trained, options, message):
@@ -191,24 +193,29 @@ def test_compare_prints_clusterings_in_the_layout_of_their_tables(tmp_path, caps
         cli.main(["compare", clustered(tmp_path / "none", 1.0, labelled=False)])
 
 
+def finished(trained, folder, network, seed=0, data=None, **settings):
+    """A folder as 'train' leaves it, with this network as its last checkpoint."""
+    folder.mkdir(parents=True)
+    save_segmenter(network, folder / "last.safetensors")
+    (folder / "config.json").write_text(json.dumps({"seed": seed, "data": str(data or trained / "toy")}))
+    config = {"seed": seed, "data": "toy", "lr": 0.1, "save_every": 1.0} | settings
+    report = {"config": config, "steps": 1, "seconds": 1.0, "cpu_seconds": 1.0}
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "history.jsonl").write_text("")
+    return str(folder)
+
+
+COMPARE = ["--split", "val", "--information-samples", "0", "--no-progress", "--device", "cpu"]
+
+
 def test_compare_prints_trainings_as_rows(trained, tmp_path, capsys):
     """Two seeds of one setting are one row, of their mean; and trained runs do not mix with clustered ones."""
-    network = load_segmenter(trained / "net.safetensors")
+    network, folders = load_segmenter(trained / "net.safetensors"), []
     for seed in (0, 1):
-        folder = tmp_path / f"mine-{seed}"
-        folder.mkdir()
         with torch.no_grad():
             network.head.classify.bias[seed] += 5.0 * seed
-        save_segmenter(network, folder / "last.safetensors")
-        settings = {"seed": seed, "data": str(trained / "toy")}
-        (folder / "config.json").write_text(json.dumps(settings))
-        (folder / "report.json").write_text(
-            json.dumps({"config": settings, "steps": 1, "seconds": 1.0, "cpu_seconds": 1.0})
-        )
-        (folder / "history.jsonl").write_text("")
-    folders = [str(tmp_path / f"mine-{seed}") for seed in (0, 1)]
-    options = ["--split", "val", "--information-samples", "0", "--no-progress"]
-    cli.main(["compare", *folders, *options, "--layout", str(tmp_path / "table")])
+        folders.append(finished(trained, tmp_path / f"mine-{seed}", network, seed))
+    cli.main(["compare", *folders, *COMPARE, "--layout", str(tmp_path / "table")])
     with open(tmp_path / "table.csv", newline="") as file:
         rows = {row["column"]: float(row["value"]) for row in csv.DictReader(file)}
     each = []
@@ -224,3 +231,48 @@ def test_compare_prints_trainings_as_rows(trained, tmp_path, capsys):
         SystemExit, match="cluster' .*compare each kind by itself|compare each kind by itself"
     ):
         cli.main(["compare", folders[0], clustered(tmp_path / "c", 1.0)])
+
+
+def test_runs_that_differ_in_what_changes_no_result_are_one_group(trained, tmp_path):
+    network = load_segmenter(trained / "net.safetensors")
+    plain = finished(trained, tmp_path / "mine-0", network)
+    often = finished(trained, tmp_path / "mine-1", network, 1, save_every=0.25, workers=4)
+    cli.main(["compare", plain, often, *COMPARE, "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text())["groups"]["mine"]["seeds"] == [0, 1]
+    other = finished(trained, tmp_path / "mine-2", network, 2, lr=0.2)
+    with pytest.raises(SystemExit, match="mine-2: other settings than the runs before it of the name 'mine'"):
+        cli.main(["compare", plain, other, *COMPARE])
+    unnamed = [finished(trained, tmp_path / f"run{lr}", network, lr=lr, workers=9 * lr) for lr in (1, 2)]
+    cli.main(["compare", *unnamed, *COMPARE, "--out", str(tmp_path / "out.json")])
+    assert list(json.loads((tmp_path / "out.json").read_text())["groups"]) == ["lr 1", "lr 2"]
+
+
+def test_compare_scores_as_evaluate_does(trained, tmp_path):
+    """Windows, batches, workers and fusion: the same options, the same numbers."""
+    run = finished(trained, tmp_path / "mine-0", load_segmenter(trained / "net.safetensors"))
+    options = ["--window", "32", "32", "--batch-size", "3", "--workers", "1", "--fusion", "agreement"]
+    options += ["--protocol", "noise"]
+    cli.main(["compare", run, *COMPARE, *options, "--out", str(tmp_path / "compared.json")])
+    evaluate(trained, *options, "--out", str(tmp_path / "scores.json"))
+    group = json.loads((tmp_path / "compared.json").read_text())["groups"]["mine"]
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]["miou"]["all"]
+    assert {subset: values[0] for subset, values in group["miou"]["all"].items()} == {
+        subset: pytest.approx(value, abs=1e-3) for subset, value in scores.items()
+    }
+
+
+def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
+    network, runs = load_segmenter(trained / "net.safetensors"), {}
+    for name in ("copy", "image", "index"):
+        shutil.copytree(trained / "toy", tmp_path / name)
+        runs[name] = finished(trained, tmp_path / f"{name}-1", network, 1, tmp_path / name)
+    first = finished(trained, tmp_path / "first-0", network)
+    cli.main(["compare", first, runs["copy"], *COMPARE])
+    write_image(tmp_path / "image" / "rgb" / "val_003.png", np.zeros((32, 48, 3), np.uint8))
+    index = (tmp_path / "index" / "index.csv").read_text().splitlines()
+    last = max(k for k, line in enumerate(index) if line.startswith("val_"))
+    (tmp_path / "index" / "index.csv").write_text("\n".join(index[:last] + index[last + 1 :]) + "\n")
+    for name, what in (("image", "images"), ("index", "index, images")):
+        with pytest.raises(SystemExit, match=f"{name}-1: is scored on .* has another {what}; give --data"):
+            cli.main(["compare", first, runs[name], *COMPARE])
+    cli.main(["compare", first, runs["image"], *COMPARE, "--data", str(trained / "toy")])

@@ -21,7 +21,7 @@ LEVELS = [
     {"evaluation"},
     {"loop"},
     {"segmentation", "unsupervised"},
-    {"figures", "switchboard", "panel", "run_figures", "predict"},
+    {"figures", "switchboard", "panel", "run_figures"},
     {"cli", "__main__"},
 ]
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}

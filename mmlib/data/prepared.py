@@ -444,6 +444,12 @@ class PreparedDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def files(self, index: int) -> dict[str, Path]:
+        """The files of a sample: its images by modality, and "label" where there are labels."""
+        sample_id = self.rows[index]["id"]
+        files = {n: _file(self.root, n, sample_id, _is_png(m)) for n, m in self.modalities.items()}
+        return files | ({"label": _file(self.root, "label", sample_id, True)} if self.labelled else {})
+
     def stored(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Stored arrays (H, W, C) by name, and the uint8 label (H, W): all 255 where the data set has none."""
         if self._cache is not None and index in self._cache:

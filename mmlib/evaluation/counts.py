@@ -62,24 +62,27 @@ def iou(confusion) -> np.ndarray:
     counts = np.asarray(confusion, dtype=np.float64)
     hit = np.diagonal(counts, axis1=-2, axis2=-1)
     true, predicted = counts.sum(-1), counts.sum(-2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(true > 0, hit / (true + predicted - hit), np.nan)
+    return _ratio(hit, true + predicted - hit, true > 0)
 
 
 def miou(confusion) -> np.ndarray:
     """(…, K, K) counts -> (…) mean IoU over the classes that have true pixels; NaN where there are none."""
     values = iou(confusion)
     present = ~np.isnan(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(present, values, 0).sum(-1) / np.where(present.any(-1), present.sum(-1), np.nan)
+    return _ratio(np.where(present, values, 0).sum(-1), present.sum(-1), present.any(-1))
 
 
 def accuracy(confusion) -> np.ndarray:
     """(…, K, K) counts -> (…) share of labelled pixels that are right; NaN where there are none."""
     counts = np.asarray(confusion, dtype=np.float64)
     total = counts.sum((-2, -1))
+    return _ratio(np.trace(counts, axis1=-2, axis2=-1), total, total > 0)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """part / whole; NaN where not valid."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, np.diagonal(counts, axis1=-2, axis2=-1).sum(-1) / total, np.nan)
+        return np.where(valid, part / whole, np.nan)
 
 
 def _cluster_counts(counts) -> np.ndarray:

@@ -1,5 +1,5 @@
 """Sensors that fail without saying so: every sensor takes part in fusion, one or two of them are wrong, and
-no rule is told.
+no rule is told. The commands that score call it.
 
 For every sample, each sensor is encoded once as it is and once for each fault and severity
 (``mmlib.data.missing.faulty``); every fusion rule and every set of broken sensors then reuses these
@@ -173,76 +173,66 @@ def evaluate_failures(
         ValueError: no labels, no rule, one sensor only, an unknown fault, or "other" where the split has a
             single sample.
     """
-    names, classes, size = list(dataset.modalities), dataset.description.classes, len(dataset)
+    names, classes = list(dataset.modalities), dataset.description.classes
     _check(dataset, rules, faults)
-    indices = range(size) if indices is None else list(indices)
+    indices = range(len(dataset)) if indices is None else list(indices)
     scores = FailureScores(dataset.modalities, classes, list(rules), list(faults), len(indices))
-    sets = [
-        pair
-        for count in ((1, 2) if pairs and len(names) > 2 else (1,))
-        for pair in combinations(names, count)
-    ]
+    sets = [*combinations(names, 1), *(combinations(names, 2) if pairs and len(names) > 2 else ())]
     variants = [(fault, severity) for fault in faults for severity in SEVERITIES]
 
-    def add(rule: str, fault: str, severity: str, broken: Sequence[str], counts: Tensor) -> None:
+    def add(rule: str, fault: str, severity: str, broken: Sequence[str], inputs: dict, label: Tensor) -> None:
+        """Fuse the encodings by ``rule`` and count the prediction's pixels."""
+        fuse = rules[scores.rules[0] if rule == ORACLE else rule]
+        prediction = predicted(fuse(inputs), label.shape, len(classes))[0]
         key = (rule, fault, severity, "".join(dataset.modalities[name].symbol for name in broken))
-        scores.counts[key] = scores.counts.get(key, 0) + counts.cpu().numpy()
+        counts = confusion_matrix(prediction, label, len(classes)).cpu().numpy()
+        scores.counts[key] = scores.counts.get(key, 0) + counts
 
     loader = DataLoader(_Variants(dataset, variants, seed), None, sampler=indices, num_workers=workers)
     for images, label in progress_bar(loader, "failures", progress=progress, leave=False):
+        # Encode each sensor once: sound, which is number 0, and in every variant.
         label = label.to(device)
-        parts = [
-            {n: image[v : v + batch_size].to(device) for n, image in images.items()}
-            for v in range(0, len(variants) + 1, batch_size)
-        ]
-        encoded = [encode(part) for part in parts]
+        encoded = []
+        for start in range(0, len(variants) + 1, batch_size):
+            part = {name: image[start : start + batch_size].to(device) for name, image in images.items()}
+            encoded.append(encode(part))
         encodings = {name: torch.cat([part[name] for part in encoded]) for name in names}
         clean = {name: encoding[:1] for name, encoding in encodings.items()}
 
+        # Fuse them for every rule, set of broken sensors and variant.
         for rule in rules:
-            add(rule, CLEAN, "", (), _counts(rules[rule], clean, label, len(classes))[0])
+            add(rule, CLEAN, "", (), clean, label)
         for broken in sets:
             sound = {name: clean[name] for name in names if name not in broken}
-            add(ORACLE, REMOVED, "", broken, _counts(rules[scores.rules[0]], sound, label, len(classes))[0])
-            for v in range(1, len(variants) + 1, batch_size):
-                chunk = slice(v, min(v + batch_size, len(variants) + 1))
-                inputs = {
-                    n: encodings[n][chunk] if n in broken else clean[n].expand(chunk.stop - v, -1, -1, -1)
-                    for n in names
-                }
+            add(ORACLE, REMOVED, "", broken, sound, label)
+            for v, (fault, severity) in enumerate(variants, 1):
+                inputs = clean | {name: encodings[name][v : v + 1] for name in broken}
                 for rule in rules:
-                    for (fault, severity), counts in zip(
-                        variants[v - 1 :], _counts(rules[rule], inputs, label, len(classes))
-                    ):
-                        add(rule, fault, severity, broken, counts)
+                    add(rule, fault, severity, broken, inputs, label)
     return scores
 
 
-def _counts(
-    fuse: Callable[[dict[str, Tensor]], Tensor], encodings: dict[str, Tensor], label: Tensor, classes: int
-) -> list[Tensor]:
-    """One confusion matrix for each of the V predictions of one label (H, W)."""
-    return [confusion_matrix(one, label, classes) for one in predicted(fuse(encodings), label.shape, classes)]
-
-
 def _check(dataset: PreparedDataset, rules: Mapping, faults: Sequence[str]) -> None:
+    """Raise ValueError for what cannot be scored."""
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
     if not rules or ORACLE in rules:
         raise ValueError(
-            f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}: {{'mean': FUSIONS['mean']}}"
+            f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}: "
+            "{'mean': FUSIONS['mean']}"
         )
     if len(dataset.modalities) < 2:
         raise ValueError(
-            f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. Use two or more"
+            f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. Use two "
+            "or more"
         )
-    if unknown := set(faults) - set(FAULTS):
-        raise ValueError(f"unknown fault {', '.join(sorted(unknown))}; expected some of {', '.join(FAULTS)}")
-    if not faults:
-        raise ValueError(f"no fault to score; expected some of {', '.join(FAULTS)}")
+    if not faults or set(faults) - set(FAULTS):
+        listed = ", ".join(faults) or "none"
+        raise ValueError(f"faults: {listed}; expected some of {', '.join(FAULTS)}")
     if "other" in faults and len(dataset) < 2:
         raise ValueError(
-            f"{dataset.root}, split {dataset.split!r}: one sample, so no other scene for fault 'other'; leave it out of faults"
+            f"{dataset.root}, split {dataset.split!r}: one sample, so no other scene for fault 'other'; leave it "
+            "out of faults"
         )
 
 

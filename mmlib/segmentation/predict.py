@@ -1,0 +1,373 @@
+"""A trained segmenter on image files: masks, overlays and confidence, from whichever of its sensors are
+there, sample by sample.
+
+The command ``predict`` calls it. What an output folder holds already is not predicted again, unless its
+images have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from ..config import AtLeast, check_settings
+from ..data.drawing import overlay, picture
+from ..data.images import FORMATS, DataError, read_image
+from ..data.prepared import PreparedDataset, check_values, read_description
+from ..data.transforms import resize
+from ..evaluation.fusion import FUSIONS
+from ..evaluation.subsets import upsampled
+from ..modalities import Modality
+from ..runtime import (
+    atomic_path,
+    choose_device,
+    digest_files,
+    limit_threads,
+    progress_bar,
+    read_json,
+    reading,
+    write_json,
+)
+from .network import Segmenter, load_segmenter
+from .score import find_data, fusing, normalised_as
+
+OUTPUTS = ("masks", "overlays", "confidence")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Segment images with a trained network, from any subset of its sensors."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A best.safetensors or last.safetensors written by 'train'."""
+    out: str
+    """Folder for masks/, overlays/, confidence/, classes.json and sheet.png. What it holds already is not
+    predicted again, unless its images have changed.
+    """
+    sensors: tyro.conf.Positional[tuple[str, ...]] = ()
+    """SENSOR=PATH for each sensor that is there: a file, or a folder whose files of one name belong to one
+    sample (.png .jpg .tif .npy).
+    """
+    data: str = ""
+    """Instead of files: folder of a prepared data set, or 'street' or 'room' for the sensor world. It may
+    lack sensors, and labels.
+    """
+    split: str = "test"
+    """With --data: whose images."""
+    fusion: Literal["mean", "total", "agreement", "selection", "entropy"] = "mean"
+    """How predictions are fused (mmlib.evaluation.fusion); total: the mean's classes, surer of themselves."""
+    window: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    """Height and width of sliding windows, multiples of 32; 0 0 = whole images."""
+    stride: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    """Largest step between windows; 0 0 = two thirds of the window."""
+    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    """Height and width to which images are resized for the network; masks have the size of the files in any
+    case. 0 0 = as they are.
+    """
+    batch_size: Annotated[int, AtLeast(1)] = 4
+    """Images, or windows, at a time."""
+    sheet: Annotated[int, AtLeast(0)] = 4
+    """Samples on the contact sheet."""
+    overwrite: bool = False
+    """Start over: remove the predictions that the folder holds."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to predict.
+
+    Attributes:
+        files: sample name -> sensor, in the network's order -> file of its image.
+        modalities: name -> Modality: how its images are stored, and normalised for the network.
+    """
+
+    files: dict[str, dict[str, Path]]
+    modalities: dict[str, Modality]
+
+    @property
+    def sensors(self) -> dict[str, tuple[str, ...]]:
+        """Sample name -> the sensors that it has."""
+        return {stem: tuple(files) for stem, files in self.files.items()}
+
+    def read(self, stem: str) -> dict[str, Tensor]:
+        """A sample's physical images by sensor, (C, H, W) float32.
+
+        Raises:
+            DataError: an image is not stored as its modality says, or the sizes differ; names the files.
+        """
+        images = {name: read_file(file, self.modalities[name]) for name, file in self.files[stem].items()}
+        if len({image.shape[1:] for image in images.values()}) > 1:
+            sizes = ", ".join(
+                f"{self.files[stem][name]} is {image.shape[1]} × {image.shape[2]}"
+                for name, image in images.items()
+            )
+            raise DataError(f"{stem}: sizes differ: {sizes}; bring the sensors to one view and size first")
+        return images
+
+    def __str__(self) -> str:
+        """One line for each set of sensors: how many samples have it, and which lack sensors that others
+        have.
+        """
+        lines, every = [], dict.fromkeys(name for names in self.sensors.values() for name in names)
+        for names in dict.fromkeys(self.sensors.values()):
+            stems = [stem for stem, of in self.sensors.items() if of == names]
+            line = f"{len(stems)} sample{'s' * (len(stems) > 1)} from {', '.join(names)}"
+            if lacking := [name for name in every if name not in names]:
+                line += f"; no {', '.join(lacking)}: {', '.join(stems[:5])}{', …' * (len(stems) > 5)}"
+            lines.append(line)
+        return "\n".join(lines)
+
+
+def read_file(path: Path, modality: Modality) -> Tensor:
+    """One sensor's image, stored as its modality says, as physical values (C, H, W) float32.
+
+    Raises:
+        DataError: unreadable, another type or number of channels, NaN or a negative range; names the file.
+    """
+    stored = read_image(path, modality.dtype, modality.channels)
+    check_values(modality, stored, str(path))
+    return torch.from_numpy(np.ascontiguousarray(modality.to_physical(stored).transpose(2, 0, 1)))
+
+
+def images_at(path: Path) -> dict[str, Path]:
+    """File name without its ending -> file, for the images of a folder, or for one file.
+
+    Raises:
+        DataError: no image, or two files of one name.
+    """
+    files: dict[str, Path] = {}
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        if file.suffix.lower() not in FORMATS or file.name.startswith("."):
+            continue
+        if file.stem in files:
+            raise DataError(
+                f"{path}: {files[file.stem].name} and {file.name} are one sample's name twice; keep one"
+            )
+        files[file.stem] = file
+    if not files:
+        raise DataError(f"{path}: no image; expected a file, or a folder of files, of {' '.join(FORMATS)}")
+    return files
+
+
+def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
+    """Samples of files named as SENSOR=PATH: the files of one stem, in folders; or one sample, if every path
+    is a file.
+
+    Raises:
+        ValueError: not of that form, an unknown or repeated sensor.
+        DataError: no such path, a folder without images or with two files of one stem, folders that share no
+            stem.
+    """
+    paths: dict[str, Path] = {}
+    for entry in entries:
+        name, _, path = entry.partition("=")
+        if not path:
+            example = f"{next(iter(network.modalities))}=images"
+            raise ValueError(f"{entry!r}: expected SENSOR=PATH, such as {example}")
+        if name not in network.modalities:
+            known = ", ".join(network.modalities)
+            raise ValueError(f"{entry!r}: unknown sensor; this network knows {known}")
+        if name in paths:
+            raise ValueError(f"{entry!r}: given twice")
+        paths[name] = Path(path)
+        if not paths[name].exists():
+            raise DataError(f"{path}: no such file or folder")
+
+    files: dict[str, dict[str, Path]] = {}
+    single = all(path.is_file() for path in paths.values())
+    for name in [name for name in network.modalities if name in paths]:
+        for stem, file in images_at(paths[name]).items():
+            sample = next(iter(files), stem) if single else stem
+            files.setdefault(sample, {})[name] = file
+    if len(paths) > 1 and all(len(of) == 1 for of in files.values()):
+        examples = ", ".join(
+            f"{name} has {next(stem for stem, of in files.items() if name in of)}" for name in paths
+        )
+        raise DataError(
+            f"no two sensors share the name of a sample ({examples}); name the files of one sample alike"
+        )
+    return Source(dict(sorted(files.items())), network.modalities)
+
+
+def open_data(root: str, split: str, network: Segmenter) -> Source:
+    """Samples of a prepared data set, which may lack some of the network's sensors."""
+    names = [name for name in network.modalities if name in read_description(root).modalities]
+    if not names:
+        raise DataError(f"{root}: has none of the network's sensors ({', '.join(network.modalities)})")
+    dataset = PreparedDataset(root, split, names)
+    dataset.labelled = False  # labels are not read
+    files = {row["id"]: dataset.files(index) for index, row in enumerate(dataset.rows)}
+    return Source(files, normalised_as(network, dataset))
+
+
+def outputs(out: Path, stem: str) -> list[Path]:
+    """The three files of a sample: mask, overlay, confidence."""
+    return [out / folder / f"{stem}.png" for folder in OUTPUTS]
+
+
+def plan_folder(
+    config: PredictConfig, network: Segmenter, source: Source
+) -> tuple[list[str], set[Path], dict]:
+    """(samples that remain to be predicted, files to remove before that, the content of classes.json); writes
+    nothing.
+
+    Raises:
+        ValueError: the folder holds predictions of other settings.
+    """
+    # What all predictions of a folder share, and what each sample was predicted from.
+    out, names = Path(config.out), zip(network.classes, network.palette)
+    with open(config.checkpoint, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = {
+        "classes": [
+            {"id": k, "name": name, "colour": list(colour)} for k, (name, colour) in enumerate(names)
+        ],
+        "checkpoint": {"file": Path(config.checkpoint).name, "sha256": sha256},
+        "fusion": "centred" if network.config.fusion == "centred" else config.fusion,
+        "window": list(config.window),
+        "stride": list(config.stride),
+        "size": list(config.size),
+    }
+    notes = {
+        "masks": "class ids",
+        "confidence": "value / 65535 = probability that the network gives the class in masks/",
+        "protocol": "drop: absent sensors are left out",
+        "digest": "of each image: other images under the same names are predicted anew",
+    }
+    samples = {
+        stem: {
+            "sensors": list(files),
+            "absent": [name for name in network.modalities if name not in files],
+            "digest": {name: digest_files(file.parent, [file.name]) for name, file in files.items()},
+        }
+        for stem, files in source.files.items()
+    }
+
+    # What the folder holds: nothing, or predictions of these settings; those of other images are stale.
+    path, earlier, stale = out / "classes.json", {}, set()
+    if not path.exists() and any((out / folder).exists() for folder in OUTPUTS):
+        raise ValueError(
+            f"{out}: has a folder {', '.join(OUTPUTS[:2])} or {OUTPUTS[2]} that this command did not make; "
+            "choose another --out"
+        )
+    if config.overwrite:
+        stale = {file for folder in OUTPUTS for file in (out / folder).glob("*.png")}
+    elif path.exists():
+        what = "a record of predictions (choose another folder, or give --overwrite)"
+        with reading(path, what):
+            record = read_json(path, what)
+            earlier = dict(record["samples"])
+            changes = [key for key, value in settings.items() if record[key] != value]
+        if changes:
+            raise ValueError(
+                f"{out}: holds predictions of another {changes[0]}; choose another folder, or give --overwrite "
+                "to start over"
+            )
+        changed = [stem for stem in samples if earlier.get(stem, samples[stem]) != samples[stem]]
+        stale = {file for stem in changed for file in outputs(out, stem)}
+    remaining = [s for s in samples if any(f in stale or not f.exists() for f in outputs(out, s))]
+    return remaining, stale, settings | notes | {"samples": earlier | samples}
+
+
+def batches(stems: list[str], source: Source, size: int) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Consecutive samples with the same sensors and image size, at most ``size`` together: stem -> physical
+    images.
+    """
+    batch: dict[str, dict[str, Tensor]] = {}
+    shapes: dict[str, tuple] = {}
+    for stem in stems:
+        images = source.read(stem)
+        own = {name: tuple(image.shape) for name, image in images.items()}
+        if batch and (len(batch) == size or own != shapes):
+            yield batch
+            batch = {}
+        batch[stem], shapes = images, own
+    if batch:
+        yield batch
+
+
+def network_input(
+    batch: dict[str, dict[str, Tensor]], modalities: dict[str, Modality], size: tuple[int, int], device
+) -> dict[str, Tensor]:
+    """stem -> physical images, to sensor -> (B, C, H, W) as the network takes them, resized to ``size`` (0 0
+    = not).
+    """
+    result = {}
+    for name in next(iter(batch.values())):
+        stack = [images[name] for images in batch.values()]
+        if any(size):
+            stack = [resize(image, size, modalities[name].sparse) for image in stack]
+        result[name] = modalities[name].to_network(torch.stack(stack)).to(device)
+    return result
+
+
+@torch.no_grad()
+def predict(config: PredictConfig) -> Source:
+    """Predict every sample and write the folder ``config.out``; returns what was predicted.
+
+    Files: masks/STEM.png (class ids, uint8), overlays/STEM.png (the first sensor's picture under the class
+    colours), confidence/STEM.png (uint16, 65535 = 1: the largest softmax probability of the fused logits),
+    classes.json. Each is written whole or not at all. Of logits at full size, those of one image exist at a
+    time. The command adds sheet.png (``mmlib.figures.prediction_sheet``).
+
+    Raises:
+        ValueError: no images, wrong options, or an ``out`` folder of other settings. DataError: unreadable
+            images; names the file.
+    """
+    check_settings(config)
+    if bool(config.sensors) == bool(config.data):
+        raise ValueError("give images either as SENSOR=PATH or by --data, one of them")
+    if any(config.size) and not all(config.size):
+        raise ValueError(f"--size {config.size[0]} {config.size[1]}: expected two numbers above 0, or 0 0")
+    limit_threads()
+    device, out = choose_device(config.device), Path(config.out)
+    network = load_segmenter(config.checkpoint, device)
+    options = fusing(network, config.fusion, config.window, config.stride, config.batch_size)
+    fuse = options["fuse"] or FUSIONS["mean"]
+    if config.sensors:
+        source = open_files(config.sensors, network)
+    else:
+        source = open_data(find_data(config.data, config.progress), config.split, network)
+    stems, stale, record = plan_folder(config, network, source)
+    total = len(source.files)
+    with progress_bar(
+        total=total, initial=total - len(stems), desc="predict", progress=config.progress, leave=False
+    ) as bar:
+        for batch in batches(stems, source, config.batch_size):
+            try:
+                images = network_input(batch, source.modalities, config.size, device)
+                fused = fuse(options["encode"](images))
+            except ValueError as error:
+                raise ValueError(f"{', '.join(batch)}: {error}") from error
+            # The folder changes only when there is something to write: a bad first image leaves it as it was.
+            if record:
+                for file in stale:
+                    file.unlink(missing_ok=True)
+                write_json(out / "classes.json", record)
+                record = {}
+            for b, (stem, images) in enumerate(batch.items()):
+                name, image = next(iter(images.items()))
+                logits = upsampled(fused[b : b + 1], image.shape[1:])[0]
+                best = logits.max(0)
+                mask = best.indices.to(torch.uint8).cpu().numpy()
+                blended = overlay(picture(source.modalities[name], image), mask, network.palette)
+                probability = (best.values - logits.logsumexp(0)).double().exp()
+                confidence = (65535 * probability).round().cpu().numpy().astype(np.uint16)
+                for path, array in zip(outputs(out, stem), (mask, blended, confidence)):
+                    with atomic_path(path) as temporary:
+                        Image.fromarray(array).save(temporary)
+                bar.update()
+    return source
