@@ -26,10 +26,10 @@ from mmlib.world.geometry import (
     intersect,
     trace,
 )
-from mmlib.world.light import weather
 from mmlib.world.materials import MATERIAL, MATERIALS, atlas, texture
 from mmlib.world.render import SCENES, Shot
 from mmlib.world.surfaces import look
+from mmlib.world.weather import weather
 
 SIZE = (48, 64)
 
@@ -78,7 +78,9 @@ SUMS = {
 
 
 def test_label_checksums():
-    """Integers that must come out the same on every CPU and operating system."""
+    """Integers that must come out the same on every CPU and operating system. Where a change is meant, raise
+    ``world.dataset.RENDERER``, so that no cache serves the older world.
+    """
     for key, expected in SUMS.items():
         scene, seed, height = key.split("-")
         frame = render_frame(
@@ -391,7 +393,7 @@ def heat(world, air):
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_light_does_not_change_the_temperature(scene):
-    """Night's light with day's heat gives day's thermal image, bit for bit; night's heat gives a colder one."""
+    """Night's light with day's heat gives day's thermal image, bit for bit; night's heat a colder one."""
     world, draw = SCENES[scene](6), lambda: np.random.default_rng(0)
     day, night = weather(scene, "day", draw()), weather(scene, "night", draw())
     keep = ("air", "sky_temperature", "sun_now", "sun_before", "haze_heat", "sun_direction")

@@ -19,10 +19,11 @@ __all__ = [
 
 
 def __getattr__(name):
+    # only now, because data sets need torch, which takes seconds to import; frames do not
     if name in (
         "ensure",
         "render_dataset",
-    ):  # only now, because data sets need torch, which takes seconds to import; frames do not
+    ):
         from . import dataset
 
         return getattr(dataset, name)

@@ -26,9 +26,8 @@ CHUNK = 1 << 16  # (primitive, ray) pairs worked on at once: keeps temporaries i
 MISS = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 _CORNERS = np.array([(i, j, k) for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], np.float64)  # (8, 3)
-_EDGES = np.array(
-    [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
-).T  # (2, 12)
+# (2, 12)
+_EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]).T
 
 
 def turn(angle: float) -> tuple[float, float]:
@@ -127,9 +126,8 @@ class World:
     indoor: bool
     camera: "Camera"
     motion: tuple[float, float]  # metres forward and radians of yaw between the event camera's two poses
-    paint: object = lambda *_: (
-        None
-    )  # (label, material, prim, x, y, z) -> in place: what lies on the ground (road markings, grass)
+    # (label, material, prim, x, y, z) -> in place: what lies on the ground (road markings, grass)
+    paint: object = lambda *_: None
     room: tuple[float, ...] = ()  # x0, x1, y0, y1, height of an indoor scene
     # street lamps or room lamps: (x, y, z, r, g, b, downward) with radiant intensity r, g, b
     lights: tuple = ()
@@ -215,8 +213,8 @@ def _extents(corners, position, axes):
         cuts = a + (b - a) * ((NEAR - a[0]) / (b[0] - a[0]))  # where edges pierce the near plane
         points = np.concatenate([ends, cuts], 2)
         slopes = points[1:] / points[0]
-    seen = np.concatenate([ends[0] >= NEAR, (a[0] < NEAR) != (b[0] < NEAR)], 1)
-    low, high = np.where(seen, slopes, np.inf).min(2), np.where(seen, slopes, -np.inf).max(2)
+    visible = np.concatenate([ends[0] >= NEAR, (a[0] < NEAR) != (b[0] < NEAR)], 1)
+    low, high = np.where(visible, slopes, np.inf).min(2), np.where(visible, slopes, -np.inf).max(2)
     return low[0], high[0], low[1], high[1]
 
 
@@ -283,9 +281,8 @@ def intersect(kind, o, d, h, taper=None):
     half sizes), one entry per pair.
     """
     t_in, t_out = -np.inf, np.inf
-    for k in {BOX: (2, 0, 1), FRUSTUM: (2,), CYLINDER: (2,), ELLIPSOID: ()}[
-        kind
-    ]:  # between two parallel planes
+    # between two parallel planes
+    for k in {BOX: (2, 0, 1), FRUSTUM: (2,), CYLINDER: (2,), ELLIPSOID: ()}[kind]:
         inv = 1 / d[k]
         middle, reach = -o[k] * inv, h[k] * np.abs(inv)
         t_in, t_out = np.maximum(t_in, middle - reach), np.minimum(t_out, middle + reach)
@@ -295,10 +292,8 @@ def intersect(kind, o, d, h, taper=None):
             for sign in (1, -1):
                 rate = lean + sign * d[k]
                 t = (room - sign * o[k]) / rate
-                t_in, t_out = (
-                    np.maximum(t_in, np.where(rate < 0, t, -np.inf)),
-                    np.minimum(t_out, np.where(rate < 0, np.inf, t)),
-                )
+                t_in = np.maximum(t_in, np.where(rate < 0, t, -np.inf))
+                t_out = np.minimum(t_out, np.where(rate < 0, np.inf, t))
     elif kind != BOX:  # quadratic equation; a cylinder is an ellipsoid without end along z
         tall = np.float32(np.inf) if kind == CYLINDER else h[2]
         oh, dh = (o[0] / h[0], o[1] / h[1], o[2] / tall), (d[0] / h[0], d[1] / h[1], d[2] / tall)
@@ -344,9 +339,9 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     key = np.full(rays.shape[1], MISS)
     with np.errstate(all="ignore"):
         for kind in range(4):
-            chosen = np.flatnonzero(kinds == kind)
-            cuts = np.flatnonzero(np.diff(np.cumsum(areas[chosen]) // CHUNK)) + 1
-            for block in np.split(chosen, cuts):
+            columns = np.flatnonzero(kinds == kind)
+            cuts = np.flatnonzero(np.diff(np.cumsum(areas[columns]) // CHUNK)) + 1
+            for block in np.split(columns, cuts):
                 _keep_nearest(key, world.shape, kind, table[:, block], rays, parallel)
     hit = key != MISS
     t = np.where(hit, (key >> np.uint64(32)).astype(np.uint32).view(np.float32), np.float32(np.inf))
@@ -359,9 +354,8 @@ def _keep_nearest(key, shape, kind, block, rays, parallel):
     """
     prim, r0, r1, c0, c1, first, cols = block[:7].astype(np.int64)
     tall, wide = r1 - r0, c1 - c0
-    row_of = np.repeat(
-        np.arange(len(prim)), tall
-    )  # flatten: one segment per row of a rectangle, then one pair per cell
+    # flatten: one segment per row of a rectangle, then one pair per cell
+    row_of = np.repeat(np.arange(len(prim)), tall)
     row = np.arange(len(row_of)) - np.repeat(np.cumsum(tall) - tall, tall)
     length, start = wide[row_of], (first + r0 * cols + c0)[row_of] + row * cols[row_of]
     ray = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)

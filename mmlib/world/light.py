@@ -1,213 +1,16 @@
-"""Weather and light: what each condition means for visible light, near infrared and heat, and the radiance
-that reaches a camera.
+"""Light: shadows, and the radiance that reaches a camera from every hit, in the units of ``weather.Weather``.
 
-Radiance is in units where a white wall in full sun is about 1. Light fields and heat fields of ``Weather``
-are separate on purpose: switching the light off changes nothing in the thermal image; night is colder there
-only because its heat fields say so.
+Called by ``render.Shot``; the near-infrared and thermal sensors share its sun and shadows.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from .geometry import View, cells, dot, trace, turn
+from .geometry import View, cells, dot, trace
 from .materials import MATERIAL, cloud_cover, column
-
-CONDITIONS = ("day", "dusk", "night", "fog")
-
-
-def channels(colour) -> np.ndarray:
-    """Three numbers as a (3, 1) float32 array, ready to be multiplied with one value per ray."""
-    return np.array(colour, np.float32)[:, None]
-
-
-@dataclass(frozen=True)
-class Weather:
-    """All that a condition changes."""
-
-    # visible light
-    sun_direction: tuple = (
-        0.0,
-        0.0,
-        1.0,
-    )  # unit vector towards the sun (indoors: towards the sun seen through the window)
-    sun: tuple = (0.0, 0.0, 0.0)  # radiance that direct light adds to a white surface facing it
-    ambient: tuple = (0.0, 0.0, 0.0)  # sky or room light on a white surface
-    zenith: tuple = (0.0, 0.0, 0.0)
-    horizon: tuple = (0.0, 0.0, 0.0)
-    clouds: float = 0.0
-    haze: float = 0.0  # extinction, 1/m (visibility is about 3 / haze)
-    lamps: float = 0.0  # street lamps, shop signs, room lamps: 0 off .. 1 on
-    windows: float = 0.0  # share of windows that are lit
-    car_lights: float = 0.0
-    headlights: float = 0.0  # the camera car's own
-    exposure: float = 1.0
-    noise: float = 1.0  # multiplies the camera's noise (sensor gain)
-    outside: tuple = (0.0, 0.0, 0.0)  # light on what a room's window shows
-    # near infrared, 850 nm
-    nir_sun: float = 0.0
-    nir_sky: float = 0.0
-    nir_flash: float = 0.0  # active illuminator beside the camera, used in the dark
-    # heat, degrees Celsius or share of full sun
-    air: float = 18.0
-    sky_temperature: float = -10.0
-    sun_now: float = 0.0  # share of each material's ``warmth`` on sunlit faces
-    sun_before: float = 0.0  # share of it that the day left everywhere, times the material's ``keep``
-    haze_heat: float = 0.0  # extinction in 8-14 um, 1/m
-
-    @property
-    def sunny(self) -> bool:
-        return max(self.sun) > 0
-
-    def gradient(self, height) -> np.ndarray:
-        """Radiance (3, n) of the clear sky at heights (n,) from 0, the horizon, to 1."""
-        return channels(self.horizon) + (channels(self.zenith) - channels(self.horizon)) * np.clip(
-            height, 0, 1
-        )
-
-
-def weather(scene: str, condition: str, rng) -> Weather:
-    """The weather of one frame; ``rng`` draws the sun's place and small variations."""
-    azimuth, height, vary = 2 * math.pi * rng.random(), rng.random(), rng.random()
-    if scene == "room":
-        ca, sa = turn(0.6 * (azimuth / math.pi - 1) + (1 if vary > 0.5 else -1) * 0.5)
-        rise = 0.55 + 0.3 * height
-        size = math.sqrt(ca * ca + sa * sa + rise * rise)
-        common = dict(sun_direction=(ca / size, sa / size, rise / size), sky_temperature=20.0, nir_flash=0.35)
-        return {
-            "day": Weather(
-                sun=(1.5, 1.38, 1.15),
-                ambient=(0.34, 0.33, 0.32),
-                zenith=(0.8, 1.25, 1.9),
-                horizon=(1.9, 1.95, 2.0),
-                outside=(1.6, 1.6, 1.55),
-                exposure=1.9 + 0.3 * vary,
-                nir_sun=1.2,
-                nir_sky=0.45,
-                air=22.0,
-                sun_now=0.8,
-                **common,
-            ),
-            "dusk": Weather(
-                ambient=(0.12, 0.10, 0.10),
-                zenith=(0.10, 0.14, 0.34),
-                horizon=(0.75, 0.36, 0.22),
-                outside=(0.10, 0.09, 0.10),
-                lamps=0.75,
-                windows=0.6,
-                exposure=1.7,
-                noise=1.6,
-                nir_sky=0.15,
-                air=21.0,
-                **common,
-            ),
-            "night": Weather(
-                ambient=(0.012, 0.014, 0.024),
-                zenith=(0.010, 0.014, 0.035),
-                horizon=(0.03, 0.03, 0.05),
-                outside=(0.02, 0.02, 0.025),
-                lamps=0.13,
-                windows=0.5,
-                exposure=2.6,
-                noise=4.0,
-                nir_sky=0.01,
-                air=19.5,
-                **common,
-            ),
-        }[condition]
-    swing = azimuth / math.pi - 1  # -1..1
-    if condition == "dusk":  # low, ahead of the camera
-        azimuth, tilt = 0.7 * swing, math.radians(6 + 9 * height)
-    else:  # mostly behind the camera, and never along the street, so that trees and houses cast shadows across it
-        azimuth, tilt = (
-            math.copysign((1.75 if vary < 0.7 else 0.75) + 0.75 * abs(swing), swing),
-            math.radians(38 + 20 * height),
-        )
-    ca, sa = turn(azimuth)
-    ct, st = turn(tilt)
-    sun_direction = (ct * ca, ct * sa, st)
-    return {
-        "day": Weather(
-            sun_direction,
-            sun=(1.30, 1.19, 0.98),
-            ambient=(0.24, 0.285, 0.36),
-            zenith=(0.13, 0.30, 0.70),
-            horizon=(0.58, 0.72, 0.88),
-            clouds=0.3 + 0.6 * vary,
-            haze=0.0016,
-            exposure=1.55,
-            nir_sun=0.85,
-            nir_sky=0.16,
-            air=20.0,
-            sky_temperature=-14.0,
-            sun_now=0.9,
-            sun_before=0.3,
-            haze_heat=0.0008,
-        ),
-        "dusk": Weather(
-            sun_direction,
-            sun=(0.58, 0.30, 0.13),
-            ambient=(0.145, 0.140, 0.185),
-            zenith=(0.10, 0.14, 0.32),
-            horizon=(0.72, 0.36, 0.18),
-            clouds=0.4 + 0.5 * vary,
-            haze=0.003,
-            lamps=0.55,
-            windows=0.30,
-            car_lights=0.7,
-            headlights=0.10,
-            exposure=2.0,
-            noise=1.6,
-            nir_sun=0.45,
-            nir_sky=0.08,
-            air=16.0,
-            sky_temperature=-12.0,
-            sun_now=0.2,
-            sun_before=0.75,
-            haze_heat=0.0008,
-        ),
-        "night": Weather(
-            sun_direction,
-            ambient=(0.0050, 0.0058, 0.0100),
-            zenith=(0.0022, 0.003, 0.0075),
-            horizon=(0.014, 0.0125, 0.0145),
-            clouds=0.3,
-            haze=0.0025,
-            lamps=1.0,
-            windows=0.42,
-            car_lights=1.0,
-            headlights=1.0,
-            exposure=4.0,
-            noise=3.0,
-            nir_sky=0.004,
-            nir_flash=1.0,
-            air=9.0,
-            sky_temperature=-20.0,
-            sun_before=0.5,
-            haze_heat=0.0008,
-        ),
-        "fog": Weather(
-            sun_direction,
-            ambient=(0.50, 0.52, 0.54),
-            zenith=(0.60, 0.62, 0.64),
-            horizon=(0.60, 0.62, 0.64),
-            haze=0.032 + 0.03 * vary,
-            lamps=0.25,
-            windows=0.12,
-            car_lights=0.9,
-            headlights=0.02,
-            exposure=1.25,
-            noise=1.2,
-            nir_sky=0.55,
-            air=8.0,
-            sky_temperature=6.0,
-            sun_now=0.05,
-            sun_before=0.15,
-            haze_heat=0.008,
-        ),
-    }[condition]
+from .weather import Weather, channels
 
 
 def sun_cosine(hits, weather) -> np.ndarray:
@@ -227,16 +30,13 @@ def shadow(world, hits, weather, detail) -> np.ndarray:
     """
     if world.indoor:
         (x0, x1, y0, y1, _), (lx, ly, lz), spread = world.room, (0.05, 0.08, 0.9955), 6.0
-        across, up = (
-            (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2),
-            (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2),
-        )
+        across = (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2)
+        up = (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2)
     else:
         (lx, ly, lz), spread = weather.sun_direction, 2.5
-        across, up = (
-            (int(128 * detail), 80.0, 4.0),
-            (int(96 * detail), 36.0, 0.0),
-        )  # cells, half their extent in metres, middle
+        # cells, half their extent in metres, middle
+        across = (int(128 * detail), 80.0, 4.0)
+        up = (int(96 * detail), 36.0, 0.0)
     top, cols, rows = 60.0, across[0], up[0]  # the rays start at this height
 
     def places(n, span, middle):
@@ -259,9 +59,9 @@ def shadow(world, hits, weather, detail) -> np.ndarray:
     height = np.where(np.isfinite(t), top - t * lz, np.float32(-1))
 
     out = np.ones(len(hits.t), np.float32)
-    chosen = np.flatnonzero(np.isfinite(hits.t) & ((dot(hits.normal, (lx, ly, lz)) > 0) | world.indoor))
-    x, y, z = np.take(hits.where, chosen, 1)
-    prim = hits.prim[chosen]
+    shaded = np.flatnonzero(np.isfinite(hits.t) & ((dot(hits.normal, (lx, ly, lz)) > 0) | world.indoor))
+    x, y, z = np.take(hits.where, shaded, 1)
+    prim = hits.prim[shaded]
     col, row = cell(x, y, z)
     col, row = np.clip(col, 0, cols - 1.001), np.clip(row, 0, rows - 1.001)
     c, r = col.astype(np.int64), row.astype(np.int64)
@@ -276,7 +76,7 @@ def shadow(world, hits, weather, detail) -> np.ndarray:
     ):
         at = corner + step
         shade += weight * ((height[at] > z) & (owner[at] != prim))
-    out[chosen] -= shade
+    out[shaded] -= shade
     return out
 
 
@@ -355,9 +155,8 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
     light = ambient * ((low + high * hits.normal[2]) * occlusion)
     if weather.sunny:
         light = light + channels(weather.sun) * (sun_cosine(hits, weather) * sun)
-    if (
-        world.indoor and world.facts["window"]
-    ):  # daylight from the window, a small area light a little into the room
+    # daylight from the window, a small area light a little into the room
+    if world.indoor and world.facts["window"]:
         k, outward = _facing_window(world.facts["window"])
         place = list(world.facts["window"][0])
         place[k] -= 0.1 * outward
@@ -409,11 +208,11 @@ def _mirrored(world, hits, weather, shiny, ambient, sun):
     mirror = hits.direction[:, shiny] + 2 * cosine * hits.normal[:, shiny]
     fresnel = 0.05 + 0.95 * (1 - cosine) ** 5
     if world.indoor:
-        seen = ambient * np.float32(0.7)
+        reflected = ambient * np.float32(0.7)
     else:
         above = weather.gradient(np.sqrt(np.abs(mirror[2])) * 1.2)
-        seen = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, ambient * np.float32(0.38))
+        reflected = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, ambient * np.float32(0.38))
         if weather.sunny:
             glint = np.clip(dot(mirror, weather.sun_direction), 0, 1) ** 60
-            seen = seen + channels(weather.sun) * (glint * sun[shiny] * 3)
-    return seen * (fresnel * column("gloss")[hits.material[shiny]] * np.float32(1.6))
+            reflected = reflected + channels(weather.sun) * (glint * sun[shiny] * 3)
+    return reflected * (fresnel * column("gloss")[hits.material[shiny]] * np.float32(1.6))

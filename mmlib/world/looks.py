@@ -6,8 +6,8 @@ a bookshelf). They may change the material (a window pane is glass for every sen
 
 import numpy as np
 
-from .light import channels
 from .materials import MATERIAL, MATERIALS, PATTERN, column, dice, texture
+from .weather import channels
 
 
 def surface_colour(world, hits, pixel, weather, textured):
@@ -23,31 +23,30 @@ def surface_colour(world, hits, pixel, weather, textured):
     glow, lamp = np.zeros_like(colour), world.glow[hits.prim]
     on = np.flatnonzero(lamp > 0)
     glow[:, on] = colour[:, on] * lamp[on] * np.float32(weather.lamps)
-    painted = world.pattern[hits.prim]
+    pattern = world.pattern[hits.prim]
     for name, rule in RULES.items():
-        index = np.flatnonzero(painted == PATTERN[name])
+        index = np.flatnonzero(pattern == PATTERN[name])
         if len(index):
             rule(Patch(world, hits, index, colour, glow, weather))
-    seen = hits.part(0, textured)
-    solid = np.flatnonzero(np.isfinite(seen.t))
-    axis, material, prim, (x, y, z) = (
-        seen.axis[solid],
-        seen.material[solid],
-        seen.prim[solid],
-        np.take(seen.local, solid, 1),
-    )
-    shift = (prim % 17).astype(np.float32) * np.float32(
-        0.37
-    )  # no two things show the same piece of a texture
+    pictured = hits.part(0, textured)
+    solid = np.flatnonzero(np.isfinite(pictured.t))
+    axis = pictured.axis[solid]
+    material = pictured.material[solid]
+    prim = pictured.prim[solid]
+    x, y, z = np.take(pictured.local, solid, 1)
+    # no two things show the same piece of a texture
+    shift = (prim % 17).astype(np.float32) * np.float32(0.37)
     s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
-    weight = texture(material, s, v, seen.t[solid] * np.float32(pixel) / np.maximum(seen.facing[solid], 0.2))
+    weight = texture(
+        material, s, v, pictured.t[solid] * np.float32(pixel) / np.maximum(pictured.facing[solid], 0.2)
+    )
     gain = np.ones(textured, np.float32)
     gain[solid] += (column("gain") - 1)[material] * weight
     colour[:, :textured] *= gain
     for k, m in enumerate(MATERIALS):
         if any(m.shade):
-            chosen = np.flatnonzero(material == k)
-            colour[:, solid[chosen]] += channels(m.shade) * weight[chosen]
+            index = np.flatnonzero(material == k)
+            colour[:, solid[index]] += channels(m.shade) * weight[index]
     return colour, glow
 
 
@@ -66,17 +65,14 @@ class Patch:
         self.style = world.style[self.prim].T
         self.colour, self.glow, self.material, self.weather = colour, glow, hits.material, weather
         side = self.axis == 0
-        self.front, self.back, self.flank, self.top = (
-            side & (self.x > 0),
-            side & (self.x <= 0),
-            self.axis == 1,
-            self.axis == 2,
-        )
+        self.front = side & (self.x > 0)
+        self.back = side & (self.x <= 0)
+        self.flank = self.axis == 1
+        self.top = self.axis == 2
         self.wide, self.tall = 2 * np.where(side, self.hy, self.hx), 2 * self.hz
-        self.s, self.v = (
-            np.where(side, self.y + self.hy, self.x + self.hx),
-            self.z + self.hz,
-        )  # metres from the face's left and bottom
+        # metres from the face's left and bottom
+        self.s = np.where(side, self.y + self.hy, self.x + self.hx)
+        self.v = self.z + self.hz
         self.a, self.b = self.s / self.wide, self.v / self.tall  # the same, 0..1
 
     def border(self):
@@ -85,16 +81,16 @@ class Patch:
 
     def set(self, where, colour, material=None, glow=None):
         """Where a mask says so (or at these positions): reflectance and own light, (3,) or (3, n) for the
-        patch or the chosen; material.
+        patch or those hits; material.
         """
         where = np.flatnonzero(where) if where.dtype == bool else where
-        chosen = self.index[where]
+        index = self.index[where]
         for target, value in ((self.colour, colour), (self.glow, glow)):
             if value is not None:
                 value = np.asarray(value, np.float32).reshape(3, -1)
-                target[:, chosen] = value if value.shape[1] in (1, len(chosen)) else value[:, where]
+                target[:, index] = value if value.shape[1] in (1, len(index)) else value[:, where]
         if material:
-            self.material[chosen] = MATERIAL[material]
+            self.material[index] = MATERIAL[material]
 
     def dim(self, mask, factor):
         self.colour[:, self.index[mask]] *= np.float32(factor)
@@ -221,14 +217,12 @@ def _sign(p: Patch):
     white, black = (0.82, 0.82, 0.80), (0.03, 0.03, 0.03)
     p.set(limit, white)
     p.set(limit & (np.sqrt(a * a + b * b) > 0.70), (0.66, 0.03, 0.04))
-    left, col, row = (
-        a < 0,
-        np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16),
-        np.floor((b + 0.40) / 0.16),
-    )  # two digits of 3 x 5 dots
-    first = np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[
-        p.prim % 3
-    ]  # 3, 5 or 7
+    # two digits of 3 x 5 dots
+    left = a < 0
+    col = np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16)
+    row = np.floor((b + 0.40) / 0.16)
+    # 3, 5 or 7
+    first = np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[p.prim % 3]
     dot = (
         np.where(left, first, 0b111_101_101_101_111)
         >> (np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)).astype(np.int64)
@@ -305,12 +299,12 @@ def _window(p: Patch):
     house = b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4)
     tree = (np.abs(a - 0.62) ** 2 * 5 + (b - 0.34) ** 2 * 4 < 0.16) | (b < 0.14)
     pinprick = house & (dice(np.floor(a * 22), np.floor(b * 22), p.prim) < 0.35 * p.weather.windows)
-    for mask, seen in (
+    for mask, view in (
         (house, rgb(0.42, 0.34, 0.29) * light),
         (tree, rgb(0.09, 0.20, 0.06) * light),
         (pinprick, rgb(1.0, 0.7, 0.35)),
     ):
-        out = np.where(mask, seen, out)
+        out = np.where(mask, view, out)
     p.set(~frame, (0.04, 0.045, 0.05), "glass", out)
     p.set(frame, (0.80, 0.79, 0.76))
 

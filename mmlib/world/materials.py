@@ -10,20 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-TEXTURES = (
-    "plain",
-    "asphalt",
-    "brick",
-    "plank",
-    "leaf",
-    "grass",
-    "slabs",
-    "stone",
-    "weave",
-    "parquet",
-    "plaster",
-    "bark",
-)
+TEXTURES = "plain asphalt brick plank leaf grass slabs stone weave parquet plaster bark".split()
 SIDE = 256  # texels along a texture's side; levels of detail halve it
 
 
@@ -83,26 +70,8 @@ MATERIALS = (
     Material("tile", "slabs", 1.2, 0.86, gloss=0.05, nir=-1.05, retro=0.5, warmth=2),
 )
 MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
-PATTERN = {
-    name: k
-    for k, name in enumerate(
-        (
-            "none",
-            "facade",
-            "car",
-            "cabin",
-            "bus",
-            "sign",
-            "books",
-            "picture",
-            "window",
-            "tv",
-            "rug",
-            "board",
-            "stripes",
-        )
-    )
-}
+PATTERNS = "none facade car cabin bus sign books picture window tv rug board stripes".split()
+PATTERN = {name: k for k, name in enumerate(PATTERNS)}
 
 
 @lru_cache
@@ -145,7 +114,7 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     at = np.arange(SIDE)
     grain = mid[at * 8 % SIDE][:, at // 4]
-    made = {
+    fields = {
         "plain": np.zeros((SIDE, SIDE)),
         "asphalt": 0.15
         + 0.6 * fine
@@ -162,7 +131,7 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
         "plaster": 0.8 * (soft - 0.15) + 0.3 * (fine - 0.5),
         "bark": mid[:, at * 5 % SIDE] * 1.2 - 0.1,
     }
-    levels = [np.stack([np.clip(made[name], 0, 1).astype(np.float32) for name in TEXTURES])]
+    levels = [np.stack([np.clip(fields[name], 0, 1).astype(np.float32) for name in TEXTURES])]
     while n := levels[-1].shape[1] // 2:
         levels.append(levels[-1].reshape(-1, n, 2, n, 2).mean((2, 4)))
     return np.concatenate([level.ravel() for level in levels]), np.cumsum(

@@ -19,6 +19,16 @@ COATS = [
     (0.70, 0.30, 0.05),
 ]
 TROUSERS = [(0.05, 0.06, 0.12), (0.06, 0.05, 0.05), (0.25, 0.22, 0.17), (0.12, 0.14, 0.18)]
+WOODS = [(0.40, 0.23, 0.11), (0.24, 0.12, 0.06), (0.52, 0.36, 0.20), (0.60, 0.47, 0.30)]
+FABRICS = [
+    (0.42, 0.08, 0.07),
+    (0.08, 0.20, 0.32),
+    (0.14, 0.28, 0.16),
+    (0.48, 0.30, 0.08),
+    (0.30, 0.30, 0.33),
+    (0.45, 0.36, 0.27),
+    (0.25, 0.10, 0.28),
+]
 SKIN = [(0.58, 0.38, 0.28), (0.42, 0.26, 0.18), (0.20, 0.12, 0.08)]
 HAIR = [(0.05, 0.03, 0.02), (0.25, 0.15, 0.06), (0.45, 0.42, 0.38)]
 
@@ -63,12 +73,10 @@ def frame(x, y, yaw):
 
 def person(draw, label, x, y, z, yaw):
     """Legs in mid-stride, coat, arms, head. Skin is warm, clothes less so."""
-    h, coat, trousers, skin = (
-        draw(0.92, 1.06),
-        draw.tint(draw.pick(COATS)),
-        draw.tint(draw.pick(TROUSERS)),
-        draw.pick(SKIN),
-    )
+    h = draw(0.92, 1.06)
+    coat = draw.tint(draw.pick(COATS))
+    trousers = draw.tint(draw.pick(TROUSERS))
+    skin = draw.pick(SKIN)
     stride, at, (c, s) = draw(0.06, 0.2), frame(x, y, yaw), turn(yaw)
     parts = []  # material, colour, ahead, left, up, half sizes, kelvin above the air
     for leg in (1, -1):

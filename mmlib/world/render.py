@@ -7,17 +7,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..modalities import SENSORS
-from . import room, sensors, street
+from . import roadside, room, sensors, street
 from .geometry import camera_view
-from .light import CONDITIONS, contact_shade, radiance, shadow, sunbeam, weather
+from .light import contact_shade, radiance, shadow, sunbeam
 from .looks import surface_colour
 from .sensors import CASE_SENSOR, FAILURES
 from .surfaces import look
+from .weather import CONDITIONS, weather
 
 ALL = tuple(SENSORS)
 SCENES = {"street": street.layout, "room": room.layout}
-CLASSES = {"street": street.CLASSES, "room": room.CLASSES}
-PALETTES = {"street": street.PALETTE, "room": room.PALETTE}
+COLOURS = {"street": roadside.COLOURS, "room": room.COLOURS}
+CLASSES = {scene: list(colours) for scene, colours in COLOURS.items()}
+PALETTES = {
+    scene: [tuple(bytes.fromhex(colour[1:])) for colour in colours.values()]
+    for scene, colours in COLOURS.items()
+}
 SCENE_CONDITIONS = {"street": CONDITIONS, "room": ("day", "dusk", "night")}  # there is no fog indoors
 SMALLEST, LARGEST = 32, 2048
 
@@ -108,11 +113,10 @@ def render_frame(
         bool({"rgb", "event", "thermal", "nir"} & wanted),
     )
     light = shot.radiance() if {"rgb", "event", "nir"} & wanted else None
-    hits, colour, sun = (
-        shot.hits.part(0, n),
-        shot.colour[:, :n],
-        shot.sun[:n],
-    )  # of the picture, without the earlier pose
+    # of the picture, without the earlier pose
+    hits = shot.hits.part(0, n)
+    colour = shot.colour[:, :n]
+    sun = shot.sun[:n]
     broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in ALL}
 
     def noise(name):
@@ -190,15 +194,12 @@ class Shot:
         hits = look(world, views + [sensors.lidar_view(world)] * lidar)
         n = len(views) * size[0] * size[1]
         colour, glow = surface_colour(world, hits, 1 / (world.camera.focal * size[1]), air, n)
-        self.hits, self.echoes, self.colour, self.glow = (
-            hits.part(0, n),
-            hits.part(n, len(hits.t)),
-            colour[:, :n],
-            glow[:, :n],
-        )
-        self.ambient = self.sun = np.ones(
-            n, np.float32
-        )  # shares of ambient and direct light that shadows leave
+        self.hits = hits.part(0, n)
+        self.echoes = hits.part(n, len(hits.t))
+        self.colour = colour[:, :n]
+        self.glow = glow[:, :n]
+        # shares of ambient and direct light that shadows leave
+        self.ambient = self.sun = np.ones(n, np.float32)
         daylight = air.sunny or air.sun_now > 0
         if sunlight and (daylight or world.indoor):
             self.sun = shadow(world, self.hits, air, max(1.0, math.sqrt(size[0] * size[1] / 12288)))

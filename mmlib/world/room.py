@@ -11,38 +11,23 @@ import math
 
 from .geometry import Camera, World
 from .materials import PATTERN
-from .props import COATS, Draw, frame, person, shaded
+from .props import COATS, FABRICS, WOODS, Draw, frame, person, shaded
 
-CLASSES = [
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-]
-PALETTE = [
-    (0, 0, 255),
-    (233, 89, 48),
-    (0, 218, 0),
-    (149, 0, 240),
-    (222, 241, 24),
-    (255, 206, 206),
-    (0, 224, 229),
-    (106, 136, 204),
-    (117, 29, 41),
-    (240, 35, 235),
-    (0, 167, 156),
-    (249, 139, 0),
-    (225, 229, 194),
-]  # SceneNet's colours for the NYU-13 classes
+COLOURS = {
+    "bed": "#0000ff",
+    "books": "#e95930",
+    "ceiling": "#00da00",
+    "chair": "#9500f0",
+    "floor": "#def118",
+    "furniture": "#ffcece",
+    "objects": "#00e0e5",
+    "picture": "#6a88cc",
+    "sofa": "#751d29",
+    "table": "#f023eb",
+    "tv": "#00a79c",
+    "wall": "#f98b00",
+    "window": "#e1e5c2",
+}  # class -> colour, SceneNet's for the NYU-13 classes
 BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(13)
 WALLS = [
     (0.62, 0.58, 0.50),
@@ -52,16 +37,6 @@ WALLS = [
     (0.66, 0.64, 0.62),
     (0.42, 0.48, 0.58),
     (0.58, 0.46, 0.44),
-]
-WOODS = [(0.40, 0.23, 0.11), (0.24, 0.12, 0.06), (0.52, 0.36, 0.20), (0.60, 0.47, 0.30)]
-FABRICS = [
-    (0.42, 0.08, 0.07),
-    (0.08, 0.20, 0.32),
-    (0.14, 0.28, 0.16),
-    (0.48, 0.30, 0.08),
-    (0.30, 0.30, 0.33),
-    (0.45, 0.36, 0.27),
-    (0.25, 0.10, 0.28),
 ]
 
 
@@ -93,13 +68,10 @@ def layout(seed: int) -> World:
     draw = Draw(7002, seed)
     deep, wide, tall = draw(5.2, 6.6), draw(5.0, 5.9), draw(2.45, 2.8)
     paint, floor = draw.tint(draw.pick(WALLS), 0.1), draw.pick(WOODS)
-    front = Wall(
-        draw, (deep, 0.0), (0.0, -1.0), (-1.0, 0.0)
-    )  # a runs from left to right as the camera sees it
-    left, right = (
-        Wall(draw, (0.0, wide / 2), (1.0, 0.0), (0.0, -1.0)),
-        Wall(draw, (0.0, -wide / 2), (1.0, 0.0), (0.0, 1.0)),
-    )
+    # a runs from left to right as the camera sees it
+    front = Wall(draw, (deep, 0.0), (0.0, -1.0), (-1.0, 0.0))
+    left = Wall(draw, (0.0, wide / 2), (1.0, 0.0), (0.0, -1.0))
+    right = Wall(draw, (0.0, -wide / 2), (1.0, 0.0), (0.0, 1.0))
     lights: list[tuple] = []
 
     # front wall: two places; each side wall: one deep piece and one slim piece
@@ -112,10 +84,9 @@ def layout(seed: int) -> World:
     if draw.chance(0.5):
         big.reverse()
     window_side = draw.count(0, 3)
-    low, high = (
-        -wide / 2 + (1.75 if big[1] == "bed" else 1.15),
-        wide / 2 - (1.75 if big[0] == "bed" else 1.15),
-    )  # between bed and sofa
+    # between bed and sofa
+    low = -wide / 2 + (1.75 if big[1] == "bed" else 1.15)
+    high = wide / 2 - (1.75 if big[0] == "bed" else 1.15)
     middle = (low + high) / 2
     for k, (wall, piece) in enumerate(zip((left, right), big)):
         a = draw(2.8, 3.2)
@@ -191,9 +162,8 @@ def layout(seed: int) -> World:
 # ---------------------------------------------------------------- furniture along the walls
 def _piece(draw, wall, name, a, paint, lights):
     """One piece of furniture at place ``a`` of a wall."""
-    finish = (
-        ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.pick(WOODS)))
-    )  # some like the wall
+    # some like the wall
+    finish = ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.pick(WOODS)))
     match name:
         case "tv":
             wall.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3, 1))
@@ -406,9 +376,8 @@ def _table(draw, x, y):
         (r, r, r * 1.2),
     )
     cup = x - 0.1, y + draw(-0.35, 0.35), tall + 0.02
-    draw.cylinder(
-        OBJECTS, "tile", (0.75, 0.74, 0.7), cup, 0.045, 0.11, heat=draw.pick([0.0, 25.0])
-    )  # empty, or with hot tea
+    # empty, or with hot tea
+    draw.cylinder(OBJECTS, "tile", (0.75, 0.74, 0.7), cup, 0.045, 0.11, heat=draw.pick([0.0, 25.0]))
     if draw.chance(0.6):
         for k in range(3):
             draw.box(

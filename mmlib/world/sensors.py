@@ -24,14 +24,14 @@ CASE_SENSOR = {
 }
 FAILURES = tuple(CASE_SENSOR)
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-_TONE = np.power(
-    np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2)
-)  # display gamma, then a little contrast
+# display gamma, then a little contrast
+_TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))
 _TONE += np.float32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
+# 1/m: step of the disparity (1 / z) that the depth camera measures, by indoor
 DEPTH_UNIT = {
     True: 0.0028,
     False: 0.0006,
-}  # 1/m: step of the disparity (1 / z) that the depth camera measures, by indoor
+}
 f32 = np.float32
 
 
@@ -171,12 +171,12 @@ def lidar(points, camera, size) -> np.ndarray:
     height, width = size
     x, y, ahead = camera.project(points["x"], points["y"], points["z"], size)
     j, i = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    seen = np.flatnonzero((ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
-    seen = seen[np.argsort(-points["range"][seen], kind="stable")]
+    inside = np.flatnonzero((ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
+    inside = inside[np.argsort(-points["range"][inside], kind="stable")]
     image = np.zeros((height, width, 3), f32)
-    image[i[seen], j[seen]] = np.stack([points["range"], points["intensity"], np.maximum(points["z"], 0)], 1)[
-        seen
-    ]
+    image[i[inside], j[inside]] = np.stack(
+        [points["range"], points["intensity"], np.maximum(points["z"], 0)], 1
+    )[inside]
     return image
 
 
@@ -225,9 +225,8 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     cosine = sun_cosine(hits, weather)
     before = weather.sun_before * column("keep")[m] * (0.6 + 0.4 * cosine)
     surface = air + column("warmth")[m] * (weather.sun_now * cosine * sun + before)
-    own = (
-        world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2
-    )  # no two things are equally warm
+    # no two things are equally warm
+    own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2
     leak = max(20.0 - weather.air, 0)  # windows of heated houses
     if world.indoor:  # warm air rises; the far wall is an outer wall; the window is as cold as the street
         own = own + 0.7 * (hits.where[2] - 1.2) - f32(1.3) * (hits.prim == world.count + FRONT)
@@ -240,10 +239,10 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     surface = surface + own + pane * f32(0.35) * f32(leak)
     around = air + (cold_sky - air) * np.clip(hits.normal[2] + 0.3, 0, 1)
     emissivity = column("emissivity")[m]
-    seen = emissivity * surface + (1 - emissivity) * around
+    apparent = emissivity * surface + (1 - emissivity) * around
     sky = cold_sky + (air - cold_sky) * (1 - np.clip(hits.direction[2], 0, 1)) ** 6
     through = np.exp(-weather.haze_heat * np.where(np.isfinite(hits.t), hits.t, 0))
-    return np.where(np.isfinite(hits.t), seen * through + air * (1 - through), sky)
+    return np.where(np.isfinite(hits.t), apparent * through + air * (1 - through), sky)
 
 
 def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
@@ -264,9 +263,8 @@ def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> n
     """
     luma = LUMA @ colour
     own = column("nir")[hits.material]
-    relief = 0.3 + 0.7 * np.clip(
-        luma / ((LUMA @ world.colour)[hits.prim] + 1e-3), 0.4, 1.3
-    )  # visible texture, softened
+    # visible texture, softened
+    relief = 0.3 + 0.7 * np.clip(luma / ((LUMA @ world.colour)[hits.prim] + 1e-3), 0.4, 1.3)
     albedo = np.clip(np.where(own < 0, -own * luma, own * relief), 0, 0.9)
     solid = np.isfinite(hits.t)
     distance = np.where(solid, hits.t, 1e3).astype(f32)
@@ -312,9 +310,8 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
         size = a * a + b * b + 1e-9
         return (a * a - b * b) / size, 2 * a * b / size
 
-    across = (
-        hits.normal + hits.direction * hits.facing
-    )  # the normal's part perpendicular to the line of sight
+    # the normal's part perpendicular to the line of sight
+    across = hits.normal + hits.direction * hits.facing
     index = column("index")[hits.material]
     diffuse, mirror = fresnel_polarisation(hits.facing, index)
     base = ((index - 1) / (index + 1)) ** 2

@@ -44,9 +44,8 @@ def background(world: World, origin, dirs):
             return np.where(ground, t, np.float32(np.inf)), world.count + np.where(ground, GROUND, SKY)
         x0, x1, y0, y1, height = world.room
         low, high = np.array([(x0, y0, 0), (x1, y1, height)], np.float32)[..., None]
-        tx, ty, tz = (
-            np.where(dirs > 0, high - origin, low - origin) / dirs
-        )  # where the ray crosses a wall of each pair
+        # where the ray crosses a wall of each pair
+        tx, ty, tz = np.where(dirs > 0, high - origin, low - origin) / dirs
     t = np.minimum(np.minimum(tx, ty), tz)
     ahead, left, up = dirs > 0
     side = np.where(tx <= ty, np.where(ahead, FRONT, BACK), np.where(left, LEFT, RIGHT))
@@ -96,11 +95,12 @@ def _on_primitives(world, prim, where, time):
     x, y, z = where[0] - cx - time * mx, where[1] - cy - time * my, where[2] - cz
     x, y = cos * x + sin * y, cos * y - sin * x
     bottom = z + hz
+    # each -1..1 inside
     q = (
         x / (hx - kx * bottom + np.float32(1e-6)),
         y / (hy - ky * bottom + np.float32(1e-6)),
         z / hz,
-    )  # each -1..1 inside
+    )
     ax, ay, az = (np.abs(place) for place in q)
     axis = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1))
     cap = pillar & (az > 0.9995) & (q[0] * q[0] + q[1] * q[1] < 0.998)  # a cylinder's lid
