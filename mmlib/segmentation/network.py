@@ -319,6 +319,7 @@ class Segmenter(nn.Module):
             names = list(images) if self.config.fusion == "mean" else [next(iter(self.modalities))]
             return dict(zip(names, logits.chunk(len(names)))), features
         if self.config.fusion == "mean":
+            # Eq. 5: {f_i}, {p_i} = F({x_i}) for all modalities at once; the prediction is p = Mean(p_i)
             logits = torch.stack(logits.chunk(len(images))).mean(0)
         return F.interpolate(
             logits, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False
