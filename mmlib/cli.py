@@ -24,7 +24,7 @@ from .segmentation.train import train
 from .unsupervised.methods import ClusterConfig
 from .unsupervised.search import SearchConfig, search
 from .unsupervised.segment import SegmentConfig, segment
-from .unsupervised.training import cluster
+from .unsupervised.train import cluster
 
 
 @dataclass(frozen=True)

@@ -306,10 +306,6 @@ def test_farthest_points_of_a_line():
     assert b.farthest_points(points, 5, few)[0].tolist()[:2] == [2, 6] and set(
         b.farthest_points(points, 5, few)[0].tolist()
     ) == {2, 6}
-    with pytest.raises(ValueError, match="10 points of 9"):
-        b.farthest_points(points, 10)
-    with pytest.raises(ValueError, match="image 0 of the batch has no valid point"):
-        b.farthest_points(points, 2, torch.zeros(1, 9, dtype=torch.bool))
 
 
 def test_depth_guidance_by_hand():

@@ -16,14 +16,14 @@ from small_runs import QUICK, SENSORS, SMALL, configured, relabelled, same, writ
 
 from mmlib.data.prepared import PreparedDataset
 from mmlib.runtime import save_tensors
-from mmlib.unsupervised import diagnostics, inference, training
+from mmlib.unsupervised import diagnostics, inference, train
 from mmlib.unsupervised.backbone import PatchViT, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import Shifts
 from mmlib.unsupervised.inference import codes_of, evaluate_clustering
 from mmlib.unsupervised.methods import TokenConfig, prepare
 from mmlib.unsupervised.pictures import as_picture
-from mmlib.unsupervised.training import Model, cluster
+from mmlib.unsupervised.train import Model, cluster
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -375,7 +375,7 @@ def test_bad_settings_are_named_before_training(data, tmp_path, changes, message
 
 
 def test_infinite_losses_end_the_run(data, tmp_path, monkeypatch):
-    genuine = training.step_loss
-    monkeypatch.setattr(training, "step_loss", lambda *args: (genuine(*args)[0], {"loss": float("nan")}))
+    genuine = train.step_loss
+    monkeypatch.setattr(train, "step_loss", lambda *args: (genuine(*args)[0], {"loss": float("nan")}))
     with pytest.raises(ValueError, match="step 0: the loss is not finite"):
         cluster(configured(data, tmp_path))

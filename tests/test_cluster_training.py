@@ -15,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import QUICK, SENSORS, SMALL, configured, lines, relabelled, same
 
+from mmlib import loop
 from mmlib.evaluation.counts import score_clusters
 from mmlib.loop import read_history
-from mmlib.unsupervised import training
+from mmlib.unsupervised import train
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import codes_of
 from mmlib.unsupervised.methods import EAGLE_LOSS, prepare, resolve_method
 from mmlib.unsupervised.networks import ClusterNetConfig
-from mmlib.unsupervised.training import Model, cluster, entries, step_loss
+from mmlib.unsupervised.train import Model, cluster, entries, step_loss
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -136,6 +137,8 @@ def test_shared_tokens_do_not_bring_another_run_s_settings(data, tmp_path):
     cluster(configured(data, tmp_path / "shared", **changes), shared)
     cluster(configured(data, tmp_path / "own", **changes))
     assert same(tmp_path / "shared", tmp_path / "own")
+    with pytest.raises(ValueError, match="lack depth; prepare them"):  # metres, not tokens
+        cluster(configured(data, tmp_path / "no", method="depthg", modalities=("rgb", "depth")), shared)
     with pytest.raises(ValueError, match=r"lack rgb\+depth"):
         cluster(
             configured(data, tmp_path / "no", method="stego", combine="image", modalities=("rgb", "depth")),
@@ -166,7 +169,7 @@ def one_step(shared, method="unim2", step=0, change=lambda model: None, **change
     torch.manual_seed(0)
     model = Model(config, found, prepared.tokens.channels, 3)
     change(model)
-    loss = training.calibrated(model, prepared, 4, 0)
+    loss = train.measure_shifts(model, prepared, 4, 0)
     torch.manual_seed(1)  # dropout
     total, parts = step_loss(model, prepared, loss, entries(step, 12, 4, 0), 0, step)
     total.backward()
@@ -339,7 +342,7 @@ def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypatch, method):
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     report = cluster(configured(data, tmp_path, method, evaluation=replace(QUICK, maps=2)))
     files = {"config.json", "report.json", "clustering.safetensors"}
     if method != "kmeans":
@@ -374,7 +377,7 @@ def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypa
 
 
 def test_training_lowers_the_loss_and_spreads_the_codes(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     report = cluster(configured(data, tmp_path, steps=60))
     loss = [line["loss"] for line in read_history(tmp_path / "history.jsonl")[0]]
     assert np.mean(loss[-10:]) < np.mean(loss[:5]) - 0.01
@@ -421,7 +424,7 @@ def dictated(monkeypatch, criterion: dict, quality: dict):
     """Replace what is measured after a step: the label-free criterion, and the share of pixels on their
     class.
     """
-    now, genuine_step, genuine = [0], training.step_loss, training.evaluate_clustering
+    now, genuine_step, genuine = [0], train.step_loss, train.evaluate_clustering
 
     def stepped(*args):
         now[0] = args[-1] + 1
@@ -433,8 +436,8 @@ def dictated(monkeypatch, criterion: dict, quality: dict):
         found.criterion, found.scores = criterion.get(now[0], 0.1), score_clusters(counts, toy.CLASSES)
         return found
 
-    monkeypatch.setattr(training, "step_loss", stepped)
-    monkeypatch.setattr(training, "evaluate_clustering", measured)
+    monkeypatch.setattr(train, "step_loss", stepped)
+    monkeypatch.setattr(train, "evaluate_clustering", measured)
 
 
 @pytest.mark.parametrize(
@@ -479,10 +482,10 @@ def test_the_state_that_is_kept(data, tmp_path, monkeypatch, select, step, stamp
 
 @pytest.mark.parametrize("method", ["unim2", "eagle", "coral", "depthg"])
 def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monkeypatch, method):
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     settings = dict(steps=7, eval_every=3, save_every=2)
     whole = cluster(configured(data, tmp_path / "whole", method, **settings))
-    genuine, seen = training.step_loss, []
+    genuine, seen = train.step_loss, []
 
     class Killed(BaseException):
         pass
@@ -494,10 +497,10 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
         return genuine(*args)
 
     cut = configured(data, tmp_path / "cut", method, **settings)
-    monkeypatch.setattr(training, "step_loss", dying)
+    monkeypatch.setattr(train, "step_loss", dying)
     with pytest.raises(Killed):
         cluster(cut)
-    monkeypatch.setattr(training, "step_loss", lambda *args: (seen.append(args[-1]), genuine(*args))[1])
+    monkeypatch.setattr(train, "step_loss", lambda *args: (seen.append(args[-1]), genuine(*args))[1])
     resumed = cluster(cut)
     assert seen == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # from the saved state, not from the start
     assert same(tmp_path / "whole", tmp_path / "cut") and same(
@@ -524,6 +527,9 @@ def test_a_folder_of_other_settings_is_refused(data, tmp_path):
         cluster(replace(config, method="kmeans"))
     with pytest.raises(ValueError, match="was begun on 12 training samples, and there are 9 now"):
         cluster(replace(config, data=str(toy.make(tmp_path / "fewer", train=9))))
+    turned = relabelled(data, tmp_path / "turned", lambda label: label[::-1])
+    with pytest.raises(ValueError, match="was begun on other data than .* holds now"):
+        cluster(replace(config, data=turned))
     assert (tmp_path / "report.json").read_bytes() == before
 
 

@@ -76,7 +76,7 @@ def train(data):
 
 
 def cluster(data):
-    from mmlib.unsupervised.training import cluster
+    from mmlib.unsupervised.train import cluster
 
     cluster(
         configured(

@@ -35,7 +35,7 @@ from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.search import SearchConfig, search
 from mmlib.unsupervised.segment import SegmentConfig, segment
 from mmlib.unsupervised.tokens import extract_tokens
-from mmlib.unsupervised.training import cluster
+from mmlib.unsupervised.train import cluster
 
 
 class Bomb:

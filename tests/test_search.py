@@ -15,7 +15,7 @@ from mmlib.unsupervised import search as module
 from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.search import SearchConfig, objective, search, suggest
-from mmlib.unsupervised.training import cluster
+from mmlib.unsupervised.train import cluster
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

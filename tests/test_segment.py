@@ -14,7 +14,7 @@ from mmlib.unsupervised.clustering import load_clustering, save_clustering
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig
 from mmlib.unsupervised.segment import SegmentConfig, segment
-from mmlib.unsupervised.training import cluster
+from mmlib.unsupervised.train import cluster
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .correspondence import correlation_loss
+from .correspondence import all_points, correlation_loss
 
 Colour = Literal["paper", "released", "none"]
 Divergence = Literal["coral", "mmd", "cosine"]
@@ -39,7 +39,7 @@ def colour_affinity(rgb: Tensor, form: Colour = "paper", sigma: float = 0.1) -> 
     once more. All its affinities then lie above 0.9, so that the colour term adds nearly the same number to
     every pair.
     """
-    points = rgb.flatten(2).transpose(1, 2)
+    points = all_points(rgb)
     if form == "released":
         points = points / (255 * points.new_tensor([0.229, 0.224, 0.225]))
     return torch.exp(-(_distances(points) ** 2) / (2 * sigma**2))
@@ -103,7 +103,7 @@ class EiCue(nn.Module):
         Raises:
             ValueError: the colour term is asked for, and there is no picture.
         """
-        affinity = code_affinity(code.detach().flatten(2).transpose(1, 2))
+        affinity = code_affinity(all_points(code.detach()))
         if self.colour != "none":
             if rgb is None:
                 raise ValueError(
@@ -206,8 +206,7 @@ class Eagle(nn.Module):
         """codes, tokens: one (B, D, h, w) and (B, C, h, w) per view; rgb (B, 3, H, W) -> (object loss, loss
         of EiCue's centres).
         """
-        flat = [code.flatten(2).transpose(1, 2).flatten(0, 1) for code in codes]
-        z = [F.normalize(self.project(x), dim=-1) for x in flat]
+        z = [F.normalize(self.project(all_points(code).flatten(0, 1)), dim=-1) for code in codes]
         contrast, lookup = [], []
         for own, other in ((0, 1), (1, 0)):
             objects, loss = self.cue(codes[own], rgb)
@@ -252,13 +251,10 @@ def back_project(depth: Tensor, fov: float = 60.0) -> Tensor:
     """
     height, width = depth.shape[-2:]
     focal = width / 2 / math.tan(math.radians(fov) / 2)
-    v, u = torch.meshgrid(
-        torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij"
-    )
+    u = torch.arange(width, device=depth.device) - (width - 1) / 2
+    v = torch.arange(height, device=depth.device)[:, None] - (height - 1) / 2
     z = depth[:, 0]
-    return torch.stack(
-        [(u - (width - 1) / 2) / focal * z, (v - (height - 1) / 2) / focal * z, z], -1
-    ).flatten(1, 2)
+    return torch.stack([u / focal * z, v / focal * z, z], -1).flatten(1, 2)
 
 
 @torch.no_grad()
@@ -269,19 +265,10 @@ def farthest_points(
     -> indices (B, count).
 
     Starts at the first valid point, or at a random one if there is a ``generator``. Points that are not
-    ``valid`` (B, P) are never taken; an image with fewer valid points than ``count`` repeats some.
-
-    Raises:
-        ValueError: more points asked for than there are, or an image without a valid one.
+    ``valid`` (B, P) are never taken; an image with fewer valid points than ``count`` repeats some. Each image
+    has a valid point.
     """
-    if count > points.shape[1]:
-        raise ValueError(f"{count} points of {points.shape[1]}; ask for at most the number of grid cells")
     valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else valid
-    if not valid.any(1).all():
-        raise ValueError(
-            f"image {int((~valid.any(1)).nonzero()[0])} of the batch has no valid point to start from; "
-            "leave it out"
-        )
     start = valid.float().argmax(1)
     if generator is not None:
         start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
@@ -322,11 +309,8 @@ def depth_guidance(
         return code.sum() * 0.0
     depth, code, valid = depth[images], code[images], valid[images]
     index = farthest_points(back_project(depth), min(points, valid.shape[1]), valid, generator)[:, :, None]
-    at_points = []
-    for x in (depth_features(depth), code):
-        x = x.flatten(2).transpose(1, 2)
-        at_points.append(x.gather(1, index.expand(-1, -1, x.shape[2])))
-    f, c = at_points
+    maps = (all_points(depth_features(depth)), all_points(code))
+    f, c = (x.gather(1, index.expand(-1, -1, x.shape[2])) for x in maps)
     return correlation_loss(f, f, c, c, shift, **options)
 
 

@@ -22,7 +22,8 @@ from .pictures import as_picture, five_crop, resize
 from .tokens import Tokens, TokenStatistics, extract_tokens, image_means, nearest_neighbours
 
 DISTILLATIONS = ("coral", "mmd", "cosine")
-COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, which several can be joined to
+COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, for which several are joined
+EXTRAS = {"eagle": "rgb", "depthg": "depth"}  # whose pictures a method looks at beside tokens
 # EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN pairs.
 EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.25, 0.0, 0.63), stabilize=True)
 
@@ -252,6 +253,7 @@ class Prepared:
     extras: dict[str, Tensor]
     statistics: TokenStatistics | None
     cached: int  # bytes of the training tokens on disk
+    inputs: str  # digest of both splits
 
 
 def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
@@ -287,15 +289,22 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         if paired
         else torch.empty(0)
     )
-    wanted = {"eagle": "rgb", "depthg": "depth"}.get(config.method, "")
-    extras = (
-        {wanted: on_grid(train, wanted, settings, tokens.grid).to(device)}
-        if wanted in train.modalities
-        else {}
-    )
+    extras, extra = {}, EXTRAS.get(config.method)
+    if extra in train.modalities:
+        extras[extra] = on_grid(train, extra, settings, tokens.grid).to(device)
     stored = tokens.nbytes
+    inputs = " ".join([*train.digest().values(), *scored.digest().values()])
     return found, Prepared(
-        train, scored, backbone, tokens.in_memory(), evaluated.in_memory(), close, extras, statistics, stored
+        train,
+        scored,
+        backbone,
+        tokens.in_memory(),
+        evaluated.in_memory(),
+        close,
+        extras,
+        statistics,
+        stored,
+        inputs,
     )
 
 

@@ -19,7 +19,7 @@ from ..config import AtLeast, check_settings
 from ..runtime import derived_seed, progress_bar, provenance, remove_strays, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
-from .training import cluster
+from .train import cluster
 
 
 @dataclass(frozen=True)

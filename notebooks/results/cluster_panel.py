@@ -29,7 +29,7 @@ from mmlib.unsupervised.clustering import assign, count, load_clustering
 from mmlib.unsupervised.inference import codes_of, label_free
 from mmlib.unsupervised.kmeans import kmeans
 from mmlib.unsupervised.methods import ClusterConfig, Prepared, TokenConfig, prepare, resolve_method
-from mmlib.unsupervised.training import cluster
+from mmlib.unsupervised.train import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "notebooks"))  # the course's own package, which is not installed

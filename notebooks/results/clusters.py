@@ -28,13 +28,13 @@ import tyro
 from tqdm.auto import tqdm
 
 from mmlib import world
-from mmlib.runtime import provenance, write_json
 from mmlib.evaluation.statistics import rounded
+from mmlib.runtime import provenance, write_json
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare
 from mmlib.unsupervised.networks import ClusterNetConfig
-from mmlib.unsupervised.training import cluster
+from mmlib.unsupervised.train import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"R": "rgb", "D": "depth", "T": "thermal", "N": "nir", "P": "dolp", "A": "aolp"}
