@@ -44,8 +44,8 @@ def test_laplacian_and_eigenvectors_agree_with_scipy():
         assert np.allclose(b.normalized_laplacian(affinity)[i], expected)
         off = a - np.diag(np.diag(a))
         assert np.allclose(b.normalized_laplacian(torch.tensor(off)[None])[0], laplacian(off, normed=True))
-        found = scipy.linalg.eigh(expected)[1][:, 1:5]
-        assert np.allclose(np.abs((found * vectors[i].numpy()).sum(0)), 1)  # the same directions, up to sign
+        result = scipy.linalg.eigh(expected)[1][:, 1:5]
+        assert np.allclose(np.abs((result * vectors[i].numpy()).sum(0)), 1)  # the same directions, up to sign
     assert ((vectors > 0).double().mean(1) <= 0.5).all()  # the smaller side is positive
 
 
@@ -64,8 +64,8 @@ def test_the_first_eigenvector_is_the_dropped_one():
 def test_a_point_without_affinity_has_a_zero_row():
     affinity = planted([3, 2])
     affinity[0, 4] = affinity[0, :, 4] = 0
-    found = b.normalized_laplacian(affinity)
-    assert torch.isfinite(found).all() and not found[0, 4].any() and not found[0, :, 4].any()
+    result = b.normalized_laplacian(affinity)
+    assert torch.isfinite(result).all() and not result[0, 4].any() and not result[0, :, 4].any()
     assert torch.isfinite(b.eigenvectors(affinity)).all()
 
 
@@ -188,8 +188,8 @@ def test_correspondence_weights_by_brute_force():
         unit = flat[i] / np.linalg.norm(flat[i], axis=0)
         rows.append(np.clip((unit.T @ unit).mean(1), 0, None))
     rows = np.concatenate(rows)
-    found = b.correspondence_weight(tokens)
-    assert np.allclose(found, rows / rows.mean()) and float(found.min()) >= 0
+    result = b.correspondence_weight(tokens)
+    assert np.allclose(result, rows / rows.mean()) and float(result.min()) >= 0
     centred = randn(4, 6, 3, 3)
     weight = b.correspondence_weight(centred - centred.mean((2, 3), keepdim=True))
     assert (weight >= 0).all() and float(weight.mean()) == pytest.approx(1)
@@ -273,11 +273,11 @@ def test_back_projection_is_a_pinhole():
 
 
 def greedy(points: np.ndarray, count: int, valid: np.ndarray) -> list[int]:
-    chosen = [int(np.flatnonzero(valid)[0])]
-    while len(chosen) < count:
-        gaps = {i: min(((points[i] - points[j]) ** 2).sum() for j in chosen) for i in np.flatnonzero(valid)}
-        chosen.append(int(max(gaps, key=gaps.get)))
-    return chosen
+    sample = [int(np.flatnonzero(valid)[0])]
+    while len(sample) < count:
+        gaps = {i: min(((points[i] - points[j]) ** 2).sum() for j in sample) for i in np.flatnonzero(valid)}
+        sample.append(int(max(gaps, key=gaps.get)))
+    return sample
 
 
 @settings(max_examples=25, deadline=None)
@@ -286,11 +286,11 @@ def test_farthest_points_by_brute_force(seed, count):
     points = randn(2, 14, 3, seed=seed)
     valid = torch.rand(2, 14, generator=torch.Generator().manual_seed(seed)) < 0.8
     valid[:, 5] = True
-    found = b.farthest_points(points, count, valid)
+    result = b.farthest_points(points, count, valid)
     for i in range(2):
         expected = greedy(points[i].numpy(), min(count, int(valid[i].sum())), valid[i].numpy())
-        assert found[i].tolist()[: len(expected)] == expected
-        assert valid[i, found[i]].all()
+        assert result[i].tolist()[: len(expected)] == expected
+        assert valid[i, result[i]].all()
 
 
 def test_farthest_points_of_a_line():
@@ -313,7 +313,7 @@ def test_depth_guidance_by_hand():
     a double loop.
     """
     depth, code = randn(2, 1, 3, 4).abs() + 0.6, randn(2, 5, 3, 4, seed=1).requires_grad_()
-    found = b.depth_guidance(depth, code, 0.3, points=500, centre=False)
+    result = b.depth_guidance(depth, code, 0.3, points=500, centre=False)
     total = 0.0
     u = np.log(depth.numpy().reshape(2, 12) / 0.5) / np.log(160) * np.pi / 2
     unit = F.normalize(code.detach().flatten(2), dim=1).numpy()
@@ -321,8 +321,8 @@ def test_depth_guidance_by_hand():
         for p in range(12):
             for q in range(12):
                 total -= (np.cos(u[i, p] - u[i, q]) - 0.3) * max(0.0, float(unit[i, :, p] @ unit[i, :, q]))
-    assert float(found) == pytest.approx(total / (2 * 144))
-    found.backward()
+    assert float(result) == pytest.approx(total / (2 * 144))
+    result.backward()
     assert code.grad.abs().sum() > 0
 
 
@@ -340,9 +340,9 @@ def test_depth_guidance_uses_the_farthest_points_of_measured_cells():
 def test_images_without_depth_take_no_part():
     depth, code = randn(3, 1, 3, 4).abs() + 0.6, randn(3, 5, 3, 4, seed=1).requires_grad_()
     depth[1] = 0
-    found = b.depth_guidance(depth, code, 0.3, points=6)
-    assert float(found) == pytest.approx(float(b.depth_guidance(depth[[0, 2]], code[[0, 2]], 0.3, points=6)))
-    found.backward()
+    result = b.depth_guidance(depth, code, 0.3, points=6)
+    assert float(result) == pytest.approx(float(b.depth_guidance(depth[[0, 2]], code[[0, 2]], 0.3, points=6)))
+    result.backward()
     assert not code.grad[1].any() and code.grad[0].any() and code.grad[2].any()
     nothing = b.depth_guidance(torch.zeros_like(depth), code, 0.3)
     nothing.backward()

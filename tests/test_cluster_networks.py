@@ -136,12 +136,12 @@ def test_anchor_placement(anchor, soft, order):
     net, code = network(order, anchor=anchor), torch.randn(2, D, 3, 4)
     assert sorted(net.harmonizers) == sorted(soft) == sorted(net.soft)
     for name in NAMES:
-        seen = net.harmonized(code, name)
+        values = net.harmonized(code, name)
         if name in soft:
             first, _, second = net.harmonizers[name]
-            assert torch.allclose(seen, linear(second, linear(first, code).clamp_min(0)), atol=1e-5)
+            assert torch.allclose(values, linear(second, linear(first, code).clamp_min(0)), atol=1e-5)
         else:
-            assert seen is code
+            assert values is code
 
 
 def test_harmonizers_are_one_each_or_shared():
@@ -245,11 +245,11 @@ def test_cbam_gates_by_hand():
         ]
         channel[b] = 1 / (1 + torch.exp(-(mlp[0] + mlp[1] + 2 * fusion.mlp[2].bias)))
     x = x * channel[:, :, None, None]
-    seen = F.pad(torch.stack([x.mean(1), x.max(1)[0]], 1), (3, 3, 3, 3))
+    values = F.pad(torch.stack([x.mean(1), x.max(1)[0]], 1), (3, 3, 3, 3))
     spatial = torch.empty(2, 3, 4)
     for i in range(3):
         for j in range(4):
-            spatial[:, i, j] = (seen[:, :, i : i + 7, j : j + 7] * fusion.spatial.weight[0]).sum(
+            spatial[:, i, j] = (values[:, :, i : i + 7, j : j + 7] * fusion.spatial.weight[0]).sum(
                 (1, 2, 3)
             ) + fusion.spatial.bias
     assert torch.allclose(
@@ -281,13 +281,15 @@ def test_dropout_is_inactive_in_eval_and_independent_in_training():
     torch.manual_seed(0)
     head.train()
     assert not torch.allclose(head(x), head(x))
-    seen = []
-    head.linear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    head.nonlinear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    values = []
+    head.linear.register_forward_hook(lambda module, inputs, output: values.append(inputs[0]))
+    head.nonlinear.register_forward_hook(lambda module, inputs, output: values.append(inputs[0]))
     head(x)
-    kept = [(s != 0).flatten(2) for s in seen]
-    assert all((k.all(2) == k.any(2)).all() for k in kept)  # whole channels
-    assert not torch.equal(kept[0], kept[1]) and torch.allclose(seen[0][seen[0] != 0], 2 * x[seen[0] != 0])
+    masks = [(s != 0).flatten(2) for s in values]
+    assert all((k.all(2) == k.any(2)).all() for k in masks)  # whole channels
+    assert not torch.equal(masks[0], masks[1]) and torch.allclose(
+        values[0][values[0] != 0], 2 * x[values[0] != 0]
+    )
 
 
 # ---------------------------------------------------------------- errors and files

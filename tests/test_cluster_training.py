@@ -50,12 +50,12 @@ METHODS = ("unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosin
     ],
 )
 def test_what_is_read_and_what_supervises(method, changes, read, targets):
-    found = resolve_method(configured("", method=method, **changes), SENSORS)
-    assert (list(found.read), list(found.targets), list(found.sensors)) == (read, targets, SENSORS)
+    plan = resolve_method(configured("", method=method, **changes), SENSORS)
+    assert (list(plan.read), list(plan.targets), list(plan.sensors)) == (read, targets, SENSORS)
     parts = {part for name in (*read, *targets) for part in name.split("&")}
-    assert set(found.extracted) == parts and len(found.extracted) == len(parts)
+    assert set(plan.extracted) == parts and len(plan.extracted) == len(parts)
     # Only UniM2 has modality-specific networks and harmonizers.
-    assert (found.network.msn, found.network.anchor) == (
+    assert (plan.network.msn, plan.network.anchor) == (
         (True, "rgb") if method == "unim2" else (False, "both")
     )
     if method in ("kmeans", "stego", "eagle") and not changes:
@@ -97,10 +97,10 @@ def test_settings_that_do_not_go_together_are_refused(method, sensors, changes, 
 
 def test_lambda_of_every_auxiliary_and_of_single_ones():
     assert resolve_method(configured("", lambda_x=0.3), SENSORS).loss.lambdas == {"depth": 0.3, "aolp": 0.3}
-    found = resolve_method(
+    plan = resolve_method(
         configured("", lambda_x=0.3, loss=replace(SMALL, lambdas={"aolp": 2.0, "rgb": 0.5})), SENSORS
     )
-    assert found.loss == replace(SMALL, lambdas={"rgb": 0.5, "depth": 0.3, "aolp": 2.0})
+    assert plan.loss == replace(SMALL, lambdas={"rgb": 0.5, "depth": 0.3, "aolp": 2.0})
 
 
 def test_eagle_has_its_own_loss_unless_another_is_asked_for():
@@ -117,11 +117,11 @@ def test_eagle_has_its_own_loss_unless_another_is_asked_for():
 
 
 def test_the_reference_comes_first_however_sensors_are_named(data):
-    found, prepared = prepare(configured(data, modalities=("aolp", "depth", "rgb")))
-    assert found.sensors == ("rgb", "aolp", "depth") and found.loss.lambdas == {"aolp": 1.0, "depth": 1.0}
+    plan, prepared = prepare(configured(data, modalities=("aolp", "depth", "rgb")))
+    assert plan.sensors == ("rgb", "aolp", "depth") and plan.loss.lambdas == {"aolp": 1.0, "depth": 1.0}
     assert list(prepared.scored.modalities) == ["rgb", "aolp", "depth"]
-    found, _ = prepare(configured(data, modalities=("depth", "aolp")))
-    assert found.sensors == ("depth", "aolp") and Model(configured(data), found, 8, 3).net.soft == ("aolp",)
+    plan, _ = prepare(configured(data, modalities=("depth", "aolp")))
+    assert plan.sensors == ("depth", "aolp") and Model(configured(data), plan, 8, 3).net.soft == ("aolp",)
     with pytest.raises(ValueError, match="unknown modality 'sonar'"):
         prepare(configured(data, modalities=("rgb", "sonar")))
 
@@ -155,8 +155,8 @@ def test_entries_cover_each_epoch_once_and_depend_on_seed_and_step_alone(count, 
     per_epoch = count // batch
     for epoch in (0, 3):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        seen = np.concatenate([entries(step, count, batch, seed) for step in steps])
-        assert len(seen) == per_epoch * batch == len(set(seen)) and set(seen) <= set(range(count))
+        order = np.concatenate([entries(step, count, batch, seed) for step in steps])
+        assert len(order) == per_epoch * batch == len(set(order)) and set(order) <= set(range(count))
     assert np.array_equal(entries(7, count, batch, seed), entries(7, count, batch, seed))
     wide = [tuple(entries(step, 40, 20, s)) for s in (0, 1) for step in (0, 1, 2)]
     assert len(set(wide)) == 6
@@ -165,9 +165,9 @@ def test_entries_cover_each_epoch_once_and_depend_on_seed_and_step_alone(count, 
 def one_step(shared, method="unim2", step=0, change=lambda model: None, **changes):
     config = configured("", method=method, **changes)
     _, prepared = shared(method)
-    found = resolve_method(config, SENSORS)
+    plan = resolve_method(config, SENSORS)
     torch.manual_seed(0)
-    model = Model(config, found, prepared.tokens.channels, 3)
+    model = Model(config, plan, prepared.tokens.channels, 3)
     change(model)
     loss = train.measure_shifts(model, prepared, 4, 0)
     torch.manual_seed(1)  # dropout
@@ -207,10 +207,10 @@ def test_the_loss_of_the_reference_does_not_see_the_harmonizers(shared):
 
 def test_inference_does_not_need_the_harmonizers(shared):
     model, _, _ = one_step(shared)
-    found, prepared = shared()
-    before = codes_of(model, found, prepared.tokens)
+    plan, prepared = shared()
+    before = codes_of(model, plan, prepared.tokens)
     model.net.harmonizers = torch.nn.ModuleDict()
-    assert torch.equal(before, codes_of(model, found, prepared.tokens)) and not model.training
+    assert torch.equal(before, codes_of(model, plan, prepared.tokens)) and not model.training
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(shared):
@@ -247,12 +247,12 @@ def test_sampled_tokens_are_all_that_is_computed(shared, monkeypatch):
     """Every token drawn once is every token; fewer drawn are fewer seen by the network, whichever way they
     are interpolated.
     """
-    weights, seen = (1.0, 1.0, 0.0), []  # random pairs would be drawn anew
+    weights, sizes = (1.0, 1.0, 0.0), []  # random pairs would be drawn anew
     genuine = Model.forward
     monkeypatch.setattr(
         Model,
         "forward",
-        lambda self, tokens: (seen.append(tokens["rgb"].shape[2:]), genuine(self, tokens))[1],
+        lambda self, tokens: (sizes.append(tokens["rgb"].shape[2:]), genuine(self, tokens))[1],
     )
     for method in ("unim2", "coral"):
         every, sampled = (
@@ -263,15 +263,15 @@ def test_sampled_tokens_are_all_that_is_computed(shared, monkeypatch):
             [sampled[name] for name in every if "/" in name], abs=1e-5
         )
         assert len({round(value, 4) for value in every.values()}) > 2
-    assert seen.count((4, 6)) == 2 and seen.count((24, 1)) == 2
+    assert sizes.count((4, 6)) == 2 and sizes.count((24, 1)) == 2
     for changes, size in (({"points": 7}, (7, 1)), ({"points": 7, "sampling": "bilinear"}, (4, 6))):
-        seen.clear()
+        sizes.clear()
         one_step(shared, loss=replace(SMALL, **changes))
-        assert seen == [size]
-    seen.clear()
+        assert sizes == [size]
+    sizes.clear()
     one_step(shared, network=ClusterNetConfig(dim=8, fusion="cbam"))
     one_step(shared, "depthg")
-    assert seen == [(4, 6)] * 2  # these look at whole maps
+    assert sizes == [(4, 6)] * 2  # these look at whole maps
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_fusions_reach_the_network(shared, method, fusion):
     assert ("aolp/self" in parts) == (method == "unim2")  # none: what is not read still supervises
     tokens = shared(method)[1].tokens.batch([0], SENSORS)
     model.eval()
-    codes = [model(seen) for seen in (tokens, tokens | {"aolp": -tokens["aolp"]})]
+    codes = [model(x) for x in (tokens, tokens | {"aolp": -tokens["aolp"]})]
     assert torch.equal(*codes) == (fusion == "none")
 
 
@@ -314,7 +314,7 @@ def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
 
 def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
     model, _, _ = one_step(shared, "depthg")
-    found, prepared = shared("depthg")
+    plan, prepared = shared("depthg")
     assert model.net.modalities == ["rgb"] and list(prepared.tokens.modalities) == ["rgb"]
     depth = prepared.data.physical(5)[0]["depth"][0].double().numpy()
     for i, j in itertools.product(range(4), range(6)):
@@ -352,11 +352,11 @@ def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypa
             line["step"] for line in evaluations
         ] == [4]
         assert all(math.isfinite(value) for line in steps for value in line.values())
-        found = resolve_method(configured(data, method=method), SENSORS)
+        plan = resolve_method(configured(data, method=method), SENSORS)
         assert set(report["histograms"]) == {
-            f"{name}/{pair}" for name in found.targets for pair in ("self", "random")
+            f"{name}/{pair}" for name in plan.targets for pair in ("self", "random")
         }
-        assert set(report["shifts"]) == set(found.targets) and report["parameters"] > 0
+        assert set(report["shifts"]) == set(plan.targets) and report["parameters"] > 0
     assert {p.name for p in tmp_path.iterdir()} == files | {"maps"}
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["ids.json", "val_000.png", "val_001.png"]
     again = json.loads((tmp_path / "report.json").read_text())
@@ -431,10 +431,13 @@ def dictated(monkeypatch, criterion: dict, quality: dict):
         return genuine_step(*args)
 
     def measured(*args):
-        found, right = genuine(*args), quality.get(now[0], 10)
+        evaluation, right = genuine(*args), quality.get(now[0], 10)
         counts = np.full((3, 3), (100 - right) // 2) + np.diag([right - (100 - right) // 2] * 3)
-        found.criterion, found.scores = criterion.get(now[0], 0.1), score_clusters(counts, toy.CLASSES)
-        return found
+        evaluation.criterion, evaluation.scores = (
+            criterion.get(now[0], 0.1),
+            score_clusters(counts, toy.CLASSES),
+        )
+        return evaluation
 
     monkeypatch.setattr(train, "step_loss", stepped)
     monkeypatch.setattr(train, "evaluate_clustering", measured)
@@ -485,13 +488,13 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     settings = dict(steps=7, eval_every=3, save_every=2)
     whole = cluster(configured(data, tmp_path / "whole", method, **settings))
-    genuine, seen = train.step_loss, []
+    genuine, calls = train.step_loss, []
 
     class Killed(BaseException):
         pass
 
     def dying(*args):
-        seen.append(args[-1])
+        calls.append(args[-1])
         if args[-1] == 5:  # one step after the second state was saved
             raise Killed
         return genuine(*args)
@@ -500,9 +503,9 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
     monkeypatch.setattr(train, "step_loss", dying)
     with pytest.raises(Killed):
         cluster(cut)
-    monkeypatch.setattr(train, "step_loss", lambda *args: (seen.append(args[-1]), genuine(*args))[1])
+    monkeypatch.setattr(train, "step_loss", lambda *args: (calls.append(args[-1]), genuine(*args))[1])
     resumed = cluster(cut)
-    assert seen == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # from the saved state, not from the start
+    assert calls == [0, 1, 2, 3, 4, 5, 4, 5, 6]  # from the saved state, not from the start
     assert same(tmp_path / "whole", tmp_path / "cut") and same(
         tmp_path / "whole", tmp_path / "cut", "resume.safetensors"
     )
@@ -528,7 +531,7 @@ def test_a_folder_of_other_settings_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="was begun on 12 training samples, and there are 9 now"):
         cluster(replace(config, data=str(toy.make(tmp_path / "fewer", train=9))))
     turned = relabelled(data, tmp_path / "turned", lambda label: label[::-1])
-    with pytest.raises(ValueError, match="was begun on other data than .* holds now"):
+    with pytest.raises(ValueError, match="was begun on other data .*changed: images of train, images of val"):
         cluster(replace(config, data=turned))
     assert (tmp_path / "report.json").read_bytes() == before
 

@@ -44,15 +44,18 @@ def cosine(a, b):
 
 def test_planted_directions_are_found_whatever_the_lengths():
     codes, which = planted()
-    found = km.kmeans(codes, 4, seed=1)
-    overlap = found.centroids @ CENTRES.T
+    result = km.kmeans(codes, 4, seed=1)
+    overlap = result.centroids @ CENTRES.T
     assert (overlap.max(1).values > 0.99).all() and sorted(overlap.argmax(1).tolist()) == [0, 1, 2, 3]
-    assert torch.equal(overlap.argmax(1)[km.nearest_centroid(codes, found.centroids)[0]], which)
+    assert torch.equal(overlap.argmax(1)[km.nearest_centroid(codes, result.centroids)[0]], which)
     assert (
-        found.use.tolist() == [0.25] * 4 and len(found.inertia) == 10 and found.restarts.shape == (10, 4, 4)
+        result.use.tolist() == [0.25] * 4
+        and len(result.inertia) == 10
+        and result.restarts.shape == (10, 4, 4)
     )
     assert (
-        torch.allclose(found.centroids.norm(dim=1), torch.ones(4)) and found.centroids.dtype == torch.float32
+        torch.allclose(result.centroids.norm(dim=1), torch.ones(4))
+        and result.centroids.dtype == torch.float32
     )
 
 
@@ -62,8 +65,8 @@ def test_inertia_never_rises_and_is_what_it_says(seed, clusters, restarts):
     codes = random_codes(40, 3, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(km, "CHUNK", 7)
-        found = km.kmeans(codes, clusters, restarts=restarts, seed=seed, tolerance=0)
-    for history, last, centroids in zip(found.history, found.inertia, found.restarts):
+        result = km.kmeans(codes, clusters, restarts=restarts, seed=seed, tolerance=0)
+    for history, last, centroids in zip(result.history, result.inertia, result.restarts):
         assert (
             all(later <= earlier + 1e-12 for earlier, later in zip(history, history[1:]))
             and history[-1] == last
@@ -71,10 +74,10 @@ def test_inertia_never_rises_and_is_what_it_says(seed, clusters, restarts):
         assert last == pytest.approx(
             np.mean([1 - max(cosine(x, c) for c in centroids) for x in codes]), abs=1e-6
         )
-    best = min(range(restarts), key=found.inertia.__getitem__)
-    assert torch.equal(found.centroids, found.restarts[best])
-    labels = [max(range(clusters), key=lambda k: cosine(x, found.centroids[k])) for x in codes]
-    assert found.use.tolist() == pytest.approx([labels.count(k) / 40 for k in range(clusters)])
+    best = min(range(restarts), key=result.inertia.__getitem__)
+    assert torch.equal(result.centroids, result.restarts[best])
+    labels = [max(range(clusters), key=lambda k: cosine(x, result.centroids[k])) for x in codes]
+    assert result.use.tolist() == pytest.approx([labels.count(k) / 40 for k in range(clusters)])
 
 
 def test_centroids_are_a_fixed_point():
@@ -82,12 +85,12 @@ def test_centroids_are_a_fixed_point():
     larger sum of cosines.
     """
     codes = random_codes(80, 5, 3)
-    found = km.kmeans(codes, 4, restarts=2, tolerance=0)
-    labels = km.nearest_centroid(codes, found.centroids)[0].numpy()
+    result = km.kmeans(codes, 4, restarts=2, tolerance=0)
+    labels = km.nearest_centroid(codes, result.centroids)[0].numpy()
     unit = codes.numpy() / np.linalg.norm(codes.numpy(), axis=1, keepdims=True)
     for k in range(4):
         total = unit[labels == k].sum(0)
-        assert found.centroids[k].numpy() == pytest.approx(total / np.linalg.norm(total), abs=1e-5)
+        assert result.centroids[k].numpy() == pytest.approx(total / np.linalg.norm(total), abs=1e-5)
 
 
 def test_seeds_follow_the_law_of_kmeans_plus_plus():
@@ -166,8 +169,8 @@ def test_seeds_decide_everything_and_chunks_nothing(monkeypatch):
 
 def test_codes_of_length_zero_are_left_out():
     codes, _ = planted()
-    found = km.kmeans(torch.cat([torch.zeros(50, 4), codes]), 4)
-    assert found.use.tolist() == [0.25] * 4 and found.inertia == pytest.approx(km.kmeans(codes, 4).inertia)
+    result = km.kmeans(torch.cat([torch.zeros(50, 4), codes]), 4)
+    assert result.use.tolist() == [0.25] * 4 and result.inertia == pytest.approx(km.kmeans(codes, 4).inertia)
 
 
 @pytest.mark.parametrize(
@@ -241,11 +244,11 @@ def test_assignment_is_the_largest_cosine_of_upsampled_codes():
     cosines = F.cosine_similarity(large[:, None], centroids[None, :, :, None, None], dim=2)
     top = cosines.topk(2, dim=1).values
     clear = top[:, 0] - top[:, 1] > 1e-5
-    found = cl.assign(code, centroids, (17, 23))
+    result = cl.assign(code, centroids, (17, 23))
     assert (
-        found.shape == (2, 17, 23)
+        result.shape == (2, 17, 23)
         and clear.float().mean() > 0.99
-        and torch.equal(found[clear], cosines.argmax(1)[clear])
+        and torch.equal(result[clear], cosines.argmax(1)[clear])
     )
 
 
@@ -279,7 +282,7 @@ def test_guided_filter_is_the_mean_of_window_regressions(channels, radius):
     window = lambda i, size: range(max(i - radius, 0), min(i + radius + 1, size))
     for b in range(2):
         for k in range(3):
-            total, seen = np.zeros((7, 6)), np.zeros((7, 6))
+            total, windows = np.zeros((7, 6)), np.zeros((7, 6))
             for y in range(7):
                 for x in range(6):
                     inside = [(i, j) for i in window(y, 7) for j in window(x, 6)]
@@ -289,10 +292,10 @@ def test_guided_filter_is_the_mean_of_window_regressions(channels, radius):
                     fit = a @ np.linalg.solve(a.T @ a + ridge, a.T @ p)
                     for (i, j), value in zip(inside, fit):
                         total[i, j] += value
-                        seen[i, j] += 1
-            expected[b, k] = total / seen
-    found = cl.guided_filter(maps, guide, radius, eps)
-    assert found.numpy() == pytest.approx(expected, abs=1e-9)
+                        windows[i, j] += 1
+            expected[b, k] = total / windows
+    result = cl.guided_filter(maps, guide, radius, eps)
+    assert result.numpy() == pytest.approx(expected, abs=1e-9)
     assert cl.guided_filter(maps.float(), guide.float(), radius, eps).numpy() == pytest.approx(
         expected, abs=1e-5
     )

@@ -1,7 +1,9 @@
 """Correspondence losses against brute force, finite differences and what must hold for any points."""
 
+import inspect
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmlib.unsupervised import correspondence
 from mmlib.unsupervised.correspondence import (
     PAIRS,
     CorrespondenceConfig,
@@ -24,6 +27,26 @@ from mmlib.unsupervised.correspondence import (
     sample_points,
     take_points,
 )
+from mmlib.unsupervised.networks import ClusterNet
+
+# What implements each equation of the paper, beside the line that computes it.
+EQUATIONS = {
+    1: correspondence.cosine,
+    2: correspondence._pair_loss,
+    3: correspondence._pair_loss,
+    4: correspondence._pair_loss,
+    5: correspondence.cmcs_loss,
+    6: correspondence._pair_loss,
+    7: ClusterNet.harmonized,
+    8: correspondence._pair_loss,
+    9: correspondence.cmcs_loss,
+}
+
+
+@pytest.mark.parametrize("number", EQUATIONS)
+def test_every_equation_stands_beside_its_line(number):
+    assert re.search(rf"Eq\. (\d, )*{number}\b.*=", inspect.getsource(EQUATIONS[number]))
+
 
 FORMS = [
     dict(),
@@ -84,9 +107,9 @@ def spread_out(f1, f2, c1, c2, b, centre=True, clamp=True, reduction="mean", sta
         table = table - table.mean(-1, keepdim=True) + table.mean()
     s = F.cosine_similarity(c1[:, :, None], c2[:, None], dim=-1)
     b = b(table, s) if callable(b) else b
-    kept = F.relu(s) if clamp else s
-    kept = torch.minimum(kept, torch.full_like(kept, 0.8)) if stabilize else kept
-    loss = -((table - b) * kept).flatten(1)
+    bounded = F.relu(s) if clamp else s
+    bounded = torch.minimum(bounded, torch.full_like(bounded, 0.8)) if stabilize else bounded
+    loss = -((table - b) * bounded).flatten(1)
     return (loss.mean(1) if reduction == "mean" else loss.sum(1)).mean()
 
 
@@ -94,10 +117,10 @@ def spread_out(f1, f2, c1, c2, b, centre=True, clamp=True, reduction="mean", sta
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_values_and_gradients_are_those_of_brute_force(form, tile):
     f1, f2, c1, c2 = quadruple()
-    found = correlation_loss(f1, f2, c1, c2, 0.2, tile=tile, **form)
-    assert found.item() == pytest.approx(looped(f1, f2, c1, c2, 0.2, **form), abs=1e-10, rel=1e-10)
+    loss = correlation_loss(f1, f2, c1, c2, 0.2, tile=tile, **form)
+    assert loss.item() == pytest.approx(looped(f1, f2, c1, c2, 0.2, **form), abs=1e-10, rel=1e-10)
     expected = torch.autograd.grad(spread_out(f1, f2, c1, c2, 0.2, **form), (c1, c2))
-    for a, b in zip(torch.autograd.grad(found, (c1, c2)), expected):
+    for a, b in zip(torch.autograd.grad(loss, (c1, c2)), expected):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
         assert b.abs().max() > 1e-3
 
@@ -150,10 +173,10 @@ def test_length_of_tokens_and_codes_does_not_matter(seed, factor, tile):
     lengths = factor * (
         0.5 + torch.rand(2, 5, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     )
-    found = correlation_loss(f1, f2, c1, c2, 0.3, tile=tile)
+    loss = correlation_loss(f1, f2, c1, c2, 0.3, tile=tile)
     scaled = correlation_loss(f1 * lengths, f2 * factor, c1 * lengths, c2 / factor, 0.3, tile=tile)
-    torch.testing.assert_close(scaled, found, atol=1e-12, rtol=1e-9)
-    for c, gradient in zip((c1, c2), torch.autograd.grad(found, (c1, c2))):
+    torch.testing.assert_close(scaled, loss, atol=1e-12, rtol=1e-9)
+    for c, gradient in zip((c1, c2), torch.autograd.grad(loss, (c1, c2))):
         assert (c * gradient).sum(2).abs().max() < 1e-12  # so no gradient along a code
 
 
@@ -224,11 +247,11 @@ class Largest(TorchDispatchMode):
     elements = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for value in found if isinstance(found, (tuple, list)) else [found]:
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(value, torch.Tensor):
                 self.elements = max(self.elements, value.numel())
-        return found
+        return result
 
 
 def test_the_tiled_form_never_holds_all_pairs():
@@ -263,18 +286,18 @@ def test_low_precision_input_is_accumulated_in_float32(tile):
     c1, c2 = c1.requires_grad_(), c2.requires_grad_()
     wide = [x.detach().float().requires_grad_() for x in (c1, c2)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = correlation_loss(f1, f2, c1, c2, 0.2, tile=tile)
+        loss = correlation_loss(f1, f2, c1, c2, 0.2, tile=tile)
         same = correlation_loss(f1, f2, *wide, 0.2, tile=tile)
         config = CorrespondenceConfig(
             Shifts("absolute", numbers={"x": (0.2, 0.2, 0.2)}), weights=(0.0, 1.0, 0.0), tile=tile
         )
         cmcs, _ = cmcs_loss({"x": f1}, {"x": c1}, ({"x": f2}, {"x": c2}), config)
-    assert found.dtype == cmcs.dtype == torch.float32
-    assert found.item() == same.item() == cmcs.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert loss.dtype == cmcs.dtype == torch.float32
+    assert loss.item() == same.item() == cmcs.item() == pytest.approx(expected.item(), rel=1e-4)
     exact_gradients = torch.autograd.grad(expected, exact[2:])
     for a, b in zip(torch.autograd.grad(same, wide), exact_gradients):
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
-    for a, b in zip(torch.autograd.grad(found, (c1, c2)), exact_gradients):
+    for a, b in zip(torch.autograd.grad(loss, (c1, c2)), exact_gradients):
         assert a.dtype == torch.bfloat16 and (a - b).abs().max() < 1e-2 * b.abs().max()
 
 
@@ -539,9 +562,9 @@ def ramps(B=3, h=4, w=6, scale=1.0):
 def test_samples_of_a_ramp_are_the_coordinates():
     coords = torch.rand(3, 11, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     coords[0, 0] = torch.tensor([1.2, -1.5])  # beyond the border: the border's value
-    for found, factor in zip(sample_points([ramps(), ramps(h=3, w=3, scale=2.0).half()], coords), (1, 2)):
+    for samples, factor in zip(sample_points([ramps(), ramps(h=3, w=3, scale=2.0).half()], coords), (1, 2)):
         torch.testing.assert_close(
-            found, factor * coords.clamp(-1, 1), atol=2e-3 if factor == 2 else 1e-6, rtol=0
+            samples, factor * coords.clamp(-1, 1), atol=2e-3 if factor == 2 else 1e-6, rtol=0
         )
     assert sample_points([ramps().double()], coords)[0].dtype == torch.float64
     grid = all_points(ramps())

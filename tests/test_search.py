@@ -196,8 +196,8 @@ def test_a_search_that_was_interrupted_equals_one_that_was_not(data, tmp_path, m
 
 def test_the_reference_of_a_trial_is_that_of_a_run(data, tmp_path):
     search(searched(data, tmp_path, trials=1, modalities=("depth", "rgb")))
-    found = json.loads((tmp_path / "trials" / "0000" / "report.json").read_text())
-    assert set(found["shifts"]) == {"rgb", "depth"} and list(found["shifts"])[0] == "rgb"
+    settings = json.loads((tmp_path / "trials" / "0000" / "report.json").read_text())
+    assert set(settings["shifts"]) == {"rgb", "depth"} and list(settings["shifts"])[0] == "rgb"
 
 
 def test_a_run_without_knn_pairs_is_searched_with_them(data, tmp_path):
@@ -227,15 +227,15 @@ def test_what_is_searched():
         Scripted(),
         configured("", loss=CorrespondenceConfig(negatives=4, points=9, shifts=Shifts("absolute"))),
     )
-    found = suggest(trial, run)
+    settings = suggest(trial, run)
     pairs = [f"{kind}_{pair}" for kind in ("quantile", "weight") for pair in ("self", "knn", "random")]
     assert set(trial.ranges) == {*pairs, "lambda_x", "lr", "dim"}
-    assert (found.lr, found.lambda_x, found.network.dim) == (1e-4, 0.03, 16)
-    assert found.loss == CorrespondenceConfig(
+    assert (settings.lr, settings.lambda_x, settings.network.dim) == (1e-4, 0.03, 16)
+    assert settings.loss == CorrespondenceConfig(
         Shifts("quantile", (0.3,) * 3), (0.01,) * 3, negatives=4, points=9
     )
     assert (
-        replace(found, lr=run.lr, lambda_x=run.lambda_x, network=run.network, loss=run.loss) == run
+        replace(settings, lr=run.lr, lambda_x=run.lambda_x, network=run.network, loss=run.loss) == run
     )  # nothing else moves
     trial = Scripted()
     assert suggest(trial, configured("", method="stego")).lambda_x == 1.0 and "lambda_x" not in trial.ranges
@@ -258,28 +258,29 @@ def test_a_bad_trial_is_pruned(data, tmp_path, monkeypatch):
     """Trials whose criterion is dictated: the seventh is worse than all before it and ends at the first
     measurement.
     """
-    seen = []
+    measured = []
 
     class Measured:
-        scores = None
-
         def __init__(self, value):
-            self.criterion = value
+            self.value = value
+
+        def to_dict(self):
+            return {"criteria": {"explained": self.value}, "criterion": "explained", "scores": None}
 
     def dictated(run, prepared, stop):
         number = int(Path(run.out).name)
         value = 0.9 - 0.1 * number
         for step in (1, 2):
-            seen.append((number, step))
+            measured.append((number, step))
             stop(step, Measured(value))
         return {"criteria": {"explained": value}, "criterion": "explained", "scores": None}
 
     monkeypatch.setattr(module, "cluster", dictated)
     report = search(searched(data, tmp_path, trials=7, eval_every=1, options={"prune": True}))
     assert report["finished"] == 5 and report["pruned or failed"] == 2 and report["best"]["number"] == 0
-    assert [pair for pair in seen if pair[0] >= 5] == [(5, 1), (6, 1)] and (4, 2) in seen
+    assert [pair for pair in measured if pair[0] >= 5] == [(5, 1), (6, 1)] and (4, 2) in measured
     search(searched(data, tmp_path, trials=7, eval_every=1, options={"prune": True}))
-    assert len(seen) == 12  # pruned trials are done
+    assert len(measured) == 12  # pruned trials are done
 
 
 def test_rank_correlations_tell_whether_labels_would_have_agreed(data, tmp_path, monkeypatch):

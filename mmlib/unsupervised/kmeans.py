@@ -123,7 +123,6 @@ def kmeans(
     clusters: int,
     *,
     restarts: int = 10,
-    iterations: int = 100,
     tolerance: float = 1e-6,
     seed: int | torch.Generator = 0,
 ) -> KMeans:
@@ -133,7 +132,7 @@ def kmeans(
         codes: (n, D). Codes of length 0 are left out. For a split of millions of tokens give a random part of
             them.
         tolerance: a run ends when an iteration lowers the inertia by less than this share of it, or after
-            ``iterations`` updates.
+            100 updates.
         seed: a number, or a generator that goes on where it stands.
 
     Raises:
@@ -161,7 +160,7 @@ def kmeans(
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     runs = []
     for _ in range(restarts):
-        runs.append(lloyd(points, plus_plus(points, clusters, generator), iterations, tolerance))
+        runs.append(lloyd(points, plus_plus(points, clusters, generator), 100, tolerance))
     centroids = torch.stack([centroids for centroids, _, _ in runs]).float()
     histories = [history for _, _, history in runs]
     inertia = [history[-1] for history in histories]

@@ -253,7 +253,7 @@ class Prepared:
     extras: dict[str, Tensor]
     statistics: TokenStatistics | None
     cached: int  # bytes of the training tokens on disk
-    inputs: str  # digest of both splits
+    inputs: dict[str, str]  # digests of both splits
 
 
 def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
@@ -293,7 +293,9 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     if extra in train.modalities:
         extras[extra] = on_grid(train, extra, settings, tokens.grid).to(device)
     stored = tokens.nbytes
-    inputs = " ".join([*train.digest().values(), *scored.digest().values()])
+    inputs = {}
+    for name, part in {"train": train, config.evaluation.split: scored}.items():
+        inputs |= {f"{what} of {name}": digest for what, digest in part.digest().items()}
     return found, Prepared(
         train,
         scored,

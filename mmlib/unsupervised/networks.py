@@ -84,17 +84,13 @@ class ConvFusion(nn.Module):
 
     def __init__(self, channels: int, count: int):
         super().__init__()
-        widths = (
-            [2 * channels, 3 * channels // 2, channels]
-            if count == 2
-            else [k * channels for k in range(count, 0, -1)]
-        )
-        layers = []
-        for a, b in zip(widths, widths[1:]):
-            layers += (
-                [pointwise(a, b), nn.BatchNorm2d(b), nn.ReLU()] if count > 2 else [pointwise(a, b), nn.ReLU()]
-            )
-        self.body = nn.Sequential(*layers[: -2 if count > 2 else -1])  # the last map is plain
+        widths = [k * channels for k in range(count, 0, -1)]
+        if count == 2:
+            widths = [2 * channels, 3 * channels // 2, channels]
+        layers = [pointwise(*widths[:2])]
+        for a, b in zip(widths[1:], widths[2:]):
+            layers += [nn.BatchNorm2d(a)] * (count > 2) + [nn.ReLU(), pointwise(a, b)]
+        self.body = nn.Sequential(*layers)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.body(torch.cat(maps, 1))

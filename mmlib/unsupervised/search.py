@@ -66,15 +66,11 @@ def flags(settings: dict) -> str:
     return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v))}" for k, v in values.items())
 
 
-def on_scores(miou: float, accuracy: float) -> float:
-    """The released search's objective."""
-    return 0.75 * miou + 0.25 * accuracy
-
-
 def objective(report: dict, on_labels: bool) -> float:
-    """What the search maximises."""
+    """What the search maximises: a label-free criterion, or what the released search does."""
     if on_labels:
-        return on_scores(report["scores"]["miou"]["all"], report["scores"]["accuracy"]["all"])
+        miou, accuracy = (report["scores"][name]["all"] for name in ("miou", "accuracy"))
+        return 0.75 * miou + 0.25 * accuracy
     return report["criteria"][report["criterion"]]
 
 
@@ -205,10 +201,7 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
     run = suggest(trial, replace(config.run, out=str(folder), save_every=config.run.steps, progress=False))
 
     def stop(step, evaluation) -> None:
-        value = evaluation.criterion
-        if config.select_on_labels:
-            value = on_scores(evaluation.miou, evaluation.scores.accuracy())
-        trial.report(value, step)
+        trial.report(objective(evaluation.to_dict(), config.select_on_labels), step)
         if config.prune and step < run.steps and trial.should_prune():
             raise optuna.TrialPruned()
 

@@ -95,8 +95,8 @@ def kept_bytes(forward) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss, given = forward()
-    for tensor in given:
+        loss, inputs = forward()
+    for tensor in inputs:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     del loss
     return sum(storages.values())
@@ -121,8 +121,8 @@ def measure(options: Options, grid: int) -> None:
     def forward(config: CorrespondenceConfig):
         f, c = take_points(frozen, codes, config.points, generator)
         near = take_points(near_frozen, near_codes, config.points, generator)
-        given = [*frozen.values(), *near_frozen.values(), *leaves]
-        return cmcs_loss(f, c, near, config, generator)[0], given
+        inputs = [*frozen.values(), *near_frozen.values(), *leaves]
+        return cmcs_loss(f, c, near, config, generator)[0], inputs
 
     def step(config: CorrespondenceConfig) -> None:
         for leaf in leaves:
@@ -155,15 +155,19 @@ def measure(options: Options, grid: int) -> None:
     for name, form in forms.items():
         for leaf in leaves:
             leaf.grad = None
-        kept = kept_bytes(lambda form=form: forward(form))
-        results[name] = statistics.median(times[name]), peak_bytes(lambda form=form: step(form), device), kept
+        saved = kept_bytes(lambda form=form: forward(form))
+        results[name] = (
+            statistics.median(times[name]),
+            peak_bytes(lambda form=form: step(form), device),
+            saved,
+        )
     first = results[f"every token, tiles of {options.tile}"]
-    for name, found in results.items():
-        seconds, peak, kept = found
-        ratio = [f"x {value / reference:5.2f}" for value, reference in zip(found, first)]
+    for name, result in results.items():
+        seconds, peak, saved = result
+        ratio = [f"x {value / reference:5.2f}" for value, reference in zip(result, first)]
         print(
             f"  {name:28s} {1000 * seconds:9.1f} ms {ratio[0]}   peak {peak / 2**20:8.1f} MiB {ratio[1]}   "
-            f"kept {kept / 2**20:8.1f} MiB {ratio[2]}"
+            f"kept {saved / 2**20:8.1f} MiB {ratio[2]}"
         )
 
 
