@@ -348,12 +348,12 @@ def test_one_sensor_without_colour_by_every_method_of_one_sensor(data, tmp_path)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"steps": 0}, "0 steps"),
-        ({"batch_size": 1}, "1 images"),
-        ({"save_every": 0}, "saved every 0"),
+        ({"steps": 0}, "--steps 0: expected 1 or more"),
+        ({"batch_size": 1}, "--batch-size 1: expected 2 or more"),
+        ({"save_every": 0}, "--save-every 0: expected 1 or more"),
         ({"evaluation": replace(QUICK, clusters=1)}, "1 clusters: expected 2 to 255"),
         ({"evaluation": replace(QUICK, clusters=256)}, "256 clusters: expected 2 to 255"),
-        ({"evaluation": replace(QUICK, repeats=0)}, "0 repeats"),
+        ({"evaluation": replace(QUICK, repeats=0)}, "--repeats 0: expected 1 or more"),
         (
             {"evaluation": replace(QUICK, repeats=1, restarts=1, criterion="agreement")},
             "agreement compares two",
@@ -361,11 +361,14 @@ def test_one_sensor_without_colour_by_every_method_of_one_sensor(data, tmp_path)
         ({"evaluation": replace(QUICK, guide="sonar")}, "--guide sonar: expected one of rgb, depth, aolp"),
         ({"evaluation": replace(QUICK, split="dusk")}, "no sample in split 'dusk'"),
         ({"select": "criterion"}, "give --eval-every"),
-        ({"lr": -1.0}, "--lr -1.0: expected a learning rate above 0"),
+        ({"lr": -1.0}, "--lr -1.0: expected above 0"),
         ({"select": "criterion", "eval_every": 1, "method": "kmeans"}, "--select last"),
         ({"loss": replace(SMALL, lambdas={"sonar": 1.0})}, "sonar"),
         ({"loss": replace(SMALL, shifts=Shifts("absolute"))}, "no shift b for modality 'rgb'"),
-        ({"tokens": TokenConfig("descriptors", depth_form="nonsense")}, "form 'nonsense' is unknown"),
+        (
+            {"tokens": TokenConfig("descriptors", depth_form="nonsense")},
+            "--depth-form nonsense: expected one of inverse",
+        ),
     ],
 )
 def test_bad_settings_are_named_before_training(data, tmp_path, changes, message):
