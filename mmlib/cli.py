@@ -6,13 +6,13 @@ import os
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
 
 from . import world
-from .config import AtLeast, check_settings
+from .config import check_settings
 from .evaluation.statistics import estimate
 from .recipes import read_recipe
 from .segmentation.dry_run import described, dry_run
@@ -25,45 +25,11 @@ from .unsupervised.methods import ClusterConfig
 from .unsupervised.search import SearchConfig, search
 from .unsupervised.segment import SegmentConfig, segment
 from .unsupervised.train import cluster
-
-
-@dataclass(frozen=True)
-class RenderConfig:
-    """Render the sensor world as a prepared data set: street or room scenes, eight registered sensors,
-    labels.
-    """
-
-    scene: tyro.conf.Positional[Literal["street", "room"]] = "street"
-    """Which scenes."""
-    out: str = ""
-    """Folder to write; empty = the cache ($MMLIB_DATA, else ~/.cache/mmlib), where 'train --data street'
-    finds it.
-    """
-    train: Annotated[int, AtLeast(0)] = 400
-    """Number of training frames."""
-    val: Annotated[int, AtLeast(0)] = 64
-    """Number of validation frames (for choosing)."""
-    test: Annotated[int, AtLeast(0)] = 128
-    """Number of test frames (for reporting once). No split shares a scene with another."""
-    size: Annotated[tuple[int, int], AtLeast(1)] = (96, 128)
-    """Height and width in pixels."""
-    modalities: tuple[str, ...] = ()
-    """Sensors to render, by name, of rgb depth event lidar thermal nir dolp aolp; none given = the first
-    four.
-    """
-    progress: bool = True
-    """Show a progress bar."""
+from .world.dataset import RenderConfig, render
 
 
 def run_render(config: RenderConfig) -> None:
-    options = {key: getattr(config, key) for key in ("train", "val", "test", "size", "progress")}
-    if config.modalities:
-        options["modalities"] = tuple(dict.fromkeys(config.modalities))
-    if config.out:
-        world.render_dataset(config.out, config.scene, **options)
-        print(f"rendered {config.train} + {config.val} + {config.test} frames into {config.out}")
-    else:
-        print(f"rendered into {world.ensure(config.scene, **options)}")
+    print(f"rendered into {render(config)}")
 
 
 RECIPE = "JSON file of settings, such as data_scripts/recipes/NAME.json: they replace the defaults, flags replace them."

@@ -196,7 +196,6 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
         (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
         (["compare", "{tmp}"], "no report.json"),
         (["render", "street", "--out", "{toy}", "--no-progress"], "already holds a finished data set"),
-        (["render", "street", "--out", "{tmp}/w", "--modalities", "sonar", "--no-progress"], "sonar"),
         (["render", "street", "--out", "{tmp}/w", "--size", "0", "10", "--no-progress"], "size"),
     ],
 )

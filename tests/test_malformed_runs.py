@@ -629,7 +629,7 @@ LINES = [
     ("render street --out new --size 100000 100000", "size"),
     ("render street --out new --train -1", "train -1"),
     ("render street --out new --train 0 --val 0 --test 0", "all 0"),
-    ("render street --out new --train 1000000", "train=1000000"),
+    ("render street --out new --train 1000000", "--train 1000000"),
     ("render street --out data/index.csv --train 1 --val 0 --test 0", "index.csv"),
     *(
         (f"cluster --data data {flags} --out new {' '.join(SMALL)}", message)

@@ -7,7 +7,7 @@ import pytest
 
 from mmlib.data.prepared import DataError, PreparedDataset
 from mmlib.world import CLASSES, FAILURES, SCENE_CONDITIONS, ensure, render_dataset, render_frame
-from mmlib.world.dataset import FIRST_SEED, LAST_SEED, samples
+from mmlib.world.dataset import SEEDS, samples
 
 SMALL = dict(train=7, val=3, test=2, size=(32, 48), modalities=("rgb", "depth", "event"), progress=False)
 
@@ -17,18 +17,18 @@ def tree(root):
 
 
 def test_splits_never_share_a_scene():
-    ranges = sorted((FIRST_SEED[s], LAST_SEED[s]) for s in FIRST_SEED)
-    assert set(FIRST_SEED) == set(LAST_SEED) == {"train", "val", "test"}
+    ranges = sorted((seeds[0], seeds[-1]) for seeds in SEEDS.values())
+    assert set(SEEDS) == {"train", "val", "test"}
     assert all(a <= b for a, b in ranges) and all(
         before[1] < after[0] for before, after in zip(ranges, ranges[1:])
     )
-    seeds = [row["seed"] for split in FIRST_SEED for row in samples("street", split, 1000)]
+    seeds = [row["seed"] for split in SEEDS for row in samples("street", split, 1000)]
     assert len(set(seeds)) == 3000
 
 
 @pytest.mark.parametrize("scene", CLASSES)
 def test_every_split_mixes_conditions_and_failures(scene):
-    for split in FIRST_SEED:
+    for split in SEEDS:
         rows = samples(scene, split, 300)
         assert len({row["id"] for row in rows}) == 300
         for condition in SCENE_CONDITIONS[scene]:
@@ -125,5 +125,5 @@ def test_wrong_arguments_of_a_frame_say_what_is_allowed(call):
 
 
 def test_fog_is_refused_indoors_with_the_allowed_conditions():
-    with pytest.raises(ValueError, match="'day', 'dusk', 'night'"):
+    with pytest.raises(ValueError, match="condition of a room fog: expected one of day, dusk, night"):
         render_frame("room", 0, "fog")

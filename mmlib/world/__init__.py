@@ -19,11 +19,8 @@ __all__ = [
 
 
 def __getattr__(name):
-    # only now, because data sets need torch, which takes seconds to import; frames do not
-    if name in (
-        "ensure",
-        "render_dataset",
-    ):
+    # Only now, because data sets need torch, which takes seconds to import; frames do not.
+    if name in ("ensure", "render_dataset"):
         from . import dataset
 
         return getattr(dataset, name)

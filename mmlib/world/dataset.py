@@ -1,20 +1,28 @@
-"""The world as a data set: which frames each split has, and rendering them into the prepared layout once."""
+"""The world as a data set: which frames each split has, and rendering them into the prepared layout once.
+
+The command ``render`` and every command that is given ``--data street`` or ``room`` call it; notebooks call
+``world.ensure``.
+"""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
+import tyro
+
+from ..config import AtLeast, Between, check_settings
 from ..data.prepared import Description, Writer, is_finished
 from ..modalities import SENSORS
 from ..runtime import data_dir, exclusive, progress_bar
-from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, check, render_row
+from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, Size, render_row
 from .sensors import CASE_SENSOR, FAILURES
 
 # Seeds of the splits lie in ranges that cannot meet, so no split ever shows another's scene.
-FIRST_SEED = {"train": 0, "val": 700_000, "test": 900_000}
-LAST_SEED = {"train": 699_999, "val": 899_999, "test": 1_099_999}
+SEEDS = {"train": range(700_000), "val": range(700_000, 900_000), "test": range(900_000, 1_100_000)}
 # Version of what the renderer draws. Raise it whenever an image or a label changes, so that a cache never
 # serves an older world; tests/test_world.py compares frames with those of this version.
 RENDERER = 1
@@ -30,100 +38,110 @@ def samples(scene: str, split: str, count: int, modalities=ALL) -> list[dict]:
     cases = [case for case in FAILURES if CASE_SENSOR[case] in modalities]
     rows = []
     for k in range(count):
-        seed, condition = FIRST_SEED[split] + k, conditions[k % len(conditions)]
+        seed, condition = SEEDS[split][k], conditions[k % len(conditions)]
         case = cases[k // 5 % len(cases)] if k % 5 == 4 and cases else ""
         name = "_".join(filter(None, (scene, f"{seed:06d}", condition, case)))
         rows.append({"id": name, "split": split, "seed": seed, "condition": condition, "case": case})
     return rows
 
 
-def _check(scene, counts, size, modalities):
-    check(scene, modalities=modalities, size=size)
-    for split, count in counts.items():
-        most = LAST_SEED[split] - FIRST_SEED[split] + 1
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
-            raise ValueError(f"{split}={count!r}: expected an integer number of frames from 0 to {most}")
-    if not sum(counts.values()):
-        raise ValueError("train, val and test are all 0; ask for at least one frame")
+@dataclass(frozen=True)
+class RenderConfig:
+    """Render the sensor world as a prepared data set: street or room scenes, eight registered sensors,
+    labels.
+    """
+
+    scene: tyro.conf.Positional[Literal[tuple(SCENE_CONDITIONS)]] = "street"
+    """Which scenes."""
+    train: Annotated[int, Between(0, len(SEEDS["train"]))] = 400
+    """Number of training frames."""
+    val: Annotated[int, Between(0, len(SEEDS["val"]))] = 64
+    """Number of validation frames (for choosing)."""
+    test: Annotated[int, Between(0, len(SEEDS["test"]))] = 128
+    """Number of test frames (for reporting once). No split shares a scene with another."""
+    size: Size = (96, 128)
+    """Height and width in pixels."""
+    modalities: tuple[Literal[ALL], ...] = ("rgb", "depth", "event", "lidar")
+    """Sensors to render, by name."""
+    progress: bool = True
+    """Show a progress bar."""
+    workers: Annotated[int, AtLeast(1)] = 1
+    """Processes that render."""
+    out: str = ""
+    """Folder to write; empty = the cache ($MMLIB_DATA, else ~/.cache/mmlib), where 'train --data street'
+    finds it.
+    """
 
 
-def render_dataset(
-    root: str | Path,
-    scene: str = "street",
-    train: int = 400,
-    val: int = 64,
-    test: int = 128,
-    size=(96, 128),
-    modalities=("rgb", "depth", "event", "lidar"),
-    progress: bool = True,
-    workers: int = 1,
-) -> Path:
-    """Render a data set in the prepared layout (see ``mmlib.data.prepared``). Killed and called again, it
-    goes on where it stopped.
+def render_dataset(root: str | Path, *settings, **named) -> Path:
+    """Render a data set in the prepared layout (see ``mmlib.data.prepared``) into ``root``. Killed and called
+    again, it goes on where it stopped.
 
     Args:
         root: folder to write; must not hold a finished data set.
-        scene: "street" or "room"; train, val, test: number of frames; size: (height, width) in pixels.
-        modalities: names of sensors; workers: processes that render.
+        settings, named: those of ``RenderConfig``, in its order or by name.
 
     Returns:
         root.
 
     Raises:
-        ValueError: an argument is not allowed. DataError: the folder holds another data set.
+        ValueError: a setting is not allowed. DataError: the folder holds another data set.
     """
-    root, counts = Path(root), {"train": train, "val": val, "test": test}
-    _check(scene, counts, size, modalities)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(f"workers={workers!r}: expected an integer of at least 1")
-    size, modalities = tuple(size), tuple(modalities)
+    return render(RenderConfig(*settings, **named, out=str(root)))
+
+
+def ensure(*settings, **named) -> Path:
+    """The folder of a data set in the cache, ``runtime.data_dir()``, rendered first if it is not there yet;
+    settings as for ``render_dataset``.
+    """
+    return render(RenderConfig(*settings, **named))
+
+
+def render(config: RenderConfig) -> Path:
+    """Render ``config`` into its folder, or into the cache; returns the folder."""
+    check_settings(config)
+    if not config.train + config.val + config.test or not config.modalities:
+        raise ValueError("train, val and test are all 0, or no modality is named; ask for at least one frame")
+    names = tuple(dict.fromkeys(config.modalities))
+    config = replace(config, modalities=names, size=tuple(config.size))
+    if config.out:
+        return _render(Path(config.out), config)
+    symbols = "".join(SENSORS[name].symbol for name in names)
+    counts = f"{config.train}-{config.val}-{config.test}"
+    name = f"{config.scene}-{config.size[0]}x{config.size[1]}-{symbols}-{counts}-{RENDERER}"
+    root = data_dir() / "world" / name
+    if is_finished(root):  # also on a disk that can only be read
+        return root
+    # Two notebooks that start together render it once: the second waits for the first.
+    with exclusive(f"{root}.lock"):
+        return root if is_finished(root) else _render(root, config)
+
+
+def _render(root: Path, config: RenderConfig) -> Path:
+    scene, size, names = config.scene, config.size, config.modalities
     description = Description(
         f"sensor world, {scene}",
         CLASSES[scene],
         PALETTES[scene],
-        {name: SENSORS[name] for name in modalities},
+        {name: SENSORS[name] for name in names},
         source="rendered by mmlib.world",
         licence="Apache-2.0",
         extra={"scene": scene, "size": list(size), "renderer": RENDERER},
     )
-    rows = [row for split, count in counts.items() for row in samples(scene, split, count, modalities)]
+    rows = [row for split in SEEDS for row in samples(scene, split, getattr(config, split), names)]
+    workers = config.workers
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     with pool or nullcontext(), Writer(root, description) as writer:
         todo = [row for row in rows if row["id"] not in writer.done]
-        render = partial(render_row, scene=scene, size=size, modalities=modalities)
-        with progress_bar(
+        draw = partial(render_row, scene=scene, size=size, modalities=names)
+        bar = progress_bar(
+            pool.map(draw, todo, chunksize=4) if pool else map(draw, todo),
+            progress=config.progress,
+            desc=f"rendering {scene}",
             total=len(rows),
             initial=len(rows) - len(todo),
-            desc=f"rendering {scene}",
             unit="frame",
-            progress=progress,
-        ) as bar:
-            for row, images, label in pool.map(render, todo, chunksize=4) if pool else map(render, todo):
-                writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
-                bar.update()
-    return root
-
-
-def ensure(
-    scene: str = "street",
-    train: int = 400,
-    val: int = 64,
-    test: int = 128,
-    size=(96, 128),
-    modalities=("rgb", "depth", "event", "lidar"),
-    progress: bool = True,
-    workers: int = 1,
-) -> Path:
-    """The folder of this data set under ``runtime.data_dir()``, rendered first if it is not there yet;
-    arguments as in ``render_dataset``.
-    """
-    _check(scene, {"train": train, "val": val, "test": test}, size, modalities)
-    symbols = "".join(SENSORS[name].symbol for name in modalities)
-    root = data_dir() / "world" / f"{scene}-{size[0]}x{size[1]}-{symbols}-{train}-{val}-{test}-{RENDERER}"
-    if is_finished(root):  # also on a disk that can only be read
-        return root
-    # two notebooks that start together render it once: the second waits for the first
-    with exclusive(f"{root}.lock"):
-        if not is_finished(root):
-            render_dataset(root, scene, train, val, test, size, modalities, progress, workers)
+        )
+        for row, images, label in bar:
+            writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
     return root

@@ -3,9 +3,11 @@
 import math
 import zlib
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 
+from ..config import AtLeast, Between, check_value
 from ..modalities import SENSORS
 from . import roadside, room, sensors, street
 from .geometry import camera_view
@@ -24,7 +26,7 @@ PALETTES = {
     for scene, colours in COLOURS.items()
 }
 SCENE_CONDITIONS = {"street": CONDITIONS, "room": ("day", "dusk", "night")}  # there is no fog indoors
-SMALLEST, LARGEST = 32, 2048
+Size = Annotated[tuple[int, int], Between(32, 2048)]  # height and width in pixels
 
 
 @dataclass
@@ -36,33 +38,6 @@ class Frame:
     depth: np.ndarray  # (H, W) float32, metres along the optical axis, inf = sky
     normal: np.ndarray  # (H, W, 3) float32, world axes (x forward, y left, z up), 0 = sky
     material: np.ndarray  # (H, W) uint8, index into materials.MATERIALS
-
-
-def check(scene: str, conditions=(), cases=(), modalities=ALL, size=(96, 128)) -> None:
-    """Raise ValueError, saying what is allowed, unless the world can render this."""
-    if isinstance(modalities, str) or not modalities:
-        raise ValueError(
-            f"modalities must be a non-empty sequence of names, got {modalities!r}; expected some of "
-            f"{', '.join(ALL)}"
-        )
-    for what, values, allowed in (
-        ("scene", [scene], SCENES),
-        (f"condition for a {scene}", conditions, SCENE_CONDITIONS.get(scene)),
-        ("case", cases, ("", *FAILURES)),
-        ("modality", modalities, ALL),
-    ):
-        for value in values:
-            if value not in allowed:
-                raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(map(repr, allowed))}")
-    pair = (
-        isinstance(size, (tuple, list))
-        and len(size) == 2
-        and all(isinstance(n, (int, np.integer)) for n in size)
-    )
-    if not (pair and all(SMALLEST <= n <= LARGEST for n in size)):
-        raise ValueError(
-            f"size must be two integers (height, width), each between {SMALLEST} and {LARGEST}, got {size!r}"
-        )
 
 
 def _generator(*parts) -> np.random.Generator:
@@ -96,11 +71,15 @@ def render_frame(
     Raises:
         ValueError: an argument is not allowed; the message lists what is.
     """
-    check(scene, [condition], [case], modalities, size)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
-    if not isinstance(supersample, (int, np.integer)) or not 1 <= supersample <= 8:
-        raise ValueError(f"supersample must be an integer from 1 to 8, got {supersample!r}")
+    check_value("scene", scene, Literal[tuple(SCENES)])
+    check_value(f"condition of a {scene}", condition, Literal[SCENE_CONDITIONS[scene]])
+    check_value("case", case, Literal["", *FAILURES])
+    check_value("modalities", modalities, tuple[Literal[ALL], ...])
+    check_value("size", size, Size)
+    check_value("seed", seed, Annotated[int, AtLeast(0)])
+    check_value("supersample", supersample, Annotated[int, Between(1, 8)])
+    if not modalities:
+        raise ValueError(f"modalities {modalities!r}: expected one or more of {', '.join(ALL)}")
     size = height, width = int(size[0]), int(size[1])
     wanted, n = set(modalities), height * width
     world, air = SCENES[scene](int(seed)), weather(scene, condition, _generator("weather", seed))
