@@ -15,10 +15,11 @@ from . import world
 from .config import check_settings
 from .evaluation.statistics import estimate
 from .recipes import read_recipe
+from .segmentation.compare import CompareConfig, compare
 from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
 from .segmentation.predict import PredictConfig, predict
-from .segmentation.score import SCENES, CompareConfig, EvaluateConfig, compare, evaluate, find_data
+from .segmentation.score import SCENES, EvaluateConfig, evaluate, find_data
 from .segmentation.step import TrainConfig
 from .segmentation.train import train
 from .unsupervised.methods import ClusterConfig

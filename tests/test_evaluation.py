@@ -299,6 +299,11 @@ def test_full_size_logits_exist_for_one_image_at_a_time(scored, monkeypatch):
     assert set(shapes) == {1}
 
 
+def cells(sheet: Sheet) -> dict[str, list[float]]:
+    """The numbers of each row, from left to right."""
+    return {name: list(row.values()) for name, row in sheet.rows.items()}
+
+
 def by_condition(groups) -> SubsetScores:
     """Scores of two sensors whose full set has these (right, wrong) pixels of two classes in each condition
     or case.
@@ -330,7 +335,7 @@ def test_subsets_are_printed_in_the_papers_order():
         == [*SubsetScores(four, ["a"], "drop").names, "Mean", "Std"]
     )
     values = [float(cell) for cell in table.cells("MAGIC")]
-    assert sheet.rows["MAGIC"][-2:] == [
+    assert [*sheet.rows["MAGIC"].values()][-2:] == [
         pytest.approx(sum(values) / 15),
         pytest.approx(statistics.pstdev(values)),
     ]
@@ -343,7 +348,7 @@ def test_conditions_and_cases_stand_in_one_row():
     # right / (right + 2 wrong), the same for both classes
     assert sheet.columns == ["fog", "sun", "blur", "all"]
     assert (
-        sheet.rows == {"mine": [pytest.approx(100 * v) for v in (3 / 5, 1 / 3, 1 / 7, 4 / 8)]}
+        cells(sheet) == {"mine": [pytest.approx(100 * v) for v in (3 / 5, 1 / 3, 1 / 7, 4 / 8)]}
         and "(RD), on val" in sheet.caption
     )
 
@@ -354,7 +359,7 @@ def test_conditions_of_two_parts_become_a_table_of_two_directions():
     assert sheet.columns == ["fog", "rain", "all"] and list(sheet.rows) == ["day", "night", "all"]
     nan = pytest.approx(np.nan, nan_ok=True)
     expected = {"day": [3 / 5, 2 / 4, 5 / 9], "night": [1 / 3, None, 1 / 3], "all": [4 / 8, 2 / 4, 6 / 12]}
-    assert sheet.rows == {
+    assert cells(sheet) == {
         k: [nan if v is None else pytest.approx(100 * v) for v in row] for k, row in expected.items()
     }
     assert "| night | 33.33 | – | 33.33 |" in sheet.markdown()
@@ -366,7 +371,7 @@ def test_failures_by_group_and_both_readings():
     # three subsets, equally likely: two of them all wrong, (0, 1); the mean of counts is not the mean of
     # scores
     assert sheet.columns == ["all", "fog", "sun"]
-    counts, means = sheet.rows.values()
+    counts, means = cells(sheet).values()
     assert means == [pytest.approx(100 * v / 3) for v in (4 / 8, 3 / 5, 1 / 3)]
     assert counts == [
         pytest.approx(100 * right / (right + 2 * wrong)) for right, wrong in ((4, 4), (3, 3), (1, 3))
@@ -390,7 +395,7 @@ def test_clusters_are_printed_by_score_and_by_class():
     both, classes = cluster_sheets(
         {"u": report(31.3, 50.7, bed=60.0, tv=None), "s": report(20.0, 40.0, bed=30.0, tv=10.0)}
     )
-    assert both.columns == ["mIoU", "Acc"] and both.rows == {"u": [31.3, 50.7], "s": [20.0, 40.0]}
+    assert both.columns == ["mIoU", "Acc"] and cells(both) == {"u": [31.3, 50.7], "s": [20.0, 40.0]}
     assert classes.columns == ["bed", "tv", "mIoU"] and "| u | 60.00 | – | 31.30 |" in classes.markdown()
     assert "on val; clusters named by: hungarian; state chosen by nothing" in both.caption
     with pytest.raises(ValueError, match="different splits or classes"):
@@ -400,7 +405,7 @@ def test_clusters_are_printed_by_score_and_by_class():
 
 
 def test_tables_are_written_as_they_are(tmp_path):
-    sheets = [Sheet("one, two", ["a", "b"], {"x": [1.23456, np.nan]}), Sheet("next", ["c"], {"y": [2.0]})]
+    sheets = [Sheet("one, two", {"x": {"a": 1.23456, "b": np.nan}}), Sheet("next", {"y": {"c": 2.0}})]
     markdown, table = write_sheets(tmp_path / "runs" / "v1.5", sheets)
     assert (markdown.name, table.name) == ("v1.5.md", "v1.5.csv") and markdown.read_text().count(
         "| --- |"

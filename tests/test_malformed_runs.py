@@ -26,8 +26,8 @@ from mmlib import cli, world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.loop import read_history
 from mmlib.recipes import read_recipe
+from mmlib.segmentation.compare import CompareConfig, compare
 from mmlib.segmentation.network import load_segmenter
-from mmlib.segmentation.score import CompareConfig, compare
 from mmlib.segmentation.train import TrainConfig, train
 from mmlib.unsupervised.backbone import SHIPPED, load_backbone
 from mmlib.unsupervised.clustering import load_clustering

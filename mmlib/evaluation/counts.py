@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..modalities import IGNORE_INDEX
-from .sheets import Sheet, group_heads
+from .sheets import Sheet, transposed
 from .statistics import rounded
 
 UNMATCHED = -1
@@ -175,10 +175,11 @@ class ClusterScores:
 
     def table(self) -> str:
         """A plain-text table: mIoU, accuracy and the IoU of each class, one column for each group."""
-        groups = [self.iou(group) for group in self.counts]
-        rows = {"mIoU": list(map(self.miou, self.counts)), "accuracy": list(map(self.accuracy, self.counts))}
-        rows |= {name: [values[name] for values in groups] for name in self.classes}
-        return Sheet(f"in %; clusters named by: {self.rule}", group_heads(self.counts), rows).text()
+        columns = {}
+        for group in self.counts:
+            scores = {"mIoU": self.miou(group), "accuracy": self.accuracy(group)}
+            columns[group] = scores | self.iou(group)
+        return Sheet(f"in %; clusters named by: {self.rule}", transposed(columns)).text()
 
 
 def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapping=None) -> ClusterScores:

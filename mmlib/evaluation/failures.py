@@ -122,18 +122,15 @@ class FailureScores:
 
     def table(self) -> str:
         """Plain text: every rule's averages, then each fault with one sensor broken."""
-        summary = self.summary()
         caption = (
             f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors; "
             f"{ORACLE}: '{self.rules[0]}', told which sensors are broken"
         )
-        rows = {rule: list(values.values()) for rule, values in summary.items()}
-        averages = Sheet(caption, list(summary[ORACLE]), rows, "rule")
-
+        averages = Sheet(caption, self.summary(), "rule")
         rows = {}
         for severity, faults in self.by_fault().items():
-            rows |= {f"{fault} {severity}": list(by_rule.values()) for fault, by_rule in faults.items()}
-        by_fault = Sheet("one sensor broken, mean over which one", list(summary), rows, "fault")
+            rows |= {f"{fault} {severity}": row for fault, row in faults.items()}
+        by_fault = Sheet("one sensor broken, mean over which one", rows, "fault")
         return f"{averages.text()}\n\n{by_fault.text()}"
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,45 +20,55 @@ from ..runtime import atomic_path
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: row name -> one number a column (NaN prints as a dash). ``corner`` heads the row names."""
+    """A table: row name -> column name -> number; NaN or None prints as a dash. All rows have the same
+    columns. ``corner`` heads the row names.
+    """
 
     caption: str
-    columns: list[str]
-    rows: dict[str, Sequence[float]]
+    rows: Mapping[str, Mapping[str, float | None]]
     corner: str = ""
 
-    def _lines(self, places: int) -> list[list[str]]:
+    @property
+    def columns(self) -> list[str]:
+        """Column heads; those of groups of images are shortened: "condition=night" -> "night"."""
+        return [re.sub("^(condition|case)=", "", column) for column in next(iter(self.rows.values()))]
+
+    def lines(self, places: int, missing: str = "–") -> list[list[str]]:
         """The header and the rows as text, numbers with so many decimals."""
-        numbers = {
-            name: ["–" if math.isnan(v) else f"{v:.{places}f}" for v in values]
-            for name, values in self.rows.items()
-        }
-        return [[self.corner, *self.columns], *([name, *values] for name, values in numbers.items())]
+        lines = [[self.corner, *self.columns]]
+        for name, row in self.rows.items():
+            empty = [value is None or math.isnan(value) for value in row.values()]
+            cells = [missing if e else f"{value:.{places}f}" for e, value in zip(empty, row.values())]
+            lines.append([name, *cells])
+        return lines
 
     def text(self) -> str:
-        """Columns of equal width with one decimal."""
-        lines = self._lines(1)
+        """Aligned columns with one decimal, for the terminal."""
+        lines = self.lines(1)
         widths = [max(8, 2 + max(map(len, column))) for column in zip(*lines)]
         table = [line[0].ljust(widths[0]) + "".join(map(str.rjust, line[1:], widths[1:])) for line in lines]
         return "\n".join([self.caption, *table])
 
     def markdown(self) -> str:
         """A Markdown table with two decimals."""
-        head, *lines = self._lines(2)
+        head, *lines = self.lines(2)
         lines = [head, ["---"] + ["---:"] * len(self.columns), *lines]
         return f"{self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def group_heads(groups: Iterable[str]) -> list[str]:
-    """Column heads of groups of images: "condition=night" -> "night"."""
-    return [group.split("=")[-1] for group in groups]
+def transposed(columns: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Column -> row -> value, to row -> column -> value."""
+    rows = next(iter(columns.values()))
+    return {row: {head: values[row] for head, values in columns.items()} for row in rows}
 
 
 def subset_sheet(rows: Mapping[str, Mapping[str, float]], caption: str) -> Sheet:
-    """Row name -> subset -> per cent, with the mean and the population standard deviation over the subsets."""
-    values = {name: list(row.values()) for name, row in rows.items()}
-    full = {name: [*row, np.mean(row), np.std(row)] for name, row in values.items()}
-    return Sheet(caption, [*next(iter(rows.values())), "Mean", "Std"], full)
+    """Row name -> subset -> per cent, with mean and population standard deviation over the subsets."""
+    full = {}
+    for name, row in rows.items():
+        values = list(row.values())
+        full[name] = {**row, "Mean": np.mean(values), "Std": np.std(values)}
+    return Sheet(caption, full)
 
 
 def cluster_sheets(reports: Mapping[str, Mapping]) -> list[Sheet]:
@@ -72,21 +83,16 @@ def cluster_sheets(reports: Mapping[str, Mapping]) -> list[Sheet]:
     kinds = {(report["split"], *report["scores"]["iou"]["all"]) for report in reports.values()}
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(reports)}: scored on different splits or classes; print them apart")
-    split, *classes = next(iter(kinds))
 
-    scores = {name: report["scores"] for name, report in reports.items()}
-    rules = ", ".join(sorted({part["rule"] for part in scores.values()}))
+    rules = ", ".join(sorted({report["scores"]["rule"] for report in reports.values()}))
     choices = ", ".join(sorted({report["chosen by"] for report in reports.values()}))
-    how = f"on {split}; clusters named by: {rules}; state chosen by {choices}"
+    how = f"on {next(iter(kinds))[0]}; clusters named by: {rules}; state chosen by {choices}"
     both, by_class = {}, {}
-    for name, part in scores.items():
-        miou = part["miou"]["all"]
-        both[name] = [miou, part["accuracy"]["all"]]
-        by_class[name] = [*(math.nan if v is None else v for v in part["iou"]["all"].values()), miou]
-    return [
-        Sheet(f"In % {how}", ["mIoU", "Acc"], both),
-        Sheet(f"IoU in % {how}", [*classes, "mIoU"], by_class),
-    ]
+    for name, report in reports.items():
+        miou, accuracy, iou = (report["scores"][key]["all"] for key in ("miou", "accuracy", "iou"))
+        both[name] = {"mIoU": miou, "Acc": accuracy}
+        by_class[name] = {**iou, "mIoU": miou}
+    return [Sheet(f"In % {how}", both), Sheet(f"IoU in % {how}", by_class)]
 
 
 def write_sheets(stem: str | Path, sheets: Sequence[Sheet]) -> list[Path]:
@@ -98,8 +104,7 @@ def write_sheets(stem: str | Path, sheets: Sequence[Sheet]) -> list[Path]:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["table", "row", "column", "value"])
         for sheet in sheets:
-            for name, values in sheet.rows.items():
-                for head, value in zip(sheet.columns, values):
-                    text = "" if math.isnan(value) else f"{value:.4f}"
-                    writer.writerow([sheet.caption, name, head, text])
+            (_, *heads), *lines = sheet.lines(4, missing="")
+            for name, *cells in lines:
+                writer.writerows([sheet.caption, name, head, cell] for head, cell in zip(heads, cells))
     return paths

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
 from ..runtime import derived_seed, progress_bar
 from .counts import accuracy, confusion_matrix, iou, miou
-from .sheets import Sheet, group_heads, subset_sheet
+from .sheets import Sheet, subset_sheet, transposed
 from .statistics import rounded
 
 
@@ -105,23 +105,16 @@ class SubsetScores:
 
     def table(self) -> str:
         """Plain text: every subset and group of conditions, the IoU of each class, what lowers mIoU."""
-        groups = [self.miou(group) | self.summary(group) for group in self.counts]
-        rows = {
-            name: [group[name] for group in groups] for name in (*self.names, "full", "mean", "min", "std")
-        }
-        subset_table = Sheet(
-            f"mIoU in %; absent sensors: {self.protocol}", group_heads(self.counts), rows, "subset"
-        )
+        rows = transposed({group: self.miou(group) | self.summary(group) for group in self.counts})
+        del rows["lowered"], rows["inclusions"]
+        by_subset = Sheet(f"mIoU in %; absent sensors: {self.protocol}", rows, "subset")
 
-        columns = [self.names[-1], *self.names[: len(self.modalities)]]
-        each = [self.iou(subset) for subset in columns]
-        caption = f"IoU of each class in %, {columns[0]} and single sensors"
-        rows = {name: [values[name] for values in each] for name in self.classes}
-        class_table = Sheet(caption, columns, rows, "class")
+        full, single = self.names[-1], self.names[: len(self.modalities)]
+        rows = transposed({subset: self.iou(subset) for subset in (full, *single)})
+        by_class = Sheet(f"IoU of each class in %, {full} and single sensors", rows, "class")
 
-        lowered, inclusions = self.lowered()
-        verdict = f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"
-        return "\n\n".join([subset_table.text(), class_table.text(), verdict])
+        verdict = "adding one sensor lowers mIoU in {} of {} cases".format(*self.lowered())
+        return "\n\n".join([by_subset.text(), by_class.text(), verdict])
 
     def sheets(self, name: str, caption: str) -> list[Sheet]:
         """The tables of one network as papers print them: every subset (mIoU and accuracy), and all sensors
@@ -136,24 +129,21 @@ class SubsetScores:
             return sheets
 
         what = f"mIoU in %, all sensors ({self.names[-1]}), {caption}"
-        columns = {group: counts[-1] for group, counts in self.counts.items() if group != "all"}
-        conditions = {group: c for group, c in columns.items() if group.startswith("condition=")}
-        parts = {tuple(re.split(r"[-_/ ]", *group_heads([g]))): counts for g, counts in conditions.items()}
-        if parts and all(len(part) == 2 for part in parts):
-            firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts))
+        columns = {group: counts[-1] for group, counts in self.counts.items()}
+        all_counts = columns.pop("all")
+        conditions = [group for group in columns if group.startswith("condition=")]
+        parts = {group: re.split("[-_/ ]", group.removeprefix("condition=")) for group in conditions}
+        if parts and all(len(part) == 2 for part in parts.values()):
+            firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts.values()))
             if len(firsts) > 2 and len(seconds) > 2:
-                table = {}
-                for row in seconds:
-                    pick = {
-                        f: [c for (a, b), c in parts.items() if f in (a, "all") and row in (b, "all")]
-                        for f in firsts
-                    }
-                    table[row] = [_per_cent(sum(counts)) for counts in pick.values()]
-                sheets.append(Sheet(what, firsts, table))
-                columns = {group: c for group, c in columns.items() if group not in conditions}
+                table = {row: dict.fromkeys(firsts, 0) for row in seconds}
+                for group, (first, second) in parts.items():
+                    for row, column in product((second, "all"), (first, "all")):
+                        table[row][column] = table[row][column] + columns[group]
+                    del columns[group]
+                sheets.append(Sheet(what, {row: _per_cent(cells) for row, cells in table.items()}))
         if columns:
-            columns["all"] = self.counts["all"][-1]
-            sheets.append(Sheet(what, group_heads(columns), {name: list(map(_per_cent, columns.values()))}))
+            sheets.append(Sheet(what, {name: _per_cent(columns | {"all": all_counts})}))
         return sheets
 
     def failure_sheet(self, probabilities: Sequence[float], caption: str) -> Sheet:
@@ -163,19 +153,18 @@ class SubsetScores:
         rows = {}
         for p in probabilities:
             chances = subset_probabilities(len(self.modalities), p)
-            rows[f"p = {p:g}, mIoU of the expected counts"] = [
-                _per_cent(self.failing(p, group)) for group in self.counts
-            ]
-            rows[f"p = {p:g}, mean of the subsets' mIoU by chance"] = [
-                100 * float(chances @ miou(counts)) for counts in self.counts.values()
-            ]
+            expected = {group: self.failing(p, group) for group in self.counts}
+            rows[f"p = {p:g}, mIoU of the expected counts"] = _per_cent(expected)
+            rows[f"p = {p:g}, mean of the subsets' mIoU by chance"] = {
+                group: 100 * float(chances @ miou(counts)) for group, counts in self.counts.items()
+            }
         what = f"mIoU in %, each sensor of each sample absent with probability p, never all, {caption}"
-        return Sheet(what, group_heads(self.counts), rows)
+        return Sheet(what, rows)
 
 
-def _per_cent(counts) -> float:
-    """mIoU in per cent of (K, K) counts; NaN where there are none (an empty sum is 0)."""
-    return 100 * float(miou(counts)) if np.ndim(counts) else math.nan
+def _per_cent(cells: dict) -> dict[str, float]:
+    """Name -> (K, K) counts, to name -> mIoU in per cent; NaN where there are none (an empty sum is 0)."""
+    return {name: 100 * float(miou(c)) if np.ndim(c) else math.nan for name, c in cells.items()}
 
 
 def subset_matrix(count: int) -> np.ndarray:

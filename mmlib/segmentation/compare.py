@@ -1,0 +1,225 @@
+"""Finished runs beside each other: mean and spread over seeds, differences paired by seed, Fisher gap.
+
+The command ``compare``. Runs of the unsupervised part are printed as they were reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ..config import AtLeast, check_settings
+from ..data.prepared import PreparedDataset
+from ..evaluation.sheets import cluster_sheets, subset_sheet
+from ..evaluation.statistics import estimate, paired_difference, rounded
+from ..loop import WITHOUT_EFFECT, read_history
+from ..runtime import choose_device, limit_threads, progress_bar, provenance, read_json, reading, write_json
+from .information import fisher_gap, measure_information
+from .score import ScoringConfig, open_checkpoint, print_sheets, refuse_folder, score
+
+
+@dataclass(frozen=True)
+class CompareConfig(ScoringConfig):
+    """Score finished runs on one split and compare them: mean and spread over seeds, differences paired by
+    seed.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders written by 'train'. Runs that differ in nothing but the seed form a group; the first group is
+    the reference. Or folders written by 'cluster': their mIoU, accuracy and IoU by class, as reported, one
+    row a run.
+    """
+    split: str = "test"
+    """Which split."""
+    checkpoint: Literal["last", "best"] = "last"
+    """last = after the final step (nothing was chosen); best = chosen on val."""
+    data: str = ""
+    """Data set; empty = the one each run was trained on."""
+    information_samples: Annotated[int, AtLeast(0)] = 16
+    """Samples on which each sensor's Fisher information is measured; 0 = none."""
+
+
+def read_run(folder: Path) -> tuple[dict, dict]:
+    """(report, settings) of a finished run of 'train' or 'cluster'. ValueError: unfinished or damaged."""
+    path = folder / "report.json"
+    if not path.exists():
+        raise ValueError(f"{folder}: no report.json, so no finished run of 'train'")
+    with reading(path, "the report of a finished run"):
+        report = read_json(path, "the report of a finished run")
+        if "plan" not in report:  # a run of 'train'
+            _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
+    with reading(folder / "config.json", "the settings of a run"):
+        settings = read_json(folder / "config.json", "the settings of a run")
+        _ = settings["data"]
+    return report, settings
+
+
+def telling(report: Mapping) -> dict:
+    """The settings of a run that change its result, without the seed, flat: name -> value."""
+    settings = {}
+    for key, value in report["config"].items():
+        settings |= value if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in settings.items() if key not in ("seed", *WITHOUT_EFFECT)}
+
+
+def group_name(folder: Path, settings: dict, others: list[dict]) -> str:
+    """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells these
+    settings from the others: "subsets dropout, epochs 37.5".
+    """
+    stem, _, seed = folder.name.rpartition("-")
+    if stem and seed.isdigit():
+        return stem
+    differing = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
+    return ", ".join(f"{key.replace('_', ' ')} {settings[key]}" for key in differing) or "all runs"
+
+
+def check_same_data(data: PreparedDataset, first: PreparedDataset, folder: Path) -> None:
+    """Raise ValueError, saying what differs, unless two runs are scored on the same samples."""
+    if data.root.resolve() == first.root.resolve():
+        return
+    ours, theirs = data.digest(), first.digest()
+    if differing := [part for part in ours if ours[part] != theirs[part]]:
+        raise ValueError(
+            f"{folder}: is scored on {data.root}, the runs before it on {first.root}, which has another "
+            f"{', '.join(differing)}; give --data to score all runs on one data set"
+        )
+
+
+def compare(config: CompareConfig) -> dict:
+    """Score finished runs, print and write how groups of them differ; returns the record.
+
+    Raises:
+        ValueError: wrong settings, an unfinished or damaged run, runs of different kinds or data, one seed of
+            a group twice.
+    """
+    check_settings(config)
+    refuse_folder(config.out)
+    limit_threads()
+    device = choose_device(config.device)
+    runs = [(folder, *read_run(folder)) for folder in map(Path, config.runs)]
+    if clustered := [folder for folder, report, _ in runs if "plan" in report]:
+        if len(clustered) < len(runs):
+            raise ValueError(
+                f"{clustered[0]} is a run of 'cluster', others are of 'train'; compare each kind by itself"
+            )
+        return compare_clusters(runs, config)
+
+    groups: dict[str, dict] = {}
+    first, ways = None, {}
+    every = [telling(report) for _, report, _ in runs]
+    for (folder, report, settings), own in zip(
+        progress_bar(runs, "compare", progress=config.progress), every
+    ):
+        # The run's group, and that it belongs there.
+        name, seed = group_name(folder, own, every), report["config"]["seed"]
+        group = groups.setdefault(name, new_group(report))
+        if telling(group) != own:
+            raise ValueError(
+                f"{folder}: other settings than the runs before it of the name '{name}'; give it another folder "
+                "name"
+            )
+        if seed in group["seeds"]:
+            raise ValueError(
+                f"{folder}: a second run of '{name}' with seed {seed}; name each run once, and compare data sets "
+                "one at a time"
+            )
+        path, root = folder / f"{config.checkpoint}.safetensors", config.data or settings["data"]
+        network, data = open_checkpoint(path, root, config.split, device, config.progress)
+        first = first or data
+        check_same_data(data, first, folder)
+
+        # Its scores, each appended to the list of its group: one value a seed.
+        scores, failures, how = score(network, data, config)
+        ways[how] = name
+        group["seeds"].append(seed)
+        for key in ("seconds", "cpu_seconds"):
+            group[key].append(report[key])
+        group["guards"].append(report.get("guards", {}))
+        for key in ("summary", "miou", "iou"):
+            for part, entries in scores.to_dict()[key].items():
+                for entry, value in entries.items():
+                    group[key].setdefault(part, {}).setdefault(entry, []).append(value)
+        if config.information_samples:
+            information = measure_information(
+                network, data, samples=config.information_samples, device=device
+            )
+            for sensor, value in information.items():
+                group.setdefault("information", {}).setdefault(sensor, []).append(value)
+            group["summary"]["all"].setdefault("gap", []).append(fisher_gap(list(information.values())))
+        if failures:
+            group.setdefault("failures", []).append(failures.to_dict())
+        curve = []
+        for line in read_history(folder / "history.jsonl")[1]:
+            curve.append({"epoch": line["epoch"], **line["val"], "miou": line["miou"]})
+            curve[-1]["information"] = line.get("information", {})
+        group.setdefault("curves", []).append(curve)
+
+    print_comparison(groups, config)
+    if config.layout:
+        means = {}
+        for name, group in groups.items():
+            means[name] = {s: sum(values) / len(values) for s, values in group["miou"]["all"].items()}
+        how = f"{config.split}, {config.checkpoint} checkpoint, {' or '.join(ways)}"
+        caption = f"mIoU in % on {how}; means over seeds; Std: population, over subsets"
+        print_sheets([subset_sheet(means, caption)], config.layout)
+    record = {
+        "provenance": provenance(),
+        "split": config.split,
+        "protocol": config.protocol,
+        "checkpoint": config.checkpoint,
+        "groups": rounded(groups, significant=5),
+    }
+    if config.out:
+        write_json(config.out, record)
+    return record
+
+
+def new_group(report: dict) -> dict:
+    """An empty group of runs with the settings of its first; lists take one value a seed."""
+    config = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
+    lists = {key: [] for key in ("seeds", "seconds", "cpu_seconds", "guards")}
+    return {"config": config, "steps": report["steps"], **lists, "summary": {}, "miou": {}, "iou": {}}
+
+
+def compare_clusters(runs: list, config: CompareConfig) -> dict:
+    """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own
+    split.
+    """
+    names = [folder.name for folder, *_ in runs]
+    reports = {}
+    for name, (folder, report, _) in zip(names, runs):
+        reports[name if names.count(name) == 1 else str(folder)] = report
+    print_sheets(cluster_sheets(reports), config.layout)
+    scores = {name: report["scores"] for name, report in reports.items()}
+    record = {"provenance": provenance(), "scores": scores}
+    if config.out:
+        write_json(config.out, record)
+    return record
+
+
+def print_comparison(groups: dict, config: CompareConfig) -> None:
+    """Each group's means and spread over seeds, and its difference to the first group where seeds agree."""
+    reference = next(iter(groups))
+    print(
+        f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; "
+        "mean ± sd over seeds"
+    )
+    for name, group in groups.items():
+        summary, seeds = group["summary"]["all"], group["seeds"]
+        cost = sum(group["cpu_seconds"]) / len(seeds)
+        print(f"\n{name}  (seeds {', '.join(map(str, seeds))}; {group['steps']} steps, {cost:.0f} CPU s)")
+        keys = [key for key in ("full", "mean", "min", "std", "gap") if key in summary]
+        print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in keys))
+        subsets = group["miou"]["all"].items()
+        print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in subsets))
+        if name == reference or seeds != groups[reference]["seeds"] or len(seeds) == 1:
+            continue
+        for key in ("full", "mean"):
+            d = paired_difference(summary[key], groups[reference]["summary"]["all"][key])
+            verdict = "" if d.clear else " - smaller than its spread"
+            interval = f"95 % interval [{d.low:+.1f}, {d.high:+.1f}]"
+            print(f"  {key} minus '{reference}': {d.mean:+.1f}, {interval}{verdict}")
