@@ -49,6 +49,11 @@ def AtLeast(low: float, why: str = "") -> Between:
     return Between(low, why=why)
 
 
+def flag(name: str) -> str:
+    """A setting's name as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
 def settings(config) -> Iterator[tuple[str, object, object]]:
     """(name, type, value) of every setting of a dataclass and of the dataclasses inside it."""
     kinds = get_type_hints(type(config), include_extras=True)
@@ -67,7 +72,7 @@ def check_settings(config) -> None:
         ValueError: names the flag, as the command line spells it, its value, and what was expected.
     """
     for name, kind, value in settings(config):
-        check_value("--" + name.replace("_", "-"), value, kind)
+        check_value(flag(name), value, kind)
 
 
 def check_value(name: str, value, kind, bound: Between = Between()) -> None:

@@ -19,14 +19,26 @@ def run(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-@pytest.mark.parametrize("command", ["", "render", "train", "evaluate", "compare"])
-def test_help_is_there_for_every_command(command, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main([*([command] if command else []), "--help"])
-    out = capsys.readouterr().out
-    assert not end.value.code and "usage: python -m mmlib" in out
-    if command == "":
-        assert all(name in out for name in ("render", "train", "evaluate", "compare"))
+EVERY_HELP = """
+import sys
+sys.modules["resource"] = None  # as on Windows
+from mmlib import cli
+for words in [["--help"], *([name, "--help"] for name in cli.COMMANDS)]:
+    try:
+        cli.main(words)
+    except SystemExit as end:
+        assert not end.code, words
+"""
+
+
+def test_help_is_there_for_every_command_also_without_the_module_resource():
+    done = subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    for name in cli.COMMANDS:
+        assert f"\n  • {name}" in done.stdout.replace("│", " ").replace("   • ", "  • ").replace(
+            "\n   ", "\n  "
+        )
+        assert f"usage: python -m mmlib {name} " in done.stdout
 
 
 def test_from_rendering_to_comparison(tmp_path, capsys):
@@ -257,3 +269,14 @@ def test_the_process_itself_ends_in_one_line_and_a_status(tmp_path):
     done = run("evaluate", "none.safetensors", "--data", "x")
     assert done.returncode == 1 and done.stderr == "error: none.safetensors: no such file\n"
     assert "Traceback" in run("evaluate", "none.safetensors", "--data", "x", MMLIB_DEBUG="1").stderr
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on with what it has begun\n"

@@ -277,3 +277,19 @@ def test_a_class_that_the_split_does_not_show_has_no_score(capsys):
     }
     cli.print_clusters(report)
     assert "road 40  tram –" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sensors", [("rgb", "lidar"), ("rgb", "thermal")])
+def test_a_scene_is_segmented_with_the_sensors_of_the_run(tmp_path, monkeypatch, sensors):
+    rendered = []
+    monkeypatch.setattr(
+        cli.world, "ensure", lambda scene, **options: rendered.append(options["modalities"]) or tmp_path
+    )
+    monkeypatch.setattr(cli, "segment", lambda config: None)
+    (tmp_path / "report.json").write_text(json.dumps({"plan": {"sensors": sensors}}))
+    clustered = cli.find_sensors(cli.ClusterConfig("street", "out", modalities=sensors))
+    cli.main(["segment", str(tmp_path), "--data", "street", "--out", str(tmp_path / "maps")])
+    assert clustered.modalities == sensors and clustered.data == str(tmp_path)
+    assert rendered[0] == rendered[1] and set(sensors) <= set(rendered[0])
+    with pytest.raises(SystemExit, match="nowhere/report.json: no such file"):
+        cli.main(["segment", "nowhere", "--data", "street", "--out", "maps"])

@@ -512,7 +512,7 @@ RECIPES = [
     ("a million brackets", holds(b"[" * 10**6), "cannot be read"),
     ("a list", holds(b"[]"), "no section 'train'"),
     ("null", holds(b"null"), "no section 'train'"),
-    ("NaN", holds(RECIPE % b"NaN"), "NaN"),
+    ("NaN", holds(RECIPE % b"NaN"), "nan"),
     ("1e999", holds(RECIPE % b"1e999"), "Infinity"),
     ("a rate in words", holds(RECIPE % b'"fast"'), "is not a number"),
     ("gone", lambda path: None, "no such recipe"),
