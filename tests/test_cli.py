@@ -35,9 +35,7 @@ def test_help_is_there_for_every_command_also_without_the_module_resource():
     done = subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr
     for name in cli.COMMANDS:
-        assert f"\n  • {name}" in done.stdout.replace("│", " ").replace("   • ", "  • ").replace(
-            "\n   ", "\n  "
-        )
+        assert f"• {name} " in done.stdout
         assert f"usage: python -m mmlib {name} " in done.stdout
 
 

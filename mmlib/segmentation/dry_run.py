@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -63,7 +62,13 @@ def high_water(device: torch.device, reset: bool = False) -> int:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):
+    except (OSError, IndexError):  # another system than Linux
+        if sys.platform == "win32":
+            import psutil  # comes with accelerate
+
+            return psutil.Process().memory_info().peak_wset
+        import resource  # which Windows lacks
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
