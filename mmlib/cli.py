@@ -14,6 +14,7 @@ import tyro
 
 from . import world
 from .config import check_settings
+from .evaluation.sheets import cluster_sheet
 from .evaluation.statistics import estimate
 from .recipes import Recipe, read_recipe
 from .runtime import read_json, reading
@@ -113,18 +114,13 @@ def run_cluster(command: ClusterCommand) -> None:
 
 def print_clusters(report: dict) -> None:
     if report["scores"]:
-        scores, repeats = report["scores"], estimate([entry["miou"] for entry in report["kmeans"]])
-        print(
-            f"in % on {report['split']}, state chosen by {report['chosen by']}; "
-            "clusters named by Hungarian matching on the same split"
+        repeats = estimate([entry["miou"] for entry in report["kmeans"]])
+        caption = (
+            f"in % on {report['split']}, state chosen by {report['chosen by']}; clusters named by Hungarian "
+            "matching on the same split"
         )
-        for group, value in scores["miou"].items():
-            name, accuracy = group.removeprefix("condition="), scores["accuracy"][group]
-            print(f"  {name:8} mIoU {value:.1f}  accuracy {accuracy:.1f}")
-        by_class = scores["iou"]["all"].items()  # a class that this split does not show has no score
-        shown = (f"{name} {'–' if value is None else f'{value:.0f}'}" for name, value in by_class)
-        print("  " + "  ".join(shown))
-        print(f"  k-means repeated with other seeds: mIoU {repeats}")
+        print(cluster_sheet(report["scores"], caption).text())
+        print(f"k-means repeated with other seeds: mIoU {repeats}")
     collapse = report["collapse"]
     print(
         f"effective rank {collapse['effective_rank']:.1f}, "

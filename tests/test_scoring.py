@@ -209,7 +209,7 @@ COMPARE = ["--split", "val", "--information-samples", "0", "--no-progress", "--d
 
 
 def test_compare_prints_trainings_as_rows(trained, tmp_path, capsys):
-    """Two seeds of one setting are one row, of their mean; and trained runs do not mix with clustered ones."""
+    """Two seeds of one setting are one row, of their mean; trained runs do not mix with clustered ones."""
     network, folders = load_segmenter(trained / "net.safetensors"), []
     for seed in (0, 1):
         with torch.no_grad():

@@ -16,7 +16,7 @@ from mmlib.evaluation.windows import positions, sliding
 
 
 def pointwise(stride=1, classes=3):
-    """A network that looks at one place at a time: 1×1 convolution at a stride, two sensors, no interaction."""
+    """A network that looks at one place at a time: 1×1 convolution at a stride, two separate sensors."""
     torch.manual_seed(0)
     layers = nn.ModuleDict(
         {"rgb": nn.Conv2d(3, classes, 1, stride), "depth": nn.Conv2d(1, classes, 1, stride)}

@@ -1,1 +1,1 @@
-"""Evaluation: integer confusion matrices first, ratios last; every subset of the sensors; honest statistics."""
+"""Evaluation: integer counts first, ratios last; every subset of the sensors; means with their spread."""

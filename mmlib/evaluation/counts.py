@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..modalities import IGNORE_INDEX
-from .sheets import Sheet, transposed
+from .sheets import cluster_sheet
 from .statistics import rounded
 
 UNMATCHED = -1
@@ -90,7 +90,8 @@ def _cluster_counts(counts) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.ndim != 2 or 0 in counts.shape or counts.dtype.kind not in "iu" or counts.min() < 0:
         raise ValueError(
-            f"counts {counts.dtype} of shape {counts.shape}: expected integers >= 0 of shape (classes, clusters)"
+            f"counts {counts.dtype} of shape {counts.shape}: expected integers >= 0 of shape "
+            "(classes, clusters)"
         )
     return counts
 
@@ -163,7 +164,7 @@ class ClusterScores:
         return dict(zip(self.classes, (100 * iou(self.confusion(group))[:-1]).tolist()))
 
     def to_dict(self) -> dict:
-        """JSON values: the mapping, the scores of every group in per cent (None = no true pixel), the counts."""
+        """JSON values: the mapping, each group's scores in per cent (None = no true pixel), the counts."""
         return {
             "rule": self.rule,
             "mapping": self.mapping.tolist(),
@@ -175,11 +176,7 @@ class ClusterScores:
 
     def table(self) -> str:
         """A plain-text table: mIoU, accuracy and the IoU of each class, one column for each group."""
-        columns = {}
-        for group in self.counts:
-            scores = {"mIoU": self.miou(group), "accuracy": self.accuracy(group)}
-            columns[group] = scores | self.iou(group)
-        return Sheet(f"in %; clusters named by: {self.rule}", transposed(columns)).text()
+        return cluster_sheet(self.to_dict(), f"in %; clusters named by: {self.rule}").text()
 
 
 def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapping=None) -> ClusterScores:
@@ -200,7 +197,8 @@ def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapp
     shapes = {group: value.shape for group, value in groups.items()}
     if "all" not in groups or set(shapes.values()) != {(len(classes), shapes["all"][1])}:
         raise ValueError(
-            f"counts {shapes}: expected the group 'all', and ({len(classes)} classes, clusters) in every group"
+            f"counts {shapes}: expected the group 'all', and ({len(classes)} classes, clusters) "
+            "in every group"
         )
     if mapping is None:
         if rule not in RULES:

@@ -123,8 +123,8 @@ class FailureScores:
     def table(self) -> str:
         """Plain text: every rule's averages, then each fault with one sensor broken."""
         caption = (
-            f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors; "
-            f"{ORACLE}: '{self.rules[0]}', told which sensors are broken"
+            f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors"
+            f"; {ORACLE}: '{self.rules[0]}', told which sensors are broken"
         )
         averages = Sheet(caption, self.summary(), "rule")
         rows = {}
@@ -220,16 +220,16 @@ def _check(dataset: PreparedDataset, rules: Mapping, faults: Sequence[str]) -> N
         )
     if len(dataset.modalities) < 2:
         raise ValueError(
-            f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. Use two "
-            "or more"
+            f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. "
+            "Use two or more"
         )
     if not faults or set(faults) - set(FAULTS):
         listed = ", ".join(faults) or "none"
         raise ValueError(f"faults: {listed}; expected some of {', '.join(FAULTS)}")
     if "other" in faults and len(dataset) < 2:
         raise ValueError(
-            f"{dataset.root}, split {dataset.split!r}: one sample, so no other scene for fault 'other'; leave it "
-            "out of faults"
+            f"{dataset.root}, split {dataset.split!r}: one sample, so no other scene for fault 'other'; "
+            "leave it out of faults"
         )
 
 

@@ -1,8 +1,8 @@
-"""Rules that fuse the predictions of several sensors at inference. None of them has a parameter that is
-trained.
+"""Rules that fuse the predictions of several sensors at inference. None of them has a trained parameter.
+Scoring, prediction and the switchboard call them.
 
-Every rule is a weighted sum of the sensors' logits (Eq. 5 has the weights 1/n); they differ in where the
-weights come from.
+Every rule is a weighted sum Σ_i w_i z_i of the sensors' logits z_i (Eq. 5 has w_i = 1/n); they differ in
+where the weights come from.
 
 * ``mean``: 1/n each, the paper's rule.
 * ``total``: 1 each. The argmax is that of the mean, the softmax is sharper: the product of the sensors'
@@ -12,8 +12,8 @@ weights come from.
   weight per image. It takes three sensors to have a majority; with fewer it is the mean.
 * ``selection``: the ⌈n/2⌉ sensors closest to the mean prediction, 1/⌈n/2⌉ each, in the manner of methods that
   rank sensors by their similarity to the fused whole.
-* ``entropy``: proportional to exp(−H) at every pixel, H the entropy of the sensor's prediction. It trusts
-  whoever is sure of itself, and a broken sensor can be that: kept as the tempting idea that does not work.
+* ``entropy``: proportional to exp(−H) at every pixel, H the entropy of the sensor's prediction. It trusts a
+  sensor that is sure of itself, as a broken one can be: an idea that looks good and does not work.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def disagreement(stack: Tensor) -> Tensor:
 
 
 def _agreement(stack: Tensor, tau: float = TAU) -> Tensor:
+    """w = softmax over the sensors of −τ · KL(p_i ‖ p_others)."""
+    # A sensor that yields no numbers has left the vote of that image: the others vote without it.
     finite = stack.isfinite().flatten(2).all(2)
-    if not finite.all():  # a sensor that yields no numbers has left the vote of that image
+    if not finite.all():
         share = torch.zeros_like(finite, dtype=torch.float32)
         for image in range(finite.shape[1]):
             members = finite[:, image]
@@ -75,13 +77,15 @@ def _agreement(stack: Tensor, tau: float = TAU) -> Tensor:
 
 
 def _selection(stack: Tensor) -> Tensor:
+    """w = 1/k for the k = ⌈n/2⌉ sensors whose probabilities are closest (cosine) to those of the mean."""
     keep = math.ceil(len(stack) / 2)
     similarity = F.cosine_similarity(stack.softmax(2), stack.mean(0).softmax(1)[None], dim=2).mean((-2, -1))
-    chosen = similarity.topk(keep, dim=0).indices
-    return torch.zeros_like(similarity).scatter(0, chosen, 1 / keep)[..., None, None]
+    closest = similarity.topk(keep, dim=0).indices
+    return torch.zeros_like(similarity).scatter(0, closest, 1 / keep)[..., None, None]
 
 
 def _entropy(stack: Tensor) -> Tensor:
+    """w = exp(−H_i) / Σ_j exp(−H_j) at every pixel."""
     log_p = stack.log_softmax(2)
     return (log_p.exp() * log_p).sum(2).softmax(0)  # softmax(−H) is exp(−H) over its sum
 
@@ -102,6 +106,7 @@ RULES = {
 
 
 def _shares(logits: Mapping[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
+    """(stacked logits, their weights by ``rule``)."""
     if rule not in RULES:
         raise ValueError(f"fusion {rule!r}; expected one of {', '.join(RULES)}")
     stack = stacked(logits)
@@ -109,13 +114,13 @@ def _shares(logits: Mapping[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
     if rule != "agreement" and not finite.all():
         broken = [name for name, row in zip(logits, finite) if not row.all()]
         raise ValueError(
-            f"logits of {', '.join(broken)} are not finite, and fusion {rule!r} would spread that over every sensor; look for NaN in "
-            "its images, leave the sensor out, or use 'agreement', which leaves it out by itself"
+            f"logits of {', '.join(broken)} are not finite, and fusion {rule!r} would spread that over "
+            "every sensor; look for NaN in its images, leave the sensor out, or use 'agreement', which leaves "
+            "it out by itself"
         )
     if not finite.any(0).all():
-        raise ValueError(
-            f"image {int((~finite.any(0)).nonzero()[0])} of the batch: no sensor of {', '.join(logits)} has finite logits"
-        )
+        image = int((~finite.any(0)).nonzero()[0])
+        raise ValueError(f"image {image} of the batch: no sensor of {', '.join(logits)} has finite logits")
     return stack, RULES[rule](stack)
 
 

@@ -71,6 +71,12 @@ def subset_sheet(rows: Mapping[str, Mapping[str, float]], caption: str) -> Sheet
     return Sheet(caption, full)
 
 
+def cluster_sheet(scores: Mapping, caption: str) -> Sheet:
+    """The scores of a clustering as a report holds them: mIoU, accuracy, each class; one column a group."""
+    rows = {"mIoU": scores["miou"], "accuracy": scores["accuracy"], **transposed(scores["iou"])}
+    return Sheet(caption, rows)
+
+
 def cluster_sheets(reports: Mapping[str, Mapping]) -> list[Sheet]:
     """Row name -> report of 'cluster': a table of mIoU and accuracy, and one of the IoU of each class.
 

@@ -92,7 +92,7 @@ class SubsetScores:
         return np.tensordot(subset_probabilities(len(self.modalities), probability), self.counts[group], 1)
 
     def to_dict(self) -> dict:
-        """JSON values, per cent at four decimals: every subset and group, IoU of single sensors and of all."""
+        """JSON values in per cent: every subset and group, the IoU of single sensors and of all."""
         full, single = self.names[-1], self.names[: len(self.modalities)]
         return {
             "protocol": self.protocol,
@@ -316,7 +316,8 @@ def predicted(logits: Tensor, size, classes: int) -> Tensor:
     """
     if logits.ndim != 4 or logits.shape[1] != classes:
         raise ValueError(
-            f"fused logits of shape {tuple(logits.shape)}; expected (B, {classes}, h, w), one map for each class"
+            f"fused logits of shape {tuple(logits.shape)}; expected (B, {classes}, h, w), "
+            "one map for each class"
         )
     return upsampled(logits, size).max(1).indices  # on a CPU four times as fast as argmax over this dimension
 

@@ -1,10 +1,10 @@
 """Sliding windows: any ``encode`` run on overlapping pieces of an image, its logits blended into those of the
-whole image.
+whole image. ``evaluate``, ``compare`` and ``predict`` use them where a window is asked for.
 
-A network trained on crops of 1024 pixels is run on windows of 1024, whatever the size of the image. What is
-blended are the logits at the head's resolution (every 4th pixel, say), not their upsampled copies: it takes
-16 times less memory, upsampling then knows no window borders, and the result has the very shape that
-``encode`` gives for the whole image, so that fusion and scoring need not know.
+A network trained on crops of 1024 pixels is run on windows of 1024, whatever the size of the image. The
+logits are blended at the head's resolution (every 4th pixel, say), not after upsampling: that takes 16 times
+less memory, upsampling does not meet window borders, and the result has the shape that ``encode`` gives for
+the whole image, so that fusion and scoring need not know of windows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def positions(length: int, window: int, stride: int = 0, align: int = ALIGN) -> 
     if window < align or window % align:
         nearest = max(align, round(window / align) * align)
         raise ValueError(
-            f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid; give {nearest}"
+            f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid; "
+            f"give {nearest}"
         )
     stride = stride or max(align, 2 * window // 3)
     if not align <= stride <= window:
@@ -107,7 +108,8 @@ def sliding(
                 cells = tuple(logits.shape[-2:])
                 if any(start * n % side for begin, side, n in zip(starts, extent, cells) for start in begin):
                     raise ValueError(
-                        f"{name}: logits of {cells} for a window of {extent}; expected a stride that divides {align}"
+                        f"{name}: logits of {cells} for a window of {extent}; expected a stride that "
+                        f"divides {align}"
                     )
                 if name not in blended:  # the last plane sums the weights
                     grid = [begin[-1] * n // side + n for begin, side, n in zip(starts, extent, cells)]

@@ -67,8 +67,8 @@ def telling(report: Mapping) -> dict:
 
 
 def group_name(folder: Path, settings: dict, others: list[dict]) -> str:
-    """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells these
-    settings from the others: "subsets dropout, epochs 37.5".
+    """The folder's name if it ends in the seed ("street-dropout-0" -> "street-dropout"), else what tells
+    these settings from the others: "subsets dropout, epochs 37.5".
     """
     stem, _, seed = folder.name.rpartition("-")
     if stem and seed.isdigit():
@@ -108,7 +108,7 @@ def compare(config: CompareConfig) -> dict:
             )
         return compare_clusters(runs, config)
 
-    groups: dict[str, dict] = {}
+    members: dict[str, list[dict]] = {}  # group -> one entry a run
     first, ways = None, {}
     every = [telling(report) for _, report, _ in runs]
     for (folder, report, settings), own in zip(
@@ -116,48 +116,43 @@ def compare(config: CompareConfig) -> dict:
     ):
         # The run's group, and that it belongs there.
         name, seed = group_name(folder, own, every), report["config"]["seed"]
-        group = groups.setdefault(name, new_group(report))
-        if telling(group) != own:
+        group = members.setdefault(name, [])
+        if any(telling(member["report"]) != own for member in group):
             raise ValueError(
-                f"{folder}: other settings than the runs before it of the name '{name}'; give it another folder "
-                "name"
+                f"{folder}: other settings than the runs before it of the name '{name}'; "
+                "give it another folder name"
             )
-        if seed in group["seeds"]:
+        if any(member["seeds"] == seed for member in group):
             raise ValueError(
-                f"{folder}: a second run of '{name}' with seed {seed}; name each run once, and compare data sets "
-                "one at a time"
+                f"{folder}: a second run of '{name}' with seed {seed}; name each run once, "
+                "and compare data sets one at a time"
             )
         path, root = folder / f"{config.checkpoint}.safetensors", config.data or settings["data"]
         network, data = open_checkpoint(path, root, config.split, device, config.progress)
         first = first or data
         check_same_data(data, first, folder)
 
-        # Its scores, each appended to the list of its group: one value a seed.
+        # Its scores, its Fisher information and its course of training.
         scores, failures, how = score(network, data, config)
         ways[how] = name
-        group["seeds"].append(seed)
-        for key in ("seconds", "cpu_seconds"):
-            group[key].append(report[key])
-        group["guards"].append(report.get("guards", {}))
-        for key in ("summary", "miou", "iou"):
-            for part, entries in scores.to_dict()[key].items():
-                for entry, value in entries.items():
-                    group[key].setdefault(part, {}).setdefault(entry, []).append(value)
+        entry = {"report": report, "seeds": seed}
+        entry |= {key: report[key] for key in ("seconds", "cpu_seconds")}
+        entry["guards"] = report.get("guards", {})
+        entry |= {key: scores.to_dict()[key] for key in ("summary", "miou", "iou")}
         if config.information_samples:
-            information = measure_information(
+            entry["information"] = measure_information(
                 network, data, samples=config.information_samples, device=device
             )
-            for sensor, value in information.items():
-                group.setdefault("information", {}).setdefault(sensor, []).append(value)
-            group["summary"]["all"].setdefault("gap", []).append(fisher_gap(list(information.values())))
+            entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))
         if failures:
-            group.setdefault("failures", []).append(failures.to_dict())
-        curve = []
+            entry["failures"] = failures.to_dict()
+        entry["curves"] = []
         for line in read_history(folder / "history.jsonl")[1]:
-            curve.append({"epoch": line["epoch"], **line["val"], "miou": line["miou"]})
-            curve[-1]["information"] = line.get("information", {})
-        group.setdefault("curves", []).append(curve)
+            point = {"epoch": line["epoch"], **line["val"], "miou": line["miou"]}
+            entry["curves"].append(point | {"information": line.get("information", {})})
+        group.append(entry)
 
+    groups = {name: gathered(entries) for name, entries in members.items()}
     print_comparison(groups, config)
     if config.layout:
         means = {}
@@ -178,11 +173,26 @@ def compare(config: CompareConfig) -> dict:
     return record
 
 
-def new_group(report: dict) -> dict:
-    """An empty group of runs with the settings of its first; lists take one value a seed."""
-    config = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
-    lists = {key: [] for key in ("seeds", "seconds", "cpu_seconds", "guards")}
-    return {"config": config, "steps": report["steps"], **lists, "summary": {}, "miou": {}, "iou": {}}
+def gathered(entries: list[dict]) -> dict:
+    """The runs of a group as its record has them: scores as lists with one value a run, and the settings of
+    the first run.
+    """
+
+    def lists(values: list):
+        if not isinstance(values[0], dict):
+            return values
+        return {key: lists([value[key] for value in values]) for key in values[0]}
+
+    report = entries[0]["report"]
+    settings = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
+    group = {"config": settings, "steps": report["steps"]}
+    for key in entries[0]:
+        values = [entry[key] for entry in entries]
+        if key in ("summary", "miou", "iou", "information"):
+            group[key] = lists(values)
+        elif key != "report":
+            group[key] = values
+    return group
 
 
 def compare_clusters(runs: list, config: CompareConfig) -> dict:

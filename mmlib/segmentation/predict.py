@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -178,8 +179,8 @@ def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
             example = f"{next(iter(network.modalities))}=images"
             raise ValueError(f"{entry!r}: expected SENSOR=PATH, such as {example}")
         if name not in network.modalities:
-            known = ", ".join(network.modalities)
-            raise ValueError(f"{entry!r}: unknown sensor; this network knows {known}")
+            sensors = ", ".join(network.modalities)
+            raise ValueError(f"{entry!r}: unknown sensor; this network knows {sensors}")
         if name in paths:
             raise ValueError(f"{entry!r}: given twice")
         paths[name] = Path(path)
@@ -273,8 +274,8 @@ def plan_folder(
             changes = [key for key, value in settings.items() if record[key] != value]
         if changes:
             raise ValueError(
-                f"{out}: holds predictions of another {changes[0]}; choose another folder, or give --overwrite "
-                "to start over"
+                f"{out}: holds predictions of another {changes[0]}; choose another folder, or give "
+                "--overwrite to start over"
             )
         changed = [stem for stem in samples if earlier.get(stem, samples[stem]) != samples[stem]]
         stale = {file for stem in changed for file in outputs(out, stem)}
@@ -286,17 +287,11 @@ def batches(stems: list[str], source: Source, size: int) -> Iterator[dict[str, d
     """Consecutive samples with the same sensors and image size, at most ``size`` together: stem -> physical
     images.
     """
-    batch: dict[str, dict[str, Tensor]] = {}
-    shapes: dict[str, tuple] = {}
-    for stem in stems:
-        images = source.read(stem)
-        own = {name: tuple(image.shape) for name, image in images.items()}
-        if batch and (len(batch) == size or own != shapes):
+    samples = ((stem, source.read(stem)) for stem in stems)
+    shapes = lambda sample: {name: image.shape for name, image in sample[1].items()}  # noqa: E731
+    for _, alike in groupby(samples, shapes):
+        while batch := dict(islice(alike, size)):
             yield batch
-            batch = {}
-        batch[stem], shapes = images, own
-    if batch:
-        yield batch
 
 
 def network_input(

@@ -71,8 +71,8 @@ class EvaluateConfig(ScoringConfig):
     split: str = "val"
     """Which split; use 'test' once, at the end."""
     failure_probability: Annotated[tuple[float, ...], Between(0, 1, without=(1,))] = ()
-    """Also score random failures: each sensor of each sample absent with this probability (several may be
-    given), never all of them.
+    """Also score random failures: each sensor of each sample absent with this probability, never all of
+    them; several may follow.
     """
 
 
@@ -137,9 +137,10 @@ def fusing(
     """
     centred = network.config.fusion == "centred"
     if centred and fusion != "mean":
+        centre = next(iter(network.modalities))
         raise ValueError(
-            f"--fusion {fusion}: this network's fusion is centred on {next(iter(network.modalities))}; it has "
-            "no logits of single sensors; leave the option out"
+            f"--fusion {fusion}: this network's fusion is centred on {centre}; it has no logits of single "
+            "sensors; leave the option out"
         )
     if any(stride) and not any(window):
         raise ValueError(f"--stride {stride[0]} {stride[1]} without --window; give --window HEIGHT WIDTH too")
