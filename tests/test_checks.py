@@ -26,6 +26,17 @@ def test_open_and_raising(capsys):
     assert "raised ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_an_answer_that_changes_its_arguments_spoils_nothing():
+    values = [3.0, 1.0]
+    cases = [((values,), 4.0), ((values,), 4.0)]
+    assert check(lambda v: v.pop() + v.pop(), cases) and values == [3.0, 1.0]
+
+
+def test_an_open_case_is_named_by_its_number(capsys):
+    check(lambda a, b: 3.0 if a == 1 else None, CASES)
+    assert "open - it returns None. Case 2 expects 4.5" in capsys.readouterr().out
+
+
 def test_shapes_lists_strings_and_nan():
     assert check(lambda: [1, 2], [((), (1.0, 2.0))]) and not check(lambda: [1, 2, 3], [((), [1, 2])])
     assert check(lambda: ["R", "D"], [((), ["R", "D"])]) and not check(lambda: "R", [((), "D")])

@@ -1,5 +1,5 @@
 """The log-Sobolev bound under sliders: a function, its noise, and whether Eq. 2 as printed still bounds its
-entropy.
+entropy. Notebook 02 shows it.
 """
 
 from __future__ import annotations
@@ -39,12 +39,8 @@ FUNCTIONS = {
     ),
 }
 ENTROPY, HOLDS, VIOLATED, TILTED = "#0072B2", "#009E73", "#D55E00", "#56B4E9"
-WIDTH, HEIGHT, REACH, MIDDLE = (
-    860,
-    300,
-    6.0,
-    470,
-)  # pixels; x runs over ±REACH in the left part, which ends at MIDDLE
+# Pixels; x runs over ±REACH in the left part, which ends at MIDDLE.
+WIDTH, HEIGHT, REACH, MIDDLE = 860, 300, 6.0, 470
 
 
 def _number(value: float) -> str:
@@ -54,7 +50,8 @@ def _number(value: float) -> str:
 def _text(
     x: float, y: float, words: str, colour: str = INK, anchor: str = "start", weight: str = "normal"
 ) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}">{escape(words)}</text>'
+    style = f'fill="{colour}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(words)}</text>'
 
 
 def _area(x: np.ndarray, y: np.ndarray, fill: str, opacity: float = 1.0) -> str:
@@ -71,6 +68,9 @@ class BoundPanel(Panel):
     Args:
         function: a key of ``FUNCTIONS``; a: its parameter, 0.1 to 2; sigma: standard deviation of the noise,
             0.3 to 2.
+
+    ``state()`` has function, a, sigma, entropy, printed (½ I without Σ), correct (½ I with Σ), violated and
+    error.
     """
 
     def __init__(self, function: str = "exponential", a: float = 0.7, sigma: float = 1.0):
@@ -121,25 +121,19 @@ class BoundPanel(Panel):
         wanted = ((self.function, function), (self.a, a), (self.sigma, sigma))
         return self._assign((control, value) for control, value in wanted if value is not None)
 
-    def state(self) -> dict:
-        """What is shown: function, a, sigma, entropy, printed (½I without Σ), correct (½I with Σ), violated,
-        error.
-        """
-        return super().state()
-
     def _refresh(self) -> None:
         name, a, sigma = self.function.value, self.a.value, self.sigma.value
         formula, meaning, value, slope = FUNCTIONS[name]
         self.a.description = meaning
         f, gradient, measure = lambda x: value(x, a), lambda x: slope(x, a), gaussian(sigma)
-        found = entropy(f, measure)
+        exact = entropy(f, measure)
         printed, correct = (log_sobolev_bound(f, gradient, measure, rho) for rho in (1, None))
-        violated = printed < found * (1 - 1e-6)
+        violated = printed < exact * (1 - 1e-6)
         self._state = {
             "function": name,
             "a": a,
             "sigma": sigma,
-            "entropy": found,
+            "entropy": exact,
             "printed": printed,
             "correct": correct,
             "violated": violated,
@@ -147,23 +141,25 @@ class BoundPanel(Panel):
         }
         verdict = "is violated: it lies below the entropy" if violated else "holds"
         alt = (
-            f"f = {formula} with a = {a:.1f} under noise of standard deviation {sigma:.1f}: entropy {_number(found)}; "
-            f"bound as printed {_number(printed)}, which {verdict}; bound with the variance of the noise {_number(correct)}"
+            f"f = {formula} with a = {a:.1f} under noise of standard deviation {sigma:.1f}: "
+            f"entropy {_number(exact)}; bound as printed {_number(printed)}, which {verdict}; "
+            f"bound with the variance of the noise {_number(correct)}"
         )
-        data = base64.b64encode(self._svg(f, sigma, found, printed, correct, violated).encode()).decode()
+        data = base64.b64encode(self._svg(f, sigma, exact, printed, correct, violated).encode()).decode()
         self.picture.value = (
-            f'<img alt="{escape(alt)}" width="{WIDTH}" height="{HEIGHT}" src="data:image/svg+xml;base64,{data}" '
-            f'style="width:100%;height:auto;display:block;border:1px solid #d9d9d9">'
+            f'<img alt="{escape(alt)}" width="{WIDTH}" height="{HEIGHT}" '
+            f'src="data:image/svg+xml;base64,{data}" '
+            'style="width:100%;height:auto;display:block;border:1px solid #d9d9d9">'
         )
         numbers = (
-            f"entropy {_number(found)}, printed bound {_number(printed)}, bound with Σ {_number(correct)}"
+            f"entropy {_number(exact)}, printed bound {_number(printed)}, bound with Σ {_number(correct)}"
         )
         self._say(
             f"f = {escape(formula)}: {numbers}. The printed bound <b>{verdict}</b>.",
             "#B34700" if violated else "inherit",
         )
 
-    def _svg(self, f, sigma: float, found: float, printed: float, correct: float, violated: bool) -> str:
+    def _svg(self, f, sigma: float, exact: float, printed: float, correct: float, violated: bool) -> str:
         x = np.linspace(-REACH, REACH, 361)
         density, heights = np.exp(-((x / sigma) ** 2) / 2), f(x)
         tilted = density * heights
@@ -188,7 +184,7 @@ class BoundPanel(Panel):
             _text(204, 24, "noise weighted by f"),
         ]
         rows = [
-            ("entropy of f", found, ENTROPY),
+            ("entropy of f", exact, ENTROPY),
             (
                 "bound as printed, ½ I without Σ" + (": violated" if violated else ""),
                 printed,
@@ -196,21 +192,24 @@ class BoundPanel(Panel):
             ),
             ("bound with Σ, ½ σ² I", correct, HOLDS),
         ]
-        scale = 300 / max(found, printed, correct, 1e-12)
+        scale = 300 / max(exact, printed, correct, 1e-12)
         for row, (words, value, colour) in enumerate(rows):
             y = 50 + 72 * row
             parts += [_text(MIDDLE, y, words, colour, weight="bold")]
             parts += [
-                f'<rect x="{MIDDLE}" y="{y + 8}" width="{max(1, scale * value):.1f}" height="26" fill="{colour}"/>'
+                f'<rect x="{MIDDLE}" y="{y + 8}" width="{max(1, scale * value):.1f}" height="26" '
+                f'fill="{colour}"/>'
             ]
             parts += [_text(MIDDLE + scale * value + 8, y + 27, _number(value))]
-        edge = MIDDLE + scale * found
+        edge = MIDDLE + scale * exact
         for y in (126, 198):  # across the two bounds' bars only: a longer line would cut through the words
             parts += [
-                f'<line x1="{edge:.1f}" x2="{edge:.1f}" y1="{y}" y2="{y + 34}" stroke="{ENTROPY}" stroke-width="2" stroke-dasharray="4 2"/>'
+                f'<line x1="{edge:.1f}" x2="{edge:.1f}" y1="{y}" y2="{y + 34}" '
+                f'stroke="{ENTROPY}" stroke-width="2" stroke-dasharray="4 2"/>'
             ]
         parts += [_text(MIDDLE, 268, "nats × unit of f; a bound reaches the dashed line")]
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-            f'font-family="sans-serif" font-size="14"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="14">'
+            f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>'
         )

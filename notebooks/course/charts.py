@@ -185,8 +185,8 @@ def curves(
     """
     ax = ax or plt.subplots(figsize=(WIDTH, 3.0))[1]
     for name, (xs, ys) in series.items():
-        known = modality_colour(name)
-        line = ax.plot(xs, ys, **({} if known == FUSED else {"color": known}))[0]
+        colour = modality_colour(name)  # what is no sensor takes the next colour of the style
+        line = ax.plot(xs, ys, **({} if colour == FUSED else {"color": colour}))[0]
         place = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
         ax.annotate(name, (xs[-1], ys[-1]), (5, 0), color=line.get_color(), fontsize=9, **place)
     ax.set(xlabel=x, ylabel=unit, title=title)

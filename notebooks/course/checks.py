@@ -1,8 +1,12 @@
-"""Checks for the notebooks: of the reader's own functions, and of results that may vary within a band."""
+"""Checks for the notebooks: of the reader's own functions, and of results that may vary within a band.
+
+Every notebook calls ``check`` in its exercises and ``within`` beside numbers that a training produced.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import numpy as np
 
@@ -14,19 +18,22 @@ def _array(value) -> np.ndarray | None:
         return None
 
 
-def _equal(found, expected, tolerance: float) -> bool:
-    a, b = _array(found), _array(expected)
+def _equal(answer, expected, tolerance: float) -> bool:
+    a, b = _array(answer), _array(expected)
     if a is None or b is None:
-        return found == expected
+        return answer == expected
     return a.shape == b.shape and bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
 
 
 def _short(value) -> str:
+    """A value in at most 100 characters."""
     array = _array(value)
-    if array is not None and array.ndim:
+    if array is None:
+        text = repr(value)
+    elif array.ndim:
         text = np.array2string(array, precision=4, threshold=12, separator=", ").replace("\n", "")
     else:
-        text = f"{float(array):.6g}" if array is not None else repr(value)
+        text = f"{float(array):.6g}"
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -34,21 +41,23 @@ def check(function: Callable, cases: Sequence[tuple[tuple, object]], tolerance: 
     """Call ``function(*arguments)`` for each (arguments, expected) and print one line; on the first
     difference, both values.
 
-    An exercise that still returns None is reported as open, not as wrong.
+    The function gets copies, so that one that changes its arguments spoils no later case and no solution. An
+    exercise that still returns None is reported as open, not as wrong.
     """
     name = function.__name__
     for number, (arguments, expected) in enumerate(cases, 1):
         try:
-            found = function(*arguments)
+            answer = function(*deepcopy(arguments))
         except Exception as error:  # the reader's function may raise anything
             print(f"{name}: case {number} of {len(cases)} raised {type(error).__name__}: {error}")
             return False
-        if found is None:
-            print(f"{name}: open - it returns None. Case 1 expects {_short(expected)}")
+        if answer is None:
+            print(f"{name}: open - it returns None. Case {number} expects {_short(expected)}")
             return False
-        if not _equal(found, expected, tolerance):
+        if not _equal(answer, expected, tolerance):
             print(
-                f"{name}: case {number} of {len(cases)} differs\n  expected {_short(expected)}\n  yours    {_short(found)}"
+                f"{name}: case {number} of {len(cases)} differs\n"
+                f"  expected {_short(expected)}\n  yours    {_short(answer)}"
             )
             return False
     print(f"{name}: all {len(cases)} cases agree")

@@ -1,8 +1,6 @@
-"""Figures of clustering without labels: what tokens see, what b divides, how a run went, label maps, methods
-side by side.
+"""Figures of label-free clustering: what tokens look like, which tokens correspond, label maps side by side.
 
-A run is a folder of ``python -m mmlib cluster``; a record is the JSON file of many runs, whose groups
-``grouped`` arranges for these figures and for those of ``information_figures``.
+The figure of a whole run is ``mmlib.run_figures``; figures of records are in ``record_figures``.
 """
 
 from __future__ import annotations

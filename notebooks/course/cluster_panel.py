@@ -46,7 +46,7 @@ NUMBERS = {
 }
 
 
-def checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def check_arrays(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """``arrays`` if they are those of ``LAYOUT`` and agree with each other in every axis; ValueError says
     which does not.
     """
@@ -55,16 +55,19 @@ def checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         shape = np.shape(arrays.get(name, 0))
         if len(shape) != len(axes) or 0 in shape:
             raise ValueError(
-                f"panel: array {name!r} has shape {shape}, expected the axes {' '.join(axes)}; make the file with {MADE_BY}"
+                f"panel: array {name!r} has shape {shape}, expected the axes {' '.join(axes)}; "
+                f"make the file with {MADE_BY}"
             )
         for axis, size in zip(axes, shape):
             if sizes.setdefault(axis, size) != size:
                 raise ValueError(
-                    f"panel: array {name!r} has {size} along {axis}, the others {sizes[axis]}; make the file with {MADE_BY}"
+                    f"panel: array {name!r} has {size} along {axis}, the others {sizes[axis]}; "
+                    f"make the file with {MADE_BY}"
                 )
     if sizes["C"] < max(arrays["clusters"]):
         raise ValueError(
-            f"panel: {max(arrays['clusters'])} clusters, and 'mapping' names {sizes['C']}; make the file with {MADE_BY}"
+            f"panel: {max(arrays['clusters'])} clusters, and 'mapping' names {sizes['C']}; "
+            f"make the file with {MADE_BY}"
         )
     return {name: np.asarray(arrays[name]) for name in LAYOUT}
 
@@ -78,7 +81,7 @@ def save_panel(path: str | Path, arrays: dict[str, np.ndarray], notes: dict) -> 
     pictures: (F, S, H, W, 3) uint8.
     """
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, notes=np.array(json.dumps(notes)), **checked(arrays))
+        np.savez_compressed(temporary, notes=np.array(json.dumps(notes)), **check_arrays(arrays))
     return Path(path)
 
 
@@ -95,7 +98,7 @@ def load_panel(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         raise ValueError(
             f"{path}: damaged, or not a panel's file ({error}); make it with {MADE_BY}"
         ) from error
-    return checked(arrays), notes
+    return check_arrays(arrays), notes
 
 
 def _slider(
@@ -119,6 +122,8 @@ class ClusterPanel(Panel):
 
     Args:
         path: a file written by ``notebooks/results/cluster_panel.py``.
+
+    ``state()`` has weight, offset, clusters, view, miou and the ``NUMBERS``, collapsed, error.
 
     Raises:
         ValueError: the file is missing, damaged or of another kind.
@@ -170,16 +175,12 @@ class ClusterPanel(Panel):
         wanted = [(self.weight, weight), (self.offset, offset), (self.clusters, clusters), (self.view, view)]
         wanted = [(control, value) for control, value in wanted if value is not None]
         for control, value in wanted:
-            known = [option[1] if isinstance(option, tuple) else option for option in control.options]
-            if value not in known:
+            options = [option[1] if isinstance(option, tuple) else option for option in control.options]
+            if value not in options:
                 raise ValueError(
-                    f"{control.description} {value!r}: expected one of {', '.join(map(str, known))}"
+                    f"{control.description} {value!r}: expected one of {', '.join(map(str, options))}"
                 )
         return self._assign(wanted)
-
-    def state(self) -> dict:
-        """What is shown: weight, offset, clusters, view, miou and the ``NUMBERS``, collapsed, error."""
-        return super().state()
 
     def _refresh(self) -> None:
         values = {
@@ -205,14 +206,17 @@ class ClusterPanel(Panel):
                 f"{what}: <b>the codes collapsed</b>; k-means found too few directions.", "#B34700"
             )
         self._say(
-            f"{what}: mIoU <b>{scores['miou']:.1f} %</b>, effective rank {scores['rank']:.1f}, mean S {scores['similarity']:.2f}"
+            f"{what}: mIoU <b>{scores['miou']:.1f} %</b>, effective rank {scores['rank']:.1f}, "
+            f"mean S {scores['similarity']:.2f}"
         )
 
     def _frames(self, i: int, j: int, k: int, what: str) -> str:
-        """A table of pictures: a row a frame; the sensors, what was found, the label."""
+        """A table of pictures: a row a frame; the sensors, the clusters as classes, the label."""
         palette, names = self.notes["palette"], self.notes["sensors"]
-        mapping, found = np.full(256, IGNORE_INDEX, np.uint8), self.arrays["mapping"][i, j, k].astype(int)
-        mapping[: len(found)] = np.where(found < 0, IGNORE_INDEX, found)
+        # Class of each cluster; clusters without a class, and 255 (collapsed), are drawn like ignored pixels.
+        assignment = self.arrays["mapping"][i, j, k].astype(int)
+        mapping = np.full(256, IGNORE_INDEX, np.uint8)
+        mapping[: len(assignment)] = np.where(assignment < 0, IGNORE_INDEX, assignment)
         heads = [sensor_title(SENSORS[n]) if n in SENSORS else n for n in names] + [self.view.value, "label"]
         rows = ""
         for frame, condition in enumerate(self.notes["conditions"]):
@@ -234,7 +238,7 @@ class ClusterPanel(Panel):
                 (self.arrays["pictures"][frame, s], f"{n} image, {condition}") for s, n in enumerate(names)
             ]
             pictures += [
-                (drawn, f"{self.view.value} found, {condition}, {what}: {right:.0f} % of pixels right")
+                (drawn, f"{self.view.value} shown, {condition}, {what}: {right:.0f} % of pixels right")
             ]
             pictures += [(label_picture(label, palette), f"true classes, {condition}")]
             cells = "".join(
@@ -269,5 +273,6 @@ class ClusterPanel(Panel):
             for name, words in NUMBERS.items()
         )
         style = f"{FAMILY};border-collapse:collapse;margin:0 0 10px 0"
-        title = f'<caption style="caption-side:top;text-align:left">mIoU (%) on {escape(self.notes["split"])}</caption>'
+        words = f"mIoU (%) on {escape(self.notes['split'])}"
+        title = f'<caption style="caption-side:top;text-align:left">{words}</caption>'
         return f'<table style="{style}">{title}{rows}</table><table style="{style}">{below}</table>'

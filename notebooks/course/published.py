@@ -2,9 +2,9 @@
 
 ``published_tables.json`` holds, for each paper, its tables cell by cell, the sentences that quote a number
 together with the cells each should follow from, the sentences that compare without a number, and the rows
-that report one setting twice. A printed number stands for an
-interval: 60.37 is any value in [60.365, 60.375]. All arithmetic is on intervals, so a number is called wrong
-only when no values behind the cells could have given it.
+that report one setting twice. A printed number stands for an interval: 60.37 is any value in [60.365,
+60.375]. All arithmetic is on intervals, so a number is called wrong only when no values behind the cells
+could have led to it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def interval(number: Decimal | str) -> Interval:
     """
     if isinstance(number, float):
         raise TypeError(
-            f"interval({number!r}): a float has lost its printed digits; pass the number as a string, as printed"
+            f"interval({number!r}): a float has lost its printed digits; "
+            "pass the number as a string, as printed"
         )
     number = Decimal(number)
     half = Fraction(10) ** number.as_tuple().exponent / 2
@@ -201,24 +202,23 @@ def load_paper(name: str, file: Path = FILE) -> Paper:
         KeyError, ValueError: no such paper; a row of the wrong length; a claim that refers to a cell that is
             not there; a statement about something that is no difference.
     """
-    given = _get(
-        json.loads(Path(file).read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal),
-        name,
-        "paper",
-    )
-    tables = {entry["name"]: _table(**entry) for entry in given["tables"]}
-    repeats = tuple(Repeat(**entry) for entry in given["repeats"])
-    claims = tuple(Claim(**entry) for entry in given["claims"])
-    statements = tuple(Statement(**entry) for entry in given.get("statements", ()))
-    paper = Paper(name, given["title"], given["source"], tables, claims, repeats, statements)
-    for claim in paper.claims:  # a wrong reference should fail here, not in the middle of an audit
+    papers = json.loads(Path(file).read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal)
+    content = _get(papers, name, "paper")
+    tables = {entry["name"]: _table(**entry) for entry in content["tables"]}
+    repeats = tuple(Repeat(**entry) for entry in content["repeats"])
+    claims = tuple(Claim(**entry) for entry in content["claims"])
+    statements = tuple(Statement(**entry) for entry in content.get("statements", ()))
+    paper = Paper(name, content["title"], content["source"], tables, claims, repeats, statements)
+    # Everything is computed once, so that a wrong reference fails here and not in the middle of an audit.
+    for claim in paper.claims:
         for reading in (*claim.readings, *claim.instead):
             value(paper, reading)
     for statement in statements:
         for reading in statement.positive:
             if "minus" not in reading:
                 raise ValueError(
-                    f"{statement.id}: {reading} is no difference; a statement says what is above what, so give it a minus"
+                    f"{statement.id}: {reading} is no difference; a statement says what is above what, "
+                    "so give it a minus"
                 )
             value(paper, reading)
     for repeat in repeats:
@@ -290,25 +290,31 @@ def judge(paper: Paper, claim: Claim) -> Verdict:
     if not claim.readings:
         return Verdict(claim, "not decidable")
     shown = interval(claim.printed)
-    found = [value(paper, reading) for reading in claim.readings]
-    elsewhere = any(value(paper, reading).meets(shown) for reading in claim.instead)
-    kind = "follows" if any(f.meets(shown) for f in found) else "text wrong" if elsewhere else "off"
+    values = [value(paper, reading) for reading in claim.readings]
+    nearest = min(values, key=lambda v: abs(v.middle - shown.middle))
+    if any(v.meets(shown) for v in values):
+        kind = "follows"
+    elif any(value(paper, reading).meets(shown) for reading in claim.instead):
+        kind = "text wrong"
+    else:
+        kind = "off"
+    # The same arithmetic on the printed means, where a reading uses one.
     ends = [end for reading in claim.readings for end in (reading["value"], reading.get("minus")) if end]
     by_means = None
     if any(column == "mean" and row in paper.tables[table].means for table, row, column in ends):
         by_means = any(value(paper, reading, printed_means=True).meets(shown) for reading in claim.readings)
-    return Verdict(claim, kind, min(found, key=lambda f: abs(f.middle - shown.middle)), by_means)
+    return Verdict(claim, kind, nearest, by_means)
 
 
 def tally(paper: Paper, statement: Statement) -> dict[str, list[dict]]:
     """The cases of a statement: "holds", "fails" (the difference is negative) and "open" (rounding hides its
     sign).
     """
-    found = {"holds": [], "open": [], "fails": []}
+    cases = {"holds": [], "open": [], "fails": []}
     for reading in statement.positive:
         difference = value(paper, reading)
-        found["holds" if difference.low > 0 else "fails" if difference.high < 0 else "open"].append(reading)
-    return found
+        cases["holds" if difference.low > 0 else "fails" if difference.high < 0 else "open"].append(reading)
+    return cases
 
 
 def mean_claims(paper: Paper) -> list[Claim]:

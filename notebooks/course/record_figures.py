@@ -1,8 +1,8 @@
-"""Figures of a record that ``python -m mmlib compare`` wrote: rows against a reference, information in
-training, subsets side by side.
+"""Figures of records: methods against a reference, information in training, subsets and methods side by side.
 
-``groups`` is the record's entry of that name. Differences are paired by seed and called by their spread,
-never by their sign alone.
+A record is the JSON file of many runs that ``python -m mmlib compare`` or a script in notebooks/results
+wrote; ``groups`` is its entry of that name, or what ``grouped`` makes of its runs. Differences are paired by
+seed and named by their spread, never by their sign alone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def paired(groups: Mapping[str, Mapping], name: str, reference: str, key: str) -
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         raise ValueError(
-            f"{name} and {reference} share no seed ({list(ours)} against {list(theirs)}); train both with the same ones"
+            f"{name} and {reference} share no seed ({list(ours)} against {list(theirs)}); "
+            "train both with the same ones"
         )
     return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
 
@@ -218,20 +219,20 @@ def grouped(record: Mapping, scene: str, sensors: str) -> dict[str, dict]:
     Keys: miou, accuracy, kmeans_sd, effective_rank, …: every number of a run, those of its dictionaries as
     "iou/bed", "criteria/explained".
     """
-    found: dict[str, dict] = {}
+    groups: dict[str, dict] = {}
     for run in sorted(record["runs"], key=lambda run: run["seed"]):
         if run["scene"] == scene and run["sensors"] == sensors:
             numbers = {k: v for k, v in run.items() if isinstance(v, (int, float)) and k != "seed"}
             numbers |= {
                 f"{k}/{n}": v for k, inner in run.items() if isinstance(inner, dict) for n, v in inner.items()
             }
-            group = found.setdefault(
+            group = groups.setdefault(
                 run["method"], {"seeds": [], "summary": {"all": {}}, "miou": {"all": {}}}
             )
             group["seeds"].append(run["seed"])
             for key, value in numbers.items():
                 group["summary"]["all"].setdefault(key, []).append(value)
-    return found
+    return groups
 
 
 def method_bars(
