@@ -70,7 +70,7 @@ def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
     tokens, saved = {}, load_clustering(tmp_path / "clustering.safetensors")
     for name, x in val.items():
         mean, std = (getattr(train[name], f)((0, 2, 3))[:, None, None] for f in ("mean", "std"))
-        np.testing.assert_allclose(saved.statistics.mean[name], mean[:, 0, 0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(saved.chain.mean[name], mean[:, 0, 0], rtol=1e-4, atol=1e-5)
         x = np.clip((x - mean) / np.where(std > 1e-6, std, 1), -3, 3)
         padded, smooth = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan), np.empty_like(x)
         for i, j in itertools.product(range(4), range(6)):

@@ -18,7 +18,7 @@ from mmlib.runtime import save_tensors
 from mmlib.unsupervised import clustering as cl
 from mmlib.unsupervised import kmeans as km
 from mmlib.unsupervised.networks import ClusterNet, ClusterNetConfig
-from mmlib.unsupervised.tokens import TokenStatistics
+from mmlib.unsupervised.tokens import TokenChain
 
 CENTRES = F.normalize(
     torch.tensor([[1.0, 0, 0, 0.2], [0, 1, 0, 0], [0, 0, -1, 0.1], [0.5, -0.8, 0, 0]]), dim=1
@@ -393,11 +393,11 @@ def test_crops_are_no_images(split):
 def test_a_clustering_is_saved_whole(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "clustering.safetensors"
-    statistics = TokenStatistics({"rgb": torch.randn(7)}, {"rgb": torch.rand(7) + 0.1})
+    chain = TokenChain({"rgb": torch.randn(7)}, {"rgb": torch.rand(7) + 0.1}, True, 0.5)
     net = ClusterNet(7, ["rgb", "depth"], ClusterNetConfig(dim=7))
     net.add_adapters(["depth"])
     for mapping in (None, [1, -1, 0], np.array([1, -1, 0])):
-        for parts in ({}, {"statistics": statistics}, {"network": net, "statistics": statistics}):
+        for parts in ({}, {"chain": chain}, {"network": net, "chain": chain}):
             saved = cl.Clustering(
                 torch.randn(3, 7), mapping, ["a", "b"], [(1, 2, 3), (4, 5, 6)], **parts, settings={"seed": 3}
             )
@@ -410,11 +410,12 @@ def test_a_clustering_is_saved_whole(tmp_path):
                 saved.palette,
                 saved.settings,
             )
-            if "statistics" in parts:
-                assert torch.equal(again.statistics.mean["rgb"], statistics.mean["rgb"])
-                assert torch.equal(again.statistics.std["rgb"], statistics.std["rgb"])
+            if "chain" in parts:
+                assert torch.equal(again.chain.mean["rgb"], chain.mean["rgb"])
+                assert torch.equal(again.chain.std["rgb"], chain.std["rgb"])
+                assert (again.chain.smooth, again.chain.centre) == (True, 0.5)
             else:
-                assert again.statistics is None
+                assert again.chain.mean is None and not again.chain.smooth
             if "network" in parts:
                 ours, theirs = net.state_dict(), again.network.state_dict()
                 assert ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)

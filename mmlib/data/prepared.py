@@ -454,16 +454,12 @@ class PreparedDataset:
         """Stored arrays (H, W, C) by name, and the uint8 label (H, W): all 255 where the data set has none."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        sample_id = self.rows[index]["id"]
-        images = {
-            n: read_image(_file(self.root, n, sample_id, _is_png(m)), m.dtype, m.channels)
-            for n, m in self.modalities.items()
-        }
+        sample_id, files = self.rows[index]["id"], self.files(index)
+        images = {n: read_image(files[n], m.dtype, m.channels) for n, m in self.modalities.items()}
         first, size = next((name, image.shape[:2]) for name, image in images.items())
         if self.labelled:
-            path = _file(self.root, "label", sample_id, True)
-            label = read_image(path, "uint8", 1)[..., 0]
-            check_label(label, len(self.description.classes), str(path))
+            label = read_image(files["label"], "uint8", 1)[..., 0]
+            check_label(label, len(self.description.classes), str(files["label"]))
         else:
             label = np.full(size, IGNORE_INDEX, np.uint8)
         for name, array in (images | {"label": label}).items():

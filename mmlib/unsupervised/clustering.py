@@ -33,7 +33,7 @@ from ..runtime import (
 from .kmeans import wide
 from .networks import ClusterNet, ClusterNetConfig
 from .pictures import as_picture
-from .tokens import TokenStatistics
+from .tokens import TokenChain
 
 # ---------------------------------------------------------------- probes
 
@@ -244,7 +244,7 @@ class Clustering:
         mapping: class of each cluster, -1 = none; None where no labels named the clusters.
         classes, palette: names and colours of the classes.
         network: makes codes of tokens; None = the tokens themselves were clustered (k-means).
-        statistics: of the training tokens; None = they are not standardised.
+        chain: what happens to tokens before the network, with the statistics of the training tokens.
         settings: which sensors and tokens it reads and how they are made; JSON values.
     """
 
@@ -253,20 +253,21 @@ class Clustering:
     classes: list[str] = field(default_factory=list)
     palette: list[tuple[int, int, int]] = field(default_factory=list)
     network: ClusterNet | None = None
-    statistics: TokenStatistics | None = None
+    chain: TokenChain = TokenChain()
     settings: dict = field(default_factory=dict)
 
 
 def save_clustering(path: str | Path, clustering: Clustering) -> None:
     """Write all of it as one safetensors file, atomically."""
-    net, statistics = clustering.network, clustering.statistics
-    tensors = {"centroids": clustering.centroids} | (statistics.to_tensors() if statistics else {})
+    net, chain = clustering.network, clustering.chain
+    tensors = {"centroids": clustering.centroids} | chain.to_tensors()
     header = {
         "mapping": None if clustering.mapping is None else [int(target) for target in clustering.mapping],
         "classes": clustering.classes,
         "palette": clustering.palette,
         "settings": clustering.settings,
-        "standardized": statistics is not None,
+        "chain": {"smooth": chain.smooth, "centre": chain.centre},
+        "standardized": chain.mean is not None,
         "network": None,
     }
     if net is not None:
@@ -305,9 +306,11 @@ def load_clustering(path: str | Path, device: torch.device | str = "cpu") -> Clu
             config = ClusterNetConfig(**network["config"])
             net = ClusterNet(network["channels"], network["modalities"], config)
             net.add_adapters(network["adapters"])
-        statistics = TokenStatistics.from_tensors(tensors) if standardized else None
+        chain = TokenChain(**values.pop("chain")).with_tensors(tensors)
+        if (chain.mean is not None) != standardized:
+            raise ValueError("statistics of tokens are missing")
         centroids = tensors["centroids"]
-        clustering = Clustering(centroids, network=net, statistics=statistics, **values)
+        clustering = Clustering(centroids, network=net, chain=chain, **values)
         clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
         clusters, dim = centroids.shape
         if not centroids.is_floating_point() or (net and dim != net.config.dim):

@@ -16,64 +16,17 @@ from ..runtime import choose_device
 from .backbone import Backbone, load_backbone
 from .baselines import depth_on_grid
 from .correspondence import CorrespondenceConfig, Shifts
+from .extraction import TokenConfig
 from .inference import EvaluationConfig
 from .networks import ClusterNetConfig
-from .pictures import as_picture, five_crop, resize
-from .tokens import Tokens, TokenStatistics, extract_tokens, image_means, nearest_neighbours
+from .pictures import as_picture, five_crop, resize_picture
+from .tokens import TokenChain, Tokens, image_means, nearest_neighbours
 
 DISTILLATIONS = ("coral", "mmd", "cosine")
 COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, for which several are joined
 EXTRAS = {"eagle": "rgb", "depthg": "depth"}  # whose pictures a method looks at beside tokens
 # EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN pairs.
 EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.25, 0.0, 0.63), stabilize=True)
-
-
-@dataclass(frozen=True)
-class TokenConfig:
-    """Which frozen tokens, and what is done to them."""
-
-    backbone: Literal[
-        "descriptors",
-        "descriptors+vit",
-        "vit",
-        "dinov3-small",
-        "dinov3-small-plus",
-        "dinov3-base",
-        "dinov3-large",
-    ] = "descriptors+vit"
-    """Frozen feature extractor; the first three need no download."""
-    backbone_weights: str = ""
-    """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub)."""
-    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Height and width to which training pictures are resized, multiples of the patch; 0 0 = as they are."""
-    eval_size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """The same for the pictures that are scored, always whole; 0 0 = as for training."""
-    crops: Literal[1, 5] = 1
-    """Training entries of each image: 1 = all of it, 5 = its quadrants and its centre."""
-    depth_form: Literal["inverse", "log", "hha"] = "inverse"
-    """How distances become a picture."""
-    standardize: Literal["auto", "on", "off"] = "auto"
-    """Divide each channel by its spread over the training tokens; auto = for all but DINOv3."""
-    smooth: Literal["auto", "on", "off"] = "auto"
-    """Average each token with its eight neighbours; auto = for all but DINOv3."""
-    centre_images: Annotated[float, AtLeast(-1)] = -1.0
-    """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the
-    others.
-    """
-    extract_batch: Annotated[int, AtLeast(1)] = 16
-    """Pictures that go through the backbone at once."""
-
-    def on(self, setting: str) -> bool:
-        """Whether "on", "off" or "auto" means on with this backbone."""
-        return setting == "on" or (setting == "auto" and not self.backbone.startswith("dinov3"))
-
-    @property
-    def processing(self) -> dict:
-        """Fields of ``Tokens`` that these settings ask for."""
-        return {
-            "smooth": self.on(self.smooth),
-            "centre": self.centre_images if self.centre_images >= 0 else float(self.on("auto")),
-        }
 
 
 @dataclass(frozen=True)
@@ -166,17 +119,6 @@ def extracted(names) -> list[str]:
     return list(dict.fromkeys(part for name in names for part in name.split("&")))
 
 
-def picture_forms(data: PreparedDataset, names, settings: TokenConfig) -> dict[str, str]:
-    """Form of the picture of every sensor in ``names`` that measures distances."""
-    shown = {part for name in names for part in name.split("+")}
-    ranged = [
-        name
-        for name in shown
-        if data.modalities[name].picture == "range" and data.modalities[name].channels == 1
-    ]
-    return dict.fromkeys(ranged, settings.depth_form)
-
-
 # Tables 1 and 2 of the paper: what the network of a method reads, and what its codes must match. Methods of
 # one
 # sensor join several by --combine. The papers do not say what the fused code of a baseline must match: here
@@ -251,7 +193,7 @@ class Prepared:
     scored_tokens: Tokens
     neighbours: Tensor
     extras: dict[str, Tensor]
-    statistics: TokenStatistics | None
+    chain: TokenChain
     cached: int  # bytes of the training tokens on disk
     inputs: dict[str, str]  # digests of both splits
 
@@ -266,21 +208,11 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     found = resolve_method(config, sensors)
     scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
-    options = {
-        "form": picture_forms(train, found.extracted, settings),
-        "batch_size": settings.extract_batch,
-        "device": device,
-        "progress": config.progress,
-    }
-    tokens = extract_tokens(train, backbone, found.extracted, settings.size, settings.crops, **options)
-    size = settings.eval_size if any(settings.eval_size) else settings.size
-    evaluated = extract_tokens(scored, backbone, found.extracted, size, **options)
-    statistics = TokenStatistics.measure(tokens) if settings.on(settings.standardize) else None
-    if statistics:
-        refuse_constant(statistics)
-    tokens, evaluated = (
-        replace(t, statistics=statistics, device=device, **settings.processing) for t in (tokens, evaluated)
-    )
+    options = {"device": device, "progress": config.progress}
+    tokens = settings.extract(train, backbone, found.extracted, train=True, **options)
+    evaluated = settings.extract(scored, backbone, found.extracted, train=False, **options)
+    chain = settings.chain(tokens)
+    tokens, evaluated = replace(tokens, chain=chain), replace(evaluated, chain=chain)
     compared = found.extracted if config.knn == "all" else found.extracted[:1]
     groups = None if config.same_image else tokens.image
     paired = found.loss.weights[1] and config.method != "kmeans"
@@ -304,24 +236,10 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         evaluated.in_memory(),
         close,
         extras,
-        statistics,
+        chain,
         stored,
         inputs,
     )
-
-
-def refuse_constant(statistics: TokenStatistics) -> None:
-    """Raise ValueError for a sensor whose tokens vary by no more than the rounding of float16, which division
-    by it would make large.
-    """
-    for name, std in statistics.std.items():
-        if (
-            (std == 1) | (std <= 1e-4 + 2**-10 * statistics.mean[name].abs())
-        ).all():  # 1: constant to the last bit
-            raise ValueError(
-                f"{name}: its images have constant features; leave it out with --modalities, or look at "
-                "its files and range"
-            )
 
 
 def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple[int, int]) -> Tensor:
@@ -334,5 +252,5 @@ def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple
         if name != "depth":
             image = as_picture(data.modalities[name], image)
         crops = five_crop(image) if settings.crops == 5 else image[None]
-        found.append(depth_on_grid(crops, grid)[0] if name == "depth" else resize(crops, grid))
+        found.append(depth_on_grid(crops, grid)[0] if name == "depth" else resize_picture(crops, grid))
     return torch.cat(found)

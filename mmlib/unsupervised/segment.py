@@ -16,9 +16,9 @@ from ..evaluation.counts import ClusterScores, score_clusters
 from ..runtime import choose_device, limit_threads, provenance, reading, write_json
 from .backbone import load_backbone
 from .clustering import Refinement, count, load_clustering, write_label_maps
+from .extraction import TokenConfig
 from .inference import codes_of
-from .methods import TokenConfig, extracted, picture_forms
-from .tokens import extract_tokens
+from .methods import extracted
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,8 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
         )
     data = PreparedDataset(config.data, config.split, sensors, cache=True)
     names = extracted(read)
-    size = settings.eval_size if any(settings.eval_size) else settings.size
-    tokens = extract_tokens(
-        data,
-        backbone,
-        names,
-        size,
-        form=picture_forms(data, names, settings),
-        batch_size=settings.extract_batch,
-        device=device,
-        progress=config.progress,
-    )
-    tokens = replace(tokens, statistics=clusters.statistics, **settings.processing)
+    tokens = settings.extract(data, backbone, names, train=False, device=device, progress=config.progress)
+    tokens = replace(tokens, chain=clusters.chain)
     codes = codes_of(clusters.network, SimpleNamespace(read=read), tokens)
     refinement, code_of = Refinement(config.guide), lambda indices: codes[indices]
     scores = None

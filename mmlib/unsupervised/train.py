@@ -335,7 +335,7 @@ def write_results(
     clusters = replace(
         evaluation.clustering(prepared.scored),
         network=model.net if model else None,
-        statistics=prepared.statistics,
+        chain=prepared.chain,
         settings={
             "sensors": list(plan.sensors),
             "read": list(plan.read),

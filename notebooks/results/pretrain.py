@@ -37,7 +37,7 @@ from mmlib.runtime import (
     write_json,
 )
 from mmlib.unsupervised.backbone import PatchViT
-from mmlib.unsupervised.pictures import as_picture, resize
+from mmlib.unsupervised.pictures import as_picture, resize_picture
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def window(picture: Tensor, config: PretrainConfig, generator: torch.Generator) 
         max(1, round((config.zoom + (1 - config.zoom) * share) * side)) for side in picture.shape[1:]
     )
     top, left = round(y * (picture.shape[1] - height)), round(x * (picture.shape[2] - width))
-    cut = resize(picture[None, :, top : top + height, left : left + width].float() / 255, config.size)[0]
+    cut = resize_picture(
+        picture[None, :, top : top + height, left : left + width].float() / 255, config.size
+    )[0]
     return cut.flip(-1) if mirrored < 0.5 else cut
 
 

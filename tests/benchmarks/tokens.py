@@ -29,7 +29,8 @@ from mmlib import world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.runtime import limit_threads
 from mmlib.unsupervised.backbone import load_backbone
-from mmlib.unsupervised.tokens import TokenStatistics, extract_tokens
+from mmlib.unsupervised.extraction import extract_tokens
+from mmlib.unsupervised.tokens import TokenChain
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def main(options: Options) -> None:
         start = clock()
         extract_tokens(data, backbone, size=options.size, crops=options.crops, progress=False)
         opening = clock() - start
-        tokens = replace(tokens, statistics=TokenStatistics.measure(tokens), smooth=True)
+        tokens = replace(tokens, chain=TokenChain(smooth=True).fit(tokens))
         pictures = torch.rand(2 * options.batch, 3, *options.size, device=options.device)
         cached, recomputed = [], []
         for repeat in range(options.repeats + 1):
