@@ -25,7 +25,7 @@ from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import feature_information, input_information, logit_information, nearest
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, combine
+from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, combine, read_outputs
 from mmlib.segmentation.train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,12 @@ def batch(count=2, size=(64, 48)):
 
 def regularizer(**options) -> Regularizer:
     return Regularizer(RegularizerConfig(**{"delay": 0.0, "cap": 1e9} | options))
+
+
+def closed_form(term: Regularizer, logits, features, label) -> torch.Tensor:
+    """λ_p R_p + λ_f R_f of the readings in closed form."""
+    R_p, R_f = term.terms(read_outputs(term.config, logits, features, label))
+    return term.config.lambda_p * R_p + term.config.lambda_f * R_f
 
 
 positive = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6)
@@ -159,7 +165,7 @@ def test_the_probe_is_lazy_and_amortised():
 def test_fused_logits_and_single_modalities_give_no_balance_term():
     net, (images, label) = network(), batch()
     logits, _ = net(images, fuse=False)
-    term = regularizer(prediction="fused-logit", lambda_p=1.0).closed_form(logits, None, label)
+    term = closed_form(regularizer(prediction="fused-logit", lambda_p=1.0), logits, None, label)
     assert abs(float(term.detach())) < 1e-5
     gradients = torch.autograd.grad(term, net.head.classify.weight)[0]
     assert gradients.abs().max() < 1e-5
@@ -179,18 +185,29 @@ def test_delay_then_ramp():
     [
         (dict(lambda_p=-0.1), "0 or more"),
         (dict(lambda_f=-1.0), "0 or more"),
-        (dict(lambda_p=float("nan")), "0 or more"),
+        (dict(lambda_p=float("nan")), "a finite number, 0 or more"),
         (dict(sigma=0.0), "above 0"),
         (dict(sigma=float("nan")), "above 0"),
         (dict(probe_every=0), "1 or more"),
-        (dict(probe_crop=0.0), "crop share"),
-        (dict(cap=0.0), "cap above 0"),
-        (dict(delay=1.0), "less than 1"),
+        (dict(probe_crop=0.0), "--probe-crop 0.0: expected above 0, at most 1"),
+        (dict(cap=0.0), "--cap 0.0: expected above 0"),
+        (dict(delay=1.0), "0 or more and below 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Regularizer(RegularizerConfig(**options))
+
+
+def test_the_features_of_eq_7_have_four_scales_in_every_reading():
+    """Those of the encoder's four stages; the residual encoder's fifth, finer map is its stem's."""
+    net, (images, label) = network(), batch()
+    logits, features = net(images, fuse=False)
+    assert len(features) == 5
+    for reading in ("kl", "ce", "decoder"):
+        term = regularizer(features=reading, probe_every=1, probe_crop=1.0, probe_samples=2)
+        term(net, images, label, features=features)
+        assert sorted(term.information) == [f"{reading} scale {j}" for j in (1, 2, 3, 4)]
 
 
 def test_missing_tensors_are_asked_for():
@@ -235,7 +252,7 @@ def test_hard_input_is_counted_and_never_reaches_the_weights(options, form):
             0
             if not labelled
             else {"ignored": 2, "half ignored": 1}.get(case, 0)
-            * (5 if options.get("features") == "decoder" else 1)
+            * (4 if options.get("features") == "decoder" else 1)
         ), case
 
 
@@ -411,7 +428,7 @@ def test_accumulated_closed_form_is_the_mean_over_micro_batches(data, tmp_path):
         net.zero_grad()
         for _ in range(count):
             logits, features = net(images, fuse=False)
-            (regularizer(features="kl").closed_form(logits, features, label) / count).backward()
+            (closed_form(regularizer(features="kl"), logits, features, label) / count).backward()
         found.append(net.encoder.stages[0].body[0].weight.grad.clone())
     assert torch.allclose(*found, rtol=1e-4, atol=1e-8)
 
@@ -426,10 +443,10 @@ def gradients_after_exchange(rank: int) -> list[float]:
     images, label = {n: x[mine] for n, x in images.items()}, label[mine]
     term = regularizer(prediction="input", features="kl", probe_every=1, probe_samples=2, probe_crop=1.0)
     with accelerator.no_sync(model):
-        accelerator.backward(term.probe(net, images, label, 0))
+        accelerator.backward(term.config.lambda_p * term.probe(net, images, label, 0)[0])
     logits, features = model(images, fuse=False)
     accelerator.backward(
-        term.closed_form(logits, features, label) + 0 * sum(z.sum() for z in logits.values())
+        closed_form(term, logits, features, label) + 0 * sum(z.sum() for z in logits.values())
     )
     accelerator.end_training()
     return [float(p.grad.double().sum()) for p in net.parameters()]

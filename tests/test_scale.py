@@ -25,6 +25,7 @@ from torch import nn
 from mmlib import cli
 from mmlib.loop import read_history
 from mmlib.segmentation import dry_run as dry
+from mmlib.segmentation import regularizer
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.dry_run import FlopCounter, described, dry_run, high_water
 from mmlib.segmentation.network import NetworkConfig
@@ -175,13 +176,9 @@ def test_bf16_computes_in_bfloat16_keeps_float32_weights_and_a_float32_regularis
     )
     run, seen, read = set_up(config), [], []
     run.network.head.classify.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    combine = stepping.Regularizer._term
+    term = regularizer.term
     monkeypatch.setattr(
-        stepping.Regularizer,
-        "_term",
-        lambda self, name, values, label=None: (
-            read.append(values.dtype) or combine(self, name, values, label)
-        ),
+        regularizer, "term", lambda values, *options: read.append(values.dtype) or term(values, *options)
     )
     before = [p.detach().clone() for p in run.network.parameters()]
     batches = iter(run.loader(0))

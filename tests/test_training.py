@@ -18,7 +18,7 @@ from mmlib.loop import read_history
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.step import StepSampler, TrainConfig, learning_rate, parameter_groups, plan
+from mmlib.segmentation.step import StepSampler, TrainConfig, count_steps, learning_rate, parameter_groups
 from mmlib.segmentation.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,9 +270,9 @@ def test_schedule_is_the_papers():
     assert learning_rate(10, 200, config) == pytest.approx(6e-5 * (1 - 10 / 200) ** 0.9)
     assert learning_rate(150, 200, config) == pytest.approx(6e-5 * 0.25**0.9)
     assert learning_rate(0, 200, replace(config, lr=0.0)) == pytest.approx(6e-6)
-    assert plan(config, 400) == 4000 and plan(replace(config, accumulate=2), 400, 4) == 500
-    with pytest.raises(ValueError, match="must be positive"):
-        plan(replace(config, epochs=0), 10)
+    assert count_steps(config, 400) == 4000 and count_steps(replace(config, accumulate=2), 400, 4) == 500
+    with pytest.raises(ValueError, match="--epochs 0: expected above 0"):
+        count_steps(replace(config, epochs=0), 10)
 
 
 def test_biases_and_norms_are_not_decayed(data):

@@ -22,7 +22,7 @@ from ..data.prepared import collate
 from ..loop import due
 from .information import measure_information
 from .step import StepSampler, TrainConfig, learning_rate, set_up, train_step
-from .train import evaluate
+from .train import validate
 
 aten = torch.ops.aten
 # Attention kernels of the CPU, which torch's table of formulas leaves out, and what they compute.
@@ -142,7 +142,7 @@ def dry_run(config: TrainConfig) -> dict:
     part = copy.copy(run.val)
     part.rows = run.val.rows[: processes * config.batch_size]
     quiet = replace(config, information_samples=0, workers=0)
-    scoring = lambda: evaluate(run.network, part, quiet, run.accelerator)
+    scoring = lambda: validate(run.network, part, quiet, run.accelerator)
     informing = lambda: (
         measure_information(run.network, part, samples=1, device=device)
         if config.information_samples

@@ -1,26 +1,9 @@
-"""Functional Fisher information of a segmenter, per modality and sample, in every reading of the paper's Eq.
-4, 6 and 7.
+"""Functional Fisher information of a segmenter, per modality and sample, and the terms of Eq. 4, 6 and 7 that
+are made of it. Called by the regulariser while a network is trained, and by what measures the Fisher gap.
 
-Everything here is scale-free: with f a mean over N pixels, information is σ² · N · ‖∇f‖² / f, which does not
-change when an image is tiled, a modality is given in other units together with its noise, or a batch grows.
-All of it runs in float32 (or float64), also under autocast.
-
-Input readings (differentiate the network with respect to its images, perturbed by Gaussian noise of standard
-deviation σ):
-
-``input``        f = CE(p(z), label): Eq. 6 as printed, and the form that the log-Sobolev inequality backs.
-``consistency``  f_i = CE(p(z_i alone), p(x)): Eq. 4, one modality against the fused prediction.
-``gat``          Gat et al. 2020 as their code has it: all inputs perturbed by the spread of the batch, no
-normalisation.
-
-Readings in closed form (softmax arithmetic on what the step has computed anyway):
-
-``unimodal-logit``  f_i = CE(p_i, label), differentiated by modality i's own logits.
-``fused-logit``     f = CE(p, label), differentiated by each modality's logits: the same number for all of
-them under mean fusion.
-
-Readings of Eq. 7 on features: ``kl`` and ``ce`` against the modalities' mean (closed form), ``decoder``
-through the head.
+Everything here is scale-free: with f a mean over N pixels, information is I_i = σ_i² · N · ‖∇_i f‖² / f. It
+does not change when an image is tiled, when a modality is given in other units together with its noise, or
+when a batch grows. All of it runs in float32 (or float64), also under autocast.
 """
 
 from __future__ import annotations
@@ -38,8 +21,9 @@ from ..data.prepared import PreparedDataset, collate
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
 
-# added to f before dividing: a sample that is fitted perfectly has no information, not an infinite one
+# Added to f before dividing: a sample that is fitted perfectly has no information, not an infinite one.
 EPS = 1e-6
+SCALES = 4  # of Eq. 5 and 7: the features of the encoder's four stages
 
 
 @contextmanager
@@ -75,9 +59,8 @@ def mean_cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         pixels = torch.full_like(logits[:, 0, 0, 0], label[0, 0].numel())
         return F.cross_entropy(logits, label, reduction="none").flatten(1).mean(1), pixels
     pixels = (label != IGNORE_INDEX).flatten(1).sum(1).to(logits.dtype)
-    return F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(
-        1
-    ) / pixels.clamp_min(1), pixels
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(1)
+    return loss / pixels.clamp_min(1), pixels
 
 
 def _information(energy: Tensor, f: Tensor, pixels: Tensor, variance: bool) -> Tensor:
@@ -137,29 +120,30 @@ def input_information(
     """
     if not sigma > 0:
         raise ValueError(
-            f"sigma {sigma}; the information of a measure without spread is zero: give a standard deviation above 0"
+            f"sigma {sigma}; the information of a measure without spread is zero: give a standard deviation "
+            "above 0"
         )
     with torch.enable_grad(), exact(label.device, network):
         z = noisy(images, sigma, seed)
-        if reading == "input":
+        if reading == "input":  # Eq. 6: f = CE(p(z), gt), one f for all modalities
             f, pixels = mean_cross_entropy(network(z), label)
-            per_modality = dict.fromkeys(z, f)
-            total = f.sum()
-        else:
+            losses, total = dict.fromkeys(z, f), f.sum()
+        else:  # Eq. 4: f_i = CE(p(z_i), p(x)), every modality alone against the fused prediction
             with torch.no_grad():
-                target = network(
-                    {name: image.detach().to(z[name].dtype) for name, image in images.items()}
-                ).softmax(1)
-            found = {name: mean_cross_entropy(logits, target) for name, logits in alone(network, z).items()}
-            per_modality = {name: f for name, (f, _) in found.items()}
-            pixels = next(iter(found.values()))[1]
-            f = torch.stack(list(per_modality.values())).mean(0)
-            total = sum(value.sum() for value in per_modality.values())
+                clean = {name: image.detach().to(z[name].dtype) for name, image in images.items()}
+                target = network(clean).softmax(1)
+            losses = {}
+            for name, logits in alone(network, z).items():
+                losses[name], pixels = mean_cross_entropy(logits, target)
+            f = torch.stack(list(losses.values())).mean(0)
+            total = sum(value.sum() for value in losses.values())
+        # Samples do not mix, so that the gradient of a sum holds each sample's own.
         gradients = torch.autograd.grad(total, list(z.values()), create_graph=create_graph)
-        energy = [sigma**2 * pixels * g.flatten(1).square().sum(1) for g in gradients]
-        values = torch.stack(
-            [_information(e, per_modality[name], pixels, variance) for name, e in zip(z, energy)]
-        )
+        rows = []
+        for name, gradient in zip(z, gradients):
+            energy = sigma**2 * pixels * gradient.flatten(1).square().sum(1)  # σ² N ‖∇_{x_i} f‖²
+            rows.append(_information(energy, losses[name], pixels, variance))
+        values = torch.stack(rows)
         return (values, f) if create_graph else (values.detach(), f.detach())
 
 
@@ -191,19 +175,17 @@ def gat_information(
             "Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch of 2 or more"
         )
     with torch.enable_grad(), exact(first.device, network):
-        z = {}
-        for name, noise in noisy(
-            {name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed
-        ).items():
-            image = images[name].detach().to(noise.dtype)
-            z[name] = (image + noise.detach() * image.std(0, keepdim=True)).requires_grad_()
-        target = network({name: images[name].detach().to(z[name].dtype) for name in images}).softmax(1)
-        f = F.cross_entropy(network(z), target)  # the clean prediction is not detached in their code either
+        noise = noisy({name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed)
+        clean = {name: images[name].detach().to(noise[name].dtype) for name in images}
+        z = {
+            name: (image + noise[name].detach() * image.std(0, keepdim=True)).requires_grad_()
+            for name, image in clean.items()
+        }
+        target = network(clean).softmax(1)  # not detached in their code either
+        f = F.cross_entropy(network(z), target)
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
-        values, f = (
-            torch.stack([g.square().sum(1).mean() / (1 if variance else f) for g in gradients])[:, None],
-            f[None],
-        )
+        energy = [gradient.square().sum(1).mean() for gradient in gradients]
+        values, f = torch.stack([e / (1 if variance else f) for e in energy])[:, None], f[None]
         return (values, f) if create_graph else (values.detach(), f.detach())
 
 
@@ -222,8 +204,8 @@ def logit_information(
         (information (M, B), f (M, B)); NaN where a sample has no labelled pixel.
     """
     stacked = torch.stack([_full(value) for value in logits.values()])  # (M, B, K, h, w)
-    count, size = len(stacked), stacked.shape[-2:]
-    small = nearest(label, size)
+    count = len(stacked)
+    small = nearest(label, stacked.shape[-2:])
     if fused:
         stacked = stacked.mean(0, keepdim=True)
     valid = small != IGNORE_INDEX
@@ -231,8 +213,7 @@ def logit_information(
     log_p = stacked.log_softmax(2)
     index = small.masked_fill(~valid, 0)[None, :, None].expand(len(stacked), -1, 1, -1, -1)
     log_true = log_p.gather(2, index)[:, :, 0]
-    p_true = log_true.exp()
-    squared = log_p.exp().square().sum(2) - 2 * p_true + 1  # ‖p − onehot‖²
+    squared = log_p.exp().square().sum(2) - 2 * log_true.exp() + 1  # ‖p − onehot‖²
     f = (-log_true * valid).flatten(2).sum(2) / pixels.clamp_min(1)
     energy = (squared * valid).flatten(2).sum(2) / pixels.clamp_min(1)
     values = _information(energy, f, pixels, variance)
@@ -259,16 +240,15 @@ def feature_information(
     """
     values, losses = [], []
     for feature in features:
-        # channels last, where a softmax over them is fastest
-        stacked = (
-            _full(feature).flatten(2).transpose(1, 2).unflatten(0, (count, -1)).contiguous()
-        )  # (M, B, h w, C)
+        # Channels last, where a softmax over them is fastest: (M, B, h w, C).
+        stacked = _full(feature).flatten(2).transpose(1, 2).unflatten(0, (count, -1)).contiguous()
         log_q = stacked.log_softmax(3)
         log_mean = stacked.mean(0, keepdim=True).detach().log_softmax(3)
         target = log_mean.exp()
+        # Eq. 7: f = CE(f_i^j, f_m^j), read as CE(q_m, q_i) or KL(q_m ‖ q_i)
         f = -(target * log_q).sum(3) if reading == "ce" else (target * (log_mean - log_q)).sum(3)
         f = f.mean(2)
-        energy = (log_q.exp() - target).square().sum(3).mean(2)
+        energy = (log_q.exp() - target).square().sum(3).mean(2)  # ‖∇_{f_i^j} f‖² = ‖q_i − q_m‖²
         if reading == "kl":
             energy = energy * (stacked.shape[3] / 2)
         values.append(energy if variance else energy / (f + EPS))
@@ -286,50 +266,90 @@ def decoder_information(
     create_graph: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """Eq. 7 through the head: f = CE(mean of the decoded features, label), differentiated by each modality's
-    features.
+    features at the four scales of the encoder's stages; a fifth, finer one is the stem's.
 
     σ² is the (constant) variance of that modality's features at that scale, so that shrinking features does
     not inflate it.
 
     Args:
         decode: list of features (M·B, C_j, h_j, w_j) -> logits (M·B, K, h, w), e.g. ``segmenter.head``.
+        features: what ``decode`` takes, fine to coarse; of more than four the last four are scales.
 
     Returns:
         (per scale information (M, B), f (B,)); NaN where a sample has no labelled pixel.
     """
     with torch.enable_grad(), exact(label.device):
-        features = [
-            _full(feature) if feature.requires_grad else _full(feature).requires_grad_()
-            for feature in features
-        ]
-        # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss
-        # through the coarser ones is not the head's.
-        features = [feature.view_as(feature) for feature in features]
-        f, pixels = mean_cross_entropy(decode(features).unflatten(0, (count, -1)).mean(0), label)
-        gradients = torch.autograd.grad(f.sum(), features, create_graph=create_graph)
+        leaves = []
+        for feature in map(_full, features):
+            # A view: the encoder makes each scale from the one before, and the way from a fine scale to the
+            # loss through the coarser ones is not the head's.
+            leaves.append((feature if feature.requires_grad else feature.requires_grad_()).view_as(feature))
+        f, pixels = mean_cross_entropy(decode(leaves).unflatten(0, (count, -1)).mean(0), label)
+        scales = leaves[-SCALES:]
         values = []
-        for feature, gradient in zip(features, gradients):
-            spread = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
-            energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * spread * pixels
+        for feature, gradient in zip(
+            scales, torch.autograd.grad(f.sum(), scales, create_graph=create_graph), strict=True
+        ):
+            variances = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
+            energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * variances * pixels
             values.append(_information(energy, f, pixels, variance))
         return (values, f) if create_graph else ([value.detach() for value in values], f.detach())
 
 
-def thinned(value: Tensor, positions: int) -> Tensor:
-    """About ``positions`` evenly spaced pixels of a map (..., h, w): a mean over more of them costs time and
-    says the same.
+def combine(information: Tensor, form: str) -> Tensor:
+    """One loss from the information of the modalities (M,), all positive.
+
+    ``inverse``  Σ 1/I_i, as printed in Eq. 4, 6 and 7. Falls when any I grows: it balances, and it also
+                 rewards sensitivity without end.
+    ``balance``  mean(I) · mean(1/I) − 1 ≥ 0 by the inequality of the arithmetic and harmonic means, 0 only
+                 where all are equal; a common factor drops out. With shares s_i = I_i / ΣI it equals the mean
+                 of 1/(M s_i), less 1.
+    ``share``    ln(mean(I)) − mean(ln I) = −mean ln(M s_i) ≥ 0: the same with the geometric mean, and a
+                 gentler pull.
     """
-    stride = max(1, round((value.shape[-2] * value.shape[-1] / positions) ** 0.5))
-    return value[..., stride // 2 :: stride, stride // 2 :: stride]
+    if form == "inverse":
+        return (1 / information).sum()
+    if form == "balance":
+        return information.mean() * (1 / information).mean() - 1
+    return information.mean().log() - information.log().mean()
+
+
+def term(values: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One term of the regulariser, without its λ, from the information (M, N) of modalities and samples.
+
+    Eq. 4, 6 and, at one scale, 7, where ``form`` is "inverse":  R = Σ_i ( ∫ ‖∇_i f‖² / f dμ_i )⁻¹
+    Eq. 4: f = CE(p(·|x_i), p(·|x)), ∇ by x_i;  Eq. 6: f = CE(p, gt), ∇ by x_i;  Eq. 7: f = CE(f_i^j, f_m^j),
+    ∇ by f_i^j. ``values`` are the integrand ‖∇_i f‖² / f, times σ² N, from the functions above.
+
+    Args:
+        form: as ``combine`` takes it, or "gat": the norm of the inverses, without a cap: the λ of 1e-10 in
+            Gat et al.'s code belongs to values of 1e9.
+        cap: largest value; beyond it the term is scaled down to this value, so that its gradient keeps the
+            direction.
+
+    Returns:
+        (R, information (M,), whether R was capped). R is 0 if no sample has positive, finite information.
+    """
+    usable = (torch.isfinite(values) & (values > 0)).all(0)
+    # ∫ … dμ_i is the mean over samples and noise, and is inverted after: E[1/I] would be larger (Jensen).
+    # All by arithmetic: a branch on a value would make a GPU wait for it.
+    information = torch.where(usable, values, 0.0).sum(1) / usable.sum().clamp_min(1)
+    information = torch.where(usable.any(), information, 1.0)
+    capped = torch.zeros_like(usable.any())
+    if form == "gat":
+        value = (1 / information).norm()
+    else:
+        value = combine(information + 1e-6 * information.detach().mean(), form)
+        capped = value.detach() > cap
+        value = value * (cap / value.detach().clamp_min(cap))
+    return torch.where(usable.any(), value, 0.0), information.detach(), capped
 
 
 def nearest(label: Tensor, size: torch.Size) -> Tensor:
     """(B, H, W) labels at another size, each the nearest pixel's."""
-    return (
-        F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
-        if label.shape[-2:] != size
-        else label
-    )
+    if label.shape[-2:] == size:
+        return label
+    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
 
 
 def _full(value: Tensor) -> Tensor:
@@ -363,18 +383,16 @@ def measure_information(
     """
     if not dataset.labelled:
         raise ValueError(
-            f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy to a label"
+            f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy "
+            "to a label"
         )
-    total = torch.zeros(len(dataset.modalities), dtype=torch.float64)
-    used = 0
-    for index in evenly_spaced(
-        len(dataset), samples
-    ):  # one by one: samples may differ in size, and memory stays small
+    total, used = torch.zeros(len(dataset.modalities), dtype=torch.float64), 0
+    for index in evenly_spaced(len(dataset), samples):
+        # One by one: samples may differ in size, and memory stays small.
         batch = collate([dataset[index]])
         images = {name: image.to(device) for name, image in batch["images"].items()}
-        values, _ = input_information(
-            network, images, batch["label"].to(device), sigma=sigma, seed=derived_seed(seed, index)
-        )
+        label, own_seed = batch["label"].to(device), derived_seed(seed, index)
+        values, _ = input_information(network, images, label, sigma=sigma, seed=own_seed)
         if torch.isfinite(values).all():
             total += values[:, 0].double().cpu()
             used += 1

@@ -1,4 +1,5 @@
-"""The regulariser: R (Eq. 4), R_p (Eq. 6) and R_f (Eq. 7), to be added to any supervised loss (Eq. 8 and 9).
+"""The regulariser that balances sensors: which information is read, when, and how it becomes R_p (Eq. 4 or 6)
+and R_f (Eq. 7) of the training loss L = L_sup + λ_p R_p + λ_f R_f (Eq. 9).
 
 In anybody's training loop, for any network that maps a dict of images to logits:
 
@@ -8,12 +9,14 @@ In anybody's training loop, for any network that maps a dict of images to logits
     loss = loss + regularizer(network, images, label)
 
 What costs a second derivative is a lazy probe: every k-th step, on a crop of one sample, weighted k-fold.
-What has a closed form is computed at every step, from logits and features that the step has anyway.
+What has a closed form is computed at every step, from logits and features that the step has anyway. Either
+way information is read first; then it is gathered from all samples of a step, over micro-batches and
+processes; then it is averaged and inverted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -21,22 +24,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Above, AtLeast, Between
+from ..config import Above, AtLeast, Between, check_settings
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
 from .information import (
+    SCALES,
+    combine,
     decoder_information,
     feature_information,
     gat_information,
     input_information,
     logit_information,
     nearest,
-    thinned,
+    term,
 )
+
+__all__ = ["Regularizer", "RegularizerConfig", "combine"]
 
 # Positions at which the closed forms read a map: a mean over more of them costs time and says the same.
 LOGITS, FEATURES = 256, 64
 PROBED = ("input", "consistency", "gat")  # readings that differentiate the network
+
+# Name of a term -> (M + 1, N): the information of M modalities in N samples, and in the last row 1 for a sample
+# without a labelled pixel.
+Tables = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,32 +83,31 @@ class RegularizerConfig:
     cap: Annotated[float, Above(0)] = 10.0
     """Largest value of one term: beyond it, it is scaled down to this value, and counted."""
 
-    def check(self) -> None:
-        """Raise ValueError for settings that cannot work."""
-        for name in ("lambda_p", "lambda_f"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} {getattr(self, name)}: a weight of 0 or more; a negative one would reward imbalance"
-                )
-        if not self.sigma > 0:
-            raise ValueError(
-                f"sigma {self.sigma}: a standard deviation above 0; without noise there is no measure to take entropy over"
-            )
-        if not 0 < self.probe_crop <= 1 or self.probe_every < 1 or self.probe_samples < 1:
-            raise ValueError(
-                f"probe_every {self.probe_every}, probe_crop {self.probe_crop}, probe_samples {self.probe_samples}: "
-                "steps and samples of 1 or more, a crop share above 0 and up to 1"
-            )
-        if not self.cap > 0 or not 0 <= self.delay < 1:
-            raise ValueError(
-                f"cap {self.cap}, delay {self.delay}: a cap above 0 and a delay from 0 to less than 1"
-            )
+    @property
+    def prediction_term(self) -> bool:
+        return self.prediction != "none" and self.lambda_p > 0
+
+    @property
+    def feature_term(self) -> bool:
+        return self.features != "none" and self.lambda_f > 0
+
+    @property
+    def probed(self) -> bool:
+        """Whether it has terms of second order."""
+        return (self.prediction_term and self.prediction in PROBED) or (
+            self.feature_term and self.features == "decoder"
+        )
+
+    @property
+    def in_closed_form(self) -> bool:
+        """Whether it has terms that are computed at every step from logits or features."""
+        return (self.prediction_term and self.prediction not in PROBED) or (
+            self.feature_term and self.features != "decoder"
+        )
 
     @property
     def active(self) -> bool:
-        return (self.prediction != "none" and self.lambda_p > 0) or (
-            self.features != "none" and self.lambda_f > 0
-        )
+        return self.prediction_term or self.feature_term
 
     @property
     def needs_modalities(self) -> bool:
@@ -105,35 +115,143 @@ class RegularizerConfig:
         return self.features != "none" or self.prediction in ("consistency", "unimodal-logit", "fused-logit")
 
 
-def combine(information: Tensor, form: str) -> Tensor:
-    """One loss from the information of the modalities (M,), all positive.
+# ---- information ----
 
-    ``inverse``  Σ 1/I_i. Falls when any I grows: balances *and* rewards sensitivity without end.
-    ``balance``  mean(I) · mean(1/I) − 1 ≥ 0 by the inequality of the arithmetic and harmonic means, 0 only
-                 where all are equal; a common factor drops out. With shares s_i = I_i / ΣI it equals the mean
-                 of 1/(M s_i), less 1.
-    ``share``    ln(mean(I)) − mean(ln I) = −mean ln(M s_i) ≥ 0: the same with the geometric mean, and a
-    gentler pull.
+
+def read_outputs(
+    config: RegularizerConfig,
+    logits: Mapping[str, Tensor] | None,
+    features: Sequence[Tensor] | None,
+    label: Tensor,
+) -> Tables:
+    """Information in closed form: only softmax arithmetic, with a graph to ``logits`` and ``features``."""
+    tables: Tables = {}
+    if config.prediction_term and config.prediction not in PROBED:
+        if logits is None:
+            raise ValueError(
+                f"the reading {config.prediction!r} needs logits=: a dict of each modality's own logits"
+            )
+        small = thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS)
+        values, _ = logit_information(
+            {name: thinned(value, LOGITS) for name, value in logits.items()},
+            small,
+            fused=config.prediction == "fused-logit",
+            variance=config.variance,
+        )
+        tables[config.prediction] = _table(values, small)
+    if config.feature_term and config.features != "decoder":
+        if features is None:
+            raise ValueError(
+                f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale"
+            )
+        count = len(features[0]) // len(label)
+        if count > 1:  # a modality alone is its own mean: nothing to compare
+            maps = [thinned(feature, FEATURES) for feature in features[-SCALES:]]
+            scales, _ = feature_information(maps, count, reading=config.features, variance=config.variance)
+            tables |= {f"{config.features} scale {j}": _table(values) for j, values in enumerate(scales, 1)}
+    return tables
+
+
+def read_probe(
+    config: RegularizerConfig,
+    network: Callable,
+    images: Mapping[str, Tensor],
+    label: Tensor,
+    seed: int,
+    step: int,
+) -> Tables:
+    """Information that differentiates the network, on a crop of a few samples."""
+    tables: Tables = {}
+    images, label = crop(config, images, label, derived_seed(seed, "probe crop", step))
+    options = {"variance": config.variance, "create_graph": True}
+    noise = {"seed": derived_seed(seed, "probe", step)}
+    if config.prediction_term and config.prediction == "gat":
+        values, _ = gat_information(network, images, **noise, **options)
+        tables["gat"] = _table(values)  # one number for the whole batch
+    elif config.prediction_term and config.prediction in PROBED:
+        noise |= {"sigma": config.sigma, "reading": config.prediction}
+        values, _ = input_information(network, images, label, **noise, **options)
+        tables[config.prediction] = _table(values, label)
+    if config.feature_term and config.features == "decoder":
+        features = network.features(dict(images))
+        scales, _ = decoder_information(network.head, features, label, len(images), **options)
+        tables |= {f"decoder scale {j}": _table(values, label) for j, values in enumerate(scales, 1)}
+    return tables
+
+
+def crop(
+    config: RegularizerConfig, images: Mapping[str, Tensor], label: Tensor, seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A few samples and one window of them, at least 32 pixels a side where the image has them."""
+    rng = np.random.default_rng(seed)
+    count = min(max(config.probe_samples, 2 if config.prediction == "gat" else 1), len(label))
+    samples = torch.from_numpy(np.sort(rng.choice(len(label), count, replace=False))).to(label.device)
+    height, width = (min(side, max(32, round(side * config.probe_crop))) for side in label.shape[-2:])
+    top, left = rng.integers(label.shape[-2] - height + 1), rng.integers(label.shape[-1] - width + 1)
+    window = (..., slice(top, top + height), slice(left, left + width))
+    return {name: image[samples][window] for name, image in images.items()}, label[samples][window]
+
+
+def thinned(value: Tensor, positions: int) -> Tensor:
+    """About ``positions`` evenly spaced pixels of a map (..., h, w)."""
+    stride = max(1, round((value.shape[-2] * value.shape[-1] / positions) ** 0.5))
+    return value[..., stride // 2 :: stride, stride // 2 :: stride]
+
+
+def _table(values: Tensor, label: Tensor | None = None) -> Tensor:
+    empty = torch.zeros_like(values[0])
+    if label is not None:
+        empty = ((label != IGNORE_INDEX).flatten(1).sum(1) == 0).to(values)
+    return torch.cat([values, empty[None]])
+
+
+# ---- gather ----
+
+
+def gather_tables(parts: Sequence[Tables], gather: Callable[[Tensor], Tensor]) -> Tables:
+    """The tables of all samples of a step, without graph, from those of this process's micro-batches; samples
+    are in the order of processes, then of micro-batches.
+
+    Args:
+        gather: (n, …) of this process -> (processes · n, …) of all, in the order of their ranks.
     """
-    if form == "inverse":
-        return (1 / information).sum()
-    if form == "balance":
-        return information.mean() * (1 / information).mean() - 1
-    return information.mean().log() - information.log().mean()
+    names = parts[0] if parts else ()
+    return {name: gather(torch.cat([part[name].detach() for part in parts], 1).T).T for name in names}
+
+
+def with_own_samples(whole: Tables, own: Tables, place: int) -> Tables:
+    """``whole`` with the ``place``-th block of samples replaced by ``own``, which has a graph: every
+    micro-batch of every process gets the value of the whole step and the gradient of its own samples.
+    """
+    tables = {}
+    for name, table in own.items():
+        first, last = place * table.shape[1], (place + 1) * table.shape[1]
+        tables[name] = torch.cat([whole[name][:, :first], table, whole[name][:, last:]], 1)
+    return tables
+
+
+# ---- combine ----
 
 
 class Regularizer:
-    """λ_p R_p + λ_f R_f, with guards that are counted.
+    """R_p and R_f, lazy probes, delay and ramp, and guards that are counted.
 
     Attributes:
+        counts: since the start: "probes"; "capped" terms; "empty" samples without a labelled pixel;
+            "nonfinite" samples, left out because their information was not a positive finite number. Counted
+            on the device; ``int`` makes it wait.
         information: name of the term -> (M,) information, of the latest call that computed it.
     """
 
     def __init__(self, config: RegularizerConfig, seed: int = 0):
-        config.check()
+        check_settings(config)
         self.config, self.seed, self.calls = config, seed, 0
-        self._counts: dict[str, Tensor | int] = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
+        self.tallies: dict[str, Tensor | int] = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
         self.information: dict[str, Tensor] = {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: int(number) for name, number in self.tallies.items()}
 
     def strength(self, progress: float) -> float:
         """Weight in [0, 1] at ``progress`` of the training: 0 during the delay, then rising linearly for as
@@ -141,6 +259,46 @@ class Regularizer:
         """
         delay = self.config.delay
         return 1.0 if delay == 0 else float(np.clip((progress - delay) / delay, 0, 1))
+
+    def due(self, step: int, progress: float = 1.0) -> bool:
+        """Whether this step has a probe of second order."""
+        return self.config.probed and step % self.config.probe_every == 0 and self.strength(progress) > 0
+
+    def weights(self, progress: float, steps: int = 1) -> tuple[float, float]:
+        """λ_p and λ_f at ``progress`` of the training, of a term that stands for so many steps."""
+        strength = self.strength(progress) * steps
+        return self.config.lambda_p * strength, self.config.lambda_f * strength
+
+    def probe(
+        self,
+        network: Callable,
+        images: Mapping[str, Tensor],
+        label: Tensor,
+        step: int,
+        gather: Callable[[Tensor], Tensor] = lambda table: table,
+        rank: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """R_p and R_f of second order."""
+        self.tallies["probes"] += 1
+        own = read_probe(self.config, network, images, label, self.seed, step)
+        return self.terms(with_own_samples(gather_tables([own], gather), own, rank))
+
+    def terms(self, tables: Tables, counting: bool = True) -> tuple[Tensor | float, Tensor | float]:
+        """R_p (Eq. 4 or 6) and R_f (Eq. 7, the sum over scales) of gathered information; 0.0 where there is
+        none.
+        """
+        R_p = R_f = 0.0
+        for name, table in tables.items():
+            values, empty = table[:-1], table[-1] > 0
+            form = "gat" if name == "gat" else self.config.form
+            R, self.information[name], capped = term(values, form, self.config.cap)
+            R_p, R_f = (R_p + R, R_f) if name == self.config.prediction else (R_p, R_f + R)
+            if counting:
+                usable = (torch.isfinite(values) & (values > 0)).all(0)
+                self.tallies["empty"] += empty.sum()
+                self.tallies["nonfinite"] += (~usable & ~empty).sum()
+                self.tallies["capped"] += capped
+        return R_p, R_f
 
     def __call__(
         self,
@@ -153,7 +311,7 @@ class Regularizer:
         step: int | None = None,
         progress: float = 1.0,
     ) -> Tensor:
-        """The scalar to add to the loss.
+        """λ_p R_p + λ_f R_f, the scalar to add to the loss, of one batch in one process.
 
         Args:
             network: name -> (B, C, H, W) to logits (B, K, h, w).
@@ -166,143 +324,13 @@ class Regularizer:
         """
         step = self.calls if step is None else step
         self.calls = step + 1
-        return self.closed_form(logits, features, label, progress) + self.probe(
-            network, images, label, step, progress
-        )
-
-    def closed_form(self, logits, features, label: Tensor, progress: float = 1.0) -> Tensor:
-        """The terms that cost only softmax arithmetic; graph-connected to ``logits`` and ``features``."""
-        config, weight = self.config, self.strength(progress)
         total = label.new_zeros((), dtype=torch.float32)
-        if weight == 0:
-            return total
-        if config.prediction in ("unimodal-logit", "fused-logit") and config.lambda_p > 0:
-            if logits is None:
-                raise ValueError(
-                    f"the reading {config.prediction!r} needs logits=: a dict of each modality's own logits"
-                )
-            small = thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS)
-            logits = {name: thinned(value, LOGITS) for name, value in logits.items()}
-            values, _ = logit_information(
-                logits, small, fused=config.prediction == "fused-logit", variance=config.variance
-            )
-            total = total + config.lambda_p * weight * self._term(config.prediction, values, small)
-        if config.features in ("kl", "ce") and config.lambda_f > 0:
-            if features is None:
-                raise ValueError(
-                    f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale"
-                )
-            count = len(features[0]) // len(label)
-            if count == 1:  # a modality is its own mean: nothing to compare
-                return total
-            # The paper's four scales are those of the encoder's four stages; a fifth, finer one is the
-            # stem's.
-            maps = [thinned(feature, FEATURES) for feature in features[-4:]]
-            values, _ = feature_information(maps, count, reading=config.features, variance=config.variance)
-            for j, value in enumerate(values):
-                total = total + config.lambda_f * weight * self._term(
-                    f"{config.features} scale {j + 1}", value
-                )
+        if self.strength(progress) > 0:
+            lambda_p, lambda_f = self.weights(progress)
+            R_p, R_f = self.terms(read_outputs(self.config, logits, features, label))
+            total = total + lambda_p * R_p + lambda_f * R_f
+        if self.due(step, progress):
+            lambda_p, lambda_f = self.weights(progress, self.config.probe_every)
+            R_p, R_f = self.probe(network, images, label, step)
+            total = total + lambda_p * R_p + lambda_f * R_f
         return total
-
-    def due(self, step: int, progress: float = 1.0) -> bool:
-        """Whether this step has a probe of second order."""
-        config = self.config
-        probed = (config.prediction in PROBED and config.lambda_p > 0) or (
-            config.features == "decoder" and config.lambda_f > 0
-        )
-        return probed and step % config.probe_every == 0 and self.strength(progress) > 0
-
-    def probe(
-        self, network: Callable, images: Mapping[str, Tensor], label: Tensor, step: int, progress: float = 1.0
-    ) -> Tensor:
-        """The terms of second order: 0 on steps without a probe, weighted by ``probe_every`` on the others."""
-        config = self.config
-        total = label.new_zeros((), dtype=torch.float32)
-        if not self.due(step, progress):
-            return total
-        self._count("probes", 1)
-        images, label = self._crop(images, label, step)
-        weight, seed = self.strength(progress) * config.probe_every, derived_seed(self.seed, "probe", step)
-        if config.prediction in PROBED and config.lambda_p > 0:
-            if config.prediction == "gat":
-                values, _ = gat_information(
-                    network, images, seed=seed, variance=config.variance, create_graph=True
-                )
-            else:
-                values, _ = input_information(
-                    network,
-                    images,
-                    label,
-                    sigma=config.sigma,
-                    seed=seed,
-                    reading=config.prediction,
-                    variance=config.variance,
-                    create_graph=True,
-                )
-            term = self._term(config.prediction, values, label)
-            total = total + config.lambda_p * weight * term
-        if config.features == "decoder" and config.lambda_f > 0:
-            values, _ = decoder_information(
-                network.head,
-                network.features(dict(images)),
-                label,
-                len(images),
-                variance=config.variance,
-                create_graph=True,
-            )
-            for j, value in enumerate(values):
-                total = total + config.lambda_f * weight * self._term(f"decoder scale {j + 1}", value, label)
-        return total
-
-    def _crop(
-        self, images: Mapping[str, Tensor], label: Tensor, step: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """A few samples and one window of them, at least 32 pixels a side where the image has them."""
-        config = self.config
-        rng = np.random.default_rng(derived_seed(self.seed, "probe crop", step))
-        samples = min(max(config.probe_samples, 2 if config.prediction == "gat" else 1), len(label))
-        chosen = torch.from_numpy(np.sort(rng.choice(len(label), samples, replace=False))).to(label.device)
-        height, width = (
-            min(length, max(32, round(length * config.probe_crop))) for length in label.shape[-2:]
-        )
-        top, left = rng.integers(label.shape[-2] - height + 1), rng.integers(label.shape[-1] - width + 1)
-        window = (..., slice(top, top + height), slice(left, left + width))
-        return {name: image[chosen][window] for name, image in images.items()}, label[chosen][window]
-
-    def _term(self, name: str, values: Tensor, label: Tensor | None = None) -> Tensor:
-        """Information (M, B) to one guarded number: mean over the usable samples, combined over modalities,
-        capped.
-        """
-        usable = (torch.isfinite(values) & (values > 0)).all(0)
-        empty = torch.zeros_like(usable)
-        if label is not None and values.shape[1] == len(label):
-            empty = (label != IGNORE_INDEX).flatten(1).sum(1) == 0
-        self._count("empty", empty.sum())
-        self._count("nonfinite", (~usable & ~empty).sum())
-        # The integral is the mean over samples and noise, inverted after: E[1/I] would be larger (Jensen).
-        # All by arithmetic: a branch on a value would make a GPU wait for it.
-        information = torch.where(usable, values, 0.0).sum(1) / usable.sum().clamp_min(1)
-        information = torch.where(usable.any(), information, 1.0)
-        self.information[name] = information.detach()
-        if name == "gat":
-            value = (1 / information).norm()  # their λ of 1e-10 belongs to values of 1e9: no cap
-        else:
-            value = combine(information + 1e-6 * information.detach().mean(), self.config.form)
-            self._count("capped", (value.detach() > self.config.cap).sum())
-            value = value * (self.config.cap / value.detach().clamp_min(self.config.cap))
-        return torch.where(usable.any(), value, 0.0)
-
-    def _count(self, what: str, number: Tensor | int) -> None:
-        self._counts[what] = self._counts[what] + number
-
-    def restore(self, counts: Mapping[str, int]) -> None:
-        """Go on counting from ``counts``, of a run that is resumed."""
-        self._counts |= counts
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Since the start: "probes"; "capped" terms; "empty" samples without a labelled pixel; "nonfinite"
-        samples, left out because their information was not a positive finite number.
-        """
-        return {name: int(number) for name, number in self._counts.items()}

@@ -11,7 +11,7 @@ import atexit
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..config import Above, AtLeast, Between
+from ..config import Above, AtLeast, Between, check_settings
 from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..loop import Progress, find_tensorboard, resume
@@ -32,7 +32,7 @@ from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, seed_everything
 from .network import NetworkConfig, Segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
-from .regularizer import PROBED, Regularizer, RegularizerConfig
+from .regularizer import Regularizer, RegularizerConfig, Tables, gather_tables, read_outputs, with_own_samples
 
 
 @dataclass(frozen=True)
@@ -153,76 +153,10 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def plan(config: TrainConfig, samples: int, processes: int = 1) -> int:
+def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> int:
     """Number of optimizer steps."""
-    if config.epochs <= 0 or config.batch_size < 1 or config.accumulate < 1:
-        raise ValueError(
-            f"epochs {config.epochs}, batch size {config.batch_size}, accumulate {config.accumulate}: all must be positive"
-        )
-    if not config.clip > 0 or not 0 <= config.warmup <= 1:
-        raise ValueError(
-            f"--clip {config.clip}, --warmup {config.warmup}: expected a gradient norm above 0 and a share from 0 to 1"
-        )
+    check_settings(config)
     return max(1, math.ceil(config.epochs * samples / (config.batch_size * config.accumulate * processes)))
-
-
-class StepRegularizer(Regularizer):
-    """The regulariser of a step that processes and micro-batches share: information is averaged over the
-    samples of all of them before it is inverted. Each part gets the value of the whole and the gradient of
-    its own samples: gradients of the parts are summed.
-    """
-
-    def __init__(
-        self,
-        config: RegularizerConfig,
-        seed: int,
-        gather: Callable[[Tensor], Tensor],
-        rank: int,
-        processes: int,
-    ):
-        """``gather``: (n, …) of this process -> (processes · n, …) of all, in the order of their ranks."""
-        super().__init__(config, seed)
-        self.gather, self.rank, self.alone = gather, rank, processes == 1
-        self.part, self.parts, self.tables = 0, 1, {}
-        self.probed: Tensor | float = 0.0  # value of the latest probe
-
-    @property
-    def in_closed_form(self) -> bool:
-        """Whether a term is computed from every micro-batch's own logits or features."""
-        config = self.config
-        return (config.prediction not in ("none", *PROBED) and config.lambda_p > 0) or (
-            config.features in ("kl", "ce") and config.lambda_f > 0
-        )
-
-    def look_ahead(self, parts: Iterator[tuple], share: float) -> None:
-        """First pass over the micro-batches of a step, (logits, features, label) of each: what information do
-        they hold together?
-        """
-        self.part, self.tables = -1, {}
-        for self.parts, (logits, features, label) in enumerate(parts, 1):
-            self.closed_form(logits, features, label, share)
-        self.tables = {name: self.gather(torch.cat(found, 1).T).T for name, found in self.tables.items()}
-
-    def _term(self, name: str, values: Tensor, label: Tensor | None = None) -> Tensor:
-        if self.alone and self.part == 0 and name not in self.tables:
-            return super()._term(name, values, label)
-        count = values.shape[1]
-        empty = torch.zeros_like(values[0])
-        if label is not None and len(label) == count:
-            empty = ((label != IGNORE_INDEX).flatten(1).sum(1) == 0).to(values)
-        table = torch.cat([values.detach(), empty[None]])
-        if self.part < 0:
-            self.tables.setdefault(name, []).append(table)
-            return values.new_zeros(())
-        ahead = name in self.tables
-        table = self.tables[name] if ahead else self.gather(table.T).T
-        first = count * (self.rank * self.parts + self.part if ahead else self.rank)
-        values = torch.cat([table[:-1, :first], values, table[:-1, first + count :]], 1)
-        counts = dict(self._counts)
-        term = super()._term(name, values, torch.where(table[-1] > 0, IGNORE_INDEX, 0)[:, None])
-        if self.part:  # these samples were counted with the first micro-batch
-            self._counts = counts
-        return term
 
 
 @dataclass
@@ -236,9 +170,10 @@ class Run:
     model: torch.nn.Module  # wrapped for the exchange of gradients
     network: Segmenter  # the same, bare
     optimizer: torch.optim.Optimizer
-    regularizer: StepRegularizer
+    regularizer: Regularizer
     steps: int
     progress: Progress
+    probe: Tensor | float = 0.0  # what the latest probe added to the loss
 
     @property
     def samples_per_step(self) -> int:
@@ -284,7 +219,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
         ValueError, DataError: as ``train``.
     """
     limit_threads()
-    config.regularizer.check()
+    check_settings(config)
     if config.tensorboard:
         find_tensorboard()
     if config.network.fusion == "centred" and config.objective.subsets not in ("full", "dropout"):
@@ -325,7 +260,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
         raise ValueError(
             f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for part B"
         )
-    steps = plan(config, len(data), processes)
+    steps = count_steps(config, len(data), processes)
 
     seed_everything(derived_seed(config.seed, "weights"))
     model = network = Segmenter(
@@ -354,14 +289,9 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     # Accelerate wraps ``forward`` in autocast; here autocast is entered where it is wanted, so that the
     # regulariser can do without.
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    regularizer = StepRegularizer(
-        config.regularizer,
-        derived_seed(config.seed, "regularizer", rank),
-        accelerator.gather,
-        rank,
-        processes,
-    )
-    regularizer.restore(progress.guards)
+    regularizer = Regularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank))
+    regularizer.tallies |= progress.guards
+    progress.guards = regularizer.tallies  # saved as they stand
     return Run(config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress)
 
 
@@ -389,34 +319,22 @@ def train_step(
         (this process's share of each term, the gradient's norm, whether it was finite; if not, the weights
         stay as they were).
     """
-    config, accelerator, model, network, regularizer = (
-        run.config,
-        run.accelerator,
-        run.model,
-        run.network,
-        run.regularizer,
-    )
+    config, accelerator, regularizer = run.config, run.accelerator, run.regularizer
     rank, processes = accelerator.process_index, accelerator.num_processes
     share = step / run.steps if share is None else share
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.steps, config)
     # One subset per step for all processes, so that their gradients are those of one large batch.
-    rng = np.random.default_rng(derived_seed(config.seed, "subset", step))
-    names = (
-        draw_subset(list(run.data.modalities), rng)
-        if config.objective.subsets == "dropout"
-        else list(run.data.modalities)
-    )
-    valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)]).to(
-        accelerator.device, non_blocking=True
-    )
-    valid = accelerator.reduce(valid, "sum").clamp_min(1)
+    names = list(run.data.modalities)
+    if config.objective.subsets == "dropout":
+        names = draw_subset(names, np.random.default_rng(derived_seed(config.seed, "subset", step)))
+    valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)])
+    valid = accelerator.reduce(valid.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
 
     def on_device(batch: dict) -> tuple[dict[str, Tensor], Tensor]:
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
-        return {n: to(batch["images"][n], memory_format=torch.channels_last) for n in names}, to(
-            batch["label"]
-        )
+        images = {name: to(batch["images"][name], memory_format=torch.channels_last) for name in names}
+        return images, to(batch["label"])
 
     def forward(net, images, m: int):
         if config.accumulate > 1:  # the same dropout in both passes over a micro-batch
@@ -425,38 +343,51 @@ def train_step(
             return net(images, fuse=False)
 
     torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # dropout inside the network
-    if config.accumulate > 1 and regularizer.in_closed_form and regularizer.strength(share) > 0:
+    regularized = config.regularizer.in_closed_form and regularizer.strength(share) > 0
+    whole: Tables = {}  # information of all samples of the step
+    if regularized and config.accumulate > 1:
+        # A pass ahead: information of all micro-batches is averaged before it is inverted.
+        parts = []
         with torch.no_grad():
-            regularizer.look_ahead(
-                ((*forward(network, x, m), y) for m, (x, y) in enumerate(map(on_device, micro))), share
-            )
+            for m, batch in enumerate(micro):
+                images, label = on_device(batch)
+                parts.append(read_outputs(config.regularizer, *forward(run.network, images, m), label))
+        whole = gather_tables(parts, accelerator.gather)
     terms: dict[str, Tensor] = {}
     for m, batch in enumerate(micro):
         images, label = on_device(batch)
-        regularizer.part = m
         if m == 0 and regularizer.due(step, share):
             # On the bare network and without a gradient exchange: that of the last micro-batch sends this
             # share too.
-            with accelerator.no_sync(model):
-                probe = regularizer.probe(network, images, label, step, share)
+            with accelerator.no_sync(run.model):
+                lambda_p, lambda_f = regularizer.weights(share, config.regularizer.probe_every)
+                R_p, R_f = regularizer.probe(run.network, images, label, step, accelerator.gather, rank)
+                probe = lambda_p * R_p + lambda_f * R_f
                 accelerator.backward(probe * processes)
-            regularizer.probed = probe.detach()
+            run.probe = probe.detach()
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
         last = m == config.accumulate - 1
-        with nullcontext() if last else accelerator.no_sync(model):  # one gradient exchange a step
-            logits, features = forward(model, images, m)
-            found = subset_cross_entropy(logits, label, config.objective, valid, pixels)
-            # DDP averages gradients over processes, but both terms are to be summed: each process has its own
+        with nullcontext() if last else accelerator.no_sync(run.model):  # one gradient exchange a step
+            logits, features = forward(run.model, images, m)
+            shares = subset_cross_entropy(logits, label, config.objective, valid, pixels)
+            L_sup, R_p, R_f = shares["supervised"], 0.0, 0.0
+            lambda_p, lambda_f = regularizer.weights(share)
+            if regularized:
+                own = read_outputs(config.regularizer, logits, features, label)
+                if config.accumulate == 1:
+                    whole = gather_tables([own], accelerator.gather)
+                place = rank * config.accumulate + m
+                R_p, R_f = regularizer.terms(with_own_samples(whole, own, place), counting=m == 0)
+            # Eq. 8 and 9, with the λ that the paper counts to R_p and R_f
+            loss = L_sup + lambda_p * R_p + lambda_f * R_f
+            # DDP averages gradients over processes, but all terms are to be summed: each process has its own
             # samples' share.
-            loss = found["supervised"] * processes
-            if config.regularizer.active:
-                term = regularizer.closed_form(logits, features, label, share)
-                loss = loss + term * processes
-                found["regularizer"] = term / (config.accumulate * processes)
-            accelerator.backward(loss)
-        for name, value in found.items():
-            terms[name] = terms.get(name, 0) + value.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            accelerator.backward(loss * processes)
+        if config.regularizer.active:  # of the whole step, in every micro-batch and process
+            shares["regularizer"] = (lambda_p * R_p + lambda_f * R_f) / (config.accumulate * processes)
+        for name, value in shares.items():
+            terms[name] = terms.get(name, 0) + torch.as_tensor(value, device=accelerator.device).detach()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)
     finite = bool(torch.isfinite(norm))  # here the processor waits for the device
     if finite:  # never let a NaN into the weights
         run.optimizer.step()

@@ -51,19 +51,18 @@ def train(config: TrainConfig) -> dict:
             entry |= {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
             entry |= {"grad_norm": float(norm), "skipped": progress.skipped}
             if config.regularizer.active:
-                entry["probe"] = float(run.regularizer.probed)  # of the latest one
+                entry["probe"] = float(run.probe)  # of the latest one
                 entry["guards"] = run.regularizer.counts
                 entry["regularized"] = {
                     name: value.tolist() for name, value in run.regularizer.information.items()
                 }
             return entry
 
-        progress.guards = run.regularizer._counts
         return finite, line
 
     def measure(done: int):
         nonlocal scores, information
-        scores, information = evaluate(network, run.val, config, accelerator)
+        scores, information = validate(network, run.val, config, accelerator)
         summary = scores.summary()
         line = {"epoch": round(done / per_epoch, 3), "val": summary, "miou": scores.miou()}
         return line | {"information": information}, summary["mean"]
@@ -88,7 +87,7 @@ def train(config: TrainConfig) -> dict:
         processes=accelerator.num_processes,
     )
     if scores is None:  # the run was complete already
-        scores, information = evaluate(network, run.val, config, accelerator)
+        scores, information = validate(network, run.val, config, accelerator)
     report = {}
     if main:
         report = write_report(
@@ -110,7 +109,7 @@ def train(config: TrainConfig) -> dict:
     return report
 
 
-def evaluate(
+def validate(
     network: Segmenter, data: PreparedDataset, config: TrainConfig, accelerator: Accelerator
 ) -> tuple[SubsetScores, dict[str, float]]:
     """Scores of a network in training, every process taking its share of the data, and the Fisher information

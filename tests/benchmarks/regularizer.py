@@ -25,7 +25,7 @@ from mmlib.modalities import SENSORS
 from mmlib.runtime import limit_threads
 from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
-from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig
+from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, read_outputs
 
 NAMES, CLASSES = ("rgb", "depth", "event", "lidar"), 14
 READINGS = {
@@ -82,17 +82,26 @@ def main(options: Options) -> None:
     valid = torch.tensor(label.numel(), device=device)
     k = options.probe_every
 
+    def probe(term: Regularizer, number: int) -> torch.Tensor:
+        lambda_p, lambda_f = term.weights(1.0, term.config.probe_every)
+        R_p, R_f = term.probe(net, images, label, number)
+        return lambda_p * R_p + lambda_f * R_f
+
+    def closed_form(term: Regularizer, logits, features) -> torch.Tensor | float:
+        R_p, R_f = term.terms(read_outputs(term.config, logits, features, label))
+        return term.config.lambda_p * R_p + term.config.lambda_f * R_f
+
     def step(term: Regularizer, number: int) -> None:
         optimizer.zero_grad()
         if term.due(number):
-            term.probe(net, images, label, number).backward()
+            probe(term, number).backward()
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             logits, features = net(images, fuse=False)
         loss = subset_cross_entropy(logits, label, ObjectiveConfig(), valid, np.random.default_rng(number))[
             "supervised"
         ]
         if term.config.active:
-            loss = loss + term.closed_form(logits, features, label)
+            loss = loss + closed_form(term, logits, features)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
@@ -107,13 +116,12 @@ def main(options: Options) -> None:
         a probe.
         """
         start = clock()
-        found = term.closed_form(held_logits, held_features, label)
-        if found.requires_grad:
-            found.backward()
+        if term.config.in_closed_form:
+            closed_form(term, held_logits, held_features).backward()
         spent = clock() - start
         if term.due(0):
             start = clock()
-            term.probe(net, images, label, 0).backward()
+            probe(term, 0).backward()
             spent += (clock() - start) / k
         return spent
 
