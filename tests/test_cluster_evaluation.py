@@ -5,6 +5,7 @@ are odd.
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from small_runs import QUICK, SENSORS, SMALL, configured, relabelled, same, written
 
 from mmlib.data.prepared import PreparedDataset
-from mmlib.runtime import save_tensors
+from mmlib.runtime import derived_seed, save_tensors
 from mmlib.unsupervised import diagnostics, inference, train
 from mmlib.unsupervised.backbone import PatchViT, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
@@ -23,6 +24,7 @@ from mmlib.unsupervised.correspondence import Shifts
 from mmlib.unsupervised.inference import codes_of, evaluate_clustering
 from mmlib.unsupervised.methods import TokenConfig, prepare
 from mmlib.unsupervised.pictures import as_picture
+from mmlib.unsupervised.tokens import Tokens
 from mmlib.unsupervised.train import Model, cluster
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -160,6 +162,35 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
         report.criteria["explained"] == pytest.approx(np.mean(explained), abs=2e-5)
         and report.criterion == report.criteria["explained"]
     )
+
+
+def test_points_are_drawn_from_all_codes_and_no_more_are_kept(data, monkeypatch, shared):
+    """Codes of all crops of a large data set do not fit into memory."""
+    plan, prepared = shared(method="kmeans", tokens=TokenConfig("descriptors", crops=5))
+    config = configured(data, method="kmeans", evaluation=replace(QUICK, kmeans_points=200, kmeans_seed=3))
+    codes = codes_of(None, plan, prepared.tokens)
+    rows = codes.movedim(1, -1).flatten(0, -2)
+    rng = np.random.default_rng(derived_seed(3, "points"))
+    calls, sizes = captured(monkeypatch), []
+    genuine = inference.codes_of
+    monkeypatch.setattr(inference, "codes_of", lambda *a: sizes.append(len(a[2])) or genuine(*a))
+    evaluate_clustering(None, plan, prepared, 3, config)
+    assert torch.equal(calls[0][0], rows[torch.from_numpy(rng.permutation(len(rows))[:200])])
+    assert sizes == [5]  # only the scored split, which is written image by image
+    drawn, whole = inference.sample_codes(None, plan, prepared.tokens, 10**6, [2, 7, 40], 0)
+    assert len(drawn) == len(rows) and torch.equal(whole, codes[[2, 7, 40]])
+
+
+@pytest.mark.parametrize("crops", [1, 5])
+def test_random_pairs_of_the_histogram_are_two_images(crops):
+    """Every image has tokens of a direction of its own: a pair of one image has cosine 1, any other 0."""
+    image = np.repeat(np.arange(8), crops)
+    tokens = Tokens({"rgb": np.eye(8, dtype=np.float32)[image][:, :, None, None]}, image)
+    prepared, plan = SimpleNamespace(tokens=tokens), SimpleNamespace(targets=["rgb"])
+    loss = SimpleNamespace(shifts=SimpleNamespace(numbers={"rgb": (0.5, 0.5, 0.5)}), centre=False)
+    result = inference.histograms(prepared, plan, loss)
+    assert (result["rgb/self"]["attracted"], result["rgb/random"]["attracted"]) == (1, 0)
+    assert sum(result["rgb/random"]["counts"]) == 8
 
 
 def test_a_linear_probe_learns_from_the_training_split_and_is_not_matched(data, tmp_path):

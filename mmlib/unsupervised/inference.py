@@ -4,6 +4,7 @@ criteria, saved runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -117,20 +118,43 @@ class Evaluation:
                 scored.rows = rows
 
 
-@torch.no_grad()
-def codes_of(model, plan, tokens: Tokens, indices=None, chunk: int = 32) -> Tensor:
-    """Codes (n, D, h, w) on the CPU. Without a model, as k-means sees tokens: unit length per input,
-    concatenated.
+def code_batches(model, plan, tokens: Tokens, chunk: int = 32) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield (entries, their codes (B, D, h, w) on the CPU) of all tokens, in order. Without a model a code is
+    what k-means sees of tokens: unit length per input, concatenated.
     """
-    indices = np.arange(len(tokens)) if indices is None else np.asarray(indices)
-    found = []
     if model is not None:
         model.eval()
-    for part in np.array_split(indices, -(-len(indices) // chunk)):
-        batch = tokens.batch(part, list(plan.read))
-        parts = [F.normalize(batch[name], dim=1) for name in plan.read]
-        found.append((model(batch) if model is not None else torch.cat(parts, 1)).cpu())
-    return torch.cat(found)
+    for entries in np.array_split(np.arange(len(tokens)), -(-len(tokens) // chunk)):
+        batch = tokens.batch(entries, list(plan.read))
+        with torch.no_grad():
+            parts = [F.normalize(batch[name], dim=1) for name in plan.read]
+            yield entries, (model(batch) if model is not None else torch.cat(parts, 1)).cpu()
+
+
+def codes_of(model, plan, tokens: Tokens) -> Tensor:
+    """Codes (n, D, h, w) of all tokens on the CPU."""
+    return torch.cat([codes for _, codes in code_batches(model, plan, tokens)])
+
+
+def sample_codes(model, plan, tokens: Tokens, points: int, entries, seed: int) -> tuple[Tensor, Tensor]:
+    """(points, D) codes drawn from all places of all entries, and the whole codes (len(entries), D, h, w) of
+    some entries. Nothing else is kept: the codes of all crops of a large data set do not fit into memory.
+    """
+    patches = tokens.grid[0] * tokens.grid[1]
+    places = np.random.default_rng(seed).permutation(len(tokens) * patches)[:points]
+    drawn = whole = None
+    for part, codes in code_batches(model, plan, tokens):
+        if drawn is None:
+            drawn = codes.new_empty(len(places), codes.shape[1])
+            whole = codes.new_empty(len(entries), *codes.shape[1:])
+        first = int(part[0])
+        here = np.flatnonzero(places // patches - first < len(part))
+        here = here[places[here] >= first * patches]
+        rows = codes.movedim(1, -1).flatten(0, -2)
+        drawn[torch.from_numpy(here)] = rows[torch.from_numpy(places[here] - first * patches)]
+        here = np.flatnonzero(np.isin(entries, part))
+        whole[torch.from_numpy(here)] = codes[torch.from_numpy(np.asarray(entries)[here] - first)]
+    return drawn, whole
 
 
 @torch.no_grad()
@@ -139,10 +163,11 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     only to score.
     """
     settings, tokens = config.evaluation, prepared.tokens
-    rng = np.random.default_rng(derived_seed(settings.kmeans_seed, "points"))
-    codes = codes_of(model, plan, tokens)
-    points = codes.movedim(1, -1).flatten(0, -2)
-    points = points[torch.from_numpy(rng.permutation(len(points))[: settings.kmeans_points])]
+    # Codes of the training split: points for k-means; entries for the criteria, or all for a linear probe.
+    first, second = criteria_pairs(len(tokens))
+    entries = np.arange(len(tokens)) if settings.linear_steps else np.unique([*first, *second])
+    seed = derived_seed(settings.kmeans_seed, "points")
+    points, codes = sample_codes(model, plan, tokens, settings.kmeans_points, entries, seed)
     runs = [
         kmeans(
             points,
@@ -152,31 +177,33 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         )
         for r in range(settings.repeats)
     ]
-    means = min(runs, key=lambda run: min(run.inertia))
+    best = min(range(len(runs)), key=lambda r: min(runs[r].inertia))
+    means = runs[best]
+    # Codes of the scored split, which is assigned to clusters image by image.
     scored_codes = codes_of(model, plan, prepared.scored_tokens)
     code_of = lambda indices: scored_codes[indices]
     scores, repeats, others = None, [{"inertia": min(run.inertia)} for run in runs], {}
     if prepared.scored.labelled:
-        options = {"refinement": Refinement(settings.guide)}
         classes = prepared.scored.description.classes
-        named = [
-            score_clusters(clustering.count(code_of, prepared.scored, run.centroids, **options), classes)
-            for run in runs
-        ]
-        scores = named[next(i for i, run in enumerate(runs) if run is means)]
-        for entry, one in zip(repeats, named):
-            entry |= {"miou": one.miou(), "accuracy": one.accuracy()}
-        merged = score_clusters(scores.counts, classes, "many-to-one")
-        others["many_to_one"] = {"miou": merged.miou(), "accuracy": merged.accuracy()}
+        summary = lambda result: {"miou": result.miou(), "accuracy": result.accuracy()}
+
+        def scores_of(centroids: Tensor) -> ClusterScores:
+            refinement = Refinement(settings.guide)
+            counts = clustering.count(code_of, prepared.scored, centroids, refinement=refinement)
+            return score_clusters(counts, classes)
+
+        scores_of_runs = [scores_of(run.centroids) for run in runs]
+        scores = scores_of_runs[best]
+        for entry, result in zip(repeats, scores_of_runs):
+            entry |= summary(result)
+        others["many_to_one"] = summary(score_clusters(scores.counts, classes, "many-to-one"))
         if model is not None:
-            probed = score_clusters(
-                clustering.count(code_of, prepared.scored, model.probe.centroids.cpu(), **options), classes
-            )
-            others["online_probe"] = {"miou": probed.miou(), "accuracy": probed.accuracy()}
+            others["online_probe"] = summary(scores_of(model.probe.centroids.cpu()))
         if settings.linear_steps:
-            others["linear_probe"] = linear_probe(codes, scored_codes, prepared, settings)
-    criteria = label_free(codes, plan, prepared, means, runs)
-    found = {} if loss is None else histograms(prepared, plan, loss)
+            others["linear_probe"] = summary(linear_probe(codes, scored_codes, prepared, settings))
+    criteria = label_free(
+        lambda indices: codes[np.searchsorted(entries, indices)], plan, prepared, means, runs
+    )
     return Evaluation(
         means,
         scores,
@@ -184,45 +211,54 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         criteria,
         criteria[settings.criterion],
         diagnostics.collapse(points, means.centroids),
-        found,
+        {} if loss is None else histograms(prepared, plan, loss),
         others,
         settings,
         code_of,
     )
 
 
-def label_free(
-    codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans], pairs: int = 48
-) -> dict[str, float]:
-    """The criteria on training images (``diagnostics`` says what fools each), explained correspondences also
-    by input.
-    """
-    count = len(codes)
+def criteria_pairs(count: int, pairs: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Training entries whose pairs the criteria look at: some at random, and another one for each."""
     rng = np.random.default_rng(derived_seed(0, "criteria"))
     first = rng.choice(count, min(pairs, count), replace=False)
-    second = (first + rng.integers(1, max(2, count), len(first))) % count
+    return first, (first + rng.integers(1, max(2, count), len(first))) % count
+
+
+def label_free(code_of, plan, prepared, means: KMeans, runs: list[KMeans]) -> dict[str, float]:
+    """The criteria on training entries (``diagnostics`` says what fools each), explained correspondences also
+    by input. ``code_of`` maps entries of ``criteria_pairs`` to their codes (B, D, h, w).
+    """
+    first, second = criteria_pairs(len(prepared.tokens))
     tokens = prepared.tokens.batch(np.concatenate([first, second]), plan.extracted)
     n = len(first)
+    # Centred frozen correspondences F' (Eq. 2) of each pair.
     F_ = {name: centred(cosine(all_points(t[:n]), all_points(t[n:]))).cpu() for name, t in tokens.items()}
-    flat = lambda index: codes[index].movedim(1, -1).flatten(0, -2)
-    ids = lambda index, centroids: nearest_centroid(flat(index), centroids)[0].reshape(len(index), -1)
+    flat = {"first": code_of(first), "second": code_of(second)}
+    flat = {name: codes.movedim(1, -1).flatten(0, -2) for name, codes in flat.items()}
+    ids = lambda which, centroids: nearest_centroid(flat[which], centroids)[0].reshape(n, -1)
     explained, parts = diagnostics.explained_correspondence(
-        F_, ids(first, means.centroids), ids(second, means.centroids)
+        F_, ids("first", means.centroids), ids("second", means.centroids)
     )
-    alternatives = [r for run in runs for r in run.restarts]
-    found = {"explained": explained, "silhouette": diagnostics.silhouette(flat(first), means.centroids)}
-    if len(alternatives) > 1:
-        found["agreement"] = diagnostics.agreement([ids(first, c) for c in alternatives[:10]])
-    found |= {f"explained/{name}": value for name, value in parts.items()}
-    return {name: round(float(value), 5) for name, value in found.items()}
+    values = {
+        "explained": explained,
+        "silhouette": diagnostics.silhouette(flat["first"], means.centroids),
+    }
+    restarts = [centroids for run in runs for centroids in run.restarts]
+    if len(restarts) > 1:
+        values["agreement"] = diagnostics.agreement([ids("first", c) for c in restarts[:10]])
+    values |= {f"explained/{name}": value for name, value in parts.items()}
+    return {name: round(float(value), 5) for name, value in values.items()}
 
 
 def histograms(prepared, plan, loss, images: int = 16) -> dict[str, dict]:
     """Centred correspondences F' of self and random pairs of some training images, by target, with b marked
-    (adaptive: none).
+    (adaptive: none). One entry an image, another crop from image to image, so that a random pair is never
+    two crops of one image.
     """
-    index = np.arange(min(images, len(prepared.tokens)))
-    tokens, found = prepared.tokens.batch(index, list(plan.targets)), {}
+    _, start, crops = np.unique(prepared.tokens.image, return_index=True, return_counts=True)
+    index = (start + np.arange(len(start)) % crops)[:images]
+    tokens, result = prepared.tokens.batch(index, list(plan.targets)), {}
     for name, maps in tokens.items():
         points = all_points(maps)
         for pair, other in (("self", points), ("random", points.roll(1, 0))):
@@ -231,19 +267,17 @@ def histograms(prepared, plan, loss, images: int = 16) -> dict[str, dict]:
             counts, edges, attracted = diagnostics.correspondence_histogram(
                 centred(F_) if loss.centre else F_, b, 40
             )
-            found[f"{name}/{pair}"] = {
+            result[f"{name}/{pair}"] = {
                 "counts": counts.tolist(),
                 "low": round(float(edges[0]), 4),
                 "high": round(float(edges[-1]), 4),
                 "shift": None if np.isnan(b) else round(b, 4),
                 "attracted": round(attracted, 4),
             }
-    return found
+    return result
 
 
-def linear_probe(
-    codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig
-) -> dict[str, float]:
+def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> ClusterScores:
     """Scores of a linear map from finished codes to classes, trained with the training split's labels. Needs
     whole training images.
 
@@ -252,6 +286,7 @@ def linear_probe(
     if not prepared.data.labelled or len(codes) != len(prepared.data):
         raise ValueError("a linear probe needs a labelled training split and --crops 1")
     classes = prepared.data.description.classes
+    label_of = lambda data, index: torch.from_numpy(data.stored(index)[1].astype(np.int64))
     torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
     probe = LinearProbe(codes.shape[1], len(classes))
     optimizer = torch.optim.Adam(probe.parameters(), lr=5e-3)
@@ -259,16 +294,13 @@ def linear_probe(
     with torch.enable_grad():
         for _ in range(settings.linear_steps):
             index = rng.choice(len(codes), min(16, len(codes)), replace=False)
-            label = torch.stack(
-                [torch.from_numpy(prepared.data.stored(i)[1].astype(np.int64)) for i in index]
-            )
+            label = torch.stack([label_of(prepared.data, i) for i in index])
             optimizer.zero_grad()
             probe.loss(F.normalize(codes[index], dim=1), label).backward()
             optimizer.step()
     counts = np.zeros((len(classes), len(classes)), np.int64)
     for index in range(len(scored_codes)):
-        label = torch.from_numpy(prepared.scored.stored(index)[1].astype(np.int64))
-        guess = probe(F.normalize(scored_codes[index][None], dim=1), tuple(label.shape)).argmax(1)[0]
-        counts += confusion_matrix(guess, label, len(classes)).cpu().numpy()
-    found = score_clusters(counts, classes, mapping=np.arange(len(classes)))
-    return {"miou": found.miou(), "accuracy": found.accuracy()}
+        label = label_of(prepared.scored, index)
+        logits = probe(F.normalize(scored_codes[index][None], dim=1), tuple(label.shape))
+        counts += confusion_matrix(logits.argmax(1)[0], label, len(classes)).cpu().numpy()
+    return score_clusters(counts, classes, mapping=np.arange(len(classes)))

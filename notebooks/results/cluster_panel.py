@@ -190,7 +190,8 @@ def _clustered(
             prepared.scored.description.classes,
         )
         found["miou"][(*place, k)], found["accuracy"][(*place, k)] = scores.miou(), scores.accuracy()
-        found["explained"][(*place, k)] = label_free(codes, plan, prepared, means, [means])["explained"]
+        criteria = label_free(lambda indices: codes[indices], plan, prepared, means, [means])
+        found["explained"][(*place, k)] = criteria["explained"]
         found["mapping"][(*place, k)][:clusters] = scores.mapping
         found["maps"][(*place, k)] = assign(shown[frames], means.centroids, found["maps"].shape[-2:]).numpy()
     measured = diagnostics.collapse(points, points[: config.clusters[0]])
