@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from torch import Tensor
 
 from ..modalities import IGNORE_INDEX
@@ -29,13 +30,13 @@ def effective_rank(codes: Tensor) -> float:
     """
     if not codes.isfinite().all() or not codes.any():
         raise ValueError(
-            f"codes {tuple(codes.shape)} are all 0 or not finite and have no direction; look at the network's output"
+            f"codes {tuple(codes.shape)} are all 0 or not finite and have no direction; look at the "
+            "network's output"
         )
     unit = F.normalize(codes.detach().cpu().double(), dim=1)
     eigenvalues = torch.linalg.eigvalsh(unit.T @ unit)
-    share = eigenvalues.where(
-        eigenvalues > 1e-13 * eigenvalues[-1], 0
-    ).sqrt()  # below: rounding of the product
+    # Smaller eigenvalues are rounding of the product.
+    share = eigenvalues.where(eigenvalues > 1e-13 * eigenvalues[-1], 0).sqrt()
     share = share / share.sum()
     return float(torch.special.entr(share).sum().exp())
 
@@ -53,7 +54,8 @@ def collapse(codes: Tensor, centroids: Tensor, pairs: int = 20000, seed: int = 0
     """
     if len(codes) < 2 or not codes.isfinite().all():
         raise ValueError(
-            f"codes {tuple(codes.shape)}: expected two or more, all finite; the network has diverged or there is no data"
+            f"codes {tuple(codes.shape)}: expected two or more, all finite; the network has diverged or "
+            "there is no data"
         )
     unit = F.normalize(codes.detach().float(), dim=1)
     generator = torch.Generator().manual_seed(seed)
@@ -81,27 +83,25 @@ def correspondence_histogram(
     values = correspondence.detach().flatten().cpu().double().numpy()
     if not values.size or not np.isfinite(values).all():
         raise ValueError(
-            f"correspondences {tuple(correspondence.shape)}: expected one or more, all finite; check the frozen tokens"
+            f"correspondences {tuple(correspondence.shape)}: expected one or more, all finite; check the "
+            "frozen tokens"
         )
     return *np.histogram(values, bins), float((values > shift).mean())
 
 
 def auc(scores: Tensor, positive: Tensor) -> float:
-    """Probability that a positive scores higher than a negative, ties counted half, from ranks; NaN where
-    either kind is absent.
+    """Probability that a positive scores higher than a negative, ties counted half; NaN where either kind is
+    absent.
     """
     if scores.shape != positive.shape or not scores.isfinite().all():
         raise ValueError(
-            f"scores {tuple(scores.shape)} and positive {tuple(positive.shape)}: expected one shape, and finite scores"
+            f"scores {tuple(scores.shape)} and positive {tuple(positive.shape)}: expected one shape, and "
+            "finite scores"
         )
-    _, inverse, counts = scores.flatten().unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) * 2 - counts + 1)[
-        inverse
-    ]  # twice the mean rank of each group of equal scores: exact integers
-    chosen = positive.flatten().bool()
-    above, below = int(chosen.sum()), int((~chosen).sum())
-    wins = int(ranks[chosen].sum()) - above * (above + 1)
-    return wins / (2 * above * below) if above and below else float("nan")
+    positive = positive.flatten().bool().cpu().numpy()
+    if positive.all() or not positive.any():
+        return float("nan")
+    return float(roc_auc_score(positive, scores.flatten().cpu().numpy()))
 
 
 def correspondence_auc(
@@ -111,9 +111,8 @@ def correspondence_auc(
     pairs of different ones.
 
     Uses labels, so for evaluation only. first (B, P) and second (B, Q): class of each token, 255 = left out.
-    Use pairs of different
-    images: inside one image, nearness alone makes a good score. 0.5 = chance, 1 = every pair of one class
-    above all others.
+    Use pairs of different images: inside one image, nearness alone makes a good score. 0.5 = chance, 1 =
+    every pair of one class above all others.
     """
     valid = (first != IGNORE_INDEX)[:, :, None] & (second != IGNORE_INDEX)[:, None, :]
     same = first[:, :, None] == second[:, None, :]
@@ -126,47 +125,32 @@ def majority_label(label: Tensor, grid: tuple[int, int], classes: int) -> Tensor
     """
     if label.shape[-2] < grid[0] or label.shape[-1] < grid[1]:
         raise ValueError(
-            f"label {tuple(label.shape)} is smaller than the grid {grid}; expected one pixel or more in each cell"
+            f"label {tuple(label.shape)} is smaller than the grid {grid}; expected one pixel or more in each "
+            "cell"
         )
     wrong = label[((label < 0) | (label >= classes)) & (label != IGNORE_INDEX)]
     if wrong.numel():
         raise ValueError(f"label has id {int(wrong[0])}; expected 0 to {classes - 1} (255 = ignore)")
     ids = torch.where(label == IGNORE_INDEX, classes, label.long())
     share = F.adaptive_avg_pool2d(F.one_hot(ids, classes + 1).permute(0, 3, 1, 2).double(), grid)
-    found = share.argmax(1)
-    return torch.where(found == classes, IGNORE_INDEX, found)
-
-
-def _contingency(first: Tensor, second: Tensor) -> np.ndarray:
-    """Two integer tensors of one shape, ids >= 0 -> how many points have each pair of ids, (A, B) int64."""
-    if first.shape != second.shape or not first.numel():
-        raise ValueError(
-            f"{tuple(first.shape)} and {tuple(second.shape)}: expected the same points, one or more, in both"
-        )
-    width = int(second.max()) + 1
-    return (
-        torch.bincount(first.flatten() * width + second.flatten(), minlength=(int(first.max()) + 1) * width)
-        .reshape(-1, width)
-        .cpu()
-        .numpy()
-    )
+    majority = share.argmax(1)
+    return torch.where(majority == classes, IGNORE_INDEX, majority)
 
 
 def adjusted_rand(first: Tensor, second: Tensor) -> float:
     """Adjusted Rand index of two clusterings of the same points (any shape, ids >= 0): 1 = equal up to names,
-    0 = chance, can be < 0.
+    0 = chance, can be below 0.
 
     NaN where it has no meaning: both put all points into one cluster, or both give each point its own.
     """
-    table = _contingency(first, second)
-    pairs = lambda counts: sum(
-        n * (n - 1) // 2 for n in counts.ravel().tolist()
-    )  # Python integers do not overflow
-    both, one, other = pairs(table), pairs(table.sum(1)), pairs(table.sum(0))
-    total = pairs(np.array([first.numel()]))
-    # (both − E) / ((one + other) / 2 − E), E = one · other / total, all times 2 · total
-    above, below = 2 * (both * total - one * other), (one + other) * total - 2 * one * other
-    return above / below if below else float("nan")
+    if first.shape != second.shape or not first.numel():
+        raise ValueError(
+            f"{tuple(first.shape)} and {tuple(second.shape)}: expected the same points, one or more, in both"
+        )
+    counts = {len(ids.unique()) for ids in (first, second)}
+    if counts in ({1}, {first.numel()}):
+        return float("nan")
+    return float(adjusted_rand_score(first.flatten().cpu().numpy(), second.flatten().cpu().numpy()))
 
 
 def agreement(clusterings: Sequence[Tensor]) -> float:
@@ -178,7 +162,8 @@ def agreement(clusterings: Sequence[Tensor]) -> float:
     """
     if len(clusterings) < 2:
         raise ValueError(
-            f"{len(clusterings)} clustering: expected two or more to compare; raise restarts or give another seed"
+            f"{len(clusterings)} clustering: expected two or more to compare; raise restarts or give another "
+            "seed"
         )
     return float(np.mean([adjusted_rand(a, b) for a, b in combinations(clusterings, 2)]))
 
@@ -203,7 +188,8 @@ def explained_correspondence(
         values = values.double().flatten()
         if values.shape != same.shape or not values.std(correction=0) > 0:
             raise ValueError(
-                f"modality {name!r}: correspondences are constant, not finite, or of another shape than the assignments"
+                f"modality {name!r}: correspondences are constant, not finite, or of another shape than the "
+                "assignments"
             )
         share = same.mean()
         spread = values.std(correction=0) * same.std(correction=0)
@@ -228,47 +214,3 @@ def silhouette(codes: Tensor, centroids: Tensor) -> float:
     cosines = F.normalize(codes.double(), dim=1) @ F.normalize(centroids.to(codes.device).double(), dim=1).T
     distance = (1 - cosines).clamp(min=0).topk(2, largest=False).values
     return float(((distance[:, 1] - distance[:, 0]) / distance[:, 1].clamp(min=1e-12)).mean())
-
-
-def boundary_agreement(assignment: Tensor, pictures: Mapping[str, Tensor]) -> tuple[float, dict[str, float]]:
-    """Label-free criterion: do borders of clusters (B, H, W) lie where the pictures (B, C, H, W) change? Mean
-    over modalities, and each.
-
-    For neighbouring pixels, the AUC of the picture's step (Euclidean over channels) for "the clusters
-    differ": 0.5 = chance, 1 = all borders on the strongest steps, NaN without a border (collapse). Give
-    assignments and pictures one size, best the token grid, where borders are not displaced by up-sampling.
-    Fooled by clusters of colour or shadow, and raised by edge refinement with that picture.
-    """
-    shifted = lambda maps: ((maps[..., 1:, :], maps[..., :-1, :]), (maps[..., :, 1:], maps[..., :, :-1]))
-    differs = torch.cat([(a != b).flatten() for a, b in shifted(assignment)])
-    scores = {}
-    for name, picture in pictures.items():
-        if picture.ndim != 4 or picture[:, 0].shape != assignment.shape:
-            raise ValueError(
-                f"{name!r}: picture {tuple(picture.shape)} does not fit assignments {tuple(assignment.shape)}; resize one of them"
-            )
-        scores[name] = auc(torch.cat([(a - b).norm(dim=1).flatten() for a, b in shifted(picture)]), differs)
-    return float(np.mean(list(scores.values()))), scores
-
-
-def position_share(assignment: Tensor, blocks: int = 4) -> float:
-    """Label-free warning: share of the clusters' entropy that the position in the image explains, I(cluster;
-    block) / H(cluster).
-
-    assignment (n, h, w); the image is cut into blocks x blocks. 0 = clusters fall anywhere, 1 = position
-    decides. Scenes with sky above and road below are rightly above 0; high values without such a reason
-    betray positional bias of the features. 0 for one cluster. Needs many images: with few, chance alone
-    raises it.
-    """
-    if assignment.ndim != 3 or min(assignment.shape[1:]) < blocks:
-        raise ValueError(
-            f"assignment {tuple(assignment.shape)}: expected (n, h, w) with h and w of at least {blocks} blocks"
-        )
-    rows, columns = (
-        torch.arange(size, device=assignment.device) * blocks // size for size in assignment.shape[1:]
-    )
-    cells = (rows[:, None] * blocks + columns).expand(assignment.shape)
-    joint = _contingency(cells, assignment) / assignment.numel()
-    entropy = lambda p: float(-(p[p > 0] * np.log(p[p > 0])).sum())
-    clusters = entropy(joint.sum(0))
-    return (clusters + entropy(joint.sum(1)) - entropy(joint)) / clusters if clusters > 0 else 0.0
