@@ -137,7 +137,8 @@ def atomic_path(path: str | Path):
             free = shutil.disk_usage(path.parent).free / 1e6
             reason = f"{error.strerror or error}, {free:.1f} MB free on its disk"
             raise OSError(
-                f"{path}: could not be written ({reason}); nothing was written. Make room or choose another folder"
+                f"{path}: could not be written ({reason}); nothing was written. Make room or choose "
+                "another folder"
             ) from error
         raise
     finally:
@@ -163,7 +164,8 @@ def exclusive(path: str | Path):
             lock.acquire()
     except OSError as error:
         raise OSError(
-            f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be written"
+            f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be "
+            "written"
         ) from error
     try:
         yield
@@ -310,7 +312,9 @@ def load_into(module: torch.nn.Module, tensors: dict, path: str | Path) -> None:
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"{path}: its weights do not fit its description: {' '.join(str(error).split())[:300]}"
+            f"{path}: its weights do not fit its description; it is damaged or of another version: train "
+            "again, with "
+            f"another --out ({' '.join(str(error).split())[:300]})"
         ) from error
 
 
