@@ -263,10 +263,8 @@ def test_a_flat_guide_only_smooths_and_a_true_one_moves_the_edge():
         1, 1, 64, 64, generator=torch.Generator().manual_seed(0)
     )
     coarse = cl.assign(code, torch.eye(2), (64, 64))[0]
-    refined = cl.assign(code, torch.eye(2), (64, 64), guide, cl.Refinement("rgb", radius=8))[0]
-    flat = cl.assign(
-        code, torch.eye(2), (64, 64), torch.full_like(guide, 0.5), cl.Refinement("rgb", radius=8)
-    )[0]
+    refined = cl.assign(code, torch.eye(2), (64, 64), guide)[0]
+    flat = cl.assign(code, torch.eye(2), (64, 64), torch.full_like(guide, 0.5))[0]
     errors = [int((labels != truth).sum()) for labels in (coarse, refined, flat)]
     assert errors[0] == 4 * 64 and errors[1] < errors[0] / 2 and errors[2] > 0.9 * errors[0]
 
@@ -374,14 +372,14 @@ def test_counts_with_refined_edges(split):
     data, code_of, centroids = split
     plain, refined = (
         cl.count(code_of, data, centroids),
-        cl.count(code_of, data, centroids, refinement=cl.Refinement("rgb", radius=4)),
+        cl.count(code_of, data, centroids, guide="rgb"),
     )
     hits = [counts["all"][range(3), [1, 2, 0]].sum() for counts in (plain, refined)]
     assert hits[1] > hits[0]
     with pytest.raises(
         ValueError, match="guide 'thermal': expected one of the loaded modalities rgb, depth, aolp"
     ):
-        cl.count(code_of, data, centroids, refinement=cl.Refinement("thermal"))
+        cl.count(code_of, data, centroids, guide="thermal")
 
 
 def test_crops_are_no_images(split):

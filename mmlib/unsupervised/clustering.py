@@ -132,36 +132,27 @@ def guided_filter(maps: Tensor, guide: Tensor, radius: int = 8, eps: float = 1e-
     return torch.cat([smooth(values).to(maps.dtype) for values in maps.split(1, 1)], 1)
 
 
-@dataclass(frozen=True)
-class Refinement:
-    """Edges from a picture: its modality ("" = off), radius in pixels (about one token), contrast² that still
-    counts as flat, and the temperature of the memberships softmax(cosine / temperature) that are filtered.
-    """
-
-    guide: str = ""
-    radius: int = 8
-    eps: float = 1e-3
-    temperature: float = 0.1
-
-
 def assign(
     code: Tensor,
     centroids: Tensor,
     size: tuple[int, int],
     guide: Tensor | None = None,
-    refinement: Refinement = Refinement(),
+    radius: int = 8,
+    temperature: float = 0.1,
 ) -> Tensor:
     """Cluster of each pixel: codes (B, D, h, w) are up-sampled bilinearly to ``size``, then the largest
     cosine wins. (B, H, W) int64
 
-    Given a guide (B, G, H, W) in [0, 1], memberships pass through the guided filter before the largest is
-    taken. Raises ValueError: shapes that do not fit, NaN or infinite codes.
+    With a guide (B, G, H, W) in [0, 1], the memberships softmax(cosine / temperature) pass through the guided
+    filter before the largest is taken; its radius is in pixels, about one token.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinite codes.
     """
     if code.ndim != 4 or code.shape[1] != centroids.shape[1] or not code.isfinite().all():
         raise ValueError(
-            f"code {tuple(code.shape)} and centroids {tuple(centroids.shape)}: expected finite (B, D, h, "
-            "w) and (K, D) of "
-            "one D; train again if the network has diverged"
+            f"code {tuple(code.shape)} and centroids {tuple(centroids.shape)}: expected finite (B, D, h, w) "
+            "and (K, D) of one D; train again if the network has diverged"
         )
     code, centroids = code.float(), F.normalize(centroids.float(), dim=1).to(code.device)
     # Up-sampling and products with centroids are linear and commute, and the length of a code does not move
@@ -171,8 +162,8 @@ def assign(
         return products.argmax(1)
     # Memberships need cosines, hence the length of every up-sampled code; one image at a time bounds memory.
     length = torch.cat([upsample(one[None], size).norm(dim=1, keepdim=True) for one in code])
-    memberships = (products / length.clamp(min=1e-12) / refinement.temperature).softmax(1)
-    return guided_filter(memberships, guide.to(code.device), refinement.radius, refinement.eps).argmax(1)
+    memberships = (products / length.clamp(min=1e-12) / temperature).softmax(1)
+    return guided_filter(memberships, guide.to(code.device), radius).argmax(1)
 
 
 @torch.no_grad()
@@ -180,20 +171,22 @@ def assignments(
     code_of: Callable[[list[int]], Tensor],
     dataset: PreparedDataset,
     centroids: Tensor,
-    *,
-    refinement: Refinement = Refinement(),
+    guide: str = "",
     batch_size: int = 8,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (index, cluster of each pixel (H, W), label (H, W)) for every image of a split at its own size,
     on the CPU.
 
-    ``code_of`` maps indices of images to their codes (B, D, h, w), each covering its whole image.
-    Raises ValueError: another number of codes than of images, or a guide that is no loaded modality.
+    Args:
+        code_of: indices of images -> their codes (B, D, h, w), each covering its whole image.
+        guide: modality whose picture refines the edges; "" = none.
+
+    Raises:
+        ValueError: another number of codes than of images, or a guide that is no loaded modality.
     """
-    if refinement.guide and refinement.guide not in dataset.modalities:
+    if guide and guide not in dataset.modalities:
         raise ValueError(
-            f"guide {refinement.guide!r}: expected one of the loaded modalities "
-            f"{', '.join(dataset.modalities)}, or ''"
+            f"guide {guide!r}: expected one of the loaded modalities {', '.join(dataset.modalities)}, or ''"
         )
     for indices in torch.arange(len(dataset)).split(batch_size):
         indices = indices.tolist()
@@ -204,11 +197,10 @@ def assignments(
                 "(no crops)"
             )
         for index, code in zip(indices, codes):
-            guide, label = None, torch.from_numpy(dataset.stored(index)[1].astype(np.int64))
-            if refinement.guide:
-                picture = dataset.physical(index)[0][refinement.guide]
-                guide = as_picture(dataset.modalities[refinement.guide], picture)[None]
-            yield index, assign(code[None], centroids, tuple(label.shape), guide, refinement)[0].cpu(), label
+            label, picture = torch.from_numpy(dataset.stored(index)[1].astype(np.int64)), None
+            if guide:
+                picture = as_picture(dataset.modalities[guide], dataset.physical(index)[0][guide])[None]
+            yield index, assign(code[None], centroids, tuple(label.shape), picture)[0].cpu(), label
 
 
 def count(code_of, dataset: PreparedDataset, centroids: Tensor, **options) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
 from ..runtime import derived_seed
 from . import clustering, diagnostics
-from .clustering import Clustering, LinearProbe, Refinement, write_label_maps
+from .clustering import Clustering, LinearProbe, write_label_maps
 from .correspondence import PAIRS, all_points, centred, cosine
 from .kmeans import KMeans, kmeans, nearest_centroid
 from .tokens import Tokens
@@ -112,8 +112,7 @@ class Evaluation:
             rows = scored.rows
             try:
                 scored.rows = rows if count < 0 else rows[:count]
-                refinement = Refinement(self.settings.guide)
-                write_label_maps(folder, self.code_of, scored, clusters, refinement=refinement)
+                write_label_maps(folder, self.code_of, scored, clusters, guide=self.settings.guide)
             finally:
                 scored.rows = rows
 
@@ -188,8 +187,7 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         summary = lambda result: {"miou": result.miou(), "accuracy": result.accuracy()}
 
         def scores_of(centroids: Tensor) -> ClusterScores:
-            refinement = Refinement(settings.guide)
-            counts = clustering.count(code_of, prepared.scored, centroids, refinement=refinement)
+            counts = clustering.count(code_of, prepared.scored, centroids, guide=settings.guide)
             return score_clusters(counts, classes)
 
         scores_of_runs = [scores_of(run.centroids) for run in runs]

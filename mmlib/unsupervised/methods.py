@@ -200,45 +200,41 @@ class Prepared:
 
 def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     """Open the data, extract or read tokens, find neighbours. No label is read."""
-    settings = config.tokens
-    device = choose_device(config.device)
-    train = PreparedDataset(config.data, "train", config.modalities or None)
-    sensors = list(train.modalities)
-    sensors.sort(key=lambda name: name != "rgb")  # the reference comes first
-    found = resolve_method(config, sensors)
+    settings, device = config.tokens, choose_device(config.device)
+    data = PreparedDataset(config.data, "train", config.modalities or None)
+    sensors = sorted(data.modalities, key=lambda name: name != "rgb")  # the reference comes first
+    plan = resolve_method(config, sensors)
     scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
+    # Tokens of both splits, through one chain with the statistics of the training split.
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
     options = {"device": device, "progress": config.progress}
-    tokens = settings.extract(train, backbone, found.extracted, train=True, **options)
-    evaluated = settings.extract(scored, backbone, found.extracted, train=False, **options)
+    tokens = settings.extract(data, backbone, plan.extracted, train=True, **options)
+    scored_tokens = settings.extract(scored, backbone, plan.extracted, train=False, **options)
     chain = settings.chain(tokens)
-    tokens, evaluated = replace(tokens, chain=chain), replace(evaluated, chain=chain)
-    compared = found.extracted if config.knn == "all" else found.extracted[:1]
-    groups = None if config.same_image else tokens.image
-    paired = found.loss.weights[1] and config.method != "kmeans"
-    close = (
-        nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
-        if paired
-        else torch.empty(0)
-    )
+    tokens, scored_tokens = replace(tokens, chain=chain), replace(scored_tokens, chain=chain)
+    # Neighbours by mean tokens, where the loss has KNN pairs.
+    neighbours = torch.empty(0)
+    if plan.loss.weights[1] and config.method != "kmeans":
+        compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
+        groups = None if config.same_image else tokens.image
+        neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
     extras, extra = {}, EXTRAS.get(config.method)
-    if extra in train.modalities:
-        extras[extra] = on_grid(train, extra, settings, tokens.grid).to(device)
-    stored = tokens.nbytes
+    if extra in data.modalities:
+        extras[extra] = on_grid(data, extra, settings, tokens.grid).to(device)
     inputs = {}
-    for name, part in {"train": train, config.evaluation.split: scored}.items():
+    for name, part in {"train": data, config.evaluation.split: scored}.items():
         inputs |= {f"{what} of {name}": digest for what, digest in part.digest().items()}
-    return found, Prepared(
-        train,
-        scored,
-        backbone,
-        tokens.in_memory(),
-        evaluated.in_memory(),
-        close,
-        extras,
-        chain,
-        stored,
-        inputs,
+    return plan, Prepared(
+        data=data,
+        scored=scored,
+        backbone=backbone,
+        tokens=tokens.in_memory(),
+        scored_tokens=scored_tokens.in_memory(),
+        neighbours=neighbours,
+        extras=extras,
+        chain=chain,
+        cached=tokens.nbytes,
+        inputs=inputs,
     )
 
 
@@ -246,11 +242,11 @@ def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple
     """(n, C, h, w): RGB as a picture, depth in metres, averaged over each token's patch, for every training
     entry.
     """
-    found = []
+    entries = []
     for index in range(len(data)):
         image = data.physical(index)[0][name]
         if name != "depth":
             image = as_picture(data.modalities[name], image)
         crops = five_crop(image) if settings.crops == 5 else image[None]
-        found.append(depth_on_grid(crops, grid)[0] if name == "depth" else resize_picture(crops, grid))
-    return torch.cat(found)
+        entries.append(depth_on_grid(crops, grid)[0] if name == "depth" else resize_picture(crops, grid))
+    return torch.cat(entries)

@@ -15,7 +15,7 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, score_clusters
 from ..runtime import choose_device, limit_threads, provenance, reading, write_json
 from .backbone import load_backbone
-from .clustering import Refinement, count, load_clustering, write_label_maps
+from .clustering import count, load_clustering, write_label_maps
 from .extraction import TokenConfig
 from .inference import codes_of
 from .methods import extracted
@@ -75,7 +75,7 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
     tokens = settings.extract(data, backbone, names, train=False, device=device, progress=config.progress)
     tokens = replace(tokens, chain=clusters.chain)
     codes = codes_of(clusters.network, SimpleNamespace(read=read), tokens)
-    refinement, code_of = Refinement(config.guide), lambda indices: codes[indices]
+    code_of = lambda indices: codes[indices]
     scores = None
     if data.labelled:
         classes = data.description.classes
@@ -86,7 +86,7 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
             )
         mapping = None if config.rematch or clusters.mapping is None else clusters.mapping
         scores = score_clusters(
-            count(code_of, data, clusters.centroids, refinement=refinement), classes, mapping=mapping
+            count(code_of, data, clusters.centroids, guide=config.guide), classes, mapping=mapping
         )
         record = {
             "provenance": provenance(),
@@ -98,5 +98,5 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
         clusters = replace(
             clusters, mapping=scores.mapping.tolist(), classes=classes, palette=data.description.palette
         )
-    write_label_maps(config.out, code_of, data, clusters, refinement=refinement)
+    write_label_maps(config.out, code_of, data, clusters, guide=config.guide)
     return scores
