@@ -140,7 +140,7 @@ def sensor_title(modality: Modality) -> str:
 
 
 def prediction_sheet(source, out: str | Path, count: int) -> None:
-    """``sheet.png`` in the folder that ``predict`` wrote: sensors, overlay and confidence of the first samples.
+    """``sheet.png`` in the folder that ``predict`` wrote: sensors, overlay, confidence of the first samples.
 
     Args:
         source: what was predicted (``mmlib.segmentation.predict.Source``).
