@@ -6,6 +6,9 @@ import json
 import math
 import os
 import socket
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,7 +23,8 @@ from timm.models.eva import checkpoint_filter_fn
 
 from mmlib.runtime import read_tensor_header, read_tensors
 from mmlib.unsupervised import backbone
-from mmlib.unsupervised.backbone import DINOV3, NAMES, SHIPPED, PatchViT, load_backbone, timm_keys
+from mmlib.unsupervised.backbone import NAMES, SHIPPED, PatchViT, load_backbone
+from mmlib.unsupervised.dinov3 import DINOV3, timm_keys
 
 create = timm.create_model
 
@@ -164,6 +168,22 @@ def test_one_network_in_every_format_gives_one_set_of_tokens(tiny, tmp_path, nam
         theirs = checkpoint_filter_fn(meta(state), network)
         ours = timm_keys(meta(state))
         assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
+
+
+def test_keys_depend_on_the_version_and_not_on_words(monkeypatch, tmp_path):
+    """Finished runs and cached tokens stay usable when a docstring changes."""
+    key = load_backbone("descriptors").key
+    source = Path(backbone.__file__).read_text(encoding="utf-8")
+    reworded = tmp_path / "reworded.py"
+    reworded.write_text(source.replace('"""Hand-made descriptors', '"""Descriptors'), encoding="utf-8")
+    assert reworded.read_text(encoding="utf-8") != source
+    module = ModuleType("mmlib.unsupervised.reworded")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.__package__, module.__file__ = "mmlib.unsupervised", str(reworded)
+    exec(compile(reworded.read_text(encoding="utf-8"), str(reworded), "exec"), vars(module))
+    assert module.load_backbone("descriptors").key == key
+    monkeypatch.setattr(backbone, "VERSION", backbone.VERSION + 1)
+    assert load_backbone("descriptors").key != key
 
 
 def test_the_real_small_network():
