@@ -493,7 +493,7 @@ def test_caches_that_are_none(runs, monkeypatch):
     extract = lambda: extract_tokens(
         PreparedDataset("data", "val"), load_backbone("descriptors"), progress=False
     )
-    folder = extract().folder
+    folder = extract().arrays["rgb"].files[0].parent
     lock = Path(f"{folder}.lock")
     shutil.rmtree(folder)
     folder.mkdir()

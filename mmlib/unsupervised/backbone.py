@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,16 @@ from torch import Tensor, nn
 from ..runtime import derived_seed, load_into, read_tensor_header, read_tensors, reading
 from .dinov3 import DINOV3, DINOv3
 
-NAMES = ("descriptors", "descriptors+vit", "vit", *DINOV3)
+BackboneName = Literal[
+    "descriptors",
+    "descriptors+vit",
+    "vit",
+    "dinov3-small",
+    "dinov3-small-plus",
+    "dinov3-base",
+    "dinov3-large",
+]
+NAMES = get_args(BackboneName)
 # Part of every backbone's key, on which cached tokens and finished runs depend. Raise it when a network, or
 # the normalisation before it, returns other tokens than before for the same picture and weights; names,
 # comments and speed do not count.

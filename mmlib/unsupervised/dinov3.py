@@ -50,7 +50,8 @@ def _load_dinov3(name: str, weights: str) -> nn.Module:
             raise ValueError(
                 f"{name}: its weights could not be had from the Hugging Face hub ({type(error).__name__}: "
                 f"{str(error)[:200]}). Fetch model.safetensors of timm/{model}.lvd1689m, or Meta's .pth "
-                "file, where there is a network and give its path as weights, or use descriptors, which need none"
+                "file, where there is a network and give its path as weights, or use descriptors, which "
+                "need none"
             ) from error
     state = timm_keys(_read_state(Path(weights).expanduser(), name))
     # The distilled networks have biases that are all zero; timm's plain variant leaves them out.

@@ -1,7 +1,8 @@
 """From images to tokens: which frozen tokens a run reads, from the cache on disk or through the backbone.
 
-Called by ``methods.prepare`` before training and by ``segment``. Images are not augmented before the backbone,
-so their tokens never change, and a training step reads them instead of running a vision transformer.
+Called by ``methods.prepare`` before training and by ``segment``. Images are not augmented before the
+backbone, so their tokens never change, and a training step reads them instead of running a vision
+transformer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..data.images import map_npy
 from ..data.prepared import PreparedDataset
 from ..runtime import atomic_path, data_dir, digest_files, exclusive, progress_bar
 from . import pictures
-from .backbone import Backbone
+from .backbone import Backbone, BackboneName
 from .pictures import DepthForm, as_picture, five_crop, resize_picture, working_size
 from .tokens import TokenChain, Tokens
 
@@ -35,15 +36,7 @@ PICTURED = ("channels", "low", "high", "dtype", "scale", "offset", "compress", "
 class TokenConfig:
     """Which frozen tokens, and what is done to them."""
 
-    backbone: Literal[
-        "descriptors",
-        "descriptors+vit",
-        "vit",
-        "dinov3-small",
-        "dinov3-small-plus",
-        "dinov3-base",
-        "dinov3-large",
-    ] = "descriptors+vit"
+    backbone: BackboneName = "descriptors+vit"
     """Frozen feature extractor; the first three need no download."""
     backbone_weights: str = ""
     """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub)."""
@@ -118,7 +111,8 @@ class Shards:
         array, shape = map_npy(path), (self.crops, *self.shape[1:])
         if array.dtype != np.float16 or array.shape != shape:
             raise ValueError(
-                f"{path}: holds {array.dtype} {array.shape}, expected float16 {shape}; delete it and run again"
+                f"{path}: holds {array.dtype} {array.shape}, expected float16 {shape}; delete it and run "
+                "again"
             )
         return array
 
@@ -217,15 +211,7 @@ def extract_tokens(
     if any(shard.missing() for shard in shards.values()):
         with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
             _extract(shards, parts, picture_of, backbone, ids, max(1, batch_size // crops), progress)
-    rows = [row for row in reader.rows for _ in range(crops)]
-    return Tokens(
-        shards,
-        np.repeat(np.arange(len(reader)), crops),
-        [row["id"] for row in rows],
-        [row["condition"] for row in rows],
-        device=device,
-        folder=folder,
-    )
+    return Tokens(shards, np.repeat(np.arange(len(reader)), crops), device=device)
 
 
 def _picture_keys(reader: PreparedDataset, index: int, depth_form: str) -> dict[str, str]:
@@ -259,13 +245,13 @@ def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: 
     with progress_bar(total=len(indices), desc=title, unit="image", progress=progress) as bar:
         for start in range(0, len(indices), step):
             chunk = indices[start : start + step]
-            seen = {index: picture_of(index) for index in chunk}
+            images = {index: picture_of(index) for index in chunk}
             for name, shard in shards.items():
                 todo = [index for index in chunk if index in missing[name]]
                 if not todo:
                     continue
                 # The picture of "rgb+thermal" is the mean of the two.
-                mixed = [sum(seen[i][part] for part in parts[name]) / len(parts[name]) for i in todo]
+                mixed = [sum(images[i][part] for part in parts[name]) / len(parts[name]) for i in todo]
                 tokens = backbone.extract(torch.cat(mixed)).cpu()
                 _write(shard, todo, tokens, name, ids)
             bar.update(len(chunk))

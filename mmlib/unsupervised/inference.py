@@ -137,23 +137,21 @@ def codes_of(model, plan, tokens: Tokens) -> Tensor:
 
 def sample_codes(model, plan, tokens: Tokens, points: int, entries, seed: int) -> tuple[Tensor, Tensor]:
     """(points, D) codes drawn from all places of all entries, and the whole codes (len(entries), D, h, w) of
-    some entries. Nothing else is kept: the codes of all crops of a large data set do not fit into memory.
+    some entries, numbers that increase. Nothing else is kept: the codes of all crops of a large data set do
+    not fit into memory.
     """
     patches = tokens.grid[0] * tokens.grid[1]
     places = np.random.default_rng(seed).permutation(len(tokens) * patches)[:points]
-    drawn = whole = None
+    order = np.argsort(places)
+    drawn, whole = [], []
     for part, codes in code_batches(model, plan, tokens):
-        if drawn is None:
-            drawn = codes.new_empty(len(places), codes.shape[1])
-            whole = codes.new_empty(len(entries), *codes.shape[1:])
-        first = int(part[0])
-        here = np.flatnonzero(places // patches - first < len(part))
-        here = here[places[here] >= first * patches]
-        rows = codes.movedim(1, -1).flatten(0, -2)
-        drawn[torch.from_numpy(here)] = rows[torch.from_numpy(places[here] - first * patches)]
-        here = np.flatnonzero(np.isin(entries, part))
-        whole[torch.from_numpy(here)] = codes[torch.from_numpy(np.asarray(entries)[here] - first)]
-    return drawn, whole
+        # The places of this batch, in increasing order.
+        start, stop = part[0] * patches, (part[-1] + 1) * patches
+        low, high = np.searchsorted(places[order], [start, stop])
+        own = torch.from_numpy(places[order][low:high] - start)
+        drawn.append(codes.movedim(1, -1).flatten(0, -2)[own])
+        whole.append(codes[torch.from_numpy(np.isin(part, entries))])
+    return torch.cat(drawn)[torch.from_numpy(np.argsort(order))], torch.cat(whole)
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ them through the one ``TokenChain``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,7 +62,7 @@ class TokenChain:
                 if not np.isfinite(part).all():
                     raise ValueError(
                         f"{name}: a token of entries {start} to {start + len(part) - 1} is not finite; "
-                        f"delete {tokens.folder or 'the array'} and extract again"
+                        "delete the cached tokens and extract them again"
                     )
                 total, square = total + part.sum((0, 2, 3)), square + (part**2).sum((0, 2, 3))
             count = array.size // array.shape[1]
@@ -108,19 +107,15 @@ class Tokens:
 
     Attributes:
         arrays: modality -> (n, C, h, w), float16 on disk (``extraction.Shards``) or any numpy array.
-        image: (n,) number of each entry's source image; ids, conditions: that image's, one per entry.
+        image: (n,) number of each entry's source image; None = every entry is an image.
         chain: what ``batch`` does to the raw tokens.
         device: where a batch is computed and returned.
-        folder: where the cache is.
     """
 
     arrays: dict[str, np.ndarray]
     image: np.ndarray = None
-    ids: list[str] = field(default=None, repr=False)
-    conditions: list[str] = field(default=None, repr=False)
     chain: TokenChain = TokenChain()
     device: str | torch.device = "cpu"
-    folder: Path | None = None
 
     def __post_init__(self):
         shapes = {tuple(array.shape) for array in self.arrays.values()}
@@ -129,22 +124,13 @@ class Tokens:
                 f"tokens: expected one shape (n, C, h, w) for all of {list(self.arrays)}, "
                 f"got {sorted(shapes)}"
             )
-        defaults = {"image": np.arange(len(self)), "ids": [""] * len(self), "conditions": [""] * len(self)}
-        for name, default in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
-            if len(getattr(self, name)) != len(self):
-                raise ValueError(f"tokens: {len(getattr(self, name))} {name} for {len(self)} entries")
+        if self.image is None:
+            object.__setattr__(self, "image", np.arange(len(self)))
+        if len(self.image) != len(self):
+            raise ValueError(f"tokens: image has {len(self.image)} numbers for {len(self)} entries")
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
-
-    def __repr__(self) -> str:
-        return (
-            f"Tokens({len(self)} entries of {len(np.unique(self.image))} images; "
-            f"{', '.join(self.modalities)}; {self.channels} channels on {self.grid[0]} x {self.grid[1]}; "
-            f"{self.nbytes / 1e6:.1f} MB)"
-        )
 
     @property
     def modalities(self) -> tuple[str, ...]:
