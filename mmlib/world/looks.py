@@ -6,7 +6,7 @@ a bookshelf). They may change the material (a window pane is glass for every sen
 
 import numpy as np
 
-from .materials import MATERIAL, MATERIALS, PATTERN, column, dice, texture
+from .materials import MATERIAL, MATERIALS, PATTERN, REFLECTANCES, column, dice, texture
 from .weather import channels
 
 
@@ -255,19 +255,7 @@ def _books(p: Patch):
     width, face = 0.038 + 0.02 * dice(p.prim, 0, 1), ~p.top
     k = np.floor(p.s / width)
     tint, tone = dice(k, p.prim, 2), dice(k, p.prim, 9)
-    palette = np.array(
-        [
-            (0.55, 0.08, 0.06),
-            (0.07, 0.18, 0.42),
-            (0.08, 0.30, 0.16),
-            (0.70, 0.55, 0.20),
-            (0.62, 0.58, 0.50),
-            (0.28, 0.12, 0.30),
-            (0.75, 0.30, 0.08),
-            (0.05, 0.05, 0.06),
-        ],
-        np.float32,
-    )
+    palette = np.array(REFLECTANCES["books"], np.float32)
     p.set(face, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
     p.set(p.top, (0.7, 0.67, 0.58))
     p.dim(face & ((p.s / width) % 1 < 0.14), 0.35)

@@ -1,12 +1,14 @@
-"""What surfaces are made of: one table of materials, a small atlas of textures, and the patterns painted onto
-primitives.
+"""What surfaces are made of: a table of materials, lists of reflectances, a small atlas of textures, and the
+patterns painted onto primitives.
 
 A material's numbers come from ordinary handbook ranges, rounded; they need to be plausible and mutually
 consistent, not exact.
 """
 
+import csv
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -16,59 +18,42 @@ SIDE = 256  # texels along a texture's side; levels of detail halve it
 
 @dataclass(frozen=True)
 class Material:
-    """texture and its tile in metres; second colour = base * gain + shade where the texture says so.
-
-    gloss: weight of the mirror reflection 0..1; index: refractive index; nir: reflectance at 850 nm
-        (negative: -nir times the visible one);
-    retro: LiDAR reflectance at 905 nm; emissivity: in 8-14 um; warmth: kelvin that full sun adds; keep: share
-    of it left hours after.
-    """
+    """A row of ``materials.csv``. The second colour of its texture is base * gain + shade."""
 
     name: str
-    texture: str = "plain"
-    tile: float = 1.0
-    gain: float = 1.0
-    shade: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    gloss: float = 0.0
-    index: float = 1.5
-    nir: float = -1.0
-    retro: float = 0.3
-    emissivity: float = 0.95
-    warmth: float = 10.0
-    keep: float = 0.2
+    texture: str
+    tile: float  # metres that one tile of the texture covers
+    gain: float
+    shade: tuple[float, float, float]
+    gloss: float  # weight of the mirror reflection, 0..1
+    index: float  # refractive index
+    nir: float  # reflectance at 850 nm; negative: -nir times the visible one
+    retro: float  # LiDAR reflectance at 905 nm
+    emissivity: float  # in 8-14 um
+    warmth: float  # kelvin that full sun adds
+    keep: float  # share of that warmth left hours after
 
 
-MATERIALS = (
-    Material("sky"),
-    Material("asphalt", "asphalt", 3.2, 0.55, gloss=0.04, nir=-0.85, retro=0.15, warmth=20, keep=0.5),
-    Material("paint", "asphalt", 2.1, 0.8, gloss=0.05, nir=-0.9, retro=0.7, warmth=14, keep=0.45),
-    Material("paving", "slabs", 2.4, 0.72, gloss=0.03, retro=0.35, warmth=14, keep=0.45),
-    Material("grass", "grass", 2.6, 0.62, (0.03, 0.02, 0.0), nir=0.60, retro=0.45, warmth=4, keep=0.0),
-    Material("render", "plaster", 5.0, 0.82, gloss=0.02, nir=-1.15, retro=0.5, warmth=11, keep=0.4),
-    Material(
-        "brick", "brick", 2.0, 0.55, (0.20, 0.19, 0.17), gloss=0.02, nir=-1.6, retro=0.4, warmth=13, keep=0.5
-    ),
-    Material(
-        "stone", "stone", 2.6, 0.55, (0.02, 0.02, 0.02), gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5
-    ),
-    Material("wood", "plank", 1.6, 0.50, gloss=0.05, nir=-1.9, retro=0.4, warmth=9, keep=0.15),
-    Material("metal", gloss=0.35, index=1.9, retro=0.25, emissivity=0.80, warmth=16, keep=0.05),
-    Material("glass", gloss=1.0, index=1.52, nir=0.05, retro=0.04, emissivity=0.86, warmth=4, keep=0.1),
-    Material("rubber", gloss=0.02, nir=0.06, retro=0.08, warmth=14),
-    Material("leaf", "leaf", 1.5, 0.38, gloss=0.03, nir=0.75, retro=0.5, warmth=3, keep=0.0),
-    Material("bark", "bark", 1.0, 0.5, nir=0.32, warmth=6),
-    Material("skin", gloss=0.03, nir=0.55, retro=0.45, emissivity=0.98, warmth=0, keep=0.0),
-    Material("cloth", "weave", 0.5, 0.75, nir=0.45, retro=0.35, warmth=4, keep=0.0),
-    Material("sign", gloss=0.10, nir=0.6, retro=1.0, emissivity=0.85, warmth=9, keep=0.0),
-    Material("concrete", "plaster", 3.0, 0.75, gloss=0.02, nir=-1.1, retro=0.4, warmth=12, keep=0.5),
-    Material("roof", "slabs", 0.9, 0.6, gloss=0.03, nir=-1.3, warmth=20, keep=0.1),
-    Material("parquet", "parquet", 1.8, 0.62, gloss=0.12, nir=-1.5, retro=0.35, warmth=3, keep=0.3),
-    Material("carpet", "weave", 0.7, 0.7, nir=0.4, retro=0.35, warmth=2),
-    Material("paper", nir=0.6, retro=0.5, warmth=2),
-    Material("screen", gloss=0.6, nir=0.04, retro=0.06, emissivity=0.92, warmth=0, keep=0.0),
-    Material("lamp", gloss=0.1, nir=0.5, warmth=5, keep=0.0),
-    Material("tile", "slabs", 1.2, 0.86, gloss=0.05, nir=-1.05, retro=0.5, warmth=2),
-)
+@lru_cache
+def read_table(name: str) -> list[dict]:
+    """Rows of a table that lies beside this file; numbers become floats, several numbers a tuple of them."""
+    with open(Path(__file__).with_name(name), newline="", encoding="utf-8") as file:
+        return [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str):
+    try:
+        numbers = tuple(map(float, text.split()))
+    except ValueError:
+        return text
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+MATERIALS = [Material(**row) for row in read_table("materials.csv")]
+# Linear reflectances (red, green, blue) to pick from, by the name of the list.
+REFLECTANCES: dict[str, list] = {}
+for _row in read_table("reflectances.csv"):
+    REFLECTANCES.setdefault(_row["list"], []).append((_row["red"], _row["green"], _row["blue"]))
 MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
 PATTERNS = "none facade car cabin bus sign books picture window tv rug board stripes".split()
 PATTERN = {name: k for k, name in enumerate(PATTERNS)}

@@ -7,30 +7,7 @@ float arithmetic.
 import numpy as np
 
 from .geometry import Stage, turn
-
-COATS = [
-    (0.55, 0.06, 0.06),
-    (0.05, 0.10, 0.35),
-    (0.60, 0.45, 0.08),
-    (0.05, 0.05, 0.06),
-    (0.55, 0.52, 0.48),
-    (0.08, 0.28, 0.14),
-    (0.50, 0.16, 0.36),
-    (0.70, 0.30, 0.05),
-]
-TROUSERS = [(0.05, 0.06, 0.12), (0.06, 0.05, 0.05), (0.25, 0.22, 0.17), (0.12, 0.14, 0.18)]
-WOODS = [(0.40, 0.23, 0.11), (0.24, 0.12, 0.06), (0.52, 0.36, 0.20), (0.60, 0.47, 0.30)]
-FABRICS = [
-    (0.42, 0.08, 0.07),
-    (0.08, 0.20, 0.32),
-    (0.14, 0.28, 0.16),
-    (0.48, 0.30, 0.08),
-    (0.30, 0.30, 0.33),
-    (0.45, 0.36, 0.27),
-    (0.25, 0.10, 0.28),
-]
-SKIN = [(0.58, 0.38, 0.28), (0.42, 0.26, 0.18), (0.20, 0.12, 0.08)]
-HAIR = [(0.05, 0.03, 0.02), (0.25, 0.15, 0.06), (0.45, 0.42, 0.38)]
+from .materials import REFLECTANCES
 
 
 class Draw(Stage):
@@ -53,6 +30,10 @@ class Draw(Stage):
     def pick(self, values):
         return values[int(self.rng.integers(len(values)))]
 
+    def colour(self, name):
+        """One reflectance of a list of ``reflectances.csv``."""
+        return self.pick(REFLECTANCES[name])
+
     def tint(self, colour, spread=0.15):
         """The colour, a little lighter or darker."""
         gain = self(1 - spread, 1 + spread)
@@ -74,9 +55,9 @@ def frame(x, y, yaw):
 def person(draw, label, x, y, z, yaw):
     """Legs in mid-stride, coat, arms, head. Skin is warm, clothes less so."""
     h = draw(0.92, 1.06)
-    coat = draw.tint(draw.pick(COATS))
-    trousers = draw.tint(draw.pick(TROUSERS))
-    skin = draw.pick(SKIN)
+    coat = draw.tint(draw.colour("coats"))
+    trousers = draw.tint(draw.colour("trousers"))
+    skin = draw.colour("skin")
     stride, at, (c, s) = draw(0.06, 0.2), frame(x, y, yaw), turn(yaw)
     parts = []  # material, colour, ahead, left, up, half sizes, kelvin above the air
     for leg in (1, -1):
@@ -86,7 +67,7 @@ def person(draw, label, x, y, z, yaw):
         ("cloth", coat, 0, 0, 1.10, (0.15, 0.205, 0.36 * h), 8.0),
         ("cloth", coat, 0, 0, 1.34, (0.12, 0.25, 0.13), 8.0),
         ("skin", skin, 0.02, 0, 1.62, (0.115, 0.10, 0.145), 14.0),
-        ("cloth", draw.pick(HAIR), -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0),
+        ("cloth", draw.colour("hair"), -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0),
     ]
     for material, colour, ahead, left, up, half, heat in parts:
         draw.ellipsoid(

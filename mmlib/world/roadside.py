@@ -31,26 +31,11 @@ LANE, KERB = 3.3, 0.15  # metres: width of a lane, height of the pavement
 SIDES = (1, -1)  # left and right of the road
 YAW = {1: math.pi, -1: 0.0}  # who drives on the left comes towards the camera
 
-METALS = [(0.06, 0.085, 0.075), (0.07, 0.07, 0.075), (0.50, 0.51, 0.52)]
-GREENS = [(0.10, 0.21, 0.035), (0.14, 0.25, 0.05), (0.07, 0.16, 0.04), (0.20, 0.25, 0.05)]
-PAINTS = [
-    (0.55, 0.03, 0.03),
-    (0.03, 0.09, 0.30),
-    (0.60, 0.60, 0.60),
-    (0.03, 0.03, 0.035),
-    (0.75, 0.75, 0.73),
-    (0.10, 0.22, 0.20),
-    (0.32, 0.34, 0.36),
-    (0.60, 0.33, 0.04),
-    (0.12, 0.30, 0.48),
-]
-BUSES = [(0.62, 0.05, 0.04), (0.70, 0.45, 0.02), (0.04, 0.28, 0.42), (0.10, 0.36, 0.12)]
-
 
 def tree(draw, x, y, scale):
     """Trunk and a lumpy crown, or a conifer."""
     trunk, radius = draw(2.0, 2.9) * scale, draw(0.15, 0.24) * scale
-    green = draw.tint(draw.pick(GREENS), 0.2)
+    green = draw.tint(draw.colour("greens"), 0.2)
     draw.cylinder(VEGETATION, "bark", (0.17, 0.12, 0.08), (x, y, 0.0), radius, trunk + 1.2)
     if draw.chance(0.2):
         for k in range(3):
@@ -92,7 +77,7 @@ def bush(draw, x, y):
 # ---------------------------------------------------------------- poles, signs, lamps
 def furniture(draw, road, verge, gap):
     """Lamps, trees along the kerb, traffic signs, bollards, direction boards. Returns the lamps' lights."""
-    lights, metal, start = [], draw.pick(METALS), draw(6.0, 10.0)
+    lights, metal, start = [], draw.colour("metals"), draw(6.0, 10.0)
     height, reach = 6.2, 1.5
     for k in range(4):
         for side in SIDES:
@@ -196,7 +181,7 @@ def traffic(draw, road, zebra):
 
 def car(draw, x, y, yaw, move, running):
     """Body, cabin, four wheels."""
-    paint, van = draw.tint(draw.pick(PAINTS)), draw.chance(0.2)
+    paint, van = draw.tint(draw.colour("paints")), draw.chance(0.2)
     long, wide, belt = draw(2.0, 2.25), draw(0.86, 0.92), draw(0.44, 0.5)
     heat = 9.0 if running else 1.5 * draw.count(0, 2)
     move = (move, 0)
@@ -244,7 +229,7 @@ def car(draw, x, y, yaw, move, running):
 
 
 def bus(draw, x, y, yaw, move):
-    paint, at, move = draw.tint(draw.pick(BUSES)), frame(x, y, yaw), (move, 0)
+    paint, at, move = draw.tint(draw.colour("buses")), frame(x, y, yaw), (move, 0)
     draw.box(
         BUS,
         "metal",

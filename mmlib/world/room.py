@@ -10,8 +10,8 @@ seed's room stays the same only as long as that order does.
 import math
 
 from .geometry import Camera, World
-from .materials import PATTERN
-from .props import COATS, FABRICS, WOODS, Draw, frame, person, shaded
+from .materials import PATTERN, REFLECTANCES
+from .props import Draw, frame, person, shaded
 
 COLOURS = {
     "bed": "#0000ff",
@@ -29,15 +29,6 @@ COLOURS = {
     "window": "#e1e5c2",
 }  # class -> colour, SceneNet's for the NYU-13 classes
 BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(13)
-WALLS = [
-    (0.62, 0.58, 0.50),
-    (0.50, 0.56, 0.56),
-    (0.60, 0.50, 0.40),
-    (0.48, 0.55, 0.46),
-    (0.66, 0.64, 0.62),
-    (0.42, 0.48, 0.58),
-    (0.58, 0.46, 0.44),
-]
 
 
 class Wall:
@@ -67,7 +58,7 @@ def layout(seed: int) -> World:
     """The room of this seed."""
     draw = Draw(7002, seed)
     deep, wide, tall = draw(5.2, 6.6), draw(5.0, 5.9), draw(2.45, 2.8)
-    paint, floor = draw.tint(draw.pick(WALLS), 0.1), draw.pick(WOODS)
+    paint, floor = draw.tint(draw.colour("walls"), 0.1), draw.colour("woods")
     # a runs from left to right as the camera sees it
     front = Wall(draw, (deep, 0.0), (0.0, -1.0), (-1.0, 0.0))
     left = Wall(draw, (0.0, wide / 2), (1.0, 0.0), (0.0, -1.0))
@@ -113,7 +104,7 @@ def layout(seed: int) -> World:
         draw.box(
             FLOOR,
             "carpet",
-            draw.pick(FABRICS),
+            draw.colour("fabrics"),
             (x, y, 0.006),
             (draw(0.9, 1.3), draw(0.8, 1.1), 0.006),
             pattern="rug",
@@ -124,7 +115,7 @@ def layout(seed: int) -> World:
     for _ in range(2):  # things left on the floor
         x, y, r = draw(1.6, 2.1), draw(low + 0.2, high - 0.2), draw(0.10, 0.17)
         if draw.chance(0.5):
-            draw.ellipsoid(OBJECTS, "rubber", draw.pick(COATS), (x, y, r), (r, r, r))
+            draw.ellipsoid(OBJECTS, "rubber", draw.colour("coats"), (x, y, r), (r, r, r))
         else:
             draw.box(
                 OBJECTS,
@@ -163,7 +154,9 @@ def layout(seed: int) -> World:
 def _piece(draw, wall, name, a, paint, lights):
     """One piece of furniture at place ``a`` of a wall."""
     # some like the wall
-    finish = ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.pick(WOODS)))
+    finish = (
+        ("render", draw.tint(paint, 0.05)) if draw.chance(0.4) else ("wood", draw.tint(draw.colour("woods")))
+    )
     match name:
         case "tv":
             wall.box(FURNITURE, *finish, a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3, 1))
@@ -185,7 +178,15 @@ def _piece(draw, wall, name, a, paint, lights):
             for side in (-1, 1):
                 r = draw(0.06, 0.09)
                 wall.box(
-                    OBJECTS, "rubber", draw.pick(COATS), a + side * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6
+                    OBJECTS,
+                    "rubber",
+                    draw.colour("coats"),
+                    a + side * 0.72,
+                    0.25,
+                    0.5 + r * 1.6,
+                    r,
+                    r,
+                    r * 1.6,
                 )
         case "shelf":  # bookcase: back, sides, boards and rows of books
             w, tall, deep, floors = draw(0.52, 0.68), draw(1.7, 2.1), 0.17, 5
@@ -216,7 +217,7 @@ def _piece(draw, wall, name, a, paint, lights):
                     wall.lump(
                         OBJECTS,
                         "rubber",
-                        draw.pick(COATS),
+                        draw.colour("coats"),
                         a + draw(-0.2, 0.2),
                         0.17,
                         z + 0.02 + 0.11,
@@ -231,13 +232,13 @@ def _piece(draw, wall, name, a, paint, lights):
             w, tall = draw(0.45, 0.6), draw(0.75, 1.1)
             wall.box(FURNITURE, *finish, a, 0.22, tall / 2, w, 0.22, tall / 2, pattern="board", style=(1, 4))
             r = draw(0.08, 0.12)
-            wall.lump(OBJECTS, "tile", draw.pick(COATS), a - 0.2, 0.22, tall + r, r, r, r)
+            wall.lump(OBJECTS, "tile", draw.colour("coats"), a - 0.2, 0.22, tall + r, r, r, r)
             wall.box(
                 BOOKS, "paper", (0.5, 0.4, 0.3), a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books"
             )
         case "bed":  # along the wall, headboard at the far end: frame, mattress, blanket, pillows
             w, long = draw(0.70, 0.80), 1.02
-            cloth, wood = draw.tint(draw.pick(FABRICS)), draw.tint(draw.pick(WOODS))
+            cloth, wood = draw.tint(draw.colour("fabrics")), draw.tint(draw.colour("woods"))
             wall.box(
                 BED, "wood", wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2, 1)
             )
@@ -269,7 +270,7 @@ def _piece(draw, wall, name, a, paint, lights):
                     0.11,
                 )
         case "sofa":  # seat, back, arms and cushions
-            w, cloth, accent = draw(0.85, 1.0), draw.tint(draw.pick(FABRICS)), draw.pick(FABRICS)
+            w, cloth, accent = draw(0.85, 1.0), draw.tint(draw.colour("fabrics")), draw.colour("fabrics")
             wall.box(SOFA, "carpet", cloth, a, 0.46, 0.22, w, 0.44, 0.20)
             wall.box(SOFA, "carpet", cloth, a, 0.14, 0.50, w, 0.14, 0.38)
             for side in (-1, 1):
@@ -318,7 +319,7 @@ def _window(draw, wall, a):
     w, h, z = draw(0.62, 0.80), draw(0.55, 0.65), 1.55
     wall.box(WINDOW, "render", (0.8, 0.8, 0.78), a, 0.012, z, w, 0.012, h, pattern="window")
     wall.box(WINDOW, "render", (0.75, 0.74, 0.72), a, 0.08, z - h - 0.03, w + 0.08, 0.08, 0.025)
-    cloth = draw.tint(draw.pick(FABRICS + WALLS))
+    cloth = draw.tint(draw.pick(REFLECTANCES["fabrics"] + REFLECTANCES["walls"]))
     for side in (-1, 1):
         wall.box(
             WINDOW,
@@ -350,7 +351,7 @@ def _legs(draw, label, colour, at, ahead, left, radius, heights):
 
 def _table(draw, x, y):
     """Table with four legs, two or three chairs, and a few things on it."""
-    wood, seat = draw.tint(draw.pick(WOODS)), draw.tint(draw.pick(FABRICS))
+    wood, seat = draw.tint(draw.colour("woods")), draw.tint(draw.colour("fabrics"))
     hx, hy, tall, dark = draw(0.38, 0.48), draw(0.55, 0.72), 0.74, shaded(wood, 0.8)
     draw.box(TABLE, "wood", wood, (x, y, tall), (hx, hy, 0.025))
     draw.box(TABLE, "wood", dark, (x, y, tall - 0.07), (hx - 0.06, hy - 0.06, 0.05))
@@ -371,7 +372,7 @@ def _table(draw, x, y):
     draw.ellipsoid(
         OBJECTS,
         "tile",
-        draw.pick(COATS),
+        draw.colour("coats"),
         (x + draw(-0.15, 0.15), y + draw(-0.3, 0.3), tall + 0.02 + r),
         (r, r, r * 1.2),
     )
@@ -383,7 +384,7 @@ def _table(draw, x, y):
             draw.box(
                 BOOKS,
                 "paper",
-                draw.pick(FABRICS),
+                draw.colour("fabrics"),
                 (x + 0.1, y + 0.28, tall + 0.05 + 0.045 * k),
                 (0.11, 0.15, 0.022),
                 0.25 * k,

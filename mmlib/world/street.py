@@ -8,7 +8,7 @@ order does.
 import numpy as np
 
 from .geometry import Camera, World
-from .materials import MATERIAL
+from .materials import MATERIAL, REFLECTANCES
 from .props import Draw, shaded
 from .roadside import (
     BUILDING,
@@ -30,22 +30,8 @@ from .roadside import (
     tree,
 )
 
-PLASTERS = [
-    (0.62, 0.52, 0.36),
-    (0.58, 0.38, 0.26),
-    (0.66, 0.63, 0.56),
-    (0.42, 0.47, 0.50),
-    (0.60, 0.55, 0.30),
-    (0.52, 0.34, 0.30),
-    (0.45, 0.50, 0.40),
-]
-BRICKS = [(0.36, 0.13, 0.08), (0.42, 0.20, 0.12), (0.30, 0.15, 0.11), (0.44, 0.30, 0.19)]
-FACADES = [("render", c) for c in PLASTERS] + [("brick", c) for c in BRICKS]
-FLAT_ROOFS = [(0.30, 0.12, 0.08), (0.13, 0.13, 0.15), (0.22, 0.15, 0.12)]
-HOUSE_ROOFS = [(0.36, 0.13, 0.08), (0.14, 0.14, 0.16), (0.26, 0.17, 0.13)]
-BOARDS = [(0.42, 0.26, 0.13), (0.36, 0.20, 0.10), (0.50, 0.33, 0.18), (0.68, 0.66, 0.62)]
+FACADES = [("render", c) for c in REFLECTANCES["plasters"]] + [("brick", c) for c in REFLECTANCES["bricks"]]
 STONES = [("stone", (0.40, 0.38, 0.34)), ("stone", (0.45, 0.38, 0.27)), ("concrete", (0.46, 0.46, 0.45))]
-PAVINGS = [(0.40, 0.37, 0.33), (0.44, 0.42, 0.40), (0.42, 0.31, 0.25), (0.36, 0.36, 0.37)]
 
 
 def layout(seed: int) -> World:
@@ -71,7 +57,7 @@ def layout(seed: int) -> World:
     traffic(draw, road, zebra)
     people(draw, road, verge, walk, zebra)
 
-    grey, pave = draw(0.12, 0.20), draw.pick(PAVINGS)
+    grey, pave = draw(0.12, 0.20), draw.colour("pavings")
     tones = {
         "asphalt": (grey * 1.02, grey, grey * 0.98),
         "paint": (0.78, 0.78, 0.74),
@@ -185,7 +171,7 @@ def _block(draw, x, size, side, line):
         style=(draw(1.9, 3.0), storey, kind, shops),
     )
     if draw.chance(0.5):
-        _roof(draw, FLAT_ROOFS, x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
+        _roof(draw, REFLECTANCES["flat roofs"], x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
     else:
         edge = tuple(c * 0.8 + 0.1 for c in colour)
         draw.box(BUILDING, "concrete", edge, (x, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
@@ -201,7 +187,7 @@ def _house(draw, x, size, side, line):
     half = (wide, deep / 2, height / 2)
     draw.box(BUILDING, material, colour, (x, y, height / 2), half, pattern="facade", style=style)
     rise = draw(1.8, 3.0)
-    _roof(draw, HOUSE_ROOFS, x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
+    _roof(draw, REFLECTANCES["house roofs"], x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
     # chimney
     draw.box(BUILDING, "brick", (0.32, 0.15, 0.10), (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
 
@@ -229,7 +215,7 @@ def _boundary(draw, x, size, side, y, kind):
         )
 
     if kind == "fence":
-        height, colour = draw(1.35, 1.9), draw.pick(BOARDS)
+        height, colour = draw(1.35, 1.9), draw.colour("boards")
         along(
             FENCE,
             "wood",
