@@ -96,12 +96,10 @@ def draw_tokens(
     points = model.plan.loss.points
     if not (points and model.pointwise):
         return tokens, points
-    # What is not sampled is not computed either.
-    locations = torch.rand(len(index), prod(prepared.tokens.grid), generator=generator).argsort(1)[
-        :, None, :points
-    ]
+    # Some locations of each image, drawn without repetition: what is not sampled is not computed either.
+    order = torch.rand(len(index), prod(prepared.tokens.grid), generator=generator).argsort(1)
     for name, x in tokens.items():
-        place = locations.to(x.device).expand(-1, x.shape[1], -1)
+        place = order[:, None, :points].to(x.device).expand(-1, x.shape[1], -1)
         tokens[name] = x.flatten(2).gather(2, place)[..., None]
     return tokens, 0
 
