@@ -10,14 +10,20 @@ import json
 import pytest
 from mutating import ROOT, Mutation, Notebook, attempt, mutate
 
-THEORY, INFORMATION, REGULARIZER = (
-    f"tests/test_{name}.py" for name in ("theory", "information", "regularizer")
+THEORY, INFORMATION, REGULARIZER, SCALE = (
+    f"tests/test_{name}.py" for name in ("theory", "information", "regularizer", "scale")
 )
+SEGMENTATION, CORRESPONDENCE, NETWORKS = (
+    f"tests/test_{name}.py" for name in ("segmentation", "correspondence", "cluster_networks")
+)
+EVALUATION, MATCHING, FUSION = (f"tests/test_{name}.py" for name in ("evaluation", "matching", "fusion"))
 NOTEBOOK_01, NOTEBOOK_02 = "notebooks/01_functional_entropy.ipynb", "notebooks/02_log_sobolev_bound.ipynb"
 NOTEBOOK_03 = "notebooks/03_regularized_segmenter.ipynb"
 EXPONENTIAL = "test_exponential_meets_the_bound_with_equality"
 TENSORISATION = "test_tensorisation_on_two_signs"
 LINEAR = "test_linear_network_has_the_ratio_of_squared_weights"
+BRUTE_FORCE = "test_values_and_gradients_are_those_of_brute_force"
+ALL_PAIRS = "test_the_sum_over_modalities_and_pairs"
 PUSHES = "test_every_form_pushes_the_weakest_modality_up_most"
 
 
@@ -213,17 +219,147 @@ MUTATIONS = [
     ),
     Mutation(
         "probes that are not amortised",
-        "probe",
-        "self.strength(progress) * config.probe_every",
+        "weights",
+        "self.strength(progress) * steps",
         "self.strength(progress)",
         of(REGULARIZER, "test_the_probe_is_lazy_and_amortised"),
     ),
     Mutation(
         "a cap that stops the gradient",
-        "_term",
-        "value * (self.config.cap / value.detach().clamp_min(self.config.cap))",
-        "value.clamp_max(self.config.cap)",
+        "term",
+        "value * (cap / value.detach().clamp_min(cap))",
+        "value.clamp_max(cap)",
         of(REGULARIZER, "test_the_cap_is_counted_and_keeps_the_direction"),
+    ),
+    Mutation(
+        "inverted before the mean over samples",
+        "term",
+        "torch.where(usable, values, 0.0).sum(1) / usable.sum().clamp_min(1)",
+        "usable.sum() / torch.where(usable, 1 / values, 0.0).sum(1)",
+        of(REGULARIZER, "test_terms_are_the_information_combined"),
+    ),
+    Mutation(
+        "regulariser subtracted from the loss",
+        "train_step",
+        "L_sup + lambda_p * R_p + lambda_f * R_f",
+        "L_sup - lambda_p * R_p - lambda_f * R_f",
+        of(SCALE, "test_a_step_minimises_the_sum_of_eq_9"),
+    ),
+    Mutation(
+        "weights of the two terms exchanged",
+        "train_step",
+        "L_sup + lambda_p * R_p + lambda_f * R_f",
+        "L_sup + lambda_f * R_p + lambda_p * R_f",
+        of(SCALE, "test_a_step_minimises_the_sum_of_eq_9"),
+    ),
+    Mutation(
+        "sum for the mean of the modalities' predictions",
+        "forward",
+        "torch.stack(logits.chunk(len(images))).mean(0)",
+        "torch.stack(logits.chunk(len(images))).sum(0)",
+        of(SEGMENTATION, "test_fusion_is_the_mean_of_single_predictions"),
+    ),
+    Mutation(
+        "upsampling shifted by half a pixel",
+        "resample",
+        "(ANY1 + 0.5) * ANY2 - 0.5",
+        "ANY1 * ANY2",
+        of(
+            SEGMENTATION,
+            "test_resample_is_bilinear_interpolation_at_some_pixels",
+            "test_all_subsets_is_the_weighted_mean_of_every_subsets_cross_entropy",
+        ),
+    ),
+    Mutation(
+        "scalar product for the cosine",
+        "cosine",
+        "unit(a) @ unit(b).mT",
+        "a @ b.mT",
+        of(CORRESPONDENCE, "test_self_pairs_are_symmetric"),
+    ),
+    Mutation(
+        "sign of the shift b",
+        "_pair_loss",
+        "f - offset - shift",
+        "f - offset + shift",
+        of(CORRESPONDENCE, BRUTE_FORCE, ALL_PAIRS, "test_more_alike_than_the_shift_attracts_less_repels"),
+    ),
+    Mutation(
+        "similarity that is not clamped at 0",
+        "_pair_loss",
+        "s.clamp(low, high)",
+        "s",
+        of(CORRESPONDENCE, BRUTE_FORCE, "test_the_clamp_stops_gradients_of_dissimilar_codes"),
+    ),
+    Mutation(
+        "codes taken for tokens",
+        "_pair_loss",
+        "f1 @ f2.mT",
+        "c1 @ c2.mT",
+        of(CORRESPONDENCE, BRUTE_FORCE, ALL_PAIRS),
+    ),
+    Mutation(
+        "similarity without its sign",
+        "_pair_loss",
+        "c1 @ c2.mT",
+        "c1 @ c2.mT.abs()",
+        of(CORRESPONDENCE, BRUTE_FORCE, ALL_PAIRS),
+    ),
+    Mutation(
+        "auxiliary modalities without their weight",
+        "cmcs_loss",
+        "lambdas[name] * weight * term",
+        "weight * term",
+        of(CORRESPONDENCE, ALL_PAIRS),
+    ),
+    Mutation(
+        "centring that loses the mean",
+        "centred",
+        "correspondence - correspondence.mean(2, keepdim=True) + correspondence.mean()",
+        "correspondence - correspondence.mean(2, keepdim=True)",
+        of(CORRESPONDENCE, "test_centring_is_the_released_one"),
+    ),
+    Mutation(
+        "a harmonizer that is linear",
+        "__init__",
+        "super().__init__(pointwise(dim, dim), nn.ReLU(), pointwise(dim, dim))",
+        "super().__init__(pointwise(dim, dim), pointwise(dim, dim))",
+        of(NETWORKS, "test_anchor_placement"),
+    ),
+    Mutation(
+        "union that counts the intersection twice",
+        "iou",
+        "true + predicted - hit",
+        "true + predicted",
+        of(EVALUATION, "test_counts_and_ratios_match_loops", "test_a_worked_example_and_absent_classes"),
+    ),
+    Mutation(
+        "the worst matching of clusters",
+        "hungarian",
+        "linear_sum_assignment(counts, maximize=True)",
+        "linear_sum_assignment(counts)",
+        of(MATCHING, "test_hungarian_is_the_best_of_all_matchings"),
+    ),
+    Mutation(
+        "present taken for absent",
+        "subset_probabilities",
+        "(1 - absent) ** present * absent ** (count - present)",
+        "absent ** present * (1 - absent) ** (count - present)",
+        of(EVALUATION, "test_subset_probabilities_are_those_of_independent_failures"),
+    ),
+    Mutation(
+        "trust in who disagrees",
+        "_agreement",
+        "-tau * disagreement(stack)",
+        "tau * disagreement(stack)",
+        of(FUSION, "test_agreement_in_closed_form", "test_every_rule_equals_loops_over_pixels"),
+    ),
+    Mutation(
+        "normal for Student's interval",
+        "estimate",
+        "stats.t.ppf(0.975, n - 1)",
+        "stats.norm.ppf(0.975)",
+        of(EVALUATION, "test_interval_is_students"),
     ),
 ]
 

@@ -24,13 +24,14 @@ from torch import nn
 
 from mmlib import cli
 from mmlib.loop import read_history
+from mmlib.modalities import IGNORE_INDEX
 from mmlib.segmentation import dry_run as dry
 from mmlib.segmentation import regularizer
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.dry_run import FlopCounter, described, dry_run, high_water
 from mmlib.segmentation.network import NetworkConfig
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.regularizer import RegularizerConfig
+from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig
 from mmlib.segmentation.step import TrainConfig, set_up, train_step
 from mmlib.segmentation.train import train
 
@@ -88,6 +89,24 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(data, case):
     for batch_size in (1, 2):
         parts = gradient(configured(data, batch_size=batch_size, accumulate=4 // batch_size, **CASES[case]))
         assert difference(whole, parts) < 2e-5
+
+
+def test_a_step_minimises_the_sum_of_eq_9(data):
+    """L = L_sup + λ_p R_p + λ_f R_f, written out for one batch."""
+    term = RegularizerConfig("unimodal-logit", "kl", delay=0.0, cap=1e9, lambda_p=0.5, lambda_f=0.2)
+    objective = ObjectiveConfig("full", pixels=1)
+    config = configured(data, batch_size=2, objective=objective, regularizer=term)
+    run = set_up(config)
+    batch = next(iter(run.loader(0)))
+    images, label = batch["images"], batch["label"]
+    logits, features = run.network(images, fuse=False)
+    mean = torch.stack(list(logits.values())).mean(0)
+    upsampled = F.interpolate(mean, label.shape[-2:], mode="bilinear", align_corners=False)
+    loss = F.cross_entropy(upsampled, label, ignore_index=IGNORE_INDEX)
+    loss = loss + Regularizer(term)(run.network, images, label, logits=logits, features=features)
+    loss.backward()
+    by_hand = {n: p.grad.double() for n, p in run.network.named_parameters() if p.grad is not None}
+    assert difference(gradient(config), by_hand) < 2e-5
 
 
 def gradients_of_one_process(rank: int, data: str, uneven: str) -> tuple[dict, str]:
