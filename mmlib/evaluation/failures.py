@@ -70,7 +70,7 @@ class FailureScores:
         values = [
             self.miou(rule, fault, level, sensors) for fault, level in kinds for sensors in self.broken(size)
         ]
-        return float(np.mean(values)) if values else float("nan")
+        return float(np.mean(values)) if values else np.nan
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Rule (and "oracle") -> clean, single mild, single gross, and double mild, double gross where pairs

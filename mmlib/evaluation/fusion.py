@@ -72,7 +72,7 @@ def _agreement(stack: Tensor, tau: float = TAU) -> Tensor:
                 share[members, image] = _agreement(stack[members, image : image + 1], tau)[:, 0, 0, 0]
         return share[..., None, None]
     if len(stack) < 3:
-        return torch.full((*stack.shape[:2], 1, 1), 1 / len(stack), device=stack.device)
+        return _constant(stack, 1 / len(stack))
     return (-tau * disagreement(stack)).softmax(0)[..., None, None]
 
 
@@ -91,7 +91,7 @@ def _entropy(stack: Tensor) -> Tensor:
 
 
 def _constant(stack: Tensor, share: float) -> Tensor:
-    return torch.full((*stack.shape[:2], 1, 1), share, device=stack.device)
+    return stack.new_full((*stack.shape[:2], 1, 1), share)
 
 
 # Rule -> function of the stacked logits (n, B, K, h, w) that gives the weights (n, B, 1, 1) or, pixel by
