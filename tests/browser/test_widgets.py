@@ -172,7 +172,6 @@ def run_all(page, address: str, name: str) -> None:
         """() => { const panel = window.jupyterapp.shell.currentWidget;
                    const cells = panel.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.source.trim());
                    const failed = cells.some(c => c.model.outputs.toJSON().some(o => o.output_type === 'error'));
-                   # noqa: E501
                    return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",
         timeout=CELL_TIMEOUT,
     )
