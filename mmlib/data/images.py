@@ -269,10 +269,13 @@ def _check_png(content: bytes) -> None:
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
-    """Write (H, W, C) as PNG or .npy, by the path's ending, atomically."""
+    """Write (H, W, C) as PNG, or an array of any shape as .npy, by the path's ending, atomically."""
     with atomic_path(path) as temporary:
         if path.suffix == ".png":
             picture = array[..., 0] if array.shape[-1] == 1 else array
             Image.fromarray(picture).save(temporary, compress_level=3)
         else:
-            np.save(temporary, array)
+            # numpy does not notice that a full disk cuts off the last buffer of a file; Python's write does.
+            content = io.BytesIO()
+            np.save(content, array)
+            temporary.write_bytes(content.getbuffer())

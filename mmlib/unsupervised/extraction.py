@@ -8,7 +8,6 @@ transformer.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..config import AtLeast
-from ..data.images import map_npy
+from ..data.images import map_npy, write_image
 from ..data.prepared import PreparedDataset
-from ..runtime import atomic_path, data_dir, digest_files, exclusive, progress_bar
+from ..runtime import data_dir, digest_files, exclusive, progress_bar
 from . import pictures
 from .backbone import Backbone, BackboneName
 from .pictures import DepthForm, as_picture, five_crop, resize_picture, working_size
@@ -184,22 +183,24 @@ def extract_tokens(
     reader.modalities = {name: dataset.modalities[name] for name in sensors}
     ids = [row["id"] for row in reader.rows]
     native = reader.stored(0)[1].shape
-    grid_size = working_size(native, tuple(size), crops, backbone.patch, ids[0])
-    shape = (crops, backbone.channels, *(side // backbone.patch for side in grid_size))
-    folder = data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{grid_size[0]}x{grid_size[1]}-{crops}"
+    picture_size = working_size(native, tuple(size), crops, backbone.patch, ids[0])
+    shape = (crops, backbone.channels, *(side // backbone.patch for side in picture_size))
+    folder = (
+        data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{picture_size[0]}x{picture_size[1]}-{crops}"
+    )
 
     def picture_of(index: int) -> dict[str, Tensor]:
         """Sensor -> pictures (crops, 3, height, width) of one image."""
         images, label = reader.physical(index)
-        if working_size(label.shape, tuple(size), crops, backbone.patch, ids[index]) != grid_size:
+        if working_size(label.shape, tuple(size), crops, backbone.patch, ids[index]) != picture_size:
             raise ValueError(
                 f"tokens: image {ids[index]!r} has {tuple(label.shape)} pixels, the first one {native}; "
-                f"give one size for all, such as size={grid_size}"
+                f"give one size for all, such as size={picture_size}"
             )
         result = {}
         for name, image in images.items():
             picture = as_picture(reader.modalities[name], image, depth_form)
-            result[name] = resize_picture(five_crop(picture) if crops == 5 else picture[None], grid_size)
+            result[name] = resize_picture(five_crop(picture) if crops == 5 else picture[None], picture_size)
         return result
 
     picture_keys = [_picture_keys(reader, index, depth_form) for index in range(len(reader))]
@@ -221,7 +222,7 @@ def _picture_keys(reader: PreparedDataset, index: int, depth_form: str) -> dict[
     keys, files = {}, reader.files(index)
     for name, modality in reader.modalities.items():
         settings = {key: value for key, value in asdict(modality).items() if key in PICTURED}
-        if modality.picture == "range":
+        if modality.picture == "range" and modality.channels == 1:
             settings["form"] = depth_form
         file = digest_files(reader.root, [files[name].relative_to(reader.root)])
         keys[name] = json.dumps([file, pictures.VERSION, settings], sort_keys=True)
@@ -272,8 +273,4 @@ def _write(shard: Shards, indices: list[int], tokens: Tensor, name: str, ids: li
                 f"{name}, image {ids[index]!r}: tokens are not finite in float16 (largest magnitude "
                 f"{tokens.abs().max().item():.3g}, limit 65504); check the backbone's weights and that image"
             )
-        # numpy does not notice that a full disk cuts off the last buffer of a file; Python's own write does.
-        content = io.BytesIO()
-        np.save(content, own.numpy())
-        with atomic_path(shard.files[index]) as temporary:
-            temporary.write_bytes(content.getvalue())
+        write_image(shard.files[index], own.numpy())

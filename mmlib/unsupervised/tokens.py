@@ -35,11 +35,11 @@ class TokenChain:
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Raw tokens (B, C, h, w) of modality ``name`` -> the same shape, processed."""
         if self.mean is not None:
-            if name not in self.mean or len(self.mean[name]) != x.shape[1]:
+            channels = {key: len(value) for key, value in self.mean.items()}
+            if channels.get(name) != x.shape[1]:
                 raise ValueError(
                     f"tokens: statistics for {name!r} with {x.shape[1]} channels are missing, there are "
-                    f"{ ({key: len(value) for key, value in self.mean.items()}) }; measure them on the "
-                    "training tokens of the same backbone and modalities"
+                    f"{channels}; measure them on the training tokens of the same backbone and modalities"
                 )
             mean, std = (values[name].to(x.device)[:, None, None] for values in (self.mean, self.std))
             x = ((x - mean) / std).clamp(-CLIP, CLIP)
