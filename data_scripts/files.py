@@ -1,5 +1,5 @@
-"""Files from outside: download that resumes and checks, unpacking that cannot escape its folder, readers that
-change no value.
+"""Files from outside: a download that goes on where it stopped and is checked, and unpacking that cannot
+escape its folder.
 """
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import os
 import shutil
+import stat
 import tarfile
 import urllib.error
 import urllib.request
@@ -15,64 +17,58 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from mmlib.data.prepared import DataError
+from mmlib.data.images import DataError
 from mmlib.runtime import atomic_path, progress_bar
 
 BLOCK = 1 << 20  # bytes
+
+
+# ---- archives ----
 
 
 def unpack(archives: Iterable[Path], target: Path, progress: bool = True) -> Path:
     """Unpack zip or tar archives into ``target``; returns it. Goes on where an earlier call was interrupted.
 
     All names are looked at before anything is written. ``__MACOSX`` folders, which hold no data, are left
-    out.
+    out. Every file gets the time of its archive: a file of that time and of its size is whole already.
 
     Raises:
         DataError: no archive, damaged, encrypted, too large for the disk, or a member that is a link or
             device or would land outside.
     """
     for archive in map(Path, archives):
-        done, journal = (target / f".{archive.name}.{state}" for state in ("unpacked", "unpacking"))
-        stamp = f"{archive.stat().st_size} {archive.stat().st_mtime_ns}"
-        if done.exists() and done.read_text(encoding="utf-8").partition("\n")[0] == stamp:
+        size, time = archive.stat().st_size, archive.stat().st_mtime_ns
+        marker = target / f".{archive.name}.unpacked"
+        if marker.exists() and marker.read_text(encoding="utf-8").splitlines()[:1] == [f"{size} {time}"]:
             continue
-        # The journal names the members that are whole. A line counts only with its end: a kill may cut the
-        # last one short.
-        lines = journal.read_text(encoding="utf-8").split("\n")[:-1] if journal.exists() else []
-        finished = (
-            {name for name in lines[1:] if (target / name).is_file()} if lines[:1] == [stamp] else set()
-        )
+
+        def missing(name: str, size: int, time=time) -> bool:
+            path = target / name
+            return not path.is_file() or (path.stat().st_size, path.stat().st_mtime_ns) != (size, time)
+
         with contextlib.ExitStack() as stack:
             with _reading(archive):
-                is_zip = zipfile.is_zipfile(archive)
-                if progress and not is_zip:
+                zipped = zipfile.is_zipfile(archive)
+                if progress and not zipped:
                     print(f"reading the names in {archive}")
-                file = stack.enter_context(
-                    zipfile.ZipFile(archive) if is_zip else tarfile.open(archive, tarinfo=_Member)
-                )
-                members = [member for member in _members(file, archive) if member[0] not in finished]
+                file = zipfile.ZipFile(archive) if zipped else tarfile.open(archive, tarinfo=_Member)
+                members = [
+                    member for member in _members(stack.enter_context(file), archive) if missing(*member[:2])
+                ]
             target.mkdir(parents=True, exist_ok=True)
-            free, need = shutil.disk_usage(target).free, sum(size for _, size, _ in members)
-            if need > free:
-                raise DataError(
-                    f"{archive}: {need / 1e9:.1f} GB to unpack, {free / 1e9:.1f} GB free at {target}; make room"
-                )
-            with atomic_path(journal) as temporary:
-                temporary.write_text(
-                    "".join(f"{line}\n" for line in (stamp, *sorted(finished))), encoding="utf-8"
-                )
-            written = stack.enter_context(open(journal, "a", encoding="utf-8"))
+            _check_room(sum(size for _, size, _ in members), target, f"{archive}", "to unpack")
             for name, size, read in progress_bar(members, f"unpack {archive.name}", progress=progress):
-                with atomic_path(target / name) as temporary, open(temporary, "wb") as copy:
-                    for block in _blocks(read, archive):
-                        copy.write(block)
-                    if copy.tell() != size:
+                with atomic_path(target / name) as temporary:
+                    with open(temporary, "wb") as copy:
+                        copy.writelines(_blocks(read, archive))
+                        written = copy.tell()
+                    if written != size:
                         raise DataError(
-                            f"{archive}: {name} has {copy.tell()} bytes, {size} are announced; fetch the archive again"
+                            f"{archive}: {name} has {written} bytes, {size} are announced; "
+                            "fetch the archive again"
                         )
-                written.write(f"{name}\n")
-                written.flush()
-        journal.replace(done)
+                    os.utime(temporary, ns=(time, time))
+        marker.write_text(f"{archive.stat().st_size} {time}\n", encoding="utf-8")
     return target
 
 
@@ -86,10 +82,9 @@ def _reading(archive: Path):
     except (DataError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        advice = "fetch it again, or unpack it with another tool and name the folder instead"
         raise DataError(
-            f"{archive}: cannot be unpacked ({reason}); expected a whole zip, tar or tar.gz file; {advice}"
+            f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); expected a whole zip, tar or "
+            "tar.gz file; fetch it again, or unpack it with another tool and name the folder instead"
         ) from error
 
 
@@ -111,161 +106,142 @@ class _Member(tarfile.TarInfo):
         except tarfile.EOFHeaderError:
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(
-                f"no member and no end of the archive at byte {file.offset}: {error}"
-            ) from error
+            raise tarfile.ReadError(f"no member and no end at byte {file.offset}: {error}") from error
 
 
 def _members(file: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> list[tuple[str, int, Callable]]:
     """(name, bytes, opener) of every regular file; raises where a name or a kind is not safe."""
-    found = {}
-    for member in file.infolist() if isinstance(file, zipfile.ZipFile) else file.getmembers():
-        tar = isinstance(member, tarfile.TarInfo)
-        name = member.name if tar else member.filename
-        path = PurePosixPath(name.replace("\\", "/"))
+    if isinstance(file, zipfile.ZipFile):
+        entries = [
+            # The type of file stands in the upper half, in archives that were made on Unix.
+            (m.filename, m.file_size, m.is_dir() or m.filename.endswith("\\"), m.external_attr >> 16, m)
+            for m in file.infolist()
+        ]
+        secret = {m.filename for m in file.infolist() if m.flag_bits & 1}
+        opener = file.open
+    else:
+        entries = [
+            (m.name, m.size, m.isdir(), stat.S_IFREG if m.isfile() else stat.S_IFLNK, m)
+            for m in file.getmembers()
+        ]
+        secret, opener = set(), file.extractfile
+        while file.fileobj.read(BLOCK):
+            pass  # the checksum of a compressed tar stands at its end
+    members = {}
+    for name, size, folder, mode, member in entries:
+        path, problem = PurePosixPath(name.replace("\\", "/")), ""
         drive = name[1:2] == ":"  # C: of Windows
         if path.is_absolute() or ".." in path.parts or drive or any(ord(letter) < 32 for letter in name):
-            raise DataError(
-                f"{archive}: member {name!r} would be written outside the target folder; nothing was unpacked"
-            )
-        if (member.isdir() if tar else name.endswith(("/", "\\"))) or "__MACOSX" in path.parts:
+            problem = "would be written outside the target folder"
+        elif folder or "__MACOSX" in path.parts:
             continue
-        if not member.isfile() if tar else (member.external_attr >> 16) & 0o170000 not in (0, 0o100000):
-            raise DataError(
-                f"{archive}: member {name!r} is a link or a device, not a file; nothing was unpacked"
-            )
-        if not tar and member.flag_bits & 1:
-            raise DataError(
-                f"{archive}: member {name!r} is encrypted; unpack it with its password and name the folder instead"
-            )
-        if str(path) in found or not path.parts:
-            raise DataError(
-                f"{archive}: member {name!r} is there twice, or has no name; nothing was unpacked"
-            )
-        opener = (lambda m=member: file.extractfile(m)) if tar else (lambda m=member: file.open(m))
-        found[str(path)] = (str(path), member.size if tar else member.file_size, opener)
-    while isinstance(file, tarfile.TarFile) and file.fileobj.read(BLOCK):
-        pass  # the checksum of a compressed tar stands at its end
-    if not found:
+        elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            problem = "is a link or a device, not a file"
+        elif name in secret:
+            problem = "is encrypted; unpack it with its password and name the folder instead"
+        elif str(path) in members or not path.parts:
+            problem = "is there twice, or has no name"
+        if problem:
+            raise DataError(f"{archive}: member {name!r} {problem}; nothing was unpacked")
+        members[str(path)] = (str(path), size, lambda member=member: opener(member))
+    if not members:
         raise DataError(f"{archive}: holds no file")
-    return list(found.values())
+    return list(members.values())
+
+
+def _check_room(need: int, folder: Path, what: str, to_do: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise DataError(
+            f"{what}: {need / 1e9:.1f} GB {to_do}, {free / 1e9:.1f} GB free at {folder}; make room"
+        )
+
+
+# ---- downloads ----
 
 
 def fetch(url: str, path: Path, size: int = 0, sha256: str = "", progress: bool = True) -> Path:
     """Download ``url`` to ``path`` unless it is there; goes on where an earlier call stopped, checks, then
     moves into place.
 
-    It goes on only with the version it began with (same address, and ETag or Last-Modified, asked for with
-    If-Range, or a known sha256): parts of two versions are never joined.
+    It goes on only with the version it began with (same address, and the same ETag or Last-Modified, asked
+    for with If-Range): parts of two versions are never joined.
 
     Raises:
         DataError: no answer, a web page instead of a file, or another size or digest than expected; says how
             to do it by hand.
     """
-    path, part, state, sha256 = Path(path), Path(f"{path}.part"), Path(f"{path}.part.version"), sha256.lower()
+    path, by_hand = Path(path), f"or download it by hand to {path}"
     if path.exists():
-        if (size and path.stat().st_size != size) or (sha256 and digest_of(path) != sha256):
+        if (size and path.stat().st_size != size) or (sha256 and digest_of(path) != sha256.lower()):
             raise DataError(
-                f"{path}: not the file that {url} gives ({size or 'any number of'} bytes, sha256 {sha256 or 'any'}); remove it"
+                f"{path}: not the file that {url} gives ({size or 'any number of'} bytes, "
+                f"sha256 {sha256 or 'any'}); remove it"
             )
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    version, total, origin = ((state.read_text().split("\n") if state.exists() else []) + [""] * 3)[:3]
-    have = part.stat().st_size if part.exists() and origin == url and (version or sha256) else 0
-    by_hand = f"or download it by hand to {path}"
-    if not have or str(have) != total:
-        headers = {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {}) if have else {}
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
-                total = _receive(answer, url, path, have, version, size, sha256, progress)
-        except urllib.error.HTTPError as error:
-            if error.code != 416 or not have:  # 416: the file is no longer than the part
-                raise DataError(f"{url}: {error}; try again later, {by_hand}") from error
-            total = None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            if isinstance(error, DataError) or getattr(error, "filename", None):
-                raise
-            raise DataError(
-                f"{url}: {type(error).__name__}: {error}; run again to go on, {by_hand}"
-            ) from error
-        if total is None:  # what is there belongs to another version
+    # Beside the part lies what it is a part of: the address, and the version's tag.
+    part, state = Path(f"{path}.part"), Path(f"{path}.part.version")
+    origin, _, tag = state.read_text().partition("\n") if state.exists() else ("", "", "")
+    have = part.stat().st_size if part.exists() and origin == url and tag else 0
+    request = urllib.request.Request(
+        url, headers={"Range": f"bytes={have}-", "If-Range": tag} if have else {}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            headers, etag = answer.headers, answer.headers.get("ETag") or "W/"
+            # A weak ETag says nothing about the bytes.
+            now = headers.get("Last-Modified") or "" if etag.startswith("W/") else etag
+            if answer.status != 206:
+                have = 0
+            elif not headers.get("Content-Range", "").startswith(f"bytes {have}-") or now not in ("", tag):
+                raise urllib.error.HTTPError(url, 416, "another version", headers, None)
+            total = have + int(headers["Content-Length"]) if headers.get("Content-Length") else size
+            problem = ""
+            if headers.get_content_type() == "text/html" and path.suffix not in (".html", ".htm"):
+                problem = "answered with a web page (it may ask to sign in or to confirm)"
+            elif size and total != size:
+                problem = f"offers {total} bytes, expected {size}: another file than this script knows"
+            elif not (total or sha256 or answer.chunked):
+                problem = "does not say how long the file is, so a broken connection would go unnoticed"
+            if problem:
+                raise DataError(f"{url}: {problem}; open it in a browser, {by_hand} if you trust it")
+            _check_room(total - have, path.parent, url, "to fetch")
+            bar = progress_bar(
+                total=total or None,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                desc=path.name,
+                progress=progress,
+            )
+            with open(part, "ab" if have else "wb") as file, bar:
+                if not have:  # only now, that the bytes of another version are gone
+                    state.write_text(f"{url}\n{now}")
+                while block := answer.read(BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # the part belongs to another version, or is longer than the file
             part.unlink()
             return fetch(url, path, size, sha256, progress)
-    found, announced = part.stat().st_size, size or int(total or 0)
-    if found < announced:
-        raise DataError(
-            f"{url}: the connection ended after {found} of {announced} bytes; run again, it goes on"
-        )
-    digest = digest_of(part) if sha256 else ""
-    if (announced and found != announced) or digest != sha256:
+        raise DataError(f"{url}: {error}; try again later, {by_hand}") from error
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "filename", None):
+            raise
+        raise DataError(f"{url}: {type(error).__name__}: {error}; run again to go on, {by_hand}") from error
+    length, digest = part.stat().st_size, digest_of(part) if sha256 else ""
+    if length < total:
+        raise DataError(f"{url}: the connection ended after {length} of {total} bytes; run again, it goes on")
+    if (total and length != total) or digest != sha256.lower():
         part.unlink()
-        expected, got = (
-            (f"{announced} bytes", found)
-            if announced and found != announced
-            else (f"sha256 {sha256}", digest)
+        wanted = (
+            f"{total} bytes, got {length}" if total and length != total else f"sha256 {sha256}, got {digest}"
         )
-        raise DataError(
-            f"{url}: expected {expected}, got {got}; what was fetched is removed; run again, {by_hand}"
-        )
+        raise DataError(f"{url}: expected {wanted}; what was fetched is removed; run again, {by_hand}")
     part.replace(path)
     state.unlink(missing_ok=True)
     return path
-
-
-def _receive(
-    answer, url: str, path: Path, have: int, version: str, size: int, sha256: str, progress: bool
-) -> int | str | None:
-    """Write the body behind the ``have`` bytes of the part; returns the length of the whole file, "" = not
-    known, None = start over.
-    """
-    headers, part = answer.headers, Path(f"{path}.part")
-    etag = headers.get("ETag") or ""
-    now = (
-        etag if etag and not etag.startswith("W/") else headers.get("Last-Modified") or ""
-    )  # a weak ETag says nothing about bytes
-    resumed = answer.status == 206
-    if answer.status != 200 and not (resumed and have):
-        raise DataError(f"{url}: answered with status {answer.status}; try again later")
-    if resumed and (
-        not headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        or (version and now not in ("", version))
-    ):
-        return None
-    have = have if resumed else 0
-    total = have + int(headers["Content-Length"]) if headers.get("Content-Length") else ""
-    by_hand = f"open the address in a browser and save the file as {path}"
-    if headers.get_content_type() == "text/html" and path.suffix not in (".html", ".htm"):
-        raise DataError(f"{url}: answered with a web page (it may ask to sign in or to confirm); {by_hand}")
-    if size and total and total != size:
-        raise DataError(
-            f"{url}: offers {total} bytes, expected {size}: another file than this script knows; {by_hand} if you trust it"
-        )
-    if not (total or size or sha256 or answer.chunked):
-        raise DataError(
-            f"{url}: does not say how long the file is, so a broken connection would go unnoticed; {by_hand}"
-        )
-    free = shutil.disk_usage(path.parent).free
-    if (total or 0) - have > free:
-        raise DataError(
-            f"{url}: {(total - have) / 1e9:.1f} GB to fetch, {free / 1e9:.1f} GB free at {path.parent}; make room"
-        )
-    with (
-        open(part, "ab" if resumed else "wb") as file,
-        progress_bar(
-            total=total or None,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            desc=f"fetch {path.name}",
-            progress=progress,
-        ) as bar,
-    ):
-        if not resumed:  # only now, that the bytes of another version are gone
-            Path(f"{part}.version").write_text(f"{now}\n{total}\n{url}")
-        while block := answer.read(BLOCK):
-            file.write(block)
-            bar.update(len(block))
-    return total
 
 
 def digest_of(path: Path) -> str:

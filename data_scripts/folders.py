@@ -10,13 +10,13 @@ from __future__ import annotations
 import colorsys
 import csv
 import re
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from common import map_ids
+from numpy import ndarray
 
 from mmlib.data.images import FORMATS, DataError, Header, read_header, read_image
 from mmlib.modalities import IGNORE_INDEX
@@ -33,6 +33,11 @@ class Folder:
     path: Path
     settings: dict = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    headers: dict[str, Header] = field(default_factory=dict)
+
+    def planes(self, header: Header) -> list[int]:
+        """Planes of an image that are kept."""
+        return list(self.settings.get("planes", range(header.channels)))
 
 
 @dataclass
@@ -81,7 +86,8 @@ def scan(folder: Folder, recursive: bool) -> Folder:
         stem = stem[: len(stem) - len(ending)]
         if stem in files:
             raise DataError(
-                f"{path}: {files[stem]} has the same name; a sensor has one image of each name, so remove one of them"
+                f"{path}: {files[stem]} has the same name; a sensor has one image of each name, so remove "
+                "one of them"
             )
         files[stem] = path
     return replace(folder, files=files)
@@ -100,8 +106,10 @@ def match(folders: list[Folder], partial: bool) -> list[str]:
         if missing and not (partial and shared):
             other = next(f for f in folders if missing[0] in f.files)
             raise DataError(
-                f"{folder.name}={folder.path}: nothing for {len(missing)} of {len(every)} names, such as {other.files[missing[0]]}; "
-                f"complete it, say what file names end with ({folder.name}:suffix=_{folder.name}), or give --partial to leave these out"
+                f"{folder.name}={folder.path}: nothing for {len(missing)} of {len(every)} names, such as "
+                f"{other.files[missing[0]]}; "
+                f"complete it, say what file names end with ({folder.name}:suffix=_{folder.name}), or give "
+                "--partial to leave these out"
             )
     if len(shared) < len(every):
         print(f"left out: {len(every) - len(shared)} of {len(every)} names, which not every folder has")
@@ -116,7 +124,7 @@ def safe_id(stem: str) -> str:
 
 
 def header_of(path: Path) -> Header:
-    """What the header of an image says, 16-bit floats and large integers as the float32 that they are stored as.
+    """What the header of an image says; other types than uint8 and uint16 become float32.
 
     Raises:
         DataError: unreadable, or of a kind that would not be read as it is meant.
@@ -130,76 +138,82 @@ def header_of(path: Path) -> Header:
     return header if header.dtype in ("uint8", "uint16") else replace(header, dtype="float32")
 
 
-def look(
-    folders: list[Folder], stems: list[str], resized: bool, progress: bool
-) -> dict[str, dict[str, Header]]:
-    """Kinds by folder and name, from all headers. ``resized``: sizes within a sample may differ, if their
-    proportions do not.
+def look(folders: list[Folder], stems: list[str], resized: bool, progress: bool) -> list[Folder]:
+    """The folders with all headers. ``resized``: sizes within a sample may differ, if their proportions do
+    not.
 
     Raises:
         DataError: images of one sensor differ in kind, images of one sample in size, or a sensor has planes
             that mean something else.
     """
-    headers: dict[str, dict[str, Header]] = {}
     for folder in folders:
         bar = progress_bar(stems, f"look at {folder.name}", progress=progress, leave=False)
-        headers[folder.name] = found = {stem: header_of(folder.files[stem]) for stem in bar}
-        groups = Counter(map(str, found.values()))
-        first = {
-            text: folder.files[next(stem for stem in stems if str(found[stem]) == text)] for text in groups
-        }
-        if len(groups) > 1:
+        folder.headers.update((stem, header_of(folder.files[stem])) for stem in bar)
+        kinds: dict[str, list[str]] = {}
+        for stem, header in folder.headers.items():
+            kinds.setdefault(str(header), []).append(stem)
+        if len(kinds) > 1:
+            kinds = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
             listed = "; ".join(
-                f"{count} are {text}, such as {first[text]}" for text, count in groups.most_common()
+                f"{len(each)} are {kind}, such as {folder.files[each[0]]}" for kind, each in kinds
             )
             raise DataError(f"{folder.name}={folder.path}: images differ: {listed}; store all in one way")
-        header, path = found[stems[0]], folder.files[stems[0]]
-        planes = folder.settings.get("planes", range(header.channels))
-        if not len(planes) or not all(0 <= plane < header.channels for plane in planes):
-            raise DataError(
-                f"{path}: has planes 0 to {header.channels - 1}; {folder.name}:planes={'+'.join(map(str, planes))} cannot be kept"
-            )
-        if folder.name == "label":
-            continue
-        if header.palette:
-            raise DataError(
-                f"{path}: has a palette, so its values are numbers of colours and no measurement; store it as RGB or grey"
-            )
-        if header.channels in (2, 4) and header.format != "NPY" and "planes" not in folder.settings:
-            others, last = "0+1+2" if header.channels == 4 else "0", header.channels - 1
-            twice = f"if opacity holds another sensor, name the folder twice: thermal={folder.path} thermal:planes={last}"
-            raise DataError(
-                f"{path}: has an opacity plane; keep the others with {folder.name}:planes={others} ({twice})"
-            )
+        check_planes(folder, stems[0])
+    first, *others = folders
     for stem in stems:
-        (one, a), *others = ((folder, headers[folder.name][stem].size) for folder in folders)
-        for other, b in others:
-            stretched = abs(a[0] * b[1] / (a[1] * b[0]) - 1) > 0.02
-            if a != b and (stretched or not resized):
-                fix = (
-                    "they show different views: register and crop them first"
-                    if stretched
-                    else "where they show one view, give --size H W"
+        height, width = size = first.headers[stem].size
+        for other in others:
+            h, w = other.headers[stem].size
+            stretched = abs(height * w / (width * h) - 1) > 0.02
+            if (h, w) != size and (stretched or not resized):
+                fix = "where they show one view, give --size H W"
+                if stretched:
+                    fix = "they show different views: register and crop them first"
+                raise DataError(
+                    f"{first.files[stem]} is {height} × {width}, {other.files[stem]} is {h} × {w}; images of "
+                    "one "
+                    f"name need one size; {fix}"
                 )
-                sizes = f"{one.files[stem]} is {a[0]} × {a[1]}, {other.files[stem]} is {b[0]} × {b[1]}"
-                raise DataError(f"{sizes}; images of one name need one size; {fix}")
-    return headers
+    return folders
 
 
-def planes_of(folder: Folder, headers: dict[str, Header], stem: str) -> np.ndarray:
+def check_planes(folder: Folder, stem: str) -> None:
+    """Raise DataError where the planes of a sensor mean something else than measurements."""
+    path, header, name = folder.files[stem], folder.headers[stem], folder.name
+    planes, last = folder.planes(header), header.channels - 1
+    if not planes or min(planes) < 0 or max(planes) > last:
+        raise DataError(
+            f"{path}: has planes 0 to {last}; {name}:planes={'+'.join(map(str, planes))} cannot be kept"
+        )
+    if header.palette and name != "label":
+        raise DataError(
+            f"{path}: has a palette, so its values are numbers of colours and no measurement; store it as "
+            "RGB "
+            "or grey"
+        )
+    opaque = last in (1, 3) and header.format != "NPY" and "planes" not in folder.settings
+    if opaque and name != "label":
+        others = "0+1+2" if last == 3 else "0"
+        raise DataError(
+            f"{path}: has an opacity plane; keep the others with {name}:planes={others} (if opacity holds "
+            "another "
+            f"sensor, name the folder twice: thermal={folder.path} thermal:planes={last})"
+        )
+
+
+def planes_of(folder: Folder, stem: str) -> ndarray:
     """(H, W, planes) of one image, in the type of its header.
 
     Raises:
         DataError: damaged, NaN or infinite, or integers that float32 cannot hold.
     """
-    path, header = folder.files[stem], headers[stem]
+    path, header = folder.files[stem], folder.headers[stem]
     array = read_image(path, palette=True)
     if array.dtype.kind in "iu" and header.dtype == "float32" and np.abs(array.astype(float)).max() > 2**24:
         raise DataError(f"{path}: integers above 2^24; store them as float32 in a coarser unit")
     if header.bits < 8 and not header.palette and folder.name != "label":
         array *= 255 // (2**header.bits - 1)  # a measurement of few levels fills the range of 8 bits
-    planes = list(folder.settings.get("planes", range(header.channels)))
-    return np.ascontiguousarray(array[..., planes], header.dtype)
+    return np.ascontiguousarray(array[..., folder.planes(header)], header.dtype)
 
 
 # ---- labels ----
@@ -216,20 +230,19 @@ def read_table(path: str, *columns: str) -> list[dict[str, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8 ({error})") from error
     lines = [line for line in text.splitlines() if line.strip()]
-    rows = list(
-        csv.reader(lines, delimiter=";" if lines and ";" in lines[0] and "," not in lines[0] else ",")
-    )
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+    semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
+    rows = [[value.strip() for value in row] for row in csv.reader(lines, delimiter=",;"[semicolons])]
+    header = [name.lower() for name in rows[0]] if rows else []
     if set(columns) - set(header) or len(rows) < 2:
         raise DataError(
-            f"{path}: its first line is {','.join(header)!r}; expected a header with {', '.join(columns)}, and lines below it"
+            f"{path}: its first line is {','.join(header)!r}; expected a header with {', '.join(columns)}, "
+            "and "
+            "lines below it"
         )
-    wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
-    if wrong is not None:
-        raise DataError(
-            f"{path}: {','.join(rows[wrong])!r} has {len(rows[wrong])} fields; the header has {len(header)}"
-        )
-    return [dict(zip(header, (value.strip() for value in row))) for row in rows[1:]]
+    for row in rows:
+        if len(row) != len(header):
+            raise DataError(f"{path}: {','.join(row)!r} has {len(row)} fields; the header has {len(header)}")
+    return [dict(zip(header, row)) for row in rows[1:]]
 
 
 def hue(position: int) -> tuple[int, int, int]:
@@ -243,47 +256,46 @@ def read_classes(path: str) -> Classes:
     Raises:
         DataError: columns, ids or colours that cannot be read, or mean two classes.
     """
-    rows, found = read_table(path, "name"), Classes()
-    found.by_id = any(row.get("ids") for row in rows) or not any(row.get("colours") for row in rows)
+    rows, classes = read_table(path, "name"), Classes()
+    classes.by_id = any(row.get("ids") for row in rows) or not any(row.get("colours") for row in rows)
     for number, row in enumerate(rows):
-        ignored = row["name"].lower() == "ignore"
-        target = IGNORE_INDEX if ignored else len(found.names)
-        if not row["name"] or row["name"] in found.names:
+        name = row["name"]
+        target = IGNORE_INDEX if name.lower() == "ignore" else len(classes.names)
+        if not name or name in classes.names:
             raise DataError(
-                f"{path}: {row}: the name is empty or there twice; a class has one line, its ids separated by spaces"
+                f"{path}: {row}: the name is empty or there twice; a class has one line, its ids separated "
+                "by "
+                "spaces"
             )
+        words = row.get("colours", "").split()
         try:
-            ids = [int(word) for word in row["ids"].split()] if "ids" in row else [number]
-            colours = [
-                int(re.fullmatch("#([0-9a-fA-F]{6})", word)[1], 16) for word in row.get("colours", "").split()
-            ]
+            ids = [int(word) for word in row.get("ids", str(number)).split()]
+            colours = [int(re.fullmatch("#([0-9a-fA-F]{6})", word)[1], 16) for word in words]
         except (ValueError, TypeError) as error:
             raise DataError(
-                f"{path}: {row['name']!r}: expected ids as 7 8 and colours as #804080 #ff0000, found {row}"
+                f"{path}: {name!r}: expected ids as 7 8 and colours as #804080 #ff0000, found {row}"
             ) from error
-        for raw, table, what in [(raw, found.ids, "id") for raw in ids] + [
-            (raw, found.colours, "colour") for raw in colours
-        ]:
-            if table.setdefault(raw, target) != target:
-                raise DataError(
-                    f"{path}: {what} {raw if what == 'id' else f'#{raw:06x}'} of {row['name']!r} belongs to another class, too"
-                )
-        if not ignored:
-            found.names.append(row["name"])
-            found.palette.append(tuple(colours[0].to_bytes(3, "big")) if colours else hue(target))
-    found.ids.setdefault(IGNORE_INDEX, IGNORE_INDEX)
-    return found
+        for table, values, show in (
+            (classes.ids, ids, "id {}"),
+            (classes.colours, colours, "colour #{:06x}"),
+        ):
+            for value in values:
+                if table.setdefault(value, target) != target:
+                    raise DataError(f"{path}: {show.format(value)} of {name!r} belongs to another class, too")
+        if target != IGNORE_INDEX:
+            classes.names.append(name)
+            classes.palette.append(tuple(colours[0].to_bytes(3, "big")) if colours else hue(target))
+    classes.ids.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+    return classes
 
 
-def raw_labels(
-    folder: Folder, headers: dict[str, Header], stem: str, classes: Classes | None
-) -> tuple[np.ndarray, bool]:
+def raw_labels(folder: Folder, stem: str, classes: Classes | None) -> tuple[ndarray, bool]:
     """(H, W) raw ids, or raw colours, int64; and which.
 
     Raises:
         DataError: lossy, or planes and values that are neither ids nor colours.
     """
-    path, header, array = folder.files[stem], headers[stem], planes_of(folder, headers, stem)
+    path, header, array = folder.files[stem], folder.headers[stem], planes_of(folder, stem)
     if header.format == "JPEG":
         raise DataError(f"{path}: a JPEG blurs the ids of labels; store labels as png")
     if header.palette and classes is not None and not classes.by_id:
@@ -298,67 +310,57 @@ def raw_labels(
         return red << 16 | green << 8 | blue, True
     if array.shape[2] != 1 or (array != np.floor(array)).any():
         raise DataError(
-            f"{path}: {header}; expected one plane of ids, or colours; label:planes=0 takes one plane of several"
+            f"{path}: {header}; expected one plane of ids, or colours; label:planes=0 takes one plane of "
+            "several"
         )
-    ids = array[..., 0].astype(np.int64)
-    return ids, False
+    return array[..., 0].astype(np.int64), False
 
 
-def find_classes(
-    folder: Folder, headers: dict[str, Header], stems: list[str], workers: int, progress: bool
-) -> Classes:
-    """Every id found in the labels is a class; 255 is ignored.
+def find_classes(folder: Folder, stems: list[str], options) -> Classes:
+    """Every id in the labels is a class; 255 is ignored.
 
     Raises:
         DataError: coloured labels, which need a table; too many ids; or only 0 and 255.
     """
 
     def unique(stem: str) -> set[int]:
-        found, coloured = raw_labels(folder, headers, stem, None)
-        values = np.unique(found).tolist()
+        raw, coloured = raw_labels(folder, stem, None)
+        values, path = np.unique(raw).tolist(), folder.files[stem]
         if coloured:
-            listed = " ".join(f"#{value:06x}" for value in values[:8])
+            listed = " ".join(f"#{value:06x}" for value in values[:8]) + " ..." * (len(values) > 8)
             raise DataError(
-                f"{folder.files[stem]}: coloured labels ({listed}{' ...' * (len(values) > 8)}); say with --classes what they mean, "
-                "or give label:planes=0 if the ids stand in one plane"
+                f"{path}: coloured labels ({listed}); say with --classes what they mean, or give "
+                "label:planes=0 if the ids stand in one plane"
             )
         if values[0] < 0 or len(values) > IGNORE_INDEX:
             raise DataError(
-                f"{folder.files[stem]}: {len(values)} ids from {values[0]} to {values[-1]}; expected at most 255, none negative"
+                f"{path}: {len(values)} ids from {values[0]} to {values[-1]}; expected at most 255, none "
+                "negative"
             )
         return set(values)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        found = set().union(
-            *progress_bar(pool.map(unique, stems), "find classes", len(stems), progress=progress, leave=False)
-        )
-    ids = sorted(found - {IGNORE_INDEX})
-    if found == {0, IGNORE_INDEX} or not ids or len(ids) > IGNORE_INDEX:
-        problem = (
-            f"{len(ids)} ids"
-            if len(ids) > IGNORE_INDEX
-            else "no id but 0 and 255, and 255 is ignored where no table says otherwise"
-        )
+    with ThreadPoolExecutor(options.workers) as pool:
+        each = pool.map(unique, stems)
+        bar = progress_bar(each, "find classes", len(stems), progress=options.progress, leave=False)
+        present = set().union(*bar)
+    ids = sorted(present - {IGNORE_INDEX})
+    if present == {0, IGNORE_INDEX} or not 0 < len(ids) <= IGNORE_INDEX:
+        problem = "no id but 0 and 255, and 255 is ignored where no table says otherwise"
+        if len(ids) > IGNORE_INDEX:
+            problem = f"{len(ids)} ids"
         raise DataError(f"label={folder.path}: {problem}; say with --classes what the ids mean")
-    return Classes(
-        [f"class_{raw}" for raw in ids],
-        [hue(i) for i in range(len(ids))],
-        {raw: i for i, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX},
-    )
+    table = {raw: i for i, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
+    return Classes([f"class_{raw}" for raw in ids], [hue(i) for i in range(len(ids))], table)
 
 
-def read_label(folder: Folder, headers: dict[str, Header], stem: str, classes: Classes) -> np.ndarray:
+def read_label(folder: Folder, stem: str, classes: Classes) -> ndarray:
     """(H, W) uint8 class ids, 255 = ignore.
 
     Raises:
         DataError: an id or a colour that ``classes`` does not know.
     """
-    raw, coloured = raw_labels(folder, headers, stem, classes)
-    table = classes.colours if coloured else classes.ids
-    unknown = [value for value in np.unique(raw).tolist() if value not in table]
-    if unknown:
-        shown = " ".join(f"#{value:06x}" if coloured else str(value) for value in unknown[:8])
-        raise DataError(
-            f"{folder.files[stem]}: {'colour' if coloured else 'id'} {shown} is not in the table of --classes; add it"
-        )
-    return map_ids(raw, table, folder.files[stem])
+    raw, coloured = raw_labels(folder, stem, classes)
+    where = f"{folder.files[stem]}, by the table of --classes"
+    if coloured:
+        return map_ids(raw, classes.colours, where, "colour #{:06x}")
+    return map_ids(raw, classes.ids, where)

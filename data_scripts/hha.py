@@ -9,14 +9,13 @@ exactly where the surface is flat, and in the quantity whose noise a Kinect has 
 from __future__ import annotations
 
 import numpy as np
+from numpy import ndarray
 from scipy.ndimage import uniform_filter
 
 LEVEL = (0.0, -1.0, 0.0)  # up, for a camera that is held level
 
 
-def rays(
-    shape: tuple[int, int], intrinsics: tuple[float, float, float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def rays(shape: tuple[int, int], intrinsics: tuple[float, float, float, float]) -> tuple[ndarray, ndarray]:
     """x/z and y/z of every pixel, each (H, W). ``intrinsics``: fx, fy, cx, cy in pixels, the first pixel
     being (1, 1) as in MATLAB.
     """
@@ -27,21 +26,21 @@ def rays(
     return x, y
 
 
-def normals(depth: np.ndarray, intrinsics, radius: int) -> np.ndarray:
+def normals(depth: ndarray, intrinsics, radius: int) -> ndarray:
     """Unit normals (H, W, 3) that point towards the camera, from a square of 2·radius + 1 pixels; 0 0 0 where
     too few are measured.
 
     Args:
         depth: (H, W) metres along the optical axis, 0 = no measurement.
     """
-    seen = (depth > 0).astype(np.float64)
+    measured = (depth > 0).astype(np.float64)
     inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=depth > 0)
     x, y = rays(depth.shape, intrinsics)
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return uniform_filter(values * seen, 2 * radius + 1, mode="constant") / share
+    def mean(values: ndarray) -> ndarray:
+        return uniform_filter(values * measured, 2 * radius + 1, mode="constant") / share
 
-    share = np.maximum(uniform_filter(seen, 2 * radius + 1, mode="constant"), 1e-9)
+    share = np.maximum(uniform_filter(measured, 2 * radius + 1, mode="constant"), 1e-9)
     mx, my, mq = mean(x), mean(y), mean(inverse)
     xx, xy, yy = mean(x * x) - mx * mx, mean(x * y) - mx * my, mean(y * y) - my * my
     xq, yq = mean(x * inverse) - mx * mq, mean(y * inverse) - my * mq
@@ -49,19 +48,19 @@ def normals(depth: np.ndarray, intrinsics, radius: int) -> np.ndarray:
         intrinsics[0] * intrinsics[1]
     ) ** 2  # xx · yy of a window that is measured everywhere
     determinant = xx * yy - xy * xy
-    known = (determinant > 0.01 * whole) & (share * (2 * radius + 1) ** 2 > 5.5)
+    valid = (determinant > 0.01 * whole) & (share * (2 * radius + 1) ** 2 > 5.5)
     a, b = (
-        np.divide(t, determinant, out=np.zeros_like(t), where=known)
+        np.divide(t, determinant, out=np.zeros_like(t), where=valid)
         for t in (xq * yy - yq * xy, yq * xx - xq * xy)
     )
     normal = -np.stack(
         [a, b, mq - a * mx - b * my], -1
     )  # n·ray = 1/z > 0 points away, so its opposite looks at the camera
     length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    return np.divide(normal, length, out=np.zeros_like(normal), where=known[..., None] & (length > 0))
+    return np.divide(normal, length, out=np.zeros_like(normal), where=valid[..., None] & (length > 0))
 
 
-def gravity(normal: np.ndarray) -> np.ndarray:
+def gravity(normal: ndarray) -> ndarray:
     """The direction up, a unit vector, from normals (..., 3): what is best parallel to floors and
     perpendicular to walls.
 
@@ -69,24 +68,24 @@ def gravity(normal: np.ndarray) -> np.ndarray:
     down count as floor or ceiling, those within that angle of the horizon as wall, and up becomes the
     direction that minimises Σ_walls (n·up)² − Σ_floors (n·up)².
     """
-    found = normal.reshape(-1, 3)
-    found = found[(found != 0).any(-1)]
+    surfaces = normal.reshape(-1, 3)
+    surfaces = surfaces[(surfaces != 0).any(-1)]
     up = np.array(LEVEL)
     for degrees in (45.0,) * 5 + (15.0,) * 5:
-        cosine = np.abs(found @ up)
+        cosine = np.abs(surfaces @ up)
         floors, walls = (
-            found[cosine > np.cos(np.radians(degrees))],
-            found[cosine < np.sin(np.radians(degrees))],
+            surfaces[cosine > np.cos(np.radians(degrees))],
+            surfaces[cosine < np.sin(np.radians(degrees))],
         )
         # The last term decides where the normals leave a direction open (one wall and nothing else): up stays
         # as it is.
-        scatter = walls.T @ walls - floors.T @ floors - 1e-3 * (len(found) + 1) * np.outer(up, up)
+        scatter = walls.T @ walls - floors.T @ floors - 1e-3 * (len(surfaces) + 1) * np.outer(up, up)
         best = np.linalg.eigh(scatter)[1][:, 0]
         up = best if best @ up > 0 else -best
     return up
 
 
-def hha(depth: np.ndarray, intrinsics, up=None) -> np.ndarray:
+def hha(depth: ndarray, intrinsics, up=None) -> ndarray:
     """(H, W, 3) float64: disparity 1/m, height m, angle of the normal with up in degrees (floor 0, wall 90,
     ceiling 180).
 
@@ -103,11 +102,11 @@ def hha(depth: np.ndarray, intrinsics, up=None) -> np.ndarray:
     up = gravity(normals(depth, intrinsics, 10)[::4, ::4]) if up is None else np.asarray(up, np.float64)
     x, y = rays(depth.shape, intrinsics)
     height = depth * (x * up[0] + y * up[1] + up[2])
-    known = (depth > 0) & (normal != 0).any(-1)
-    if not known.any():
+    valid = (depth > 0) & (normal != 0).any(-1)
+    if not valid.any():
         return np.zeros((*depth.shape, 3))
-    ground = np.percentile(height[known], 1)
+    ground = np.percentile(height[valid], 1)
     height = np.maximum(height - (ground if ground < -0.9 else -1.3), 0)
     angle = np.degrees(np.arccos(np.clip(normal @ up, -1, 1)))
     disparity = np.divide(1.0, depth, out=np.zeros(depth.shape), where=depth > 0)
-    return np.where(known[..., None], np.stack([disparity, height, angle], -1), 0.0)
+    return np.where(valid[..., None], np.stack([disparity, height, angle], -1), 0.0)

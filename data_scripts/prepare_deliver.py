@@ -15,7 +15,7 @@ brought to its size by nearest neighbour. Single-plane event and LiDAR images be
 the authors' reader, so that every sample has the same channels.
 
 The authors do not document the scale of depth/, hha/, event/ and lidar/: their values are kept as they are
-    stored, 0 to 255.
+stored, 0 to 255.
 Licence: none stated for the data; the repository is Apache-2.0 and asks to be contacted for commercial use.
 """
 
@@ -28,16 +28,21 @@ from typing import Literal
 
 import common
 import numpy as np
-from common import Sample
+from common import Arrays, Sample
+from numpy import ndarray
 
 from mmlib.data.images import read_image
-from mmlib.data.prepared import DataError, Description, read_index
+from mmlib.data.prepared import DataError, Description
 from mmlib.modalities import SENSORS
 
-HOW = """DELIVER: one archive of about 12.2 GB, open, no registration. Google Drive asks for a click, so fetch it in a browser:
-  https://drive.google.com/file/d/1P-glCmr-iFSYrzCfNawgVI9qKWfP94pm/view   (linked from https://jamycheung.github.io/DELIVER.html)
-then give this command the archive, or the folder you unpacked it to. Unpacked and converted it takes about twice that space again.
-Licence: none stated for the data; the authors' code is Apache-2.0, and they ask to be contacted for commercial use."""
+HOW = """DELIVER: one archive of about 12.2 GB, open, no registration.
+Google Drive asks for a click, so fetch it in a browser:
+  https://drive.google.com/file/d/1P-glCmr-iFSYrzCfNawgVI9qKWfP94pm/view
+  (linked from https://jamycheung.github.io/DELIVER.html)
+then give this command the archive, or the folder you unpacked it to.
+Unpacked and converted it takes about twice that space again.
+Licence: none stated for the data; the authors' code is Apache-2.0, and they ask to be contacted for
+commercial use."""
 
 SIZE = (1042, 1042)  # height and width of img/ and of everything but event/
 CONDITIONS = ("cloud", "fog", "night", "rain", "sun")
@@ -51,98 +56,34 @@ COUNTS = {
 FAILING = {"train": 1398, "val": 707, "test": 699}
 
 # The authors' names, in the order of their ids; "GroundRail" is their spelling of a guard rail.
-CLASSES = [
-    "Building",
-    "Fence",
-    "Other",
-    "Pedestrian",
-    "Pole",
-    "RoadLine",
-    "Road",
-    "SideWalk",
-    "Vegetation",
-    "Cars",
-    "Wall",
-    "TrafficSign",
-    "Sky",
-    "Ground",
-    "Bridge",
-    "RailTrack",
-    "GroundRail",
-    "TrafficLight",
-    "Static",
-    "Dynamic",
-    "Water",
-    "Terrain",
-    "TwoWheeler",
-    "Bus",
-    "Truck",
-]
-PALETTE = [
-    (70, 70, 70),
-    (100, 40, 40),
-    (55, 90, 80),
-    (220, 20, 60),
-    (153, 153, 153),
-    (157, 234, 50),
-    (128, 64, 128),
-    (244, 35, 232),
-    (107, 142, 35),
-    (0, 0, 142),
-    (102, 102, 156),
-    (220, 220, 0),
-    (70, 130, 180),
-    (81, 0, 81),
-    (150, 100, 100),
-    (230, 150, 140),
-    (180, 165, 180),
-    (250, 170, 30),
-    (110, 190, 160),
-    (170, 120, 50),
-    (45, 60, 150),
-    (145, 170, 100),
-    (0, 0, 230),
-    (0, 60, 100),
-    (0, 0, 70),
-]
+CLASSES = (
+    "Building, Fence, Other, Pedestrian, Pole, RoadLine, Road, SideWalk, Vegetation, Cars, Wall, "
+    "TrafficSign, Sky, Ground, Bridge, RailTrack, GroundRail, TrafficLight, Static, Dynamic, Water, Terrain, "
+    "TwoWheeler, Bus, Truck"
+).split(", ")
+PALETTE = common.palette(
+    "#464646 #642828 #375a50 #dc143c #999999 #9dea32 #804080 #f423e8 #6b8e23 #00008e #66669c #dcdc00 #4682b4 "
+    "#510051 #966464 #e6968c #b4a5b4 #faaa1e #6ebea0 #aa7832 #2d3c96 #91aa64 #0000e6 #003c64 #000046"
+)
 IDS = {0: 255, 255: 255} | {id: id - 1 for id in range(1, 26)}
 
-AS_STORED = {
-    "unit": "undocumented",
-    "low": 0.0,
-    "high": 255.0,
-    "dtype": "uint8",
-    "scale": 1.0,
-    "compress": False,
-}
+# Values 0 to 255 as stored: no scale is documented.
 SENSOR = {
-    m.name: m
+    m.name: replace(m, unit="undocumented", high=255.0, dtype="uint8", scale=1.0, compress=False)
     for m in (
-        SENSORS["rgb"],
-        replace(
-            SENSORS["depth"],
-            **AS_STORED,
-            name="hha",
-            symbol="H",
-            colour="#56B4E9",
-            channels=3,
-            sparse=False,
-            picture="grey",
-            channel_names=(),
-        ),
-        replace(SENSORS["depth"], **AS_STORED, picture="grey"),
-        replace(SENSORS["event"], **AS_STORED, channels=3, channel_names=("red", "green", "blue")),
-        replace(SENSORS["lidar"], **AS_STORED, picture="grey", channel_names=("red", "green", "blue")),
+        replace(SENSORS["depth"], name="hha", symbol="H", colour="#56B4E9", channels=3, sparse=False),
+        SENSORS["depth"],
+        replace(SENSORS["event"], channels=3, channel_names=("red", "green", "blue")),
+        replace(SENSORS["lidar"], channel_names=("red", "green", "blue")),
     )
 }
-FOLDER = {
-    "rgb": ("img", "rgb"),
-    "hha": ("hha", "depth"),
-    "depth": ("depth", "depth"),
-    "event": ("event", "event"),
-    "lidar": ("lidar", "lidar"),
-    "label": ("semantic", "semantic"),
-}  # folder, word in the file's name
+for name in ("hha", "depth", "lidar"):
+    SENSOR[name] = replace(SENSOR[name], low=0.0, picture="grey")
+SENSOR["hha"] = replace(SENSOR["hha"], channel_names=())
+SENSOR["rgb"] = SENSORS["rgb"]
+# Folder of each image, and the word for it in the file's name.
+FOLDER = {"rgb": ("img", "rgb"), "hha": ("hha", "depth"), "label": ("semantic", "semantic")}
+FOLDER |= {name: (name, name) for name in ("depth", "event", "lidar")}
 
 
 @dataclass(frozen=True)
@@ -161,22 +102,24 @@ def sensors(options: Options) -> list[str]:
 
 def description(options: Options) -> Description:
     modalities = {name: SENSOR[name] for name in sensors(options)}
-    if options.depth == "hha":
-        modalities["hha"] = replace(
-            SENSOR["hha"], symbol="D", colour=SENSOR["depth"].colour
-        )  # so that tables read as the published ones
+    if options.depth == "hha":  # the only depth: D, so that tables read as the published ones
+        modalities["hha"] = replace(SENSOR["hha"], symbol="D", colour=SENSOR["depth"].colour)
     return Description(
         "deliver",
         CLASSES,
         PALETTE,
         modalities,
         source="DELIVER, Zhang et al., CVPR 2023, https://jamycheung.github.io/DELIVER.html; front view",
-        licence="none stated for the data; repository Apache-2.0, commercial use by agreement with the authors",
+        licence="none stated for the data; repository Apache-2.0, commercial use by agreement with the "
+        "authors",
         extra={
-            "splits": "official; scores on test lie about 10 points below those on val, which is what most papers print: say which",
+            "splits": "official; scores on test lie about 10 points below those on val, which is what most "
+            "papers print: say which",
             "void": "ids 0 and 255 of the source are 255 here",
-            "depth": "published results call the images of hha/ depth: symbol D where they are the only ones, else H",
-            "units": "of hha, depth, event and lidar undocumented: values 0 to 255 as stored; that 0 means no measurement is our reading",
+            "depth": "published results call the images of hha/ depth: symbol D where they are the only "
+            "ones, else H",
+            "units": "of hha, depth, event and lidar undocumented: values 0 to 255 as stored; that 0 means "
+            "no measurement is our reading",
             "events": "images of another size than the camera's are resized to it by nearest neighbour",
         },
     )
@@ -188,60 +131,51 @@ def samples(root: Path, options: Options) -> list[Sample]:
     Raises:
         DataError: a name that the data set does not have, or an image without its counterparts.
     """
-    found = []
+    listed = []
     for path in sorted((root / "img").glob("*/*/*/*.png")):
         condition, split, scene, name = parts = path.relative_to(root / "img").parts
         if any(part.startswith(".") for part in parts):
             continue
-        frame, place = (
-            re.fullmatch(r"(\d+)_rgb_front\.png", name),
-            re.fullmatch(r"MAP_[^_]+_[^_]+?(?:_(.+))?", scene),
-        )
+        frame = re.fullmatch(r"(\d+)_rgb_front\.png", name)
+        place = re.fullmatch(r"MAP_[^_]+_[^_]+?(?:_(.+))?", scene)
         case = place and (place[1] or "")
         if condition not in CONDITIONS or split not in COUNTS or not frame or case not in ("", *CASES):
             raise DataError(
-                f"{path}: expected img/<{' | '.join(CONDITIONS)}>/<{' | '.join(COUNTS)}>/MAP_<n>_<point>/<frame>_rgb_front.png, "
-                f"the scene with or without one of _{', _'.join(CASES)} at its end"
+                f"{path}: expected img/<{' | '.join(CONDITIONS)}>/<{' | '.join(COUNTS)}>/MAP_<n>_<point>/"
+                f"<frame>_rgb_front.png, the scene with or without one of _{', _'.join(CASES)} at its end"
             )
         files = {
-            key: root.joinpath(folder, condition, split, scene, f"{frame[1]}_{word}_front.png")
-            for key, (folder, word) in FOLDER.items()
-            if key in sensors(options) or key == "label"
+            key: root.joinpath(
+                FOLDER[key][0], condition, split, scene, f"{frame[1]}_{FOLDER[key][1]}_front.png"
+            )
+            for key in (*sensors(options), "label")
         }
-        found.append(Sample(f"{split}_{condition}_{scene}_{frame[1]}", split, condition, case, files))
-    return common.complete(found, options)
+        listed.append(Sample(f"{split}_{condition}_{scene}_{frame[1]}", split, condition, case, files))
+    return common.complete(listed, options)
 
 
-def verify(found: list[Sample], options: Options, where) -> None:
+def verify(listed: list[Sample], options: Options, where) -> None:
     """Raise DataError unless every condition, and the failure cases together, have their official number of
     frames in each split.
     """
-    conditions = {
-        f"{split} {condition}": count
-        for split, counts in COUNTS.items()
-        for condition, count in counts.items()
-    }
-    common.verify_counts(
-        [replace(s, split=f"{s.split} {s.condition}") for s in found], conditions, options, where
-    )
-    failing = {f"{split} failing": count for split, count in FAILING.items()}
-    healthy = {f"{split} healthy": sum(COUNTS[split].values()) - count for split, count in FAILING.items()}
-    named = [replace(s, split=f"{s.split} {'failing' if s.case else 'healthy'}") for s in found]
-    common.verify_counts(named, failing | healthy, options, where)
+    conditions, failures = {}, {}
+    for split, counts in COUNTS.items():
+        conditions |= {f"{split} {condition}": count for condition, count in counts.items()}
+        failures[f"{split} failing"] = FAILING[split]
+        failures[f"{split} healthy"] = sum(counts.values()) - FAILING[split]
+    by_condition = [replace(s, split=f"{s.split} {s.condition}") for s in listed]
+    by_failure = [replace(s, split=f"{s.split} {'failing' if s.case else 'healthy'}") for s in listed]
+    common.verify_counts(by_condition, conditions, options, where)
+    common.verify_counts(by_failure, failures, options, where)
 
 
-def planes(path: Path, channels: tuple[int, ...], size: tuple[int, int] | None) -> np.ndarray:
-    """(H, W, 1 or 3) uint8 as stored; a fourth plane, opacity, is left out and changes nothing."""
-    return read_image(path, "uint8", channels, size)[..., :3]
-
-
-def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def nearest(array: ndarray, size: tuple[int, int]) -> ndarray:
     """(h, w, C) -> (H, W, C): each pixel takes the value whose centre is nearest to its own."""
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, array.shape))
     return array[rows][:, columns]
 
 
-def read(sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read(sample: Sample) -> Arrays:
     """Stored images (H, W, C) and label (H, W) of one sample.
 
     Raises:
@@ -249,9 +183,9 @@ def read(sample: Sample) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """
     images = {}
     for name, path in sample.files.items():
-        array = planes(
-            path, (3, 4) if name in ("rgb", "hha") else (1, 3, 4), None if name == "event" else SIZE
-        )
+        channels = (3, 4) if name in ("rgb", "hha") else (1, 3, 4)
+        # A fourth plane, opacity, is left out and changes nothing.
+        array = read_image(path, "uint8", channels, None if name == "event" else SIZE)[..., :3]
         if name == "label":
             label = common.map_ids(array[..., 0], IDS, path)
         elif name == "depth":
@@ -271,20 +205,13 @@ def prepare(options: Options) -> None:
     """
     expected = {split: sum(counts.values()) for split, counts in COUNTS.items()}
     if options.check:
-        common.run(options, description(options), [], read, expected)
-        verify(
-            [
-                Sample(row["id"], row["split"], row["condition"], row["case"])
-                for row in read_index(options.out)
-            ],
-            options,
-            options.out,
-        )
-        return
-    root = common.locate(options, sorted({FOLDER[name][0] for name in (*sensors(options), "label")}), HOW)
-    found = samples(root, options)
-    verify(found, options, root)
-    common.run(options, description(options), found, read, expected)
+        listed, where = common.prepared_samples(options), options.out
+    else:
+        folders = sorted({FOLDER[name][0] for name in (*sensors(options), "label")})
+        where = common.locate(options, folders, HOW)
+        listed = samples(where, options)
+    verify(listed, options, where)
+    common.run(options, description(options), listed, read, expected)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ Licence: none stated.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,10 +34,11 @@ import numpy as np
 from common import Sample
 
 from mmlib.data.images import read_image
-from mmlib.data.prepared import DataError, Description, read_index
+from mmlib.data.prepared import DataError, Description
 from mmlib.modalities import SENSORS
 
-HOW = """MFNet: ir_seg_dataset.zip (size not stated), open, no registration. Google Drive asks for a click, so fetch it in a browser:
+HOW = """MFNet: ir_seg_dataset.zip (size not stated), open, no registration.
+Google Drive asks for a click, so fetch it in a browser:
   https://drive.google.com/drive/folders/18BQFWRfhXzSuMloUmtiBRFrr6NSrf8Fw
   (project page: https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/)
 then give this command the archive, or the folder you unpacked it to. Repacked copies with
@@ -50,18 +50,8 @@ TOTALS = {"day": 820, "night": 749}  # stated by the authors
 DIVISION = {"train": 784, "val": 392, "test": 393}  # as papers use it
 LISTS = ("train", "val", "test", "test_day", "test_night")
 
-CLASSES = ["unlabelled", "car", "person", "bike", "curve", "car_stop", "guardrail", "color_cone", "bump"]
-PALETTE = [
-    (0, 0, 0),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-    (0, 0, 192),
-    (128, 128, 0),
-    (64, 64, 128),
-    (192, 128, 128),
-    (192, 64, 0),
-]
+CLASSES = "unlabelled, car, person, bike, curve, car_stop, guardrail, color_cone, bump".split(", ")
+PALETTE = common.palette("#000000 #400080 #404000 #0080c0 #0000c0 #808000 #404080 #c08080 #c04000")
 MODALITIES = {
     "rgb": SENSORS["rgb"],
     "thermal": replace(
@@ -93,7 +83,8 @@ def description(options: Options) -> Description:
         CLASSES[first:],
         PALETTE[first:],
         MODALITIES,
-        source="MFNet, Ha et al., IROS 2017, https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/",
+        source="MFNet, Ha et al., IROS 2017, "
+        "https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/",
         licence="none stated by the authors; research use",
         extra={
             "splits": "official lists without the mirrored copies; some papers call test val",
@@ -106,69 +97,52 @@ def description(options: Options) -> Description:
     )
 
 
-def stems(path: Path) -> tuple[list[str], int]:
-    """Stems of a list without the mirrored copies, and how many of those there were.
-
-    Raises:
-        DataError: missing list, a line that is no stem, a stem that stands twice, a mirrored copy without its
-            original.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: not found; unpack the whole archive")
-    names = path.read_text(encoding="utf-8-sig", errors="replace").split()
-    for name in names:
-        if not re.fullmatch(r"\d{5}[DN](_flip)?", name):
-            raise DataError(f"{path}: {name!r}; expected stems such as 00001D or 00004N, one a line")
-    kept = [name for name in names if not name.endswith("_flip")]
-    alone = {name.removesuffix("_flip") for name in names} - set(kept)
-    if len(set(names)) < len(names) or alone:
-        what = f"{min(alone)}_flip without {min(alone)}" if alone else f"{max(names, key=names.count)} twice"
-        raise DataError(f"{path}: lists {what}; take the list from the archive")
-    return kept, len(names) - len(kept)
-
-
 def samples(root: Path, options: Options) -> list[Sample]:
     """Samples of the three splits; prints what was left out and how the rest is divided.
 
     Raises:
         DataError: lists that contradict each other or the stems, or a listed file that is not there.
     """
-    lists = {name: stems(root / f"{name}.txt") for name in LISTS}
-    listed = {name: set(kept) for name, (kept, _) in lists.items()}
-    for name, letter in (("test_day", "D"), ("test_night", "N")):
-        of = {stem for stem in listed["test"] if stem.endswith(letter)}
-        if of != listed[name]:
-            odd = min(of ^ listed[name])
+    lists, mirrored = {}, []
+    for name in LISTS:
+        path = root / f"{name}.txt"
+        names = common.read_stems(path, r"\d{5}[DN](_flip)?", "00001D or 00004N")
+        lists[name] = [stem for stem in names if not stem.endswith("_flip")]
+        alone = {stem.removesuffix("_flip") for stem in names} - set(lists[name])
+        if alone:
             raise DataError(
-                f"{root / name}.txt: {odd} is in {'test.txt' if odd in of else 'this list'} only; expected the {letter} stems of test.txt"
+                f"{path}: lists {min(alone)}_flip without {min(alone)}; take the list from the archive"
             )
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if both := listed[one] & listed[other]:
+        if len(names) > len(lists[name]):
+            mirrored.append(f"{len(names) - len(lists[name])} in {name}.txt")
+    common.check_disjoint({split: lists[split] for split in DIVISION}, root)
+    # The authors' lists of day and night must say what the names say.
+    for name, letter in (("test_day", "D"), ("test_night", "N")):
+        expected = {stem for stem in lists["test"] if stem.endswith(letter)}
+        odd = min(expected ^ set(lists[name]), default="")
+        if odd:
             raise DataError(
-                f"{root}: {min(both)} stands in {one}.txt and in {other}.txt; take the lists from the archive"
+                f"{root / name}.txt: {odd} is in {'test.txt' if odd in expected else 'this list'} only; "
+                f"expected the {letter} stems of test.txt"
             )
     black = root / "black_list.txt"
-    empty = (
-        {Path(line).stem for line in black.read_text(errors="replace").split()} if black.is_file() else set()
-    )
-    found = [
+    lines = black.read_text(errors="replace").split() if black.is_file() else []
+    empty = {Path(line).stem for line in lines}
+    listed = [
         Sample(
             stem,
             split,
             "day" if stem[5] == "D" else "night",
             "unannotated" if stem in empty else "",
-            {"image": root / "images" / f"{stem}.png", "label": root / "labels" / f"{stem}.png"},
+            {folder: root / folder / f"{stem}.png" for folder in ("images", "labels")},
         )
         for split in DIVISION
-        for stem in lists[split][0]
+        for stem in lists[split]
     ]
-    mirrored = ", ".join(f"{count} in {name}.txt" for name, (_, count) in lists.items() if count)
-    print(f"mirrored copies left out: {mirrored or 'none are listed'}")
-    print(
-        f"without annotation: {sum(bool(s.case) for s in found)} samples"
-        + ("" if black.is_file() else "; there is no black_list.txt")
-    )
-    return common.complete(found, options)
+    print(f"mirrored copies left out: {', '.join(mirrored) or 'none are listed'}")
+    absent = "" if black.is_file() else "; there is no black_list.txt"
+    print(f"without annotation: {sum(bool(s.case) for s in listed)} samples{absent}")
+    return common.complete(listed, options)
 
 
 def read(sample: Sample, ids: dict[int, int]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -177,24 +151,20 @@ def read(sample: Sample, ids: dict[int, int]) -> tuple[dict[str, np.ndarray], np
     Raises:
         DataError: a file is missing, damaged, of another kind or size, or has an unknown id.
     """
-    planes = read_image(sample.files["image"], "uint8", 4, SIZE)
-    label = read_image(sample.files["label"], None, 1, SIZE, palette=True)[..., 0]
-    return {"rgb": planes[..., :3], "thermal": planes[..., 3:]}, common.map_ids(
-        label, ids, sample.files["label"]
-    )
+    path = sample.files["labels"]
+    planes = read_image(sample.files["images"], "uint8", 4, SIZE)
+    label = common.map_ids(read_image(path, None, 1, SIZE, palette=True)[..., 0], ids, path)
+    return {"rgb": planes[..., :3], "thermal": planes[..., 3:]}, label
 
 
-def verify(found: list[Sample], options: Options, where) -> None:
+def verify(listed: list[Sample], options: Options, where) -> None:
     """Raise DataError unless there are as many images by day and by night as the authors state; warn of
     another division.
     """
-    common.verify_counts([replace(s, split=s.condition) for s in found], TOTALS, options, where)
-    division = {split: sum(s.split == split for s in found) for split in DIVISION}
+    common.verify_counts([replace(s, split=s.condition) for s in listed], TOTALS, options, where)
+    division = {split: sum(s.split == split for s in listed) for split in DIVISION}
     if division != DIVISION:
-        have, want = (
-            ", ".join(f"{split} {count}" for split, count in counts.items())
-            for counts in (division, DIVISION)
-        )
+        have, want = (", ".join(f"{s} {n}" for s, n in counts.items()) for counts in (division, DIVISION))
         print(f"warning: {where}: divided into {have}; published scores use {want}")
 
 
@@ -205,22 +175,14 @@ def prepare(options: Options) -> None:
         DataError: the source does not look as documented, or a file is unreadable.
     """
     first = 9 - options.classes
-    convert = partial(read, ids={id: id - first if id >= first else 255 for id in range(9)})
+    ids = {id: id - first if id >= first else 255 for id in range(9)}
     if options.check:
-        common.run(options, description(options), [], convert)
-        verify(
-            [
-                Sample(row["id"], row["split"], row["condition"], row["case"])
-                for row in read_index(options.out)
-            ],
-            options,
-            options.out,
-        )
-        return
-    root = common.locate(options, ["images", "labels", "train.txt", "val.txt", "test.txt"], HOW)
-    found = samples(root, options)
-    verify(found, options, root)
-    common.run(options, description(options), found, convert)
+        listed, where = common.prepared_samples(options), options.out
+    else:
+        where = common.locate(options, ["images", "labels", "train.txt", "val.txt", "test.txt"], HOW)
+        listed = samples(where, options)
+    verify(listed, options, where)
+    common.run(options, description(options), listed, partial(read, ids=ids))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ projected to the camera (projection.py) with calib.json:
   points that land in one pixel the nearest is kept, none behind the camera or nearer than 1 m. Stored as
   uint16, value / 128 - 128; heights are often negative.
 * Events, HDF5: number of events with p = 1 and with p = 0 in the last 30 ms before the last event of the
-    file, at most 255.
+  file, at most 255.
 * Points and counts are projected at the size that is written, instead of thinned out by a resize.
 
 Labels are the labelTrainIds images: 0 to 18 and 255 = ignore, which stays ignore (255 made 0 would be road).
@@ -24,73 +24,44 @@ script writes to yourself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 import common
 import numpy as np
 import projection
 from common import Sample
 from files import unpack
+from numpy import ndarray
 
+from mmlib.config import Above, AtLeast
 from mmlib.data.images import read_image
 from mmlib.data.prepared import DataError, Description
 from mmlib.modalities import SENSORS
+from mmlib.runtime import read_json
 
-HOW = """MUSES: register at https://muses.ethz.ch, then download and unzip into one folder (or leave the zip files in one folder):
+HOW = """MUSES: register at https://muses.ethz.ch, then download and unzip into one folder
+(or leave the zip files in one folder):
   RGB_Frame_Camera_trainvaltest, Semantic_Annotations_trainval, Event_Camera_trainvaltest, Lidar_trainvaltest
   and for --motion-compensation GNSS_trainvaltest (sizes: not stated).
-Give this command the folder that then holds meta.json, calib.json, frame_camera/, gt_semantic/, event_camera/ and lidar/.
-Licence: ETH agreement, non-commercial, teaching allowed; you may not share the data set or modified versions of it."""
+Give this command the folder that then holds meta.json, calib.json, frame_camera/, gt_semantic/,
+event_camera/ and lidar/.
+Licence: ETH agreement, non-commercial, teaching allowed; you may not share the data set
+or modified versions of it."""
 
 SIZE = (1080, 1920)
 COUNTS = {"train": 1500, "val": 250, "test": 750}
 WEATHER, TIMES = ("clear", "fog", "rain", "snow"), ("day", "night")
-CLASSES = [
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
-]
-PALETTE = [
-    (128, 64, 128),
-    (244, 35, 232),
-    (70, 70, 70),
-    (102, 102, 156),
-    (190, 153, 153),
-    (153, 153, 153),
-    (250, 170, 30),
-    (220, 220, 0),
-    (107, 142, 35),
-    (152, 251, 152),
-    (70, 130, 180),
-    (220, 20, 60),
-    (255, 0, 0),
-    (0, 0, 142),
-    (0, 0, 70),
-    (0, 60, 100),
-    (0, 80, 100),
-    (0, 0, 230),
-    (119, 11, 32),
-]
+CLASSES = (
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, "
+    "person, rider, car, truck, bus, train, motorcycle, bicycle"
+).split(", ")
+PALETTE = common.palette(
+    "#804080 #f423e8 #464646 #66669c #be9999 #999999 #faaa1e #dcdc00 #6b8e23 #98fb98 #4682b4 #dc143c #ff0000 "
+    "#00008e #000046 #003c64 #005064 #0000e6 #770b20"
+)
 IDS = {id: id for id in (*range(19), 255)}
 # 0 m is stored as 16384 exactly; -128 to 383.99 m in steps of 8 mm holds ranges, heights below the LiDAR and
 # 8-bit intensities.
@@ -111,9 +82,9 @@ class Options(common.Options):
     """
     sensors: tuple[Literal["rgb", "event", "lidar"], ...] = ("rgb", "event", "lidar")
     """Sensors to write."""
-    window: float = 30.0
+    window: Annotated[float, Above(0)] = 30.0
     """Events of so many milliseconds before the last one are counted."""
-    enlarge: int = 1
+    enlarge: Annotated[int, AtLeast(1)] = 1
     """Every LiDAR point covers this many pixels squared; nearest point first."""
     motion_compensation: bool = False
     """Move each LiDAR point by what the car did between it and the middle of the exposure; needs gnss/."""
@@ -125,21 +96,17 @@ class Options(common.Options):
     def recorded(self) -> dict:
         return super().recorded() | {"projected": bool(self.projected)}  # whether, not where
 
+    def inputs(self) -> list[str]:
+        return [self.source, self.projected]
+
 
 def description(options: Options) -> Description:
     if not options.splits or not options.sensors:
         raise DataError("--splits and --sensors: name at least one each")
-    if not options.window > 0 or options.enlarge < 1:
+    if options.projected and (options.motion_compensation or options.enlarge != 1 or options.window != 30):
         raise DataError(
-            f"--window {options.window:g}, --enlarge {options.enlarge}: expected more than 0 ms, and 1 or more pixels"
-        )
-    if options.projected and (options.motion_compensation, options.enlarge, options.window) != (
-        False,
-        1,
-        30.0,
-    ):
-        raise DataError(
-            "--projected reads finished images; --motion-compensation, --enlarge and --window are for raw sensors"
+            "--projected reads finished images; --motion-compensation, --enlarge and --window are for raw "
+            "sensors"
         )
     return Description(
         "muses",
@@ -149,10 +116,12 @@ def description(options: Options) -> Description:
         source="MUSES, Brödermann et al., ECCV 2024, https://muses.ethz.ch; registration",
         licence="ETH agreement, non-commercial; the data set and modified versions of it may not be shared",
         extra={
-            "splits": "official; where the test labels are withheld, val is what can be scored here, and is not the published test",
+            "splits": "official; where the test labels are withheld, val is what can be scored here, and is "
+            "not the published test",
             "void": "labelTrainIds: 255 of the source is 255 here",
             "condition": "weather and time of day of meta.json",
-            "event": "events with p = 1 and with p = 0, at most 255; --window counts back from the last event of a file",
+            "event": "events with p = 1 and with p = 0, at most 255; --window counts back from the last "
+            "event of a file",
             "lidar": "range (m), intensity (unit undocumented), height (m), from the LiDAR's origin",
             "projection": "by the authors' tool"
             if options.projected
@@ -165,20 +134,17 @@ def read_meta(root: Path) -> dict:
     """meta.json: an entry for each sample.
 
     Raises:
-        DataError: no JSON, or an entry without a known split, weather and time of day; names the entry.
+        ValueError: no JSON, or an entry without a known split, weather and time of day; names the entry.
     """
     path = root / "meta.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); fetch it again") from error
-    if not isinstance(meta, dict) or not meta:
+    meta = read_json(path, "the list of samples")
+    if not meta:
         raise DataError(f"{path}: expected one entry a sample, by its name")
     for name, entry in meta.items():
-        for key, known in (("split", tuple(COUNTS)), ("weather", WEATHER), ("time_of_day", TIMES)):
+        for key, choices in (("split", tuple(COUNTS)), ("weather", WEATHER), ("time_of_day", TIMES)):
             value = entry.get(key) if isinstance(entry, dict) else None
-            if value not in known:
-                raise DataError(f"{path}, {name!r}: {key} is {value!r}; expected {', '.join(known)}")
+            if value not in choices:
+                raise DataError(f"{path}, {name!r}: {key} is {value!r}; expected {', '.join(choices)}")
     return meta
 
 
@@ -188,7 +154,8 @@ def _path(root: Path, name: str, entry: Mapping, sensor: str) -> PurePosixPath:
     path = PurePosixPath(str(entry.get(key) or ""))
     if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
         raise DataError(
-            f"{root / 'meta.json'}, {name!r}: {key} is {entry.get(key)!r}; expected a path below the data set's folder"
+            f"{root / 'meta.json'}, {name!r}: {key} is {entry.get(key)!r}; expected a path below the data "
+            "set's folder"
         )
     return path
 
@@ -199,19 +166,16 @@ def samples(root: Path, meta: Mapping, options: Options) -> list[Sample]:
     Raises:
         DataError: an entry without a path, or a file that is not there.
     """
-    labelled = set(options.splits) != {"test"} or (root / "gt_semantic" / "test").is_dir()
-    if (
-        "test" in options.splits
-        and len(set(options.splits)) > 1
-        and not (root / "gt_semantic" / "test").is_dir()
-    ):
+    tests, splits = root / "gt_semantic" / "test", set(options.splits)
+    labelled = "test" not in splits or tests.is_dir()
+    if not labelled and len(splits) > 1:
         raise DataError(
-            f"{root / 'gt_semantic' / 'test'}: not found; without test labels write --splits train val, "
-            "and --splits test to another folder (a data set is labelled throughout or not at all)"
+            f"{tests}: not found; without test labels write --splits train val, and --splits test to another "
+            "folder (a data set is labelled throughout or not at all)"
         )
-    found = []
+    listed = []
     for name, entry in meta.items():
-        if entry["split"] not in options.splits:
+        if entry["split"] not in splits:
             continue
         files = {}
         for sensor in options.sensors:
@@ -226,47 +190,49 @@ def samples(root: Path, meta: Mapping, options: Options) -> list[Sample]:
             files["label"] = root.joinpath("gt_semantic", *frame.parts[1:-1], f"{stem}_gt_labelTrainIds.png")
         if options.motion_compensation and "lidar" in options.sensors:
             files["gnss"] = root / _path(root, name, entry, "gnss")
-        found.append(Sample(name, entry["split"], f"{entry['weather']}-{entry['time_of_day']}", "", files))
-    return common.complete(found, options)
+        listed.append(Sample(name, entry["split"], f"{entry['weather']}-{entry['time_of_day']}", "", files))
+    return common.complete(listed, options)
 
 
-def geometry(root: Path, options: Options) -> dict[str, np.ndarray]:
+def geometry(root: Path, options: Options) -> dict[str, ndarray]:
     """Matrices at the size that is written: camera K, event homography, lidar2rgb, and lidar2gnss where
     points are to be moved.
     """
-    raw = [] if options.projected else [name for name in ("event", "lidar") if name in options.sensors]
+    raw = [name for name in ("event", "lidar") if name in options.sensors and not options.projected]
     if not raw:
         return {}
-    transforms = [f"{name}2rgb" for name in raw] + ["lidar2gnss"] * (
-        options.motion_compensation and "lidar" in raw
-    )
-    found = projection.read_calibration(
-        root / "calib.json", ["rgb", *(["event"] if "event" in raw else [])], transforms
-    )
+    transforms = [f"{name}2rgb" for name in raw]
+    if options.motion_compensation and "lidar" in raw:
+        transforms.append("lidar2gnss")
+    cameras = ["rgb", *raw[: raw.count("event")]]
+    matrices = projection.read_calibration(root / "calib.json", cameras, transforms)
     size = options.size if any(options.size) else SIZE
-    found["rgb"] = projection.resized_camera(found["rgb"], SIZE, size)
+    matrices["rgb"] = camera = projection.resized_camera(matrices["rgb"], SIZE, size)
     if "event" in raw:
-        found["homography"] = projection.homography_at_infinity(
-            found["event"], found["rgb"], found["event2rgb"]
+        matrices["homography"] = projection.homography_at_infinity(
+            matrices["event"], camera, matrices["event2rgb"]
         )
-    return found
+    return matrices
 
 
-def check_returns(values: np.ndarray, where) -> None:
+def check_returns(values: ndarray, where) -> None:
     """Raise DataError unless (n, 3) range, intensity, height are finite, no range or intensity negative, and
     all can be stored.
     """
     low, high = values.min(0, initial=0), values.max(0, initial=0)  # NaN stays NaN
     if not ((low >= (0, 0, LOWEST)).all() and (high <= HIGHEST).all()):
-        found = ", ".join(f"{name} {a:.4g} to {b:.4g}" for name, a, b in zip(LIDAR.channel_names, low, high))
+        extents = ", ".join(
+            f"{name} {a:.4g} to {b:.4g}" for name, a, b in zip(LIDAR.channel_names, low, high)
+        )
         raise DataError(
-            f"{where}: {found}; expected finite values, range and intensity from 0, height from {LOWEST:g}, to {HIGHEST:.0f}"
+            f"{where}: {extents}; expected finite values, range and intensity from 0, height from "
+            f"{LOWEST:g}, to {HIGHEST:.0f}"
         )
 
 
 def read_lidar(
     sample: Sample, options: Options, matrices: Mapping, entry: Mapping, size: tuple[int, int]
-) -> np.ndarray:
+) -> ndarray:
     """Stored LiDAR image (H, W, 3) from raw points."""
     path = sample.files["lidar"]
     points = projection.read_points(path)
@@ -277,7 +243,8 @@ def read_lidar(
             exposure = sum(int(entry[key]) for key in keys) / 2e6
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"meta.json, {sample.id!r}: no {' and '.join(keys)} in microseconds; motion compensation needs them"
+                f"meta.json, {sample.id!r}: no {' and '.join(keys)} in microseconds; motion compensation "
+                "needs them"
             ) from error
         points = projection.compensate(
             points, exposure, projection.read_motion(sample.files["gnss"]), matrices["lidar2gnss"], path
@@ -290,7 +257,7 @@ def read_lidar(
     return image.reshape(*size, 3)
 
 
-def read_projected(path: Path, sensor: str) -> np.ndarray:
+def read_projected(path: Path, sensor: str) -> ndarray:
     """Stored image of a file that the authors' tool has written: .npz or .npy as computed, or .png.
 
     In a .png the planes stand in reverse order, and LiDAR is uint16 (v + 100) · 150. Readers of 8 bits see
@@ -303,19 +270,16 @@ def read_projected(path: Path, sensor: str) -> np.ndarray:
         array = read_image(path, "uint16" if sensor == "lidar" else "uint8", 3, SIZE)[..., ::-1]
         array = array / 150 - 100 if sensor == "lidar" else array
     else:
-        dtype = np.dtype("float32" if sensor == "lidar" else "uint8")
-        try:
-            if path.suffix == ".npy":
-                array = read_image(path, dtype.name, 3, SIZE)
-            else:
+        dtype = "float32" if sensor == "lidar" else "uint8"
+        if path.suffix == ".npy":
+            array = read_image(path, dtype, 3, SIZE)
+        else:
+            try:
                 with np.load(path, allow_pickle=False) as file:
                     array = file["arr_0"]
-        except DataError:
-            raise
-        except Exception as error:  # a damaged archive fails in many ways: BadZipFile, zlib.error, KeyError, MemoryError, ...
-            raise DataError(
-                f"{path}: cannot be read ({type(error).__name__}: {error}); expected one {dtype} array"
-            ) from error
+            except Exception as error:  # a damaged archive fails in a dozen ways
+                reason = f"{type(error).__name__}: {error}"
+                raise DataError(f"{path}: cannot be read ({reason}); expected one {dtype} array") from error
         if array.dtype != dtype or array.shape != (*SIZE, 3):
             raise DataError(f"{path}: {array.dtype} {array.shape}; expected {dtype} {(*SIZE, 3)}")
     if sensor == "event":
@@ -326,7 +290,7 @@ def read_projected(path: Path, sensor: str) -> np.ndarray:
 
 def read(
     sample: Sample, options: Options, matrices: Mapping, entry: Mapping
-) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+) -> tuple[dict[str, ndarray], ndarray | None]:
     """Stored images (H, W, C) and label (H, W) of one sample; raw events and LiDAR at the size that is
     written, all else as it is.
 
@@ -343,12 +307,9 @@ def read(
         elif sensor == "lidar":
             images[sensor] = read_lidar(sample, options, matrices, entry, size)
         else:
-            counts = projection.event_counts(
-                *projection.read_events(path, round(1000 * options.window)), matrices["homography"], size
-            )
-            images[sensor] = np.minimum(counts, 255).astype(
-                np.uint8
-            )  # clipped: a plain cast would wrap 256 to 0
+            events = projection.read_events(path, round(1000 * options.window))
+            counts = projection.event_counts(*events, matrices["homography"], size)
+            images[sensor] = np.minimum(counts, 255).astype(np.uint8)  # a plain cast would wrap 256 to 0
     if "label" in sample.files:
         path = sample.files["label"]
         label = common.map_ids(read_image(path, None, 1, SIZE, palette=True)[..., 0], IDS, path)
@@ -359,12 +320,12 @@ def locate(options: Options) -> Path:
     """The folder with meta.json and the wanted sensors. A folder of zip files is unpacked first, all into
     one.
     """
+    common.check_options(options)
     source = Path(options.source)
-    archives = sorted(source.glob("*.zip")) if options.source and options.out and source.is_dir() else []
+    archives = sorted(source.glob("*.zip")) if options.source else []
     if archives and not (source / "meta.json").exists():
-        options = replace(
-            options, source=str(unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress))
-        )
+        source = unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress)
+        options = replace(options, source=str(source))
     names = [FOLDERS[name] for name in options.sensors if name == "rgb" or not options.projected]
     return common.locate(options, ["meta.json", *names], HOW)
 
@@ -375,19 +336,17 @@ def prepare(options: Options) -> None:
     Raises:
         DataError: the source does not look as documented, or a file is unreadable.
     """
-    described = description(options)
+    described, listed, convert = description(options), [], None
+    if not options.check:
+        root = locate(options)
+        meta, matrices = read_meta(root), geometry(root, options)
+        listed = samples(root, meta, options)
+
+        def convert(sample: Sample):
+            return read(sample, options, matrices, meta[sample.id])
+
     expected = {split: COUNTS[split] for split in options.splits}
-    if options.check:
-        return common.run(options, described, [], lambda sample: None, expected)
-    root = locate(options)
-    meta, matrices = read_meta(root), geometry(root, options)
-    common.run(
-        options,
-        described,
-        samples(root, meta, options),
-        lambda s: read(s, options, matrices, meta[s.id]),
-        expected,
-    )
+    common.run(options, described, listed, convert, expected)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Prepare NYU-Depth-v2 (Silberman et al., ECCV 2012): colour and depth of rooms, 13 or 40 classes.
 
     python data_scripts/prepare_nyu.py FOLDER --out DIR [--classes 13|40] [--depth metres inverse hha]
-    [--raw-depth] [--download] python data_scripts/prepare_nyu.py --frames FOLDER --out DIR [--size 120 160]
+                                       [--raw-depth] [--download]
+    python data_scripts/prepare_nyu.py --frames FOLDER --out DIR [--size 120 160]
 
 FOLDER holds nyu_depth_v2_labeled.mat (1449 frames of 480 x 640), splits.mat and classMapping40.mat;
 --download fetches what is missing. The first is HDF5 and so has MATLAB's axes in reverse: frames are
@@ -27,179 +28,76 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import common
 import numpy as np
 import tyro
-from common import Sample
+from common import Arrays, Sample
 from files import fetch
 from hha import LEVEL, hha
+from matlab import cells, open_arrays, read_mat
+from numpy import ndarray
 from PIL import Image
 
-from mmlib.data.images import read_image
-from mmlib.data.prepared import DataError, Description
+from mmlib.config import Between
+from mmlib.data.images import DataError, read_image
+from mmlib.data.prepared import Description
 from mmlib.modalities import IGNORE_INDEX, SENSORS, Modality
 
-CLASSES = [
-    "bed",
-    "books",
-    "ceiling",
-    "chair",
-    "floor",
-    "furniture",
-    "objects",
-    "picture",
-    "sofa",
-    "table",
-    "tv",
-    "wall",
-    "window",
-]
-PALETTE = [
-    (0, 0, 255),
-    (232, 88, 47),
-    (0, 217, 0),
-    (148, 0, 240),
-    (222, 241, 23),
-    (255, 205, 205),
-    (0, 223, 228),
-    (106, 135, 204),
-    (116, 28, 41),
-    (240, 35, 235),
-    (0, 166, 156),
-    (249, 139, 0),
-    (225, 228, 194),
-]
-CLASSES40 = [
-    "wall",
-    "floor",
-    "cabinet",
-    "bed",
-    "chair",
-    "sofa",
-    "table",
-    "door",
-    "window",
-    "bookshelf",
-    "picture",
-    "counter",
-    "blinds",
-    "desk",
-    "shelves",
-    "curtain",
-    "dresser",
-    "pillow",
-    "mirror",
-    "floor mat",
-    "clothes",
-    "ceiling",
-    "books",
-    "refridgerator",
-    "television",
-    "paper",
-    "towel",
-    "shower curtain",
-    "box",
-    "whiteboard",
-    "person",
-    "night stand",
-    "toilet",
-    "sink",
-    "lamp",
-    "bathtub",
-    "bag",
-    "otherstructure",
-    "otherfurniture",
-    "otherprop",
-]  # the authors' spelling
+CLASSES = (
+    "bed, books, ceiling, chair, floor, furniture, objects, picture, sofa, table, tv, wall, window"
+).split(", ")
+PALETTE = common.palette(
+    "#0000ff #e8582f #00d900 #9400f0 #def117 #ffcdcd #00dfe4 #6a87cc #741c29 #f023eb #00a69c #f98b00 #e1e4c2"
+)
+CLASSES40 = (
+    "wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk, "
+    "shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refridgerator, "
+    "television, paper, towel, shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, "
+    "bathtub, bag, otherstructure, otherfurniture, otherprop"
+).split(", ")
 # Class of the 13, from 1, for each of the 40: class13Mapping.mat.
 TO_13 = [
-    12,
-    5,
-    6,
-    1,
-    4,
-    9,
-    10,
-    12,
-    13,
-    6,
-    8,
-    6,
-    13,
-    10,
-    6,
-    13,
-    6,
-    7,
-    7,
-    5,
-    7,
-    3,
-    2,
-    6,
-    11,
-    7,
-    7,
-    7,
-    7,
-    7,
-    7,
-    6,
-    7,
-    7,
-    7,
-    7,
-    7,
-    7,
-    6,
-    7,
+    int(word)
+    for word in (
+        "12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7 7 7 6 7 7 7 7 7 7 6 7"
+    ).split()
 ]
 FRAMES, RAW_IDS, OFFICIAL = 1449, 894, {"train": 795, "test": 654}
 SIZE = (480, 640)
-KINECT = (
-    518.857901,
-    519.469611,
-    325.582449,
-    253.736166,
-)  # fx, fy, cx, cy of the colour camera, to which the depth is registered
+# fx, fy, cx, cy of the colour camera, to which the depth is registered.
+KINECT = (518.857901, 519.469611, 325.582449, 253.736166)
 METRES = 9.99547 / 255  # a step of --frames' depth
 BORDER = 8
 BLOCK = 15
 
+MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
+MAP40, MAP13 = "classMapping40.mat", "class13Mapping.mat"
+AUTHORS = "https://horatio.cs.nyu.edu/mit/silberman/"
 META = "https://github.com/ankurhanda/nyuv2-meta-data/raw/master/"
-MAT, SPLITS, MAP40, MAP13 = (
-    "nyu_depth_v2_labeled.mat",
-    "splits.mat",
-    "classMapping40.mat",
-    "class13Mapping.mat",
-)
 FILES = {  # address, bytes and sha256; 0 and "": not known, the content is checked when it is read
     MAT: (
-        "https://horatio.cs.nyu.edu/mit/silberman/nyu_depth_v2/" + MAT,
+        f"{AUTHORS}nyu_depth_v2/{MAT}",
         2_972_037_809,
         "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa",
     ),
     SPLITS: (
-        "https://horatio.cs.nyu.edu/mit/silberman/indoor_seg_sup/" + SPLITS,
+        f"{AUTHORS}indoor_seg_sup/{SPLITS}",
         2626,
         "6e081404491a8bfba2f066beaa9713ef6046f9007aa5f799f2a350506a580cee",
     ),
     MAP40: (META + MAP40, 0, ""),
     MAP13: (META + MAP13, 0, ""),
 }
-HOW = "\n".join(
-    (
-        "NYU-Depth-v2: open, no registration. --download fetches into the folder named what is not there yet; or fetch by hand:",
-        *(
-            f"  {url}" + (f"   ({size / 1e9:.1f} GB)" if size > 1e6 else "")
-            for url, size, _ in FILES.values()
-        ),
-        f"({MAP13} is optional: its table is known here, and compared where the file is.)",
-        "Licence: none stated by the authors; research use.",
-    )
-)
+HOW = f"""NYU-Depth-v2: open, no registration. --download fetches into the folder named what is not
+there yet; or fetch by hand:
+  {FILES[MAT][0]}   (3.0 GB)
+  {FILES[SPLITS][0]}
+  {FILES[MAP40][0]}
+  {FILES[MAP13][0]}
+({MAP13} is optional: its table is known here, and compared where the file is.)
+Licence: none stated by the authors; research use."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +126,7 @@ class Options(common.Options):
     """For hha: up is estimated from each image's surfaces, or the camera is taken to be level (its tilt then
     shows as height and angle).
     """
-    border: int = BORDER
+    border: Annotated[int, Between(0, 239)] = BORDER
     """Rows and columns cut off at each side; 0 = keep the white rim, as published tables do: it is void and
     not scored.
     """
@@ -238,11 +136,13 @@ class Options(common.Options):
     """
 
     def recorded(self) -> dict:
-        return {
-            name: value
-            for name, value in super().recorded().items()
-            if name == "size" or not self.frames and name not in ("frames", "download")
-        }
+        values = super().recorded()
+        if self.frames:
+            return {"size": values["size"]}
+        return {name: value for name, value in values.items() if name not in ("frames", "download")}
+
+    def inputs(self) -> list[str]:
+        return [self.source, self.frames]
 
 
 DEPTH = {
@@ -284,19 +184,12 @@ def division(position: int) -> str:
 
 def description(options: Options) -> Description:
     """What is written; of --frames as it has always been, so that records made with it stay valid."""
-    source, licence = (
-        "NYU-Depth-v2, Silberman et al., ECCV 2012; official ",
-        "none stated by the authors; research use",
-    )
+    source = "NYU-Depth-v2, Silberman et al., ECCV 2012; official "
+    licence = "none stated by the authors; research use"
     if options.frames:
         extra = {"division": f"blocks of {BLOCK} consecutive frames, own division"}
-        return Description(
-            "nyu-depth-v2-13", CLASSES, PALETTE, MODALITIES, source + "training split", licence, extra
-        )
-    names, palette = (
-        (CLASSES, PALETTE) if options.classes == 13 else (CLASSES40, [colour(id) for id in range(40)])
-    )
-    depth = [replace(DEPTH[name], sparse=DEPTH[name].sparse or options.raw_depth) for name in options.depth]
+        source += "training split"
+        return Description("nyu-depth-v2-13", CLASSES, PALETTE, MODALITIES, source, licence, extra)
     extra = {
         "splits": "official, numbered from 1",
         "val": f"own: blocks of {BLOCK} frames of the official train" if options.val == "blocks" else "none",
@@ -306,49 +199,31 @@ def description(options: Options) -> Description:
     }
     if "hha" in options.depth:
         extra["hha"] = (
-            f"own computation with the toolbox's Kinect intrinsics; gravity {options.gravity}; angle 0 = floor, 1/2 = wall"
+            f"own computation with the toolbox's Kinect intrinsics; gravity {options.gravity}; "
+            "angle 0 = floor, 1/2 = wall"
         )
-    modalities = {m.name: m for m in (SENSORS["rgb"], *depth)}
-    return Description(
-        f"nyu-depth-v2-{options.classes}", names, palette, modalities, source + "frames", licence, extra
-    )
+    modalities = {"rgb": SENSORS["rgb"]}
+    for modality in (DEPTH[name] for name in options.depth):
+        modalities[modality.name] = replace(modality, sparse=modality.sparse or options.raw_depth)
+    names, palette = CLASSES, PALETTE
+    if options.classes == 40:
+        names, palette = CLASSES40, [colour(id) for id in range(40)]
+    title = f"nyu-depth-v2-{options.classes}"
+    return Description(title, names, palette, modalities, source + "frames", licence, extra)
 
 
 def colour(id: int) -> tuple[int, ...]:
     """Of class ``id``, from 0, of the 40: PASCAL VOC's colours, in which red, green and blue take the bits of
     id + 1 in turn.
     """
-    return tuple(
-        sum(((id + 1) >> (3 * bit + plane) & 1) << (7 - bit) for bit in range(3)) for plane in range(3)
-    )
+    bits = [(id + 1) >> place & 1 for place in range(9)]
+    return tuple(sum(bits[3 * k + plane] << (7 - k) for k in range(3)) for plane in range(3))
 
 
 # ---- the official files ----
 
 
-def read_mat(path: Path, name: str) -> np.ndarray:
-    """Array ``name`` of a version-5 .mat file, flat, as int64.
-
-    Raises:
-        DataError: damaged, of another kind, or without this array of whole numbers.
-    """
-    from scipy.io import loadmat
-
-    try:
-        found = loadmat(path)[name]
-        while found.dtype == object or found.dtype.names:  # a struct: its first field
-            found = found.ravel()[0][0] if found.dtype.names else found.ravel()[0]
-        numbers = found.ravel().astype(np.int64)
-        if not np.array_equal(numbers, found.ravel()):
-            raise ValueError("not whole numbers")
-    except Exception as error:  # the reader raises anything on a damaged file
-        raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); expected a MATLAB 5 file with {name}"
-        ) from error
-    return numbers
-
-
-def class_table(folder: Path, names: list[str], classes: int) -> np.ndarray:
+def class_table(folder: Path, names: list[str], classes: int) -> ndarray:
     """(895,) uint8: class id of each raw label, 255 for 0.
 
     Args:
@@ -366,7 +241,8 @@ def class_table(folder: Path, names: list[str], classes: int) -> np.ndarray:
     wrong = [name for name, id in zip(names, to40) if name in CLASSES40[:37] and CLASSES40[id - 1] != name]
     if wrong:
         raise DataError(
-            f"{folder / MAP40}: maps {wrong[0]!r} to another class than its own; the file belongs to other labels"
+            f"{folder / MAP40}: maps {wrong[0]!r} to another class than its own; the file belongs to other "
+            "labels"
         )
     if (folder / MAP13).exists() and read_mat(folder / MAP13, "classMapping13").tolist() != TO_13:
         raise DataError(f"{folder / MAP13}: another table than the official one; delete the file to use that")
@@ -374,82 +250,21 @@ def class_table(folder: Path, names: list[str], classes: int) -> np.ndarray:
     return np.concatenate([[IGNORE_INDEX], final - 1]).astype(np.uint8)
 
 
-def read_splits(path: Path) -> dict[str, np.ndarray]:
+def read_splits(path: Path) -> dict[str, ndarray]:
     """Official frame numbers, from 1, of train and test, sorted.
 
     Raises:
         DataError: other counts, numbers out of range, or a frame in both.
     """
-    found = {split: np.sort(read_mat(path, f"{split}Ndxs")) for split in OFFICIAL}
-    counts = {split: len(numbers) for split, numbers in found.items()}
-    if counts != OFFICIAL or not np.array_equal(
-        np.sort(np.concatenate([*found.values()])), np.arange(FRAMES) + 1
-    ):
+    splits = {split: np.sort(read_mat(path, f"{split}Ndxs")) for split in OFFICIAL}
+    counts = {split: len(numbers) for split, numbers in splits.items()}
+    every = np.sort(np.concatenate([*splits.values()]))
+    if counts != OFFICIAL or not np.array_equal(every, np.arange(FRAMES) + 1):
         raise DataError(f"{path}: {counts}; expected {OFFICIAL}, which together are 1 to {FRAMES}, each once")
-    return found
+    return splits
 
 
-def open_frames(path: Path, depth: str):
-    """The HDF5 file, checked, its chunk cache large enough to unpack each chunk once when frames are read in
-    order.
-
-    Raises:
-        DataError: h5py is missing; the file is cut off, of another version, or its arrays are not as
-            documented.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise DataError(f'{path}: reading it needs h5py; pip install -e ".[data]"') from error
-    wanted = {
-        "images": ((3, *SIZE[::-1]), "uint8"),
-        depth: (SIZE[::-1], "float32"),
-        "labels": (SIZE[::-1], "uint16"),
-    }
-    cache, count = 1 << 20, None
-    try:
-        with h5py.File(path) as file:
-            for name, (shape, dtype) in wanted.items():
-                if not isinstance(file.get(name), h5py.Dataset):
-                    raise DataError(f"{path}: no array {name!r}; expected the labelled data set, {MAT}")
-                found, chunk = file[name], file[name].chunks
-                count = count or found.shape[0]
-                if found.shape != (count, *shape) or found.dtype != dtype:
-                    axes = "MATLAB's axes in reverse order"
-                    raise DataError(
-                        f"{path}: {name} is {found.dtype} {found.shape}; expected {dtype} ({count}, {', '.join(map(str, shape))}), {axes}"
-                    )
-                if chunk:
-                    across = np.prod([-(-side // part) for side, part in zip(shape, chunk[1:])])
-                    cache = max(cache, int(2 * across * np.prod(chunk) * found.dtype.itemsize))
-        return h5py.File(path, rdcc_nbytes=min(cache, 1 << 29), rdcc_nslots=100_003)
-    except OSError as error:
-        if not path.exists():
-            raise
-        raise DataError(
-            f"{path}: cannot be read ({error}); expected MATLAB 7.3 (HDF5), {FILES[MAT][1]} bytes; fetch it again"
-        ) from error
-
-
-def cells(file, name: str) -> list[str]:
-    """Texts of a MATLAB cell array, which HDF5 holds as references to arrays of characters; [] where there is
-    no such array.
-    """
-    try:
-        return (
-            ["".join(map(chr, file[cell][()].ravel())) for cell in file[name][()].ravel()]
-            if name in file
-            else []
-        )
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise DataError(
-            f"{file.filename}: {name} cannot be read ({error}); expected a cell array of texts; fetch the file again"
-        ) from error
-
-
-def read_frame(
-    file, table: np.ndarray, options: Options, sample: Sample
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_frame(file, table: ndarray, options: Options, sample: Sample) -> Arrays:
     """Stored arrays and label of one frame of the official file, rim cut off.
 
     Raises:
@@ -457,36 +272,33 @@ def read_frame(
     """
     where, depth = f"{file.filename}, frame {sample.id}", "rawDepths" if options.raw_depth else "depths"
     try:
-        images, metres, ids = (file[name][int(sample.id) - 1] for name in ("images", depth, "labels"))
+        arrays = [file[name][int(sample.id) - 1] for name in ("images", depth, "labels")]
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error}); fetch the file again") from error
-    images, metres, ids = (
-        images.transpose(2, 1, 0),
-        metres.T.astype(np.float64),
-        ids.T,
-    )  # (column, row) -> (row, column)
+    rgb, metres, ids = (array.T for array in arrays)  # (column, row) -> (row, column)
+    metres = metres.astype(np.float64)
     if ids.max() > RAW_IDS:
         raise DataError(f"{where}: label id {ids.max()}; expected 0 to {RAW_IDS}")
     if not np.isfinite(metres).all() or metres.min() < 0 or metres.max() > 10:
         raise DataError(
             f"{where}: {depth} from {metres.min()} to {metres.max()}; expected metres between 0 and 10"
         )
-    planes = {
-        "metres": lambda: metres[..., None],
-        "inverse": lambda: np.where(metres > 0, 1 / np.maximum(metres, 1e-3), 0)[..., None],
-        "hha": lambda: (
-            hha(metres, KINECT, LEVEL if options.gravity == "level" else None) * (1.0, 1 / 3, 1 / 180)
-        ),
-    }
-    found = {"rgb": images} | {
-        DEPTH[name].name: DEPTH[name].to_stored(planes[name]()) for name in options.depth
-    }
+    images = {"rgb": rgb}
+    for name in options.depth:
+        if name == "hha":
+            level = LEVEL if options.gravity == "level" else None
+            planes = hha(metres, KINECT, level) * (1.0, 1 / 3, 1 / 180)
+        elif name == "inverse":
+            planes = np.where(metres > 0, 1 / np.maximum(metres, 1e-3), 0)[..., None]
+        else:
+            planes = metres[..., None]
+        images[DEPTH[name].name] = DEPTH[name].to_stored(planes)
     inside = tuple(slice(options.border, side - options.border) for side in SIZE)
-    return {name: np.ascontiguousarray(array[inside]) for name, array in found.items()}, table[ids[inside]]
+    return {name: np.ascontiguousarray(array[inside]) for name, array in images.items()}, table[ids[inside]]
 
 
 def official_samples(
-    splits: dict[str, np.ndarray], scenes: list[str], count: int, options: Options
+    splits: dict[str, ndarray], scenes: list[str], count: int, options: Options
 ) -> list[Sample]:
     """One Sample per frame, in the order of the file; its condition is the kind of room."""
     if count != FRAMES and not options.partial:
@@ -506,39 +318,34 @@ def official_samples(
 # ---- extracted frames ----
 
 
-def read_extracted(
-    folder: Path, size: tuple[int, int], sample: Sample
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def read_extracted(folder: Path, size: tuple[int, int], sample: Sample) -> Arrays:
     """Stored arrays and label of one extracted frame, cropped and resized.
 
     Raises:
         DataError: a file is missing, damaged, or not of the documented kind and size.
     """
-    stem = sample.id
-    rgb = read_image(folder / "rgb" / f"{stem}.jpg", "uint8", 3)
-    metres = read_image(folder / "depth" / f"{stem}.png", "uint8", 1)[..., 0].astype(np.float64) * METRES
-    label = read_image(folder / "label13" / f"{stem}.png", "uint8", 1)[..., 0]
-    for name, array in (("rgb", rgb), ("depth", metres), ("label13", label)):
-        if array.shape[:2] != SIZE:
-            raise DataError(f"{folder / name}, frame {stem}: {array.shape[:2]}; expected {SIZE}")
-    rgb, metres, label = (array[BORDER:-BORDER, BORDER:-BORDER] for array in (rgb, metres, label))
+    rgb = read_image(folder / "rgb" / f"{sample.id}.jpg", "uint8", 3, SIZE)
+    depth = read_image(folder / "depth" / f"{sample.id}.png", "uint8", 1, SIZE)
+    label = read_image(folder / "label13" / f"{sample.id}.png", "uint8", 1, SIZE)
+    inside = slice(BORDER, -BORDER)
+    rgb, depth, label = (array[inside, inside] for array in (rgb, depth, label))
     if any(size):
         height, width = size
         rgb = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
         rows = ((np.arange(height) + 0.5) * label.shape[0] / height).astype(int)
         columns = ((np.arange(width) + 0.5) * label.shape[1] / width).astype(int)
-        metres, label = metres[rows][:, columns], label[rows][:, columns]
-    return {"rgb": rgb, "depth": MODALITIES["depth"].to_stored(metres[..., None])}, np.ascontiguousarray(
-        label
-    )
+        depth, label = (array[rows][:, columns] for array in (depth, label))
+    metres = MODALITIES["depth"].to_stored(depth.astype(np.float64) * METRES)
+    return {"rgb": rgb, "depth": metres}, np.ascontiguousarray(label[..., 0])
 
 
 def prepare_extracted(options: Options) -> None:
     fixed = ("source", "download", "classes", "depth", "raw_depth", "gravity", "border", "val")
-    given = [name for name in fixed if getattr(options, name) != getattr(Options(), name)]
-    if given:
+    changed = [name for name in fixed if getattr(options, name) != getattr(Options(), name)]
+    if changed:
         raise DataError(
-            f"--frames has 13 classes, in-painted depth in metres and its own division; it takes no {' and no '.join(given)}"
+            "--frames has 13 classes, in-painted depth in metres and its own division; it takes no "
+            f"{' and no '.join(changed)}"
         )
     folder = Path(options.frames)
     stems = sorted(path.stem for path in (folder / "rgb").glob("*.jpg"))
@@ -547,9 +354,8 @@ def prepare_extracted(options: Options) -> None:
             f"{folder / 'rgb'}: no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/"
         )
     samples = [Sample(stem, division(position)) for position, stem in enumerate(stems)]
-    read = partial(
-        read_extracted, folder, tuple(options.size)
-    )  # resizes by itself: averages over the pixels that a new one covers
+    # It resizes by itself: colours are averages over the pixels that a new one covers.
+    read = partial(read_extracted, folder, tuple(options.size))
     common.run(replace(options, source=options.frames), description(options), samples, read)
 
 
@@ -561,22 +367,12 @@ def prepare(options: Options) -> None:
     """
     if options.frames:
         return prepare_extracted(options)
-    if (
-        not options.depth
-        or len(set(options.depth)) != len(options.depth)
-        or not 0 <= options.border < min(SIZE) // 2
-    ):
-        raise DataError(
-            f"--depth {' '.join(options.depth)} --border {options.border}: name each depth once, and a rim of 0 to 239 pixels"
-        )
-    held_out = sum(division(position) == "val" for position in range(OFFICIAL["train"])) * (
-        options.val == "blocks"
-    )
-    expected = {
-        split: count
-        for split, count in (OFFICIAL | {"train": OFFICIAL["train"] - held_out, "val": held_out}).items()
-        if count
-    }
+    if not options.depth or len(set(options.depth)) != len(options.depth):
+        raise DataError(f"--depth {' '.join(options.depth)}: name each depth once, at least one")
+    expected = OFFICIAL
+    if options.val == "blocks":
+        held_out = sum(division(position) == "val" for position in range(OFFICIAL["train"]))
+        expected = OFFICIAL | {"train": OFFICIAL["train"] - held_out, "val": held_out}
     if options.check:
         return common.run(options, description(options), [], None, expected)
     if options.source.endswith(".mat"):
@@ -584,16 +380,18 @@ def prepare(options: Options) -> None:
     if options.download:
         if not options.source:
             raise DataError("--download: name the folder to fetch into")
+        common.check_options(options)
         for name, (url, size, sha256) in FILES.items():
             fetch(url, Path(options.source) / name, size, sha256, options.progress)
     folder = common.locate(options, (MAT, SPLITS, MAP40), HOW)
     splits = read_splits(folder / SPLITS)
-    with open_frames(folder / MAT, "rawDepths" if options.raw_depth else "depths") as file:
+    turned, depth = SIZE[::-1], "rawDepths" if options.raw_depth else "depths"
+    wanted = {"images": ((3, *turned), "uint8"), depth: (turned, "float32"), "labels": (turned, "uint16")}
+    with open_arrays(folder / MAT, wanted, f"the labelled data set {MAT}, {FILES[MAT][1]} bytes") as file:
         table = class_table(folder, cells(file, "names"), options.classes)
         samples = official_samples(splits, cells(file, "sceneTypes"), len(file["images"]), options)
-        common.run(
-            options, description(options), samples, partial(read_frame, file, table, options), expected
-        )
+        read = partial(read_frame, file, table, options)
+        common.run(options, description(options), samples, read, expected)
 
 
 if __name__ == "__main__":

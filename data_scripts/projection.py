@@ -8,101 +8,64 @@ metres. The images are taken as undistorted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy import ndarray
 
-from mmlib.data.prepared import DataError
+from mmlib.data.images import DataError
+from mmlib.runtime import read_json, reading
 
 POINT = 6  # numbers a LiDAR point: x forward, y left, z up in m, intensity, ring, time in s
 # Integers in a line of a GNSS file, by the receiver's names: angles in 1e-5 deg, angular rates in 1e-5 deg/s,
 # speeds in mm/s.
 GNSS = (
-    "iTOW",
-    "timestamp",
-    "tAcc",
-    "lon",
-    "lat",
-    "height",
-    "hMSL",
-    "fixType",
-    "numSV",
-    "hAcc",
-    "vAcc",
-    "roll",
-    "pitch",
-    "heading",
-    "accRoll",
-    "accPitch",
-    "accHeading",
-    "angular_rate_roll",
-    "angular_rate_pitch",
-    "angular_rate_heading",
-    "velN",
-    "velE",
-    "velD",
-    "gSpeed",
-    "sAcc",
-    "pDOP",
-    "magDec",
-    "magAcc",
-)
+    "iTOW timestamp tAcc lon lat height hMSL fixType numSV hAcc vAcc roll pitch heading accRoll accPitch "
+    "accHeading angular_rate_roll angular_rate_pitch angular_rate_heading velN velE velD gSpeed sAcc pDOP "
+    "magDec magAcc"
+).split()
 CHUNK = 1 << 15  # events at a time, so that intermediate arrays stay in the processor's cache
 CLOCK = 1.0  # s; points that lie further from the exposure than this come from another clock
 
 
-def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[str]) -> dict[str, np.ndarray]:
+def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[str]) -> dict[str, ndarray]:
     """``intrinsics/<camera>/K`` (3, 3) and ``extrinsics/<transform>`` (4, 4) of a JSON file, by their names.
 
     Raises:
-        DataError: no such file, no JSON, a key is missing, or a matrix is no camera matrix or no rigid
+        ValueError: no such file, no JSON, a key is missing, or a matrix is no camera matrix or no rigid
             transform; names file and key.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found; projecting raw sensors needs the calibration") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); fetch it again") from error
-    places = {name: ("intrinsics", name, "K") for name in cameras} | {
-        name: ("extrinsics", name) for name in transforms
-    }
-    found = {}
-    for name, place in places.items():
-        where, value, size = f"{path}, {'/'.join(place)}", values, 3 if place[-1] == "K" else 4
-        for key in place:
-            if not isinstance(value, dict) or key not in value:
-                raise DataError(f"{where}: missing; expected a {size} × {size} matrix there")
-            value = value[key]
+    values = read_json(path, "the calibration, which projecting raw sensors needs")
+    matrices = {}
+    for name in (*cameras, *transforms):
+        place, size = (("intrinsics", name, "K"), 3) if name in cameras else (("extrinsics", name), 4)
+        where, value = f"{path}, {'/'.join(place)}", values
         try:
+            for key in place:
+                value = value[key]
             matrix = np.array(value, np.float64)
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{where}: not a matrix of numbers") from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{where}: missing, or not a matrix of numbers; expected a {size} × {size} matrix"
+            ) from error
         if matrix.shape != (size, size) or not np.isfinite(matrix).all():
             raise DataError(f"{where}: shape {matrix.shape}; expected a finite {size} × {size} matrix")
-        if size == 3 and not (
-            matrix[0, 0] > 0
-            and matrix[1, 1] > 0
-            and matrix[1, 0] == 0
-            and np.array_equal(matrix[2], (0, 0, 1))
-        ):
-            raise DataError(
-                f"{where}: {matrix.tolist()} is no camera matrix; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx, fy > 0"
-            )
         turn = matrix[:3, :3]
-        rigid = np.abs(turn @ turn.T - np.eye(3)).max() < 0.01 and np.linalg.det(turn) > 0
-        if size == 4 and not (rigid and np.array_equal(matrix[3], (0, 0, 0, 1))):
-            raise DataError(
-                f"{where}: no rigid transform; expected a rotation and a shift in m above the row 0 0 0 1"
-            )
-        found[name] = matrix
-    return found
+        if size == 3:
+            sound = turn[0, 0] > 0 and turn[1, 1] > 0 and turn[1, 0] == 0
+            problem = "no camera matrix; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx, fy > 0"
+        else:
+            sound = np.abs(turn @ turn.T - np.eye(3)).max() < 0.01 and np.linalg.det(turn) > 0
+            problem = "no rigid transform; expected a rotation and a shift in m above the row 0 0 0 1"
+        if not sound or not np.array_equal(matrix[-1], np.eye(size)[-1]):
+            raise DataError(f"{where}: {matrix.tolist()} is {problem}")
+        matrices[name] = matrix
+    return matrices
 
 
-def resized_camera(camera: np.ndarray, native: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+def resized_camera(camera: ndarray, native: tuple[int, int], size: tuple[int, int]) -> ndarray:
     """K (or any map to pixels, 3 × 3) of an image of (height, width) ``native`` after it is resized to
     ``size``: edges stay edges.
     """
@@ -110,9 +73,7 @@ def resized_camera(camera: np.ndarray, native: tuple[int, int], size: tuple[int,
     return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]]) @ camera
 
 
-def homography_at_infinity(
-    event_camera: np.ndarray, camera: np.ndarray, event2camera: np.ndarray
-) -> np.ndarray:
+def homography_at_infinity(event_camera: ndarray, camera: ndarray, event2camera: ndarray) -> ndarray:
     """H = K_camera R K_event⁻¹, (3, 3): where a far point seen by the event camera lies in the camera's
     image.
 
@@ -122,7 +83,7 @@ def homography_at_infinity(
     return camera @ event2camera[:3, :3] @ np.linalg.inv(event_camera)
 
 
-def read_points(path: Path) -> np.ndarray:
+def read_points(path: Path) -> ndarray:
     """LiDAR points (N, 6) float64: x, y, z in m, intensity, ring, time in s. Points without a finite place
     are no returns and left out.
 
@@ -130,14 +91,12 @@ def read_points(path: Path) -> np.ndarray:
         DataError: missing, empty, cut inside a point, or no finite point; NaN or negative intensity; names
             the file.
     """
-    try:
-        values = np.fromfile(path, np.float64)
-        size = Path(path).stat().st_size
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found") from error
+    with reading(path, "LiDAR points", DataError):
+        values, size = np.fromfile(path, np.float64), Path(path).stat().st_size
     if not size or size % (8 * POINT):
         raise DataError(
-            f"{path}: {size} bytes are no whole number of {POINT} float64 a point ({8 * POINT} bytes); fetch it again"
+            f"{path}: {size} bytes are no whole number of {POINT} float64 a point ({8 * POINT} bytes); "
+            "fetch it again"
         )
     points = values.reshape(-1, POINT)
     finite = np.isfinite(points[:, :3]).all(1)
@@ -156,7 +115,7 @@ class Motion:
     """
 
     speed: float  # m/s
-    rates: np.ndarray  # (3,) rad/s
+    rates: ndarray  # (3,) rad/s
 
 
 def read_motion(path: Path) -> Motion:
@@ -165,13 +124,9 @@ def read_motion(path: Path) -> Motion:
     Raises:
         DataError: missing, or other than 28 integers; names the file.
     """
-    try:
+    with reading(path, f"a line of {len(GNSS)} integers, which motion compensation needs", DataError):
         with open(path, encoding="utf-8") as file:
             values = [int(word) for word in file.readline().split()]
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found; motion compensation needs it") from error
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; expected {len(GNSS)} integers in the first line") from error
     if len(values) != len(GNSS):
         raise DataError(f"{path}: {len(values)} numbers in the first line; expected {len(GNSS)} integers")
     fields = dict(zip(GNSS, values))
@@ -180,8 +135,8 @@ def read_motion(path: Path) -> Motion:
 
 
 def compensate(
-    points: np.ndarray, exposure: float, motion: Motion, lidar2car: np.ndarray, where="points"
-) -> np.ndarray:
+    points: ndarray, exposure: float, motion: Motion, lidar2car: ndarray, where="points"
+) -> ndarray:
     """Points (N, 6) -> the same, each moved to where it would be measured from the car at the time
     ``exposure`` (s).
 
@@ -195,7 +150,8 @@ def compensate(
     if not np.abs(seconds).max(initial=0) < CLOCK:
         apart = np.abs(seconds).max()
         raise DataError(
-            f"{where}: a point lies {apart:.3g} s from the exposure; expected less than {CLOCK:g} s, both on one clock"
+            f"{where}: a point lies {apart:.3g} s from the exposure; expected less than {CLOCK:g} s, both on "
+            "one clock"
         )
     velocity, rate = np.array([motion.speed, 0, 0]), np.linalg.norm(motion.rates)
     place = points[:, :3] @ lidar2car[:3, :3].T + lidar2car[:3, 3]
@@ -218,8 +174,8 @@ def compensate(
 
 
 def visible(
-    places: np.ndarray, camera: np.ndarray, to_camera: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+    places: ndarray, camera: ndarray, to_camera: ndarray, size: tuple[int, int]
+) -> tuple[ndarray, ndarray]:
     """Which of the points (N, 3) in m the camera sees, as indices (n,), and in which flat pixel row · width +
     column (n,).
     """
@@ -228,9 +184,7 @@ def visible(
     return _pixels(u, v, depth, size)
 
 
-def _pixels(
-    u: np.ndarray, v: np.ndarray, w: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(u: ndarray, v: ndarray, w: ndarray, size: tuple[int, int]) -> tuple[ndarray, ndarray]:
     """Indices and flat pixels of the homogeneous pixel coordinates (u, v, w) that lie in front of the camera
     and inside the image.
     """
@@ -245,8 +199,8 @@ def _pixels(
 
 
 def nearest(
-    pixel: np.ndarray, distance: np.ndarray, size: tuple[int, int], enlarge: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+    pixel: ndarray, distance: ndarray, size: tuple[int, int], enlarge: int = 1
+) -> tuple[ndarray, ndarray]:
     """Z-buffer: of the points that land in one pixel the nearest is seen (of equal ones the first).
 
     Args:
@@ -271,18 +225,18 @@ def nearest(
     distance = distance[point]
     buffer = np.full(height * width, np.inf)
     np.minimum.at(buffer, pixel, distance)
-    seen = np.flatnonzero(distance == buffer[pixel])
-    pixel, point, order = pixel[seen], point[seen], np.arange(len(seen), dtype=np.int32)
+    front = np.flatnonzero(distance == buffer[pixel])
+    pixel, point, order = pixel[front], point[front], np.arange(len(front), dtype=np.int32)
     first = np.empty(height * width, np.int32)
     first[pixel[::-1]] = order[::-1]  # backwards: where a pixel comes twice, the last assignment stays
-    kept = first[pixel] == order
-    return pixel[kept], point[kept]
+    once = first[pixel] == order
+    return pixel[once], point[once]
 
 
 def lidar_returns(
-    points: np.ndarray,
-    camera: np.ndarray,
-    lidar2camera: np.ndarray,
+    points: ndarray,
+    camera: ndarray,
+    lidar2camera: ndarray,
     size: tuple[int, int],
     enlarge: int = 1,
     near: float = 1.0,
@@ -298,12 +252,12 @@ def lidar_returns(
     index, pixel = visible(places, camera, lidar2camera, size)
     if (close := distance[index] < near).any():
         index, pixel = index[~close], pixel[~close]
-    pixel, seen = nearest(pixel, distance[index], size, enlarge)
-    index = index[seen]
+    pixel, front = nearest(pixel, distance[index], size, enlarge)
+    index = index[front]
     return pixel, np.stack([distance[index], points[index, 3], points[index, 2]], 1)
 
 
-def read_events(path: Path, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_events(path: Path, window: int) -> tuple[ndarray, ndarray, ndarray]:
     """Events of the last ``window`` microseconds before the last one: x, y, p (n,), p = 1 brighter, 0 darker.
     In any order in the file.
 
@@ -317,34 +271,23 @@ def read_events(path: Path, window: int) -> tuple[np.ndarray, np.ndarray, np.nda
         import hdf5plugin  # noqa: F401 - its import registers the filters
     except ImportError as error:
         raise ValueError(f'{path}: event files need {error.name}; pip install -e ".[data]"') from error
-    try:
-        with h5py.File(path, "r") as file:
-            stored = [file[f"events/{name}"] for name in "xytp"]
-            kinds = [getattr(each, "dtype", np.dtype(object)).kind for each in stored]
-            if (
-                any(kind not in "biuf" for kind in kinds)
-                or len({each.shape for each in stored}) > 1
-                or len(stored[0].shape) != 1
-            ):
-                raise DataError(
-                    f"{path}: events/x, y, t, p have other types or lengths; expected four rows of numbers, one length"
-                )
-            t = stored[2][:]
-            if not len(t):
-                return tuple(np.zeros(0) for _ in range(3))
-            if not np.isfinite(t).all():
-                raise DataError(f"{path}: NaN or infinite event times")
-            recent = (
-                t >= t.max().item() - window
-            )  # a Python number: an unsigned 64-bit time would wrap below zero
-            first, last = (place := np.flatnonzero(recent))[0], place[-1] + 1
-            x, y, p = (stored[i][first:last][recent[first:last]] for i in (0, 1, 3))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found") from error
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); expected HDF5 with events/x, y, t, p"
-        ) from error
+    with reading(path, "HDF5 with events/x, y, t, p", DataError), h5py.File(path, "r") as file:
+        rows = [file[f"events/{name}"] for name in "xytp"]
+        kinds = [getattr(row, "dtype", np.dtype(object)).kind for row in rows]
+        if not set(kinds) <= set("biuf") or {row.shape for row in rows} != {(rows[0].size,)}:
+            raise DataError(
+                f"{path}: events/x, y, t, p have other types or lengths; expected four rows of numbers, one "
+                "length"
+            )
+        t = rows[2][:]
+        if not len(t):
+            return tuple(np.zeros(0) for _ in range(3))
+        if not np.isfinite(t).all():
+            raise DataError(f"{path}: NaN or infinite event times")
+        # A Python number: an unsigned 64-bit time would wrap below zero.
+        recent = t >= t.max().item() - window
+        first, last = (place := np.flatnonzero(recent))[0], place[-1] + 1
+        x, y, p = (rows[i][first:last][recent[first:last]] for i in (0, 1, 3))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise DataError(f"{path}: NaN or infinite event coordinates")
     if not ((p == 0) | (p == 1)).all():
@@ -354,9 +297,7 @@ def read_events(path: Path, window: int) -> tuple[np.ndarray, np.ndarray, np.nda
     return x, y, p
 
 
-def event_counts(
-    x: np.ndarray, y: np.ndarray, p: np.ndarray, homography: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
+def event_counts(x: ndarray, y: ndarray, p: ndarray, homography: ndarray, size: tuple[int, int]) -> ndarray:
     """(H, W, 2) int64: events with p = 1 and with p = 0 in every pixel of the camera, through ``homography``
     (3, 3).
     """

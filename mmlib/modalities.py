@@ -12,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Annotated, Literal
 
 import numpy as np
 
-IGNORE_INDEX = 255  # label of a pixel that is neither trained nor scored
+from .config import Above, AtLeast, Between, check_value, settings
 
-STORED_DTYPES = ("uint8", "uint16", "float32")
+IGNORE_INDEX = 255  # label of a pixel that is neither trained nor scored
 
 
 @dataclass(frozen=True)
@@ -46,45 +47,46 @@ class Modality:
 
     name: str
     symbol: str
-    channels: int
+    channels: Annotated[int, AtLeast(1)]
     unit: str = ""
     low: float = 0.0
     high: float = 1.0
     colour: str = "#444444"
-    dtype: str = "uint8"
-    scale: float = 1.0
+    dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    scale: Annotated[float, Between(without=(0,))] = 1.0
     offset: float = 0.0
     compress: bool = False
     sparse: bool = False
     mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    std: Annotated[tuple[float, ...], Above(0)] = ()
     flip_negates: tuple[int, ...] = ()
-    picture: str = "grey"
+    picture: Literal["colour", "grey", "heat", "range", "events", "angle"] = "grey"
     channel_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in ("mean", "std", "flip_negates", "channel_names"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field, kind, value in settings(self):
+            check_value(f"modality {self.name!r}: {field}", value, kind)
         if not self.name.isidentifier() or not self.name.islower():
             raise ValueError(
                 f"modality name {self.name!r}: expected a lower-case identifier such as 'rgb' or 'depth'"
             )
         if len(self.symbol) != 1 or not self.symbol.isupper():
             raise ValueError(f"modality {self.name!r}: symbol {self.symbol!r} must be one capital letter")
-        if self.channels < 1:
-            raise ValueError(f"modality {self.name!r}: {self.channels} channels; expected 1 or more")
-        if self.dtype not in STORED_DTYPES:
-            raise ValueError(
-                f"modality {self.name!r}: dtype {self.dtype!r}; expected one of {', '.join(STORED_DTYPES)}"
-            )
         for field in ("mean", "std"):
             values = getattr(self, field)
             if values and len(values) != self.channels:
                 raise ValueError(
                     f"modality {self.name!r}: {len(values)} values of {field} for {self.channels} channels"
                 )
-        if any(not value > 0 for value in self.std):
-            raise ValueError(f"modality {self.name!r}: std {self.std} must be positive")
+        if not self.low < self.high:
+            raise ValueError(f"modality {self.name!r}: low {self.low} is not below high {self.high}")
+        if not set(self.flip_negates) <= set(range(self.channels)):
+            raise ValueError(
+                f"modality {self.name!r}: flip_negates {self.flip_negates} names a channel outside 0 to "
+                f"{self.channels - 1}"
+            )
 
     def to_physical(self, stored: np.ndarray) -> np.ndarray:
         """Stored array of any shape -> float32 array of physical values."""
@@ -116,7 +118,8 @@ class Modality:
         """
         if not self.mean or not self.std:
             raise ValueError(
-                f"modality {self.name!r} has no statistics; write its data set with mmlib.data.prepared, which measures them"
+                f"modality {self.name!r} has no statistics; write its data set with mmlib.data.prepared, "
+                "which measures them"
             )
         values = self.compressed(physical)
         if isinstance(values, np.ndarray):

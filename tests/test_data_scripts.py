@@ -1,5 +1,6 @@
 """What the data scripts share: ids and sizes, the source, and a conversion that resumes, checks and reports."""
 
+import importlib
 import random
 import shutil
 import sys
@@ -20,8 +21,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import common  # noqa: E402
 
-# noqa: E402
-from mmlib.data.prepared import DataError, Description, PreparedDataset, read_description, read_index
+from mmlib.data.images import DataError  # noqa: E402
+from mmlib.data.prepared import Description, PreparedDataset, read_description, read_index  # noqa: E402
 from mmlib.modalities import Modality  # noqa: E402
 
 # ---- ids and sizes ----
@@ -329,6 +330,29 @@ def test_wrong_counts_and_options(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         prepare(**({"out": tmp_path / "out"} | change))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "out", ["mine", "mine/rgb", "mine/rgb/out", "mine/rgb/../rgb/", "link", "mine/set.zip"]
+)
+@pytest.mark.parametrize("script", ["folders", "nyu", "deliver", "muses"])
+def test_an_output_that_could_overwrite_an_input_is_refused(tmp_path, monkeypatch, script, out):
+    """Where the output is, holds or lies in what is read, nothing changes, whatever the script."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("rgb/0001.png", "rgb/img/0001.png", "set.zip"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_bytes(b"an original")
+    (tmp_path / "link").symlink_to("mine/rgb")
+    module = importlib.import_module(f"prepare_{script}")
+    source = "mine/set.zip" if out.endswith("zip") else "mine/rgb"
+    words = {"folders": [f"rgb={source}"], "nyu": ["--frames", source]}.get(script, [source])
+    before = contents(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *words, "--out", out])
+    with pytest.raises(
+        SystemExit, match="error: --out .*: is, holds or lies in the input .*choose a folder beside"
+    ):
+        common.start(module.prepare, module.Options, "")
+    assert contents(tmp_path) == before
 
 
 def test_partial_data_are_accepted_where_asked_for(tmp_path, no_sheet):

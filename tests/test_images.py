@@ -1,4 +1,4 @@
-"""The one image reader: values exactly as the file stores them, and no damaged file passes for a whole one."""
+"""The one image reader: values exactly as stored, and no damaged file passes for a whole one."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def png(
     kind: int | None = None,
     rows: int | None = None,
 ) -> bytes:
-    """A PNG written by hand: (H, W, C) values of ``depth`` bits as they are; ``rows`` = fewer than announced."""
+    """A PNG written by hand: (H, W, C) values of ``depth`` bits as they are; ``rows``: fewer of them."""
     height, width, channels = pixels.shape
     kind = kind if kind is not None else 3 if palette else {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     if depth == 16:
@@ -101,7 +101,7 @@ def test_values_of_few_bits_are_small_numbers(tmp_path):
 
 
 def test_interlaced_pngs(tmp_path):
-    """Written by hand, as Pillow cannot: pass after pass of 8 bit grey, with sizes that leave passes empty."""
+    """Written by hand, as Pillow cannot: pass after pass of 8 bit grey, some passes empty."""
     passes = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
     for height, width in ((9, 7), (1, 1), (3, 2), (16, 21)):
         pixels = np.random.default_rng(width).integers(0, 256, (height, width)).astype(np.uint8)

@@ -45,7 +45,7 @@ def prepare(data):
         Writer("out", Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer,
         ThreadPoolExecutor(2) as pool,
     ):
-        waiting = [i for i in range(6) if f"s{i}" not in writer.done]
+        waiting = [i for i in range(6) if f"s{i}" not in writer.rows]
         list(
             pool.map(
                 lambda i: writer.add(

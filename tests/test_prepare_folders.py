@@ -731,12 +731,12 @@ CASES = {
     "an unknown id": (
         [*OK, "--classes", "c.csv"],
         text("c.csv", "name,ids\na,3\nb,7\n"),
-        "id 11 is not in the table of --classes",
+        "by the table of --classes: unknown label id 11",
     ),
     "an unknown colour": (
         ["x=label", "label=rgb", "--classes", "c.csv"],
         text("c.csv", "name,colours\na,#000000\n"),
-        "rgb/0000.png: colour #",
+        "by the table of --classes: unknown label colour #",
     ),
     "an id twice": (
         [*OK, "--classes", "c.csv"],
@@ -782,7 +782,7 @@ CASES = {
     ),
     "no lists": ([*OK, "--split", "rgb"], None, "rgb: no train.txt"),
     "nothing to train on": ([*OK, "--split", "s.csv"], text("s.csv", ONLY_TEST), "no image is in train"),
-    "bad shares": ([*OK, "--fractions", "1", "-1", "0"], None, "none negative"),
+    "bad shares": ([*OK, "--fractions", "1", "-1", "0"], None, "--fractions -1.0: expected 0 or more"),
     "too few": (
         [*OK, "--fractions", "0.98", "0.01", "0.01"],
         None,

@@ -503,9 +503,9 @@ LABEL, LIDAR, EVENT, FRAME = (
         (lambda r: at(r, *LIDAR).unlink(), "_lidar.bin: not found; 1 of 3 samples"),
         (
             lambda r: at(r, *EVENT).write_bytes(at(r, *EVENT).read_bytes()[:3000]),
-            "_event_camera.h5: cannot be read",
+            "_event_camera.h5: not HDF5",
         ),
-        (lambda r: events_gone(at(r, *EVENT)), "_event_camera.h5: cannot be read"),
+        (lambda r: events_gone(at(r, *EVENT)), "_event_camera.h5: not HDF5"),
         (
             lambda r: Image.fromarray(np.full(SIZE, 33, np.uint8)).save(at(r, *LABEL)),
             "_gt_labelTrainIds.png: unknown label id 33",
@@ -530,9 +530,9 @@ LABEL, LIDAR, EVENT, FRAME = (
             lambda r: rewrite(r / "calib.json", lambda c: c["extrinsics"].pop("event2rgb")),
             "calib.json, extrinsics/event2rgb: missing",
         ),
-        (lambda r: (r / "calib.json").unlink(), "calib.json: not found"),
-        (lambda r: (r / "meta.json").write_text("[]"), "meta.json: expected one entry a sample"),
-        (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: not readable as JSON"),
+        (lambda r: (r / "calib.json").unlink(), "calib.json: no such file"),
+        (lambda r: (r / "meta.json").write_text("[]"), "meta.json: not the list of samples"),
+        (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: not the list of samples"),
         (
             lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].update(weather="hail")),
             "weather is 'hail'; expected clear, fog",
@@ -603,8 +603,8 @@ def test_bad_files_of_the_tool_are_named(tmp_path, content, message):
     "options, message",
     [
         ({"projected": "x", "enlarge": 2}, "--projected reads finished images"),
-        ({"enlarge": 0}, "1 or more pixels"),
-        ({"window": float("nan")}, "more than 0 ms"),
+        ({"enlarge": 0}, "--enlarge 0: expected 1 or more"),
+        ({"window": float("nan")}, "--window nan: expected a finite number, above 0"),
         ({"sensors": ()}, "name at least one each"),
     ],
 )

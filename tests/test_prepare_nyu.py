@@ -371,7 +371,8 @@ def test_chunks_are_unpacked_once(tmp_path):
         file.create_dataset("images", (8, 3, 640, 480), "uint8", chunks=(8, 1, 320, 480))
         file.create_dataset("depths", (8, 640, 480), "float32", chunks=(1, 640, 480))
         file.create_dataset("labels", (8, 640, 480), "uint16")
-    with nyu.open_frames(tmp_path / "big.mat", "depths") as file:
+    wanted = {"images": ((3, 640, 480), "uint8"), "depths": ((640, 480), "float32")}
+    with nyu.open_arrays(tmp_path / "big.mat", wanted, "a file") as file:
         _, slots, size, _ = file.id.get_access_plist().get_cache()
     assert (
         2 * 8 * 3 * 640 * 480 <= size < 1 << 26 and slots > 600

@@ -106,10 +106,10 @@ def test_a_killed_writer_goes_on_and_measures_the_same(tmp_path):
     with pytest.raises(DataError, match="goes on where it stopped"):
         PreparedDataset(broken)
     with Writer(broken, Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)) as writer:
-        assert len(writer.done) == 7
+        assert len(writer.rows) == 7
         for split, start, count in (("train", 0, 12), ("val", 1000, 5)):
             for i in range(count):
-                if f"{split}_{i:03d}" not in writer.done:
+                if f"{split}_{i:03d}" not in writer.rows:
                     images, label = toy.sample(start + i)
                     writer.add(
                         f"{split}_{i:03d}",

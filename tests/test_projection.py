@@ -264,13 +264,13 @@ def test_gnss_line(tmp_path):
     for text, message in (
         ("1 2 3", "3 numbers"),
         ("", "0 numbers"),
-        ("1.5 " * 28, "expected 28 integers"),
+        ("1.5 " * 28, "28 integers"),
         ("1 " * 29, "29 numbers"),
     ):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(DataError, match=f"bad.txt: .*{message}"):
             projection.read_motion(tmp_path / "bad.txt")
-    with pytest.raises(DataError, match="none.txt: not found"):
+    with pytest.raises(DataError, match="none.txt: no such file"):
         projection.read_motion(tmp_path / "none.txt")
 
 
@@ -300,7 +300,7 @@ def test_damaged_point_files_are_named(tmp_path, content, message):
     (tmp_path / "bad.bin").write_bytes(content(cloud()))
     with pytest.raises(DataError, match=f"bad.bin: .*{message}"):
         projection.read_points(tmp_path / "bad.bin")
-    with pytest.raises(DataError, match="none.bin: not found"):
+    with pytest.raises(DataError, match="none.bin: no such file"):
         projection.read_points(tmp_path / "none.bin")
 
 
@@ -402,7 +402,7 @@ def test_the_homography_places_far_points_where_the_camera_sees_them():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda f: f.__delitem__("events/p"), "expected HDF5 with events/x, y, t, p"),
+        (lambda f: f.__delitem__("events/p"), "not HDF5 with events/x, y, t, p"),
         (
             lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.zeros(3))),
             "other types or lengths",
@@ -432,9 +432,9 @@ def test_damaged_event_files_and_missing_packages_are_explained(tmp_path, monkey
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"not HDF5"):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match="bad.h5: cannot be read"):
+        with pytest.raises(DataError, match="bad.h5: not HDF5 with"):
             projection.read_events(path, 30_000)
-    with pytest.raises(DataError, match="none.h5: not found"):
+    with pytest.raises(DataError, match="none.h5: no such file"):
         projection.read_events(tmp_path / "none.h5", 30_000)
     for absent in ("hdf5plugin", "h5py"):
         with monkeypatch.context() as patch:
@@ -493,7 +493,7 @@ def test_bad_calibrations_name_file_and_key(tmp_path, change, message):
 
 def test_a_calibration_that_is_no_json_is_named(tmp_path):
     (tmp_path / "calib.json").write_text("{")
-    with pytest.raises(DataError, match="calib.json: not readable as JSON"):
+    with pytest.raises(ValueError, match="calib.json: not the calibration"):
         projection.read_calibration(tmp_path / "calib.json", ["rgb"], [])
-    with pytest.raises(DataError, match="none.json: not found"):
+    with pytest.raises(ValueError, match="none.json: no such file"):
         projection.read_calibration(tmp_path / "none.json", ["rgb"], [])

@@ -114,7 +114,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def _opened(path: Path, source):
-    """``source`` (a path or a stream) as a Pillow image of the format that the ending of ``path`` announces."""
+    """``source``, a path or a stream, as a Pillow image of the format that ``path`` ends in."""
     ending = path.suffix.lower()
     if ending not in FORMATS:
         raise DataError(f"{path}: unknown ending {ending!r}; expected one of {' '.join(FORMATS)}")
@@ -203,8 +203,8 @@ def read_image(
             with _opened(path, io.BytesIO(content)) as image:
                 header = _picture_header(path, image)
         if size is not None and header.size != tuple(size):
-            found, wanted = (f"{height} × {width} pixels" for height, width in (header.size, size))
-            raise DataError(f"{path}: {found}; expected {wanted}")
+            actual, wanted = (f"{height} × {width} pixels" for height, width in (header.size, size))
+            raise DataError(f"{path}: {actual}; expected {wanted}")
         if (
             (dtype and (header.dtype != dtype or header.bits < 8 and not header.palette))
             or (allowed and header.channels not in allowed)

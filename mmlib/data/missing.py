@@ -61,13 +61,13 @@ def degrade(
         return image.clone()
     span = modality.high - modality.low
     if modality.sparse:
-        kept = torch.rand(image.shape[:-3] + (1, *image.shape[-2:]), generator=generator).to(image) < gain
-        seen = (image != 0).any(-3, keepdim=True) & kept
+        drawn = torch.rand(image.shape[:-3] + (1, *image.shape[-2:]), generator=generator).to(image) < gain
+        points = (image != 0).any(-3, keepdim=True) & drawn
         noisy = image + noise * span * torch.randn(image.shape, generator=generator).to(image)
         noisy = torch.where(
             image < 0, noisy, noisy.clamp_min(0)
         )  # ranges stay ranges; heights may lie below the sensor
-        return torch.where(seen, noisy, torch.zeros_like(image))
+        return torch.where(points, noisy, torch.zeros_like(image))
     floor = (
         0.0 if modality.picture == "angle" else modality.low
     )  # the cosine and sine of an angle fade to 0, not to -1
@@ -125,7 +125,8 @@ def faulty(
     """
     if fault not in FAULTS or severity not in SEVERITIES:
         raise ValueError(
-            f"fault {fault!r}, {severity!r}; expected one of {', '.join(FAULTS)} and one of {', '.join(SEVERITIES)}"
+            f"fault {fault!r}, {severity!r}; expected one of {', '.join(FAULTS)} and one of "
+            f"{', '.join(SEVERITIES)}"
         )
     mild = severity == "mild"
     height, width = image.shape[-2:]
@@ -148,7 +149,8 @@ def faulty(
         return _to_physical(usual + 0.5 * noise if mild else noise, modality)
     if fault == "other" and other is None:
         raise ValueError(
-            f"{modality.name}: fault 'other' needs the sensor's image of another scene: faulty(..., other=image)"
+            f"{modality.name}: fault 'other' needs the sensor's image of another scene: faulty(..., "
+            "other=image)"
         )
     wrong = (
         _to_physical(torch.zeros_like(image), modality)
@@ -164,7 +166,8 @@ def _to_physical(normalised: Tensor, modality: Modality) -> Tensor:
     """The inverse of ``Modality.to_network`` for one image (C, H, W)."""
     if not modality.mean or not modality.std:
         raise ValueError(
-            f"modality {modality.name!r} has no statistics; pass the one of a data set or of a trained network"
+            f"modality {modality.name!r} has no statistics; pass the one of a data set or of a trained "
+            "network"
         )
     mean, std = (normalised.new_tensor(values)[:, None, None] for values in (modality.mean, modality.std))
     values = normalised * std + mean

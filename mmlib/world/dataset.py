@@ -132,7 +132,7 @@ def _render(root: Path, config: RenderConfig) -> Path:
     workers = config.workers
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
     with pool or nullcontext(), Writer(root, description) as writer:
-        todo = [row for row in rows if row["id"] not in writer.done]
+        todo = [row for row in rows if row["id"] not in writer.rows]
         draw = partial(render_row, scene=scene, size=size, modalities=names)
         bar = progress_bar(
             pool.map(draw, todo, chunksize=4) if pool else map(draw, todo),
