@@ -5,8 +5,6 @@ A script states what is particular to its data set: where it comes from, how its
 how many there are. It lists ``Sample``s, reads one into stored arrays, and hands both to ``run``.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter
@@ -183,8 +181,9 @@ def check(options: Options, description: Description, expected: Mapping[str, int
     """Read back every file of a prepared folder; raises DataError where one is not as it should be, else
     reports.
     """
-    root, samples = Path(options.out), prepared_samples(options)
+    root = Path(options.out)
     same(root, description)
+    samples = prepared_samples(options)
     if expected:
         verify_counts(samples, expected, options, options.out)
         if not (root / "label").is_dir():

@@ -2,8 +2,6 @@
 escape its folder.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import http.client

@@ -5,8 +5,6 @@ Nothing here guesses: what would be read as something else than it is meant is a
 and the fix.
 """
 
-from __future__ import annotations
-
 import colorsys
 import csv
 import re

@@ -6,8 +6,6 @@ Camera frame: x right, y down, z ahead, metres. A plane n·P = d seen through a 
 exactly where the surface is flat, and in the quantity whose noise a Kinect has at all distances alike.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy import ndarray
 from scipy.ndimage import uniform_filter

@@ -1,7 +1,5 @@
 """Readers of MATLAB files: version 5, and version 7.3, which is HDF5 with the axes in reverse order."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

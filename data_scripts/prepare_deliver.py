@@ -19,8 +19,6 @@ stored, 0 to 255.
 Licence: none stated for the data; the repository is Apache-2.0 and asks to be contacted for commercial use.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path

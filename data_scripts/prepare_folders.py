@@ -34,8 +34,6 @@ for id 7, and 255 is ignored. Without labels the data are for part B. Splits: fo
 in every sensor's folder; else blocks of consecutive names, so that neighbouring frames stay together.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import dataclass

@@ -25,8 +25,6 @@ Pixels that near infrared does not see are ignored for all subsets of sensors (-
 compare on one set of pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial

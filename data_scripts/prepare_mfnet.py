@@ -22,8 +22,6 @@ as a warning, since scores on it compare with nothing.
 Licence: none stated.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path

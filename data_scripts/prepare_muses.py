@@ -22,8 +22,6 @@ Licence: non-commercial; neither the data set nor modified versions of it may be
 script writes to yourself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath

@@ -23,8 +23,6 @@ test are made:
 Licence: none stated; research use.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -365,6 +363,7 @@ def prepare(options: Options) -> None:
     Raises:
         DataError: the source does not look as documented, or a file is unreadable.
     """
+    common.check_options(options)
     if options.frames:
         return prepare_extracted(options)
     if not options.depth or len(set(options.depth)) != len(options.depth):
@@ -380,7 +379,6 @@ def prepare(options: Options) -> None:
     if options.download:
         if not options.source:
             raise DataError("--download: name the folder to fetch into")
-        common.check_options(options)
         for name, (url, size, sha256) in FILES.items():
             fetch(url, Path(options.source) / name, size, sha256, options.progress)
     folder = common.locate(options, (MAT, SPLITS, MAP40), HOW)

@@ -6,8 +6,6 @@ A camera looks along +z, x points right, y down; pixel centres have integer coor
 metres. The images are taken as undistorted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The description of a sensor: from its name, from the user's settings and from measured values."""
 
-from __future__ import annotations
-
 from string import ascii_uppercase
 
 import numpy as np

@@ -3,8 +3,6 @@
 ``common`` offers all of it to the scripts.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -512,8 +512,9 @@ def _fetch(url, path):
 def test_a_download_killed_at_random_moments(server, tmp_path):
     plan, rng, kills, sizes = server.plan, random.Random(3), 0, []
     plan.pause = 0.004  # 30 blocks: 0.12 s
-    for _ in range(10):
-        kills += kill_after(rng.uniform(0, 0.06), _fetch, server.url, tmp_path / "set.zip") != 0
+    for attempt in range(16):  # longer and longer, so that some come to something on a busy machine too
+        moment = rng.uniform(0, 0.06 * 1.2**attempt)
+        kills += kill_after(moment, _fetch, server.url, tmp_path / "set.zip") != 0
         if (tmp_path / "set.zip").exists():
             break
         sizes.append(

@@ -327,7 +327,7 @@ def test_another_size(tmp_path, no_sheet):
     ],
 )
 def test_wrong_counts_and_options(tmp_path, change, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         prepare(**({"out": tmp_path / "out"} | change))
     assert not (tmp_path / "out").exists()
 

@@ -330,7 +330,7 @@ def test_partial_leaves_out_what_lacks_a_file_and_says_so(tmp_path, capsys):
     prepare(tmp_path / "DELIVER", tmp_path / "out", partial=True)
     assert "left out: 1 of 5 samples" in capsys.readouterr().out
     assert set(rows(tmp_path / "out")) == {name_of(frame) for frame in FRAMES[1:]}
-    with pytest.raises(ValueError, match="train: 2 of 3"):
+    with pytest.raises(ValueError, match="train cloud: 0 of 1"):
         prepare("", tmp_path / "out", check=True)
 
 

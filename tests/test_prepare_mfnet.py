@@ -106,9 +106,9 @@ def test_names_of_the_classes_keep_their_ids(tmp_path):
 
 
 def test_splits_conditions_and_cases(tmp_path, capsys):
-    root = tmp_path / "ir_seg_dataset"
+    root = tmp_path / "above" / "ir_seg_dataset"
     make(root)
-    prepare(tmp_path, tmp_path / "out")  # the folder above, too
+    prepare(tmp_path / "above", tmp_path / "out")  # the folder above, too
     found = rows(tmp_path / "out")
     assert {split: sorted(id for id in found if found[id]["split"] == split) for split in SPLITS} == SPLITS
     assert {id: row["condition"] for id, row in found.items()} == {
