@@ -322,7 +322,7 @@ def test_another_size(tmp_path, no_sheet):
         ({"samples": [*SAMPLES, replace(SAMPLES[0], id="s99", split="trial")]}, "found trial: 1 of 0"),
         ({"samples": [*SAMPLES, SAMPLES[0]], "expected": {}}, "1 sample ids appear twice, 's00'"),
         ({"size": (0, 5)}, "--size 0 5"),
-        ({"size": (-3, 5)}, "--size -3 5"),
+        ({"size": (-3, 5)}, "--size -3: expected 0 or more"),
         ({"out": ""}, "--out is missing"),
     ],
 )

@@ -120,7 +120,7 @@ HALF = 0.5 / 32767 + 1e-6  # half a stored step, and float32
 
 @pytest.mark.parametrize("angle", ["double", "0 to 180", "-90 to 90"])
 def test_every_pixel_comes_through(tmp_path, angle, capsys):
-    run(make(tmp_path / "multimodal_dataset", angle), tmp_path / "out")
+    run(make(tmp_path / "above" / "multimodal_dataset", angle), tmp_path / "out")
     found = {}
     for i, stored, label, physical in each(tmp_path / "out"):
         seen = {name: image[:, 192:] for name, image in scene(i).items()}
@@ -157,7 +157,7 @@ def test_every_pixel_comes_through(tmp_path, angle, capsys):
     )
     assert description.modalities["aolp"].flip_negates == (1,)
     run("", tmp_path / "out", check=True)  # without the source
-    run(tmp_path, tmp_path / "out")
+    run(tmp_path / "above", tmp_path / "out")
     assert "is prepared already" in capsys.readouterr().out
 
 

@@ -478,18 +478,20 @@ def test_bad_official_files(small, tmp_path, damage, message):
 
 
 def test_options_that_cannot_be(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for arguments, message in (
         ([], "name the archive or the unpacked folder"),
-        ([tmp_path], "--download fetches"),
+        ([empty], "--download fetches"),
         (["--download"], "name the folder to fetch into"),
-        ([tmp_path, "--border", 240], "a rim of 0 to 239"),
-        ([tmp_path, "--depth", "hha", "hha"], "each depth once"),
-        (["--frames", tmp_path, "--classes", 40, "--raw-depth"], "it takes no classes and no raw_depth"),
+        ([empty, "--border", 240], "--border 240: expected 0 or more, at most 239"),
+        ([empty, "--depth", "hha", "hha"], "each depth once"),
+        (["--frames", empty, "--classes", 40, "--raw-depth"], "it takes no classes and no raw_depth"),
     ):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(ValueError, match=message):
             convert(*arguments, "--out", tmp_path / "out")
     with pytest.raises(DataError, match="--out is missing"):
-        convert(tmp_path)
+        convert(empty)
 
 
 def test_nothing_is_fetched_without_being_asked(small, tmp_path, monkeypatch):
@@ -702,7 +704,7 @@ def test_resized_frames_are_means_of_colour_and_unmixed_classes_and_depths(tmp_p
         ),
         (
             lambda f: Image.fromarray(np.zeros((100, 640), np.uint8)).save(f / "label13" / "0003.png"),
-            "(100, 640); expected (480, 640)",
+            "100 × 640 pixels; expected 480 × 640",
         ),
         (
             lambda f: Image.fromarray(np.full((480, 640), 40, np.uint8)).save(f / "label13" / "0003.png"),
@@ -725,7 +727,8 @@ def test_bad_frames_are_named_and_nothing_is_taken_for_whole(tmp_path, damage, m
 
 
 def test_a_wrong_folder_is_explained(tmp_path):
-    done = run("--frames", tmp_path, "--out", tmp_path / "out", process=True)
+    (tmp_path / "empty").mkdir()
+    done = run("--frames", tmp_path / "empty", "--out", tmp_path / "out", process=True)
     assert (
         done.returncode == 1
         and "no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/" in done.stderr
