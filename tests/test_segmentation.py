@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmlib.evaluation.fusion import closest_to_mean, fuse
 from mmlib.modalities import SENSORS, Modality, subsets
 from mmlib.runtime import save_tensors
 from mmlib.segmentation.network import (
@@ -24,7 +25,6 @@ from mmlib.segmentation.objective import (
     draw_subset,
     pixel_grid,
     resample,
-    selected,
     subset_cross_entropy,
 )
 
@@ -362,19 +362,33 @@ def test_selection_trains_the_sensors_that_agree_with_the_mean():
     generator = torch.Generator().manual_seed(0)
     common = 3 * torch.randn(2, 5, 6, 8, generator=generator)
     stacked = torch.stack([common, common + 0.1, -common, 1.1 * common])  # the third contradicts
-    assert selected(stacked)[2].tolist() == [0, 0]
-    assert selected(stacked).sum(0).tolist() == [2, 2]
+    assert closest_to_mean(stacked)[2].tolist() == [0, 0]
+    assert closest_to_mean(stacked).sum(0).tolist() == [2, 2]
     logits, label = (
         {f"m{i}": z for i, z in enumerate(stacked)},
         torch.randint(0, 5, (2, 6, 8), generator=generator),
     )
-    weights = selected(stacked)
+    weights = closest_to_mean(stacked)
     expected = [F.cross_entropy(stacked.mean(0), label)]
     for w in (weights, 1 - weights):
         expected.append(F.cross_entropy((stacked * w[..., None, None, None]).sum(0) / 2, label))
     assert supervised(logits, label, torch.tensor(label.numel()), subsets="selection") == pytest.approx(
         float(sum(expected)) / 3, rel=1e-5
     )
+
+
+def test_selection_trains_by_the_rule_that_fuses():
+    """The sensors that inference keeps are those whose mean is trained beside the mean of all."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        logits = {f"m{i}": 3 * torch.randn(1, 4, 3, 3, generator=generator) for i in range(4)}
+        label = torch.randint(0, 4, (1, 3, 3), generator=generator)
+        stacked = torch.stack(list(logits.values()))
+        fused = fuse(logits, "selection")
+        rest = (stacked.sum(0) - 2 * fused) / 2
+        expected = sum(F.cross_entropy(z, label) for z in (stacked.mean(0), fused, rest)) / 3
+        value = supervised(logits, label, torch.tensor(label.numel()), subsets="selection")
+        assert value == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])

@@ -76,12 +76,18 @@ def _agreement(stack: Tensor, tau: float = TAU) -> Tensor:
     return (-tau * disagreement(stack)).softmax(0)[..., None, None]
 
 
-def _selection(stack: Tensor) -> Tensor:
-    """w = 1/k for the k = ⌈n/2⌉ sensors whose probabilities are closest (cosine) to those of the mean."""
-    keep = math.ceil(len(stack) / 2)
+def closest_to_mean(stack: Tensor) -> Tensor:
+    """(n, B, K, h, w) logits -> (n, B) of 0 and 1: in each image the ⌈n/2⌉ sensors whose probabilities are
+    closest (cosine, mean over pixels) to those of the mean logits. The objective ``selection`` trains by it.
+    """
     similarity = F.cosine_similarity(stack.softmax(2), stack.mean(0).softmax(1)[None], dim=2).mean((-2, -1))
-    closest = similarity.topk(keep, dim=0).indices
-    return torch.zeros_like(similarity).scatter(0, closest, 1 / keep)[..., None, None]
+    closest = similarity.topk(math.ceil(len(stack) / 2), dim=0).indices
+    return torch.zeros_like(similarity).scatter(0, closest, 1.0)
+
+
+def _selection(stack: Tensor) -> Tensor:
+    """w = 1/k for the k sensors closest to the mean."""
+    return (closest_to_mean(stack) / math.ceil(len(stack) / 2))[..., None, None]
 
 
 def _entropy(stack: Tensor) -> Tensor:

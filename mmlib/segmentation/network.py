@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AtLeast, Between
+from ..config import AtLeast, Between, check_settings
 from ..data.prepared import Description
 from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
@@ -47,12 +47,6 @@ class NetworkConfig:
     """Start pvt_v2 from ImageNet weights, fetched by timm from the Hugging Face hub."""
     checkpointing: bool = False
     """Recompute pvt_v2 activations in the backward pass: less memory, about a third more time."""
-
-    def __post_init__(self):
-        known = {"encoder": get_args(Encoder), "stem": ("separate", "shared"), "fusion": ("mean", "centred")}
-        for name, values in known.items():  # timm knows more encoders, and names of some that it would fetch
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(values)}")
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -196,12 +190,9 @@ class Segmenter(nn.Module):
         config: NetworkConfig = NetworkConfig(),
     ):
         super().__init__()
-        self.modalities, self.classes, self.palette, self.config = (
-            dict(modalities),
-            list(classes),
-            [tuple(c) for c in palette],
-            config,
-        )
+        check_settings(config)  # timm knows more encoders, and names of some that it would fetch
+        self.modalities, self.classes, self.config = dict(modalities), list(classes), config
+        self.palette = [tuple(colour) for colour in palette]
         self.encoder = make_encoder(config)
         if config.fusion == "centred":
             if config.stem != "separate":

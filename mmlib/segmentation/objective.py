@@ -1,6 +1,8 @@
-"""The supervised terms of the objective: cross-entropy over subsets of the sensors.
+"""The supervised term of the training loss (Eq. 8): cross-entropy over subsets of the sensors. Called by each
+training step.
 
-``full``         cross-entropy of the mean over all sensors: what most fusion networks train.
+``full``         cross-entropy of the mean over all sensors: Eq. 8 as printed, and what most fusion networks
+                 train.
 ``dropout``      of the mean over one random subset per step: modality dropout, as in the paper.
 ``all-subsets``  of all 2^M − 1 subsets at once. Fusion is linear, so after one encoder pass every subset is
                  one sum: dropout's expectation computed exactly instead of sampled. Logits are summed, as
@@ -8,7 +10,7 @@
                  argmax of a sum is that of a mean.
 ``singles``      of every sensor alone and of the full set: the usual per-modality cross-entropy.
 ``selection``    in the manner of MAGIC: of the mean of all, of the sensors whose predictions agree best with
-that mean, and of the rest.
+                 that mean (the rule ``selection`` of fusion at inference), and of the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import AtLeast, Between
+from ..evaluation.fusion import closest_to_mean
 from ..evaluation.subsets import subset_matrix
 from ..modalities import IGNORE_INDEX
 
@@ -45,10 +48,6 @@ class ObjectiveConfig:
     """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them.
     """
 
-    def __post_init__(self):
-        if not 0 < self.pixels <= 1:
-            raise ValueError(f"--pixels {self.pixels}: expected a share above 0 and up to 1")
-
 
 def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
     """A uniform draw from the 2^M − 1 non-empty subsets, in the order of ``names``."""
@@ -60,10 +59,9 @@ def pixel_grid(
     size: tuple[int, int], share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of a random sub-grid that holds about ``share`` of the pixels, without repetition."""
-    height, width = (max(1, round(length * share**0.5)) for length in size)
-    return tuple(
-        np.sort(rng.choice(length, kept, replace=False)) for length, kept in zip(size, (height, width))
-    )
+    counts = [max(1, round(length * share**0.5)) for length in size]
+    rows, columns = (np.sort(rng.choice(length, count, replace=False)) for length, count in zip(size, counts))
+    return rows, columns
 
 
 def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> Tensor:
@@ -73,12 +71,12 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
     Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
     """
 
-    def weights(length_in: int, length_out: int, kept: np.ndarray) -> Tensor:
-        centre = np.clip((kept + 0.5) * (length_in / length_out) - 0.5, 0, length_in - 1)
+    def weights(length_in: int, length_out: int, places: np.ndarray) -> Tensor:
+        centre = np.clip((places + 0.5) * (length_in / length_out) - 0.5, 0, length_in - 1)
         low = np.floor(centre).astype(int)
-        matrix = np.zeros((len(kept), length_in), np.float32)
-        matrix[np.arange(len(kept)), low] += 1 - (centre - low)
-        matrix[np.arange(len(kept)), np.minimum(low + 1, length_in - 1)] += centre - low
+        matrix = np.zeros((len(places), length_in), np.float32)
+        matrix[np.arange(len(places)), low] += 1 - (centre - low)
+        matrix[np.arange(len(places)), np.minimum(low + 1, length_in - 1)] += centre - low
         return torch.from_numpy(matrix).to(logits)
 
     vertical = weights(logits.shape[-2], size[0], rows)
@@ -114,8 +112,8 @@ def subset_cross_entropy(
         label = label[:, torch.from_numpy(rows).to(label.device)][
             :, :, torch.from_numpy(columns).to(label.device)
         ]
-        # the draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum
-        # over all pixels
+        # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum
+        # over all pixels.
         scale = size[0] * size[1] / (len(rows) * len(columns))
     else:
         rows, columns, scale = np.arange(size[0]), np.arange(size[1]), 1.0
@@ -123,13 +121,13 @@ def subset_cross_entropy(
         modalities, batch, classes, len(rows), len(columns)
     )
 
-    def cross_entropy(fused: Tensor) -> Tensor:
+    def cross_entropy(fused: Tensor) -> Tensor:  # Eq. 8: L_sup = CE(p, gt)
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
 
     if config.subsets == "selection" and modalities > 2:
-        weights = selected(stacked.detach())[..., None, None, None]
-        chosen, rest = ((stacked * w).sum(0) / w.sum(0) for w in (weights, 1 - weights))
-        terms = [cross_entropy(fused) for fused in (stacked.mean(0), chosen, rest)]
+        weights = closest_to_mean(stacked.detach())[..., None, None, None]
+        closest, rest = ((stacked * w).sum(0) / w.sum(0) for w in (weights, 1 - weights))
+        terms = [cross_entropy(fused) for fused in (stacked.mean(0), closest, rest)]
         return {"supervised": sum(terms) / 3, "full": terms[0].detach()}
     if config.subsets not in ("all-subsets", "singles") or modalities == 1:
         return {"supervised": cross_entropy(stacked.mean(0))}
@@ -158,16 +156,3 @@ def weighted_subsets(
         weight = len(others) / config.subset_sample
         others = np.sort(rng.choice(others, config.subset_sample, replace=False))
     return rows[[*others, len(rows) - 1]], np.array([weight] * len(others) + [config.full_weight])
-
-
-def selected(stacked: Tensor) -> Tensor:
-    """(M, B) of 0 and 1: per sample, the ceil(M/2) modalities whose probabilities have the largest cosine
-    with their mean's.
-
-    Args:
-        stacked: logits (M, B, K, h, w), M >= 2.
-    """
-    p = stacked.softmax(2).flatten(2)
-    similarity = F.cosine_similarity(p, p.mean(0, keepdim=True), dim=2)
-    best = similarity.topk((len(stacked) + 1) // 2, dim=0).indices
-    return torch.zeros_like(similarity).scatter_(0, best, 1.0)
