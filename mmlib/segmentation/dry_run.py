@@ -1,5 +1,5 @@
 """What a training will cost, measured on a few real steps before anything is written: work, memory, time,
-disk.
+disk. The command ``train --dry-run`` calls ``dry_run`` and prints ``described``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import psutil  # comes with accelerate
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -64,8 +65,6 @@ def high_water(device: torch.device, reset: bool = False) -> int:
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):  # another system than Linux
         if sys.platform == "win32":
-            import psutil  # comes with accelerate
-
             return psutil.Process().memory_info().peak_wset
         import resource  # which Windows lacks
 
@@ -81,8 +80,8 @@ def seconds(device: torch.device, call, *arguments) -> float:
     return time.perf_counter() - begun
 
 
-def nbytes(tensors) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+def nbytes(arrays) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def dry_run(config: TrainConfig) -> dict:
@@ -100,93 +99,86 @@ def dry_run(config: TrainConfig) -> dict:
         ValueError, DataError: as ``train``.
     """
     run = set_up(replace(config, network=replace(config.network, pretrained=False)), resumed=False)
-    device, processes, rank = (
-        run.accelerator.device,
-        run.accelerator.num_processes,
-        run.accelerator.process_index,
-    )
-    entries = list(
-        islice(StepSampler(len(run.data), config, run.steps, 0, rank, processes), 2 * config.accumulate)
-    )
+    accelerator, device = run.accelerator, run.accelerator.device
+    processes, rank = accelerator.num_processes, accelerator.process_index
+
+    # Loading: the micro-batches of two steps, once from disk and once from the cache.
+    sampler = StepSampler(len(run.data), config, run.steps, 0, rank, processes)
+    entries = list(islice(sampler, 2 * config.accumulate))
     load = lambda batch: collate([run.data[entry] for entry in batch])
     decode = sum(seconds(device, load, batch) for batch in entries) / len(entries)
     again = sum(seconds(device, load, batch) for batch in entries) / len(entries) if config.cache else decode
     micro = [load(batch) for batch in entries[: config.accumulate]]
     stored = [run.data.stored(index) for index in {index for batch in entries for index, _ in batch}]
-    decoded = sum(
-        sum(image.nbytes for image in images.values()) + label.nbytes for images, label in stored
-    ) / len(stored)
+    sample = sum(nbytes(images.values()) + label.nbytes for images, label in stored) / len(stored)
 
-    # A subset of the sensors that is drawn anew for each step has its own cost, so that more steps are needed
-    # for a mean.
+    # Steps without and with a probe. A subset of the sensors that is drawn anew for each step has its own cost,
+    # so that more steps are needed for a mean.
     count = 8 if config.objective.subsets == "dropout" else 3
     probed = [run.regularizer.due(step, 1.0) for step in range(run.steps)]
-    chosen = {
-        name: [s for s, probe in enumerate(probed) if probe == (name == "probed")][:count]
+    numbers = {
+        name: [step for step in range(run.steps) if probed[step] == (name == "probed")][:count]
         for name in ("plain", "probed")
     }
-    chosen = {name: steps for name, steps in chosen.items() if steps}
-    found: dict = {"flops": {}, "seconds": {}}
-    for name, steps in chosen.items():
+    numbers = {name: steps for name, steps in numbers.items() if steps}
+    flops, times = {}, {}
+    for name, steps in numbers.items():
         with FlopCounter() as counter:
             for step in steps:
                 train_step(run, step, micro, 1.0)
-        found["flops"][name] = counter.flops / len(steps)
+        flops[name] = counter.flops / len(steps)
     high_water(device, reset=True)
-    for name, steps in chosen.items():
-        found["seconds"][name] = sum(
-            seconds(device, train_step, run, step, micro, 1.0) for step in steps
-        ) / len(steps)
-    found["step memory"] = high_water(device)
+    for name, steps in numbers.items():
+        spent = [seconds(device, train_step, run, step, micro, 1.0) for step in steps]
+        times[name] = sum(spent) / len(steps)
+    step_memory = high_water(device)
 
+    # One batch of an evaluation, and the information of one sample.
     part = copy.copy(run.val)
     part.rows = run.val.rows[: processes * config.batch_size]
     quiet = replace(config, information_samples=0, workers=0)
-    scoring = lambda: validate(run.network, part, quiet, run.accelerator)
-    informing = lambda: (
-        measure_information(run.network, part, samples=1, device=device)
-        if config.information_samples
-        else None
-    )
+    scoring = lambda: validate(run.network, part, quiet, accelerator)
+    informing = lambda: measure_information(run.network, part, samples=1, device=device)
     high_water(device, reset=True)
     for _ in range(1 + (device.type == "cuda")):  # the first time on a GPU its libraries choose their kernels
-        scored, informed = seconds(device, scoring), seconds(device, informing)
-    found["evaluation memory"] = high_water(device)
+        scored = seconds(device, scoring)
+        informed = seconds(device, informing) if config.information_samples else 0.0
+    evaluation_memory = high_water(device)
+    per_evaluation = scored * len(run.val) / len(part.rows)
+    per_evaluation += informed * min(config.information_samples, len(run.val))
 
-    mean = found["seconds"].get("plain", found["seconds"].get("probed"))
-    if len(chosen) == 2:
-        mean += (found["seconds"]["probed"] - mean) / config.regularizer.probe_every
+    # The mean step: a probe every so many steps; loader processes work while the device does.
+    mean = times.get("plain", times.get("probed"))
+    if len(times) == 2:
+        mean += (times["probed"] - mean) / config.regularizer.probe_every
     waiting = config.accumulate * again / max(1, config.workers)
-    mean = (
-        max(mean, waiting) if config.workers else mean + waiting
-    )  # loader processes work while the device does
+    mean = max(mean, waiting) if config.workers else mean + waiting
     per_epoch = len(run.data) / run.samples_per_step
     evaluations = sum(due(done, run.steps, config.eval_every * per_epoch) for done in range(1, run.steps + 1))
-    per_evaluation = scored * len(run.val) / len(part.rows) + informed * min(
-        config.information_samples, len(run.val)
-    )
     weights = nbytes(run.network.state_dict().values())
-    moments = nbytes(
-        value for entry in run.optimizer.state_dict()["state"].values() for value in entry.values()
-    )
+    states = run.optimizer.state_dict()["state"].values()
+    moments = sum(nbytes(state.values()) for state in states)
     out = Path(config.out).absolute()
-    run.accelerator.wait_for_everyone()
-    return found | {
+    accelerator.wait_for_everyone()
+    return {
         "summary": str(run),
         "device": device.type,
         "parameters": run.parameters,
         "steps": run.steps,
-        "samples a step": run.samples_per_step,
         "steps an epoch": per_epoch,
         "peak lr": max(learning_rate(step, run.steps, config) for step in range(run.steps)),
+        "flops": flops,
+        "seconds": times,
         "probe every": config.regularizer.probe_every,
+        "step memory": step_memory,
+        "evaluation memory": evaluation_memory,
         "decode": decode,
         "load again": again,
         "cached": config.cache,
-        "sample": decoded,
-        "cache": decoded * len(run.data),
+        "sample": sample,
+        "cache": sample * len(run.data),
         "copies": int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * max(1, config.workers),
-        "machine": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "machine": psutil.virtual_memory().total,
         "a step": mean,
         "an epoch": mean * per_epoch,
         "evaluations": evaluations,
@@ -197,41 +189,36 @@ def dry_run(config: TrainConfig) -> dict:
     }
 
 
-def described(found: dict) -> str:
+def described(cost: dict) -> str:
     """The report of a dry run, a line or two for each subject."""
-    lines = [f"training    {found['summary']}"]
-    lines.append(
-        f"            {found['steps an epoch']:.1f} steps an epoch, learning rate up to {found['peak lr']:.3g}"
-    )
-    for name, flops in found["flops"].items():
-        step = "a step" if name == "plain" else f"a step with a probe, every {found['probe every']}th"
-        took = found["seconds"][name]
-        lines.append(
-            f"work        {_si(flops)}FLOP {step}, on each device: {1000 * took:.0f} ms, {_si(flops / took)}FLOP/s"
-        )
-    kind = "allocated on the device" if found["device"] == "cuda" else "high-water mark of the process"
-    lines.append(
-        f"memory      {_si(found['step memory'])}B in a step, {_si(found['evaluation memory'])}B in an evaluation ({kind})"
-    )
-    again = f", {1000 * found['load again']:.0f} ms from memory" if found["cached"] else ""
-    lines.append(f"loading     {1000 * found['decode']:.0f} ms a micro-batch in one process{again}")
-    copies = f"{found['copies']} loader process{'es' * (found['copies'] > 1)}"
-    lines.append(
-        f"data        {_si(found['sample'])}B a sample decoded; all of them: {_si(found['cache'])}B × {copies}"
-    )
-    lines[-1] += f", {'kept in' if found['cached'] else 'not kept in'} {_si(found['machine'])}B of memory"
-    if found["cached"] and found["cache"] * found["copies"] > 0.8 * found["machine"]:
-        lines[-1] += ": TOO MUCH, give --no-cache"
-    lines.append(f"evaluation  {_duration(found['an evaluation'])}, {found['evaluations']} in all")
-    lines.append(
-        f"time        {1000 * found['a step']:.0f} ms a step with loading, {_duration(found['an epoch'])} an epoch"
-    )
-    lines[-1] += f", {_duration(found['in all'])} in all"
-    files = ", ".join(f"{name} {_si(size)}B" for name, size in found["files"].items())
-    lines.append(
-        f"disk        {files}, and resume once more while it is saved; {_si(found['free'])}B are free"
-    )
-    return "\n".join([*lines, "dry run: nothing was written"])
+    size = lambda name: f"{_si(cost[name])}B"
+    lines = [
+        f"training    {cost['summary']}",
+        f"            {cost['steps an epoch']:.1f} steps an epoch, learning rate up to {cost['peak lr']:.3g}",
+    ]
+    for name, flops in cost["flops"].items():
+        step = "a step" if name == "plain" else f"a step with a probe, every {cost['probe every']}th"
+        spent = cost["seconds"][name]
+        speed = f"{1000 * spent:.0f} ms, {_si(flops / spent)}FLOP/s"
+        lines.append(f"work        {_si(flops)}FLOP {step}, on each device: {speed}")
+    kind = "allocated on the device" if cost["device"] == "cuda" else "high-water mark of the process"
+    again = f", {1000 * cost['load again']:.0f} ms from memory" if cost["cached"] else ""
+    copies = f"{cost['copies']} loader process{'es' * (cost['copies'] > 1)}"
+    place = f"{'kept in' if cost['cached'] else 'not kept in'} {size('machine')} of memory"
+    if cost["cached"] and cost["cache"] * cost["copies"] > 0.8 * cost["machine"]:
+        place += ": TOO MUCH, give --no-cache"
+    files = ", ".join(f"{name} {_si(count)}B" for name, count in cost["files"].items())
+    lines += [
+        f"memory      {size('step memory')} in a step, {size('evaluation memory')} in an evaluation ({kind})",
+        f"loading     {1000 * cost['decode']:.0f} ms a micro-batch in one process{again}",
+        f"data        {size('sample')} a sample decoded; all of them: {size('cache')} × {copies}, {place}",
+        f"evaluation  {_duration(cost['an evaluation'])}, {cost['evaluations']} in all",
+        f"time        {1000 * cost['a step']:.0f} ms a step with loading, {_duration(cost['an epoch'])} an "
+        f"epoch, {_duration(cost['in all'])} in all",
+        f"disk        {files}, and resume once more while it is saved; {size('free')} are free",
+        "dry run: nothing was written",
+    ]
+    return "\n".join(lines)
 
 
 def _si(value: float) -> str:
