@@ -104,8 +104,8 @@ def run_steps(
             without_gradient = 0 if finite else without_gradient + 1
             if without_gradient == PATIENCE:
                 raise ValueError(
-                    f"step {step}: no finite gradient for {PATIENCE} steps; lower --lr, or check the data for "
-                    "constant or NaN images"
+                    f"step {step}: no finite gradient for {PATIENCE} steps; lower --lr, or check the data "
+                    "for constant or NaN images"
                 )
             done = progress.step = step + 1
             progress.skipped += not finite
@@ -151,8 +151,9 @@ def write_report(config, progress: Progress, **entries) -> dict:
 
 
 def open_history(config, progress: Progress, stack: ExitStack) -> Callable[[dict], None]:
-    """Write config.json and drop the lines of history.jsonl that lie beyond ``progress``; returns the function
-    that adds a line.
+    """Write config.json and drop the lines of history.jsonl that lie beyond ``progress``.
+
+    Returns the function that adds a line.
 
     TensorBoard's event files hold nothing of their own: each process begins a new one with the lines that
     stay, so that a run that was killed and resumed shows every point once, at its own training time.
@@ -305,16 +306,16 @@ def resume(
     _compare_settings(out, settings, json.loads(json.dumps(asdict(config) | {"processes": processes})))
     if progress.samples not in (0, samples):  # 0: saved before this was counted
         raise ValueError(
-            f"{out}: was begun on {progress.samples} training samples, and there are {samples} now: the order "
-            "and number of its steps would change half-way; choose another --out, or bring the data back as "
-            "they were"
+            f"{out}: was begun on {progress.samples} training samples, and there are {samples} now: the "
+            "order and number of its steps would change half-way; choose another --out, or bring the data "
+            "back as they were"
         )
     if changed := [
         what for what, digest in (inputs or {}).items() if progress.inputs.get(what, digest) != digest
     ]:
         raise ValueError(
-            f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose another "
-            "--out, or bring the data back as they were"
+            f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose "
+            "another --out, or bring the data back as they were"
         )
     progress.samples, progress.inputs = samples, inputs or progress.inputs
     states: dict[int, dict] = {}

@@ -28,8 +28,9 @@ from .train import validate
 aten = torch.ops.aten
 # Attention kernels of the CPU, which torch's table of formulas leaves out, and what they compute.
 ON_CPU = {
-    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+    getattr(aten, f"{name}_for_cpu{way}"): getattr(aten, name + way)
+    for name in ("_scaled_dot_product_flash_attention",)
+    for way in ("", "_backward")
 }
 
 
@@ -112,8 +113,8 @@ def dry_run(config: TrainConfig) -> dict:
     stored = [run.data.stored(index) for index in {index for batch in entries for index, _ in batch}]
     sample = sum(nbytes(images.values()) + label.nbytes for images, label in stored) / len(stored)
 
-    # Steps without and with a probe. A subset of the sensors that is drawn anew for each step has its own cost,
-    # so that more steps are needed for a mean.
+    # Steps without and with a probe. A subset of the sensors that is drawn anew for each step has its own
+    # cost, so that more steps are needed for a mean.
     count = 8 if config.objective.subsets == "dropout" else 3
     probed = [run.regularizer.due(step, 1.0) for step in range(run.steps)]
     numbers = {

@@ -73,7 +73,7 @@ class PhysicalSegmenter(nn.Module):
 
 
 def export(config: ExportConfig) -> dict:
-    """Write ``config.out`` if, and only if, onnxruntime computes what torch does; returns what was found.
+    """Write ``config.out`` if, and only if, onnxruntime computes what torch does; returns the comparison.
 
     Returns:
         {"difference": largest absolute difference of a logit, "logit": largest absolute logit, "tolerance":
@@ -94,11 +94,13 @@ def export(config: ExportConfig) -> dict:
     network = load_segmenter(config.checkpoint)
     if network.config.fusion != "mean":
         raise ValueError(
-            f"{config.checkpoint}: its fusion is {network.config.fusion}; only the mean can mask absent sensors in one graph"
+            f"{config.checkpoint}: its fusion is {network.config.fusion}; only the mean can mask absent "
+            "sensors in one graph"
         )
     if any(config.size) and min(config.size) < network.encoder.smallest:
         raise ValueError(
-            f"--size {config.size[0]} {config.size[1]}: {network.config.encoder} needs {network.encoder.smallest} or more a side"
+            f"--size {config.size[0]} {config.size[1]}: {network.config.encoder} needs "
+            f"{network.encoder.smallest} or more a side"
         )
     if config.opset and config.opset < 18:
         raise ValueError(f"--opset {config.opset}: expected 18 or more, or 0 for the exporter's choice")
@@ -122,18 +124,20 @@ def export(config: ExportConfig) -> dict:
     except Exception as error:  # the exporter has many kinds of its own
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
-            f"{config.checkpoint}: torch could not export it ({reason}); try --size HEIGHT WIDTH or another --opset"
+            f"{config.checkpoint}: torch could not export it ({reason}); try --size HEIGHT WIDTH or another "
+            "--opset"
         ) from error
     program.model.metadata_props.update(_metadata(network))
     with atomic_path(config.out) as temporary:
         program.save(temporary, external_data=False)
-        found = compare(temporary, network, [size] if any(config.size) else [size, (97, 131)])
-        if not found["difference"] <= found["tolerance"]:
+        result = compare(temporary, network, [size] if any(config.size) else [size, (97, 131)])
+        if not result["difference"] <= result["tolerance"]:
             raise ValueError(
-                f"{config.out}: onnxruntime differs from torch by {found['difference']:.2g} of logits up to {found['logit']:.2g}, by more "
-                f"than {found['tolerance']:.2g}; nothing was written. Try another --opset"
+                f"{config.out}: onnxruntime differs from torch by {result['difference']:.2g} of logits up to "
+                f"{result['logit']:.2g}, by more than {result['tolerance']:.2g}; nothing was written. Try "
+                "another --opset"
             )
-    return found | {
+    return result | {
         "opset": program.model.opset_imports[""],
         "megabytes": Path(config.out).stat().st_size / 1e6,
     }
@@ -151,27 +155,25 @@ def compare(path: str | Path, network: Segmenter, sizes: list[tuple[int, int]]) 
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names, worst, largest = list(network.modalities), 0.0, 0.0
-    chosen = dict.fromkeys([*((name,) for name in names), tuple(names[:2]), tuple(names)])
-    for subset in chosen:
+    subsets = dict.fromkeys([*((name,) for name in names), tuple(names[:2]), tuple(names)])
+    for subset in subsets:
         for batch, size in zip((2, 1), sizes * 2):
             images = _images(network, batch, size)
             with torch.no_grad():
                 expected = network(
                     {name: network.modalities[name].to_network(images[name]) for name in subset}
                 )
-            given = {name: image if name in subset else image * torch.nan for name, image in images.items()}
-            present = torch.tensor([float(name in subset) for name in names])
-            found = session.run(
-                ["logits"], {name: value.numpy() for name, value in (given | {"present": present}).items()}
-            )[0]
-            gap = (torch.from_numpy(found) - expected).abs().max()
+            inputs = {name: image if name in subset else image * torch.nan for name, image in images.items()}
+            inputs["present"] = torch.tensor([float(name in subset) for name in names])
+            arrays = {name: value.numpy() for name, value in inputs.items()}
+            gap = (torch.from_numpy(session.run(["logits"], arrays)[0]) - expected).abs().max()
             worst = max(worst, float(gap.nan_to_num(torch.inf)))  # max(…, nan) would keep the number
             largest = max(largest, float(expected.abs().max()))
     return {
         "difference": worst,
         "logit": largest,
         "tolerance": TOLERANCE * max(1.0, largest),
-        "subsets": len(chosen),
+        "subsets": len(subsets),
     }
 
 
@@ -194,14 +196,17 @@ def _metadata(network: Segmenter) -> dict[str, str]:
             {key: value for key, value in m.to_dict().items() if key in keys}
             for m in network.modalities.values()
         ],
-        "note": "inputs: physical values = stored * scale + offset, (B, C, H, W); the graph normalises. present: 1 = the sensor is there",
+        "note": "inputs: physical values = stored * scale + offset, (B, C, H, W); the graph normalises. "
+        "present: 1 = the sensor is there",
     }
     return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
 
 def run_export(config: ExportConfig) -> None:
-    found = export(config)
+    result = export(config)
     shape = "images of any size" if not any(config.size) else f"images of {config.size[0]} × {config.size[1]}"
-    gap = f"{found['difference']:.1e} of logits up to {found['logit']:.1f}, over {found['subsets']} subsets"
-    print(f"{config.out}: {found['megabytes']:.1f} MB, opset {found['opset']}, {shape}")
-    print(f"largest difference between onnxruntime and torch: {gap} (allowed: {found['tolerance']:.1e})")
+    gap = (
+        f"{result['difference']:.1e} of logits up to {result['logit']:.1f}, over {result['subsets']} subsets"
+    )
+    print(f"{config.out}: {result['megabytes']:.1f} MB, opset {result['opset']}, {shape}")
+    print(f"largest difference between onnxruntime and torch: {gap} (allowed: {result['tolerance']:.1e})")

@@ -172,7 +172,8 @@ def gat_information(
     first = next(iter(images.values()))
     if len(first) < 2:
         raise ValueError(
-            "Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch of 2 or more"
+            "Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch "
+            "of 2 or more"
         )
     with torch.enable_grad(), exact(first.device, network):
         noise = noisy({name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed)
@@ -383,8 +384,8 @@ def measure_information(
     """
     if not dataset.labelled:
         raise ValueError(
-            f"{dataset.root} has no labels; the information of the input reading is that of the cross-entropy "
-            "to a label"
+            f"{dataset.root} has no labels; the information of the input reading is that of the "
+            "cross-entropy to a label"
         )
     total, used = torch.zeros(len(dataset.modalities), dtype=torch.float64), 0
     for index in evenly_spaced(len(dataset), samples):

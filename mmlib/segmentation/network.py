@@ -3,8 +3,8 @@ what is present.
 
 All modalities of a mini-batch are stacked along the batch dimension, so M sensors cost one forward pass of
 M·B images. A missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an
-image. The other fusion, ``centred``, is the exhibit of what the paper argues against: one sensor has the main
-branch, the others are added to it.
+image. The other fusion, ``centred``, shows what the paper argues against: one sensor has the main branch, the
+others are added to it. Training, scoring, prediction and export build and load it here.
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ class PyramidEncoder(nn.Module):
         self.widths = tuple(model.feature_info[i]["num_chs"] for i in range(4))
         self.stages = model.stages
         self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
-        self._patch_embed = [
-            model.patch_embed
-        ]  # in a list, so that this template is not a parameter of the encoder
+        # In a list, so that this template is not a parameter of the encoder.
+        self._patch_embed = [model.patch_embed]
 
     def make_stem(self, channels: int) -> nn.Module:
         """A copy of the first layer for ``channels`` inputs; pretrained colour filters are adapted by timm's
@@ -202,7 +201,8 @@ class Segmenter(nn.Module):
             self.stems = nn.ModuleDict(
                 {name: self.encoder.make_stem(m.channels) for name, m in modalities.items()}
             )
-        else:  # every modality is brought to three channels; only those with more than three need weights for it
+        else:
+            # Every modality is brought to three channels; those with more than three need weights for it.
             self.stems = nn.ModuleDict({"shared": self.encoder.make_stem(3)})
             self.adapters = nn.ModuleDict(
                 {name: nn.Conv2d(m.channels, 3, 1) for name, m in modalities.items() if m.channels > 3}
@@ -245,7 +245,8 @@ class Segmenter(nn.Module):
             sizes.add((image.shape[0], *image.shape[2:]))
         if len(sizes) > 1:
             raise ValueError(
-                f"modalities differ in batch or image size: { {n: tuple(i.shape) for n, i in images.items()} }"
+                "modalities differ in batch or image size: "
+                f"{ {name: tuple(image.shape) for name, image in images.items()} }"
             )
 
     def features(self, images: dict[str, Tensor]) -> list[Tensor]:
@@ -282,7 +283,8 @@ class Segmenter(nn.Module):
         """
         if self.config.fusion == "centred":
             raise ValueError(
-                "centred fusion has no logits of single modalities; call the network on each subset of the images"
+                "centred fusion has no logits of single modalities; call the network on each subset of the "
+                "images"
             )
         return dict(zip(images, self.head(self.features(images)).chunk(len(images))))
 
@@ -341,7 +343,8 @@ def read_header(path: str | Path) -> dict:
     header = read_tensor_header(path)
     if "segmenter" not in header:
         raise ValueError(
-            f"{path}: not a segmenter checkpoint; give a best.safetensors or last.safetensors of 'python -m mmlib train'"
+            f"{path}: not a segmenter checkpoint; give a best.safetensors or last.safetensors of "
+            "'python -m mmlib train'"
         )
     return header["segmenter"]
 
@@ -377,7 +380,8 @@ def load_weights(segmenter: Segmenter, path: str | Path) -> None:
         problems.append(f"modalities {', '.join(names)} against {', '.join(segmenter.modalities)}")
     if header["classes"] != segmenter.classes:
         problems.append(
-            f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against {len(segmenter.classes)}"
+            f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against "
+            f"{len(segmenter.classes)}"
         )
     ours = asdict(segmenter.config)
     for key in ("encoder", "stem", "embed_dim", "fusion"):

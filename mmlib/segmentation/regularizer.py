@@ -45,8 +45,8 @@ __all__ = ["Regularizer", "RegularizerConfig", "combine"]
 LOGITS, FEATURES = 256, 64
 PROBED = ("input", "consistency", "gat")  # readings that differentiate the network
 
-# Name of a term -> (M + 1, N): the information of M modalities in N samples, and in the last row 1 for a sample
-# without a labelled pixel.
+# Name of a term -> (M + 1, N): the information of M modalities in N samples, and in the last row 1 for a
+# sample without a labelled pixel.
 Tables = dict[str, Tensor]
 
 

@@ -48,7 +48,7 @@ class TrainConfig:
     on.
     """
     modalities: tuple[str, ...] = ()
-    """Sensors to train on, by name; none given = all that the data set has."""
+    """Sensors to train on, by name; none = all that the data set has."""
     epochs: Annotated[float, Above(0)] = 40.0
     """Passes over the training split."""
     batch_size: Annotated[int, AtLeast(1)] = 4
@@ -187,8 +187,8 @@ class Run:
         devices, kind = self.accelerator.num_processes, self.accelerator.device.type
         precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "float32"
         return (
-            f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} samples ({devices} {kind} × "
-            f"{self.config.batch_size} × {self.config.accumulate}), {precision}"
+            f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} "
+            f"samples ({devices} {kind} × {self.config.batch_size} × {self.config.accumulate}), {precision}"
         )
 
     def loader(self, start: int) -> DataLoader:
@@ -220,26 +220,28 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     """
     limit_threads()
     check_settings(config)
+    # Settings that do not work together.
     if config.tensorboard:
         find_tensorboard()
     if config.network.fusion == "centred" and config.objective.subsets not in ("full", "dropout"):
         raise ValueError(
-            f"--subsets {config.objective.subsets} adds up logits of single sensors, which --fusion centred does not have; "
-            "give --subsets full or dropout"
+            f"--subsets {config.objective.subsets} adds up logits of single sensors, which --fusion centred "
+            "does not have; give --subsets full or dropout"
         )
     if config.network.fusion == "centred" and config.regularizer.needs_modalities:
         raise ValueError(
-            "--fusion centred has no logits and features of single sensors; of the regulariser it takes --prediction input or gat"
+            "--fusion centred has no logits and features of single sensors; of the regulariser it takes "
+            "--prediction input or gat"
         )
+    # Devices, precision, processes.
     cpu = not torch.cuda.is_available()
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     # A subset of the sensors leaves the other stems without gradient, which DDP must be told.
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
-    AcceleratorState._reset_state(
-        True
-    )  # of an earlier training here, or in the process from which a launcher forked this one
+    # The state of an earlier training here, or in the process from which a launcher forked this one.
+    AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
     rank, processes = accelerator.process_index, accelerator.num_processes
     atexit.register(leave_group)
@@ -249,8 +251,8 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
         and "RANK" not in os.environ
     ):
         raise ValueError(
-            "accelerate launch --cpu was asked for several processes but starts one; on CPUs, start them with "
-            "'torchrun --nproc_per_node N -m mmlib train …'"
+            "accelerate launch --cpu was asked for several processes but starts one; on CPUs, start them "
+            "with 'torchrun --nproc_per_node N -m mmlib train …'"
         )
 
     augment = Augment(config.crop if any(config.crop) else None, config.scale, jitter=config.jitter)
@@ -258,10 +260,12 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
     if not data.labelled:
         raise ValueError(
-            f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for part B"
+            f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for "
+            "part B"
         )
     steps = count_steps(config, len(data), processes)
 
+    # Network and optimizer, with the state of an unfinished run on the same data.
     seed_everything(derived_seed(config.seed, "weights"))
     model = network = Segmenter(
         data.modalities, data.description.classes, data.description.palette, config.network
@@ -278,11 +282,11 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
                 for what, digest in part.digest().items()
             }
         progress = resume(config, model, optimizer, len(data), inputs, processes)
-    found = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
-    if (found != found[0]).any():
+    stands = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
+    if (stands != stands[0]).any():
         raise ValueError(
-            f"processes differ in the step at which {config.out} stands and the number of samples in {config.data}: "
-            f"{found.tolist()}; all machines must see the same folders"
+            f"processes differ in the step at which {config.out} stands and the number of samples in "
+            f"{config.data}: {stands.tolist()}; all machines must see the same folders"
         )
     model.to(memory_format=torch.channels_last)  # a quarter faster on CPUs, and what tensor cores want
     model, optimizer = accelerator.prepare(model, optimizer)
