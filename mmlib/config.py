@@ -8,7 +8,7 @@ Python get the same message.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from math import inf
 from numbers import Integral, Real
@@ -65,14 +65,23 @@ def settings(config) -> Iterator[tuple[str, object, object]]:
             yield field.name, kinds[field.name], value
 
 
-def check_settings(config) -> None:
+def check_settings(config, where: str = "") -> None:
     """Check type and bound of every setting of a dataclass; numbers without a bound must be finite.
 
     Raises:
-        ValueError: names the flag, as the command line spells it, its value, and what was expected.
+        ValueError: names the flag, as the command line spells it, its value, and what was expected. With
+            ``where``, for what is no command's, that and the field's name stand in place of the flag.
     """
     for name, kind, value in settings(config):
-        check_value(flag(name), value, kind)
+        check_value(where + name if where else flag(name), value, kind)
+
+
+SCALARS = {
+    bool: (bool, "true or false"),
+    str: (str | PathLike, "text"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+}
 
 
 def check_value(name: str, value, kind, bound: Between = Between()) -> None:
@@ -85,7 +94,7 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
 
     def require(condition: bool, expected) -> None:
         if not condition:
-            words = value if isinstance(value, (tuple, list)) else [value]
+            words = value if isinstance(value, tuple | list) else [value]
             shown = " ".join(" ".join(str(word).split()) for word in words)
             raise ValueError(f"{name} {shown[:200]}: expected {expected}")
 
@@ -94,27 +103,22 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
         bound = next((extra for extra in inside[1:] if isinstance(extra, Between)), bound)
         check_value(name, value, inside[0], bound)
     elif origin is Literal:
-        same = [choice for choice in inside if type(choice) is type(value) and choice == value]
-        require(bool(same), "one of " + ", ".join(map(str, inside)))
+        same = any(choice == value and type(choice) is type(value) for choice in inside)
+        require(same, "one of " + ", ".join(map(str, inside)))
     elif origin is tuple:
-        require(isinstance(value, (tuple, list)), "a list of values")
+        require(isinstance(value, tuple | list), "a list of values")
         kinds = inside[:1] * len(value) if inside[-1] is ... else inside
         require(len(value) == len(kinds), f"{len(kinds)} values")
         for element, its_kind in zip(value, kinds):
             check_value(name, element, its_kind, bound)
     elif origin is dict:
-        require(isinstance(value, Mapping), "a value for each name")
+        require(isinstance(value, dict), "a value for each name")
         for key, element in value.items():
             check_value(f"{name} {key}", element, inside[1], bound)
-    elif kind is bool:
-        require(isinstance(value, bool), "true or false")
-    elif kind is str:
-        require(isinstance(value, (str, PathLike)), "text")
-    elif kind in (int, float):
-        whole = kind is int
-        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-        require(number, "a whole number" if whole else "a number")
-        require(abs(value) <= sys.float_info.max, f"a finite number, {bound}".removesuffix(", "))
-        require(value in bound, bound)
     else:
-        require(isinstance(value, kind), f"a {kind.__name__}")
+        accepted, expected = SCALARS.get(kind, (kind, f"a {kind.__name__}"))
+        number = kind in (int, float)
+        require(isinstance(value, accepted) and not (number and isinstance(value, bool)), expected)
+        if number:
+            require(abs(value) <= sys.float_info.max, f"a finite number, {bound}".removesuffix(", "))
+            require(value in bound, bound)
