@@ -21,7 +21,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -90,6 +89,8 @@ def remove_strays(folder: Path) -> None:
     A temporary is a stray if its process no longer runs on this machine, or after a day: on a shared disk it
     may be another machine's.
     """
+    import psutil  # slow to import, and asks for what not every system has
+
     for path in folder.glob(".*.tmp"):
         writer = re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d{1,18})\.tmp", path.name)
         with contextlib.suppress(OSError):  # another process may have removed it first
