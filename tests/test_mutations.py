@@ -180,8 +180,8 @@ MUTATIONS = [
     Mutation(
         "sign in the closed form of logits",
         "logit_information",
-        "ANY - 2 * p_true + 1",
-        "ANY + 2 * p_true + 1",
+        "ANY1 - 2 * ANY2 + 1",
+        "ANY1 + 2 * ANY2 + 1",
         of(INFORMATION, "test_closed_forms_equal_autograd", "test_logit_information_of_a_uniform_prediction"),
     ),
     Mutation(

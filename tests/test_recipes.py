@@ -124,18 +124,15 @@ def test_values_of_the_second_paper(name):
 
 
 @pytest.mark.parametrize("name", SHIFTS)
-def test_sensors_are_those_that_the_data_script_writes(name):
+def test_sensors_are_those_that_the_data_script_writes(name, monkeypatch):
     path = SCRIPTS / f"prepare_{name}.py"
     if not path.exists():
         pytest.skip("no such script")
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-        sys.modules.pop(path.stem)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)  # the one that other tests imported comes back after
+    spec.loader.exec_module(module)
     found = values(name, "cluster")
     written = getattr(module, "MODALITIES", SENSORS)  # or under the names that the library uses
     assert set(found["numbers"]["value"]) == set(found["modalities"]["value"]) <= set(written)
