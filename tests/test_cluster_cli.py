@@ -78,10 +78,10 @@ def test_from_data_to_report(data, tmp_path, capsys):
     )
     shown = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
-    assert (
-        f"mIoU {report['scores']['miou']['all']:.1f}  accuracy {report['scores']['accuracy']['all']:.1f}"
-        in shown
-    )
+    rows = [line.split() for line in shown.splitlines()]
+    for name, key in (("mIoU", "miou"), ("accuracy", "accuracy")):
+        (first,) = [row[1] for row in rows if row[:1] == [name]]
+        assert first == f"{report['scores'][key]['all']:.1f}"
     assert (
         "in % on val, state chosen by nothing" in shown
         and "day" in shown
