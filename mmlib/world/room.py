@@ -177,17 +177,8 @@ def _piece(draw, wall, name, a, paint, lights):
             )
             for side in (-1, 1):
                 r = draw(0.06, 0.09)
-                wall.box(
-                    OBJECTS,
-                    "rubber",
-                    draw.colour("coats"),
-                    a + side * 0.72,
-                    0.25,
-                    0.5 + r * 1.6,
-                    r,
-                    r,
-                    r * 1.6,
-                )
+                coat = draw.colour("coats")
+                wall.box(OBJECTS, "rubber", coat, a + side * 0.72, 0.25, 0.5 + r * 1.6, r, r, r * 1.6)
         case "shelf":  # bookcase: back, sides, boards and rows of books
             w, tall, deep, floors = draw(0.52, 0.68), draw(1.7, 2.1), 0.17, 5
             wall.box(FURNITURE, *finish, a, 0.02, tall / 2, w, 0.02, tall / 2)
