@@ -1,5 +1,4 @@
-"""A room: furniture along three walls, a table with chairs, pictures, a window, a television, books, lamps, a
-person.
+"""A room: furniture along three walls, table and chairs, pictures, window, television, books, lamps, person.
 
 Built-in ambiguities, so that no single sensor is enough: some furniture is painted like the wall (RGB cannot
 tell, depth can); pictures, window and television lie flat on the wall (depth cannot tell, RGB can); the
