@@ -350,3 +350,17 @@ def _compare_settings(out: Path, saved: dict, now: dict) -> None:
             f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or "
             "give its settings to resume it"
         )
+
+
+def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:
+    """The best state up to ``step``: its value, weights and step. A later one is found again by the steps
+    that are repeated.
+
+    Raises:
+        ValueError: damaged, or another kind of file; names it.
+    """
+    if not path.exists():
+        return None
+    with reading(path, "the best state of a run"):
+        kept = read_tensor_header(path)["kept"]
+        return (float(kept["value"]), read_tensors(path), kept["step"]) if kept["step"] <= step else None
