@@ -25,12 +25,18 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 # Seconds that the longest files take, roughly. A worker of pytest-xdist takes one file at a time, so the long
 # ones start first, and all workers end together.
 SECONDS = {
-    "notebooks": 15,  # every notebook that is not listed
+    "notebooks": 20,  # every notebook that is not listed
+    "notebooks/03_regularized_segmenter.ipynb": 60,
+    "notebooks/06_unim2_clustering.ipynb": 60,
     "tests/browser/test_widgets.py": 60,
+    "tests/test_mutations.py": 140,
+    "tests/test_regularizer.py": 60,
+    "tests/test_scale.py": 60,
+    "tests/test_training.py": 50,
     "tests/test_killed.py": 50,
-    "tests/test_mutations.py": 60,
-    "tests/test_malformed_runs.py": 40,
-    "tests/test_scale.py": 50,
+    "tests/test_prepare_nyu.py": 40,
+    "tests/test_export.py": 35,
+    "tests/test_cluster_cli.py": 30,
 }
 SECONDS_PER_TEST = 0.1  # of a file that is not listed
 
