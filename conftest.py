@@ -43,7 +43,7 @@ SECONDS_PER_TEST = 0.1  # of a file that is not listed
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Order the files, longest first; with MMLIB_TEST_ORDER=<seed> at random, to show that none needs another."""
+    """Order the files, longest first; with MMLIB_TEST_ORDER=<seed> at random: none may need another."""
     files = {}
     for item in items:
         files.setdefault(item.nodeid.split("::")[0], []).append(item)
