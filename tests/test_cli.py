@@ -21,6 +21,7 @@ def run(*arguments, **environment):
 
 EVERY_HELP = """
 import sys
+import psutil  # itself imports resource where there is one
 sys.modules["resource"] = None  # as on Windows
 from mmlib import cli
 for words in [["--help"], *([name, "--help"] for name in cli.COMMANDS)]:
