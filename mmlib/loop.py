@@ -362,5 +362,7 @@ def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:
     if not path.exists():
         return None
     with reading(path, "the best state of a run"):
-        kept = read_tensor_header(path)["kept"]
-        return (float(kept["value"]), read_tensors(path), kept["step"]) if kept["step"] <= step else None
+        header = read_tensor_header(path)["kept"]
+        return (
+            (float(header["value"]), read_tensors(path), header["step"]) if header["step"] <= step else None
+        )
