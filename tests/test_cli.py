@@ -205,7 +205,7 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
         ),
         (["evaluate", "none.safetensors", "--data", "{toy}"], "none.safetensors: no such file"),
         (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
-        (["compare", "{tmp}"], "no report.json"),
+        (["compare", "{tmp}"], "report.json: no such file"),
         (["render", "street", "--out", "{toy}", "--no-progress"], "already holds a finished data set"),
         (["render", "street", "--out", "{tmp}/w", "--size", "0", "10", "--no-progress"], "size"),
     ],

@@ -319,11 +319,7 @@ def test_batch_size_workers_and_choice_of_samples_change_nothing(trial):
     for key, counts in first.counts.items():
         assert np.array_equal(counts, again.counts[key]) and np.abs(counts - small.counts[key]).sum() <= 8
         assert np.array_equal(counts, parts[0].counts[key] + parts[1].counts[key])
-    assert (
-        first.broken(2) == []
-        and "double mild" not in first.summary()["mean"]
-        and np.isnan(first.mean("mean", "mild", 2))
-    )
+    assert first.broken(2) == [] and "double mild" not in first.summary()["mean"]
     other = evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, seed=1, **options)
     changed = {
         key[1] for key, counts in first.counts.items() if not np.array_equal(counts, other.counts[key])
@@ -344,7 +340,7 @@ def test_a_network_that_is_no_fusion_of_single_predictions(trial):
 def test_averages_by_hand():
     """Accuracy-like matrices: c of 8 pixels of each of two classes right, so IoU = c / (16 - c)."""
     modalities = {name: SENSORS[name] for name in ("rgb", "depth", "event")}
-    scores = FailureScores(modalities, ["a", "b"], ["mean"], ["dark", "blur"], 1)
+    scores = FailureScores(modalities, ["mean"], ["dark", "blur"], 1)
     right = {("mean", "clean", "", ""): 8}
     for i, broken in enumerate(("R", "D", "E", "RD", "RE", "DE")):
         right["oracle", "removed", "", broken] = 7
@@ -380,15 +376,15 @@ def test_what_can_not_be_scored(tmp_path, trial):
     data, network = trial
     mean = {"mean": FUSIONS["mean"]}
     for options, message in (
-        ({"faults": ["rain"]}, "faults: rain; expected some of dark, noise"),
-        ({"faults": []}, "faults: none; expected some of dark"),
+        ({"faults": ["rain"]}, r"faults \['rain'\]; expected some of dark, noise"),
+        ({"faults": []}, r"faults \[\]; expected some of dark"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_failures(network.modality_logits, mean, data, **options)
     for rules in ({}, {"oracle": FUSIONS["mean"]}):
         with pytest.raises(ValueError, match="at least one, and none called 'oracle'"):
             evaluate_failures(network.modality_logits, rules, data)
-    with pytest.raises(ValueError, match="only sensor"):
+    with pytest.raises(ValueError, match="only one sensor"):
         evaluate_failures(network.modality_logits, mean, PreparedDataset(data.root, "val", ["rgb"]))
     with pytest.raises(ValueError, match="no labels"):
         evaluate_failures(

@@ -18,7 +18,7 @@ from mmlib.data.prepared import Description, PreparedDataset, Writer, collate
 from mmlib.evaluation.counts import miou
 from mmlib.evaluation.subsets import evaluate_subsets, subset_probabilities
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter, save_segmenter
-from mmlib.segmentation.score import fusing, open_checkpoint
+from mmlib.segmentation.score import ScoringConfig, fusing, open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_centred_fusion_is_encoded_anew_for_each_subset(trained):
     network = Segmenter(data.modalities, toy.CLASSES, toy.PALETTE, NetworkConfig(fusion="centred")).eval()
     whole = evaluate_subsets(dataset=data, **network.scoring())
     for window in ((0, 0), (32, 64)):  # the second holds the whole image
-        found = evaluate_subsets(dataset=data, **fusing(network, "mean", window, (0, 0), 4))
+        found = evaluate_subsets(dataset=data, **fusing(network, ScoringConfig(window=window)))
         assert np.array_equal(found.counts["all"], whole.counts["all"])
-    fuse = fusing(network, "mean", (32, 32), (0, 0), 3)["fuse"]
+    fuse = fusing(network, ScoringConfig(window=(32, 32)))["fuse"]
     images = collate([data[0], data[1]])["images"]
     with torch.no_grad():
         parts = [
@@ -118,8 +118,10 @@ def test_centred_fusion_is_encoded_anew_for_each_subset(trained):
         assert torch.allclose(
             fuse(images)[..., :8], parts[0][..., :8], atol=1e-5
         )  # only the first window covers these
-    with pytest.raises(ValueError, match="fusion agreement: this network's fusion is centred on rgb"):
-        fusing(network, "agreement", (0, 0), (0, 0), 4)
+    with pytest.raises(
+        ValueError, match="fusion agreement: this network's fusion is centred on its first sensor"
+    ):
+        fusing(network, ScoringConfig(fusion="agreement"))
 
 
 def test_data_are_read_as_they_are_stored_and_normalised_as_in_training(trained, tmp_path):
@@ -147,7 +149,7 @@ def test_data_are_read_as_they_are_stored_and_normalised_as_in_training(trained,
         writer.add("a", "val", images, label)
         writer.add("b", "train", images, label)
     with pytest.raises(
-        ValueError, match="depth: the network was trained on 1 channel in m, .*unit has 1 channel in mm"
+        ValueError, match="depth: the network was trained on 1 channel.* in m, .*unit has 1 channel.* in mm"
     ):
         open_checkpoint(trained / "net.safetensors", str(tmp_path / "unit"), "val")
 

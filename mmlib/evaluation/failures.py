@@ -21,10 +21,10 @@ from ..data.missing import FAULTS, SEVERITIES, faulty
 from ..data.prepared import PreparedDataset
 from ..modalities import Modality
 from ..runtime import derived_seed, progress_bar
-from .counts import confusion_matrix, miou
+from .counts import miou
 from .sheets import Sheet
 from .statistics import rounded
-from .subsets import predicted
+from .subsets import count_pixels
 
 CLEAN, REMOVED, ORACLE = "clean", "removed", "oracle"
 
@@ -35,7 +35,6 @@ class FailureScores:
 
     Attributes:
         modalities: name -> Modality, in order.
-        classes: K names.
         rules: names of the fusion rules; the rule "oracle" is the first of them over the sound sensors alone.
         faults: kinds of fault (mmlib.data.missing), each mild and gross.
         samples: how many samples were scored.
@@ -44,7 +43,6 @@ class FailureScores:
     """
 
     modalities: dict[str, Modality]
-    classes: list[str]
     rules: list[str]
     faults: list[str]
     samples: int
@@ -52,41 +50,30 @@ class FailureScores:
 
     def broken(self, size: int) -> list[str]:
         """The sets of ``size`` broken sensors that were scored: "R", "D", … or "RD", …."""
-        return [
-            sensors
-            for rule, fault, _, sensors in self.counts
-            if rule == ORACLE and fault == REMOVED and len(sensors) == size
-        ]
+        return list(dict.fromkeys(sensors for *_, sensors in self.counts if len(sensors) == size))
 
     def miou(self, rule: str, fault: str = CLEAN, severity: str = "", sensors: str = "") -> float:
         """mIoU in per cent, over one confusion matrix for all samples."""
         return 100 * float(miou(self.counts[rule, fault, severity, sensors]))
 
     def mean(self, rule: str, severity: str, size: int, faults: Sequence[str] = ()) -> float:
-        """Mean of ``miou`` over the faults (all by default) and over the sets of ``size`` broken sensors; NaN
-        if there is none.
-        """
+        """Mean of ``miou`` over the faults (all by default) and over the sets of ``size`` broken sensors."""
         kinds = [(REMOVED, "")] if rule == ORACLE else [(fault, severity) for fault in faults or self.faults]
-        values = [
-            self.miou(rule, fault, level, sensors) for fault, level in kinds for sensors in self.broken(size)
-        ]
-        return float(np.mean(values)) if values else np.nan
+        return float(
+            np.mean([self.miou(rule, *kind, broken) for kind in kinds for broken in self.broken(size)])
+        )
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Rule (and "oracle") -> clean, single mild, single gross, and double mild, double gross where pairs
         were scored.
         """
-        columns = [
-            (count, size, severity)
-            for count, size in (("single", 1), ("double", 2))
-            for severity in SEVERITIES
-            if self.broken(size)
-        ]
-        return {
-            rule: {CLEAN: self.miou(self.rules[0] if rule == ORACLE else rule)}
-            | {f"{count} {severity}": self.mean(rule, severity, size) for count, size, severity in columns}
-            for rule in (*self.rules, ORACLE)
-        }
+        rows = {}
+        for rule in (*self.rules, ORACLE):
+            rows[rule] = {CLEAN: self.miou(self.rules[0] if rule == ORACLE else rule)}
+            for size, count in enumerate(("single", "double"), 1):
+                for severity in SEVERITIES if self.broken(size) else ():
+                    rows[rule][f"{count} {severity}"] = self.mean(rule, severity, size)
+        return rows
 
     def by_fault(self) -> dict[str, dict[str, dict[str, float]]]:
         """Severity -> fault -> rule (and "oracle") -> mIoU in per cent, one sensor broken, the mean over
@@ -108,17 +95,9 @@ class FailureScores:
         for rule, fault, severity, sensors in self.counts:
             part = every.setdefault(rule, {}).setdefault(f"{fault} {severity}".strip(), {})
             part[sensors or "none"] = self.miou(rule, fault, severity, sensors)
-        return rounded(
-            {
-                "modalities": list(self.modalities),
-                "rules": self.rules,
-                "faults": self.faults,
-                "samples": self.samples,
-                "summary": self.summary(),
-                "by_fault": self.by_fault(),
-                "miou": every,
-            }
-        )
+        record = {name: getattr(self, name) for name in ("rules", "faults", "samples")}
+        scores = {"summary": self.summary(), "by_fault": self.by_fault(), "miou": every}
+        return rounded({"modalities": list(self.modalities)} | record | scores)
 
     def table(self) -> str:
         """Plain text: every rule's averages, then each fault with one sensor broken."""
@@ -127,11 +106,13 @@ class FailureScores:
             f"; {ORACLE}: '{self.rules[0]}', told which sensors are broken"
         )
         averages = Sheet(caption, self.summary(), "rule")
-        rows = {}
-        for severity, faults in self.by_fault().items():
-            rows |= {f"{fault} {severity}": row for fault, row in faults.items()}
+        rows = {
+            f"{fault} {severity}": row
+            for severity, faults in self.by_fault().items()
+            for fault, row in faults.items()
+        }
         by_fault = Sheet("one sensor broken, mean over which one", rows, "fault")
-        return f"{averages.text()}\n\n{by_fault.text()}"
+        return averages.text() + "\n\n" + by_fault.text()
 
 
 @torch.no_grad()
@@ -173,17 +154,16 @@ def evaluate_failures(
     names, classes = list(dataset.modalities), dataset.description.classes
     _check(dataset, rules, faults)
     indices = range(len(dataset)) if indices is None else list(indices)
-    scores = FailureScores(dataset.modalities, classes, list(rules), list(faults), len(indices))
+    scores = FailureScores(dataset.modalities, list(rules), list(faults), len(indices))
     sets = [*combinations(names, 1), *(combinations(names, 2) if pairs and len(names) > 2 else ())]
     variants = [(fault, severity) for fault in faults for severity in SEVERITIES]
 
     def add(rule: str, fault: str, severity: str, broken: Sequence[str], inputs: dict, label: Tensor) -> None:
         """Fuse the encodings by ``rule`` and count the prediction's pixels."""
         fuse = rules[scores.rules[0] if rule == ORACLE else rule]
-        prediction = predicted(fuse(inputs), label.shape, len(classes))[0]
         key = (rule, fault, severity, "".join(dataset.modalities[name].symbol for name in broken))
-        counts = confusion_matrix(prediction, label, len(classes)).cpu().numpy()
-        scores.counts[key] = scores.counts.get(key, 0) + counts
+        pixels = count_pixels(fuse(inputs), label, len(classes))
+        scores.counts[key] = scores.counts.get(key, 0) + pixels
 
     loader = DataLoader(_Variants(dataset, variants, seed), None, sampler=indices, num_workers=workers)
     for images, label in progress_bar(loader, "failures", progress=progress, leave=False):
@@ -214,49 +194,41 @@ def _check(dataset: PreparedDataset, rules: Mapping, faults: Sequence[str]) -> N
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
     if not rules or ORACLE in rules:
-        raise ValueError(
-            f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}: "
-            "{'mean': FUSIONS['mean']}"
-        )
+        raise ValueError(f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}")
     if len(dataset.modalities) < 2:
         raise ValueError(
-            f"{', '.join(dataset.modalities)} is the only sensor; with it broken, nothing sound is left. "
-            "Use two or more"
+            "the data set has only one sensor; with it broken, nothing sound is left. Use two or more"
         )
     if not faults or set(faults) - set(FAULTS):
-        listed = ", ".join(faults) or "none"
-        raise ValueError(f"faults: {listed}; expected some of {', '.join(FAULTS)}")
+        raise ValueError(f"faults {list(faults)}; expected some of {', '.join(FAULTS)}")
     if "other" in faults and len(dataset) < 2:
         raise ValueError(
-            f"{dataset.root}, split {dataset.split!r}: one sample, so no other scene for fault 'other'; "
-            "leave it out of faults"
+            f"{dataset.root}: the split has one sample, so no other scene for fault 'other'; leave it out of "
+            "faults"
         )
 
 
+@dataclass(eq=False)
 class _Variants(torch.utils.data.Dataset):
     """Sample -> (images name -> (1 + V, C, H, W) in network space: sound, then as each of V (fault,
     severity); label (H, W)).
     """
 
-    def __init__(self, dataset: PreparedDataset, variants: list[tuple[str, str]], seed: int):
-        self.dataset, self.variants, self.seed = dataset, variants, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+    dataset: PreparedDataset
+    variants: list[tuple[str, str]]
+    seed: int
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
         images, label = self.dataset.physical(index)
-        stacks = {}
+        seed, count = derived_seed(self.seed, self.dataset.rows[index]["id"]), len(self.dataset)
+        stacks, other = {}, None
         for m, (name, modality) in enumerate(self.dataset.modalities.items()):
-            other = None
-            if any(fault == "other" for fault, _ in self.variants):
+            if "other" in dict(self.variants):
                 # Half a split away, never the sample itself, and not the same scene for each sensor.
-                away = 1 + (len(self) // 2 + m - 1) % (len(self) - 1)
-                other = self.dataset.physical((index + away) % len(self))[0][name]
-            seed = derived_seed(self.seed, self.dataset.rows[index]["id"])
-            broken = [
-                faulty(images[name], modality, fault, severity, other, seed)
-                for fault, severity in self.variants
-            ]
-            stacks[name] = torch.stack([modality.to_network(image) for image in (images[name], *broken)])
+                away = 1 + (count // 2 + m - 1) % (count - 1)
+                other = self.dataset.physical((index + away) % count)[0][name]
+            views = [images[name]]
+            for fault, severity in self.variants:
+                views.append(faulty(images[name], modality, fault, severity, other, seed))
+            stacks[name] = torch.stack([modality.to_network(image) for image in views])
         return stacks, label

@@ -6,7 +6,6 @@ cached ones; another fusion is called once for each subset. Training and the com
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,14 +93,15 @@ class SubsetScores:
     def to_dict(self) -> dict:
         """JSON values in per cent: every subset and group, the IoU of single sensors and of all."""
         full, single = self.names[-1], self.names[: len(self.modalities)]
-        return {
+        scores = {
             "protocol": self.protocol,
             "modalities": list(self.modalities),
-            "summary": rounded({group: self.summary(group) for group in self.counts}),
-            "miou": rounded({group: self.miou(group) for group in self.counts}),
-            "iou": rounded({subset: self.iou(subset) for subset in dict.fromkeys([*single, full])}),
+            "summary": {group: self.summary(group) for group in self.counts},
+            "miou": {group: self.miou(group) for group in self.counts},
+            "iou": {subset: self.iou(subset) for subset in (*single, full)},
             "confusion": {full: self.counts["all"][-1].tolist()},
         }
+        return rounded(scores)
 
     def table(self) -> str:
         """Plain text: every subset and group of conditions, the IoU of each class, what lowers mIoU."""
@@ -136,10 +136,10 @@ class SubsetScores:
         if parts and all(len(part) == 2 for part in parts.values()):
             firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts.values()))
             if len(firsts) > 2 and len(seconds) > 2:
-                table = {row: dict.fromkeys(firsts, 0) for row in seconds}
+                table = {second: {first: 0 * all_counts for first in firsts} for second in seconds}
                 for group, (first, second) in parts.items():
                     for row, column in product((second, "all"), (first, "all")):
-                        table[row][column] = table[row][column] + columns[group]
+                        table[row][column] += columns[group]
                     del columns[group]
                 sheets.append(Sheet(what, {row: _per_cent(cells) for row, cells in table.items()}))
         if columns:
@@ -153,18 +153,19 @@ class SubsetScores:
         rows = {}
         for p in probabilities:
             chances = subset_probabilities(len(self.modalities), p)
-            expected = {group: self.failing(p, group) for group in self.counts}
-            rows[f"p = {p:g}, mIoU of the expected counts"] = _per_cent(expected)
-            rows[f"p = {p:g}, mean of the subsets' mIoU by chance"] = {
-                group: 100 * float(chances @ miou(counts)) for group, counts in self.counts.items()
-            }
+            counts, means = (
+                f"p = {p:g}, mIoU of the expected counts",
+                f"p = {p:g}, mean of the subsets' mIoU by chance",
+            )
+            rows[counts] = _per_cent({group: self.failing(p, group) for group in self.counts})
+            rows[means] = {group: 100 * float(chances @ miou(c)) for group, c in self.counts.items()}
         what = f"mIoU in %, each sensor of each sample absent with probability p, never all, {caption}"
         return Sheet(what, rows)
 
 
-def _per_cent(cells: dict) -> dict[str, float]:
-    """Name -> (K, K) counts, to name -> mIoU in per cent; NaN where there are none (an empty sum is 0)."""
-    return {name: 100 * float(miou(c)) if np.ndim(c) else math.nan for name, c in cells.items()}
+def _per_cent(cells: dict[str, np.ndarray]) -> dict[str, float]:
+    """Name -> (K, K) counts, to name -> mIoU in per cent; NaN where there are none."""
+    return {name: 100 * float(miou(counts)) for name, counts in cells.items()}
 
 
 def subset_matrix(count: int) -> np.ndarray:
@@ -224,14 +225,12 @@ def evaluate_subsets(
     """
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
-    names, classes = list(dataset.modalities), dataset.description.classes
-    matrix = torch.from_numpy(subset_matrix(len(names)))
-    scores = SubsetScores(dataset.modalities, classes, protocol)
+    classes, matrix = dataset.description.classes, subset_matrix(len(dataset.modalities))
     groups = ["all"]
     for key in ("condition", "case"):
         groups += sorted({f"{key}={row[key]}" for row in dataset.rows if row[key]})
-    for group in groups:
-        scores.counts[group] = np.zeros((len(matrix), len(classes), len(classes)), np.int64)
+    shape = (len(matrix), len(classes), len(classes))
+    counts = {group: np.zeros(shape, np.int64) for group in groups}
 
     loader = DataLoader(
         dataset,
@@ -244,16 +243,14 @@ def evaluate_subsets(
     for batch in chain.from_iterable(progress_bar(loader, "evaluate", progress=progress, leave=False)):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
         label = batch["label"].to(device)
-        size = label.shape[-2:]
         present = encode(images)
         absent = {} if protocol == "drop" else encode(_replaced(images, batch["id"], protocol, dataset))
-        for s, b, logits in _fused(matrix, names, present, absent, fuse, size):
-            prediction = predicted(logits, size, len(classes))[0]
-            counts = confusion_matrix(prediction, label[b], len(classes)).cpu().numpy()
+        for s, b, logits in _fused(matrix, present, absent, fuse, label.shape[-2:]):
+            pixels = count_pixels(logits, label[b], len(classes))
             for group in ("all", f"condition={batch['condition'][b]}", f"case={batch['case'][b]}"):
-                if group in scores.counts:  # a sample without a condition or case is in no such group
-                    scores.counts[group][s] += counts
-    return scores
+                if group in counts:  # a sample without a condition or case is in no such group
+                    counts[group][s] += pixels
+    return SubsetScores(dataset.modalities, classes, protocol, counts)
 
 
 def _replaced(
@@ -270,34 +267,28 @@ def _replaced(
     return {name: torch.cat([sample[name] for sample in samples]) for name in images}
 
 
-def _fused(
-    matrix: Tensor, names: list[str], present: dict[str, Tensor], absent: dict[str, Tensor], fuse, size
-):
-    """Yield (subset, image, its fused logits (1, K, ·, ·)) for every subset and image of a batch.
+def _fused(matrix: np.ndarray, present: dict[str, Tensor], absent: dict[str, Tensor], fuse, size):
+    """Yield (subset, image, its fused logits (1, K, ·, ·)) for every subset and image of a batch. The sensors
+    outside a subset take part by what replaces them, ``absent``, if that is not empty.
 
     Of logits at full size, those of one image exist at a time.
     """
-
-    def votes(row: Tensor, present: dict[str, Tensor], absent: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Encodings of the sensors that take part: those of the subset, and what replaces the others."""
-        sources = {name: present if member else absent for name, member in zip(names, row)}
-        return {name: source[name] for name, source in sources.items() if source}
-
-    images = range(len(next(iter(present.values()))))
-    if fuse is not None:
-        for s, row in enumerate(matrix):
-            fused = fuse(votes(row, present, absent))
-            yield from ((s, b, fused[b : b + 1]) for b in images)
-        return
-    # A sum may be upsampled before it is formed: once for each sensor instead of once for each subset. Its
-    # argmax is that of the mean.
-    for b in images:
-        large = [
-            {name: upsampled(logits[b : b + 1], size) for name, logits in part.items()}
-            for part in (present, absent)
+    count = len(next(iter(present.values())))
+    step = 1 if fuse is None else count
+    for first in range(0, count, step):
+        parts = [
+            {name: value[first : first + step] for name, value in part.items()} for part in (present, absent)
         ]
+        if fuse is None:
+            # A sum may be upsampled before it is formed: once for each sensor instead of once for each
+            # subset. Its argmax is that of the mean.
+            parts = [{name: upsampled(value, size) for name, value in part.items()} for part in parts]
         for s, row in enumerate(matrix):
-            yield s, b, sum(votes(row, *large).values())
+            sources = {name: parts[0] if member else parts[1] for name, member in zip(present, row)}
+            votes = {name: source[name] for name, source in sources.items() if source}
+            fused = fuse(votes) if fuse else sum(votes.values())
+            for b in range(len(fused)):
+                yield s, first + b, fused[b : b + 1]
 
 
 def upsampled(logits: Tensor, size) -> Tensor:
@@ -308,18 +299,19 @@ def upsampled(logits: Tensor, size) -> Tensor:
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
-def predicted(logits: Tensor, size, classes: int) -> Tensor:
-    """Fused logits (B, K, h, w) -> class ids (B, H, W).
+def count_pixels(logits: Tensor, label: Tensor, classes: int) -> np.ndarray:
+    """Fused logits (1, K, h, w) and the label (H, W) of one image -> its confusion matrix (K, K).
 
     Raises:
         ValueError: K is not the number of classes that is scored.
     """
     if logits.ndim != 4 or logits.shape[1] != classes:
         raise ValueError(
-            f"fused logits of shape {tuple(logits.shape)}; expected (B, {classes}, h, w), "
-            "one map for each class"
+            f"fused logits {tuple(logits.shape)}; expected (B, {classes}, h, w), one map for each class"
         )
-    return upsampled(logits, size).max(1).indices  # on a CPU four times as fast as argmax over this dimension
+    # On a CPU four times as fast as argmax over this dimension.
+    prediction = upsampled(logits, label.shape).max(1).indices[0]
+    return confusion_matrix(prediction, label, classes).cpu().numpy()
 
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:

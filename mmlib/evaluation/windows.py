@@ -59,7 +59,6 @@ def sliding(
     encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     window: tuple[int, int],
     stride: tuple[int, int] = (0, 0),
-    batch_size: int = 4,
     align: int = ALIGN,
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """``encode`` on overlapping windows: a function of the same kind, for images of any size.
@@ -69,15 +68,14 @@ def sliding(
     weights do. They need no parameter, and along a side with one window they cancel. A window that reaches
     over the end of the image sees the training mean there, as a convolution's padding does.
 
-    Memory: one float32 map (B, K, ⌈H/s⌉, ⌈W/s⌉) a modality, s the head's stride, and the activations of
-    ``batch_size`` windows.
+    Memory: one float32 map (B, K, ⌈H/s⌉, ⌈W/s⌉) a modality, s the head's stride, and the activations of B
+    windows: those at one place of all B images are encoded at a time.
 
     Args:
         encode: images name -> (B, C, H, W) to logits name -> (B, K, ⌈H/s⌉, ⌈W/s⌉), for an s that divides
             ``align``; also one that returns fused logits under one name.
         window, stride: (height, width) in pixels; see ``positions``. Images no larger than the window go
             through ``encode`` whole.
-        batch_size: windows at a time.
         align: windows start at its multiples, so that the network's grids on every scale are those of the
             whole image.
 
@@ -89,41 +87,37 @@ def sliding(
         positions(1, extent, step, align)  # complains at once, not at the first image
 
     def encode_windows(images: dict[str, Tensor]) -> dict[str, Tensor]:
-        first = next(iter(images.values()))
-        batch, size = len(first), tuple(first.shape[-2:])
+        size = next(iter(images.values())).shape[-2:]
         starts = [positions(length, side, step, align) for length, side, step in zip(size, window, stride)]
         if max(map(len, starts)) == 1:
             return encode(images)
         extent = [min(length, side) for length, side in zip(size, window)]
         below, right = (begin[-1] + side - length for begin, side, length in zip(starts, extent, size))
         padded = {name: F.pad(image, (0, right, 0, below)) for name, image in images.items()}
-        pieces = list(product(range(batch), *starts))
         blended: dict[str, Tensor] = {}
-        for chunk in (pieces[i : i + batch_size] for i in range(0, len(pieces), batch_size)):
-            cut = {
-                n: torch.stack([image[b, :, y : y + extent[0], x : x + extent[1]] for b, y, x in chunk])
-                for n, image in padded.items()
-            }
-            for name, logits in encode(cut).items():
-                cells = tuple(logits.shape[-2:])
-                if any(start * n % side for begin, side, n in zip(starts, extent, cells) for start in begin):
+        for corner in product(*starts):
+            rows, columns = (slice(start, start + side) for start, side in zip(corner, extent))
+            for name, logits in encode({n: image[..., rows, columns] for n, image in padded.items()}).items():
+                cells = logits.shape[-2:]
+                if any(start * n % side for start, n, side in zip(corner, cells, extent)):
                     raise ValueError(
-                        f"{name}: logits of {cells} for a window of {extent}; expected a stride that "
+                        f"{name}: logits of {tuple(cells)} for a window of {extent}; expected a stride that "
                         f"divides {align}"
                     )
                 if name not in blended:  # the last plane sums the weights
                     grid = [begin[-1] * n // side + n for begin, side, n in zip(starts, extent, cells)]
-                    blended[name] = torch.zeros((batch, logits.shape[1] + 1, *grid), device=logits.device)
-                weight = _tent(cells[0], logits.device)[:, None] * _tent(cells[1], logits.device)
-                for (b, *corner), piece in zip(chunk, logits.float()):
-                    rows, columns = (
-                        slice(c * n // side, c * n // side + n) for c, n, side in zip(corner, cells, extent)
+                    blended[name] = logits.new_zeros(
+                        (len(logits), logits.shape[1] + 1, *grid), dtype=torch.float32
                     )
-                    blended[name][b, :-1, rows, columns] += weight * piece
-                    blended[name][b, -1, rows, columns] += weight
-        height, width = (-(-length * n // side) for length, n, side in zip(size, cells, extent))
+                down, across = (_tent(n, logits.device) for n in cells)
+                weight = down[:, None] * across
+                top, left = (start * n // side for start, n, side in zip(corner, cells, extent))
+                place = blended[name][..., top : top + cells[0], left : left + cells[1]]
+                place[:, :-1] += weight * logits.float()
+                place[:, -1] += weight
         for name, total in blended.items():
             total[:, :-1] /= total[:, -1:]  # in place: every map only once
+            height, width = (-(-length * n // side) for length, n, side in zip(size, cells, extent))
             blended[name] = total[:, :-1, :height, :width]
         return blended
 

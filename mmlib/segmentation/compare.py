@@ -12,14 +12,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..config import AtLeast, check_settings
+from ..config import AtLeast
 from ..data.prepared import PreparedDataset
 from ..evaluation.sheets import cluster_sheets, subset_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
 from ..loop import WITHOUT_EFFECT, read_history
-from ..runtime import choose_device, limit_threads, progress_bar, provenance, read_json, reading, write_json
+from ..runtime import progress_bar, provenance, read_json, reading, write_json
 from .information import fisher_gap, measure_information
-from .score import ScoringConfig, open_checkpoint, print_sheets, refuse_folder, score
+from .score import ScoringConfig, begin, open_checkpoint, print_sheets, score
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,14 @@ class CompareConfig(ScoringConfig):
 
 def read_run(folder: Path) -> tuple[dict, dict]:
     """(report, settings) of a finished run of 'train' or 'cluster'. ValueError: unfinished or damaged."""
-    path = folder / "report.json"
-    if not path.exists():
-        raise ValueError(f"{folder}: no report.json, so no finished run of 'train'")
-    with reading(path, "the report of a finished run"):
-        report = read_json(path, "the report of a finished run")
+    path, what = folder / "report.json", "the report of a finished run of 'train'"
+    with reading(path, what):
+        report = read_json(path, what)
         if "plan" not in report:  # a run of 'train'
             _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
-    with reading(folder / "config.json", "the settings of a run"):
-        settings = read_json(folder / "config.json", "the settings of a run")
+    path, what = folder / "config.json", "the settings of a run"
+    with reading(path, what):
+        settings = read_json(path, what)
         _ = settings["data"]
     return report, settings
 
@@ -96,33 +95,32 @@ def compare(config: CompareConfig) -> dict:
         ValueError: wrong settings, an unfinished or damaged run, runs of different kinds or data, one seed of
             a group twice.
     """
-    check_settings(config)
-    refuse_folder(config.out)
-    limit_threads()
-    device = choose_device(config.device)
+    device = begin(config)
     runs = [(folder, *read_run(folder)) for folder in map(Path, config.runs)]
-    if clustered := [folder for folder, report, _ in runs if "plan" in report]:
-        if len(clustered) < len(runs):
-            raise ValueError(
-                f"{clustered[0]} is a run of 'cluster', others are of 'train'; compare each kind by itself"
-            )
+    clustered = ["plan" in report for _, report, _ in runs]
+    if all(clustered):
         return compare_clusters(runs, config)
+    if any(clustered):
+        folder = runs[clustered.index(True)][0]
+        raise ValueError(
+            f"{folder} is a run of 'cluster', others are of 'train'; compare each kind by itself"
+        )
 
-    members: dict[str, list[dict]] = {}  # group -> one entry a run
-    first, ways = None, {}
+    groups: dict[str, dict] = {}
+    first, same, ways = None, {}, {}
     every = [telling(report) for _, report, _ in runs]
-    for (folder, report, settings), own in zip(
-        progress_bar(runs, "compare", progress=config.progress), every
-    ):
+    bar = progress_bar(runs, "compare", progress=config.progress)
+    for (folder, report, settings), own in zip(bar, every):
         # The run's group, and that it belongs there.
         name, seed = group_name(folder, own, every), report["config"]["seed"]
-        group = members.setdefault(name, [])
-        if any(telling(member["report"]) != own for member in group):
+        of_first = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
+        group = groups.setdefault(name, {"config": of_first, "steps": report["steps"], "seeds": []})
+        if same.setdefault(name, own) != own:
             raise ValueError(
                 f"{folder}: other settings than the runs before it of the name '{name}'; "
                 "give it another folder name"
             )
-        if any(member["seeds"] == seed for member in group):
+        if seed in group["seeds"]:
             raise ValueError(
                 f"{folder}: a second run of '{name}' with seed {seed}; name each run once, "
                 "and compare data sets one at a time"
@@ -135,10 +133,11 @@ def compare(config: CompareConfig) -> dict:
         # Its scores, its Fisher information and its course of training.
         scores, failures, how = score(network, data, config)
         ways[how] = name
-        entry = {"report": report, "seeds": seed}
-        entry |= {key: report[key] for key in ("seconds", "cpu_seconds")}
-        entry["guards"] = report.get("guards", {})
-        entry |= {key: scores.to_dict()[key] for key in ("summary", "miou", "iou")}
+        entry = {"seeds": seed} | {key: report[key] for key in ("seconds", "cpu_seconds")}
+        record = scores.to_dict()
+        entry |= {"guards": report.get("guards", {})} | {
+            key: record[key] for key in ("summary", "miou", "iou")
+        }
         if config.information_samples:
             entry["information"] = measure_information(
                 network, data, samples=config.information_samples, device=device
@@ -146,13 +145,13 @@ def compare(config: CompareConfig) -> dict:
             entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))
         if failures:
             entry["failures"] = failures.to_dict()
-        entry["curves"] = []
-        for line in read_history(folder / "history.jsonl")[1]:
-            point = {"epoch": line["epoch"], **line["val"], "miou": line["miou"]}
-            entry["curves"].append(point | {"information": line.get("information", {})})
-        group.append(entry)
+        entry["curves"] = [
+            {"epoch": line["epoch"], **line["val"], "miou": line["miou"]}
+            | {"information": line.get("information", {})}
+            for line in read_history(folder / "history.jsonl")[1]
+        ]
+        append(group, entry)
 
-    groups = {name: gathered(entries) for name, entries in members.items()}
     print_comparison(groups, config)
     if config.layout:
         means = {}
@@ -161,48 +160,30 @@ def compare(config: CompareConfig) -> dict:
         how = f"{config.split}, {config.checkpoint} checkpoint, {' or '.join(ways)}"
         caption = f"mIoU in % on {how}; means over seeds; Std: population, over subsets"
         print_sheets([subset_sheet(means, caption)], config.layout)
-    record = {
-        "provenance": provenance(),
-        "split": config.split,
-        "protocol": config.protocol,
-        "checkpoint": config.checkpoint,
-        "groups": rounded(groups, significant=5),
-    }
+    record = {"provenance": provenance()}
+    record |= {name: getattr(config, name) for name in ("split", "protocol", "checkpoint")}
+    record["groups"] = rounded(groups, significant=5)
     if config.out:
         write_json(config.out, record)
     return record
 
 
-def gathered(entries: list[dict]) -> dict:
-    """The runs of a group as its record has them: scores as lists with one value a run, and the settings of
-    the first run.
-    """
-
-    def lists(values: list):
-        if not isinstance(values[0], dict):
-            return values
-        return {key: lists([value[key] for value in values]) for key in values[0]}
-
-    report = entries[0]["report"]
-    settings = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
-    group = {"config": settings, "steps": report["steps"]}
-    for key in entries[0]:
-        values = [entry[key] for entry in entries]
-        if key in ("summary", "miou", "iou", "information"):
-            group[key] = lists(values)
-        elif key != "report":
-            group[key] = values
-    return group
+def append(group: dict, entry: dict) -> None:
+    """Append what one run has to the lists of its group: scores number by number, the rest as it is."""
+    for key, value in entry.items():
+        if isinstance(value, dict) and key not in ("guards", "failures"):
+            append(group.setdefault(key, {}), value)
+        else:
+            group.setdefault(key, []).append(value)
 
 
 def compare_clusters(runs: list, config: CompareConfig) -> dict:
     """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own
     split.
     """
-    names = [folder.name for folder, *_ in runs]
-    reports = {}
-    for name, (folder, report, _) in zip(names, runs):
-        reports[name if names.count(name) == 1 else str(folder)] = report
+    names, reports = [folder.name for folder, *_ in runs], {}
+    for folder, report, _ in runs:
+        reports[folder.name if names.count(folder.name) == 1 else str(folder)] = report
     print_sheets(cluster_sheets(reports), config.layout)
     scores = {name: report["scores"] for name, report in reports.items()}
     record = {"provenance": provenance(), "scores": scores}

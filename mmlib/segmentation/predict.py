@@ -39,9 +39,15 @@ from ..runtime import (
     write_json,
 )
 from .network import Segmenter, load_segmenter
-from .score import find_data, fusing, normalised_as
+from .score import find_data, fusing, fusion_name, normalised_as
 
 OUTPUTS = ("masks", "overlays", "confidence")
+NOTES = {  # in classes.json, for its reader
+    "masks": "class ids",
+    "confidence": "value / 65535 = probability that the network gives the class in masks/",
+    "protocol": "drop: absent sensors are left out",
+    "digest": "of each image: other images under the same names are predicted anew",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class PredictConfig:
     case. 0 0 = as they are.
     """
     batch_size: Annotated[int, AtLeast(1)] = 4
-    """Images, or windows, at a time."""
+    """Images at a time."""
     sheet: Annotated[int, AtLeast(0)] = 4
     """Samples on the contact sheet."""
     overwrite: bool = False
@@ -109,13 +115,12 @@ class Source:
         Raises:
             DataError: an image is not stored as its modality says, or the sizes differ; names the files.
         """
-        images = {name: read_file(file, self.modalities[name]) for name, file in self.files[stem].items()}
-        if len({image.shape[1:] for image in images.values()}) > 1:
-            sizes = ", ".join(
-                f"{self.files[stem][name]} is {image.shape[1]} × {image.shape[2]}"
-                for name, image in images.items()
-            )
-            raise DataError(f"{stem}: sizes differ: {sizes}; bring the sensors to one view and size first")
+        files = self.files[stem]
+        images = {name: read_file(file, self.modalities[name]) for name, file in files.items()}
+        sizes = {name: "{} × {}".format(*image.shape[1:]) for name, image in images.items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{files[name]} is {size}" for name, size in sizes.items())
+            raise DataError(f"{stem}: sizes differ: {listed}; bring the sensors to one view and size first")
         return images
 
     def __str__(self) -> str:
@@ -176,11 +181,12 @@ def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
     for entry in entries:
         name, _, path = entry.partition("=")
         if not path:
-            example = f"{next(iter(network.modalities))}=images"
-            raise ValueError(f"{entry!r}: expected SENSOR=PATH, such as {example}")
+            raise ValueError(
+                f"{entry!r}: expected SENSOR=PATH, such as {next(iter(network.modalities))}=images"
+            )
         if name not in network.modalities:
-            sensors = ", ".join(network.modalities)
-            raise ValueError(f"{entry!r}: unknown sensor; this network knows {sensors}")
+            known = ", ".join(network.modalities)
+            raise ValueError(f"{entry!r}: unknown sensor; this network knows {known}")
         if name in paths:
             raise ValueError(f"{entry!r}: given twice")
         paths[name] = Path(path)
@@ -191,12 +197,9 @@ def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
     single = all(path.is_file() for path in paths.values())
     for name in [name for name in network.modalities if name in paths]:
         for stem, file in images_at(paths[name]).items():
-            sample = next(iter(files), stem) if single else stem
-            files.setdefault(sample, {})[name] = file
+            files.setdefault(next(iter(files), stem) if single else stem, {})[name] = file
     if len(paths) > 1 and all(len(of) == 1 for of in files.values()):
-        examples = ", ".join(
-            f"{name} has {next(stem for stem, of in files.items() if name in of)}" for name in paths
-        )
+        examples = {name: stem for stem, of in reversed(files.items()) for name in of}
         raise DataError(
             f"no two sensors share the name of a sample ({examples}); name the files of one sample alike"
         )
@@ -229,25 +232,17 @@ def plan_folder(
         ValueError: the folder holds predictions of other settings.
     """
     # What all predictions of a folder share, and what each sample was predicted from.
-    out, names = Path(config.out), zip(network.classes, network.palette)
-    with open(config.checkpoint, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    out, checkpoint = Path(config.out), Path(config.checkpoint)
+    classes = enumerate(zip(network.classes, network.palette))
     settings = {
-        "classes": [
-            {"id": k, "name": name, "colour": list(colour)} for k, (name, colour) in enumerate(names)
-        ],
-        "checkpoint": {"file": Path(config.checkpoint).name, "sha256": sha256},
-        "fusion": "centred" if network.config.fusion == "centred" else config.fusion,
-        "window": list(config.window),
-        "stride": list(config.stride),
-        "size": list(config.size),
+        "classes": [{"id": k, "name": name, "colour": list(colour)} for k, (name, colour) in classes],
+        "checkpoint": {
+            "file": checkpoint.name,
+            "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        },
+        "fusion": fusion_name(network, config),
     }
-    notes = {
-        "masks": "class ids",
-        "confidence": "value / 65535 = probability that the network gives the class in masks/",
-        "protocol": "drop: absent sensors are left out",
-        "digest": "of each image: other images under the same names are predicted anew",
-    }
+    settings |= {name: list(getattr(config, name)) for name in ("window", "stride", "size")}
     samples = {
         stem: {
             "sensors": list(files),
@@ -280,7 +275,7 @@ def plan_folder(
         changed = [stem for stem in samples if earlier.get(stem, samples[stem]) != samples[stem]]
         stale = {file for stem in changed for file in outputs(out, stem)}
     remaining = [s for s in samples if any(f in stale or not f.exists() for f in outputs(out, s))]
-    return remaining, stale, settings | notes | {"samples": earlier | samples}
+    return remaining, stale, settings | NOTES | {"samples": earlier | samples}
 
 
 def batches(stems: list[str], source: Source, size: int) -> Iterator[dict[str, dict[str, Tensor]]]:
@@ -330,17 +325,18 @@ def predict(config: PredictConfig) -> Source:
     limit_threads()
     device, out = choose_device(config.device), Path(config.out)
     network = load_segmenter(config.checkpoint, device)
-    options = fusing(network, config.fusion, config.window, config.stride, config.batch_size)
+    options = fusing(network, config)
     fuse = options["fuse"] or FUSIONS["mean"]
     if config.sensors:
         source = open_files(config.sensors, network)
     else:
         source = open_data(find_data(config.data, config.progress), config.split, network)
     stems, stale, record = plan_folder(config, network, source)
-    total = len(source.files)
-    with progress_bar(
-        total=total, initial=total - len(stems), desc="predict", progress=config.progress, leave=False
-    ) as bar:
+    count = len(source.files)
+    bar = progress_bar(
+        total=count, initial=count - len(stems), desc="predict", progress=config.progress, leave=False
+    )
+    with bar:
         for batch in batches(stems, source, config.batch_size):
             try:
                 images = network_input(batch, source.modalities, config.size, device)
@@ -353,9 +349,9 @@ def predict(config: PredictConfig) -> Source:
                     file.unlink(missing_ok=True)
                 write_json(out / "classes.json", record)
                 record = {}
-            for b, (stem, images) in enumerate(batch.items()):
+            for logits, (stem, images) in zip(fused, batch.items()):
                 name, image = next(iter(images.items()))
-                logits = upsampled(fused[b : b + 1], image.shape[1:])[0]
+                logits = upsampled(logits[None], image.shape[1:])[0]
                 best = logits.max(0)
                 mask = best.indices.to(torch.uint8).cpu().numpy()
                 blended = overlay(picture(source.modalities[name], image), mask, network.palette)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from .. import world
@@ -94,11 +95,11 @@ def open_checkpoint(
     network = load_segmenter(path, device)
     dataset = PreparedDataset(find_data(data, progress), split, list(network.modalities))
     if dataset.description.classes != network.classes:
-        ours, theirs = (
-            f"{len(names)} classes ({', '.join(names[:3])}, …)"
-            for names in (network.classes, dataset.description.classes)
+        ours, theirs = (", ".join(names[:3]) for names in (network.classes, dataset.description.classes))
+        raise ValueError(
+            f"{path} predicts {len(network.classes)} classes ({ours}, …), {data} has "
+            f"{len(dataset.description.classes)} ({theirs}, …)"
         )
-        raise ValueError(f"{path} predicts {ours}, {data} has {theirs}")
     dataset.modalities = normalised_as(network, dataset)
     return network, dataset
 
@@ -114,10 +115,7 @@ def normalised_as(network: Segmenter, dataset: PreparedDataset) -> dict[str, Mod
     for name, theirs in dataset.modalities.items():
         ours = network.modalities[name]
         if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
-            before, now = (
-                f"{m.channels} channel{'s' * (m.channels > 1)} in {m.unit or 'no unit'}"
-                for m in (ours, theirs)
-            )
+            before, now = (f"{m.channels} channel(s) in {m.unit or 'no unit'}" for m in (ours, theirs))
             raise ValueError(
                 f"{name}: the network was trained on {before}, {dataset.root} has {now}; prepare the data in "
                 "the same unit"
@@ -126,39 +124,54 @@ def normalised_as(network: Segmenter, dataset: PreparedDataset) -> dict[str, Mod
     return result
 
 
-def fusing(
-    network: Segmenter, fusion: str, window: tuple[int, int], stride: tuple[int, int], batch_size: int
-) -> dict:
-    """``encode`` and ``fuse`` for ``evaluate_subsets``: this rule, on whole images (``window`` 0 0) or on
-    sliding windows.
+def fusion_name(network: Segmenter, config) -> str:
+    """How predictions are fused: by the network itself, or by the rule ``config.fusion``."""
+    return "centred" if network.config.fusion == "centred" else config.fusion
+
+
+def fusing(network: Segmenter, config) -> dict:
+    """``encode`` and ``fuse`` for ``evaluate_subsets``: the rule ``config.fusion``, on whole images
+    (``config.window`` 0 0) or on sliding windows.
+
+    Args:
+        config: with fusion, window and stride: of ``evaluate``, ``compare`` or ``predict``.
 
     Raises:
         ValueError: another rule than the mean for centred fusion; windows that do not fit.
     """
     centred = network.config.fusion == "centred"
-    if centred and fusion != "mean":
-        centre = next(iter(network.modalities))
+    if centred and config.fusion != "mean":
         raise ValueError(
-            f"--fusion {fusion}: this network's fusion is centred on {centre}; it has no logits of single "
-            "sensors; leave the option out"
+            f"--fusion {config.fusion}: this network's fusion is centred on its first sensor; it has no "
+            "logits of single sensors; leave the option out"
         )
-    if any(stride) and not any(window):
-        raise ValueError(f"--stride {stride[0]} {stride[1]} without --window; give --window HEIGHT WIDTH too")
+    if any(config.stride) and not any(config.window):
+        raise ValueError(
+            f"--stride {config.stride[0]} {config.stride[1]} without --window; give --window HEIGHT WIDTH too"
+        )
 
-    def head(images: dict) -> dict:  # centred fusion has one entry: the prediction from all these sensors
+    def encode(images: dict) -> dict:  # centred fusion has one entry: the prediction from all these sensors
         return network(images, fuse=False)[0] if centred else network.modality_logits(images)
 
-    encode = sliding(head, window, stride, batch_size) if any(window) else head
+    if any(config.window):
+        encode = sliding(encode, config.window, config.stride)
     if centred:  # what it encodes depends on which sensors are there, so each subset is encoded by itself
         return {"encode": lambda images: images, "fuse": lambda images: next(iter(encode(images).values()))}
-    return {"encode": encode, "fuse": None if fusion == "mean" else FUSIONS[fusion]}
+    return {"encode": encode, "fuse": None if config.fusion == "mean" else FUSIONS[config.fusion]}
 
 
-def refuse_folder(out: str) -> None:
-    """Raise ValueError, before hours of scoring, for an ``--out`` that cannot be written as a file."""
-    if out and Path(out).is_dir():
-        example = Path(out) / "scores.json"
-        raise ValueError(f"{out}: a folder; --out names the JSON file to write, such as {example}")
+def begin(config: ScoringConfig) -> torch.device:
+    """Check the settings, and give the device that scores.
+
+    Raises:
+        ValueError: wrong settings, among them, before hours of scoring, an ``out`` that is a folder.
+    """
+    check_settings(config)
+    if config.out and Path(config.out).is_dir():
+        example = Path(config.out) / "scores.json"
+        raise ValueError(f"{config.out}: a folder; --out names the JSON file to write, such as {example}")
+    limit_threads()
+    return choose_device(config.device)
 
 
 def score(
@@ -167,35 +180,25 @@ def score(
     """Scores of every subset, scores under unannounced failures where they are asked for, and how both were
     made: "fusion mean, whole images; absent sensors: drop".
     """
-    windows = (config.window, config.stride, config.batch_size)
-    loading = {
-        "batch_size": config.batch_size,
-        "device": next(network.parameters()).device,
-        "workers": config.workers,
-        "progress": config.progress,
-    }
-    options = fusing(network, config.fusion, *windows)
+    loading = {name: getattr(config, name) for name in ("batch_size", "workers", "progress")}
+    loading["device"] = next(network.parameters()).device
+    options = fusing(network, config)
     scores = evaluate_subsets(dataset=data, **options, protocol=config.protocol, **loading)
 
-    failures = None
+    failures, name = None, fusion_name(network, config)
     if config.failures:
         # Every rule sees the same encodings; a network without logits of single sensors has one rule only.
-        options = fusing(network, "mean", *windows)
-        rules = {name: FUSIONS[name] for name in ("mean", "agreement", "selection", "entropy")}
-        if options["fuse"]:
+        rules = {rule: FUSIONS[rule] for rule in ("mean", "agreement", "selection", "entropy")}
+        if name == "centred":
             rules = {"network": options["fuse"]}
-        indices = None if config.failures < 0 else evenly_spaced(len(data), config.failures)
+        count = config.failures if config.failures > 0 else len(data)
+        indices = evenly_spaced(len(data), count)
         failures = evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
 
-    how = f"fusion {fusion_name(network, config.fusion)}, "
-    how += "windows of {} × {}".format(*config.window) if any(config.window) else "whole images"
-    how += ", stride {} × {}".format(*config.stride) if any(config.stride) else ""
-    return scores, failures, f"{how}; absent sensors: {config.protocol}"
-
-
-def fusion_name(network: Segmenter, fusion: str) -> str:
-    """How predictions are fused: by the network itself, or by the rule ``fusion``."""
-    return "centred" if network.config.fusion == "centred" else fusion
+    pieces = f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images"
+    if any(config.stride):
+        pieces += f", stride {config.stride[0]} × {config.stride[1]}"
+    return scores, failures, f"fusion {name}, {pieces}; absent sensors: {config.protocol}"
 
 
 def print_sheets(sheets: list[Sheet], stem: str = "") -> None:
@@ -212,10 +215,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     Raises:
         ValueError: wrong settings, an unreadable checkpoint or data set, or two that do not fit.
     """
-    check_settings(config)
-    refuse_folder(config.out)
-    limit_threads()
-    device = choose_device(config.device)
+    device = begin(config)
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
     scores, failures, how = score(network, data, config)
     path, how = Path(config.checkpoint), f"on {config.split}, {len(data)} samples, {how}"
@@ -224,9 +224,9 @@ def evaluate(config: EvaluateConfig) -> dict:
         "provenance": provenance(),
         "split": config.split,
         "samples": len(data),
-        "fusion": fusion_name(network, config.fusion),
-        "window": list(config.window),
-        "stride": list(config.stride),
+        "fusion": fusion_name(network, config),
+        "window": config.window,
+        "stride": config.stride,
         "scores": scores.to_dict(),
     }
     if config.layout:

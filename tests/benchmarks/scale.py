@@ -227,7 +227,7 @@ def main(options: Options) -> None:
             floats + logits_bytes,
             device=options.device,
         )
-        windows = sliding(network.modality_logits, options.crop, batch_size=1)
+        windows = sliding(network.modality_logits, options.crop)
         measure(
             "all subsets scored, sliding windows",
             lambda: evaluate_subsets(windows, **scoring),
