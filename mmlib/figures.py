@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
@@ -34,39 +33,12 @@ WIDTH = 8.0
 INK, PALE = "#222222", "#D9D9D9"
 FUSED = "#444444"  # bars that belong to several sensors at once
 
-STYLE = {
-    "figure.figsize": (WIDTH, 3.2),
-    "figure.dpi": 96,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "figure.titlesize": 12,
-    "figure.titleweight": "bold",
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#E6E6E6",
-    "axes.axisbelow": True,
-    "lines.linewidth": 2,
-    "image.interpolation": "nearest",
-    "axes.prop_cycle": matplotlib.cycler(
-        color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444"]
-    ),
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
 def use_style() -> None:
     """Set matplotlib to the course's style; once, at the top of a notebook."""
-    plt.rcParams.update(STYLE)
+    plt.style.use(STYLE)
 
 
 def physical_images(frame) -> dict[str, np.ndarray]:
@@ -115,15 +87,14 @@ def picture_grid(
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shape = next(iter(rows[0].values())).shape
-    fig, axes = picture_axes(
-        len(rows), len(columns), shape, 0.25 + 0.3 * bool(title), 0.25 * bool(names), width
-    )
+    extra, margin = 0.25 + 0.3 * bool(title), 0.25 * bool(names)
+    fig, axes = picture_axes(len(rows), len(columns), shape, extra, margin, width)
     for r, row in enumerate(rows):
         for axis, key in zip(axes[r], columns):
             if key in row:
                 put_picture(axis, row[key], key if r == 0 else "", 10 if len(columns) < 7 else 8.5)
-        if names:
-            axes[r, 0].set_ylabel(names[r], fontsize=10)
+    for axis, name in zip(axes[:, 0], names):
+        axis.set_ylabel(name, fontsize=10)
     if title:
         fig.suptitle(title, x=0.01, ha="left")
     return fig
@@ -146,29 +117,28 @@ def prediction_sheet(source, out: str | Path, count: int) -> None:
         source: what was predicted (``mmlib.segmentation.predict.Source``).
         count: how many samples; 0 = no sheet.
     """
-    out, rows, ids = Path(out), [], set()
-    present = [n for n in source.modalities if any(n in names for names in source.sensors.values())]
-    for stem in list(source.files)[:count]:
+    stems, out, rows, ids = list(source.files)[:count], Path(out), [], set()
+    if not stems:
+        return
+    present = {name for names in source.sensors.values() for name in names}
+    for stem in stems:
         mask, blended, confidence = (
             np.array(Image.open(out / folder / f"{stem}.png"))
             for folder in ("masks", "overlays", "confidence")
         )
-        images, blank, row = source.read(stem), np.full_like(blended, 217), {}
-        for name in present:
-            modality = source.modalities[name]
-            row[sensor_title(modality)] = picture(modality, images[name]) if name in images else blank
+        images, row = source.read(stem), {}
+        for name, modality in source.modalities.items():
+            if name in present:
+                blank = np.full_like(blended, 217)
+                row[sensor_title(modality)] = picture(modality, images[name]) if name in images else blank
         row["prediction"] = blended
         row["confidence, white = 1"] = np.repeat((confidence / 257).astype(np.uint8)[..., None], 3, 2)
         step = -(-mask.shape[0] // 400)  # pictures of at most 400 rows
         rows.append({title: image[::step, ::step] for title, image in row.items()})
         ids |= set(np.unique(mask).tolist())
-    if not rows:
-        return
     classes = read_json(out / "classes.json", "a record of predictions")["classes"]
-    with plt.rc_context(STYLE):
-        figure = picture_grid(
-            rows, [stem[-22:] for stem in list(source.files)[:count]], width=2.4 * len(rows[0])
-        )
+    with plt.style.context(STYLE):
+        figure = picture_grid(rows, [stem[-22:] for stem in stems], width=2.4 * len(rows[0]))
         for axis in figure.axes:
             axis.yaxis.label.set_size(8)
         class_legend(figure, [c["name"] for c in classes], [c["colour"] for c in classes], ids)
@@ -199,7 +169,5 @@ def class_legend(fig: Figure, classes: Sequence[str], palette: Sequence[Sequence
 
 def modality_colour(symbols: str) -> str:
     """The colour of a single sensor ("D", or its name); subsets of several ("RD") are dark grey."""
-    for modality in SENSORS.values():
-        if symbols in (modality.symbol, modality.name):
-            return modality.colour
-    return FUSED
+    colours = (m.colour for m in SENSORS.values() if symbols in (m.symbol, m.name))
+    return next(colours, FUSED)

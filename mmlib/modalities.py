@@ -9,9 +9,10 @@ An image travels through three spaces, and this file is the only place that know
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -66,27 +67,20 @@ class Modality:
     def __post_init__(self):
         for field in ("mean", "std", "flip_negates", "channel_names"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        where = f"modality {self.name!r}:"
         for field, kind, value in settings(self):
-            check_value(f"modality {self.name!r}: {field}", value, kind)
+            check_value(f"{where} {field}", value, kind)
         if not self.name.isidentifier() or not self.name.islower():
-            raise ValueError(
-                f"modality name {self.name!r}: expected a lower-case identifier such as 'rgb' or 'depth'"
-            )
+            raise ValueError(f"{where} expected a lower-case identifier such as 'rgb' or 'depth'")
         if len(self.symbol) != 1 or not self.symbol.isupper():
-            raise ValueError(f"modality {self.name!r}: symbol {self.symbol!r} must be one capital letter")
-        for field in ("mean", "std"):
-            values = getattr(self, field)
+            raise ValueError(f"{where} symbol {self.symbol!r}; expected one capital letter")
+        for values in (self.mean, self.std):
             if values and len(values) != self.channels:
-                raise ValueError(
-                    f"modality {self.name!r}: {len(values)} values of {field} for {self.channels} channels"
-                )
+                raise ValueError(f"{where} {len(values)} statistics for {self.channels} channels")
         if not self.low < self.high:
-            raise ValueError(f"modality {self.name!r}: low {self.low} is not below high {self.high}")
+            raise ValueError(f"{where} low {self.low} is not below high {self.high}")
         if not set(self.flip_negates) <= set(range(self.channels)):
-            raise ValueError(
-                f"modality {self.name!r}: flip_negates {self.flip_negates} names a channel outside 0 to "
-                f"{self.channels - 1}"
-            )
+            raise ValueError(f"{where} flip_negates {self.flip_negates}; channels count from 0")
 
     def to_physical(self, stored: np.ndarray) -> np.ndarray:
         """Stored array of any shape -> float32 array of physical values."""
@@ -95,10 +89,10 @@ class Modality:
     def to_stored(self, physical: np.ndarray) -> np.ndarray:
         """Physical values -> the stored dtype, rounded to nearest and clipped to what the dtype holds."""
         values = (np.asarray(physical, np.float64) - self.offset) / self.scale
-        if self.dtype == "float32":
-            return values.astype(np.float32)
-        limits = np.iinfo(self.dtype)
-        return np.clip(np.rint(values), limits.min, limits.max).astype(self.dtype)
+        if self.dtype != "float32":
+            limits = np.iinfo(self.dtype)
+            values = np.rint(values).clip(limits.min, limits.max)
+        return values.astype(self.dtype)
 
     def compressed(self, physical):
         """Physical values as the network's statistics see them (numpy array or torch tensor in, the same
@@ -110,127 +104,42 @@ class Modality:
             return np.sign(physical) * np.log1p(np.abs(physical))
         return physical.sign() * physical.abs().log1p()
 
+    def _statistics(self, values):
+        """Mean and standard deviation, (C, 1, 1) each, of the kind that ``values`` is (numpy or torch)."""
+        if not self.mean or not self.std:
+            raise ValueError(
+                f"modality {self.name!r} has no statistics; take the modality of a prepared data set, which "
+                "measures them, or of a trained network"
+            )
+        kind = np.float32 if isinstance(values, np.ndarray) else values.new_tensor
+        return kind(self.mean)[:, None, None], kind(self.std)[:, None, None]
+
     def to_network(self, physical):
         """Physical (..., C, H, W) -> normalised network input of the same shape and kind.
 
         Raises:
             ValueError: the statistics were never measured.
         """
-        if not self.mean or not self.std:
-            raise ValueError(
-                f"modality {self.name!r} has no statistics; write its data set with mmlib.data.prepared, "
-                "which measures them"
-            )
         values = self.compressed(physical)
-        if isinstance(values, np.ndarray):
-            mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.mean, self.std))
-        else:
-            mean, std = (values.new_tensor(v)[:, None, None] for v in (self.mean, self.std))
+        mean, std = self._statistics(values)
         return (values - mean) / std
 
+    def from_network(self, normalised):
+        """The inverse of ``to_network``, for a torch tensor."""
+        mean, std = self._statistics(normalised)
+        values = normalised * std + mean
+        return values.sign() * values.abs().expm1() if self.compress else values
+
     def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
-# The sensors of the world, and good starting points for those of public data sets. Colours: Okabe and Ito's
-# palette, which colour-blind readers can tell apart.
+# The sensors of the world, and good starting points for those of public data sets. What the file does not say
+# is a field's default; a scale of 0.0039… is 1/255. Colours: Okabe and Ito's palette, which colour-blind
+# readers can tell apart.
 SENSORS: dict[str, Modality] = {
-    m.name: m
-    for m in (
-        Modality(
-            "rgb",
-            "R",
-            3,
-            "reflectance",
-            colour="#D55E00",
-            scale=1 / 255,
-            picture="colour",
-            channel_names=("red", "green", "blue"),
-        ),
-        Modality(
-            "depth",
-            "D",
-            1,
-            "m",
-            0,
-            80,
-            "#0072B2",
-            "uint16",
-            1 / 256,
-            compress=True,
-            sparse=True,
-            picture="range",
-            channel_names=("depth",),
-        ),
-        Modality(
-            "event",
-            "E",
-            2,
-            "events",
-            0,
-            6,
-            "#CC79A7",
-            compress=True,
-            sparse=True,
-            picture="events",
-            channel_names=("brighter", "darker"),
-        ),
-        Modality(
-            "lidar",
-            "L",
-            3,
-            "m",
-            0,
-            80,
-            "#009E73",
-            "uint16",
-            1 / 200,
-            compress=True,
-            sparse=True,
-            picture="range",
-            channel_names=("range", "intensity", "height"),
-        ),
-        Modality(
-            "thermal",
-            "T",
-            1,
-            "°C",
-            -5,
-            45,
-            "#E69F00",
-            "uint16",
-            0.01,
-            -100.0,
-            picture="heat",
-            channel_names=("temperature",),
-        ),
-        Modality(
-            "nir", "N", 1, "reflectance", colour="#56B4E9", scale=1 / 255, channel_names=("near infrared",)
-        ),
-        Modality(
-            "dolp",
-            "P",
-            1,
-            "fraction",
-            colour="#B8A800",
-            scale=1 / 255,
-            channel_names=("degree of linear polarisation",),
-        ),
-        Modality(
-            "aolp",
-            "A",
-            2,
-            "cos, sin of 2·angle",
-            -1,
-            1,
-            "#5E5E5E",
-            scale=2 / 255,
-            offset=-1.0,
-            flip_negates=(1,),
-            picture="angle",
-            channel_names=("cos 2·angle", "sin 2·angle"),
-        ),
-    )
+    fields["name"]: Modality(**fields)
+    for fields in json.loads(Path(__file__).with_name("sensors.json").read_text(encoding="utf-8"))
 }
 
 

@@ -82,7 +82,7 @@ def run_figure(folder: str | Path) -> Figure:
     codes = codes or [{"step": report["step"]} | report["collapse"]]
     x, values = [c["step"] for c in codes], lambda key: [c[key] for c in codes]
 
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         fig = Figure(figsize=(11, 6.2), layout="constrained")
         top, bottom = fig.subfigures(2, 1)
         loss, rank, similarity = top.subplots(1, 3)

@@ -105,7 +105,7 @@ def test_a_wrong_shape_is_named(shape):
 
 
 def test_an_unknown_kind_of_picture_is_named():
-    with pytest.raises(ValueError, match="expected colour, grey"):
+    with pytest.raises(ValueError, match="picture sonar: expected one of colour, grey"):
         figures.picture(replace(SENSORS["nir"], picture="sonar"), np.zeros((1, 4, 4)))
 
 

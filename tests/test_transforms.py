@@ -147,7 +147,7 @@ def test_noise_has_the_size_it_says_and_a_seed():
 
 @pytest.mark.parametrize("gain, noise", [(-0.1, 0), (1.1, 0), (float("nan"), 0), (1, -1), (1, float("nan"))])
 def test_degrade_refuses(gain, noise):
-    with pytest.raises(ValueError, match="expected 0"):
+    with pytest.raises(ValueError, match="(gain|noise) .*: expected .*0 or more"):
         degrade(torch.zeros(3, 2, 2), SENSORS["rgb"], gain, noise)
 
 
@@ -260,11 +260,12 @@ def test_noise_has_its_size_in_network_space_and_a_seed():
 
 def test_faulty_refuses():
     image = torch.rand(1, 8, 8)
-    for wrong in (("rain", "mild"), ("dark", "total")):
-        with pytest.raises(
-            ValueError, match="expected one of dark, noise, shift, blur, blank, other and one of mild, gross"
-        ):
-            faulty(image, THERMAL, *wrong)
+    with pytest.raises(
+        ValueError, match="fault rain: expected one of dark, noise, shift, blur, blank, other"
+    ):
+        faulty(image, THERMAL, "rain", "mild")
+    with pytest.raises(ValueError, match="severity total: expected one of mild, gross"):
+        faulty(image, THERMAL, "dark", "total")
     with pytest.raises(ValueError, match="image of another scene"):
         faulty(image, THERMAL, "other", "mild")
     for fault in ("noise", "blank"):

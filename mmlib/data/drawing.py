@@ -14,10 +14,9 @@ from scipy import ndimage
 from ..modalities import IGNORE_INDEX, Modality
 
 IGNORE_COLOUR = (64, 64, 64)  # label 255: neither trained nor scored
-BRIGHTER, DARKER = (
-    (0, 114, 178),
-    (213, 94, 0),
-)  # events: blue and vermilion, which colour-blind readers tell apart
+# Events: blue and vermilion, which colour-blind readers tell apart.
+BRIGHTER = (0, 114, 178)
+DARKER = (213, 94, 0)
 
 
 @cache
@@ -46,7 +45,7 @@ def picture(modality: Modality, physical) -> np.ndarray:
         Angles: a cyclic colour map, grey where unpolarised.
 
     Raises:
-        ValueError: wrong number of dimensions or channels, or an unknown ``modality.picture``.
+        ValueError: wrong number of dimensions or channels.
     """
     image = np.asarray(physical, np.float32)
     if image.ndim != 3 or image.shape[0] != modality.channels:
@@ -57,8 +56,6 @@ def picture(modality: Modality, physical) -> np.ndarray:
     kind, share = modality.picture, (image - modality.low) / (modality.high - modality.low)
     if kind == "colour" and modality.channels >= 3:
         return _bytes(share[:3]).transpose(1, 2, 0)
-    if kind in ("grey", "colour", "heat"):
-        return _colour_table("inferno" if kind == "heat" else "gray")[_bytes(share[0])]
     if kind == "range":
         return _range_picture(image[0], modality)
     if kind == "events":
@@ -68,27 +65,22 @@ def picture(modality: Modality, physical) -> np.ndarray:
         rgb = _colour_table("twilight")[_bytes(np.arctan2(sine, cosine) / (2 * np.pi) % 1)].astype(np.float32)
         strength = np.clip(np.hypot(cosine, sine), 0, 1)[..., None]
         return (strength * rgb + (1 - strength) * 128).round().astype(np.uint8)
-    raise ValueError(
-        f"{modality.name}: picture={kind!r}; expected colour, grey, heat, range, events or angle"
-    )
+    return _colour_table("inferno" if kind == "heat" else "gray")[_bytes(share[0])]
 
 
 def _range_picture(distance: np.ndarray, modality: Modality) -> np.ndarray:
     measured = np.isfinite(distance) & (distance > 0)
+    distance = np.where(measured, distance, np.inf)
     if measured.mean() < 0.15:
         # An empty pixel takes the nearest of its four neighbours' ranges, so that rings of single pixels are
         # visible.
         cross = ndimage.generate_binary_structure(2, 1)
-        nearest = ndimage.minimum_filter(
-            np.where(measured, distance, np.inf), footprint=cross, mode="nearest"
-        )
+        nearest = ndimage.minimum_filter(distance, footprint=cross, mode="nearest")
         distance = np.where(measured, distance, nearest)
-        measured = np.isfinite(distance)
-    distance = np.clip(np.where(measured, distance, 0), 0, modality.high)
-    nearness = 1 - np.log1p(distance) / np.log1p(modality.high)
+    nearness = 1 - np.log1p(distance.clip(0, modality.high)) / np.log1p(modality.high)
     # The darkest end of the colour map is left out, so that what is far does not look like a hole.
     rgb = _colour_table("viridis")[_bytes(0.12 + 0.88 * nearness)]
-    rgb[~measured] = 0
+    rgb[np.isinf(distance)] = 0
     return rgb
 
 
@@ -128,7 +120,5 @@ def overlay(image: np.ndarray, label, palette: Sequence[Sequence[int]]) -> np.nd
 
 def error_picture(prediction, label) -> np.ndarray:
     """(H, W) ids twice -> right is pale grey, wrong is vermilion, ignore is dark grey."""
-    prediction, label = np.asarray(prediction), np.asarray(label)
-    rgb = np.where((prediction == label)[..., None], np.uint8((225, 225, 225)), np.uint8(DARKER))
-    rgb[label == IGNORE_INDEX] = IGNORE_COLOUR
-    return rgb
+    wrong = np.not_equal(prediction, label)
+    return label_picture(np.where(np.equal(label, IGNORE_INDEX), IGNORE_INDEX, wrong), [(225,) * 3, DARKER])

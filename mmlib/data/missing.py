@@ -25,9 +25,13 @@ one).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import AtLeast, Between, check_value
 from ..modalities import Modality
 from ..runtime import derived_seed
 from .transforms import resize
@@ -50,31 +54,30 @@ def degrade(
     Raises:
         ValueError: gain outside [0, 1] or negative noise.
     """
-    if not 0 <= gain <= 1:
-        raise ValueError(f"{modality.name}: gain {gain}; expected 0 (black) to 1 (untouched)")
-    if not noise >= 0:
-        raise ValueError(
-            f"{modality.name}: noise {noise}; expected 0 or more, as a share of the sensor's range"
-        )
-    generator = torch.Generator().manual_seed(derived_seed(seed, modality.name))
+    check_value(f"{modality.name}: gain", gain, float, Between(0, 1))
+    check_value(f"{modality.name}: noise", noise, float, AtLeast(0))
     if gain == 1 and noise == 0:
         return image.clone()
-    span = modality.high - modality.low
+    generator = torch.Generator().manual_seed(derived_seed(seed, modality.name))
     if modality.sparse:
-        drawn = torch.rand(image.shape[:-3] + (1, *image.shape[-2:]), generator=generator).to(image) < gain
-        points = (image != 0).any(-3, keepdim=True) & drawn
-        noisy = image + noise * span * torch.randn(image.shape, generator=generator).to(image)
-        noisy = torch.where(
-            image < 0, noisy, noisy.clamp_min(0)
-        )  # ranges stay ranges; heights may lie below the sensor
-        return torch.where(points, noisy, torch.zeros_like(image))
-    floor = (
-        0.0 if modality.picture == "angle" else modality.low
-    )  # the cosine and sine of an angle fade to 0, not to -1
-    dimmed = floor + gain * (image - floor)
-    return (
-        dimmed + noise * span * torch.randn(image.shape, generator=generator).to(image) if noise else dimmed
-    )
+        returned = torch.rand(image[..., :1, :, :].shape, generator=generator).to(image) < gain
+        points = (image != 0).any(-3, keepdim=True) & returned
+    else:
+        # The cosine and sine of an angle fade to 0, not to -1.
+        floor = 0.0 if modality.picture == "angle" else modality.low
+        image = floor + gain * (image - floor)
+    spread = noise * (modality.high - modality.low)
+    noisy = image + spread * torch.randn(image.shape, generator=generator).to(image)
+    if not modality.sparse:
+        return noisy
+    # Ranges stay ranges; heights may lie below the sensor.
+    return torch.where(image < 0, noisy, noisy.clamp_min(0)).where(points, 0.0)
+
+
+def _noise(image: Tensor, *seeds) -> Tensor:
+    """Standard Gaussian noise of the shape and kind of ``image``; the seeds alone decide which."""
+    generator = torch.Generator().manual_seed(derived_seed(*seeds))
+    return torch.randn(image.shape, generator=generator).to(image)
 
 
 def remove(
@@ -86,25 +89,23 @@ def remove(
     Raises:
         ValueError: unknown protocol or sensor, or "drop" would leave no sensor.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    check_value("protocol", protocol, Literal[PROTOCOLS])
     unknown = set(missing) - set(images)
     if unknown:
         raise ValueError(f"unknown modality {', '.join(sorted(unknown))}; there are {', '.join(images)}")
-    if protocol == "drop":
-        if not set(images) - set(missing):
-            raise ValueError(f"every sensor of {', '.join(images)} is missing; keep at least one")
-        return {name: image for name, image in images.items() if name not in missing}
     result = dict(images)
     for name in missing:
-        image = images[name]
-        if protocol == "zero":
-            result[name] = torch.zeros_like(image)
+        image = torch.zeros_like(images[name])
+        if protocol == "drop":
+            result.pop(name, None)
+        elif protocol == "zero":
+            result[name] = image
         elif protocol == "black":
-            result[name] = modalities[name].to_network(torch.zeros_like(image))
+            result[name] = modalities[name].to_network(image)
         else:
-            generator = torch.Generator().manual_seed(derived_seed(seed, name))
-            result[name] = torch.randn(image.shape, generator=generator).to(image)
+            result[name] = _noise(image, seed, name)
+    if not result:
+        raise ValueError(f"every sensor of {', '.join(images)} is missing; keep at least one")
     return result
 
 
@@ -123,52 +124,27 @@ def faulty(
         ValueError: unknown fault or severity, no ``other`` where it is needed, or a modality without
             statistics.
     """
-    if fault not in FAULTS or severity not in SEVERITIES:
-        raise ValueError(
-            f"fault {fault!r}, {severity!r}; expected one of {', '.join(FAULTS)} and one of "
-            f"{', '.join(SEVERITIES)}"
-        )
-    mild = severity == "mild"
-    height, width = image.shape[-2:]
+    check_value("fault", fault, Literal[FAULTS])
+    check_value("severity", severity, Literal[SEVERITIES])
+    mild, sparse = severity == "mild", modality.sparse
+    height, width = size = image.shape[-2:]
     if fault == "dark":
         return degrade(image, modality, gain=0.25 if mild else 0.0, seed=seed)
     if fault == "shift":
         step = max(1, round(width / (32 if mild else 8)))
         # What moves in from the left: the edge again, or nothing where 0 means "no measurement".
-        edge = torch.zeros_like(image[..., :1]) if modality.sparse else image[..., :1]
-        return torch.cat([edge.expand(*image.shape[:-1], step), image[..., :-step]], -1)
+        return F.pad(image[..., :-step], (step, 0), "constant" if sparse else "replicate")
     if fault == "blur":
         factor = 4 if mild else 16
-        small = resize(image, (max(1, height // factor), max(1, width // factor)), modality.sparse)
-        return resize(small, (height, width), modality.sparse)
+        return resize(resize(image, tuple(max(1, side // factor) for side in size), sparse), size, sparse)
     if fault == "noise":
-        usual = modality.to_network(image)
-        noise = torch.randn(
-            image.shape, generator=torch.Generator().manual_seed(derived_seed(seed, modality.name, severity))
-        ).to(image)
-        return _to_physical(usual + 0.5 * noise if mild else noise, modality)
-    if fault == "other" and other is None:
-        raise ValueError(
-            f"{modality.name}: fault 'other' needs the sensor's image of another scene: faulty(..., "
-            "other=image)"
-        )
-    wrong = (
-        _to_physical(torch.zeros_like(image), modality)
-        if fault == "blank"
-        else resize(other, (height, width), modality.sparse)
-    )
-    return (
-        torch.cat([image[..., : height // 2, :], wrong[..., height // 2 :, :]], -2) if mild else wrong.clone()
-    )
-
-
-def _to_physical(normalised: Tensor, modality: Modality) -> Tensor:
-    """The inverse of ``Modality.to_network`` for one image (C, H, W)."""
-    if not modality.mean or not modality.std:
-        raise ValueError(
-            f"modality {modality.name!r} has no statistics; pass the one of a data set or of a trained "
-            "network"
-        )
-    mean, std = (normalised.new_tensor(values)[:, None, None] for values in (modality.mean, modality.std))
-    values = normalised * std + mean
-    return values.sign() * values.abs().expm1() if modality.compress else values
+        noise = _noise(image, seed, modality.name, severity)
+        return modality.from_network(0.5 * noise + modality.to_network(image) if mild else noise)
+    if fault == "blank":
+        wrong = modality.from_network(torch.zeros_like(image))
+    elif other is None:
+        raise ValueError(f"{modality.name}: fault 'other' needs the sensor's image of another scene")
+    else:
+        wrong = resize(other, size, sparse)
+    sound = height // 2 if mild else 0
+    return torch.cat([image[..., :sound, :], wrong[..., sound:, :]], -2)

@@ -17,12 +17,9 @@ def flip(
     """Mirror left-right. Channels that hold the sine of a doubled angle change sign: the mirror turns the
     angle round.
     """
-    flipped = {}
-    for name, image in images.items():
-        image = image.flip(-1)
-        for channel in modalities[name].flip_negates:
-            image[channel] = -image[channel]  # flip() returned a copy
-        flipped[name] = image
+    flipped = {name: image.flip(-1) for name, image in images.items()}
+    for name, image in flipped.items():
+        image[list(modalities[name].flip_negates)] *= -1  # flip() returned a copy
     return flipped, label.flip(-1)
 
 
@@ -32,11 +29,8 @@ def resize(image: Tensor, size: tuple[int, int], sparse: bool) -> Tensor:
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    if sparse:
-        return F.interpolate(image[None], size, mode="nearest-exact")[0]
-    return F.interpolate(
-        image[None], size, mode="bilinear", align_corners=False, antialias=size[0] < image.shape[-2]
-    )[0]
+    mode, smaller = "nearest-exact" if sparse else "bilinear", size[0] < image.shape[-2]
+    return F.interpolate(image[None], size, mode=mode, antialias=smaller and not sparse)[0]
 
 
 def crop_or_pad(image: Tensor, top: int, left: int, size: tuple[int, int], fill: float) -> Tensor:
@@ -65,15 +59,9 @@ class Augment:
 
     def __post_init__(self):
         if self.crop and min(self.crop) < 1:
-            raise ValueError(
-                f"crop {self.crop[0]} {self.crop[1]}: expected a height and a width of 1 or more"
-            )
-        if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
-            raise ValueError(
-                f"scale {self.scale[0]} {self.scale[1]}: expected the smaller zoom first, above 0"
-            )
-        if not (0 <= self.mirror <= 1 and 0 <= self.jitter <= 1):
-            raise ValueError(f"mirror {self.mirror}, jitter {self.jitter}: expected numbers from 0 to 1")
+            raise ValueError(f"crop {self.crop}: expected a height and a width of 1 or more")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale {self.scale}: expected the smaller zoom first, above 0")
 
     def __call__(
         self,
@@ -83,30 +71,23 @@ class Augment:
         modalities: dict[str, Modality],
     ):
         """Physical images (C, H, W) by name and label (H, W) -> the same, augmented. Uses ``rng`` only."""
-        zoom, x, y, mirrored, gain, contrast = rng.random(
-            6
-        )  # always six numbers, so that one option never changes another's draw
+        # Always six numbers, so that one option never changes another's draw.
+        zoom, x, y, mirrored, gain, contrast = rng.random(6)
         size = tuple(label.shape)
         crop = self.crop or size
-        zoom = float(np.exp(np.log(self.scale[0]) + zoom * np.log(self.scale[1] / self.scale[0])))
+        low, high = self.scale
+        zoom = float(np.exp(np.log(low) + zoom * np.log(high / low)))
         scaled = tuple(max(1, round(length * zoom)) for length in size)
         top, left = (int(u * (max(0, have - want) + 1)) for u, have, want in zip((y, x), scaled, crop))
-        if scaled != size:
-            images = {name: resize(image, scaled, modalities[name].sparse) for name, image in images.items()}
-            label = F.interpolate(label[None, None].float(), scaled, mode="nearest-exact")[0, 0].long()
-        if crop != scaled:
-            images = {name: crop_or_pad(image, top, left, crop, 0.0) for name, image in images.items()}
-            label = crop_or_pad(label, top, left, crop, IGNORE_INDEX)
+        images = {name: resize(image, scaled, modalities[name].sparse) for name, image in images.items()}
+        images = {name: crop_or_pad(image, top, left, crop, 0.0) for name, image in images.items()}
+        label = resize(label[None].float(), scaled, sparse=True)[0].long()
+        label = crop_or_pad(label, top, left, crop, IGNORE_INDEX)
         if mirrored < self.mirror:
             images, label = flip(images, label, modalities)
-        if self.jitter:
-            images = {
-                n: self._jitter(v, gain, contrast) if modalities[n].picture == "colour" else v
-                for n, v in images.items()
-            }
-        return images, label
-
-    def _jitter(self, image: Tensor, gain: float, contrast: float) -> Tensor:
         gain, contrast = (1 + self.jitter * (2 * u - 1) for u in (gain, contrast))
-        mean = image.mean()
-        return ((image - mean) * contrast + mean).mul(gain).clamp(0, 1)
+        for name, image in images.items():
+            if self.jitter and modalities[name].picture == "colour":
+                mean = image.mean()
+                images[name] = ((image - mean) * contrast + mean).mul(gain).clamp(0, 1)
+        return images, label
