@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -16,8 +17,8 @@ from . import world
 from .config import check_settings
 from .evaluation.sheets import cluster_sheet
 from .evaluation.statistics import estimate
-from .recipes import Recipe, read_recipe
-from .runtime import read_json, reading
+from .recipes import read_recipe
+from .runtime import reading
 from .segmentation.compare import CompareConfig, compare
 from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
@@ -30,11 +31,6 @@ from .unsupervised.search import SearchConfig, search
 from .unsupervised.segment import SegmentConfig, segment
 from .unsupervised.train import cluster
 from .world.dataset import RenderConfig, render
-
-
-def run_render(config: RenderConfig) -> None:
-    print(f"rendered into {render(config)}")
-
 
 MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher starts, this one speaks
 COMPARED = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")  # sensors of the world that clustering compares
@@ -70,13 +66,11 @@ def run_train(command: TrainCommand) -> None:
         measured = dry_run(config)
         if MAIN:
             print(described(measured))
-        return
-    report = train(config)
-    if report:  # on the main process only
-        scores = report["scores"]
-        summary = scores["summary"]["all"]
-        by_subset = "  ".join(f"{name} {value:.1f}" for name, value in scores["miou"]["all"].items())
-        print(f"mIoU in % on val, by subset: {by_subset}")
+    elif report := train(config):  # on the main process only
+        summary, miou = report["scores"]["summary"]["all"], report["scores"]["miou"]["all"]
+        print(
+            "mIoU in % on val, by subset:", "  ".join(f"{name} {value:.1f}" for name, value in miou.items())
+        )
         print(", ".join(f"{name} {summary[name]:.1f}" for name in ("full", "mean", "min", "std")), end="; ")
         print(f"{report['steps']} steps, {report['seconds']:.0f} s; {config.out}/report.json")
 
@@ -133,22 +127,24 @@ def print_clusters(report: dict) -> None:
 def run_search(config: SearchConfig) -> None:
     report = search(replace(config, run=find_sensors(config.run)))
     best, ranks = report["best"], report.get("rank correlation with mIoU", {})
-    print(f"{report['finished']} trials of {report['method']}; best chosen by {report['chosen by']}:")
     values = ", ".join(f"{name} {value:.3g}" for name, value in best.items() if isinstance(value, float))
-    print(f"  trial {best['number']}: {best['value']:.4f} with {values}")
+    print(
+        f"{report['finished']} trials of {report['method']}; best chosen by {report['chosen by']}:\n"
+        f"  trial {best['number']}: {best['value']:.4f} with {values}"
+    )
     if ranks:
-        print(f"  its mIoU {best['scores']['miou']:.1f} %", end=", ")
-        print(f"the best of any trial {report['best mIoU of any trial']:.1f} %")
-        by_criterion = ", ".join(f"{name} {value:+.2f}" for name, value in ranks.items())
-        print(f"  rank correlation with mIoU: {by_criterion}")
+        print(
+            f"  its mIoU {best['scores']['miou']:.1f} %, the best of any trial "
+            f"{report['best mIoU of any trial']:.1f} %\n  rank correlation with mIoU:",
+            ", ".join(f"{name} {value:+.2f}" for name, value in ranks.items()),
+        )
 
 
 def run_segment(config: SegmentConfig) -> None:
-    sensors = ()
+    sensors, report = (), Path(config.run) / "report.json"
     if config.data in SCENES:  # it must show what the run was trained on
-        report = Path(config.run) / "report.json"
         with reading(report, "the report of a finished 'cluster'"):
-            sensors = tuple(read_json(report, "the report of a finished 'cluster'")["plan"]["sensors"])
+            sensors = tuple(json.loads(report.read_text(encoding="utf-8"))["plan"]["sensors"])
     scene = ClusterConfig(config.data, config.out, modalities=sensors, progress=config.progress)
     scores = segment(replace(config, data=find_sensors(scene).data))
     if scores:
@@ -157,7 +153,7 @@ def run_segment(config: SegmentConfig) -> None:
 
 
 COMMANDS = {
-    "render": (RenderConfig, run_render),
+    "render": (RenderConfig, lambda config: print(f"rendered into {render(config)}")),
     "train": (TrainCommand, run_train),
     "evaluate": (EvaluateConfig, evaluate),
     "compare": (CompareConfig, compare),
@@ -170,21 +166,15 @@ COMMANDS = {
 WITH_RECIPE = {"train": TrainConfig, "cluster": ClusterConfig}
 
 
-def find_recipe(words: list[str]) -> Recipe | None:
-    """The recipe that a command line names, the last one if several."""
-    if not words or words[0] not in WITH_RECIPE:
-        return None
+def run_command(words: list[str]) -> None:
+    """Parse the words of a command line and run the command. A recipe's words stand before the user's own: of
+    two that set the same, the last one counts, as of two recipes.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     path = parser.parse_known_args(words)[0].recipe
-    return read_recipe(path, words[0], WITH_RECIPE[words[0]]) if path else None
-
-
-def run_command(words: list[str]) -> None:
-    """Parse the words of a command line and run the command. A recipe's words stand before the user's own: of
-    two that set the same, the last one counts.
-    """
-    recipe = find_recipe(words)
+    has_recipe = path and words[0] in WITH_RECIPE
+    recipe = read_recipe(path, words[0], WITH_RECIPE[words[0]]) if has_recipe else None
     if recipe:
         if {"-h", "--help"} & set(words):
             print(recipe.described())
@@ -207,18 +197,18 @@ def run_command(words: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for the traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if os.environ.get("MMLIB_DEBUG"):
+        return run_command(words)
     try:
-        run_command(list(sys.argv[1:] if arguments is None else arguments))
-    except (ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt) as error:
-        if os.environ.get("MMLIB_DEBUG"):
-            raise
-        if isinstance(error, KeyboardInterrupt):
-            print("interrupted; the same command goes on with what it has begun", file=sys.stderr)
-            sys.exit(130)  # as the shell numbers it
-        message = str(error)
-        if isinstance(error, torch.OutOfMemoryError):
-            message = (
-                f"the GPU's memory is full ({message.splitlines()[0]}); halve --batch-size (and double "
-                "--accumulate in training), or give --checkpointing or a smaller --crop"
-            )
-        sys.exit(f"error: {message}")
+        run_command(words)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what it has begun", file=sys.stderr)
+        sys.exit(130)  # as the shell numbers it
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"error: the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double "
+            "--accumulate in training), or give --checkpointing or a smaller --crop"
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -32,13 +32,10 @@ class Between:
         return self.low <= number <= self.high and number not in self.without
 
     def __str__(self) -> str:
-        if self == Between():
-            return ""
-        low, high = (f"{end:g}" for end in (self.low, self.high))
-        text = f"above {low}" if self.low in self.without else f"{low} or more"
+        text = f"above {self.low:g}" if self.low in self.without else f"{self.low:g} or more"
         if self.high < inf:
-            text += f" and below {high}" if self.high in self.without else f", at most {high}"
-        return text + (f"; {self.why}" if self.why else "")
+            text += f" and below {self.high:g}" if self.high in self.without else f", at most {self.high:g}"
+        return text + f"; {self.why}" * bool(self.why)
 
 
 def Above(low: float, why: str = "") -> Between:
@@ -95,7 +92,7 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
     def require(condition: bool, expected) -> None:
         if not condition:
             words = value if isinstance(value, tuple | list) else [value]
-            shown = " ".join(" ".join(str(word).split()) for word in words)
+            shown = " ".join(" ".join(map(str, words)).split())
             raise ValueError(f"{name} {shown[:200]}: expected {expected}")
 
     origin, inside = get_origin(kind), get_args(kind)
@@ -120,5 +117,5 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
         number = kind in (int, float)
         require(isinstance(value, accepted) and not (number and isinstance(value, bool)), expected)
         if number:
-            require(abs(value) <= sys.float_info.max, f"a finite number, {bound}".removesuffix(", "))
+            require(abs(value) <= sys.float_info.max, "a finite number")
             require(value in bound, bound)

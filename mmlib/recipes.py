@@ -17,26 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import check_value, flag, settings
+from .runtime import reading
 
 SOURCES = ("paper", "released code", "ours")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One section of a file: value, as JSON has it, and source of each setting."""
+    """One section of a file: the entry of each setting has its "value", as JSON has it, and its "source"."""
 
     path: str
     section: str
-    values: dict[str, object]
-    sources: dict[str, str]
+    entries: dict[str, dict]
 
     @property
     def words(self) -> list[str]:
         """The values as words of the command line."""
         words = []
-        for name, value in self.values.items():
+        for name, entry in self.entries.items():
+            value = entry["value"]
             if isinstance(value, bool):
-                words.append(flag(name) if value else flag(f"no-{name}"))
+                words.append(flag(name if value else f"no-{name}"))
             elif isinstance(value, list | dict):
                 words += [flag(name), *spelled(value)]
             else:
@@ -47,10 +48,9 @@ class Recipe:
         """Each value and its source, and which of them ``config`` has overridden."""
         final = {name: value for name, _, value in settings(config)} if config else {}
         lines = [f"recipe {self.path}, {self.section}:"]
-        for name, value in self.values.items():
-            words = " ".join(spelled(value))
-            line = f"{words}   ({self.sources[name]})"
-            if name in final and json.loads(json.dumps(final[name])) != value:  # lists for tuples
+        for name, entry in self.entries.items():
+            line = f"{' '.join(spelled(entry['value']))}   ({entry['source']})"
+            if name in final and json.loads(json.dumps(final[name])) != entry["value"]:  # lists for tuples
                 line = f"{' '.join(spelled(final[name]))}, on the command line, not {line}"
             lines.append(f"  {name} {line}")
         return "\n".join(lines)
@@ -59,12 +59,10 @@ class Recipe:
 def spelled(value) -> list[str]:
     """A value as the command line has it after its flag."""
     if isinstance(value, dict):
-        return [word for key, inside in value.items() for word in (key, *spelled(inside))]
-    return (
-        [word for inside in value for word in spelled(inside)]
-        if isinstance(value, list | tuple)
-        else [str(value)]
-    )
+        value = [word for pair in value.items() for word in pair]
+    if isinstance(value, list | tuple):
+        return [word for inside in value for word in spelled(inside)]
+    return [str(value)]
 
 
 def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:
@@ -75,38 +73,31 @@ def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:
         ValueError: no such file or section, no JSON, an unknown or repeated key, a value of another type or
             out of bounds, a value without a source; names the file and the key.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path}: no such recipe; those of public data sets lie in data_scripts/recipes/"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get(section), dict):
-        sections = [key for key in content if key != "about"] if isinstance(content, dict) else []
-        raise ValueError(f"{path}: no section {section!r}; it has {', '.join(sections) or 'none'}")
+    with reading(path, "a recipe, such as those of public data sets in data_scripts/recipes/"):
+        text = Path(path).read_text(encoding="utf-8")
+        content = {**json.loads(text, object_pairs_hook=_unique)}  # a list, or a number, raises here
+    entries = content.get(section)
+    if not isinstance(entries, dict):
+        sections = ", ".join(sorted(set(content) - {"about"}))
+        raise ValueError(f"{path}: no section {section!r}; it has {sections or 'none'}")
     kinds = {name: kind for name, kind, _ in settings(kind("", "")) if name not in ("data", "out")}
-    for name, entry in content[section].items():
+    for name, entry in entries.items():
         where = f"{path}: {section}.{name}"
         if name not in kinds:
-            close = difflib.get_close_matches(name, kinds, 1)
-            hint = f"; do you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{path}: unknown key {name!r} in {section!r}{hint}")
+            close = difflib.get_close_matches(name, kinds, 1, cutoff=0)[0]
+            raise ValueError(f"{path}: unknown key {name!r} in {section!r}; do you mean {close!r}?")
         if not isinstance(entry, dict) or set(entry) != {"value", "source"}:
             raise ValueError(f'{where}: expected {{"value": …, "source": …}}, found {json.dumps(entry)}')
         if not isinstance(entry["source"], str) or not entry["source"].startswith(SOURCES):
             beginnings = ", ".join(map(repr, SOURCES))
             raise ValueError(f"{where}: source {entry['source']!r} must begin with one of {beginnings}")
         check_value(where, entry["value"], kinds[name])
-    values, sources = (
-        {name: entry[part] for name, entry in content[section].items()} for part in ("value", "source")
-    )
-    return Recipe(str(path), section, values, sources)
+    return Recipe(str(path), section, entries)
 
 
 def _unique(pairs: list[tuple]) -> dict:
     names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the key {twice[0]!r} stands twice")
     return dict(pairs)

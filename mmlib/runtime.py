@@ -5,7 +5,6 @@ written whole or not at all. Nothing here knows of images or networks.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -33,14 +32,12 @@ def data_dir() -> Path:
     return Path(os.environ.get("MMLIB_DATA") or Path.home() / ".cache" / "mmlib")
 
 
-def limit_threads(threads: int | None = None) -> int:
-    """Give torch ``threads`` CPU threads ($OMP_NUM_THREADS, else 1, by default) and return the number.
+def limit_threads() -> None:
+    """Give torch $OMP_NUM_THREADS CPU threads, 1 by default.
 
     More threads make the small networks of this course slower, and a fixed number keeps results reproducible.
     """
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 1)
-    torch.set_num_threads(threads)
-    return threads
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 
 
 def seed_everything(seed: int) -> None:
@@ -176,36 +173,36 @@ def reading(path: str | Path, what: str, kind: type[ValueError] = ValueError):
     try:
         yield
     except FileNotFoundError as error:
-        raise kind(f"{path}: no such file; expected {what}") from error
+        raise kind(
+            f"{path}: no such file; expected {what}; check the path, or run again the command that writes it"
+        ) from error
     except Exception as error:  # libraries raise many kinds on damaged files
         if isinstance(error, kind) and str(error).startswith(str(path)):
             raise
-        reason = " ".join(str(error).split())
-        raise kind(f"{path}: not {what}, or damaged ({type(error).__name__}: {reason[:300]})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise kind(f"{path}: cannot be read ({reason}); it is not {what}, or damaged") from error
 
 
-def digest_files(root: str | Path, names: Iterable[str], limit: int = 2**30) -> str:
-    """One digest of the files ``names`` below ``root``: of names and contents, whatever their order.
+def digest_files(root: str | Path, paths: Iterable[Path], limit: int = 2**30) -> str:
+    """One digest of files below ``root``: of their names from there and their contents, whatever their order.
 
     Where the files have more than ``limit`` bytes in total, names, sizes and times of change stand for the
     contents.
 
     Raises:
-        ValueError: a file is missing or may not be read; names it.
+        ValueError: a file is missing; names it.
     """
-    digest, names = hashlib.blake2b(digest_size=16), sorted(names)
-    sizes = {}
-    for name in names:
-        with reading(Path(root) / name, "a file that this run reads"):
-            status = (Path(root) / name).stat()
-            sizes[name] = status.st_size, status.st_mtime_ns
-    large = sum(size for size, _ in sizes.values()) > limit
-    for name in names:
+    digest, statuses = hashlib.blake2b(digest_size=16), {}
+    for path in paths:
+        with reading(path, "a file that this run reads"):
+            statuses[path] = path.stat()
+    large = sum(status.st_size for status in statuses.values()) > limit
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in statuses):
         digest.update(f"{name}\0".encode())
         if large:
-            digest.update(f"{sizes[name]}\0".encode())
+            digest.update(f"{statuses[path].st_size, statuses[path].st_mtime_ns}\0".encode())
             continue
-        with reading(Path(root) / name, "a file that this run reads"), open(Path(root) / name, "rb") as file:
+        with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
 
@@ -215,16 +212,13 @@ def read_json(path: str | Path, what: str) -> dict:
     file.
     """
     with reading(path, what):
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise TypeError(f"a {type(value).__name__} instead of named values")
-    return value
+        return {**json.loads(Path(path).read_text(encoding="utf-8"))}  # a list, or a number, raises here
 
 
 def write_json(path: str | Path, value) -> None:
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    with atomic_path(path) as temporary:
+        text = json.dumps(value, indent=1, ensure_ascii=False)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
@@ -238,7 +232,7 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dic
         try:
             save_file(tensors, temporary, {"mmlib": json.dumps(header)})
         except SafetensorError as error:  # the library's own type hides that it is an input/output error
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(str(error)) from error
 
 
 def read_tensor_header(path: str | Path) -> dict:
@@ -247,14 +241,8 @@ def read_tensor_header(path: str | Path) -> dict:
     Raises:
         ValueError: missing, damaged, or another kind of file; names the file.
     """
-    if not Path(path).exists():
-        raise ValueError(f"{path}: no such file")
-    with reading(path, "a file of this library"):
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["mmlib"])
-        if not isinstance(header, dict):
-            raise TypeError(f"its header is a {type(header).__name__}")
-    return header
+    with reading(path, "a file of this library"), safe_open(path, "pt") as file:
+        return {**json.loads(file.metadata()["mmlib"])}  # a list, or a number, raises here
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

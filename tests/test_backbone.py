@@ -416,7 +416,7 @@ def test_the_shipped_weights_are_small_documented_and_trained():
 
 def test_weights_of_the_small_transformer_are_checked(tmp_path):
     other = save(PatchViT(48, 1, 3).state_dict(), tmp_path / "plain.safetensors")
-    with pytest.raises(ValueError, match="plain.safetensors: not a file of this library"):
+    with pytest.raises(ValueError, match="plain.safetensors: .*not a file of this library"):
         load_backbone("vit", other)
     state = {key: value for key, value in read_tensors(SHIPPED).items() if key != "norm.bias"}
     for header, message in (

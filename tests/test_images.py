@@ -164,7 +164,7 @@ def test_jpeg_and_wrong_kinds(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
     for name, arguments, message in [
-        ("none.png", ("uint8", 3), "none.png: not found; expected uint8 with 3 channels"),
+        ("none.png", ("uint8", 3), "none.png: no such file; expected uint8 with 3 channels"),
         ("a.jpg", ("uint8", 1), "expected uint8 with 1 channel, found uint8 with 3 channels"),
         ("grey.png", ("uint8", 3), "expected uint8 with 3 channels, found uint8 with 1 channel"),
         ("deep.png", ("uint8", 3), "expected uint8 with 3 channels, found uint16"),
@@ -180,7 +180,7 @@ def test_jpeg_and_wrong_kinds(tmp_path):
         ("huge.png", ("uint8", 3), "cannot be read"),
         ("large.png", ("uint8", 3, (16, 24)), "9000 × 9000 pixels; expected 16 × 24"),
         ("large.png", ("uint8", 3), "cannot be read"),
-        ("opaque.png", ("uint16", 2), "16-bit grey with opacity"),
+        ("opaque.png", ("uint16", 2), "PNG of layout LA;16B, which Pillow would change"),
         ("text.png", ("uint8", 3), "cannot be read"),
         ("text.bmp", ("uint8", 3), "unknown ending '.bmp'"),
         ("empty.png", ("uint8", 3), "cannot be read"),
@@ -314,18 +314,18 @@ def test_arrays(tmp_path):
             file.write(values.tobytes())
     (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
     for name, arguments, message in [
-        ("none", (), "not found"),
+        ("none", (), "no such file"),
         ("a", (None, 1, (6, 5)), "5 × 6 pixels; expected 6 × 5"),
         ("a", ("float32",), "expected float32, found int16 with 1 channel"),
         ("three", ("float64", 3), "expected float64 with 3 channels, found float64 with 5"),
         ("pickle", (), "cannot be read"),
-        ("zip", (), "an archive of arrays"),
+        ("zip", (), "cannot be read"),
         ("nan", (), "NaN or infinite"),
         ("inf", (), "NaN or infinite"),
         ("empty", (None, 1, (5, 6)), r"empty.npy: .*\(H, W\) or \(H, W, C\)"),
-        ("flat", (), r"shape \(30,\); expected \(H, W\) or \(H, W, C\)"),
-        ("complex", (), "complex128; expected numbers"),
-        ("bool", (), "bool; expected numbers"),
+        ("flat", (), r"shape \(30,\); expected numbers \(H, W\) or \(H, W, C\)"),
+        ("complex", (), "complex128, .*; expected numbers"),
+        ("bool", (), "bool, .*; expected numbers"),
         ("cut", (), "cannot be read"),
         ("lies", (), "cannot be read"),
         ("overflows", (), "cannot be read"),

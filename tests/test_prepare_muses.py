@@ -531,8 +531,8 @@ LABEL, LIDAR, EVENT, FRAME = (
             "calib.json, extrinsics/event2rgb: missing",
         ),
         (lambda r: (r / "calib.json").unlink(), "calib.json: no such file"),
-        (lambda r: (r / "meta.json").write_text("[]"), "meta.json: not the list of samples"),
-        (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: not the list of samples"),
+        (lambda r: (r / "meta.json").write_text("[]"), "meta.json: .*not the list of samples"),
+        (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: .*not the list of samples"),
         (
             lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].update(weather="hail")),
             "weather is 'hail'; expected clear, fog",
@@ -604,7 +604,7 @@ def test_bad_files_of_the_tool_are_named(tmp_path, content, message):
     [
         ({"projected": "x", "enlarge": 2}, "--projected reads finished images"),
         ({"enlarge": 0}, "--enlarge 0: expected 1 or more"),
-        ({"window": float("nan")}, "--window nan: expected a finite number, above 0"),
+        ({"window": float("nan")}, "--window nan: expected a finite number"),
         ({"sensors": ()}, "name at least one each"),
     ],
 )

@@ -211,7 +211,7 @@ def damage(root, what):
     [
         ("truncated", "cannot be read"),
         ("not an image", "cannot be read"),
-        ("missing file", "not found"),
+        ("missing file", "no such file"),
         ("wrong channels", "expected uint8 with 3 channels"),
         ("wrong size", "one size is expected"),
         ("wrong dtype", "expected uint16 with 1 channel"),
@@ -287,7 +287,7 @@ def test_ids_can_not_leave_the_folder(tmp_path):
             lambda images, label: ({k: v for k, v in images.items() if k != "depth"}, label),
             "every sample needs all",
         ),
-        (lambda images, label: (images | {"rgb": images["rgb"][:-1]}, label), "differ in size"),
+        (lambda images, label: (images | {"rgb": images["rgb"][:-1]}, label), "one size is expected"),
         (
             lambda images, label: (images | {"rgb": images["rgb"][..., :2]}, label),
             r"expected uint8 \(H, W, 3\)",
@@ -385,9 +385,9 @@ def test_digests_say_what_changed(tmp_path):
 def test_digests_of_large_data_look_at_sizes_and_times(tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(bytes(100))
-    names = ["b", "a"]
+    names = [tmp_path / "b", tmp_path / "a"]
     by_content, by_time = digest_files(tmp_path, names, 200), digest_files(tmp_path, names, 199)
-    assert by_content == digest_files(tmp_path, ["a", "b"]) != by_time == digest_files(tmp_path, names, 199)
+    assert by_content == digest_files(tmp_path, names[::-1]) != by_time == digest_files(tmp_path, names, 199)
     os.utime(tmp_path / "a", ns=(1, 1))
     assert by_content == digest_files(tmp_path, names) and by_time != digest_files(tmp_path, names, 199)
     (tmp_path / "a").write_bytes(bytes(99) + b"!")

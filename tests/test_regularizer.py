@@ -185,7 +185,7 @@ def test_delay_then_ramp():
     [
         (dict(lambda_p=-0.1), "0 or more"),
         (dict(lambda_f=-1.0), "0 or more"),
-        (dict(lambda_p=float("nan")), "a finite number, 0 or more"),
+        (dict(lambda_p=float("nan")), "a finite number"),
         (dict(sigma=0.0), "above 0"),
         (dict(sigma=float("nan")), "above 0"),
         (dict(probe_every=0), "1 or more"),

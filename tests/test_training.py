@@ -208,7 +208,7 @@ def test_another_configuration_does_not_overwrite_a_run(data, tmp_path):
     with pytest.raises(ValueError, match="another configuration .*lr was 0.0, is 0.1"):
         train(replace(config, lr=0.1))
     (tmp_path / "resume.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="resume.safetensors: not a file of this library"):
+    with pytest.raises(ValueError, match="resume.safetensors: .*not a file of this library"):
         train(config)
     (tmp_path / "resume.safetensors").unlink()
     with pytest.raises(ValueError, match="holds a trained network"):

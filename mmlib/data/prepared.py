@@ -17,6 +17,7 @@ where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -27,6 +28,7 @@ from threading import Lock
 
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from ..modalities import IGNORE_INDEX, Modality
 from ..runtime import atomic_path, digest_files, reading, write_json
@@ -34,20 +36,21 @@ from .description import Description, read_description
 from .images import DataError, read_image, write_image
 
 COLUMNS = ("id", "split", "condition", "case")
+AS_PNG = ("uint8", 1), ("uint8", 3), ("uint16", 1)  # type and channels of what is stored as PNG
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def sample_files(
     root: Path, sample_id: str, modalities: dict[str, Modality], labelled: bool
-) -> dict[str, Path]:
-    """The files of a sample: its images by modality, and "label" where there are labels."""
-    endings = {}
-    for name, modality in modalities.items():
-        stored = (modality.dtype, modality.channels)
-        endings[name] = "png" if stored in (("uint8", 1), ("uint8", 3), ("uint16", 1)) else "npy"
+) -> dict[str, tuple[Path, str, int]]:
+    """File, type and channels of a sample's images by modality, and of "label" where there are labels."""
+    kinds = {name: (modality.dtype, modality.channels) for name, modality in modalities.items()}
     if labelled:
-        endings["label"] = "png"
-    return {name: root / name / f"{sample_id}.{ending}" for name, ending in endings.items()}
+        kinds["label"] = "uint8", 1
+    return {
+        name: (root / name / f"{sample_id}.{'png' if kind in AS_PNG else 'npy'}", *kind)
+        for name, kind in kinds.items()
+    }
 
 
 def is_finished(root: str | Path) -> bool:
@@ -55,30 +58,32 @@ def is_finished(root: str | Path) -> bool:
     return (Path(root) / "index.csv").exists() and not (Path(root) / ".journal.jsonl").exists()
 
 
-def check_label(label: np.ndarray, classes: int, where: str) -> None:
-    """Raise DataError unless every id is below ``classes`` or 255. ``label`` is any uint8 array."""
-    bad = np.unique(label[(label >= classes) & (label != IGNORE_INDEX)])
-    if bad.size:
-        listed = ", ".join(map(str, bad[:8]))
+def check_sample(arrays: dict[str, np.ndarray], classes: int, where: str) -> None:
+    """Raise DataError unless all arrays (H, W, C) have one size and every id of "label" is below ``classes``
+    or 255.
+    """
+    sizes = {name: array.shape[:2] for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"{where}: {sizes}; one size is expected, so register the images to one view first")
+    label = arrays.get("label", np.uint8(IGNORE_INDEX))
+    wrong = np.unique(label[(label >= classes) & (label != IGNORE_INDEX)])
+    if wrong.size:
         raise DataError(
-            f"{where}: label id {listed} out of range; expected 0 to {classes - 1}, or {IGNORE_INDEX} for "
-            "ignore"
+            f"{where}: label id {', '.join(map(str, wrong[:8]))} out of range; expected 0 to {classes - 1}, "
+            f"or {IGNORE_INDEX} for ignore"
         )
 
 
-def check_values(modality: Modality, stored: np.ndarray, where: str) -> None:
-    """Raise DataError for values that are not finite, or a negative distance: both would be trained on in
-    silence.
+def check_values(modality: Modality, physical: np.ndarray, where: str) -> None:
+    """Raise DataError for physical values (H, W, C) that are not finite, or a negative distance: both would
+    be trained on in silence.
     """
-    if stored.dtype.kind == "f" and not np.isfinite(modality.to_physical(stored)).all():
+    if not np.isfinite(physical).all():
         raise DataError(
             f"{where}: {modality.name} has NaN or infinite values; replace them (sparse sensor: 0 = no "
             "measurement)"
         )
-    if (
-        modality.picture == "range"
-        and modality.to_physical(np.array([stored[..., 0].min(), stored[..., 0].max()])).min() < 0
-    ):
+    if modality.picture == "range" and physical[..., 0].min() < 0:
         raise DataError(
             f"{where}: {modality.name} has a negative range; expected distances above 0, and 0 where nothing "
             "was measured"
@@ -107,26 +112,22 @@ class Writer:
             )
         self.root.mkdir(parents=True, exist_ok=True)
         header = json.dumps(description.to_dict(), sort_keys=True)
-        lines = (
-            self._journal_path.read_text(encoding="utf-8").splitlines() if self._journal_path.exists() else []
-        )
+        self._journal_path.touch()
+        lines = self._journal_path.read_text(encoding="utf-8").splitlines()
         if lines and lines[0] != header:
             raise DataError(
                 f"{self.root}: holds an unfinished data set with another description; choose another folder "
                 "or delete it"
             )
-        for line in lines[1:]:
-            try:
+        # The last line may be cut short: it was being written when the process died. It goes before anything
+        # is appended to it.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            for line in lines[1:]:
                 row = json.loads(line)
                 self.rows[row["id"]] = row
-            except (ValueError, KeyError, TypeError):  # the line that was being written when the process died
-                break
-        with atomic_path(
-            self._journal_path
-        ) as temporary:  # drop such a line before anything is appended to it
-            temporary.write_text(
-                "\n".join([header, *map(json.dumps, self.rows.values())]) + "\n", encoding="utf-8"
-            )
+        with atomic_path(self._journal_path) as temporary:
+            lines = [header, *map(json.dumps, self.rows.values())]
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._journal, self._lock = open(self._journal_path, "a", encoding="utf-8"), Lock()
 
     def __enter__(self) -> Writer:
@@ -153,69 +154,52 @@ class Writer:
             DataError: an unsafe or repeated id, a missing or unknown modality, a wrong dtype, size or channel
                 count, an unknown class id.
         """
+        where, labelled = f"sample {sample_id!r}", label is not None
         if not _SAFE_ID.fullmatch(sample_id):
             raise DataError(
-                f"sample id {sample_id!r}: use letters, digits, '.', '_' and '-', starting with a letter or "
-                "digit"
+                f"{where}: use letters, digits, '.', '_' and '-' in an id, starting with a letter or digit"
             )
         if sample_id in self.rows:
-            raise DataError(f"sample id {sample_id!r} is there already; ids must differ")
+            raise DataError(f"{where} is there already; ids must differ")
         modalities = self.description.modalities
-        if set(images) != set(modalities):
+        arrays = images | {"label": label[..., None]} if labelled else images
+        files = sample_files(self.root, sample_id, modalities, labelled)
+        if set(arrays) != set(files):
             raise DataError(
-                f"sample {sample_id!r}: has {sorted(images)}, the data set {sorted(modalities)}; every "
-                "sample "
-                "needs all of them"
+                f"{where}: has {sorted(arrays)}, expected {sorted(files)}; every sample needs all of them"
             )
-        arrays = images if label is None else images | {"label": label[..., None]}
-        for name, array in arrays.items():
-            dtype, channels = "uint8", 1
-            if name != "label":
-                dtype, channels = modalities[name].dtype, modalities[name].channels
-            if array.dtype != dtype or array.ndim != 3 or array.shape[2] != channels or not array.size:
+        for name, (_, dtype, channels) in files.items():
+            array = arrays[name]
+            if array.dtype != dtype or array.shape[2:] != (channels,) or not array.size:
                 raise DataError(
-                    f"sample {sample_id!r}, {name}: expected {dtype} (H, W, {channels}), got {array.dtype} "
-                    f"{array.shape}"
+                    f"{where}, {name}: expected {dtype} (H, W, {channels}), got {array.dtype} {array.shape}"
                 )
-        sizes = {name: array.shape[:2] for name, array in arrays.items()}
-        if len(set(sizes.values())) > 1:
-            raise DataError(
-                f"sample {sample_id!r}: images differ in size {sizes}; register them to one view and size "
-                "first"
-            )
+        check_sample(arrays, len(self.description.classes), where)
+        row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": labelled}
         for name, modality in modalities.items():
-            check_values(modality, images[name], f"sample {sample_id!r}")
-        if label is not None:
-            check_label(label, len(self.description.classes), f"sample {sample_id!r}")
-        for name, path in sample_files(self.root, sample_id, modalities, label is not None).items():
+            physical = modality.to_physical(images[name])
+            check_values(modality, physical, where)
+            if split == "train":
+                values = modality.compressed(physical).reshape(-1, modality.channels).astype(np.float64)
+                sums = len(values), values.sum(0).tolist(), (values**2).sum(0).tolist()
+                row.setdefault("sums", {})[name] = sums
+        for name, (path, *_) in files.items():
             write_image(path, arrays[name])
-        row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": label is not None}
-        if split == "train":
-            row["sums"] = {name: self._sums(modality, images[name]) for name, modality in modalities.items()}
         with self._lock:
-            if sample_id in self.rows:
-                raise DataError(f"sample id {sample_id!r} is there already; ids must differ")
+            if sample_id in self.rows:  # another thread added it meanwhile
+                raise DataError(f"{where} is there already; ids must differ")
             self.rows[sample_id] = row
             self._journal.write(json.dumps(row) + "\n")
             self._journal.flush()
 
-    @staticmethod
-    def _sums(modality: Modality, stored: np.ndarray) -> list:
-        values = (
-            modality.compressed(modality.to_physical(stored))
-            .reshape(-1, modality.channels)
-            .astype(np.float64)
-        )
-        return [len(values), values.sum(0).tolist(), (values**2).sum(0).tolist()]
-
     def _finish(self) -> None:
         if not self.rows:
             raise DataError(f"{self.root}: no sample was written; check the source folder")
-        labelled = [row["labelled"] for row in self.rows.values()]
-        if len(set(labelled)) > 1:
-            missing = f"{labelled.count(False)} of {len(labelled)}"
+        unlabelled = sum(not row["labelled"] for row in self.rows.values())
+        if 0 < unlabelled < len(self.rows):
             raise DataError(
-                f"{self.root}: {missing} samples have no label; label all or none, or write two data sets"
+                f"{self.root}: {unlabelled} of {len(self.rows)} samples have no label; label all or none, or "
+                "write two data sets"
             )
         # Sorted, so that the sums come in one order, whatever the order the samples came in.
         rows = sorted(self.rows.values(), key=lambda row: (row["split"], row["id"]))
@@ -223,50 +207,43 @@ class Writer:
         for name, modality in self.description.modalities.items():
             sums = [row["sums"][name] for row in rows if "sums" in row]
             if sums and not (modality.mean and modality.std):  # statistics given by the caller stand
-                count = sum(s[0] for s in sums)
-                mean = np.sum([s[1] for s in sums], 0) / count
-                variance = np.maximum(np.sum([s[2] for s in sums], 0) / count - mean**2, 0)
+                count, total, squares = (np.sum(parts, 0) for parts in zip(*sums))
+                mean = total / count
+                variance = np.maximum(squares / count - mean**2, 0)
                 # A channel that never changes carries nothing: std 1 leaves it at zero instead of dividing by
                 # zero.
                 std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
-                mean, std = (tuple(np.round(values, 6).tolist()) for values in (mean, std))
-                modality = replace(modality, mean=mean, std=std)
+                modality = replace(modality, mean=np.round(mean, 6).tolist(), std=np.round(std, 6).tolist())
             modalities[name] = modality
         write_json(self.root / "dataset.json", replace(self.description, modalities=modalities).to_dict())
         with (
             atomic_path(self.root / "index.csv") as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
-            table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+            lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
+            csv.writer(file, lineterminator="\n").writerows(lines)
         self._journal_path.unlink(missing_ok=True)  # another process may have finished the same
 
 
 def read_index(root: str | Path) -> list[dict[str, str]]:
     """Rows of ``root/index.csv`` as dicts with the keys id, split, condition, case."""
     path = Path(root) / "index.csv"
-    if not is_finished(root):
-        raise DataError(
-            f"{path}: not found, or not finished; run the command that prepares the data set again, it goes "
-            "on"
-        )
     with reading(path, "an index of samples", DataError), open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
     if not rows or set(COLUMNS) - set(rows[0]):
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)} and at least one row")
-    ids = [row["id"] for row in rows]
-    for sample_id in ids:
-        if not _SAFE_ID.fullmatch(sample_id or ""):
-            raise DataError(f"{path}: unsafe sample id {sample_id!r}")
+    ids = set()
     for row in rows:
         if None in row or None in row.values() or not row["split"]:
             raise DataError(
                 f"{path}: the row of {row['id']!r} has more or fewer values than there are columns, or no "
                 "split"
             )
-    if len(set(ids)) != len(ids):
-        raise DataError(f"{path}: {next(i for i in ids if ids.count(i) > 1)!r} is listed twice")
+        if not _SAFE_ID.fullmatch(row["id"]):
+            raise DataError(f"{path}: unsafe sample id {row['id']!r}")
+        if row["id"] in ids:
+            raise DataError(f"{path}: {row['id']!r} is listed twice")
+        ids.add(row["id"])
     return rows
 
 
@@ -293,15 +270,12 @@ class PreparedDataset:
         self.root, self.split, self.augment = Path(root), split, augment
         self.description = read_description(root)
         available = self.description.modalities
-        names = list(available) if modalities is None else list(modalities)
-        unknown = [name for name in names if name not in available]
-        if unknown or not names or len(set(names)) != len(names):
-            problem = (
-                f"unknown modality {', '.join(map(repr, unknown))}"
-                if unknown
-                else f"{names}: name each modality once, at least one"
-            )
-            raise ValueError(f"{problem}; {self.root} has {', '.join(available)}")
+        names = list(available if modalities is None else modalities)
+        unknown = ", ".join(repr(name) for name in names if name not in available)
+        if unknown:
+            raise ValueError(f"unknown modality {unknown}; {self.root} has {', '.join(available)}")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{names}: name each modality once, at least one")
         self.modalities = {name: available[name] for name in names}
         rows = read_index(root)
         self.rows = [row for row in rows if row["split"] == split]
@@ -309,41 +283,26 @@ class PreparedDataset:
             splits = ", ".join(sorted({row["split"] for row in rows}))
             raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
         self.labelled = (self.root / "label").exists()
-        if self.labelled and not (self.root / "label").is_dir():
-            raise DataError(
-                f"{self.root / 'label'}: a file; expected the folder of labels, or nothing where there are "
-                "none"
-            )
         self._cache: dict[int, tuple] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def files(self, index: int) -> dict[str, Path]:
-        """The files of a sample: its images by modality, and "label" where there are labels."""
+    def files(self, index: int) -> dict[str, tuple[Path, str, int]]:
+        """File, type and channels of a sample's images by modality, and of "label" where there are labels."""
         return sample_files(self.root, self.rows[index]["id"], self.modalities, self.labelled)
 
     def stored(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Stored arrays (H, W, C) by name, and the uint8 label (H, W): all 255 without labels."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        files = self.files(index)
-        images = {
-            name: read_image(files[name], modality.dtype, modality.channels)
-            for name, modality in self.modalities.items()
-        }
-        first, size = next((name, image.shape[:2]) for name, image in images.items())
+        images = {name: read_image(*file) for name, file in self.files(index).items()}
+        where = f"{self.root}, sample {self.rows[index]['id']!r}"
+        check_sample(images, len(self.description.classes), where)
         if self.labelled:
-            label = read_image(files["label"], "uint8", 1)[..., 0]
-            check_label(label, len(self.description.classes), str(files["label"]))
+            label = images.pop("label")[..., 0]
         else:
-            label = np.full(size, IGNORE_INDEX, np.uint8)
-        for name, array in (images | {"label": label}).items():
-            if array.shape[:2] != size:
-                raise DataError(
-                    f"{self.root}, {self.rows[index]['id']!r}: {name} is {array.shape[:2]} but {first} is "
-                    f"{size}; one size is expected"
-                )
+            label = np.full(next(iter(images.values())).shape[:2], IGNORE_INDEX, np.uint8)
         if self._cache is not None:
             self._cache[index] = images, label
         return images, label
@@ -354,22 +313,22 @@ class PreparedDataset:
         modalities and the labels).
         """
         looks = [self.description.classes, [modality.to_dict() for modality in self.modalities.values()]]
-        texts = {"description": json.dumps(looks), "index": json.dumps(self.rows)}
+        parts = {"description": looks, "index": self.rows}
         digests = {
-            name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()
+            name: hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest()
+            for name, part in parts.items()
         }
-        paths = [path for index in range(len(self)) for path in self.files(index).values()]
-        names = [path.relative_to(self.root).as_posix() for path in paths]
-        return digests | {"images": digest_files(self.root, names)}
+        files = [path for index in range(len(self)) for path, *_ in self.files(index).values()]
+        return digests | {"images": digest_files(self.root, files)}
 
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Physical values (C, H, W) float32 by name, and the label (H, W) int64."""
         images, label = self.stored(index)
         physical = {}
         for name, modality in self.modalities.items():
-            check_values(modality, images[name], f"{self.root}, sample {self.rows[index]['id']!r}")
-            planes = modality.to_physical(images[name]).transpose(2, 0, 1)
-            physical[name] = torch.from_numpy(np.ascontiguousarray(planes))
+            values = modality.to_physical(images[name])
+            check_values(modality, values, f"{self.root}, sample {self.rows[index]['id']!r}")
+            physical[name] = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
         return physical, torch.from_numpy(label.astype(np.int64))
 
     def __getitem__(self, key) -> dict:
@@ -393,6 +352,4 @@ def collate(samples: list[dict]) -> dict:
             f"samples of different sizes {sorted(sizes)} in one batch; give a crop size (--crop) to train on "
             "them"
         )
-    batch = {"images": {n: torch.stack([s["images"][n] for s in samples]) for n in samples[0]["images"]}}
-    batch["label"] = torch.stack([sample["label"] for sample in samples])
-    return batch | {key: [sample[key] for sample in samples] for key in ("id", "condition", "case")}
+    return default_collate(samples)

@@ -143,9 +143,9 @@ def read_file(path: Path, modality: Modality) -> Tensor:
     Raises:
         DataError: unreadable, another type or number of channels, NaN or a negative range; names the file.
     """
-    stored = read_image(path, modality.dtype, modality.channels)
-    check_values(modality, stored, str(path))
-    return torch.from_numpy(np.ascontiguousarray(modality.to_physical(stored).transpose(2, 0, 1)))
+    physical = modality.to_physical(read_image(path, modality.dtype, modality.channels))
+    check_values(modality, physical, str(path))
+    return torch.from_numpy(np.ascontiguousarray(physical.transpose(2, 0, 1)))
 
 
 def images_at(path: Path) -> dict[str, Path]:
@@ -213,7 +213,10 @@ def open_data(root: str, split: str, network: Segmenter) -> Source:
         raise DataError(f"{root}: has none of the network's sensors ({', '.join(network.modalities)})")
     dataset = PreparedDataset(root, split, names)
     dataset.labelled = False  # labels are not read
-    files = {row["id"]: dataset.files(index) for index, row in enumerate(dataset.rows)}
+    files = {
+        row["id"]: {name: path for name, (path, *_) in dataset.files(index).items()}
+        for index, row in enumerate(dataset.rows)
+    }
     return Source(files, normalised_as(network, dataset))
 
 
@@ -247,7 +250,7 @@ def plan_folder(
         stem: {
             "sensors": list(files),
             "absent": [name for name in network.modalities if name not in files],
-            "digest": {name: digest_files(file.parent, [file.name]) for name, file in files.items()},
+            "digest": {name: digest_files(file.parent, [file]) for name, file in files.items()},
         }
         for stem, files in source.files.items()
     }

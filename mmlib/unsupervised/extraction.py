@@ -224,7 +224,7 @@ def _picture_keys(reader: PreparedDataset, index: int, depth_form: str) -> dict[
         settings = {key: value for key, value in asdict(modality).items() if key in PICTURED}
         if modality.picture == "range" and modality.channels == 1:
             settings["form"] = depth_form
-        file = digest_files(reader.root, [files[name].relative_to(reader.root)])
+        file = digest_files(reader.root, [files[name][0]])
         keys[name] = json.dumps([file, pictures.VERSION, settings], sort_keys=True)
     return keys
 
