@@ -54,7 +54,7 @@ class Modality:
     high: float = 1.0
     colour: str = "#444444"
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
-    scale: Annotated[float, Between(without=(0,))] = 1.0
+    scale: Annotated[float, Between(without=(0,), why="not 0")] = 1.0
     offset: float = 0.0
     compress: bool = False
     sparse: bool = False

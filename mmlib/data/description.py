@@ -59,8 +59,8 @@ class Description:
 
     def to_dict(self) -> dict:
         """As ``dataset.json`` has it."""
-        modalities = [modality.to_dict() for modality in self.modalities.values()]
-        return {"format": FORMAT} | asdict(self) | {"modalities": modalities}
+        values = asdict(self)
+        return {"format": FORMAT} | values | {"modalities": list(values["modalities"].values())}
 
 
 def read_description(root: str | Path) -> Description:
