@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from torch import nn
 
+from .config import AtLeast, check_settings
 from .runtime import (
     atomic_path,
     load_into,
@@ -38,14 +40,15 @@ PATIENCE = 20  # steps in a row without a finite gradient after which a run ends
 class Progress:
     """How far a run is; saved with its state."""
 
-    step: int = 0
+    step: Annotated[int, AtLeast(0)] = 0
     best: float = -1.0  # highest score so far: the mean mIoU on val in part A
     skipped: int = 0  # steps without a finite gradient
     seconds: float = 0.0
-    guards: dict = field(default_factory=dict)  # what the regulariser left out or capped
+    guards: dict[str, int] = field(default_factory=dict)  # what the regulariser left out or capped
     cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
     samples: int = 0  # at the start: order, schedule and number of steps follow from it
-    inputs: dict = field(default_factory=dict)  # digests of the data at the start, by what they are of
+    # Digests of the data at the start, by what they are of.
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 def due(done: int, steps: int, every: float) -> bool:
@@ -60,9 +63,9 @@ def run_steps(
     progress: Progress,
     steps: int,
     *,
-    take_step: Callable[[int], tuple[bool, Callable[[], dict]]],
-    measure: Callable[[int], tuple[dict, float]],
-    after_measure: Callable[[int, dict, bool], None],
+    take_step: Callable,
+    measure: Callable,
+    after_measure: Callable,
     eval_every: float,
     save_every: float,
     shown: str = "loss",
@@ -76,8 +79,8 @@ def run_steps(
         model: the weights that a state holds.
         take_step: step, counted from 0 -> (whether its gradient was finite, function that makes the step's
             line of the history). The line is made on every process, but only for logged steps.
-        measure: steps taken -> (line of the history, score, the higher the better).
-        after_measure: (steps taken, line, whether its score is the highest so far).
+        measure: number of steps taken -> (line of the history, score, the higher the better).
+        after_measure: takes (number of steps taken, line, whether its score is the highest so far).
         eval_every, save_every: steps between measurements and saved states; 0 = only at the end.
         shown: entry of a step's line that stands beside the progress bar.
         main: whether this process writes.
@@ -88,17 +91,16 @@ def run_steps(
     out, without_gradient = Path(config.out), 0
     # Times of a resumed run go on from those of its state.
     begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds
-    with ExitStack() as stack:
-        record = open_history(config, progress, stack) if main else lambda line: None
-        bar = progress_bar(
-            total=steps,
-            initial=progress.step,
-            desc=out.name,
-            leave=False,
-            mininterval=1.0,
-            progress=main and config.progress,
-        )
-        stack.enter_context(bar)
+    history = open_history(config, progress) if main else nullcontext(lambda line: None)
+    bar = progress_bar(
+        total=steps,
+        initial=progress.step,
+        desc=out.name,
+        leave=False,
+        mininterval=1.0,
+        progress=main and config.progress,
+    )
+    with history as record, bar:
         for step in range(progress.step, steps):
             finite, make_line = take_step(step)
             without_gradient = 0 if finite else without_gradient + 1
@@ -120,25 +122,20 @@ def run_steps(
                 line, score = measure(done)
                 record({"step": done, **line})
                 better = score > progress.best
-                if better:
-                    progress.best = score
+                progress.best = max(progress.best, score)
                 after_measure(done, line, better)
             if main and due(done, steps, save_every):
                 save_state(out / "resume.safetensors", model, optimizer, config, processes, progress)
 
 
-def public_settings(config) -> dict:
-    """The settings without folders: reports and published files name no machine's paths."""
-    hidden = ("out", "data", "tensorboard", "progress", "device")
-    settings = {key: value for key, value in asdict(config).items() if key not in hidden}
-    return settings | {"data": Path(config.data).name}
-
-
 def write_report(config, progress: Progress, **entries) -> dict:
     """``out``/report.json: provenance, settings and times, and what the part adds; also returned."""
+    # Reports and published files name no machine's paths.
+    hidden = ("out", "tensorboard", "progress", "device")
+    settings = {key: value for key, value in asdict(config).items() if key not in hidden}
     report = {
         "provenance": provenance(seed=config.seed),
-        "config": public_settings(config),
+        "config": settings | {"data": Path(config.data).name},
         "seconds": round(progress.seconds, 1),
         "cpu_seconds": round(progress.cpu_seconds, 1),
         **entries,
@@ -150,42 +147,43 @@ def write_report(config, progress: Progress, **entries) -> dict:
 # ---- history ----
 
 
-def open_history(config, progress: Progress, stack: ExitStack) -> Callable[[dict], None]:
-    """Write config.json and drop the lines of history.jsonl that lie beyond ``progress``.
-
-    Returns the function that adds a line.
+@contextmanager
+def open_history(config, progress: Progress) -> Iterator[Callable[[dict], None]]:
+    """Write config.json, and open history.jsonl without the lines that lie beyond ``progress``; gives the
+    function that adds a line.
 
     TensorBoard's event files hold nothing of their own: each process begins a new one with the lines that
     stay, so that a run that was killed and resumed shows every point once, at its own training time.
     """
     out = Path(config.out)
-    path, writer = out / "history.jsonl", None
+    path = out / "history.jsonl"
     write_json(out / "config.json", asdict(config))
-    trim_history(path, progress.step)
-    begun = time.time() - progress.seconds
-    seconds = 0.0
+    lines = [line for line in read_lines(path) if line["step"] <= progress.step] if path.exists() else []
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    begun, seconds = time.time() - progress.seconds, 0.0
+    with ExitStack() as stack:
+        writer = None
+        if getattr(config, "tensorboard", False):
+            # Readers forget all points of older files. The files stay: a server that reads one would wait
+            # for it for ever.
+            writer = stack.enter_context(find_tensorboard()(str(out / "tensorboard"), purge_step=0))
 
-    def add_points(line: dict) -> None:
-        nonlocal seconds
-        seconds = line.get("seconds", seconds)
-        for tag, value in scalars(line).items():
-            writer.add_scalar(tag, value, line["step"], begun + seconds)
+        def record(line: dict, new: bool = True) -> None:
+            nonlocal seconds
+            if new:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            if writer:
+                seconds = line.get("seconds", seconds)
+                for tag, value in scalars(line).items():
+                    writer.add_scalar(tag, value, line["step"], begun + seconds)
 
-    if getattr(config, "tensorboard", False):
-        # Readers forget all points of older files. The files stay: a server that reads one would wait for it
-        # for ever.
-        writer = find_tensorboard()(str(out / "tensorboard"), purge_step=0)
-        stack.callback(writer.close)
-        for _, line in _lines(path):
-            add_points(line)
-        writer.flush()
-
-    def record(line: dict) -> None:
-        append(path, line)
         if writer:
-            add_points(line)
-
-    return record
+            for line in lines:
+                record(line, new=False)
+            writer.flush()
+        yield record
 
 
 def find_tensorboard():
@@ -206,44 +204,30 @@ def find_tensorboard():
 
 def scalars(line: dict) -> dict[str, float]:
     """Curves to which a line of history.jsonl adds a point, by tag."""
-    numbers = lambda table: {name: value for name, value in table.items() if isinstance(value, float)}
+    tables = {"train": line}
     if "val" in line:
         tables = {
-            "val": numbers(line["val"]),
+            "val": line["val"],
             "val mIoU": line.get("miou", {}),
             "information": line.get("information", {}),
         }
-    else:
-        tables = {"train": {k: v for k, v in numbers(line).items() if k not in ("epoch", "seconds")}}
-    return {f"{table}/{name}": value for table, values in tables.items() for name, value in values.items()}
+    return {
+        f"{table}/{name}": value
+        for table, values in tables.items()
+        for name, value in values.items()
+        if isinstance(value, float) and name not in ("epoch", "seconds")
+    }
 
 
-def append(path: Path, line: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _lines(path: str | Path) -> list[tuple[str, dict]]:
-    """The lines of a history, as text and read; the last one only if it is whole: a kill, or a writer at
-    work, may have cut it short.
+def read_lines(path: str | Path) -> list[dict]:
+    """The lines of a history; the last one only if it is whole: a kill, or a writer at work, may have cut it
+    short.
     """
     with reading(path, "a history, one JSON object with a step on each line"):
-        texts = [line for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1] if line]
-        lines = [(text, json.loads(text)) for text in texts]
-        if not all(isinstance(line["step"], int) for _, line in lines):
+        lines = [json.loads(text) for text in Path(path).read_text(encoding="utf-8").split("\n")[:-1] if text]
+        if not all(isinstance(line["step"], int) for line in lines):
             raise TypeError("a step is not a whole number")
     return lines
-
-
-def trim_history(path: Path, step: int) -> None:
-    """Drop lines written after the state that the run resumes from, and a line cut short by a kill.
-
-    Raises:
-        ValueError: a damaged line.
-    """
-    texts = [text for text, line in (_lines(path) if path.exists() else []) if line["step"] <= step]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
 
 
 def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
@@ -252,7 +236,7 @@ def read_history(path: str | Path) -> tuple[list[dict], list[dict]]:
     Raises:
         ValueError: missing or damaged; names the file.
     """
-    lines = [line for _, line in _lines(path)]
+    lines = read_lines(path)
     return [line for line in lines if "val" not in line], [line for line in lines if "val" in line]
 
 
@@ -266,7 +250,7 @@ def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, 
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
     settings = asdict(config) | {"processes": processes}
     counts = {name: int(count) for name, count in progress.guards.items()}  # they count on the device
-    saved = asdict(progress) | {"guards": counts}
+    saved = asdict(replace(progress, guards=counts))
     save_tensors(path, tensors, {"state": {"config": settings, "progress": saved}})
 
 
@@ -275,14 +259,14 @@ def resume(
     model: nn.Module,
     optimizer,
     samples: int,
-    inputs: dict[str, str] | None = None,
+    inputs: dict[str, str],
     processes: int = 1,
 ) -> Progress:
     """Load ``config.out``/resume.safetensors into model and optimizer, if there is one.
 
     Args:
         samples: number of training samples.
-        inputs: digests of the data, by what they are of; None = not compared.
+        inputs: digests of the data, by what they are of; those that are missing are not compared.
 
     Raises:
         ValueError: ``config.out`` is a file, or holds another run, one on other data, or a damaged state;
@@ -297,22 +281,22 @@ def resume(
             raise ValueError(
                 f"{out}: holds a trained network but no state to resume from; choose another --out"
             )
-        return Progress(samples=samples, inputs=inputs or {})
+        return Progress(samples=samples, inputs=inputs)
     meta = read_tensor_header(path).get("state")
     with reading(path, "a state to resume from"):
         settings, progress = dict(meta["config"]), Progress(**meta["progress"])
-        if not (isinstance(progress.step, int) and progress.step >= 0):
-            raise ValueError(f"it was saved at step {progress.step!r}")
-    _compare_settings(out, settings, json.loads(json.dumps(asdict(config) | {"processes": processes})))
+        check_settings(progress, "its ")
+    for name, value in json.loads(json.dumps(asdict(config) | {"processes": processes})).items():
+        if name not in WITHOUT_EFFECT and settings.get(name) != value:
+            raise ValueError(
+                f"{out}: holds a run of another configuration ({name} was {settings.get(name)!r}, is "
+                f"{value!r}); choose another --out, or give its settings to resume it"
+            )
+    # Of other samples, the order and number of steps would change half-way.
+    changed = [what for what in inputs if progress.inputs.get(what, inputs[what]) != inputs[what]]
     if progress.samples not in (0, samples):  # 0: saved before this was counted
-        raise ValueError(
-            f"{out}: was begun on {progress.samples} training samples, and there are {samples} now: the "
-            "order and number of its steps would change half-way; choose another --out, or bring the data "
-            "back as they were"
-        )
-    if changed := [
-        what for what, digest in (inputs or {}).items() if progress.inputs.get(what, digest) != digest
-    ]:
+        changed.insert(0, f"{progress.samples} training samples, now {samples}")
+    if changed:
         raise ValueError(
             f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose "
             "another --out, or bring the data back as they were"
@@ -329,27 +313,14 @@ def resume(
                 index, key = rest.split(".")
                 states.setdefault(int(index), {})[key] = value
         shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        keys = {frozenset(state) for state in states.values()}
-        if len(keys) > 1 or any(
-            v.ndim and v.shape != shapes[i] for i, state in states.items() for v in state.values()
-        ):
+        misfits = [
+            i for i, state in states.items() for v in state.values() if v.ndim and v.shape != shapes[i]
+        ]
+        if misfits or len(set(map(frozenset, states.values()))) > 1:
             raise ValueError("its optimizer state is incomplete, or of another network")
     load_into(model, weights, path)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
-
-
-def _compare_settings(out: Path, saved: dict, now: dict) -> None:
-    differing = [
-        f"{key} was {saved.get(key)!r}, is {value!r}"
-        for key, value in now.items()
-        if key not in WITHOUT_EFFECT and saved.get(key) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{out}: holds a run of another configuration ({'; '.join(differing)}); choose another --out, or "
-            "give its settings to resume it"
-        )
 
 
 def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:

@@ -556,7 +556,7 @@ def test_a_run_that_is_compared(runs, file, change, message):
 def test_a_data_set_that_has_become_smaller(runs):
     shutil.rmtree("data")
     toy.make(Path("data"), 2, 2)
-    refused(COMMANDS["train"], "train: was begun on 6 training samples, and there are 2 now", around=runs)
+    refused(COMMANDS["train"], "changed: 6 training samples, now 2", around=runs)
 
 
 def test_a_lock_of_the_world_that_is_none(runs):

@@ -136,7 +136,7 @@ def test_two_processes_give_the_gradient_of_one(data, tmp_path):
     uneven = toy.make(tmp_path / "uneven", train=11)
     order = [
         index
-        for batch in stepping.StepSampler(11, configured(uneven, batch_size=4), 1, 0, 0, 1)
+        for batch in stepping.micro_batches(11, configured(uneven, batch_size=4), 1, 0, 0, 1)
         for index, _ in batch
     ]
     for index in order[:2]:

@@ -16,7 +16,6 @@ from mmlib.segmentation.network import (
     NetworkConfig,
     Segmenter,
     load_segmenter,
-    load_weights,
     read_header,
     save_segmenter,
 )
@@ -91,7 +90,7 @@ def test_any_image_size(encoder, stride, size):
 
 
 def test_images_too_small_for_the_encoder_are_explained():
-    with pytest.raises(ValueError, match="17 × 48; pvt_v2_b0 needs 32 pixels or more a side"):
+    with pytest.raises(ValueError, match=r"32 pixels or more a side, got \(1, 3, 17, 48\)"):
         network(encoder="pvt_v2_b0")(images(1, (17, 48)))
 
 
@@ -121,7 +120,7 @@ def test_a_stem_sees_every_channel_of_its_sensor():
 def test_pretrained_colour_filters_fit_any_channel_count():
     from mmlib.segmentation.network import PyramidEncoder
 
-    encoder = PyramidEncoder("pvt_v2_b0", False, False)
+    encoder = PyramidEncoder(NetworkConfig("pvt_v2_b0"))
     grey = encoder.make_stem(1).proj.weight
     assert torch.allclose(
         grey, encoder._patch_embed[0].proj.weight.sum(1, keepdim=True)
@@ -185,12 +184,6 @@ def test_a_checkpoint_rebuilds_the_network(tmp_path):
 def test_wrong_checkpoints_are_explained(tmp_path):
     path = tmp_path / "net.safetensors"
     save_segmenter(network(), path)
-    with pytest.raises(ValueError, match="stem 'separate' against 'shared'"):
-        load_weights(network(stem="shared"), path)
-    with pytest.raises(ValueError, match="modalities rgb, depth, event, lidar against rgb"):
-        load_weights(network({"rgb": MODALITIES["rgb"]}), path)
-    with pytest.raises(ValueError, match="5 classes"):
-        load_weights(Segmenter(MODALITIES, ["x"], [(0, 0, 0)]), path)
     with pytest.raises(ValueError, match="no such file"):
         load_segmenter(tmp_path / "none.safetensors")
     path.write_bytes(path.read_bytes()[:-1000])
@@ -418,5 +411,3 @@ def test_centred_fusion_leans_on_its_centre(encoder, tmp_path):
     save_segmenter(net, tmp_path / "net.safetensors")
     with torch.no_grad():
         assert torch.allclose(load_segmenter(tmp_path / "net.safetensors")(batch), net(batch))
-    with pytest.raises(ValueError, match="fusion"):
-        load_weights(network(encoder=encoder), tmp_path / "net.safetensors")

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from ..data.prepared import collate
 from ..loop import due
 from .information import measure_information
-from .step import StepSampler, TrainConfig, learning_rate, set_up, train_step
+from .step import TrainConfig, learning_rate, micro_batches, set_up, train_step
 from .train import validate
 
 aten = torch.ops.aten
@@ -104,7 +104,7 @@ def dry_run(config: TrainConfig) -> dict:
     processes, rank = accelerator.num_processes, accelerator.process_index
 
     # Loading: the micro-batches of two steps, once from disk and once from the cache.
-    sampler = StepSampler(len(run.data), config, run.steps, 0, rank, processes)
+    sampler = micro_batches(len(run.data), config, run.steps, 0, rank, processes)
     entries = list(islice(sampler, 2 * config.accumulate))
     load = lambda batch: collate([run.data[entry] for entry in batch])
     decode = sum(seconds(device, load, batch) for batch in entries) / len(entries)

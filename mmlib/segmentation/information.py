@@ -8,7 +8,7 @@ when a batch grows. All of it runs in float32 (or float64), also under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
+from .network import Tensors
 
 # Added to f before dividing: a sample that is fitted perfectly has no information, not an infinite one.
 EPS = 1e-6
@@ -34,7 +35,7 @@ def exact(device: torch.device, network=None):
     Activations of ``network`` are kept, not recomputed: recomputation would happen in the caller's backward
     pass, outside of this context and so by another attention kernel.
     """
-    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
+    modules = getattr(network, "modules", list)()  # any callable may be measured
     checkpointed = [module for module in modules if getattr(module, "grad_checkpointing", False)]
     for module in checkpointed:
         module.grad_checkpointing = False
@@ -55,46 +56,43 @@ def mean_cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """
     if logits.shape[-2:] != label.shape[-2:]:
         logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
-    if label.ndim == 4:
-        pixels = torch.full_like(logits[:, 0, 0, 0], label[0, 0].numel())
-        return F.cross_entropy(logits, label, reduction="none").flatten(1).mean(1), pixels
-    pixels = (label != IGNORE_INDEX).flatten(1).sum(1).to(logits.dtype)
-    loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(1)
-    return loss / pixels.clamp_min(1), pixels
+    soft = label.ndim == 4
+    valid = torch.ones_like(label[:, 0]) if soft else label != IGNORE_INDEX
+    pixels = valid.flatten(1).sum(1).to(logits.dtype)
+    loss = F.cross_entropy(logits, label, ignore_index=-1 if soft else IGNORE_INDEX, reduction="none")
+    return loss.flatten(1).sum(1) / pixels.clamp_min(1), pixels
 
 
 def _information(energy: Tensor, f: Tensor, pixels: Tensor, variance: bool) -> Tensor:
-    """energy / f, NaN where there is no labelled pixel; ``variance``: not divided by f (Poincaré's bound on
-    the variance).
+    """energy / f, NaN where there is no labelled pixel, infinite where the network's output is no finite
+    number; ``variance``: not divided by f (Poincaré's bound on the variance).
     """
     # ``where`` after the division: a NaN inside the arithmetic would reach the gradients even where its
     # result is not used.
-    return torch.where(pixels > 0, energy if variance else energy / (f + EPS), torch.nan)
+    values = (energy if variance else energy / (f + EPS)).nan_to_num(torch.inf, torch.inf)
+    return torch.where(pixels > 0, values, torch.nan)
 
 
-def noisy(images: Mapping[str, Tensor], sigma: float, seed: int) -> dict[str, Tensor]:
-    """Leaves z_i = x_i + σ ε, in at least float32; the same noise on every device for one seed."""
+def noisy(images: Tensors, sigma: float | None, seed: int) -> Tensors:
+    """Leaves z_i = x_i + σ ε, in at least float32; the same noise on every device for one seed. ``sigma``
+    None: each coordinate's standard deviation over the batch.
+    """
     result = {}
     for name, image in images.items():
-        generator = torch.Generator().manual_seed(derived_seed(seed, name))
-        noise = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image.device)
-        image = image.detach() if image.dtype == torch.float64 else image.detach().float()
-        result[name] = (image + sigma * noise.to(image.dtype)).requires_grad_()
+        image, generator = _full(image.detach()), torch.Generator().manual_seed(derived_seed(seed, name))
+        noise = torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)
+        spread = image.std(0, keepdim=True) if sigma is None else sigma
+        result[name] = (image + spread * noise).requires_grad_()
     return result
 
 
-def alone(network: Callable, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each modality's own logits: in one pass where the network offers it (``modality_logits``), else one
-    pass each.
-    """
-    if hasattr(network, "modality_logits"):
-        return network.modality_logits(dict(images))
-    return {name: network({name: image}) for name, image in images.items()}
+def _results(values: Tensor, f: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
+    return (values, f) if create_graph else (values.detach(), f.detach())
 
 
 def input_information(
     network: Callable,
-    images: Mapping[str, Tensor],
+    images: Tensors,
     label: Tensor,
     *,
     sigma: float = 0.1,
@@ -127,29 +125,31 @@ def input_information(
         z = noisy(images, sigma, seed)
         if reading == "input":  # Eq. 6: f = CE(p(z), gt), one f for all modalities
             f, pixels = mean_cross_entropy(network(z), label)
-            losses, total = dict.fromkeys(z, f), f.sum()
+            losses, total = [f] * len(z), f.sum()
         else:  # Eq. 4: f_i = CE(p(z_i), p(x)), every modality alone against the fused prediction
             with torch.no_grad():
-                clean = {name: image.detach().to(z[name].dtype) for name, image in images.items()}
-                target = network(clean).softmax(1)
-            losses = {}
-            for name, logits in alone(network, z).items():
-                losses[name], pixels = mean_cross_entropy(logits, target)
-            f = torch.stack(list(losses.values())).mean(0)
-            total = sum(value.sum() for value in losses.values())
+                target = network({name: _full(image) for name, image in images.items()}).softmax(1)
+            if hasattr(network, "modality_logits"):  # in one pass where the network offers it
+                logits = network.modality_logits(z)
+            else:
+                logits = {name: network({name: image}) for name, image in z.items()}
+            losses = []
+            for name in z:
+                loss, pixels = mean_cross_entropy(logits[name], target)
+                losses.append(loss)
+            f, total = torch.stack(losses).mean(0), sum(map(torch.sum, losses))
         # Samples do not mix, so that the gradient of a sum holds each sample's own.
         gradients = torch.autograd.grad(total, list(z.values()), create_graph=create_graph)
         rows = []
-        for name, gradient in zip(z, gradients):
+        for loss, gradient in zip(losses, gradients):
             energy = sigma**2 * pixels * gradient.flatten(1).square().sum(1)  # σ² N ‖∇_{x_i} f‖²
-            rows.append(_information(energy, losses[name], pixels, variance))
-        values = torch.stack(rows)
-        return (values, f) if create_graph else (values.detach(), f.detach())
+            rows.append(_information(energy, loss, pixels, variance))
+        return _results(torch.stack(rows), f, create_graph)
 
 
 def gat_information(
     network: Callable,
-    images: Mapping[str, Tensor],
+    images: Tensors,
     *,
     seed: int = 0,
     variance: bool = False,
@@ -176,22 +176,18 @@ def gat_information(
             "of 2 or more"
         )
     with torch.enable_grad(), exact(first.device, network):
-        noise = noisy({name: torch.zeros_like(image) for name, image in images.items()}, 1.0, seed)
-        clean = {name: images[name].detach().to(noise[name].dtype) for name in images}
-        z = {
-            name: (image + noise[name].detach() * image.std(0, keepdim=True)).requires_grad_()
-            for name, image in clean.items()
-        }
-        target = network(clean).softmax(1)  # not detached in their code either
+        z = noisy(images, None, seed)
+        # The target is not detached in their code either.
+        target = network({name: _full(image.detach()) for name, image in images.items()}).softmax(1)
         f = F.cross_entropy(network(z), target)
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
         energy = [gradient.square().sum(1).mean() for gradient in gradients]
-        values, f = torch.stack([e / (1 if variance else f) for e in energy])[:, None], f[None]
-        return (values, f) if create_graph else (values.detach(), f.detach())
+        values = torch.stack([e / (1 if variance else f) for e in energy])[:, None]
+        return _results(values.nan_to_num(torch.inf, torch.inf), f[None], create_graph)
 
 
 def logit_information(
-    logits: Mapping[str, Tensor], label: Tensor, *, fused: bool = False, variance: bool = False
+    logits: Tensors, label: Tensor, *, fused: bool = False, variance: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Information of each modality's logits in closed form: mean over pixels of ‖softmax − onehot‖², divided
     by CE.
@@ -223,7 +219,7 @@ def logit_information(
 
 def feature_information(
     features: list[Tensor], count: int, *, reading: str = "kl", variance: bool = False
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """Eq. 7 in closed form: channel softmax q_i of modality i's features against that of their mean, which
     gets no gradient.
 
@@ -237,7 +233,7 @@ def feature_information(
         count: M.
 
     Returns:
-        per scale, (information (M, B), f (M, B)).
+        (information (scales, M, B), f (scales, M, B)).
     """
     values, losses = [], []
     for feature in features:
@@ -252,9 +248,9 @@ def feature_information(
         energy = (log_q.exp() - target).square().sum(3).mean(2)  # ‖∇_{f_i^j} f‖² = ‖q_i − q_m‖²
         if reading == "kl":
             energy = energy * (stacked.shape[3] / 2)
-        values.append(energy if variance else energy / (f + EPS))
+        values.append(_information(energy, f, torch.ones_like(f), variance))
         losses.append(f)
-    return values, losses
+    return torch.stack(values), torch.stack(losses)
 
 
 def decoder_information(
@@ -265,7 +261,7 @@ def decoder_information(
     *,
     variance: bool = False,
     create_graph: bool = False,
-) -> tuple[list[Tensor], Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Eq. 7 through the head: f = CE(mean of the decoded features, label), differentiated by each modality's
     features at the four scales of the encoder's stages; a fifth, finer one is the stem's.
 
@@ -277,24 +273,22 @@ def decoder_information(
         features: what ``decode`` takes, fine to coarse; of more than four the last four are scales.
 
     Returns:
-        (per scale information (M, B), f (B,)); NaN where a sample has no labelled pixel.
+        (information (scales, M, B), f (B,)); NaN where a sample has no labelled pixel.
     """
     with torch.enable_grad(), exact(label.device):
-        leaves = []
-        for feature in map(_full, features):
-            # A view: the encoder makes each scale from the one before, and the way from a fine scale to the
-            # loss through the coarser ones is not the head's.
-            leaves.append((feature if feature.requires_grad else feature.requires_grad_()).view_as(feature))
+        # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss
+        # through the coarser ones is not the head's.
+        features = map(_full, features)
+        leaves = [(f if f.requires_grad else f.requires_grad_()).view_as(f) for f in features]
         f, pixels = mean_cross_entropy(decode(leaves).unflatten(0, (count, -1)).mean(0), label)
         scales = leaves[-SCALES:]
+        gradients = torch.autograd.grad(f.sum(), scales, create_graph=create_graph)
         values = []
-        for feature, gradient in zip(
-            scales, torch.autograd.grad(f.sum(), scales, create_graph=create_graph), strict=True
-        ):
+        for feature, gradient in zip(scales, gradients):
             variances = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
             energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * variances * pixels
             values.append(_information(energy, f, pixels, variance))
-        return (values, f) if create_graph else ([value.detach() for value in values], f.detach())
+        return _results(torch.stack(values), f, create_graph)
 
 
 def combine(information: Tensor, form: str) -> Tensor:
@@ -315,7 +309,12 @@ def combine(information: Tensor, form: str) -> Tensor:
     return information.mean().log() - information.log().mean()
 
 
-def term(values: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+def usable(values: Tensor) -> Tensor:
+    """(N,) whether the information (M, N) of all modalities is a positive, finite number."""
+    return (torch.isfinite(values) & (values > 0)).all(0)
+
+
+def term(values: Tensor, form: str, cap: float, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """One term of the regulariser, without its λ, from the information (M, N) of modalities and samples.
 
     Eq. 4, 6 and, at one scale, 7, where ``form`` is "inverse":  R = Σ_i ( ∫ ‖∇_i f‖² / f dμ_i )⁻¹
@@ -327,29 +326,33 @@ def term(values: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor, Tensor]
             Gat et al.'s code belongs to values of 1e9.
         cap: largest value; beyond it the term is scaled down to this value, so that its gradient keeps the
             direction.
+        whole: (M, N') of all samples of the step, those of ``values`` among them; None = there are no others.
+            R is that of ``whole``, its gradient the share of ``values``, so that the gradients of
+            micro-batches and processes add up to that of one large batch.
 
     Returns:
         (R, information (M,), whether R was capped). R is 0 if no sample has positive, finite information.
     """
-    usable = (torch.isfinite(values) & (values > 0)).all(0)
+    whole = (values if whole is None else whole).detach()
+    taken, own = usable(whole), usable(values)
     # ∫ … dμ_i is the mean over samples and noise, and is inverted after: E[1/I] would be larger (Jensen).
     # All by arithmetic: a branch on a value would make a GPU wait for it.
-    information = torch.where(usable, values, 0.0).sum(1) / usable.sum().clamp_min(1)
-    information = torch.where(usable.any(), information, 1.0)
-    capped = torch.zeros_like(usable.any())
+    information = torch.where(taken, whole, 0.0).sum(1) / taken.sum().clamp_min(1)
+    share = torch.where(own, values, 0.0).sum(1) / taken.sum().clamp_min(1)
+    information = information + (share - share.detach())  # adds 0, with the gradient of the own samples
+    information = torch.where(taken.any(), information, 1.0)
+    capped = torch.zeros_like(taken.any())
     if form == "gat":
         value = (1 / information).norm()
     else:
         value = combine(information + 1e-6 * information.detach().mean(), form)
         capped = value.detach() > cap
         value = value * (cap / value.detach().clamp_min(cap))
-    return torch.where(usable.any(), value, 0.0), information.detach(), capped
+    return torch.where(taken.any(), value, 0.0), information.detach(), capped
 
 
 def nearest(label: Tensor, size: torch.Size) -> Tensor:
     """(B, H, W) labels at another size, each the nearest pixel's."""
-    if label.shape[-2:] == size:
-        return label
     return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
 
 
@@ -365,7 +368,7 @@ def fisher_gap(information) -> float:
 
 def evenly_spaced(length: int, count: int) -> list[int]:
     """Up to ``count`` different indices from 0 to length − 1."""
-    return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
 
 
 def measure_information(
@@ -387,7 +390,7 @@ def measure_information(
             f"{dataset.root} has no labels; the information of the input reading is that of the "
             "cross-entropy to a label"
         )
-    total, used = torch.zeros(len(dataset.modalities), dtype=torch.float64), 0
+    used = []
     for index in evenly_spaced(len(dataset), samples):
         # One by one: samples may differ in size, and memory stays small.
         batch = collate([dataset[index]])
@@ -395,6 +398,6 @@ def measure_information(
         label, own_seed = batch["label"].to(device), derived_seed(seed, index)
         values, _ = input_information(network, images, label, sigma=sigma, seed=own_seed)
         if torch.isfinite(values).all():
-            total += values[:, 0].double().cpu()
-            used += 1
-    return dict(zip(dataset.modalities, (total / max(1, used)).tolist()))
+            used.append(values[:, 0].double().cpu())
+    total = sum(used, torch.zeros(len(dataset.modalities), dtype=torch.float64))
+    return dict(zip(dataset.modalities, (total / max(1, len(used))).tolist()))

@@ -9,7 +9,10 @@ others are added to it. Training, scoring, prediction and export build and load 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +25,7 @@ from ..data.prepared import Description
 from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 
+Tensors = Mapping[str, Tensor]  # one of each modality, by name
 Encoder = Literal["residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
 
 
@@ -56,23 +60,31 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
-class ResidualBlock(nn.Module):
-    """conv 3×3, GroupNorm, ReLU, conv 3×3, GroupNorm, plus the (projected) input, ReLU."""
+def run_stages(stages: Iterable[Callable], x: Tensor, added: list[Tensor] | None) -> list[Tensor]:
+    """The output of each stage, fine to coarse. ``added``: features of other sensors, one per stage, added
+    before the next stage sees them.
+    """
+    features = []
+    for j, stage in enumerate(stages):
+        x = stage(x) if added is None else stage(x) + added[j]
+        features.append(x)
+    return features
 
-    def __init__(self, channels_in: int, channels: int, stride: int):
+
+class ResidualBlock(nn.Module):
+    """conv 3×3 of stride 2, GroupNorm, ReLU, conv 3×3, GroupNorm, plus the projected input, ReLU."""
+
+    def __init__(self, channels_in: int, channels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+            nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False),
             group_norm(channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
             group_norm(channels),
         )
-        plain = stride == 1 and channels_in == channels
-        self.shortcut = (
-            nn.Identity()
-            if plain
-            else nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 1, 2, bias=False), group_norm(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +99,7 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = nn.ModuleList(ResidualBlock(a, b, 2) for a, b in zip(self.widths, self.widths[1:]))
+        self.stages = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(self.widths))
 
     def make_stem(self, channels: int) -> nn.Module:
         width = self.widths[0]
@@ -96,23 +108,18 @@ class ResidualEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        """``added``: features of other sensors, one per scale, added before the next stage sees them."""
-        features = [x if added is None else x + added[0]]
-        for j, stage in enumerate(self.stages, 1):
-            x = stage(features[-1])
-            features.append(x if added is None else x + added[j])
-        return features
+        return run_stages([lambda x: x, *self.stages], x, added)  # the stem's own features come first
 
 
 class PyramidEncoder(nn.Module):
     """timm's pvt_v2_b*: features at strides 4, 8, 16 and 32 (Wang et al. 2022)."""
 
-    def __init__(self, name: str, pretrained: bool, checkpointing: bool):
+    def __init__(self, config: NetworkConfig):
         super().__init__()
         import timm  # imported late: it takes seconds, and small runs do not need it
 
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-        model.set_grad_checkpointing(checkpointing)
+        model = timm.create_model(config.encoder, pretrained=config.pretrained, num_classes=0)
+        model.set_grad_checkpointing(config.checkpointing)
         self.widths = tuple(model.feature_info[i]["num_chs"] for i in range(4))
         self.stages = model.stages
         self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
@@ -123,31 +130,22 @@ class PyramidEncoder(nn.Module):
         """A copy of the first layer for ``channels`` inputs; pretrained colour filters are adapted by timm's
         rule.
         """
-        from copy import deepcopy
-
         from timm.models import adapt_input_conv
 
         stem = deepcopy(self._patch_embed[0])
         old = stem.proj
         stem.proj = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-        stem.proj.weight = nn.Parameter(adapt_input_conv(channels, old.weight.detach().clone()).contiguous())
-        stem.proj.bias = nn.Parameter(old.bias.detach().clone())
+        with torch.no_grad():
+            stem.proj.weight.copy_(adapt_input_conv(channels, old.weight))
+            stem.proj.bias.copy_(old.bias)
         return stem
 
     def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        features = []
-        for j, stage in enumerate(self.stages):
-            x = stage(x) if added is None else stage(x) + added[j]
-            features.append(x)
-        return features
+        return run_stages(self.stages, x, added)
 
 
 def make_encoder(config: NetworkConfig) -> ResidualEncoder | PyramidEncoder:
-    return (
-        ResidualEncoder()
-        if config.encoder == "residual"
-        else PyramidEncoder(config.encoder, config.pretrained, config.checkpointing)
-    )
+    return ResidualEncoder() if config.encoder == "residual" else PyramidEncoder(config)
 
 
 class MLPHead(nn.Module):
@@ -219,7 +217,7 @@ class Segmenter(nn.Module):
             image = image[:, [0, image.shape[1] - 1, 0]]
         return self.stems["shared"](image)
 
-    def check(self, images: dict[str, Tensor]) -> None:
+    def check(self, images: Tensors) -> None:
         """Raise ValueError unless ``images`` holds at least one known modality, with the right channels and
         one size.
         """
@@ -227,29 +225,21 @@ class Segmenter(nn.Module):
             raise ValueError(
                 f"no modality left to segment; pass at least one of {', '.join(self.modalities)}"
             )
-        sizes = set()
-        for name, image in images.items():
+        shapes = {name: tuple(image.shape) for name, image in images.items()}
+        for name, shape in shapes.items():
             if name not in self.modalities:
                 raise ValueError(
                     f"unknown modality {name!r}; this network knows {', '.join(self.modalities)}"
                 )
-            if image.ndim != 4 or image.shape[1] != self.modalities[name].channels:
+            channels, least = self.modalities[name].channels, self.encoder.smallest
+            if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
                 raise ValueError(
-                    f"{name}: expected (B, {self.modalities[name].channels}, H, W), got {tuple(image.shape)}"
+                    f"{name}: expected (B, {channels}, H, W), {least} pixels or more a side, got {shape}"
                 )
-            if min(image.shape[2:]) < self.encoder.smallest:
-                size, least = f"{image.shape[2]} × {image.shape[3]}", self.encoder.smallest
-                raise ValueError(
-                    f"{name}: image of {size}; {self.config.encoder} needs {least} pixels or more a side"
-                )
-            sizes.add((image.shape[0], *image.shape[2:]))
-        if len(sizes) > 1:
-            raise ValueError(
-                "modalities differ in batch or image size: "
-                f"{ {name: tuple(image.shape) for name, image in images.items()} }"
-            )
+        if len({(batch, *size) for batch, _, *size in shapes.values()}) > 1:
+            raise ValueError(f"modalities differ in batch or image size: {shapes}")
 
-    def features(self, images: dict[str, Tensor]) -> list[Tensor]:
+    def features(self, images: Tensors) -> list[Tensor]:
         """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of
         centred fusion (B, …).
         """
@@ -258,7 +248,7 @@ class Segmenter(nn.Module):
             return self._centred(images)
         return self.encoder(torch.cat([self._stem(name, image) for name, image in images.items()]))
 
-    def _centred(self, images: dict[str, Tensor]) -> list[Tensor]:
+    def _centred(self, images: Tensors) -> list[Tensor]:
         """In the manner of CMNeXt: auxiliary sensors share an encoder, their strongest response at each place
         joins the main branch.
         """
@@ -274,7 +264,7 @@ class Segmenter(nn.Module):
             image = first.new_zeros(len(first), self.modalities[centre].channels, *first.shape[2:])
         return self.encoder(self._stem(centre, image), added)
 
-    def modality_logits(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+    def modality_logits(self, images: Tensors) -> Tensors:
         """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4
         (pvt_v2).
 
@@ -283,10 +273,9 @@ class Segmenter(nn.Module):
         """
         if self.config.fusion == "centred":
             raise ValueError(
-                "centred fusion has no logits of single modalities; call the network on each subset of the "
-                "images"
+                "centred fusion has no logits of single modalities; call the network on each subset of images"
             )
-        return dict(zip(images, self.head(self.features(images)).chunk(len(images))))
+        return self(images, fuse=False)[0]
 
     def scoring(self) -> dict:
         """``evaluate_subsets(dataset=…, **network.scoring())``: cached logits where fusion is linear, else
@@ -296,7 +285,7 @@ class Segmenter(nn.Module):
             return {"encode": lambda images: images, "fuse": self}
         return {"encode": self.modality_logits, "fuse": None}
 
-    def forward(self, images: dict[str, Tensor], fuse: bool = True):
+    def forward(self, images: Tensors, fuse: bool = True):
         """Fused logits (B, K, H, W): the mean over the modalities given.
 
         Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the
@@ -326,7 +315,7 @@ def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
     """
     header = {
         "config": asdict(segmenter.config),
-        "modalities": [m.to_dict() for m in segmenter.modalities.values()],
+        "modalities": [asdict(m) for m in segmenter.modalities.values()],
         "classes": segmenter.classes,
         "palette": segmenter.palette,
         "notes": notes,
@@ -359,34 +348,8 @@ def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segm
     with reading(path, "a segmenter that this version can build"):
         config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
         modalities = {m["name"]: Modality(**m) for m in header["modalities"]}
-        described = Description(
-            "of a checkpoint", header["classes"], header["palette"], modalities
-        )  # complains about nonsense
+        # A description checks names, colours and modalities.
+        described = Description("of a checkpoint", header["classes"], header["palette"], modalities)
         segmenter = Segmenter(modalities, described.classes, described.palette, config)
-    load_weights(segmenter, path)
-    return segmenter.eval().to(device)
-
-
-def load_weights(segmenter: Segmenter, path: str | Path) -> None:
-    """Copy weights of ``path`` into ``segmenter``; both must be of one configuration.
-
-    Raises:
-        ValueError: names the first differences in configuration, modalities or classes.
-    """
-    header, problems = read_header(path), []
-    with reading(path, "a segmenter of this version"):
-        names, theirs = [m["name"] for m in header["modalities"]], dict(header["config"])
-    if names != list(segmenter.modalities):
-        problems.append(f"modalities {', '.join(names)} against {', '.join(segmenter.modalities)}")
-    if header["classes"] != segmenter.classes:
-        problems.append(
-            f"{len(header['classes'])} classes ({', '.join(header['classes'][:4])}, …) against "
-            f"{len(segmenter.classes)}"
-        )
-    ours = asdict(segmenter.config)
-    for key in ("encoder", "stem", "embed_dim", "fusion"):
-        if theirs.get(key, "mean") != ours[key]:
-            problems.append(f"{key} {theirs.get(key)!r} against {ours[key]!r}")
-    if problems:
-        raise ValueError(f"{path}: a checkpoint of another configuration: {'; '.join(problems)}")
     load_into(segmenter, read_tensors(path), path)
+    return segmenter.eval().to(device)

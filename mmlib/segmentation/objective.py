@@ -15,7 +15,6 @@ training step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -28,6 +27,7 @@ from ..config import AtLeast, Between
 from ..evaluation.fusion import closest_to_mean
 from ..evaluation.subsets import subset_matrix
 from ..modalities import IGNORE_INDEX
+from .network import Tensors
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,11 @@ def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
 def pixel_grid(
     size: tuple[int, int], share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of a random sub-grid that holds about ``share`` of the pixels, without repetition."""
+    """Rows and columns of a random sub-grid that holds about ``share`` of the pixels, without repetition.
+    With 1 it holds all of them, and nothing is drawn.
+    """
+    if share == 1:
+        return np.arange(size[0]), np.arange(size[1])
     counts = [max(1, round(length * share**0.5)) for length in size]
     rows, columns = (np.sort(rng.choice(length, count, replace=False)) for length, count in zip(size, counts))
     return rows, columns
@@ -73,10 +77,8 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
 
     def weights(length_in: int, length_out: int, places: np.ndarray) -> Tensor:
         centre = np.clip((places + 0.5) * (length_in / length_out) - 0.5, 0, length_in - 1)
-        low = np.floor(centre).astype(int)
-        matrix = np.zeros((len(places), length_in), np.float32)
-        matrix[np.arange(len(places)), low] += 1 - (centre - low)
-        matrix[np.arange(len(places)), np.minimum(low + 1, length_in - 1)] += centre - low
+        # Hat functions: 1 at the own place, 0 from the next one on.
+        matrix = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length_in)))
         return torch.from_numpy(matrix).to(logits)
 
     vertical = weights(logits.shape[-2], size[0], rows)
@@ -85,7 +87,7 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
 
 
 def subset_cross_entropy(
-    logits: Mapping[str, Tensor],
+    logits: Tensors,
     label: Tensor,
     config: ObjectiveConfig,
     valid: Tensor,
@@ -106,20 +108,13 @@ def subset_cross_entropy(
     """
     size = tuple(label.shape[-2:])
     stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
-    modalities, batch, classes = stacked.shape[:3]
-    if config.pixels < 1:
-        rows, columns = pixel_grid(size, config.pixels, rng)
-        label = label[:, torch.from_numpy(rows).to(label.device)][
-            :, :, torch.from_numpy(columns).to(label.device)
-        ]
-        # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum
-        # over all pixels.
-        scale = size[0] * size[1] / (len(rows) * len(columns))
-    else:
-        rows, columns, scale = np.arange(size[0]), np.arange(size[1]), 1.0
-    stacked = resample(stacked.flatten(0, 1), size, rows, columns).view(
-        modalities, batch, classes, len(rows), len(columns)
-    )
+    modalities = len(stacked)
+    rows, columns = pixel_grid(size, config.pixels, rng)
+    label = label[:, rows[:, None], columns]
+    # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over
+    # all pixels.
+    scale = size[0] * size[1] / (len(rows) * len(columns))
+    stacked = resample(stacked.flatten(0, 1), size, rows, columns).unflatten(0, (modalities, -1))
 
     def cross_entropy(fused: Tensor) -> Tensor:  # Eq. 8: L_sup = CE(p, gt)
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)

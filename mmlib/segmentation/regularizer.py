@@ -1,5 +1,5 @@
 """The regulariser that balances sensors: which information is read, when, and how it becomes R_p (Eq. 4 or 6)
-and R_f (Eq. 7) of the training loss L = L_sup + λ_p R_p + λ_f R_f (Eq. 9).
+and R_f (Eq. 7) of the training loss L = L_sup + R_p + R_f (Eq. 9), their weights λ_p and λ_f included.
 
 In anybody's training loop, for any network that maps a dict of images to logits:
 
@@ -16,7 +16,7 @@ processes; then it is averaged and inverted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from ..config import Above, AtLeast, Between, check_settings
-from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
 from .information import (
     SCALES,
@@ -37,16 +36,18 @@ from .information import (
     logit_information,
     nearest,
     term,
+    usable,
 )
+from .network import Tensors
 
 __all__ = ["Regularizer", "RegularizerConfig", "combine"]
 
 # Positions at which the closed forms read a map: a mean over more of them costs time and says the same.
 LOGITS, FEATURES = 256, 64
-PROBED = ("input", "consistency", "gat")  # readings that differentiate the network
+PROBED = {"input", "consistency", "gat", "decoder"}  # readings that differentiate the network
 
-# Name of a term -> (M + 1, N): the information of M modalities in N samples, and in the last row 1 for a
-# sample without a labelled pixel.
+# Name of a term -> (M, N): the information of M modalities in N samples; NaN for a sample without a labelled
+# pixel.
 Tables = dict[str, Tensor]
 
 
@@ -84,35 +85,10 @@ class RegularizerConfig:
     """Largest value of one term: beyond it, it is scaled down to this value, and counted."""
 
     @property
-    def prediction_term(self) -> bool:
-        return self.prediction != "none" and self.lambda_p > 0
-
-    @property
-    def feature_term(self) -> bool:
-        return self.features != "none" and self.lambda_f > 0
-
-    @property
-    def probed(self) -> bool:
-        """Whether it has terms of second order."""
-        return (self.prediction_term and self.prediction in PROBED) or (
-            self.feature_term and self.features == "decoder"
-        )
-
-    @property
-    def in_closed_form(self) -> bool:
-        """Whether it has terms that are computed at every step from logits or features."""
-        return (self.prediction_term and self.prediction not in PROBED) or (
-            self.feature_term and self.features != "decoder"
-        )
-
-    @property
-    def active(self) -> bool:
-        return self.prediction_term or self.feature_term
-
-    @property
-    def needs_modalities(self) -> bool:
-        """Whether it reads predictions or features of single modalities, which not every network has."""
-        return self.features != "none" or self.prediction in ("consistency", "unimodal-logit", "fused-logit")
+    def readings(self) -> set[str]:
+        """The readings of R_p and R_f that have a weight."""
+        weights = {self.prediction: self.lambda_p, self.features: self.lambda_f}
+        return {reading for reading, weight in weights.items() if reading != "none" and weight > 0}
 
 
 # ---- information ----
@@ -120,72 +96,38 @@ class RegularizerConfig:
 
 def read_outputs(
     config: RegularizerConfig,
-    logits: Mapping[str, Tensor] | None,
+    logits: Tensors | None,
     features: Sequence[Tensor] | None,
     label: Tensor,
 ) -> Tables:
     """Information in closed form: only softmax arithmetic, with a graph to ``logits`` and ``features``."""
     tables: Tables = {}
-    if config.prediction_term and config.prediction not in PROBED:
+    readings = config.readings - PROBED
+    if config.prediction in readings:
         if logits is None:
-            raise ValueError(
-                f"the reading {config.prediction!r} needs logits=: a dict of each modality's own logits"
-            )
-        small = thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS)
-        values, _ = logit_information(
+            raise ValueError(f"{config.prediction!r} needs logits=: a dict of each modality's own logits")
+        tables[config.prediction], _ = logit_information(
             {name: thinned(value, LOGITS) for name, value in logits.items()},
-            small,
+            thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS),
             fused=config.prediction == "fused-logit",
             variance=config.variance,
         )
-        tables[config.prediction] = _table(values, small)
-    if config.feature_term and config.features != "decoder":
+    if config.features in readings:
         if features is None:
-            raise ValueError(
-                f"the reading {config.features!r} needs features=: one tensor (M·B, C, h, w) per scale"
-            )
+            raise ValueError(f"{config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
         count = len(features[0]) // len(label)
         if count > 1:  # a modality alone is its own mean: nothing to compare
             maps = [thinned(feature, FEATURES) for feature in features[-SCALES:]]
             scales, _ = feature_information(maps, count, reading=config.features, variance=config.variance)
-            tables |= {f"{config.features} scale {j}": _table(values) for j, values in enumerate(scales, 1)}
+            tables |= {f"{config.features} scale {j}": values for j, values in enumerate(scales, 1)}
     return tables
 
 
-def read_probe(
-    config: RegularizerConfig,
-    network: Callable,
-    images: Mapping[str, Tensor],
-    label: Tensor,
-    seed: int,
-    step: int,
-) -> Tables:
-    """Information that differentiates the network, on a crop of a few samples."""
-    tables: Tables = {}
-    images, label = crop(config, images, label, derived_seed(seed, "probe crop", step))
-    options = {"variance": config.variance, "create_graph": True}
-    noise = {"seed": derived_seed(seed, "probe", step)}
-    if config.prediction_term and config.prediction == "gat":
-        values, _ = gat_information(network, images, **noise, **options)
-        tables["gat"] = _table(values)  # one number for the whole batch
-    elif config.prediction_term and config.prediction in PROBED:
-        noise |= {"sigma": config.sigma, "reading": config.prediction}
-        values, _ = input_information(network, images, label, **noise, **options)
-        tables[config.prediction] = _table(values, label)
-    if config.feature_term and config.features == "decoder":
-        features = network.features(dict(images))
-        scales, _ = decoder_information(network.head, features, label, len(images), **options)
-        tables |= {f"decoder scale {j}": _table(values, label) for j, values in enumerate(scales, 1)}
-    return tables
-
-
-def crop(
-    config: RegularizerConfig, images: Mapping[str, Tensor], label: Tensor, seed: int
-) -> tuple[dict[str, Tensor], Tensor]:
+def crop(config: RegularizerConfig, images: Tensors, label: Tensor, seed: int) -> tuple[Tensors, Tensor]:
     """A few samples and one window of them, at least 32 pixels a side where the image has them."""
     rng = np.random.default_rng(seed)
-    count = min(max(config.probe_samples, 2 if config.prediction == "gat" else 1), len(label))
-    samples = torch.from_numpy(np.sort(rng.choice(len(label), count, replace=False))).to(label.device)
+    count = min(max(config.probe_samples, 1 + (config.prediction == "gat")), len(label))
+    samples = np.sort(rng.choice(len(label), count, replace=False))
     height, width = (min(side, max(32, round(side * config.probe_crop))) for side in label.shape[-2:])
     top, left = rng.integers(label.shape[-2] - height + 1), rng.integers(label.shape[-1] - width + 1)
     window = (..., slice(top, top + height), slice(left, left + width))
@@ -198,13 +140,6 @@ def thinned(value: Tensor, positions: int) -> Tensor:
     return value[..., stride // 2 :: stride, stride // 2 :: stride]
 
 
-def _table(values: Tensor, label: Tensor | None = None) -> Tensor:
-    empty = torch.zeros_like(values[0])
-    if label is not None:
-        empty = ((label != IGNORE_INDEX).flatten(1).sum(1) == 0).to(values)
-    return torch.cat([values, empty[None]])
-
-
 # ---- gather ----
 
 
@@ -215,19 +150,7 @@ def gather_tables(parts: Sequence[Tables], gather: Callable[[Tensor], Tensor]) -
     Args:
         gather: (n, …) of this process -> (processes · n, …) of all, in the order of their ranks.
     """
-    names = parts[0] if parts else ()
-    return {name: gather(torch.cat([part[name].detach() for part in parts], 1).T).T for name in names}
-
-
-def with_own_samples(whole: Tables, own: Tables, place: int) -> Tables:
-    """``whole`` with the ``place``-th block of samples replaced by ``own``, which has a graph: every
-    micro-batch of every process gets the value of the whole step and the gradient of its own samples.
-    """
-    tables = {}
-    for name, table in own.items():
-        first, last = place * table.shape[1], (place + 1) * table.shape[1]
-        tables[name] = torch.cat([whole[name][:, :first], table, whole[name][:, last:]], 1)
-    return tables
+    return {name: gather(torch.cat([part[name].detach() for part in parts], 1).T).T for name in parts[0]}
 
 
 # ---- combine ----
@@ -247,7 +170,7 @@ class Regularizer:
         check_settings(config)
         self.config, self.seed, self.calls = config, seed, 0
         self.tallies: dict[str, Tensor | int] = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
-        self.information: dict[str, Tensor] = {}
+        self.information: Tables = {}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -262,56 +185,72 @@ class Regularizer:
 
     def due(self, step: int, progress: float = 1.0) -> bool:
         """Whether this step has a probe of second order."""
-        return self.config.probed and step % self.config.probe_every == 0 and self.strength(progress) > 0
-
-    def weights(self, progress: float, steps: int = 1) -> tuple[float, float]:
-        """λ_p and λ_f at ``progress`` of the training, of a term that stands for so many steps."""
-        strength = self.strength(progress) * steps
-        return self.config.lambda_p * strength, self.config.lambda_f * strength
+        probed = self.config.readings & PROBED
+        return bool(probed) and step % self.config.probe_every == 0 and self.strength(progress) > 0
 
     def probe(
         self,
         network: Callable,
-        images: Mapping[str, Tensor],
+        images: Tensors,
         label: Tensor,
         step: int,
+        progress: float = 1.0,
         gather: Callable[[Tensor], Tensor] = lambda table: table,
-        rank: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """R_p and R_f of second order."""
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """R_p and R_f of the readings that differentiate the network, on a crop of a few samples. A probe
+        stands for ``probe_every`` steps.
+        """
         self.tallies["probes"] += 1
-        own = read_probe(self.config, network, images, label, self.seed, step)
-        return self.terms(with_own_samples(gather_tables([own], gather), own, rank))
+        config, own = self.config, {}
+        readings = config.readings & PROBED
+        images, label = crop(config, images, label, derived_seed(self.seed, "probe crop", step))
+        options = {"variance": config.variance, "create_graph": True}
+        noise = {"seed": derived_seed(self.seed, "probe", step)} | options
+        if "gat" in readings:
+            own["gat"], _ = gat_information(network, images, **noise)
+        elif config.prediction in readings:
+            noise |= {"sigma": config.sigma, "reading": config.prediction}
+            own[config.prediction], _ = input_information(network, images, label, **noise)
+        if "decoder" in readings:
+            features = network.features(dict(images))
+            scales, _ = decoder_information(network.head, features, label, len(images), **options)
+            own |= {f"decoder scale {j}": values for j, values in enumerate(scales, 1)}
+        return self.terms(own, gather_tables([own], gather), self.strength(progress) * config.probe_every)
 
-    def terms(self, tables: Tables, counting: bool = True) -> tuple[Tensor | float, Tensor | float]:
-        """R_p (Eq. 4 or 6) and R_f (Eq. 7, the sum over scales) of gathered information; 0.0 where there is
-        none.
+    def terms(
+        self, own: Tables, whole: Tables, weight: float = 1.0, counting: bool = True
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """R_p (Eq. 4 or 6) and R_f (Eq. 7, the sum over scales), times λ_p and λ_f and ``weight``; 0.0 where
+        there is none.
+
+        Args:
+            own: information with a graph, of one micro-batch.
+            whole: that of all samples of the step.
         """
         R_p = R_f = 0.0
-        for name, table in tables.items():
-            values, empty = table[:-1], table[-1] > 0
+        for name, values in own.items():
             form = "gat" if name == "gat" else self.config.form
-            R, self.information[name], capped = term(values, form, self.config.cap)
+            R, self.information[name], capped = term(values, form, self.config.cap, whole[name])
             R_p, R_f = (R_p + R, R_f) if name == self.config.prediction else (R_p, R_f + R)
             if counting:
-                usable = (torch.isfinite(values) & (values > 0)).all(0)
+                empty = whole[name].isnan().all(0)
                 self.tallies["empty"] += empty.sum()
-                self.tallies["nonfinite"] += (~usable & ~empty).sum()
+                self.tallies["nonfinite"] += (~usable(whole[name]) & ~empty).sum()
                 self.tallies["capped"] += capped
-        return R_p, R_f
+        return self.config.lambda_p * weight * R_p, self.config.lambda_f * weight * R_f
 
     def __call__(
         self,
         network: Callable,
-        images: Mapping[str, Tensor],
+        images: Tensors,
         label: Tensor,
         *,
-        logits: Mapping[str, Tensor] | None = None,
+        logits: Tensors | None = None,
         features: list[Tensor] | None = None,
         step: int | None = None,
         progress: float = 1.0,
     ) -> Tensor:
-        """λ_p R_p + λ_f R_f, the scalar to add to the loss, of one batch in one process.
+        """R_p + R_f, the scalar to add to the loss, of one batch in one process.
 
         Args:
             network: name -> (B, C, H, W) to logits (B, K, h, w).
@@ -324,13 +263,10 @@ class Regularizer:
         """
         step = self.calls if step is None else step
         self.calls = step + 1
-        total = label.new_zeros((), dtype=torch.float32)
-        if self.strength(progress) > 0:
-            lambda_p, lambda_f = self.weights(progress)
-            R_p, R_f = self.terms(read_outputs(self.config, logits, features, label))
-            total = total + lambda_p * R_p + lambda_f * R_f
+        terms = [label.new_zeros((), dtype=torch.float32)]
+        if (strength := self.strength(progress)) > 0:
+            own = read_outputs(self.config, logits, features, label)
+            terms += self.terms(own, own, strength)
         if self.due(step, progress):
-            lambda_p, lambda_f = self.weights(progress, self.config.probe_every)
-            R_p, R_f = self.probe(network, images, label, step)
-            total = total + lambda_p * R_p + lambda_f * R_f
-        return total
+            terms += self.probe(network, images, label, step, progress)
+        return sum(terms)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -30,9 +31,9 @@ from ..data.transforms import Augment
 from ..loop import Progress, find_tensorboard, resume
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, seed_everything
-from .network import NetworkConfig, Segmenter
+from .network import NetworkConfig, Segmenter, Tensors
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
-from .regularizer import Regularizer, RegularizerConfig, Tables, gather_tables, read_outputs, with_own_samples
+from .regularizer import PROBED, Regularizer, RegularizerConfig, gather_tables, read_outputs
 
 
 @dataclass(frozen=True)
@@ -101,41 +102,29 @@ class TrainConfig:
     """Show a progress bar."""
 
 
-class StepSampler:
-    """Batches for steps ``start`` … ``steps``: lists of (index, augmentation seed), a function of (seed,
-    position) alone.
+def micro_batches(
+    length: int, config: TrainConfig, steps: int, start: int, rank: int, processes: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Micro-batches of the steps ``start`` to ``steps``: lists of (index, augmentation seed), a function of
+    (seed, position) alone.
 
     A step's global batch is ``batch × accumulate × processes`` consecutive entries of an endless stream of
-    permutations; process r takes its slice of each micro-batch. One process with a large batch thus sees
-    exactly what many see together.
+    permutations; process ``rank`` takes its slice of each micro-batch. One process with a large batch thus
+    sees exactly what many see together.
     """
 
-    def __init__(self, length: int, config: TrainConfig, steps: int, start: int, rank: int, processes: int):
-        self.length, self.config, self.steps, self.start, self.rank, self.processes = (
-            length,
-            config,
-            steps,
-            start,
-            rank,
-            processes,
-        )
+    @lru_cache(1)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng(derived_seed(config.seed, "order", epoch)).permutation(length)
 
-    def __len__(self) -> int:
-        return (self.steps - self.start) * self.config.accumulate
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch, seed = self.config.batch_size, self.config.seed
-        epoch, order = -1, np.empty(0, int)
-        for micro in range(self.start * self.config.accumulate, self.steps * self.config.accumulate):
-            first = (micro * self.processes + self.rank) * batch
-            entries = []
-            for position in range(first, first + batch):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = np.random.default_rng(derived_seed(seed, "order", epoch)).permutation(self.length)
-                index = int(order[position % self.length])
-                entries.append((index, derived_seed(seed, "augment", epoch, index)))
-            yield entries
+    for micro in range(start * config.accumulate, steps * config.accumulate):
+        first = (micro * processes + rank) * config.batch_size
+        entries = []
+        for position in range(first, first + config.batch_size):
+            epoch, place = divmod(position, length)
+            index = int(order(epoch)[place])
+            entries.append((index, derived_seed(config.seed, "augment", epoch, index)))
+        yield entries
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -148,8 +137,8 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay for matrices and filters, none for 1-D parameters (biases, norms)."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
@@ -193,21 +182,13 @@ class Run:
 
     def loader(self, start: int) -> DataLoader:
         """Micro-batches of the steps from ``start``."""
-        sampler = StepSampler(
-            len(self.data),
-            self.config,
-            self.steps,
-            start,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        pinned = self.accelerator.device.type == "cuda"
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return DataLoader(
             self.data,
-            batch_sampler=sampler,
+            batch_sampler=micro_batches(len(self.data), self.config, self.steps, start, rank, processes),
             num_workers=self.config.workers,
             collate_fn=collate,
-            pin_memory=pinned,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
 
 
@@ -223,26 +204,22 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     # Settings that do not work together.
     if config.tensorboard:
         find_tensorboard()
-    if config.network.fusion == "centred" and config.objective.subsets not in ("full", "dropout"):
+    if config.network.fusion == "centred" and (
+        config.objective.subsets not in ("full", "dropout") or config.regularizer.readings - {"input", "gat"}
+    ):
         raise ValueError(
-            f"--subsets {config.objective.subsets} adds up logits of single sensors, which --fusion centred "
-            "does not have; give --subsets full or dropout"
-        )
-    if config.network.fusion == "centred" and config.regularizer.needs_modalities:
-        raise ValueError(
-            "--fusion centred has no logits and features of single sensors; of the regulariser it takes "
-            "--prediction input or gat"
+            "--fusion centred has no logits and features of single sensors; give --subsets full or dropout, "
+            "and --prediction input or gat"
         )
     # Devices, precision, processes.
-    cpu = not torch.cuda.is_available()
-    precision = config.precision
+    cuda, precision = torch.cuda.is_available(), config.precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
     # A subset of the sensors leaves the other stems without gradient, which DDP must be told.
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
     # The state of an earlier training here, or in the process from which a launcher forked this one.
     AcceleratorState._reset_state(True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=[unused])
+    accelerator = Accelerator(mixed_precision=precision, cpu=not cuda, kwargs_handlers=[unused])
     rank, processes = accelerator.process_index, accelerator.num_processes
     atexit.register(leave_group)
     if (
@@ -267,20 +244,14 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
 
     # Network and optimizer, with the state of an unfinished run on the same data.
     seed_everything(derived_seed(config.seed, "weights"))
-    model = network = Segmenter(
-        data.modalities, data.description.classes, data.description.palette, config.network
-    )
+    model = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
     progress = Progress()
     if resumed:
         inputs = {}
         if accelerator.is_main_process:  # copies of the data on other machines have their own times of change
-            parts = {"train": data, "val": val}
-            inputs = {
-                f"{what} of {name}": digest
-                for name, part in parts.items()
-                for what, digest in part.digest().items()
-            }
+            for name, part in (("train", data), ("val", val)):
+                inputs |= {f"{what} of {name}": digest for what, digest in part.digest().items()}
         progress = resume(config, model, optimizer, len(data), inputs, processes)
     stands = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (stands != stands[0]).any():
@@ -335,7 +306,7 @@ def train_step(
     valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)])
     valid = accelerator.reduce(valid.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
 
-    def on_device(batch: dict) -> tuple[dict[str, Tensor], Tensor]:
+    def on_device(batch: dict) -> tuple[Tensors, Tensor]:
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
         images = {name: to(batch["images"][name], memory_format=torch.channels_last) for name in names}
         return images, to(batch["label"])
@@ -347,8 +318,8 @@ def train_step(
             return net(images, fuse=False)
 
     torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # dropout inside the network
-    regularized = config.regularizer.in_closed_form and regularizer.strength(share) > 0
-    whole: Tables = {}  # information of all samples of the step
+    strength = regularizer.strength(share)
+    regularized = config.regularizer.readings - PROBED and strength > 0
     if regularized and config.accumulate > 1:
         # A pass ahead: information of all micro-batches is averaged before it is inverted.
         parts = []
@@ -356,7 +327,7 @@ def train_step(
             for m, batch in enumerate(micro):
                 images, label = on_device(batch)
                 parts.append(read_outputs(config.regularizer, *forward(run.network, images, m), label))
-        whole = gather_tables(parts, accelerator.gather)
+        whole = gather_tables(parts, accelerator.gather)  # information of all samples of the step
     terms: dict[str, Tensor] = {}
     for m, batch in enumerate(micro):
         images, label = on_device(batch)
@@ -364,31 +335,26 @@ def train_step(
             # On the bare network and without a gradient exchange: that of the last micro-batch sends this
             # share too.
             with accelerator.no_sync(run.model):
-                lambda_p, lambda_f = regularizer.weights(share, config.regularizer.probe_every)
-                R_p, R_f = regularizer.probe(run.network, images, label, step, accelerator.gather, rank)
-                probe = lambda_p * R_p + lambda_f * R_f
-                accelerator.backward(probe * processes)
-            run.probe = probe.detach()
+                R_p, R_f = regularizer.probe(run.network, images, label, step, share, accelerator.gather)
+                accelerator.backward((R_p + R_f) * processes)
+            run.probe = (R_p + R_f).detach()
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
         last = m == config.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(run.model):  # one gradient exchange a step
             logits, features = forward(run.model, images, m)
             shares = subset_cross_entropy(logits, label, config.objective, valid, pixels)
             L_sup, R_p, R_f = shares["supervised"], 0.0, 0.0
-            lambda_p, lambda_f = regularizer.weights(share)
             if regularized:
                 own = read_outputs(config.regularizer, logits, features, label)
                 if config.accumulate == 1:
                     whole = gather_tables([own], accelerator.gather)
-                place = rank * config.accumulate + m
-                R_p, R_f = regularizer.terms(with_own_samples(whole, own, place), counting=m == 0)
-            # Eq. 8 and 9, with the λ that the paper counts to R_p and R_f
-            loss = L_sup + lambda_p * R_p + lambda_f * R_f
+                R_p, R_f = regularizer.terms(own, whole, strength, counting=m == 0)
+            loss = L_sup + R_p + R_f  # Eq. 8 and 9; R_p and R_f hold λ_p and λ_f
             # DDP averages gradients over processes, but all terms are to be summed: each process has its own
             # samples' share.
             accelerator.backward(loss * processes)
-        if config.regularizer.active:  # of the whole step, in every micro-batch and process
-            shares["regularizer"] = (lambda_p * R_p + lambda_f * R_f) / (config.accumulate * processes)
+        if config.regularizer.readings:  # of the whole step, in every micro-batch and process
+            shares["regularizer"] = (R_p + R_f) / (config.accumulate * processes)
         for name, value in shares.items():
             terms[name] = terms.get(name, 0) + torch.as_tensor(value, device=accelerator.device).detach()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)

@@ -50,12 +50,10 @@ def train(config: TrainConfig) -> dict:
             entry = {"epoch": round((step + 1) / per_epoch, 3), "lr": learning_rate(step, run.steps, config)}
             entry |= {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
             entry |= {"grad_norm": float(norm), "skipped": progress.skipped}
-            if config.regularizer.active:
-                entry["probe"] = float(run.probe)  # of the latest one
-                entry["guards"] = run.regularizer.counts
-                entry["regularized"] = {
-                    name: value.tolist() for name, value in run.regularizer.information.items()
-                }
+            if config.regularizer.readings:
+                information = {name: value.tolist() for name, value in run.regularizer.information.items()}
+                entry |= {"probe": float(run.probe), "guards": run.regularizer.counts}  # the latest probe
+                entry["regularized"] = information
             return entry
 
         return finite, line
@@ -87,7 +85,7 @@ def train(config: TrainConfig) -> dict:
         processes=accelerator.num_processes,
     )
     if scores is None:  # the run was complete already
-        scores, information = validate(network, run.val, config, accelerator)
+        measure(run.steps)
     report = {}
     if main:
         report = write_report(
@@ -116,24 +114,20 @@ def validate(
     of each sensor; the mode is put back after.
     """
     network.eval()
-    shard = (accelerator.process_index, accelerator.num_processes)
     with accelerator.autocast():
         scores = evaluate_subsets(
             dataset=data,
             batch_size=config.batch_size,
             device=accelerator.device,
             workers=config.workers,
-            shard=shard,
+            shard=(accelerator.process_index, accelerator.num_processes),
             **network.scoring(),
         )
     for group, counts in scores.counts.items():
-        scores.counts[group] = (
-            accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
-        )
-    information = {}
-    if config.information_samples and accelerator.is_main_process:
-        information = measure_information(
-            network, data, samples=config.information_samples, device=accelerator.device
-        )
+        counts = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum")
+        scores.counts[group] = counts.cpu().numpy()
+    information, samples = {}, config.information_samples
+    if samples and accelerator.is_main_process:
+        information = measure_information(network, data, samples=samples, device=accelerator.device)
     network.train()
     return scores, information

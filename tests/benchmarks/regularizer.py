@@ -25,7 +25,7 @@ from mmlib.modalities import SENSORS
 from mmlib.runtime import limit_threads
 from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
-from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, read_outputs
+from mmlib.segmentation.regularizer import PROBED, Regularizer, RegularizerConfig, read_outputs
 
 NAMES, CLASSES = ("rgb", "depth", "event", "lidar"), 14
 READINGS = {
@@ -83,13 +83,11 @@ def main(options: Options) -> None:
     k = options.probe_every
 
     def probe(term: Regularizer, number: int) -> torch.Tensor:
-        lambda_p, lambda_f = term.weights(1.0, term.config.probe_every)
-        R_p, R_f = term.probe(net, images, label, number)
-        return lambda_p * R_p + lambda_f * R_f
+        return sum(term.probe(net, images, label, number))
 
     def closed_form(term: Regularizer, logits, features) -> torch.Tensor | float:
-        R_p, R_f = term.terms(read_outputs(term.config, logits, features, label))
-        return term.config.lambda_p * R_p + term.config.lambda_f * R_f
+        own = read_outputs(term.config, logits, features, label)
+        return sum(term.terms(own, own))
 
     def step(term: Regularizer, number: int) -> None:
         optimizer.zero_grad()
@@ -116,7 +114,7 @@ def main(options: Options) -> None:
         a probe.
         """
         start = clock()
-        if term.config.in_closed_form:
+        if term.config.readings - PROBED:
             closed_form(term, held_logits, held_features).backward()
         spent = clock() - start
         if term.due(0):
