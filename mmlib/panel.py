@@ -73,7 +73,7 @@ class Panel(widgets.VBox):
 
     def __init__(self, max_width: str):
         self._state, self._quiet, self.status = {}, False, widgets.HTML()
-        super().__init__(layout=widgets.Layout(width="100%", max_width=max_width))
+        super().__init__(layout={"width": "100%", "max_width": max_width})
 
     def _follow(self, *controls: widgets.Widget) -> None:
         """Redraw whenever one of these changes."""

@@ -43,20 +43,6 @@ def shift_histogram(entries: Mapping[str, Mapping], ax=None, title: str = "") ->
     return ax.figure
 
 
-def _draw_losses(axis, steps: list[dict], names: list[str]) -> None:
-    """The loss and its terms "target/pair": a colour for each target, a dash for each type of pair."""
-    for name in names:
-        target, _, pair = name.partition("/")
-        colour, width = (INK, 2.2) if name == "loss" else (modality_colour(target), 1.2)
-        style = {"color": colour, "linestyle": PAIR_DASHES.get(pair, "-"), "linewidth": width}
-        axis.plot([s["step"] for s in steps], [s[name] for s in steps], label=name, **style)
-    axis.set(title="Loss and its terms", xlabel="step", ylabel="loss (no unit)")
-    if names:  # the legend takes half as much height again, above the curves
-        low, high = axis.get_ylim()
-        axis.set_ylim(low, high + 0.55 * (high - low))
-        axis.legend(fontsize=7.5, ncols=2, loc="upper right", handlelength=2.4)
-
-
 def run_figure(folder: str | Path) -> Figure:
     """How a run went: loss terms, effective rank, mean S and share of S < 0 over its steps; cluster use; F'
     with b.
@@ -64,40 +50,46 @@ def run_figure(folder: str | Path) -> Figure:
     Raises:
         ValueError: the folder holds no finished run.
     """
-    folder = Path(folder)
-    if not (folder / "report.json").exists():
-        raise ValueError(
-            f"{folder}: no report.json; expected the folder of a finished 'python -m mmlib cluster'"
-        )
-    report, history = read_json(folder / "report.json", "the report of 'cluster'"), folder / "history.jsonl"
+    report = read_json(Path(folder) / "report.json", "the report of a finished 'python -m mmlib cluster'")
+    history = Path(folder) / "history.jsonl"
     steps, evaluations = read_history(history) if history.exists() else ([], [])
-    # "rgb/self" and "rgb/random" are histograms of one target.
-    targets: dict[str, dict] = {}
-    for name, entry in report["histograms"].items():
-        target, pair = name.rsplit("/", 1)
-        targets.setdefault(target, {})[pair] = entry
     # What tells a collapse: logged with the steps, else measured in evaluations, else at the end only.
     codes = [s for s in steps if "effective_rank" in s]
     codes = codes or [{"step": e["step"]} | e["val"] for e in evaluations]
     codes = codes or [{"step": report["step"]} | report["collapse"]]
     x, values = [c["step"] for c in codes], lambda key: [c[key] for c in codes]
+    # "rgb/self" and "rgb/random" are histograms of one target.
+    targets: dict[str, dict] = {}
+    for name, entry in report["histograms"].items():
+        target, pair = name.rsplit("/", 1)
+        targets.setdefault(target, {})[pair] = entry
 
     with plt.style.context(STYLE):
         fig = Figure(figsize=(11, 6.2), layout="constrained")
         top, bottom = fig.subfigures(2, 1)
         loss, rank, similarity = top.subplots(1, 3)
-        use, *histograms = np.atleast_1d(bottom.subplots(1, 1 + len(targets)))
-        others = ("step", "seconds", *report["collapse"])
-        _draw_losses(loss, steps, [name for name in (steps[0] if steps else ()) if name not in others])
+        use, *histograms = bottom.subplots(1, 1 + len(targets), squeeze=False)[0]
+
+        # The loss and its terms "target/pair": a colour for each target, a dash for each type of pair.
+        names = [n for n in (steps or [{}])[0] if n not in ("step", "seconds", *report["collapse"])]
+        for name in names:
+            target, _, pair = name.partition("/")
+            colour, width = (INK, 2.2) if name == "loss" else (modality_colour(target), 1.2)
+            style = {"color": colour, "linestyle": PAIR_DASHES.get(pair, "-"), "linewidth": width}
+            loss.plot([s["step"] for s in steps], [s[name] for s in steps], label=name, **style)
+        loss.set(title="Loss and its terms", xlabel="step", ylabel="loss (no unit)")
+        if names:  # the legend takes half as much height again, above the curves
+            low, high = loss.get_ylim()
+            loss.set_ylim(low, high + 0.55 * (high - low))
+            loss.legend(fontsize=7.5, ncols=2, loc="upper right", handlelength=2.4)
 
         rank.plot(x, values("effective_rank"), "o-", color=INK, markersize=4)
         rank.set(title="Effective rank of the codes", xlabel="step", ylabel="dimensions")
         rank.set_ylim(0, 1.15 * max(values("effective_rank")))
-        for key, label, pair, line in (
-            ("mean_similarity", "mean S", "self", "o-"),
-            ("negative_share", "share of S < 0", "random", "s--"),
-        ):
-            similarity.plot(x, values(key), line, color=PAIR_COLOURS[pair], markersize=4, label=label)
+        style = {"color": PAIR_COLOURS["self"], "markersize": 4}
+        similarity.plot(x, values("mean_similarity"), "o-", label="mean S", **style)
+        style["color"] = PAIR_COLOURS["random"]
+        similarity.plot(x, values("negative_share"), "s--", label="share of S < 0", **style)
         similarity.set(title="S of random pairs", xlabel="step", ylabel="cosine, share", ylim=(-0.1, 1.05))
         similarity.legend()
 
@@ -109,9 +101,8 @@ def run_figure(folder: str | Path) -> Figure:
         for axis, (target, entries) in zip(histograms, targets.items()):
             shift_histogram(entries, axis, f"F' of {target}")
 
-        scores = report["scores"]
+        scores, explained = report["scores"], report["criteria"]["explained"]
         result = f"mIoU {scores['miou']['all']:.1f} % on {report['split']}" if scores else "no labels"
-        words = (report["config"]["method"], result)
-        words += (f"explained correspondence {report['criteria']['explained']:.3f}",)
-        fig.suptitle(" · ".join(words), x=0.01, ha="left")
+        words = f"{report['config']['method']} · {result} · explained correspondence {explained:.3f}"
+        fig.suptitle(words, x=0.01, ha="left")
     return fig

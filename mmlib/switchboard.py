@@ -1,7 +1,7 @@
 """The modality switchboard: dim, break or remove sensors under sliders, and watch what segmenters predict.
 
 A person points it at their own networks (``load_segmenter``) and frames: ``DatasetSource`` of a prepared data
-set, or ``WorldSource`` of the sensor world.
+set.
 """
 
 from __future__ import annotations
@@ -13,56 +13,28 @@ from html import escape
 import ipywidgets as widgets
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from . import world
 from .data.missing import degrade, faulty
 from .data.prepared import PreparedDataset
 from .evaluation.counts import accuracy, confusion_matrix, iou, miou
 from .evaluation.fusion import RULES, fuse, weights
-from .figures import error_picture, label_picture, physical_images, picture, sensor_title
+from .evaluation.subsets import upsampled
+from .figures import error_picture, label_picture, picture, sensor_title
 from .modalities import SENSORS, Modality
 from .panel import Panel, bar_table, image_html
 from .segmentation.network import Segmenter
-from .world.sensors import CASE_SENSOR
 
-CASE_NAMES = {
-    "": "none",
-    "motionblur": "motion blur",
-    "overexposure": "over-exposure",
-    "underexposure": "under-exposure",
-    "lidarjitter": "jitter",
-    "eventlowres": "low resolution",
+# Gross faults of mmlib.data.missing in words; "dark" and "noise" have sliders.
+FAULTS = {
     "shift": "shifted by 1/8",
     "blur": "blurred 16 times",
     "blank": "stuck at its mean",
     "other": "another scene",
 }
-FAULTS = ("shift", "blur", "blank", "other")  # of mmlib.data.missing, gross; "dark" and "noise" have sliders
-FUSION_WORDS = {"mean": "Averaged over", "agreement": "Weighted by agreement:", "selection": "Selected from"}
 UNTOUCHED = {"on": True, "gain": 1.0, "noise": 0.0, "case": ""}  # a sensor's controls at the start
 NOTHING_LEFT = (
     "No sensor is switched on: there is nothing to average, so there is no prediction. Switch one on."
 )
-
-
-class WorldSource:
-    """Frames of the sensor world, rendered when they are looked at. ``scene``: "street" or "room"."""
-
-    # Scene 0 lies far from the rendered data set, so no network was trained on these scenes.
-    first_seed, count, size, modalities = 1_900_000_000, 40, (96, 128), SENSORS
-
-    def __init__(self, scene: str = "street"):
-        self.scene, self.classes, self.palette = scene, list(world.CLASSES[scene]), world.PALETTES[scene]
-        self.conditions = tuple(world.SCENE_CONDITIONS[scene])
-        self.cases = {
-            name: tuple(case for case, sensor in CASE_SENSOR.items() if sensor == name) for name in SENSORS
-        }
-
-    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        """Physical images name -> (C, H, W) of the sensors ``names``, and the label (H, W)."""
-        frame = world.render_frame(self.scene, self.first_seed + index, condition, case, self.size, names)
-        return physical_images(frame), frame.label
 
 
 class DatasetSource:
@@ -75,8 +47,8 @@ class DatasetSource:
         self.classes, self.palette = dataset.description.classes, dataset.description.palette
 
     def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        images, label = self.dataset.physical(index)
-        return {name: images[name] for name in names}, np.asarray(label)
+        """Physical images name -> (C, H, W) of all sensors, and the label (H, W)."""
+        return self.dataset.physical(index)
 
 
 class SwitchboardPanel(Panel):
@@ -85,7 +57,8 @@ class SwitchboardPanel(Panel):
     Args:
         segmenters: what to call it -> trained network; one or two, shown side by side. All predict
             ``source.classes``.
-        source: a ``WorldSource`` or ``DatasetSource``, or anything with their attributes and ``frame``.
+        source: a ``DatasetSource``, or anything with its attributes and ``frame``. ``conditions`` are those
+            that a scene can be seen in, ``cases`` the failures that it can show: sensor -> {case: in words}.
 
     A sensor's image is encoded again only when that sensor changed: the panel keeps each sensor's logits and
     fuses those of the sensors that are on, by default with their mean (Eq. 5), which is what
@@ -122,8 +95,8 @@ class SwitchboardPanel(Panel):
         self._frames = lru_cache(64)(source.frame)
         self._looks = lru_cache(24 * len(self.sensors))(self._look)
         self.children = [self._bar(), self._cards(), self.status, self._results()]
-        sensor_controls = [control for group in self.controls.values() for control in group.values()]
-        self._follow(self.scene, self.condition, self.fusion, self.show, *sensor_controls)
+        of_sensors = (control for group in self.controls.values() for control in group.values())
+        self._follow(self.scene, self.condition, self.fusion, self.show, *of_sensors)
         self.refresh()
 
     def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
@@ -135,16 +108,13 @@ class SwitchboardPanel(Panel):
     def _bar(self) -> widgets.Widget:
         """What concerns the whole scene. A slider reports when it is let go: a drag queues up no redraws."""
         style, conditions = {"description_width": "42px"}, self.source.conditions
-        wide = lambda pixels: widgets.Layout(width=f"{pixels}px")
         self.scene = widgets.IntSlider(
-            0,
-            0,
-            max(self.source.count - 1, 0),
+            max=self.source.count - 1,
             description="scene",
             tooltip="which scene to look at",
             continuous_update=False,
             style=style,
-            layout=wide(300),
+            layout={"width": "300px"},
         )
         self.condition = widgets.ToggleButtons(
             options=conditions or ("as recorded",),
@@ -153,29 +123,29 @@ class SwitchboardPanel(Panel):
             tooltip="time of day and weather",
             tooltips=[f"the scene in {condition} conditions" for condition in conditions],
             style=style | {"button_width": "68px"},
-            layout=wide(400),
+            layout={"width": "400px"},
         )
         self.fusion = widgets.Dropdown(
             options=[rule for rule in RULES if rule != "total"],
             description="fusion",
             tooltip="how the predictions of the sensors are put together",
             style=style,
-            layout=wide(170),
+            layout={"width": "170px"},
         )
         self.show = widgets.Dropdown(
             options=("classes", "errors"),
             description="show",
             tooltip="the predicted classes, or which pixels are wrong",
             style=style,
-            layout=wide(150),
+            layout={"width": "150px"},
         )
         self.reset = widgets.Button(
-            description="reset sensors", tooltip="all sensors on, untouched", layout=wide(120)
+            description="reset sensors", tooltip="all sensors on, untouched", layout={"width": "120px"}
         )
         self.reset.on_click(lambda _: self.set(**{name: {} for name in self.sensors}))
         return widgets.HBox(
             [self.scene, self.condition, self.fusion, self.show, self.reset],
-            layout=widgets.Layout(flex_flow="row wrap", align_items="center"),
+            layout={"flex_flow": "row wrap", "align_items": "center"},
         )
 
     def _cards(self) -> widgets.Widget:
@@ -183,11 +153,8 @@ class SwitchboardPanel(Panel):
         self.controls = {key: {} for key in UNTOUCHED}
         self.switch, self.gain, self.noise, self.case = self.controls.values()
         self.view, self.weight, cards = {}, {}, []
-        full = {
-            "style": {"description_width": "42px"},
-            "layout": widgets.Layout(width="auto", margin="0 2px"),
-        }
-        share = {"min": 0, "max": 1, "step": 0.05, "readout_format": ".2f", "continuous_update": False} | full
+        full = {"style": {"description_width": "42px"}, "layout": {"width": "auto", "margin": "0 2px"}}
+        share = full | {"max": 1, "step": 0.05, "continuous_update": False}
         for name, modality in self.sensors.items():
             self.switch[name] = widgets.Checkbox(
                 True,
@@ -200,25 +167,23 @@ class SwitchboardPanel(Panel):
                 1.0, description="gain", tooltip=f"{name} gain: 1 = untouched, 0 = black", **share
             )
             self.noise[name] = widgets.FloatSlider(
-                0.0,
                 description="noise",
                 tooltip=f"{name} noise: standard deviation as a share of the range",
                 **share,
             )
-            faults = FAULTS if self.source.count > 1 else FAULTS[:-1]  # "other" needs another scene
-            cases = ("", *self.source.cases.get(name, ()), *faults)
+            cases = {"": "none"} | self.source.cases.get(name, {}) | FAULTS
             self.case[name] = widgets.Dropdown(
-                options=[(CASE_NAMES.get(case, case), case) for case in cases],
+                options=[(words, case) for case, words in cases.items()],
                 description="failure",
                 tooltip=f"how {name} fails",
                 **full,
             )
             self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
             parts = (self.switch, self.view, self.gain, self.noise, self.case, self.weight)
-            layout = widgets.Layout(border_top=f"4px solid {modality.colour}", padding="2px", min_width="0")
+            layout = {"border_top": f"4px solid {modality.colour}", "padding": "2px", "min_width": "0"}
             cards.append(widgets.VBox([part[name] for part in parts], layout=layout))
         columns = f"repeat({min(4, len(cards))}, minmax(0, 1fr))"
-        return widgets.GridBox(cards, layout=widgets.Layout(grid_template_columns=columns, grid_gap="8px"))
+        return widgets.GridBox(cards, layout={"grid_template_columns": columns, "grid_gap": "8px"})
 
     def _results(self) -> widgets.Widget:
         """The label, each network's prediction, and the classes' IoU."""
@@ -228,7 +193,7 @@ class SwitchboardPanel(Panel):
         columns = f"repeat({1 + count}, minmax(0, 1fr)) minmax(0, {1 + 0.5 * count}fr)"
         return widgets.GridBox(
             [self.truth, *self.prediction.values(), self.bars],
-            layout=widgets.Layout(grid_template_columns=columns, grid_gap="8px", align_items="flex-start"),
+            layout={"grid_template_columns": columns, "grid_gap": "8px", "align_items": "flex-start"},
         )
 
     def set(
@@ -264,76 +229,70 @@ class SwitchboardPanel(Panel):
         self, index: int, condition: str, name: str, case: str, gain: float, noise: float
     ) -> tuple[np.ndarray, dict]:
         """One sensor as it is set: its picture, and its logits (1, K, h, w) from each network that has it."""
-        every = tuple(self.sensors)
+        modality, every = self.sensors[name], tuple(self.sensors)
         # Without a failure all sensors come from one rendering; a failure of the source's own renders its
         # sensor again.
         rendered = (case, (name,)) if case and case not in FAULTS else ("", every)
         physical = torch.as_tensor(self._frames(index, condition, *rendered)[0][name])
         if case in FAULTS:
-            other = None
-            if case == "other":
-                elsewhere = (index + self.source.count // 2) % self.source.count
+            elsewhere, other = (index + self.source.count // 2) % self.source.count, None
+            if case == "other" and elsewhere != index:
                 other = torch.as_tensor(self._frames(elsewhere, condition, "", every)[0][name])
-            physical = faulty(physical, self.sensors[name], case, "gross", other)
-        physical = degrade(physical, self.source.modalities[name], gain, noise, seed=index)
+            physical = faulty(physical, modality, case, "gross", other)
+        physical = degrade(physical, modality, gain, noise, seed=index)
         logits = {}
         for title, segmenter in self.segmenters.items():
             if name in segmenter.modalities:
                 with torch.inference_mode():
                     image = segmenter.modalities[name].to_network(physical)[None].float()
                     logits[title] = segmenter.modality_logits({name: image})[name]
-        return picture(self.source.modalities[name], physical), logits
+        return picture(modality, physical), logits
 
     def _refresh(self) -> None:
         index, condition, rule = self.scene.value, self.condition.value, self.fusion.value
-        label = np.asarray(self._frames(index, condition, "", tuple(self.sensors))[1])
-        where = f"scene {index}, {condition}"
+        label = torch.as_tensor(self._frames(index, condition, "", tuple(self.sensors))[1]).long()
+        where, classes = f"scene {index}, {condition}", self.source.classes
         on = {name: modality for name, modality in self.sensors.items() if self.switch[name].value}
-        symbols = "".join(modality.symbol for modality in on.values())
         self._state = {
             "scene": index,
             "condition": condition,
             "fusion": rule,
-            "present": symbols,
+            "present": "".join(modality.symbol for modality in on.values()),
             "error": "",
+            "miou": {},
+            "accuracy": {},
         }
-        self._state |= {"miou": {}, "accuracy": {}}
         self._state |= {key: {title: {} for title in self.segmenters} for key in ("iou", "weights")}
 
         # Each sensor's picture, pale where it is off; the logits of those that are on.
         logits = {title: {} for title in self.segmenters}
         for name, modality in self.sensors.items():
-            gain, noise, case = self.gain[name].value, self.noise[name].value, self.case[name].value
-            image, outputs = self._looks(index, condition, name, case, gain, noise)
-            words = ["on" if name in on else "off", f"gain {gain:.2f}", f"noise {noise:.2f}"]
-            words += [CASE_NAMES.get(case, case)] if case else []
+            gain, noise, case = (self.controls[key][name] for key in ("gain", "noise", "case"))
+            image, outputs = self._looks(index, condition, name, case.value, gain.value, noise.value)
             if name in on:
                 for title, output in outputs.items():
                     logits[title][name] = output
             else:
                 image = (0.25 * image + 0.75 * 235).astype(np.uint8)
-            alt = f"{sensor_title(modality)} image of {where}: {', '.join(words)}"
+            words = f"{'on' if name in on else 'off'}, gain {gain.value:.2f}, noise {noise.value:.2f}"
+            alt = f"{sensor_title(modality)} image of {where}: {words}, failure: {case.label}"
             self.view[name].value = image_html(image, alt)
 
         # The label and each network's prediction; then the tables of what was computed for it.
-        ids = [k for k in np.unique(label) if k < len(self.source.classes)]
-        names = ", ".join(self.source.classes[k] for k in ids)
-        self.truth.value = image_html(
-            label_picture(label, self.source.palette), f"true classes of {where}: {names}", "<b>truth</b>"
-        )
+        ids = [k for k in np.unique(label) if k < len(classes)]
+        alt = f"true classes of {where}: {', '.join(classes[k] for k in ids)}"
+        self.truth.value = image_html(label_picture(label, self.source.palette), alt, "<b>truth</b>")
         for title, box in self.prediction.items():
             box.value = self._predict(title, logits[title], label, where)
         for name, box in self.weight.items():
-            colour = self.sensors[name].colour
-            rows = {
-                title: (colour, [100 * shares[name] if name in shares else None])
-                for title, shares in self._state["weights"].items()
-            }
+            colour, rows = self.sensors[name].colour, {}
+            for title, shares in self._state["weights"].items():
+                rows[title] = (colour, [100 * shares[name] if name in shares else None])
             box.value = bar_table("weight in the fusion", rows, 40, unit=" %")
         rows = {}
         for k in ids:
-            name, colour = self.source.classes[k], "#{:02x}{:02x}{:02x}".format(*self.source.palette[k])
-            rows[name] = (colour, [value.get(name) for value in self._state["iou"].values()])
+            colour = "#{:02x}{:02x}{:02x}".format(*self.source.palette[k])
+            rows[classes[k]] = (colour, [scores.get(classes[k]) for scores in self._state["iou"].values()])
         self.bars.value = bar_table("IoU of each class (%)", rows, 60, tuple(self.segmenters))
 
         # One sentence that says it all.
@@ -345,24 +304,21 @@ class SwitchboardPanel(Panel):
             for modality in on.values()
         )
         scores = "; ".join(f"{escape(title)}: mIoU {v:.1f} %" for title, v in self._state["miou"].items())
-        note = ""
-        if rule == "agreement" and len(on) < 3:
-            note = " Fewer than three sensors have no majority: this is their mean."
-        how = f"{FUSION_WORDS.get(rule, 'Fused from')} {len(on)} of {len(self.sensors)} sensors"
+        no_majority = rule == "agreement" and len(on) < 3
+        note = " Fewer than three sensors have no majority: this is their mean." if no_majority else ""
+        how = f"Fused by {rule}, {len(on)} of {len(self.sensors)} sensors"
         self._say(f"{how}: {chips} &nbsp; <b>{scores}</b>{note}")
 
-    def _predict(self, title: str, logits: dict, label: np.ndarray, where: str) -> str:
+    def _predict(self, title: str, logits: dict, label: torch.Tensor, where: str) -> str:
         """The fused prediction's picture; its scores and the sensors' weights go into the state."""
-        symbols, rule = self._state["present"], self._state["fusion"]
+        name = f"<b>{escape(title)}</b>"
         if not logits:
             grey = np.full((*label.shape, 3), 235, np.uint8)
-            reason = f"{title} was not trained on any sensor that is on." if symbols else NOTHING_LEFT
-            return image_html(
-                grey, f"no prediction of {title}: {reason}", f"<b>{escape(title)}</b><br>no prediction"
-            )
-        fused = F.interpolate(fuse(logits, rule), label.shape, mode="bilinear", align_corners=False)
-        prediction, classes = fused[0].argmax(0), self.source.classes
-        counts = confusion_matrix(prediction, torch.as_tensor(label.astype(np.int64)), len(classes)).numpy()
+            reason = f"no prediction: {title} was not trained on any sensor that is on."
+            return image_html(grey, reason, f"{name}<br>no prediction")
+        symbols, rule, classes = self._state["present"], self._state["fusion"], self.source.classes
+        prediction = upsampled(fuse(logits, rule), label.shape)[0].argmax(0)
+        counts = confusion_matrix(prediction, label, len(classes))
         score, right = 100 * float(miou(counts)), 100 * float(accuracy(counts))
         self._state["miou"][title], self._state["accuracy"][title] = score, right
         self._state["iou"][title] = dict(zip(classes, (100 * iou(counts)).tolist()))
@@ -373,4 +329,4 @@ class SwitchboardPanel(Panel):
         else:
             image, what = label_picture(prediction, self.source.palette), "classes predicted where"
         alt = f"{what} {title} fuses {symbols} by {rule} in {where}: {', '.join(numbers)}"
-        return image_html(image, alt, "<br>".join([f"<b>{escape(title)}</b>", *numbers]))
+        return image_html(image, alt, "<br>".join([name, *numbers]))

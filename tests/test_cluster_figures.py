@@ -199,7 +199,7 @@ def test_run_figure_of_kmeans_and_without_labels(tmp_path):
         and "no labels" in fig._suptitle.get_text()
         and list(fig.axes[1].lines[0].get_ydata()) == [3.5]
     )
-    with pytest.raises(ValueError, match=r"no report\.json; expected the folder"):
+    with pytest.raises(ValueError, match=r"report\.json: no such file; expected the report of a finished"):
         run_figures.run_figure(tmp_path / "nothing")
 
 

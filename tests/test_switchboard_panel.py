@@ -19,11 +19,15 @@ from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 
 NAMES = ("rgb", "depth", "event", "lidar")
-CASES = {"rgb": ("underexposure",), "lidar": ("lidarjitter",), "event": ("eventlowres",)}
+CASES = {
+    "rgb": {"underexposure": "under-exposure"},
+    "lidar": {"lidarjitter": "jitter"},
+    "event": {"eventlowres": "low resolution"},
+}
 
 
 class StubSource:
-    """The flat-coloured stand-in world with the attributes of ``WorldSource``; counts what it renders."""
+    """The flat-coloured stand-in world with the attributes that a source has; counts what it renders."""
 
     count, classes, palette, modalities = 5, stub_world.CLASSES, stub_world.PALETTE, SENSORS
     conditions, cases = stub_world.CONDITIONS, CASES
@@ -206,7 +210,7 @@ def test_faults_come_from_the_library_and_networks_statistics(panel, segmenters)
             "gross",
         )
         assert np.array_equal(pixels(panel.view["rgb"].value), figures.picture(SENSORS["rgb"], expected))
-        assert panels.CASE_NAMES[fault] in alt(panel.view["rgb"].value) and panel.state()["error"] == ""
+        assert panels.FAULTS[fault] in alt(panel.view["rgb"].value) and panel.state()["error"] == ""
 
 
 def test_errors_instead_of_classes(panel):
@@ -373,7 +377,7 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
     panel = panels.SwitchboardPanel(segmenters, source)
     assert panel.condition.disabled
     assert all(
-        case.options == tuple((panels.CASE_NAMES[c], c) for c in ("", *panels.FAULTS))
+        case.options == (("none", ""), *((words, case) for case, words in panels.FAULTS.items()))
         for case in panel.case.values()
     )
     before = panel.state()
