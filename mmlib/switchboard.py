@@ -20,7 +20,6 @@ from .evaluation.counts import accuracy, confusion_matrix, iou, miou
 from .evaluation.fusion import RULES, fuse, weights
 from .evaluation.subsets import upsampled
 from .figures import error_picture, label_picture, picture, sensor_title
-from .modalities import SENSORS, Modality
 from .panel import Panel, bar_table, image_html
 from .segmentation.network import Segmenter
 
@@ -46,9 +45,17 @@ class DatasetSource:
         self.dataset, self.count, self.modalities = dataset, len(dataset), dataset.modalities
         self.classes, self.palette = dataset.description.classes, dataset.description.palette
 
-    def frame(self, index: int, condition: str, case: str, names: tuple[str, ...]) -> tuple[dict, np.ndarray]:
-        """Physical images name -> (C, H, W) of all sensors, and the label (H, W)."""
+    def frame(self, index: int, *unused) -> tuple[dict, torch.Tensor]:
+        """Physical images name -> (C, H, W), and the label (H, W). Of condition, failure case and names of
+        sensors, which a source is asked for, too, a recorded frame knows nothing.
+        """
         return self.dataset.physical(index)
+
+
+def _control(kind: type, description: str, tooltip: str, width: str = "auto", **options) -> widgets.Widget:
+    """A control of the panel, with its name and what it does in words."""
+    style, layout = {"description_width": "42px"}, {"width": width, "margin": "0 2px"}
+    return kind(description=description, tooltip=tooltip, style=style, layout=layout, **options)
 
 
 class SwitchboardPanel(Panel):
@@ -89,9 +96,7 @@ class SwitchboardPanel(Panel):
             raise ValueError(
                 f"the frames have no {', '.join(sorted(missing))}; they have {', '.join(source.modalities)}"
             )
-        # The course's sensors in their usual order, then others by name.
-        order = dict.fromkeys([*SENSORS, *sorted(modalities)])
-        self.sensors: dict[str, Modality] = {name: modalities[name] for name in order if name in modalities}
+        self.sensors = {name: modalities[name] for name in source.modalities if name in modalities}
         self._frames = lru_cache(64)(source.frame)
         self._looks = lru_cache(24 * len(self.sensors))(self._look)
         self.children = [self._bar(), self._cards(), self.status, self._results()]
@@ -107,38 +112,30 @@ class SwitchboardPanel(Panel):
 
     def _bar(self) -> widgets.Widget:
         """What concerns the whole scene. A slider reports when it is let go: a drag queues up no redraws."""
-        style, conditions = {"description_width": "42px"}, self.source.conditions
-        self.scene = widgets.IntSlider(
+        conditions = self.source.conditions
+        self.scene = _control(
+            widgets.IntSlider,
+            "scene",
+            "which scene to look at",
+            "300px",
             max=self.source.count - 1,
-            description="scene",
-            tooltip="which scene to look at",
             continuous_update=False,
-            style=style,
-            layout={"width": "300px"},
         )
-        self.condition = widgets.ToggleButtons(
+        self.condition = _control(
+            widgets.ToggleButtons,
+            "light",
+            "time of day and weather",
+            "400px",
             options=conditions or ("as recorded",),
             disabled=not conditions,
-            description="light",
-            tooltip="time of day and weather",
             tooltips=[f"the scene in {condition} conditions" for condition in conditions],
-            style=style | {"button_width": "68px"},
-            layout={"width": "400px"},
         )
-        self.fusion = widgets.Dropdown(
-            options=[rule for rule in RULES if rule != "total"],
-            description="fusion",
-            tooltip="how the predictions of the sensors are put together",
-            style=style,
-            layout={"width": "170px"},
-        )
-        self.show = widgets.Dropdown(
-            options=("classes", "errors"),
-            description="show",
-            tooltip="the predicted classes, or which pixels are wrong",
-            style=style,
-            layout={"width": "150px"},
-        )
+        self.condition.style.button_width = "68px"
+        rules = [rule for rule in RULES if rule != "total"]
+        how = "how the predictions of the sensors are put together"
+        self.fusion = _control(widgets.Dropdown, "fusion", how, "170px", options=rules)
+        what = "the predicted classes, or which pixels are wrong"
+        self.show = _control(widgets.Dropdown, "show", what, "150px", options=("classes", "errors"))
         self.reset = widgets.Button(
             description="reset sensors", tooltip="all sensors on, untouched", layout={"width": "120px"}
         )
@@ -153,31 +150,17 @@ class SwitchboardPanel(Panel):
         self.controls = {key: {} for key in UNTOUCHED}
         self.switch, self.gain, self.noise, self.case = self.controls.values()
         self.view, self.weight, cards = {}, {}, []
-        full = {"style": {"description_width": "42px"}, "layout": {"width": "auto", "margin": "0 2px"}}
-        share = full | {"max": 1, "step": 0.05, "continuous_update": False}
+        share = {"max": 1, "step": 0.05, "continuous_update": False}
         for name, modality in self.sensors.items():
-            self.switch[name] = widgets.Checkbox(
-                True,
-                description=f"{sensor_title(modality)} on",
-                tooltip=f"pass {name} on to the network",
-                indent=False,
-                layout=full["layout"],
-            )
-            self.gain[name] = widgets.FloatSlider(
-                1.0, description="gain", tooltip=f"{name} gain: 1 = untouched, 0 = black", **share
-            )
-            self.noise[name] = widgets.FloatSlider(
-                description="noise",
-                tooltip=f"{name} noise: standard deviation as a share of the range",
-                **share,
-            )
+            title, use = f"{sensor_title(modality)} on", f"pass {name} on to the network"
+            self.switch[name] = _control(widgets.Checkbox, title, use, value=True, indent=False)
+            gain = f"{name} gain: 1 = untouched, 0 = black"
+            self.gain[name] = _control(widgets.FloatSlider, "gain", gain, value=1.0, **share)
+            noise = f"{name} noise: standard deviation as a share of the range"
+            self.noise[name] = _control(widgets.FloatSlider, "noise", noise, **share)
             cases = {"": "none"} | self.source.cases.get(name, {}) | FAULTS
-            self.case[name] = widgets.Dropdown(
-                options=[(words, case) for case, words in cases.items()],
-                description="failure",
-                tooltip=f"how {name} fails",
-                **full,
-            )
+            options = [(words, case) for case, words in cases.items()]
+            self.case[name] = _control(widgets.Dropdown, "failure", f"how {name} fails", options=options)
             self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
             parts = (self.switch, self.view, self.gain, self.noise, self.case, self.weight)
             layout = {"border_top": f"4px solid {modality.colour}", "padding": "2px", "min_width": "0"}
@@ -212,7 +195,8 @@ class SwitchboardPanel(Panel):
         Raises:
             ValueError: a sensor that the panel does not have, or a setting that no sensor has.
         """
-        values = ((self.scene, scene), (self.condition, condition), (self.fusion, fusion), (self.show, show))
+        controls = (self.scene, self.condition, self.fusion, self.show)
+        values = zip(controls, (scene, condition, fusion, show))
         values = [(control, value) for control, value in values if value is not None]
         for name, settings in sensors.items():
             if name not in self.sensors or set(settings) - set(UNTOUCHED):
@@ -225,6 +209,7 @@ class SwitchboardPanel(Panel):
 
     # ---- what the widgets ask for ----
 
+    @torch.inference_mode()
     def _look(
         self, index: int, condition: str, name: str, case: str, gain: float, noise: float
     ) -> tuple[np.ndarray, dict]:
@@ -243,9 +228,8 @@ class SwitchboardPanel(Panel):
         logits = {}
         for title, segmenter in self.segmenters.items():
             if name in segmenter.modalities:
-                with torch.inference_mode():
-                    image = segmenter.modalities[name].to_network(physical)[None].float()
-                    logits[title] = segmenter.modality_logits({name: image})[name]
+                image = segmenter.modalities[name].to_network(physical)[None].float()
+                logits[title] = segmenter.modality_logits({name: image})[name]
         return picture(modality, physical), logits
 
     def _refresh(self) -> None:
@@ -304,8 +288,8 @@ class SwitchboardPanel(Panel):
             for modality in on.values()
         )
         scores = "; ".join(f"{escape(title)}: mIoU {v:.1f} %" for title, v in self._state["miou"].items())
-        no_majority = rule == "agreement" and len(on) < 3
-        note = " Fewer than three sensors have no majority: this is their mean." if no_majority else ""
+        too_few = rule == "agreement" and len(on) < 3
+        note = " Fewer than three sensors have no majority: this is their mean." * too_few
         how = f"Fused by {rule}, {len(on)} of {len(self.sensors)} sensors"
         self._say(f"{how}: {chips} &nbsp; <b>{scores}</b>{note}")
 

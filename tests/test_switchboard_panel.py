@@ -15,7 +15,7 @@ from mmlib import figures
 from mmlib import switchboard as panels
 from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights
-from mmlib.modalities import SENSORS
+from mmlib.modalities import SENSORS, Modality
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 
 NAMES = ("rgb", "depth", "event", "lidar")
@@ -51,9 +51,7 @@ def network(names=NAMES, seed=0) -> Segmenter:
             for s in range(3)
         ]
         mean, std = np.mean(values, axis=(0, 2, 3)), np.std(values, axis=(0, 2, 3)) + 0.1
-        modalities[name] = panels.Modality(
-            **SENSORS[name].to_dict() | {"mean": mean.tolist(), "std": std.tolist()}
-        )
+        modalities[name] = Modality(**SENSORS[name].to_dict() | {"mean": mean.tolist(), "std": std.tolist()})
     return Segmenter(modalities, stub_world.CLASSES, stub_world.PALETTE, NetworkConfig(embed_dim=16)).eval()
 
 

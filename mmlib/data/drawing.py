@@ -120,5 +120,6 @@ def overlay(image: np.ndarray, label, palette: Sequence[Sequence[int]]) -> np.nd
 
 def error_picture(prediction, label) -> np.ndarray:
     """(H, W) ids twice -> right is pale grey, wrong is vermilion, ignore is dark grey."""
-    wrong = np.not_equal(prediction, label)
-    return label_picture(np.where(np.equal(label, IGNORE_INDEX), IGNORE_INDEX, wrong), [(225,) * 3, DARKER])
+    prediction, label = np.asarray(prediction), np.asarray(label)
+    wrong = np.where(label == IGNORE_INDEX, IGNORE_INDEX, prediction != label)
+    return label_picture(wrong, [(225,) * 3, DARKER])
