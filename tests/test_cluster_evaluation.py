@@ -138,16 +138,17 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
     config = configured(root, neighbours=1, method="kmeans")
     found, prepared = prepare(config)
     calls = captured(monkeypatch)
-    report = evaluate_clustering(None, found, prepared, 3, config)
+    evaluation = evaluate_clustering(None, found, prepared, 3, config)
+    criteria = evaluation.report["criteria"]
     codes = codes_of(None, found, prepared.tokens)
     flat = codes.movedim(1, -1).reshape(2, -1, codes.shape[1])
     best = min((run for _, _, run in calls), key=lambda run: min(run.inertia))
     ids = (F.normalize(flat, dim=2) @ best.centroids.T).argmax(2)
-    assert report.criteria["silhouette"] == pytest.approx(
+    assert criteria["silhouette"] == pytest.approx(
         diagnostics.silhouette(flat.flatten(0, 1), best.centroids), abs=2e-5
     )
     clusterings = [(F.normalize(flat, dim=2) @ c.T).argmax(2) for _, _, run in calls for c in run.restarts]
-    assert len(clusterings) == 4 and report.criteria["agreement"] == pytest.approx(
+    assert len(clusterings) == 4 and criteria["agreement"] == pytest.approx(
         diagnostics.agreement(clusterings), abs=2e-5
     )
     explained = []
@@ -157,10 +158,10 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
         values = (cosines - cosines.mean(2, keepdim=True)).flatten()
         together = torch.stack([ids[0][:, None] == ids[1], ids[1][:, None] == ids[0]]).flatten()
         explained.append(np.corrcoef(values.numpy(), together.numpy())[0, 1])
-        assert report.criteria[f"explained/{name}"] == pytest.approx(explained[-1], abs=2e-5)
+        assert criteria[f"explained/{name}"] == pytest.approx(explained[-1], abs=2e-5)
     assert (
-        report.criteria["explained"] == pytest.approx(np.mean(explained), abs=2e-5)
-        and report.criterion == report.criteria["explained"]
+        criteria["explained"] == pytest.approx(np.mean(explained), abs=2e-5)
+        and evaluation.criterion == criteria["explained"]
     )
 
 
@@ -191,6 +192,23 @@ def test_random_pairs_of_the_histogram_are_two_images(crops):
     result = inference.histograms(prepared, plan, loss)
     assert (result["rgb/self"]["attracted"], result["rgb/random"]["attracted"]) == (1, 0)
     assert sum(result["rgb/random"]["counts"]) == 8
+
+
+def test_the_histogram_counts_every_pair_and_marks_the_shift():
+    arrays = {"rgb": np.random.default_rng(0).normal(size=(3, 4, 2, 3)).astype(np.float32)}
+    prepared, plan = SimpleNamespace(tokens=Tokens(arrays)), SimpleNamespace(targets=["rgb"])
+    unit = arrays["rgb"].reshape(3, 4, 6) / np.linalg.norm(arrays["rgb"].reshape(3, 4, 6), axis=1)[:, None]
+    values = np.concatenate([(unit[k].T @ unit[k - 1]).ravel() for k in range(3)])
+    for numbers, shift, attracted in (({"rgb": (9, 9, 0.1)}, 0.1, (values > 0.1).mean()), ({}, None, 0)):
+        loss = SimpleNamespace(shifts=SimpleNamespace(numbers=numbers), centre=False)
+        result = inference.histograms(prepared, plan, loss)["rgb/random"]
+        assert sum(result["counts"]) == 3 * 36 and result["shift"] == shift
+        assert result["attracted"] == pytest.approx(attracted, abs=1e-4)
+        edges = np.linspace(result["low"], result["high"], 41)
+        assert (result["low"], result["high"]) == pytest.approx((values.min(), values.max()), abs=1e-4)
+        for count, low, high in zip(result["counts"], edges, edges[1:]):
+            inside = sum(low + 2e-4 <= v < high - 2e-4 for v in values)
+            assert inside <= count <= sum(low - 2e-4 <= v <= high + 2e-4 for v in values)
 
 
 def test_a_linear_probe_learns_from_the_training_split_and_is_not_matched(data, tmp_path):

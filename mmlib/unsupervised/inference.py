@@ -5,8 +5,7 @@ criteria, saved runs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -15,16 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import AtLeast
-from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
 from ..runtime import derived_seed
 from . import clustering, diagnostics
-from .clustering import Clustering, LinearProbe, write_label_maps
+from .clustering import Clustering, LinearProbe
 from .correspondence import PAIRS, all_points, centred, cosine
 from .kmeans import KMeans, kmeans, nearest_centroid
 from .tokens import Tokens
-
-CRITERIA = ("explained", "agreement", "silhouette")
 
 
 @dataclass(frozen=True)
@@ -59,62 +55,23 @@ class EvaluationConfig:
 
 @dataclass
 class Evaluation:
-    """One state of a run, measured. Scores are in per cent; None without labels."""
+    """One state of a run, measured.
 
-    means: KMeans
-    scores: ClusterScores | None
-    repeats: list[dict[str, float]]
-    criteria: dict[str, float]
+    Attributes:
+        clustering: the clusters, named by the classes of the scored split where it has labels.
+        codes: (n, D, h, w) of the scored split, on the CPU.
+        miou: in per cent; NaN without labels.
+        criterion: value of the label-free criterion that the settings name.
+        line: the line of the history.
+        report: the part of the report that is measured.
+    """
+
+    clustering: Clustering
+    codes: Tensor
+    miou: float
     criterion: float
-    collapse: dict[str, float]
-    histograms: dict[str, dict]
-    others: dict
-    settings: EvaluationConfig
-    code_of: object = field(repr=False)
-
-    @property
-    def miou(self) -> float:
-        return self.scores.miou() if self.scores else float("nan")
-
-    def brief(self) -> dict:
-        """The line of the history."""
-        scores = (
-            {"miou": round(self.miou, 3), "accuracy": round(self.scores.accuracy(), 3)} if self.scores else {}
-        )
-        return scores | {"criteria": self.criteria} | self.collapse
-
-    def to_dict(self) -> dict:
-        """The part of the report that is measured."""
-        return {
-            "split": self.settings.split,
-            "scores": self.scores.to_dict() if self.scores else None,
-            "kmeans": self.repeats,
-            "use": [round(float(u), 5) for u in self.means.use],
-            "criteria": self.criteria,
-            "criterion": self.settings.criterion,
-            "collapse": self.collapse,
-            "histograms": self.histograms,
-            **self.others,
-        }
-
-    def clustering(self, scored: PreparedDataset) -> Clustering:
-        """The clusters, with the classes of the scored split where labels named them."""
-        if not self.scores:
-            return Clustering(self.means.centroids)
-        described = scored.description
-        mapping = self.scores.mapping.tolist()
-        return Clustering(self.means.centroids, mapping, described.classes, described.palette)
-
-    def write_maps(self, folder: Path, scored: PreparedDataset, clusters: Clustering) -> None:
-        """Label maps of the images that the settings ask for; of all images where there are no labels."""
-        count = self.settings.maps if scored.labelled else -1
-        if count:
-            rows = scored.rows
-            try:
-                scored.rows = rows if count < 0 else rows[:count]
-                write_label_maps(folder, self.code_of, scored, clusters, guide=self.settings.guide)
-            finally:
-                scored.rows = rows
+    line: dict
+    report: dict
 
 
 def code_batches(model, plan, tokens: Tokens, chunk: int = 32) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -142,16 +99,15 @@ def sample_codes(model, plan, tokens: Tokens, points: int, entries, seed: int) -
     """
     patches = tokens.grid[0] * tokens.grid[1]
     places = np.random.default_rng(seed).permutation(len(tokens) * patches)[:points]
-    order = np.argsort(places)
-    drawn, whole = [], []
+    drawn, positions, whole = [], [], []
     for part, codes in code_batches(model, plan, tokens):
-        # The places of this batch, in increasing order.
-        start, stop = part[0] * patches, (part[-1] + 1) * patches
-        low, high = np.searchsorted(places[order], [start, stop])
-        own = torch.from_numpy(places[order][low:high] - start)
-        drawn.append(codes.movedim(1, -1).flatten(0, -2)[own])
-        whole.append(codes[torch.from_numpy(np.isin(part, entries))])
-    return torch.cat(drawn)[torch.from_numpy(np.argsort(order))], torch.cat(whole)
+        # The places that lie in this batch; afterwards the points return to the order of the draw.
+        start = part[0] * patches
+        inside = np.flatnonzero((places >= start) & (places < start + len(part) * patches))
+        positions.append(inside)
+        drawn.append(codes.movedim(1, -1).flatten(0, -2)[places[inside] - start])
+        whole.append(codes[np.isin(part, entries)])
+    return torch.cat(drawn)[np.argsort(np.concatenate(positions))], torch.cat(whole)
 
 
 @torch.no_grad()
@@ -159,65 +115,64 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     """Cluster the codes of the training split, assign the scored split, measure. Labels are read last, and
     only to score.
     """
-    settings, tokens = config.evaluation, prepared.tokens
+    settings, tokens, scored = config.evaluation, prepared.tokens, prepared.scored
     # Codes of the training split: points for k-means; entries for the criteria, or all for a linear probe.
-    first, second = criteria_pairs(len(tokens))
-    entries = np.arange(len(tokens)) if settings.linear_steps else np.unique([*first, *second])
+    entries = np.unique(np.concatenate(criteria_pairs(len(tokens))))
+    if settings.linear_steps:
+        entries = np.arange(len(tokens))
     seed = derived_seed(settings.kmeans_seed, "points")
     points, codes = sample_codes(model, plan, tokens, settings.kmeans_points, entries, seed)
-    runs = [
-        kmeans(
-            points,
-            clusters,
-            restarts=settings.restarts,
-            seed=derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31,
-        )
-        for r in range(settings.repeats)
-    ]
-    best = min(range(len(runs)), key=lambda r: min(runs[r].inertia))
+    seeds = [derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31 for r in range(settings.repeats)]
+    runs = [kmeans(points, clusters, restarts=settings.restarts, seed=seed) for seed in seeds]
+    repeats = [{"inertia": min(run.inertia)} for run in runs]
+    best = min(range(len(runs)), key=lambda r: repeats[r]["inertia"])
     means = runs[best]
-    # Codes of the scored split, which is assigned to clusters image by image.
+    criteria = label_free(
+        lambda indices: codes[np.searchsorted(entries, indices)], plan, prepared, means, runs
+    )
+    collapse = diagnostics.collapse(points, means.centroids)
+    line = {"criteria": criteria} | collapse
+    report = {
+        "split": settings.split,
+        "scores": None,
+        "kmeans": repeats,
+        "use": [round(float(share), 5) for share in means.use],
+        "criteria": criteria,
+        "criterion": settings.criterion,
+        "collapse": collapse,
+        "histograms": histograms(prepared, plan, loss) if loss else {},
+    }
+    # Codes of the scored split, which is assigned to clusters image by image, and scored where it has labels.
     scored_codes = codes_of(model, plan, prepared.scored_tokens)
-    code_of = lambda indices: scored_codes[indices]
-    scores, repeats, others = None, [{"inertia": min(run.inertia)} for run in runs], {}
-    if prepared.scored.labelled:
-        classes = prepared.scored.description.classes
+    named, value = Clustering(means.centroids), float("nan")
+    if scored.labelled:
+        classes = scored.description.classes
         summary = lambda result: {"miou": result.miou(), "accuracy": result.accuracy()}
 
         def scores_of(centroids: Tensor) -> ClusterScores:
-            counts = clustering.count(code_of, prepared.scored, centroids, guide=settings.guide)
-            return score_clusters(counts, classes)
+            code_of = lambda indices: scored_codes[indices]
+            return score_clusters(clustering.count(code_of, scored, centroids, guide=settings.guide), classes)
 
         scores_of_runs = [scores_of(run.centroids) for run in runs]
         scores = scores_of_runs[best]
         for entry, result in zip(repeats, scores_of_runs):
             entry |= summary(result)
-        others["many_to_one"] = summary(score_clusters(scores.counts, classes, "many-to-one"))
+        report["scores"] = scores.to_dict()
+        report["many_to_one"] = summary(score_clusters(scores.counts, classes, "many-to-one"))
         if model is not None:
-            others["online_probe"] = summary(scores_of(model.probe.centroids.cpu()))
+            report["online_probe"] = summary(scores_of(model.probe.centroids.cpu()))
         if settings.linear_steps:
-            others["linear_probe"] = summary(linear_probe(codes, scored_codes, prepared, settings))
-    criteria = label_free(
-        lambda indices: codes[np.searchsorted(entries, indices)], plan, prepared, means, runs
-    )
-    return Evaluation(
-        means,
-        scores,
-        repeats,
-        criteria,
-        criteria[settings.criterion],
-        diagnostics.collapse(points, means.centroids),
-        {} if loss is None else histograms(prepared, plan, loss),
-        others,
-        settings,
-        code_of,
-    )
+            report["linear_probe"] = summary(linear_probe(codes, scored_codes, prepared, settings))
+        named = Clustering(means.centroids, scores.mapping.tolist(), classes, scored.description.palette)
+        value = scores.miou()
+        line = {name: round(score, 3) for name, score in summary(scores).items()} | line
+    return Evaluation(named, scored_codes, value, criteria[settings.criterion], line, report)
 
 
-def criteria_pairs(count: int, pairs: int = 48) -> tuple[np.ndarray, np.ndarray]:
-    """Training entries whose pairs the criteria look at: some at random, and another one for each."""
+def criteria_pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training entries whose pairs the criteria look at: at most 48 at random, and another one for each."""
     rng = np.random.default_rng(derived_seed(0, "criteria"))
-    first = rng.choice(count, min(pairs, count), replace=False)
+    first = rng.choice(count, min(48, count), replace=False)
     return first, (first + rng.integers(1, max(2, count), len(first))) % count
 
 
@@ -225,62 +180,54 @@ def label_free(code_of, plan, prepared, means: KMeans, runs: list[KMeans]) -> di
     """The criteria on training entries (``diagnostics`` says what fools each), explained correspondences also
     by input. ``code_of`` maps entries of ``criteria_pairs`` to their codes (B, D, h, w).
     """
-    first, second = criteria_pairs(len(prepared.tokens))
-    tokens = prepared.tokens.batch(np.concatenate([first, second]), plan.extracted)
-    n = len(first)
+    pairs = criteria_pairs(len(prepared.tokens))
+    tokens = prepared.tokens.batch(np.concatenate(pairs), plan.extracted)
     # Centred frozen correspondences F' (Eq. 2) of each pair.
-    F_ = {name: centred(cosine(all_points(t[:n]), all_points(t[n:]))).cpu() for name, t in tokens.items()}
-    flat = {"first": code_of(first), "second": code_of(second)}
-    flat = {name: codes.movedim(1, -1).flatten(0, -2) for name, codes in flat.items()}
-    ids = lambda which, centroids: nearest_centroid(flat[which], centroids)[0].reshape(n, -1)
+    F_ = {name: centred(cosine(*all_points(maps).chunk(2))).cpu() for name, maps in tokens.items()}
+    first, second = (code_of(indices).movedim(1, -1).flatten(0, -2) for indices in pairs)
+    ids = lambda points, centroids: nearest_centroid(points, centroids)[0].reshape(len(pairs[0]), -1)
     explained, parts = diagnostics.explained_correspondence(
-        F_, ids("first", means.centroids), ids("second", means.centroids)
+        F_, ids(first, means.centroids), ids(second, means.centroids)
     )
-    values = {
-        "explained": explained,
-        "silhouette": diagnostics.silhouette(flat["first"], means.centroids),
-    }
+    values = {"explained": explained, "silhouette": diagnostics.silhouette(first, means.centroids)}
     restarts = [centroids for run in runs for centroids in run.restarts]
     if len(restarts) > 1:
-        values["agreement"] = diagnostics.agreement([ids("first", c) for c in restarts[:10]])
+        values["agreement"] = diagnostics.agreement([ids(first, c) for c in restarts[:10]])
     values |= {f"explained/{name}": value for name, value in parts.items()}
     return {name: round(float(value), 5) for name, value in values.items()}
 
 
-def histograms(prepared, plan, loss, images: int = 16) -> dict[str, dict]:
-    """Centred correspondences F' of self and random pairs of some training images, by target, with b marked
-    (adaptive: none). One entry an image, another crop from image to image, so that a random pair is never
-    two crops of one image.
+def histograms(prepared, plan, loss) -> dict[str, dict]:
+    """Centred correspondences F' of self and random pairs of 16 training images at most, by target, with b
+    and the share of pairs above it, which attract (adaptive b: none). One entry an image, another crop from
+    image to image, so that a random pair is never two crops of one image.
     """
     _, start, crops = np.unique(prepared.tokens.image, return_index=True, return_counts=True)
-    index = (start + np.arange(len(start)) % crops)[:images]
-    tokens, result = prepared.tokens.batch(index, list(plan.targets)), {}
-    for name, maps in tokens.items():
+    index, result = (start + np.arange(len(start)) % crops)[:16], {}
+    for name, maps in prepared.tokens.batch(index, plan.targets).items():
         points = all_points(maps)
         for pair, other in (("self", points), ("random", points.roll(1, 0))):
             F_ = cosine(points, other)
-            b = loss.shifts.numbers.get(name, (float("nan"),) * 3)[PAIRS.index(pair)]
-            counts, edges, attracted = diagnostics.correspondence_histogram(
-                centred(F_) if loss.centre else F_, b, 40
-            )
+            values = (centred(F_) if loss.centre else F_).flatten().cpu().double().numpy()
+            shifts = loss.shifts.numbers.get(name)
+            shift = shifts and shifts[PAIRS.index(pair)]
+            counts, edges = np.histogram(values, 40)
             result[f"{name}/{pair}"] = {
                 "counts": counts.tolist(),
                 "low": round(float(edges[0]), 4),
                 "high": round(float(edges[-1]), 4),
-                "shift": None if np.isnan(b) else round(b, 4),
-                "attracted": round(attracted, 4),
+                "shift": shift and round(shift, 4),
+                "attracted": round(float((values > shift).mean()), 4) if shifts else 0.0,
             }
     return result
 
 
 def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> ClusterScores:
-    """Scores of a linear map from finished codes to classes, trained with the training split's labels. Needs
-    whole training images.
+    """Scores of a linear map from finished codes to classes, trained with the labels of the training split,
+    whose images are whole.
 
     The released code trains it beside the network instead; codes are detached either way.
     """
-    if not prepared.data.labelled or len(codes) != len(prepared.data):
-        raise ValueError("a linear probe needs a labelled training split and --crops 1")
     classes = prepared.data.description.classes
     label_of = lambda data, index: torch.from_numpy(data.stored(index)[1].astype(np.int64))
     torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
@@ -294,9 +241,9 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
             optimizer.zero_grad()
             probe.loss(F.normalize(codes[index], dim=1), label).backward()
             optimizer.step()
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    for index in range(len(scored_codes)):
+    counts = 0
+    for index, code in enumerate(scored_codes):
         label = label_of(prepared.scored, index)
-        logits = probe(F.normalize(scored_codes[index][None], dim=1), tuple(label.shape))
-        counts += confusion_matrix(logits.argmax(1)[0], label, len(classes)).cpu().numpy()
+        logits = probe(F.normalize(code[None], dim=1), tuple(label.shape))
+        counts += confusion_matrix(logits.argmax(1)[0], label, len(classes)).numpy()
     return score_clusters(counts, classes, mapping=np.arange(len(classes)))

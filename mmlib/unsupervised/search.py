@@ -201,7 +201,7 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
     run = suggest(trial, replace(config.run, out=str(folder), save_every=config.run.steps, progress=False))
 
     def stop(step, evaluation) -> None:
-        trial.report(objective(evaluation.to_dict(), config.select_on_labels), step)
+        trial.report(objective(evaluation.report, config.select_on_labels), step)
         if config.prune and step < run.steps and trial.should_prune():
             raise optuna.TrialPruned()
 

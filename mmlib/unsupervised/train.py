@@ -10,6 +10,7 @@ says so.
 from __future__ import annotations
 
 import time
+from copy import copy
 from dataclasses import asdict, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..config import check_settings
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, save_tensors, seed_everything, write_json
 from .baselines import Eagle, depth_guidance, distillation_loss, object_mix, second_view
-from .clustering import ClusterProbe, save_clustering
+from .clustering import ClusterProbe, save_clustering, write_label_maps
 from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
 from .diagnostics import collapse
 from .inference import Evaluation, evaluate_clustering
@@ -272,7 +273,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         evaluation = evaluate_clustering(model, plan, prepared, clusters, config, loss)
         model.train()
         score = evaluation.miou if config.select == "labels" else evaluation.criterion
-        return {"val": evaluation.brief()}, score
+        return {"val": evaluation.line}, score
 
     def keep_best(done: int, line: dict, better: bool):
         if better and config.select != "last":
@@ -331,7 +332,7 @@ def write_results(
     """The clustering, its label maps and its report; returns the report."""
     out, tokens = Path(config.out), prepared.tokens
     clusters = replace(
-        evaluation.clustering(prepared.scored),
+        evaluation.clustering,
         network=model.net if model else None,
         chain=prepared.chain,
         settings={
@@ -342,7 +343,13 @@ def write_results(
         },
     )
     save_clustering(out / "clustering.safetensors", clusters)
-    evaluation.write_maps(out / "maps", prepared.scored, clusters)
+    # Label maps of the first images, as many as are asked for; of all where there are no labels.
+    scored = copy(prepared.scored)
+    if scored.labelled and config.evaluation.maps >= 0:
+        scored.rows = scored.rows[: config.evaluation.maps]
+    if scored.rows:
+        code_of, guide = lambda indices: evaluation.codes[indices], config.evaluation.guide
+        write_label_maps(out / "maps", code_of, scored, clusters, guide=guide)
     selected_by = {
         "last": "nothing: the state after the last step",
         "criterion": "a label-free criterion on training images",
@@ -359,5 +366,5 @@ def write_results(
         step=step,
         parameters=sum(p.numel() for p in model.net.parameters()) if model else 0,
         shifts=loss.shifts.numbers if loss else {},
-        **evaluation.to_dict(),
+        **evaluation.report,
     )
