@@ -693,7 +693,7 @@ CASES = {
     "four axes": (
         ["heat=heat"],
         pack(heat__0001__npy=np.zeros((3, 4, 5, 6))),
-        "heat/0001.npy: shape (3, 4, 5, 6); expected (H, W) or (H, W, C)",
+        "heat/0001.npy: values of type float64, shape (3, 4, 5, 6); expected numbers (H, W) or (H, W, C)",
     ),
     "complex": (
         ["heat=heat"],

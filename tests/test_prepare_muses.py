@@ -503,9 +503,9 @@ LABEL, LIDAR, EVENT, FRAME = (
         (lambda r: at(r, *LIDAR).unlink(), "_lidar.bin: not found; 1 of 3 samples"),
         (
             lambda r: at(r, *EVENT).write_bytes(at(r, *EVENT).read_bytes()[:3000]),
-            "_event_camera.h5: not HDF5",
+            "it is not HDF5 with events/x, y, t, p, or damaged",
         ),
-        (lambda r: events_gone(at(r, *EVENT)), "_event_camera.h5: not HDF5"),
+        (lambda r: events_gone(at(r, *EVENT)), "it is not HDF5 with events/x, y, t, p, or damaged"),
         (
             lambda r: Image.fromarray(np.full(SIZE, 33, np.uint8)).save(at(r, *LABEL)),
             "_gt_labelTrainIds.png: unknown label id 33",
@@ -531,8 +531,8 @@ LABEL, LIDAR, EVENT, FRAME = (
             "calib.json, extrinsics/event2rgb: missing",
         ),
         (lambda r: (r / "calib.json").unlink(), "calib.json: no such file"),
-        (lambda r: (r / "meta.json").write_text("[]"), "meta.json: .*not the list of samples"),
-        (lambda r: (r / "meta.json").write_text('{"a"'), "meta.json: .*not the list of samples"),
+        (lambda r: (r / "meta.json").write_text("[]"), "it is not the list of samples"),
+        (lambda r: (r / "meta.json").write_text('{"a"'), "it is not the list of samples"),
         (
             lambda r: rewrite(r / "meta.json", lambda m: m[SCENES[1][0]].update(weather="hail")),
             "weather is 'hail'; expected clear, fog",

@@ -696,7 +696,7 @@ def test_resized_frames_are_means_of_colour_and_unmixed_classes_and_depths(tmp_p
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: (f / "depth" / "0003.png").unlink(), "0003.png: not found"),
+        (lambda f: (f / "depth" / "0003.png").unlink(), "0003.png: no such file"),
         (lambda f: (f / "rgb" / "0003.jpg").write_bytes(b"x"), "0003.jpg: cannot be read"),
         (
             lambda f: Image.fromarray(np.zeros((480, 640), np.uint8)).save(f / "rgb" / "0003.jpg"),
