@@ -78,7 +78,7 @@ def check_values(modality: Modality, physical: np.ndarray, where: str) -> None:
     """Raise DataError for physical values (H, W, C) that are not finite, or a negative distance: both would
     be trained on in silence.
     """
-    if not np.isfinite(physical).all():
+    if modality.dtype == "float32" and not np.isfinite(physical).all():
         raise DataError(
             f"{where}: {modality.name} has NaN or infinite values; replace them (sparse sensor: 0 = no "
             "measurement)"
