@@ -155,10 +155,10 @@ def test_folded_head_equals_segformers_two_linear_maps():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda b: {}, "no modality left"),
+        (lambda b: {}, "images of nothing; this network takes rgb"),
         (
             lambda b: b | {"radar": b["rgb"]},
-            "unknown modality 'radar'; this network knows rgb, depth, event, lidar",
+            "lidar, radar; this network takes rgb, depth, event, lidar",
         ),
         (lambda b: b | {"rgb": b["rgb"][:, :2]}, r"rgb: expected \(B, 3, H, W\)"),
         (lambda b: b | {"rgb": b["rgb"][..., :-1]}, "differ in batch or image size"),

@@ -117,10 +117,7 @@ def input_information(
         (information (M, B) in the order of ``images``, f (B,)); NaN where a sample has no labelled pixel.
     """
     if not sigma > 0:
-        raise ValueError(
-            f"sigma {sigma}; the information of a measure without spread is zero: give a standard deviation "
-            "above 0"
-        )
+        raise ValueError(f"sigma {sigma}: expected above 0; a measure without spread has no information")
     with torch.enable_grad(), exact(label.device, network):
         z = noisy(images, sigma, seed)
         if reading == "input":  # Eq. 6: f = CE(p(z), gt), one f for all modalities
@@ -171,10 +168,7 @@ def gat_information(
     """
     first = next(iter(images.values()))
     if len(first) < 2:
-        raise ValueError(
-            "Gat et al.'s noise is the spread over the batch, which is zero for one sample; use a batch "
-            "of 2 or more"
-        )
+        raise ValueError("Gat et al.'s noise is the spread over the batch; use a batch of 2 or more samples")
     with torch.enable_grad(), exact(first.device, network):
         z = noisy(images, None, seed)
         # The target is not detached in their code either.
@@ -386,10 +380,7 @@ def measure_information(
     The measuring instrument of the Fisher gap; it trains nothing and always uses the reading ``input``.
     """
     if not dataset.labelled:
-        raise ValueError(
-            f"{dataset.root} has no labels; the information of the input reading is that of the "
-            "cross-entropy to a label"
-        )
+        raise ValueError(f"{dataset.root} has no labels; the information is that of the cross-entropy to one")
     used = []
     for index in evenly_spaced(len(dataset), samples):
         # One by one: samples may differ in size, and memory stays small.

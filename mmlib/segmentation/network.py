@@ -221,16 +221,12 @@ class Segmenter(nn.Module):
         """Raise ValueError unless ``images`` holds at least one known modality, with the right channels and
         one size.
         """
-        if not images:
+        if not images or set(images) - set(self.modalities):
             raise ValueError(
-                f"no modality left to segment; pass at least one of {', '.join(self.modalities)}"
+                f"images of {', '.join(images) or 'nothing'}; this network takes {', '.join(self.modalities)}"
             )
         shapes = {name: tuple(image.shape) for name, image in images.items()}
         for name, shape in shapes.items():
-            if name not in self.modalities:
-                raise ValueError(
-                    f"unknown modality {name!r}; this network knows {', '.join(self.modalities)}"
-                )
             channels, least = self.modalities[name].channels, self.encoder.smallest
             if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
                 raise ValueError(

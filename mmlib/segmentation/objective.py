@@ -64,8 +64,7 @@ def pixel_grid(
     if share == 1:
         return np.arange(size[0]), np.arange(size[1])
     counts = [max(1, round(length * share**0.5)) for length in size]
-    rows, columns = (np.sort(rng.choice(length, count, replace=False)) for length, count in zip(size, counts))
-    return rows, columns
+    return tuple(np.sort(rng.choice(length, count, replace=False)) for length, count in zip(size, counts))
 
 
 def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> Tensor:
@@ -75,14 +74,13 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
     Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
     """
 
-    def weights(length_in: int, length_out: int, places: np.ndarray) -> Tensor:
-        centre = np.clip((places + 0.5) * (length_in / length_out) - 0.5, 0, length_in - 1)
+    matrices = []
+    for length, target, places in zip(logits.shape[-2:], size, (rows, columns)):
+        centre = np.clip((places + 0.5) * (length / target) - 0.5, 0, length - 1)
         # Hat functions: 1 at the own place, 0 from the next one on.
-        matrix = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length_in)))
-        return torch.from_numpy(matrix).to(logits)
-
-    vertical = weights(logits.shape[-2], size[0], rows)
-    horizontal = weights(logits.shape[-1], size[1], columns)
+        weights = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length)))
+        matrices.append(torch.from_numpy(weights).to(logits))
+    vertical, horizontal = matrices
     return vertical @ (logits @ horizontal.T)
 
 
@@ -126,13 +124,12 @@ def subset_cross_entropy(
         return {"supervised": sum(terms) / 3, "full": terms[0].detach()}
     if config.subsets not in ("all-subsets", "singles") or modalities == 1:
         return {"supervised": cross_entropy(stacked.mean(0))}
-    members_of, weights = weighted_subsets(modalities, config, rng)
-    total = stacked.new_zeros(())
-    for weight, row in zip(weights, members_of):
+    subsets, weights = weighted_subsets(modalities, config, rng)
+    total = 0.0
+    for weight, row in zip(weights, subsets):
         members = [stacked[m] for m in range(modalities) if row[m]]
-        total = total + weight * cross_entropy(
-            sum(members) / (1 if config.evidence == "sum" else len(members))
-        )
+        fused = sum(members) / (1 if config.evidence == "sum" else len(members))
+        total = total + weight * cross_entropy(fused)
     with torch.no_grad():
         full = cross_entropy(stacked.mean(0))
     return {"supervised": total / sum(weights), "full": full}
