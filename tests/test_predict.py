@@ -287,7 +287,9 @@ def test_a_second_run_does_only_what_is_missing(trained, tmp_path):
         part["sensors"] == ["rgb"] for part in record["samples"].values()
     )
     (out / "classes.json").write_text("{")
-    with pytest.raises(ValueError, match="classes.json: .*not a record of predictions .*--overwrite.*damaged"):
+    with pytest.raises(
+        ValueError, match="classes.json: .*not a record of predictions .*--overwrite.*damaged"
+    ):
         predict(run)
     (out / "classes.json").unlink()
     for overwrite in (False, True):  # these may be anybody's
@@ -439,7 +441,10 @@ def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
         ("empty", "depth: no image; expected a file, or a folder of files, of .png"),
         ("float64", "aolp/val_000.npy: expected uint8 with 2 channels, found float64 with 2"),
         ("channels", "found uint8 with 3"),
-        ("dimensions", "aolp/val_000.npy: values of type uint8, shape (1, 32, 48, 2); expected numbers (H, W) or (H, W, C)"),
+        (
+            "dimensions",
+            "aolp/val_000.npy: values of type uint8, shape (1, 32, 48, 2); expected numbers (H, W) or (H, W, C)",
+        ),
         ("pickle", "aolp/val_000.npy: cannot be read"),
         ("header", "aolp/val_000.npy: cannot be read"),
     ],
