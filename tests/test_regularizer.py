@@ -187,7 +187,7 @@ def test_delay_then_ramp():
         (dict(lambda_f=-1.0), "0 or more"),
         (dict(lambda_p=float("nan")), "a finite number"),
         (dict(sigma=0.0), "above 0"),
-        (dict(sigma=float("nan")), "above 0"),
+        (dict(sigma=float("nan")), "a finite number"),
         (dict(probe_every=0), "1 or more"),
         (dict(probe_crop=0.0), "--probe-crop 0.0: expected above 0, at most 1"),
         (dict(cap=0.0), "--cap 0.0: expected above 0"),
