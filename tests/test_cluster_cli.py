@@ -167,7 +167,7 @@ def test_search_from_the_command_line(data, tmp_path, capsys):
             ["--data", "{toy}", "--size", "30", "40"],
             "30 x 40 pixels are not made of whole patches of 8 x 8; size=(24, 40) and",
         ),
-        ("cluster", ["--data", "{toy}", "--size", "4", "40"], "smaller than one patch"),
+        ("cluster", ["--data", "{toy}", "--size", "4", "40"], "whole patches"),
         (
             "cluster",
             ["--data", "{toy}", "--split", "test"],

@@ -340,7 +340,10 @@ def test_collapsed_codes_are_named(shared):
 
 @pytest.mark.parametrize(
     "size, message",
-    [((6, 40), "smaller than one patch of 8 x 8"), ((30, 44), "not made of whole patches of 8 x 8")],
+    [
+        ((6, 40), r"whole patches of 8 x 8; give size=\(8, 40\)"),
+        ((30, 44), "not made of whole patches of 8 x 8"),
+    ],
 )
 def test_sizes_that_do_not_fit_the_patches(tmp_path, size, message):
     rng = np.random.default_rng(0)

@@ -58,10 +58,16 @@ def prepare(data):
 
 def cache_tokens(data):
     from mmlib.unsupervised.backbone import load_backbone
-    from mmlib.unsupervised.extraction import extract_tokens
+    from mmlib.unsupervised.extraction import TokenConfig, extract_tokens
 
     names = ["rgb", "depth", "aolp", "rgb+depth+aolp"]
-    extract_tokens(PreparedDataset(data), load_backbone("descriptors"), names, batch_size=2, progress=False)
+    extract_tokens(
+        PreparedDataset(data),
+        load_backbone("descriptors"),
+        names,
+        TokenConfig(extract_batch=2),
+        progress=False,
+    )
 
 
 def train(data):

@@ -76,11 +76,12 @@ class Backbone:
                 "(N, 3, H, W)"
             )
         height, width = images.shape[-2:]
-        if height < self.patch or width < self.patch or height % self.patch or width % self.patch:
-            near = " × ".join(str(max(1, round(side / self.patch)) * self.patch) for side in (height, width))
+        fitting = [max(1, round(side / self.patch)) * self.patch for side in (height, width)]
+        if fitting != [height, width]:
             raise ValueError(
                 f"pictures of {height} × {width} pixels: {self.name} has patches of {self.patch} × "
-                f"{self.patch} pixels and takes multiples of {self.patch}; resize to {near}"
+                f"{self.patch} pixels and takes multiples of {self.patch}; resize to "
+                f"{' × '.join(map(str, fitting))}"
             )
         low, high = (float(v) for v in torch.aminmax(images))
         if not (-1e-4 <= low and high <= 1 + 1e-4):  # false for NaN, too

@@ -6,7 +6,6 @@ library.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ DINOV3 = {
     f"dinov3-{size.replace('_', '-')}": f"vit_{size}_patch16_dinov3"
     for size in ("small", "small_plus", "base", "large")
 }
+NAMES_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 
 class DINOv3(nn.Module):
@@ -53,7 +53,7 @@ def _load_dinov3(name: str, weights: str) -> nn.Module:
                 "file, where there is a network and give its path as weights, or use descriptors, which "
                 "need none"
             ) from error
-    state = timm_keys(_read_state(Path(weights).expanduser(), name))
+    state = timm_keys(_read_state(Path(weights).expanduser()))
     # The distilled networks have biases that are all zero; timm's plain variant leaves them out.
     biases = [key for key in state if key.endswith((".q_bias", ".v_bias"))]
     if any(state[key].any() for key in biases):
@@ -61,52 +61,27 @@ def _load_dinov3(name: str, weights: str) -> nn.Module:
     else:
         state = {key: value for key, value in state.items() if key not in biases}
     network = timm.create_model(model, pretrained=False, num_classes=0)
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    problems = {
-        "missing": expected.keys() - shapes.keys(),
-        "unknown": shapes.keys() - expected.keys(),
-        "of another shape": {key for key in expected.keys() & shapes.keys() if expected[key] != shapes[key]},
-    }
-    listed = "; ".join(
-        f"{len(keys)} {what}, such as {min(keys)} {shapes.get(min(keys), '')}"
-        for what, keys in problems.items()
-        if keys
-    )
-    if listed:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:  # lists the keys and shapes that do not fit
         raise ValueError(
-            f"{weights}: not the weights of {name}: {listed}. Expected a DINOv3 file of that size with the "
-            "keys of timm, of Meta's repository or of Hugging Face Transformers; sizes are "
-            f"{', '.join(DINOV3)}"
-        )
-    network.load_state_dict(state)
+            f"{weights}: not the weights of {name}. Expected a DINOv3 file of that size with the keys of "
+            f"timm, of Meta's repository or of Hugging Face Transformers; sizes are {', '.join(DINOV3)}. "
+            f"{' '.join(str(error).split())[:400]}"
+        ) from error
     return network
 
 
-def _read_state(path: Path, name: str) -> dict[str, Tensor]:
-    """Tensors by name, float32, from a file or from a folder with config.json; runs no code from the file."""
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, float32, from a file or from a folder that has one; runs no code from the file."""
     if path.is_dir():
-        try:
-            architecture = json.loads((path / "config.json").read_text(encoding="utf-8"))["architecture"]
-        except (OSError, ValueError, TypeError, KeyError):
-            architecture = ""
-        if architecture and str(architecture).split(".")[0].removesuffix("_qkvb") != DINOV3[name]:
-            raise ValueError(
-                f"{path}: its config.json is of {architecture}, not of {DINOV3[name]}; choose the backbone "
-                "that fits"
-            )
-        inside = [path / file for file in ("model.safetensors", "pytorch_model.bin")]
-        inside = [file for file in inside if file.exists()]
-        if not inside:
-            raise ValueError(
-                f"{path}: has no model.safetensors or pytorch_model.bin; give the file itself, or a folder "
-                "that has one"
-            )
-        path = inside[0]
+        path = next((path / file for file in NAMES_IN_FOLDERS if (path / file).exists()), path)
     if not path.exists():
         raise ValueError(
             f"{path}: no such file. Give the path of DINOv3 weights, or use descriptors, which need none"
         )
+    if path.is_dir():
+        raise ValueError(f"{path}: has no {' or '.join(NAMES_IN_FOLDERS)}; give the file itself")
     try:
         is_safe = path.suffix == ".safetensors"
         state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AtLeast
+from ..config import AtLeast, check_settings
 from ..data.images import map_npy, write_image
 from ..data.prepared import PreparedDataset
 from ..runtime import data_dir, digest_files, exclusive, progress_bar
@@ -57,14 +57,6 @@ class TokenConfig:
     """
     extract_batch: Annotated[int, AtLeast(1)] = 16
     """Pictures that go through the backbone at once."""
-
-    def extract(self, data: PreparedDataset, backbone, names, *, train: bool, device, progress) -> Tokens:
-        """Raw tokens of a split: as one trains on them, or as they are scored (whole images)."""
-        size = self.size if train or not any(self.eval_size) else self.eval_size
-        crops = self.crops if train else 1
-        return extract_tokens(
-            data, backbone, names, size, crops, self.depth_form, self.extract_batch, device, progress
-        )
 
     def chain(self, train: Tokens | None = None) -> TokenChain:
         """The chain that these settings ask for, its statistics measured on the tokens of the training split;
@@ -137,10 +129,9 @@ def extract_tokens(
     dataset: PreparedDataset,
     backbone: Backbone,
     names=None,
-    size: tuple[int, int] = (0, 0),
-    crops: int = 1,
-    depth_form: DepthForm = "inverse",
-    batch_size: int = 16,
+    settings: TokenConfig = TokenConfig(),
+    *,
+    train: bool = True,
     device="cpu",
     progress: bool = True,
 ) -> Tokens:
@@ -153,28 +144,24 @@ def extract_tokens(
 
     Args:
         names: sensors; None = the data set's. "rgb+thermal" = image addition: the mean of the two pictures.
-        size: (height, width) to which each picture is resized, not keeping its aspect; (0, 0) = as it is.
-        crops: 1 = the whole image, 5 = its quadrants and centre; entry 5 i + k is crop k of image i.
-        batch_size: pictures that go through the backbone at once; device: of the batches of the result.
+        settings: size, crops (entry 5 i + k is crop k of image i), form of depth, pictures at once.
+        train: as one trains on them; else as they are scored: whole images, of ``settings.eval_size``.
+        device: of the batches of the result.
 
     Raises:
         ValueError: an unknown modality or form; a size that does not fit the patches; tokens that are not
             finite.
         OSError: the cache cannot be written or its disk is full; finished images are kept.
     """
+    check_settings(settings)
+    size = settings.size if train or not any(settings.eval_size) else settings.eval_size
+    crops = settings.crops if train else 1
     names = list(dataset.modalities if names is None else names)
     parts = {name: name.split("+") for name in names}
     if unknown := {part for name in names for part in parts[name]} - set(dataset.modalities):
         raise ValueError(
             f"tokens: unknown modality {', '.join(map(repr, sorted(unknown)))}; the data set was opened with "
             f"{', '.join(dataset.modalities)}; a sum is written 'rgb+depth'"
-        )
-    if not names or any(len(set(each)) != len(each) for each in (names, *parts.values())):
-        raise ValueError(f"tokens: {names}: each name once, at least one")
-    if crops not in (1, 5) or batch_size < 1:
-        raise ValueError(
-            f"tokens: crops={crops}, batch_size={batch_size}: expected 1 or 5 crops and at least one picture "
-            "a batch"
         )
     # Only the sensors that are needed are read, and no label.
     sensors = [name for name in dataset.modalities if any(name in each for each in parts.values())]
@@ -183,7 +170,7 @@ def extract_tokens(
     reader.modalities = {name: dataset.modalities[name] for name in sensors}
     ids = [row["id"] for row in reader.rows]
     native = reader.stored(0)[1].shape
-    picture_size = working_size(native, tuple(size), crops, backbone.patch, ids[0])
+    picture_size = working_size(native, size, crops, backbone.patch, ids[0])
     shape = (crops, backbone.channels, *(side // backbone.patch for side in picture_size))
     folder = (
         data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{picture_size[0]}x{picture_size[1]}-{crops}"
@@ -192,18 +179,18 @@ def extract_tokens(
     def picture_of(index: int) -> dict[str, Tensor]:
         """Sensor -> pictures (crops, 3, height, width) of one image."""
         images, label = reader.physical(index)
-        if working_size(label.shape, tuple(size), crops, backbone.patch, ids[index]) != picture_size:
+        if working_size(label.shape, size, crops, backbone.patch, ids[index]) != picture_size:
             raise ValueError(
                 f"tokens: image {ids[index]!r} has {tuple(label.shape)} pixels, the first one {native}; "
                 f"give one size for all, such as size={picture_size}"
             )
         result = {}
         for name, image in images.items():
-            picture = as_picture(reader.modalities[name], image, depth_form)
+            picture = as_picture(reader.modalities[name], image, settings.depth_form)
             result[name] = resize_picture(five_crop(picture) if crops == 5 else picture[None], picture_size)
         return result
 
-    picture_keys = [_picture_keys(reader, index, depth_form) for index in range(len(reader))]
+    picture_keys = [_picture_keys(reader, index, settings.depth_form) for index in range(len(reader))]
     shards = {}
     for name in names:
         keys = [" + ".join(key[part] for part in parts[name]) for key in picture_keys]
@@ -211,7 +198,9 @@ def extract_tokens(
         shards[name] = Shards(files, shape)
     if any(shard.missing() for shard in shards.values()):
         with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
-            _extract(shards, parts, picture_of, backbone, ids, max(1, batch_size // crops), progress)
+            _extract(
+                shards, parts, picture_of, backbone, ids, max(1, settings.extract_batch // crops), progress
+            )
     return Tokens(shards, np.repeat(np.arange(len(reader)), crops), device=device)
 
 
@@ -230,7 +219,12 @@ def _picture_keys(reader: PreparedDataset, index: int, depth_form: str) -> dict[
 
 
 def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: int, progress: bool) -> None:
-    """Write the files that are missing, ``step`` images at a time."""
+    """Write the files that are missing, ``step`` images at a time.
+
+    Raises:
+        ValueError: another shape than the backbone promised, or a value that is not finite in float16.
+        OSError: too little room.
+    """
     missing = {name: set(shard.missing()) for name, shard in shards.items()}
     folder = next(iter(shards.values())).files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,11 +235,10 @@ def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: 
             f"{folder}: the tokens need {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free; make room, "
             "ask for a smaller size, or set MMLIB_DATA to a folder on a larger disk"
         )
-    indices = sorted(set().union(*missing.values()))
+    indices = torch.tensor(sorted(set().union(*missing.values())))
     title = f"tokens of {', '.join(shards)}"
     with progress_bar(total=len(indices), desc=title, unit="image", progress=progress) as bar:
-        for start in range(0, len(indices), step):
-            chunk = indices[start : start + step]
+        for chunk in map(Tensor.tolist, indices.split(step)):
             images = {index: picture_of(index) for index in chunk}
             for name, shard in shards.items():
                 todo = [index for index in chunk if index in missing[name]]
@@ -254,23 +247,16 @@ def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: 
                 # The picture of "rgb+thermal" is the mean of the two.
                 mixed = [sum(images[i][part] for part in parts[name]) / len(parts[name]) for i in todo]
                 tokens = backbone.extract(torch.cat(mixed)).cpu()
-                _write(shard, todo, tokens, name, ids)
+                expected = (len(todo) * shard.crops, *shard.shape[1:])
+                if tuple(tokens.shape) != expected:
+                    raise ValueError(
+                        f"{name}: the backbone returned {tuple(tokens.shape)}, expected {expected}"
+                    )
+                for index, own in zip(todo, tokens.half().split(shard.crops)):
+                    if not torch.isfinite(own).all():
+                        raise ValueError(
+                            f"{name}, image {ids[index]!r}: tokens are not finite in float16 (limit 65504); "
+                            "check the backbone's weights and that image"
+                        )
+                    write_image(shard.files[index], own.numpy())
             bar.update(len(chunk))
-
-
-def _write(shard: Shards, indices: list[int], tokens: Tensor, name: str, ids: list[str]) -> None:
-    """Write the tokens of these images, one after the other, as float16.
-
-    Raises:
-        ValueError: another shape than the backbone promised, or a value that is not finite in float16.
-    """
-    expected = (len(indices) * shard.crops, *shard.shape[1:])
-    if tuple(tokens.shape) != expected:
-        raise ValueError(f"{name}: the backbone returned {tuple(tokens.shape)}, expected {expected}")
-    for index, own in zip(indices, tokens.half().split(shard.crops)):
-        if not torch.isfinite(own).all():
-            raise ValueError(
-                f"{name}, image {ids[index]!r}: tokens are not finite in float16 (largest magnitude "
-                f"{tokens.abs().max().item():.3g}, limit 65504); check the backbone's weights and that image"
-            )
-        write_image(shard.files[index], own.numpy())

@@ -81,10 +81,10 @@ def code_batches(model, plan, tokens: Tokens, chunk: int = 32) -> Iterator[tuple
     if model is not None:
         model.eval()
     for entries in np.array_split(np.arange(len(tokens)), -(-len(tokens) // chunk)):
-        batch = tokens.batch(entries, list(plan.read))
+        batch = tokens.batch(entries, plan.read)
         with torch.no_grad():
-            parts = [F.normalize(batch[name], dim=1) for name in plan.read]
-            yield entries, (model(batch) if model is not None else torch.cat(parts, 1)).cpu()
+            unit = [F.normalize(maps, dim=1) for maps in batch.values()]
+            yield entries, (torch.cat(unit, 1) if model is None else model(batch)).cpu()
 
 
 def codes_of(model, plan, tokens: Tokens) -> Tensor:

@@ -16,7 +16,7 @@ from ..runtime import choose_device
 from .backbone import Backbone, load_backbone
 from .baselines import depth_on_grid
 from .correspondence import CorrespondenceConfig, Shifts
-from .extraction import TokenConfig
+from .extraction import TokenConfig, extract_tokens
 from .inference import EvaluationConfig
 from .networks import ClusterNetConfig
 from .pictures import as_picture, five_crop, resize_picture
@@ -208,8 +208,8 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     # Tokens of both splits, through one chain with the statistics of the training split.
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
     options = {"device": device, "progress": config.progress}
-    tokens = settings.extract(data, backbone, plan.extracted, train=True, **options)
-    scored_tokens = settings.extract(scored, backbone, plan.extracted, train=False, **options)
+    tokens = extract_tokens(data, backbone, plan.extracted, settings, **options)
+    scored_tokens = extract_tokens(scored, backbone, plan.extracted, settings, train=False, **options)
     chain = settings.chain(tokens)
     tokens, scored_tokens = replace(tokens, chain=chain), replace(scored_tokens, chain=chain)
     # Neighbours by mean tokens, where the loss has KNN pairs.

@@ -49,10 +49,9 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
     if depth_form not in ("inverse", "log", "hha"):
         raise ValueError(f"{where}: depth form {depth_form!r} is unknown; expected inverse, log or hha")
     if physical.ndim < 3 or physical.shape[-3] != modality.channels or modality.channels > 3:
-        many = "; prepare three of its channels as a modality of their own" * (modality.channels > 3)
         raise ValueError(
-            f"{where}: expected (..., {modality.channels}, H, W) with at most 3 channels, "
-            f"got {tuple(physical.shape)}{many}"
+            f"{where}: expected (..., {modality.channels}, H, W), got {tuple(physical.shape)}; of more than "
+            "3 channels prepare three as a modality of their own"
         )
     physical = physical.float()
     if not torch.isfinite(physical).all():
@@ -153,22 +152,15 @@ def working_size(native: tuple, size: tuple, crops: int, patch: int, where: str)
     Raises:
         ValueError: it is not made of whole patches; says which sizes are.
     """
-    if len(size) != 2 or min(size) < 0 or (0 in size and any(size)):
-        raise ValueError(
-            f"size={size}: expected (height, width) in pixels, or (0, 0) to leave pictures as they are"
-        )
     if crops == 5 and min(native) < 2:
         raise ValueError(f"image {where!r} has {native[0]} x {native[1]} pixels, too few for five crops")
-    if any(size):
-        (h, w), source = size, f"size={size}"
-    elif crops == 1:
-        (h, w), source = native, f"image {where!r}"
-    else:
-        (h, w), source = (native[0] // 2, native[1] // 2), f"a crop of image {where!r}"
+    native_size = native if crops == 1 else (native[0] // 2, native[1] // 2)
+    (h, w), source = (size, f"size={size}") if any(size) else (native_size, f"image {where!r}, crops={crops}")
     down = tuple(max(patch, side // patch * patch) for side in (h, w))
     up = tuple(-(-side // patch) * patch for side in (h, w))
     if (h, w) != down or (h, w) != up:
-        problem = "smaller than one patch" if min(h, w) < patch else "not made of whole patches"
-        works = f"size={down} works" if down == up else f"size={down} and size={up} work"
-        raise ValueError(f"{source}: {h} x {w} pixels are {problem} of {patch} x {patch}; {works}")
+        works = " or ".join(f"size={fitting}" for fitting in sorted({down, up}))
+        raise ValueError(
+            f"{source}: {h} x {w} pixels are not made of whole patches of {patch} x {patch}; give {works}"
+        )
     return h, w

@@ -16,7 +16,7 @@ from ..evaluation.counts import ClusterScores, score_clusters
 from ..runtime import choose_device, limit_threads, provenance, reading, write_json
 from .backbone import load_backbone
 from .clustering import count, load_clustering, write_label_maps
-from .extraction import TokenConfig
+from .extraction import TokenConfig, extract_tokens
 from .inference import codes_of
 from .methods import extracted
 
@@ -62,7 +62,7 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
     with reading(run / "clustering.safetensors", "a clustering that says how it was made"):
         sensors, read = (list(clusters.settings[name]) for name in ("sensors", "read"))
         key, values = clusters.settings["backbone"], clusters.settings["tokens"]
-        settings = TokenConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        settings = TokenConfig(**values)
         check_settings(settings)
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
     if backbone.key != key:
@@ -71,9 +71,10 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
             "it again, or give the weights it was made with at the same place"
         )
     data = PreparedDataset(config.data, config.split, sensors, cache=True)
-    names = extracted(read)
-    tokens = settings.extract(data, backbone, names, train=False, device=device, progress=config.progress)
-    tokens = replace(tokens, chain=clusters.chain)
+    options = {"train": False, "device": device, "progress": config.progress}
+    tokens = replace(
+        extract_tokens(data, backbone, extracted(read), settings, **options), chain=clusters.chain
+    )
     codes = codes_of(clusters.network, SimpleNamespace(read=read), tokens)
     code_of = lambda indices: codes[indices]
     scores = None
@@ -84,17 +85,10 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
                 f"{run} names its clusters by {', '.join(clusters.classes)}; {config.data} has "
                 f"{', '.join(classes)}"
             )
-        mapping = None if config.rematch or clusters.mapping is None else clusters.mapping
-        scores = score_clusters(
-            count(code_of, data, clusters.centroids, guide=config.guide), classes, mapping=mapping
-        )
-        record = {
-            "provenance": provenance(),
-            "run": run.name,
-            "split": config.split,
-            "scores": scores.to_dict(),
-        }
-        write_json(Path(config.out) / "scores.json", record)
+        counts = count(code_of, data, clusters.centroids, guide=config.guide)
+        scores = score_clusters(counts, classes, mapping=None if config.rematch else clusters.mapping)
+        record = {"provenance": provenance(), "run": run.name, "split": config.split}
+        write_json(Path(config.out) / "scores.json", record | {"scores": scores.to_dict()})
         clusters = replace(
             clusters, mapping=scores.mapping.tolist(), classes=classes, palette=data.description.palette
         )

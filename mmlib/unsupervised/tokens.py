@@ -92,8 +92,8 @@ class TokenChain:
             {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             for prefix in ("tokens.mean.", "tokens.std.")
         )
-        shapes = [{name: value.shape for name, value in values.items()} for values in (mean, std)]
-        if shapes[0] != shapes[1] or any((value <= 0).any() for value in std.values()):
+        fits = lambda name: mean[name].shape == std[name].shape and (std[name] > 0).all()
+        if mean.keys() != std.keys() or not all(map(fits, mean)):
             raise ValueError(
                 f"statistics of {', '.join(mean) or 'nothing'}: expected a mean and a positive std for each "
                 "modality"
@@ -126,8 +126,6 @@ class Tokens:
             )
         if self.image is None:
             object.__setattr__(self, "image", np.arange(len(self)))
-        if len(self.image) != len(self):
-            raise ValueError(f"tokens: image has {len(self.image)} numbers for {len(self)} entries")
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -158,13 +156,7 @@ class Tokens:
         Raises:
             ValueError: an unknown name, or one without statistics. IndexError: an index out of range.
         """
-        index = np.atleast_1d(np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices))
-        if index.dtype.kind not in "iu" or index.ndim != 1:
-            raise ValueError(
-                f"tokens: indices must be a list of integers, got {index.dtype} of shape {index.shape}"
-            )
-        if index.size and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"tokens: index {index.min()} to {index.max()} of {len(self)} entries")
+        index = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
         names = list(self.modalities if names is None else names)
         single = dict.fromkeys(part for name in names for part in name.split("&"))
         if unknown := [name for name in single if name not in self.arrays]:
@@ -172,14 +164,12 @@ class Tokens:
                 f"tokens: unknown modality {unknown[0]!r}; there are {', '.join(self.modalities)}, and their "
                 "sums written with '&'"
             )
-        parts = {name: self._processed(name, index) for name in single}
-        return {
-            name: sum(parts[p] for p in name.split("&")) if "&" in name else parts[name] for name in names
-        }
-
-    def _processed(self, name: str, index: np.ndarray) -> Tensor:
-        raw = torch.from_numpy(np.ascontiguousarray(self.arrays[name][index]))
-        return self.chain(name, raw.to(self.device).float())
+        parts = {}
+        for name in single:
+            raw = torch.from_numpy(np.ascontiguousarray(self.arrays[name][index]))
+            parts[name] = self.chain(name, raw.to(self.device).float())
+        parts |= {name: sum(parts[part] for part in name.split("&")) for name in names if "&" in name}
+        return {name: parts[name] for name in names}
 
     def in_memory(self, limit: float = 2e9) -> Tokens:
         """The same tokens, sent through the chain once and kept as float32 in memory, if that takes at most
@@ -189,7 +179,7 @@ class Tokens:
             return self
         parts = np.array_split(np.arange(len(self)), max(1, len(self) // 64))
         arrays = {
-            name: np.concatenate([self._processed(name, part).cpu().numpy() for part in parts])
+            name: np.concatenate([self.batch(part, [name])[name].cpu().numpy() for part in parts])
             for name in self.arrays
         }
         return replace(self, arrays=arrays, chain=TokenChain())
@@ -203,9 +193,9 @@ def image_means(tokens: Tokens, names=("rgb",), chunk: int = 64) -> Tensor:
     """
     tokens = replace(tokens, chain=replace(tokens.chain, centre=0.0, smooth=False))
     means = []
-    for start in range(0, len(tokens), chunk):
-        batch = tokens.batch(range(start, min(start + chunk, len(tokens))), list(names))
-        means.append(torch.cat([F.normalize(batch[name].mean((2, 3)), dim=1) for name in names], 1))
+    for entries in torch.arange(len(tokens)).split(chunk):
+        batch = tokens.batch(entries, names)
+        means.append(torch.cat([F.normalize(maps.mean((2, 3)), dim=1) for maps in batch.values()], 1))
     return torch.cat(means)
 
 
@@ -222,15 +212,11 @@ def nearest_neighbours(features: Tensor, k: int, exclude=None, chunk: int = 1024
             length.
     """
     n = len(features)
-    if features.ndim != 2 or not torch.isfinite(features).all():
-        raise ValueError(
-            f"nearest_neighbours: expected finite features (n, C), got {tuple(features.shape)}, or NaN among "
-            "them"
-        )
     group = torch.arange(n) if exclude is None else torch.as_tensor(np.asarray(exclude))
-    if group.shape != (n,):
+    if not torch.isfinite(features).all() or group.shape != (n,):
         raise ValueError(
-            f"nearest_neighbours: {tuple(group.shape)} groups for {n} entries; expected one each"
+            f"nearest_neighbours: features {tuple(features.shape)} and {tuple(group.shape)} groups; expected "
+            "finite features (n, C), and one group for each"
         )
     available = n - int(group.unique(return_counts=True)[1].max()) if n else 0
     if not 1 <= k <= available:

@@ -29,7 +29,7 @@ from mmlib import world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.runtime import limit_threads
 from mmlib.unsupervised.backbone import load_backbone
-from mmlib.unsupervised.extraction import extract_tokens
+from mmlib.unsupervised.extraction import TokenConfig, extract_tokens
 from mmlib.unsupervised.tokens import TokenChain
 
 
@@ -83,10 +83,11 @@ def main(options: Options) -> None:
         os.environ["MMLIB_DATA"] = folder
         data = PreparedDataset(root, "train")
         start = clock()
-        tokens = extract_tokens(data, backbone, size=options.size, crops=options.crops, device=options.device)
+        settings = TokenConfig(size=tuple(options.size), crops=options.crops)
+        tokens = extract_tokens(data, backbone, settings=settings, device=options.device)
         extraction = clock() - start
         start = clock()
-        extract_tokens(data, backbone, size=options.size, crops=options.crops, progress=False)
+        extract_tokens(data, backbone, settings=settings, progress=False)
         opening = clock() - start
         tokens = replace(tokens, chain=TokenChain(smooth=True).fit(tokens))
         pictures = torch.rand(2 * options.batch, 3, *options.size, device=options.device)
