@@ -193,10 +193,14 @@ def test_more_than_three_channels_are_refused():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), st.integers(2, 40))
-def test_five_crops_are_torchvisions(height, width):
+def test_five_crops_lie_at_the_corners_and_in_the_middle(height, width):
     image = torch.rand(3, height, width)
-    theirs = tv.five_crop(image, (height // 2, width // 2))
-    assert torch.equal(five_crop(image), torch.stack(theirs))
+    h, w = height // 2, width // 2
+    a, b, c, d, centre = five_crop(image)
+    assert torch.equal(a, image[:, :h, :w]) and torch.equal(b, image[:, :h, width - w :])
+    assert torch.equal(c, image[:, height - h :, :w]) and torch.equal(d, image[:, height - h :, width - w :])
+    top, left = round((height - h) / 2), round((width - w) / 2)
+    assert torch.equal(centre, image[:, top : top + h, left : left + w])
 
 
 def test_quadrants_tile_an_even_image():

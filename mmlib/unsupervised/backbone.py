@@ -101,7 +101,7 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
         weights: "" = those that belong to the name (DINOv3: from the Hugging Face hub, by timm; vit: shipped
             with the library); a file (DINOv3: .safetensors, .pth or .bin with the keys of timm, of Meta's
             repository or of Hugging Face Transformers; vit: written by ``notebooks/results/pretrain.py``); a
-            folder with config.json and model.safetensors (DINOv3); or "random" for an untrained network, the
+            folder with one (DINOv3); or "random" for an untrained network, the
             same one on every call.
         device: where the network lives.
 

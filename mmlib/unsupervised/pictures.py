@@ -129,11 +129,9 @@ def five_crop(image: Tensor) -> Tensor:
     """(..., H, W) -> (5, ..., H // 2, W // 2): top left, top right, bottom left, bottom right, centre. The
     first four tile an image of even size exactly.
     """
-    height, width = image.shape[-2:]
-    h, w = height // 2, width // 2
-    bottom, right, top, left = height - h, width - w, round((height - h) / 2), round((width - w) / 2)
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (top, left))
-    return torch.stack([image[..., y : y + h, x : x + w] for y, x in corners])
+    from torchvision.transforms import functional  # imported late: small runs do not need it
+
+    return torch.stack(functional.five_crop(image, [side // 2 for side in image.shape[-2:]]))
 
 
 def resize_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
