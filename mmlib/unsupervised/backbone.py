@@ -121,21 +121,15 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
         if name in DINOV3:
             network = DINOv3(name, str(weights))
         else:
-            parts = [
-                Descriptors() if part == "descriptors" else _load_vit(weights) for part in name.split("+")
-            ]
+            makers = {"descriptors": Descriptors, "vit": partial(_load_vit, weights)}
+            parts = [makers[part]() for part in name.split("+")]
             network = Beside(*parts) if len(parts) > 1 else parts[0]
     network = network.eval().requires_grad_(False).to(device)
-    return Backbone(name, network.channels, network.patch, _digest(name, network), network)
-
-
-def _digest(name: str, network: nn.Module) -> str:
-    """Hash of the name, ``VERSION`` and all weights."""
     digest = hashlib.sha256(f"{name} {VERSION}".encode())
     for key, value in sorted(network.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)}".encode())
         digest.update(value.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return Backbone(name, network.channels, network.patch, digest.hexdigest()[:16], network)
 
 
 class Beside(nn.Module):

@@ -84,16 +84,13 @@ def _range_planes(modality: Modality, physical: Tensor, form: DepthForm) -> Tens
     distance, others = physical[..., :1, :, :], physical[..., 1:, :, :]
     measured = distance > 0
     clipped = distance.clamp(min=NEAR)
+    nearness = NEAR / clipped
+    if form == "log":
+        nearness = 1 - torch.log(clipped / NEAR) / math.log(modality.high / NEAR)
+    further = others.clamp(min=0).log1p() / math.log1p(modality.high)
     if form == "hha":
         height, angle = _height_and_angle(distance[..., 0, :, :])
-        planes = torch.stack([NEAR / clipped[..., 0, :, :], height / 3.0, angle / math.pi], -3)
-        return torch.where(measured, planes, 0.0)
-    nearness = (
-        NEAR / clipped
-        if form == "inverse"
-        else 1 - torch.log(clipped / NEAR) / math.log(modality.high / NEAR)
-    )
-    further = others.clamp(min=0).log1p() / math.log1p(modality.high)
+        further = torch.where(measured, torch.stack([height / 3.0, angle / math.pi], -3), 0.0)
     return torch.cat([torch.where(measured, nearness, 0.0), further], -3)
 
 

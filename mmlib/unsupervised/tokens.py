@@ -76,9 +76,10 @@ class TokenChain:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The statistics as named tensors, to be saved with a run; empty where they are left out."""
-        parts = {"mean": self.mean or {}, "std": self.std or {}}
         return {
-            f"tokens.{part}.{name}": value for part, values in parts.items() for name, value in values.items()
+            f"tokens.{part}.{name}": value
+            for part in ("mean", "std")
+            for name, value in (getattr(self, part) or {}).items()
         }
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> TokenChain:
@@ -118,12 +119,6 @@ class Tokens:
     device: str | torch.device = "cpu"
 
     def __post_init__(self):
-        shapes = {tuple(array.shape) for array in self.arrays.values()}
-        if len(shapes) != 1 or len(min(shapes)) != 4:
-            raise ValueError(
-                f"tokens: expected one shape (n, C, h, w) for all of {list(self.arrays)}, "
-                f"got {sorted(shapes)}"
-            )
         if self.image is None:
             object.__setattr__(self, "image", np.arange(len(self)))
 
