@@ -441,7 +441,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(data):
         ({"size": (30, 48)}, r"30 x 48 .* whole patches of 8 x 8; give size=\(24, 48\) or size=\(32, 48\)"),
         ({"size": (4, 48)}, r"whole patches of 8 x 8; give size=\(8, 48\)"),
         ({"size": (0, 48)}, r"size=\(8, 48\)"),
-        ({"size": (-8, 48)}, "--size -8 48: expected 0 or more"),
+        ({"size": (-8, 48)}, "--size -8: expected 0 or more"),
         ({"crops": 4}, "--crops 4: expected one of 1, 5"),
         ({"extract_batch": 0}, "--extract-batch 0: expected 1 or more"),
         ({"depth_form": "cubic"}, "--depth-form cubic: expected one of inverse"),
@@ -618,7 +618,7 @@ def test_neighbours_that_do_not_exist():
         nearest_neighbours(features, 10)
     with pytest.raises(ValueError, match="k=6, but 10 entries leave 5"):
         nearest_neighbours(features, 6, np.arange(10) // 5)
-    with pytest.raises(ValueError, match="9 .* groups for 10|groups for 10 entries"):
+    with pytest.raises(ValueError, match=r"\(9,\) groups; expected .* one group for each"):
         nearest_neighbours(features, 1, np.arange(9))
     with pytest.raises(ValueError, match="finite"):
         nearest_neighbours(features / 0, 1)

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..runtime import reading
+
 DINOV3 = {
     f"dinov3-{size.replace('_', '-')}": f"vit_{size}_patch16_dinov3"
     for size in ("small", "small_plus", "base", "large")
@@ -53,7 +55,7 @@ def _load_dinov3(name: str, weights: str) -> nn.Module:
                 "file, where there is a network and give its path as weights, or use descriptors, which "
                 "need none"
             ) from error
-    state = timm_keys(_read_state(Path(weights).expanduser()))
+    state = _read_state(Path(weights).expanduser())
     # The distilled networks have biases that are all zero; timm's plain variant leaves them out.
     biases = [key for key in state if key.endswith((".q_bias", ".v_bias"))]
     if any(state[key].any() for key in biases):
@@ -73,30 +75,20 @@ def _load_dinov3(name: str, weights: str) -> nn.Module:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, float32, from a file or from a folder that has one; runs no code from the file."""
+    """Tensors by timm's names, float32, from a file or from a folder that has one; runs no code from it.
+
+    Raises:
+        ValueError: no such file, damaged, or something else than tensors by name.
+    """
     if path.is_dir():
         path = next((path / file for file in NAMES_IN_FOLDERS if (path / file).exists()), path)
-    if not path.exists():
-        raise ValueError(
-            f"{path}: no such file. Give the path of DINOv3 weights, or use descriptors, which need none"
-        )
-    if path.is_dir():
-        raise ValueError(f"{path}: has no {' or '.join(NAMES_IN_FOLDERS)}; give the file itself")
-    try:
+    folder = f"a folder with {' or '.join(NAMES_IN_FOLDERS)}"
+    with reading(path, f"a file of weights of DINOv3, or {folder} (descriptors need none)"):
         is_safe = path.suffix == ".safetensors"
         state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen kinds on damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{path}: damaged, or not a file of weights ({type(error).__name__}: {reason})"
-        ) from error
-    for wrapper in ("teacher", "model_ema", "model", "module", "state_dict"):
-        state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise ValueError(f"{path}: holds a {type(state).__name__}, not a dictionary of tensors by name")
-    return {key: value.float() for key, value in state.items()}
+        for wrapper in ("teacher", "model_ema", "model", "module", "state_dict"):
+            state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
+        return timm_keys({key: value.float() for key, value in state.items()})
 
 
 # Names of one layer in Meta's repository and in Hugging Face Transformers -> in timm. Every name is sent
