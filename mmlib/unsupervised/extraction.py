@@ -222,7 +222,7 @@ def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: 
     """Write the files that are missing, ``step`` images at a time.
 
     Raises:
-        ValueError: another shape than the backbone promised, or a value that is not finite in float16.
+        ValueError: a value that is not finite in float16.
         OSError: too little room.
     """
     missing = {name: set(shard.missing()) for name, shard in shards.items()}
@@ -247,11 +247,6 @@ def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: 
                 # The picture of "rgb+thermal" is the mean of the two.
                 mixed = [sum(images[i][part] for part in parts[name]) / len(parts[name]) for i in todo]
                 tokens = backbone.extract(torch.cat(mixed)).cpu()
-                expected = (len(todo) * shard.crops, *shard.shape[1:])
-                if tuple(tokens.shape) != expected:
-                    raise ValueError(
-                        f"{name}: the backbone returned {tuple(tokens.shape)}, expected {expected}"
-                    )
                 for index, own in zip(todo, tokens.half().split(shard.crops)):
                     if not torch.isfinite(own).all():
                         raise ValueError(

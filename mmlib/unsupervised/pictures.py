@@ -43,7 +43,7 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
       camera with focal length ``FOCAL``, and depth along the axis.
 
     Raises:
-        ValueError: an unknown form, another number of channels, values that are not finite.
+        ValueError: an unknown form, another number of channels.
     """
     where = f"modality {modality.name!r}"
     if depth_form not in ("inverse", "log", "hha"):
@@ -54,8 +54,6 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
             "3 channels prepare three as a modality of their own"
         )
     physical = physical.float()
-    if not torch.isfinite(physical).all():
-        raise ValueError(f"{where}: NaN or infinite values; replace them (sparse sensor: 0 = no measurement)")
     if modality.picture == "range":
         planes = _range_planes(modality, physical, depth_form if modality.channels == 1 else "inverse")
     else:
@@ -135,10 +133,9 @@ def resize_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, 3, H, W) in [0, 1] -> (N, 3, *size), bilinear; pictures that shrink are low-passed first, so that
     thin things do not flicker.
     """
-    if tuple(picture.shape[-2:]) == tuple(size):
-        return picture
-    resized = F.interpolate(picture, tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return resized.clamp(0, 1)
+    from torchvision.transforms import functional
+
+    return functional.resize(picture, list(size), antialias=True).clamp(0, 1)
 
 
 def working_size(native: tuple, size: tuple, crops: int, patch: int, where: str) -> tuple[int, int]:
