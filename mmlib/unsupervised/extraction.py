@@ -58,9 +58,8 @@ class TokenConfig:
     extract_batch: Annotated[int, AtLeast(1)] = 16
     """Pictures that go through the backbone at once."""
 
-    def chain(self, train: Tokens | None = None) -> TokenChain:
-        """The chain that these settings ask for, its statistics measured on the tokens of the training split;
-        without them it has none yet.
+    def chain(self, train: Tokens) -> TokenChain:
+        """The chain that these settings ask for, its statistics measured on the tokens of the training split.
 
         Raises:
             ValueError: the tokens of a sensor vary by no more than the rounding of float16, which the
@@ -70,7 +69,7 @@ class TokenConfig:
         is_on = lambda setting: setting == "on" or (setting == "auto" and automatic)
         centre = self.centre_images if self.centre_images >= 0 else float(automatic)
         chain = TokenChain(smooth=is_on(self.smooth), centre=centre)
-        if train is None or not is_on(self.standardize):
+        if not is_on(self.standardize):
             return chain
         chain = chain.fit(train)
         for name, std in chain.std.items():

@@ -166,11 +166,11 @@ class Tokens:
         parts |= {name: sum(parts[part] for part in name.split("&")) for name in names if "&" in name}
         return {name: parts[name] for name in names}
 
-    def in_memory(self, limit: float = 2e9) -> Tokens:
-        """The same tokens, sent through the chain once and kept as float32 in memory, if that takes at most
-        ``limit`` bytes; else these.
+    def in_memory(self) -> Tokens:
+        """The same tokens, sent through the chain once and kept as float32 in memory, if that takes at most 2
+        GB; else these.
         """
-        if 4 * sum(array.size for array in self.arrays.values()) > limit:
+        if 4 * sum(array.size for array in self.arrays.values()) > 2e9:
             return self
         parts = np.array_split(np.arange(len(self)), max(1, len(self) // 64))
         arrays = {
