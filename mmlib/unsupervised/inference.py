@@ -74,13 +74,13 @@ class Evaluation:
     report: dict
 
 
-def code_batches(model, plan, tokens: Tokens, chunk: int = 32) -> Iterator[tuple[np.ndarray, Tensor]]:
+def code_batches(model, plan, tokens: Tokens) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield (entries, their codes (B, D, h, w) on the CPU) of all tokens, in order. Without a model a code is
     what k-means sees of tokens: unit length per input, concatenated.
     """
     if model is not None:
         model.eval()
-    for entries in np.array_split(np.arange(len(tokens)), -(-len(tokens) // chunk)):
+    for entries in np.array_split(np.arange(len(tokens)), -(-len(tokens) // 32)):
         batch = tokens.batch(entries, plan.read)
         with torch.no_grad():
             unit = [F.normalize(maps, dim=1) for maps in batch.values()]

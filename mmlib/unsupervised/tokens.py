@@ -213,7 +213,7 @@ def nearest_neighbours(features: Tensor, k: int, exclude=None, chunk: int = 1024
             f"nearest_neighbours: features {tuple(features.shape)} and {tuple(group.shape)} groups; expected "
             "finite features (n, C), and one group for each"
         )
-    available = n - int(group.unique(return_counts=True)[1].max()) if n else 0
+    available = n - int(group.unique(return_counts=True)[1].max())
     if not 1 <= k <= available:
         raise ValueError(
             f"nearest_neighbours: k={k}, but {n} entries leave {available} neighbours outside an entry's own "
