@@ -297,18 +297,19 @@ def test_dropout_is_inactive_in_eval_and_independent_in_training():
 
 def test_wrong_tokens_are_explained():
     net, batch = network(NAMES), tokens(NAMES)
-    with pytest.raises(ValueError, match="missing tokens of thermal; this network reads rgb, depth, thermal"):
-        net({name: batch[name] for name in ("rgb", "depth")})
-    with pytest.raises(ValueError, match="unknown tokens of nir"):
-        net(batch | {"nir": batch["rgb"]})
-    with pytest.raises(ValueError, match=r"depth: expected tokens \(B, 12, h, w\), got \(2, 11, 3, 4\)"):
-        net(batch | {"depth": batch["depth"][:, 1:]})
-    with pytest.raises(ValueError, match="differ in batch or grid"):
-        net(batch | {"depth": batch["depth"][:, :, 1:]})
-    with pytest.raises(ValueError, match="differ in batch or grid"):
-        net(batch | {"depth": batch["depth"][1:]})
-    with pytest.raises(ValueError, match="unknown modality 'nir'"):
-        net.harmonized(torch.zeros(1, D, 2, 2), "nir")
+    for wrong in (
+        {name: batch[name] for name in ("rgb", "depth")},
+        batch | {"depth": batch["depth"][:, 1:]},
+        {name: x[:, 1:] for name, x in batch.items()},
+        {name: x[0] for name, x in batch.items()},
+        batch | {"depth": batch["depth"][:, :, 1:]},
+        batch | {"depth": batch["depth"][1:]},
+        {},
+    ):
+        with pytest.raises(
+            ValueError, match=r"expected rgb, depth, thermal, all of one shape \(B, 12, h, w\)"
+        ):
+            net(wrong)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_bad_files_are_explained(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         load_clustering(path)
     save_tensors(path, tensors, {"segmenter": header})
-    with pytest.raises(ValueError, match="holds no clustering"):
+    with pytest.raises(ValueError, match="KeyError: 'clustering'.*not a clustering of"):
         load_clustering(path)
     description = header["network"]
     for wrong in (

@@ -151,14 +151,16 @@ def test_shared_tokens_do_not_bring_another_run_s_settings(data, tmp_path):
 
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 3))
 def test_entries_cover_each_epoch_once_and_depend_on_seed_and_step_alone(count, batch, seed):
+    config = configured("", batch_size=batch, seed=seed)
     batch = min(batch, count)
     per_epoch = count // batch
     for epoch in (0, 3):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        order = np.concatenate([entries(step, count, batch, seed) for step in steps])
+        order = np.concatenate([entries(config, count, step) for step in steps])
         assert len(order) == per_epoch * batch == len(set(order)) and set(order) <= set(range(count))
-    assert np.array_equal(entries(7, count, batch, seed), entries(7, count, batch, seed))
-    wide = [tuple(entries(step, 40, 20, s)) for s in (0, 1) for step in (0, 1, 2)]
+    assert np.array_equal(entries(config, count, 7), entries(config, count, 7))
+    seeds = [configured("", batch_size=20, seed=s) for s in (0, 1)]
+    wide = [tuple(entries(config, 40, step)) for config in seeds for step in (0, 1, 2)]
     assert len(set(wide)) == 6
 
 
@@ -169,9 +171,9 @@ def one_step(shared, method="unim2", step=0, change=lambda model: None, **change
     torch.manual_seed(0)
     model = Model(config, plan, prepared.tokens.channels, 3)
     change(model)
-    loss = train.measure_shifts(model, prepared, 4, 0)
+    loss = train.measure_shifts(model, prepared)
     torch.manual_seed(1)  # dropout
-    total, parts = step_loss(model, prepared, loss, entries(step, 12, 4, 0), 0, step)
+    total, parts = step_loss(model, prepared, loss, step)
     total.backward()
     return model, parts, loss
 

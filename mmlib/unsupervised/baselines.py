@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .correspondence import all_points, correlation_loss
-
-Colour = Literal["paper", "released", "none"]
-Divergence = Literal["coral", "mmd", "cosine"]
+from .correspondence import Points, all_points, correlation_loss
 
 # ------------------------------------ EAGLE (Kim et al. 2024)
 
@@ -32,22 +28,19 @@ def code_affinity(code: Tensor) -> Tensor:
     return affinity / affinity.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def colour_affinity(rgb: Tensor, form: Colour = "paper", sigma: float = 0.1) -> Tensor:
+def colour_affinity(rgb: Tensor, sigma: float = 0.1) -> Tensor:
     """exp(-‖Δ rgb‖² / (2σ²)) between grid cells: rgb (B, 3, h, w) in [0, 1] -> (B, P, P).
 
-    ``released``: EAGLE's code divides an image that is normalised already (by ImageNet's deviations) by 255
-    once more. All its affinities then lie above 0.9, so that the colour term adds nearly the same number to
-    every pair.
+    This is the paper's. EAGLE's code divides an image that is normalised already (by ImageNet's deviations)
+    by 255 once more. All its affinities then lie above 0.9, so that the colour term adds nearly the same
+    number to every pair.
     """
-    points = all_points(rgb)
-    if form == "released":
-        points = points / (255 * points.new_tensor([0.229, 0.224, 0.225]))
-    return torch.exp(-(_distances(points) ** 2) / (2 * sigma**2))
+    return torch.exp(-(_distances(all_points(rgb)) ** 2) / (2 * sigma**2))
 
 
 def _distances(points: Tensor) -> Tensor:
     """Euclidean distances of all pairs. Not through a matrix product, whose rounding is of the order of the
-    squared distances of the released colour term.
+    squared distances of nearly equal colours.
     """
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -57,7 +50,7 @@ def normalized_laplacian(affinity: Tensor) -> Tensor:
     affinity gets a zero row.
     """
     degree = affinity.sum(-1)
-    scale = torch.where(degree > 1e-12, degree.clamp_min(1e-12).rsqrt(), torch.zeros_like(degree))
+    scale = torch.where(degree > 1e-12, degree.clamp_min(1e-12).rsqrt(), 0.0)
     laplacian = torch.diag_embed(degree) - affinity
     return scale[:, :, None] * laplacian * scale[:, None, :]
 
@@ -91,28 +84,19 @@ class EiCue(nn.Module):
     carry no gradient. Give its parameters a learning rate of their own (EAGLE: 5e-5 to 5e-4).
     """
 
-    def __init__(self, clusters: int = 32, count: int = 4, colour: Colour = "paper"):
+    def __init__(self, clusters: int = 32, count: int = 4):
         super().__init__()
-        self.count, self.colour = count, colour
         self.centres = nn.Parameter(torch.randn(clusters, count - 1))
 
     def forward(self, code: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """code (B, D, h, w), rgb (B, 3, H, W) in [0, 1] -> pseudo-objects (B, h·w) int64 in 0 … K_e - 1,
-        scalar loss of the centres.
-
-        Raises:
-            ValueError: the colour term is asked for, and there is no picture.
+        scalar loss of the centres. Without rgb there is no colour term.
         """
         affinity = code_affinity(all_points(code.detach()))
-        if self.colour != "none":
-            if rgb is None:
-                raise ValueError(
-                    "EiCue's colour term needs rgb pictures (B, 3, H, W); pass them, or use colour='none'"
-                )
-            affinity = affinity + colour_affinity(F.adaptive_avg_pool2d(rgb, code.shape[-2:]), self.colour)
-        similarity = (
-            F.normalize(eigenvectors(affinity, self.count), dim=-1) @ F.normalize(self.centres, dim=-1).T
-        )
+        if rgb is not None:
+            affinity = affinity + colour_affinity(F.adaptive_avg_pool2d(rgb, code.shape[-2:]))
+        vectors = eigenvectors(affinity, self.centres.shape[1] + 1)
+        similarity = F.normalize(vectors, dim=-1) @ F.normalize(self.centres, dim=-1).T
         nearest, objects = similarity.max(-1)
         return objects, -nearest.mean()
 
@@ -125,19 +109,14 @@ def medoids(points: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
     and each point's index (N,) into them.
     """
     names, index = objects.unique(return_inverse=True)
-    prototypes = []
-    with torch.no_grad():
-        for k in range(len(names)):
-            members = torch.nonzero(index == k).squeeze(1)
-            prototypes.append(members[_distances(points[members]).sum(1).argmin()])
+    members = [torch.nonzero(index == k)[:, 0] for k in range(len(names))]
+    prototypes = [m[_distances(points.detach()[m]).sum(1).argmin()] for m in members]
     return points[torch.stack(prototypes)], index
 
 
-def object_contrast(
-    own: Tensor, other: Tensor, objects: Tensor, weight: Tensor, temperature: float = 0.07
-) -> Tensor:
-    """InfoNCE of tokens against the medoids of their pseudo-objects, half of 0.3 · own view + 0.7 · other
-    view.
+def object_contrast(own: Tensor, other: Tensor, objects: Tensor, weight: Tensor) -> Tensor:
+    """InfoNCE (temperature 0.07) of tokens against the medoids of their pseudo-objects, half of 0.3 · own
+    view + 0.7 · other view.
 
     Args:
         own, other: unit vectors (N, D) of the two views of the same N locations; prototypes come from
@@ -146,9 +125,7 @@ def object_contrast(
     """
     prototypes, index = medoids(own, objects)
 
-    def contrast(z: Tensor) -> Tensor:
-        return (F.cross_entropy(z @ prototypes.T / temperature, index, reduction="none") * weight).mean()
-
+    contrast = lambda z: (F.cross_entropy(z @ prototypes.T / 0.07, index, reduction="none") * weight).mean()
     return (0.3 * contrast(own) + 0.7 * contrast(other)) / 2
 
 
@@ -165,27 +142,15 @@ def correspondence_weight(tokens: Tensor) -> Tensor:
     return weight / weight.mean().clamp_min(1e-12)
 
 
-def second_view(
-    tokens: dict[str, Tensor], share: float = 0.1, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
+def second_view(tokens: Points, share: float = 0.1, generator=None) -> Points:
     """Tokens with a random ``share`` of their numbers set to 0 and the rest scaled by 1 / (1 - share).
 
     Ours: EAGLE's second view is the backbone's features of a blurred copy of the picture, which cached tokens
     do not have. Drawn on the CPU, so that a seed means the same on every device; so are the other random
     choices of this file.
     """
-    view = {}
-    for name, x in tokens.items():
-        mask = (torch.rand(x.shape, generator=generator) >= share).to(x.device)
-        view[name] = x * mask / (1 - share)
-    return view
-
-
-def object_mix(step: int, gate: int = 200) -> tuple[float, float]:
-    """Weights of (correspondence loss, object loss): correspondence alone for ``gate`` steps, then 0.1 and
-    0.9. EAGLE's code: 200 of some 10,000 steps; shorter trainings here take a tenth of their steps.
-    """
-    return (1.0, 0.0) if step < gate else (0.1, 0.9)
+    mask = lambda x: (torch.rand(x.shape, generator=generator) >= share).to(x.device)
+    return {name: x * mask(x) / (1 - share) for name, x in tokens.items()}
 
 
 class Eagle(nn.Module):
@@ -196,9 +161,9 @@ class Eagle(nn.Module):
     keeps one lookup per view; here both share one, so that cluster k means the same in both (ours).
     """
 
-    def __init__(self, dim: int, clusters: int = 32, colour: Colour = "paper"):
+    def __init__(self, dim: int, clusters: int = 32):
         super().__init__()
-        self.cue, self.project = EiCue(clusters, colour=colour), nn.Linear(dim, dim)
+        self.cue, self.project = EiCue(clusters), nn.Linear(dim, dim)
 
     def forward(
         self, codes: Sequence[Tensor], tokens: Sequence[Tensor], rgb: Tensor | None = None
@@ -207,28 +172,27 @@ class Eagle(nn.Module):
         of EiCue's centres).
         """
         z = [F.normalize(self.project(all_points(code).flatten(0, 1)), dim=-1) for code in codes]
-        contrast, lookup = [], []
-        for own, other in ((0, 1), (1, 0)):
+        contrast, lookup = 0.0, 0.0
+        for own in (0, 1):
             objects, loss = self.cue(codes[own], rgb)
             weight = correspondence_weight(tokens[own])
-            contrast.append(object_contrast(z[own], z[other], objects.flatten(), weight))
-            lookup.append(loss)
-        return 0.85 * (contrast[0] + contrast[1]), (lookup[0] + lookup[1]) / 2
+            contrast = contrast + object_contrast(z[own], z[1 - own], objects.flatten(), weight)
+            lookup = lookup + loss
+        return 0.85 * contrast, lookup / 2
 
 
 # ------------------------------------ depth guidance (in the manner of DepthG, Sick et al. 2024)
 
 
-def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mean measured depth per cell: (B, 1, H, W) metres, 0 or not finite = no measurement -> depth, measured,
-    both (B, 1, h, w).
+def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean measured depth per cell: (B, 1, H, W) metres, 0 or not finite = no measurement -> (B, 1, h, w).
 
-    A cell without any measurement has depth 0 and measured False; zeros never enter a mean.
+    A cell without any measurement has depth 0; zeros never enter a mean.
     """
     measured = torch.isfinite(depth) & (depth > 0)
-    total = F.adaptive_avg_pool2d(torch.where(measured, depth, torch.zeros_like(depth)), grid)
+    total = F.adaptive_avg_pool2d(torch.where(measured, depth, 0.0), grid)
     share = F.adaptive_avg_pool2d(measured.to(depth.dtype), grid)
-    return torch.where(share > 0, total / share.clamp_min(1e-12), total), share > 0
+    return torch.where(share > 0, total / share.clamp_min(1e-12), total)
 
 
 def depth_features(depth: Tensor, low: float = 0.5, high: float = 80.0) -> Tensor:
@@ -251,16 +215,13 @@ def back_project(depth: Tensor, fov: float = 60.0) -> Tensor:
     """
     height, width = depth.shape[-2:]
     focal = width / 2 / math.tan(math.radians(fov) / 2)
-    u = torch.arange(width, device=depth.device) - (width - 1) / 2
-    v = torch.arange(height, device=depth.device)[:, None] - (height - 1) / 2
+    v, u = (torch.arange(n, device=depth.device) - (n - 1) / 2 for n in (height, width))
     z = depth[:, 0]
-    return torch.stack([u / focal * z, v / focal * z, z], -1).flatten(1, 2)
+    return torch.stack([u / focal * z, v[:, None] / focal * z, z], -1).flatten(1, 2)
 
 
 @torch.no_grad()
-def farthest_points(
-    points: Tensor, count: int, valid: Tensor | None = None, generator: torch.Generator | None = None
-) -> Tensor:
+def farthest_points(points: Tensor, count: int, valid: Tensor, generator=None) -> Tensor:
     """Farthest point sampling: each next point is the one farthest from all before it. points (B, P, 3)
     -> indices (B, count).
 
@@ -268,7 +229,6 @@ def farthest_points(
     ``valid`` (B, P) are never taken; an image with fewer valid points than ``count`` repeats some. Each image
     has a valid point.
     """
-    valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else valid
     start = valid.float().argmax(1)
     if generator is not None:
         start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
@@ -283,27 +243,21 @@ def farthest_points(
 
 
 def depth_guidance(
-    depth: Tensor,
-    code: Tensor,
-    shift: float,
-    points: int = 121,
-    generator: torch.Generator | None = None,
-    **options,
+    depth: Tensor, code: Tensor, shift: float, points: int = 121, generator=None, **options
 ) -> Tensor:
     """Correlation loss between depth and code of the same image at points spread in 3-D: teaches that what
     lies at one depth is alike.
 
     Args:
-        depth: (B, 1, H, W) metres at any resolution, 0 = no measurement. Images without any measurement take
-            no part.
+        depth: (B, 1, h, w) metres, from ``depth_on_grid``, 0 = no measurement. Images without any measurement
+            take no part.
         code: (B, D, h, w). shift: b of this term, on the scale of ``depth_features``' cosines.
         options: of ``correspondence.correlation_loss`` (centre, clamp, …).
 
     DepthG adds this to STEGO's losses with estimated depth; here it is the sensed one. The network never sees
     depth.
     """
-    depth, valid = depth_on_grid(depth, code.shape[-2:])
-    valid = valid.flatten(1)
+    valid = (depth > 0).flatten(1)
     images = valid.any(1)  # those with a measurement
     if not images.any():
         return code.sum() * 0.0
@@ -338,7 +292,7 @@ def mmd(
     both = torch.cat([a, b])
     both = both - both.mean(0).detach()  # distances stay; squares that cancel below lose fewer digits
     squares = both.square().sum(1)
-    distance = (squares[:, None] + squares[None, :] - 2 * both @ both.T).clamp_min(0)
+    distance = (squares[:, None] + squares - 2 * both @ both.T).clamp_min(0)
     if not bandwidth:
         bandwidth = (distance.detach().sum() / max(1, len(both) * (len(both) - 1))).clamp_min(1e-12)
     kernel = sum(torch.exp(-distance / (scale * bandwidth)) for scale in scales) / len(scales)
@@ -357,11 +311,7 @@ DIVERGENCES = {"coral": coral, "mmd": mmd, "cosine": cosine_distance}
 
 
 def distillation_loss(
-    teacher: Tensor,
-    students: Sequence[Tensor],
-    divergence: Divergence,
-    samples: int = 512,
-    generator: torch.Generator | None = None,
+    teacher: Tensor, students: Sequence[Tensor], divergence: str, samples: int = 512, generator=None
 ) -> Tensor:
     """Mean over the students of the divergence from the teacher, at ``samples`` random locations of the batch
     (MMD's memory grows with their square).
@@ -373,15 +323,7 @@ def distillation_loss(
 
     Args:
         teacher: (B, C, h, w). students: of the same shape, one for each auxiliary modality.
-
-    Raises:
-        ValueError: another shape of a student, or fewer than two locations.
     """
-    shapes = [tuple(x.shape) for x in (teacher, *students)]
-    if len(set(shapes)) > 1 or teacher.ndim != 4 or teacher[:, 0].numel() < 2:
-        raise ValueError(
-            f"teacher and students {shapes}: expected one shape (B, C, h, w), two locations or more"
-        )
     rows = lambda x: x.transpose(0, 1).flatten(1).T
     teacher = rows(teacher).detach()
     index = torch.randperm(len(teacher), generator=generator)[:samples].to(teacher.device)

@@ -8,7 +8,7 @@ draws them without.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from ..runtime import (
     save_tensors,
     write_json,
 )
-from .kmeans import wide
 from .networks import ClusterNet, ClusterNetConfig
 from .pictures import as_picture
 from .tokens import TokenChain
@@ -53,26 +52,22 @@ class ClusterProbe(nn.Module):
         return F.normalize(self.clusters.detach(), dim=1)
 
     def forward(self, code: Tensor) -> Tensor:
-        """(B, D, h, w) -> cosines (B, K, h, w)."""
+        """The loss for codes (B, D, h, w)."""
         unit = F.normalize(code.detach(), dim=1)
-        return torch.einsum("bdhw,kd->bkhw", unit, F.normalize(self.clusters, dim=1))
-
-    def loss(self, code: Tensor) -> Tensor:
-        return -self(code).amax(1).mean()
+        return -torch.einsum("bdhw,kd->bkhw", unit, F.normalize(self.clusters, dim=1)).amax(1).mean()
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(nn.Conv2d):
     """A 1x1 convolution trained with labels on detached codes: how much of the classes a linear map can read.
     Evaluation only.
     """
 
     def __init__(self, dim: int, classes: int):
-        super().__init__()
-        self.classify = nn.Conv2d(dim, classes, 1)
+        super().__init__(dim, classes, 1)
 
     def forward(self, code: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, D, h, w) -> logits (B, K, H, W), bilinear."""
-        return upsample(self.classify(code.detach()), size)
+        return upsample(super().forward(code.detach()), size)
 
     def loss(self, code: Tensor, label: Tensor) -> Tensor:
         """Mean cross-entropy over the labelled pixels of (B, H, W); 0 where there are none."""
@@ -92,11 +87,9 @@ def _window_mean(x: Tensor, radius: int) -> Tensor:
     """Mean over the (2r + 1)² window of each pixel, cut at the border; (..., H, W), first by rows, then by
     columns.
     """
-    maps = x.flatten(0, -3)
-    for rows, columns in ((0, radius), (radius, 0)):
-        size = (2 * rows + 1, 2 * columns + 1)
-        maps = F.avg_pool2d(maps, size, 1, (rows, columns), count_include_pad=False)
-    return maps.view_as(x)
+    maps, size = x.flatten(0, -3), 2 * radius + 1
+    maps = F.avg_pool2d(maps, (1, size), 1, (0, radius), count_include_pad=False)
+    return F.avg_pool2d(maps, (size, 1), 1, (radius, 0), count_include_pad=False).view_as(x)
 
 
 def guided_filter(maps: Tensor, guide: Tensor, radius: int = 8, eps: float = 1e-3) -> Tensor:
@@ -105,23 +98,14 @@ def guided_filter(maps: Tensor, guide: Tensor, radius: int = 8, eps: float = 1e-
 
     In every window each map is fitted by a linear function of the guide (ridge eps, in squared units of the
     guide); a pixel gets the mean of the fits of all windows that hold it.
-
-    Raises:
-        ValueError: another batch or size of the guide, a radius below 1 pixel, or eps not above 0.
     """
-    if maps.shape[0] != guide.shape[0] or maps.shape[-2:] != guide.shape[-2:] or radius < 1 or not eps > 0:
-        raise ValueError(
-            f"maps {tuple(maps.shape)}, guide {tuple(guide.shape)}, radius {radius}, eps {eps}: expected "
-            "one batch and "
-            "one size (resize the guide), a radius of 1 pixel or more and eps > 0"
-        )
-    image, mean = wide(guide), _window_mean(wide(guide), radius)
+    image, mean = guide.double(), _window_mean(guide.double(), radius)
     covariance = _window_mean(image[:, :, None] * image[:, None], radius) - mean[:, :, None] * mean[:, None]
     ridge = eps * torch.eye(image.shape[1], dtype=image.dtype, device=image.device)
     inverse = torch.linalg.inv(covariance.permute(0, 3, 4, 1, 2) + ridge)
 
     def smooth(values: Tensor) -> Tensor:
-        values = wide(values)
+        values = values.double()
         average = _window_mean(values, radius)
         covariance = _window_mean(image * values, radius) - mean * average
         slope = torch.einsum("bhwij,bjhw->bihw", inverse, covariance)
@@ -132,47 +116,28 @@ def guided_filter(maps: Tensor, guide: Tensor, radius: int = 8, eps: float = 1e-
     return torch.cat([smooth(values).to(maps.dtype) for values in maps.split(1, 1)], 1)
 
 
-def assign(
-    code: Tensor,
-    centroids: Tensor,
-    size: tuple[int, int],
-    guide: Tensor | None = None,
-    radius: int = 8,
-    temperature: float = 0.1,
-) -> Tensor:
+def assign(code: Tensor, centroids: Tensor, size: tuple[int, int], guide: Tensor | None = None) -> Tensor:
     """Cluster of each pixel: codes (B, D, h, w) are up-sampled bilinearly to ``size``, then the largest
     cosine wins. (B, H, W) int64
 
-    With a guide (B, G, H, W) in [0, 1], the memberships softmax(cosine / temperature) pass through the guided
-    filter before the largest is taken; its radius is in pixels, about one token.
-
-    Raises:
-        ValueError: shapes that do not fit, NaN or infinite codes.
+    With a guide (B, G, H, W) in [0, 1], the memberships softmax(cosine / 0.1) pass through the guided filter
+    before the largest is taken; its radius of 8 pixels is about one token.
     """
-    if code.ndim != 4 or code.shape[1] != centroids.shape[1] or not code.isfinite().all():
-        raise ValueError(
-            f"code {tuple(code.shape)} and centroids {tuple(centroids.shape)}: expected finite (B, D, h, w) "
-            "and (K, D) of one D; train again if the network has diverged"
-        )
     code, centroids = code.float(), F.normalize(centroids.float(), dim=1).to(code.device)
     # Up-sampling and products with centroids are linear and commute, and the length of a code does not move
     # its argmax.
     products = upsample(torch.einsum("bdhw,kd->bkhw", code, centroids), size)
     if guide is None:
         return products.argmax(1)
-    # Memberships need cosines, hence the length of every up-sampled code; one image at a time bounds memory.
-    length = torch.cat([upsample(one[None], size).norm(dim=1, keepdim=True) for one in code])
-    memberships = (products / length.clamp(min=1e-12) / temperature).softmax(1)
-    return guided_filter(memberships, guide.to(code.device), radius).argmax(1)
+    # Memberships need cosines, hence the length of every up-sampled code.
+    length = upsample(code, size).norm(dim=1, keepdim=True)
+    memberships = (products / length.clamp(min=1e-12) / 0.1).softmax(1)
+    return guided_filter(memberships, guide.to(code.device)).argmax(1)
 
 
 @torch.no_grad()
 def assignments(
-    code_of: Callable[[list[int]], Tensor],
-    dataset: PreparedDataset,
-    centroids: Tensor,
-    guide: str = "",
-    batch_size: int = 8,
+    code_of, dataset: PreparedDataset, centroids: Tensor, guide: str = ""
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (index, cluster of each pixel (H, W), label (H, W)) for every image of a split at its own size,
     on the CPU.
@@ -184,23 +149,19 @@ def assignments(
     Raises:
         ValueError: another number of codes than of images, or a guide that is no loaded modality.
     """
+    check_guide(guide, dataset)
+    for index in range(len(dataset)):
+        label, picture = torch.from_numpy(dataset.stored(index)[1].astype(np.int64)), None
+        if guide:
+            picture = as_picture(dataset.modalities[guide], dataset.physical(index)[0][guide])[None]
+        (code,) = code_of([index])
+        yield index, assign(code[None], centroids, tuple(label.shape), picture)[0].cpu(), label
+
+
+def check_guide(guide: str, dataset: PreparedDataset) -> None:
+    """Raise ValueError unless ``guide`` is empty or a loaded modality."""
     if guide and guide not in dataset.modalities:
-        raise ValueError(
-            f"guide {guide!r}: expected one of the loaded modalities {', '.join(dataset.modalities)}, or ''"
-        )
-    for indices in torch.arange(len(dataset)).split(batch_size):
-        indices = indices.tolist()
-        codes = code_of(indices)
-        if len(codes) != len(indices):
-            raise ValueError(
-                f"code_of returned {len(codes)} code maps for {len(indices)} images; expected one for each "
-                "(no crops)"
-            )
-        for index, code in zip(indices, codes):
-            label, picture = torch.from_numpy(dataset.stored(index)[1].astype(np.int64)), None
-            if guide:
-                picture = as_picture(dataset.modalities[guide], dataset.physical(index)[0][guide])[None]
-            yield index, assign(code[None], centroids, tuple(label.shape), picture)[0].cpu(), label
+        raise ValueError(f"--guide {guide}: expected one of {', '.join(dataset.modalities)}, or none")
 
 
 def count(code_of, dataset: PreparedDataset, centroids: Tensor, **options) -> dict[str, np.ndarray]:
@@ -215,7 +176,7 @@ def count(code_of, dataset: PreparedDataset, centroids: Tensor, **options) -> di
             f"{dataset.root} has no labels, so nothing can be scored; write_label_maps draws its clusters"
         )
     shape = (len(dataset.description.classes), len(centroids))
-    counts = {"all": np.zeros(shape, np.int64)}
+    counts = {}
     for index, assignment, label in assignments(code_of, dataset, centroids, **options):
         of_image = confusion_matrix(assignment, label, *shape).numpy()
         condition = dataset.rows[index]["condition"]
@@ -254,7 +215,7 @@ def save_clustering(path: str | Path, clustering: Clustering) -> None:
     net, chain = clustering.network, clustering.chain
     tensors = {"centroids": clustering.centroids} | chain.to_tensors()
     header = {
-        "mapping": None if clustering.mapping is None else [int(target) for target in clustering.mapping],
+        "mapping": clustering.mapping,
         "classes": clustering.classes,
         "palette": clustering.palette,
         "settings": clustering.settings,
@@ -282,54 +243,47 @@ def load_clustering(path: str | Path, device: torch.device | str = "cpu") -> Clu
     path = Path(path)
     if not path.exists() and (path.parent / "clusters.safetensors").exists():
         raise ValueError(
-            f"{path.parent}: its clustering lies in several files of an earlier version; give its "
-            "'cluster' command "
-            f"again, which measures the trained state once more and writes {path.name}"
+            f"{path.parent}: holds a clustering of an earlier version; give its 'cluster' command again, "
+            f"which measures the trained state once more and writes {path.name}"
         )
-    header = read_tensor_header(path)
-    if "clustering" not in header:
-        raise ValueError(f"{path}: holds no clustering; expected a file written by 'python -m mmlib cluster'")
-    tensors = read_tensors(path)
-    with reading(path, "a clustering that this version can build"):
-        values = dict(header["clustering"])
+    header, tensors = read_tensor_header(path), read_tensors(path)
+    with reading(path, "a clustering of 'python -m mmlib cluster' that this version can build"):
+        values = header["clustering"]
         network, standardized = values.pop("network"), values.pop("standardized")
         net = None
-        if network is not None:
+        if network:
             config = ClusterNetConfig(**network["config"])
-            net = ClusterNet(network["channels"], network["modalities"], config)
-            net.add_adapters(network["adapters"])
+            adapters = network.pop("adapters")
+            net = ClusterNet(**network | {"config": config})
+            net.add_adapters(adapters)
         chain = TokenChain(**values.pop("chain")).with_tensors(tensors)
-        if (chain.mean is not None) != standardized:
-            raise ValueError("statistics of tokens are missing")
-        centroids = tensors["centroids"]
-        clustering = Clustering(centroids, network=net, chain=chain, **values)
+        clustering = Clustering(tensors["centroids"], network=net, chain=chain, **values)
         clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
-        clusters, dim = centroids.shape
-        if not centroids.is_floating_point() or (net and dim != net.config.dim):
-            raise ValueError(f"{centroids.dtype} centroids of length {dim}; expected floats, D of the codes")
-        classes, mapping = len(clustering.classes), clustering.mapping
-        named = mapping is None or (len(mapping) == clusters and set(mapping) <= set(range(-1, classes)))
-        if not named or len(clustering.palette) != classes:
+        (clusters, dim), classes = clustering.centroids.shape, len(clustering.classes)
+        mapping = [-1] * clusters if clustering.mapping is None else clustering.mapping
+        if (
+            (chain.mean is not None) != standardized
+            or not clustering.centroids.is_floating_point()
+            or (net and dim != net.config.dim)
+            or len(mapping) != clusters
+            or not set(mapping) <= set(range(-1, classes))
+            or len(clustering.palette) != classes
+        ):
             raise ValueError(
-                f"mapping {mapping}, {len(clustering.palette)} colours: expected a class, or -1, for each of "
-                f"{clusters} clusters, and a colour for each of {classes} classes"
+                f"expected statistics of tokens, {clusters} centroids of floats as long as a code, a class "
+                f"or -1 for each in the mapping {mapping}, and a colour for each of {classes} classes"
             )
-    if net is not None:
-        weights = {
-            key.removeprefix("network."): x for key, x in tensors.items() if key.startswith("network.")
-        }
-        load_into(net, weights, path)
+    if net:
+        names = [name for name in tensors if name.startswith("network.")]
+        load_into(net, {name.removeprefix("network."): tensors[name] for name in names}, path)
         net.eval().to(device)
     return clustering
 
 
 def cluster_palette(clusters: int) -> list[tuple[int, int, int]]:
     """Colours of nameless clusters: hues a golden angle apart, in three brightnesses."""
-    palette = []
-    for k in range(clusters):
-        shade = colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.75, 0.5, 0.9)[k % 3], (0.9, 1.0, 0.6)[k % 3])
-        palette.append(tuple(round(255 * value) for value in shade))
-    return palette
+    shade = lambda k: colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.75, 0.5, 0.9)[k % 3], (0.9, 1.0, 0.6)[k % 3])
+    return [tuple(round(255 * value) for value in shade(k)) for k in range(clusters)]
 
 
 def write_label_maps(
@@ -342,11 +296,6 @@ def write_label_maps(
     labels, gives no scores.
     """
     ids, names, palette = list(range(len(clustering.centroids))), clustering.classes, clustering.palette
-    if len(ids) > IGNORE_INDEX:
-        raise ValueError(
-            f"{len(ids)} clusters; label maps are 8-bit and {IGNORE_INDEX} means none: expected "
-            f"{IGNORE_INDEX} or fewer"
-        )
     if clustering.mapping is None:
         names, palette = [f"cluster {k}" for k in ids], cluster_palette(len(ids))
     else:
@@ -355,6 +304,6 @@ def write_label_maps(
     write_json(Path(folder) / "ids.json", listed)
     for index, assignment, _ in assignments(code_of, dataset, clustering.centroids, **options):
         image = Image.fromarray(np.array(ids, np.uint8)[assignment.numpy()])
-        image.putpalette([value for colour in palette for value in colour])
+        image.putpalette(np.ravel(palette).tolist())
         with atomic_path(Path(folder) / f"{dataset.rows[index]['id']}.png") as temporary:
             image.save(temporary)

@@ -1,16 +1,18 @@
-"""Correspondence losses, Eq. 1 to 6, 8 and 9: codes agree where frozen tokens do (STEGO), for every modality at
-once (CMCS). The trainer calls ``cmcs_loss``, depth guidance ``correlation_loss``, notebooks both.
+"""Correspondence losses, Eq. 1 to 6, 8 and 9: codes agree where frozen tokens do (STEGO), for every
+modality at once (CMCS). The trainer calls ``cmcs_loss``, depth guidance ``correlation_loss``, notebooks
+both.
 
     F = cos(f1, f2),  S = cos(s1, s2),  loss = −mean (F' − b) · max(S, 0)
 
-over all pairs of a point of one image and a point of another. f are frozen tokens, s the codes to be learned,
-F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its nearest neighbours
-(KNN), and with random others. Points (B, P, C) come from ``take_points``: a few random ones, as in the released
-code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q) tensor: loss and gradient come
-from one pass over tiles of rows, because centring needs row means only, f1_p · mean_q f2_q, and the gradient is
-∂loss/∂s1_p = −Σ_q [S > 0] (F' − b) s2_q / N. The largest temporary is B · tile · Q.
-Interpolated points are smoother and so more alike than tokens: a b tuned on samples does not fit all tokens.
-Autocast is ignored.
+over all pairs of a point of one image and a point of another. f are frozen tokens, s the codes to be
+learned, F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its
+nearest neighbours (KNN), and with random others. Points (B, P, C) come from ``take_points``: a few random
+ones, as in the released code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q)
+tensor: loss and gradient come from one pass over tiles of rows, because centring needs row means only, f1_p
+· mean_q f2_q, and the gradient is ∂loss/∂s1_p = −Σ_q [S > 0] (F' − b) s2_q / N. The largest temporary is B
+· tile · Q.
+Interpolated points are smoother and so more alike than tokens: a b tuned on samples does not fit all
+tokens. Autocast is ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from ..config import AtLeast, Between, check_settings
 
 PAIRS = ("self", "knn", "random")
 EPS = 1e-10  # a token shorter than this has no direction: all its cosines are 0, and it gets no gradient
-Points = Mapping[str, Tensor]
+Points = Mapping[str, Tensor]  # points (B, P, C), or maps (B, C, h, w), by modality
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,9 @@ class Shifts:
     factor: float = 3.5
     """adaptive: multiplies b of random pairs."""
 
+    @torch.no_grad()
     def measure(
-        self,
-        batches: Iterable[tuple[Points, Points]],
-        generator=None,
-        centre: bool = True,
-        limit: int = 2**20,
+        self, batches: Iterable[tuple[Points, Points]], generator=None, centre: bool = True, limit=2**20
     ) -> Shifts:
         """These shifts with ``numbers`` set to quantiles of the correspondences in ``batches``; from then on
         b is fixed.
@@ -64,26 +63,19 @@ class Shifts:
         A batch is (images, their KNN partners), each frozen points (B, P, C) by modality. Of more than
         ``limit`` values per batch, modality and pair type, evenly spaced rows are used.
         """
-        values: dict[str, tuple[list, list, list]] = {}
-        with torch.no_grad():
-            for images, partners in batches:
-                order = derangement(len(next(iter(images.values()))), generator)
-                for name, points in images.items():
-                    check_points(f"{name}: ", points, partners[name], points, partners[name])
-                    f = unit(points)
-                    others = (f, unit(partners[name]), f[order.to(f.device)])  # self, KNN, random
-                    for rows, f2 in zip(values.setdefault(name, ([], [], [])), others):
-                        stride = -(-len(f) * f.shape[1] * f2.shape[1] // limit)
-                        centred_rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
-                        rows.append(centred_rows.flatten().cpu().numpy())
-        if not values:
-            raise ValueError(
-                "no batch to measure shifts on; give a few batches of frozen points: (images, KNN partners)"
-            )
-        numbers = {}
-        for name, by_pair in values.items():
-            levels = zip(by_pair, self.quantiles)
-            numbers[name] = tuple(float(np.quantile(np.concatenate(rows), level)) for rows, level in levels)
+        values: dict[tuple[str, int], list[np.ndarray]] = {}  # by modality and number of the pair type
+        for images, partners in batches:
+            order = derangement(len(next(iter(images.values()))), generator)
+            for name, points in images.items():
+                f, near, *_ = unit_points(name, points, partners[name], points, partners[name])
+                for i, f2 in enumerate((f, near, f[order.to(f.device)])):  # self, KNN, random
+                    stride = -(-len(f) * f.shape[1] * f2.shape[1] // limit)
+                    rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
+                    values.setdefault((name, i), []).append(rows.flatten().cpu().numpy())
+        numbers: dict[str, tuple] = {}
+        for (name, i), rows in values.items():
+            b = float(np.quantile(np.concatenate(rows), self.quantiles[i]))
+            numbers[name] = (*numbers.get(name, ()), b)
         return replace(self, numbers=numbers)
 
     def shift(self, name: str, pair: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor) -> float | Tensor:
@@ -98,11 +90,9 @@ class Shifts:
                 return self.factor * (mean_f + mean_s - self.bias)
             return (mean_f - mean_s - self.bias).abs()
         if name not in self.numbers:
-            way = "call shifts.measure(batches) first"
-            if self.rule == "absolute":
-                way = "give numbers={modality: (self, knn, random)}"
             raise ValueError(
-                f"no shift b for modality {name!r} (there are: {', '.join(self.numbers) or 'none'}); {way}"
+                f"no shift b for modality {name!r} among {list(self.numbers)}; call shifts.measure(batches) "
+                "first, or give numbers={modality: (self, knn, random)}"
             )
         return self.numbers[name][PAIRS.index(pair)]
 
@@ -167,11 +157,10 @@ def correlation_loss(
     Raises:
         ValueError: shapes that do not belong together, a setting that does not exist.
     """
-    check_points("", f1, f2, c1, c2)
     config = CorrespondenceConfig(**options)
     check_settings(config)
     with torch.autocast(c1.device.type, enabled=False):
-        return _pair_loss(unit(f1.detach()), unit(f2.detach()), unit(c1), unit(c2), shift, config)
+        return _pair_loss(*unit_points("the pair", f1.detach(), f2.detach(), c1, c2), shift, config)
 
 
 def cmcs_loss(
@@ -180,7 +169,7 @@ def cmcs_loss(
     neighbours: tuple[Points, Points] | None,
     config: CorrespondenceConfig,
     generator=None,
-) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+) -> tuple[Tensor, dict[str, dict]]:
     """CMCS, Eq. 9: L = L_rgb + Σ_n λ_n L_Xn. The loss L_m of a modality (Eq. 6) is the sum over pair types of
     weight · ``correlation_loss``.
 
@@ -201,15 +190,15 @@ def cmcs_loss(
     """
     check_settings(config)
     near_frozen, near_codes = near = (neighbours or ({}, {})) if config.weights[1] else (frozen, codes)
-    if any(set(group) != set(frozen) for group in (codes, *near)):
-        names = ", ".join(str(sorted(group)) for group in (frozen, codes, *near))
+    names = [sorted(group) for group in (frozen, codes, *near)]
+    if names != names[:1] * 4:
         raise ValueError(
             f"modalities of frozen, codes and of both of the KNN neighbours: {names}; "
             "give all the same, or KNN pairs weight 0"
         )
     weights = {pair: weight for pair, weight in zip(PAIRS, config.weights) if weight}
-    lambdas = {name: config.lambdas.get(name, 1.0) for name in frozen}
-    if not weights or not any(lambdas.values()) or not set(config.lambdas) <= set(frozen):
+    lambdas = dict.fromkeys(frozen, 1.0) | config.lambdas
+    if not weights or not any(lambdas.values()) or set(lambdas) != set(frozen):
         raise ValueError(
             f"weights {config.weights}, lambdas {config.lambdas} for modalities {sorted(frozen)}; "
             "name only these, and give one of them a λ above 0 and one pair type a weight > 0"
@@ -219,10 +208,9 @@ def cmcs_loss(
     count = config.negatives if "random" in weights else 0
     orders = [derangement(len(first), generator).to(first.device) for _ in range(count)]
     with torch.autocast(first.device.type, enabled=False):
-        for name in [name for name in frozen if lambdas[name]]:
-            check_points(f"{name}: ", frozen[name], near_frozen[name], codes[name], near_codes[name])
-            f, near_f = unit(frozen[name].detach()), unit(near_frozen[name].detach())
-            c, near_c = unit(codes[name]), unit(near_codes[name])
+        for name in filter(lambdas.get, frozen):  # a modality of λ = 0 is not computed
+            tokens = frozen[name].detach(), near_frozen[name].detach()
+            f, near_f, c, near_c = unit_points(name, *tokens, codes[name], near_codes[name])
             # Random partners come one by one, so that only one copy of the tokens exists at a time.
             partners = {
                 "self": [(f, c)],
@@ -231,10 +219,10 @@ def cmcs_loss(
             }
             terms[name] = {}
             for pair, weight in weights.items():
-                losses = []
-                for f2, c2 in partners[pair]:
-                    shift = config.shifts.shift(name, pair, f, f2, c, c2)
-                    losses.append(_pair_loss(f, f2, c, c2, shift, config))
+                losses = [
+                    _pair_loss(f, f2, c, c2, config.shifts.shift(name, pair, f, f2, c, c2), config)
+                    for f2, c2 in partners[pair]
+                ]
                 term = sum(losses) / len(losses)
                 terms[name][pair] = term.detach()
                 # Eq. 9 (Eq. 5 with one auxiliary modality): L = L_rgb + Σ_n λ_n L_Xn
@@ -242,34 +230,27 @@ def cmcs_loss(
     return loss, terms
 
 
-def take_points(
-    frozen: Points, codes: Points, count: int, generator=None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def take_points(frozen: Points, codes: Points, count: int, generator=None) -> tuple[Points, Points]:
     """``count`` uniform random points of each image's maps (B, C, h, w), or all tokens with 0.
 
     Drawn once per image for all modalities, which then judge the same pairs of places: a difference between
     them is not one of the draw. The released code draws afresh for each; the expected loss is the same.
     """
-    maps = [*frozen.values(), *codes.values()]
-    coords = torch.rand(len(maps[0]), count, 2, generator=generator).to(maps[0].device) * 2 - 1
-    points = sample_points(maps, coords) if count else [all_points(m) for m in maps]
-    return dict(zip(frozen, points)), dict(zip(codes, points[len(frozen) :]))
+    first = next(iter(frozen.values()))
+    coords = torch.rand(len(first), count, 2, generator=generator).to(first.device) * 2 - 1
+    sample = lambda maps: {
+        name: sample_points(x, coords) if count else all_points(x) for name, x in maps.items()
+    }
+    return sample(frozen), sample(codes)
 
 
-def sample_points(maps: list[Tensor], coords: Tensor) -> list[Tensor]:
+def sample_points(maps: Tensor, coords: Tensor) -> Tensor:
     """Bilinear samples (B, n, C) of maps (B, C, h, w) at ``coords`` (B, n, 2), x before y, −1 and 1 = first
     and last token's centre.
     """
-    points = []
-    for m in maps:
-        if m.ndim != 4 or coords.ndim != 3 or coords.shape[2] != 2 or len(m) != len(coords):
-            raise ValueError(
-                f"map {tuple(m.shape)}, coords {tuple(coords.shape)}; expected (B, C, h, w) and (B, n, 2)"
-            )
-        m = m.to(torch.promote_types(m.dtype, torch.float32))
-        grid = coords.to(m.dtype)[:, :, None]
-        points.append(F.grid_sample(m, grid, "bilinear", "border", align_corners=True)[..., 0].mT)
-    return points
+    maps = at_least_float32(maps)
+    grid = coords.to(maps.dtype)[:, :, None]
+    return F.grid_sample(maps, grid, "bilinear", "border", align_corners=True)[..., 0].mT
 
 
 def all_points(tokens: Tensor) -> Tensor:
@@ -277,13 +258,13 @@ def all_points(tokens: Tensor) -> Tensor:
     return tokens.flatten(2).mT
 
 
-def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
+def derangement(count: int, generator=None) -> Tensor:
     """A uniform random permutation of ``count`` indices, int64 on the CPU, that maps none to itself (the
     released ones are not uniform).
     """
     if count < 2:
         raise ValueError(
-            f"random pairs need another image, and the batch size is {count}; use a batch size of 2 or more"
+            f"random pairs need another image, and the batch size is {count}; use two images or more"
         )
     while ((order := torch.randperm(count, generator=generator)) == torch.arange(count)).any():
         pass
@@ -308,8 +289,8 @@ def _pair_loss(
 
 
 class _TiledLoss(torch.autograd.Function):
-    """The sum of Eq. 6, −Σ (F − offset − shift) · clamp(S, low, high), over all pairs of unit points, in tiles
-    of rows, with gradients for c1, c2 and the shift.
+    """The sum of Eq. 6, −Σ (F − offset − shift) · clamp(S, low, high), over all pairs of unit points, in
+    tiles of rows, with gradients for c1, c2 and the shift.
     """
 
     @staticmethod
@@ -345,22 +326,29 @@ def _offset(f1: Tensor, f2: Tensor, centre: bool) -> Tensor:
     return mean - mean.mean() if centre else torch.zeros_like(mean)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def unit(points: Tensor) -> Tensor:
     """Points (B, P, D) scaled to length 1, in float32 or better; a point without direction becomes 0."""
-    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    points = at_least_float32(points)
     norm = torch.linalg.vector_norm(points, dim=2, keepdim=True)
     return torch.where(norm <= EPS, 0.0, points / norm.clamp_min(EPS))  # written so that a NaN stays one
 
 
-def check_points(where: str, *tensors: Tensor) -> None:
-    """Raise ValueError unless f1, f2, c1, c2 are (B, P, C), (B, Q, C), (B, P, D), (B, Q, D)."""
-    shapes = [tuple(t.shape) for t in tensors]
-    if all(len(shape) == 3 and 0 not in shape for shape in shapes):
-        (b, p, c), (_, q, _), (_, _, d), _ = shapes
-        # the cosine of one channel is ±1
-        if shapes == [(b, p, c), (b, q, c), (b, p, d), (b, q, d)] and min(c, d) > 1:
-            return
-    raise ValueError(
-        f"{where}f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), "
-        "C and D 2 or more"
-    )
+def unit_points(where: str, *tensors: Tensor) -> list[Tensor]:
+    """f1, f2, c1, c2 as ``unit`` vectors.
+
+    Raises:
+        ValueError: they are not (B, P, C), (B, Q, C), (B, P, D), (B, Q, D), or have a single channel, whose
+            cosine is ±1; begins with ``where``.
+    """
+    f1, f2, c1, c2 = shapes = [tuple(t.shape) for t in tensors]
+    fits = (f1[::2], c1[::2], f1[:2], f2[:2]) == (f2[::2], c2[::2], c1[:2], c2[:2])
+    if set(map(len, shapes)) != {3} or not fits or 0 in f1 + f2 or min(f1[2], c1[2]) < 2:
+        raise ValueError(
+            f"{where}: f1, f2, c1, c2 have shapes {shapes}; expected (B, P, C), (B, Q, C), (B, P, D), "
+            "(B, Q, D), C and D 2 or more"
+        )
+    return list(map(unit, tensors))

@@ -1,8 +1,8 @@
 """Cosine k-means on codes: ``inference`` calls it for every method, and k-means on the tokens is a method
 itself.
 
-A code is a vector of D numbers of which only the direction counts. Sums run in float64 and in a fixed order,
-so that one seed gives the same clusters on every run.
+A code is a vector of D numbers of which only the direction counts. Codes lie on the CPU; sums run in float64
+and in a fixed order, so that one seed gives the same clusters on every run.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 16384  # points that k-means compares with all centroids at once
-# Distances 1 − cosine below this are rounding: two codes of one direction. float64 everywhere but on Apple
-# GPUs, which have none.
-SAME_DIRECTION = {torch.float64: 1e-12, torch.float32: 1e-6}
+SAME_DIRECTION = 1e-12  # distances 1 − cosine below this are rounding: two codes of one direction
 
 
 @dataclass
@@ -30,24 +28,16 @@ class KMeans:
         use: (K,) share of the points in each cluster.
         restarts: (R, K, D), the centroids of all restarts; how far they agree says how far the clusters can
             be trusted.
-        history: of each restart, the inertia before each update of its centroids and at the end; it never
-            rises.
     """
 
     centroids: Tensor
     inertia: list[float]
     use: Tensor
     restarts: Tensor
-    history: list[list[float]]
-
-
-def wide(x: Tensor) -> Tensor:
-    """As float64, or float32 on Apple GPUs."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _unit(points: Tensor) -> Tensor:
-    return F.normalize(wide(points), dim=1)
+    return F.normalize(points.double(), dim=1)
 
 
 def nearest_centroid(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +46,8 @@ def nearest_centroid(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]
     A point of length 0 has no direction: its cosine to every centroid is 0, and it falls to cluster 0.
     """
     centroids = _unit(centroids)
-    best = [(_unit(part) @ centroids.T).max(1) for part in points.split(CHUNK)]
-    return torch.cat([part.indices for part in best]), torch.cat([part.values for part in best])
+    cosines, indices = zip(*((_unit(part) @ centroids.T).max(1) for part in points.split(CHUNK)))
+    return torch.cat(indices), torch.cat(cosines)
 
 
 def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
@@ -68,17 +58,16 @@ def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tens
     Raises:
         ValueError: fewer distinct directions than clusters.
     """
-    draw = lambda: float(torch.rand((), generator=generator, dtype=torch.float64, device=generator.device))
+    draw = lambda: float(torch.rand((), generator=generator, dtype=torch.float64))
     seeds = [int(draw() * len(points))]
     distance = 1 - nearest_centroid(points, points[seeds])[1]
     while len(seeds) < clusters:
-        distance = torch.where(distance > SAME_DIRECTION[distance.dtype], distance, 0)
+        distance = torch.where(distance > SAME_DIRECTION, distance, 0)
         edges = distance.cumsum(0)
         if not edges[-1] > 0:
             raise ValueError(
-                f"the codes have {len(seeds)} distinct directions for {clusters} clusters: constant "
-                "features or a "
-                "collapsed network; look at the effective rank and the shifts b, or ask for fewer clusters"
+                f"the codes have {len(seeds)} distinct directions for {clusters} clusters: constant features "
+                "or a collapsed network; look at effective rank and shifts b, or ask for fewer clusters"
             )
         index = torch.searchsorted(edges, draw() * edges[-1], right=True)
         seeds.append(min(int(index), len(points) - 1))
@@ -90,10 +79,10 @@ def update_centroids(points: Tensor, labels: Tensor, similarity: Tensor, cluster
     """The best centroid of each cluster, its normalised sum of unit points, (clusters, D). A cluster without
     points, or whose points cancel, starts again at one of the points that lie farthest from their centroids.
     """
-    sums = wide(points.new_zeros(clusters, points.shape[1]))
+    sums = torch.zeros(clusters, points.shape[1], dtype=torch.float64)
     for part, ids in zip(points.split(CHUNK), labels.split(CHUNK)):
         # a product, not index_add: the same sum on every run
-        sums += F.one_hot(ids, clusters).to(sums.dtype).T @ _unit(part)
+        sums += F.one_hot(ids, clusters).double().T @ _unit(part)
     empty = sums.norm(dim=1) < 1e-9
     if empty.any():
         farthest = similarity.topk(int(empty.sum()), largest=False).indices
@@ -119,12 +108,7 @@ def lloyd(
 
 @torch.no_grad()
 def kmeans(
-    codes: Tensor,
-    clusters: int,
-    *,
-    restarts: int = 10,
-    tolerance: float = 1e-6,
-    seed: int | torch.Generator = 0,
+    codes: Tensor, clusters: int, *, restarts: int = 10, tolerance: float = 1e-6, seed: int = 0
 ) -> KMeans:
     """Cosine (spherical) k-means with k-means++ seeds; the best of ``restarts`` runs by inertia.
 
@@ -133,37 +117,23 @@ def kmeans(
             them.
         tolerance: a run ends when an iteration lowers the inertia by less than this share of it, or after
             100 updates.
-        seed: a number, or a generator that goes on where it stands.
 
     Raises:
-        ValueError: shape, NaN or infinite codes, fewer points than clusters, or fewer directions than
+        ValueError: NaN or infinite codes, fewer points than clusters, or fewer directions than
             clusters (collapse).
     """
-    if codes.ndim != 2 or min(clusters, restarts) < 1:
-        raise ValueError(
-            f"codes {tuple(codes.shape)}, {clusters} clusters, {restarts} restarts: expected (points, "
-            "dimensions), as "
-            "code.movedim(1, -1).flatten(0, -2) makes them of a map, and 1 or more of each"
-        )
-    broken = int((~codes.isfinite()).any(1).sum())
-    if broken:
-        raise ValueError(
-            f"{broken} of {len(codes)} codes hold NaN or infinite values; the network has diverged, lower "
-            "its learning rate"
-        )
+    if not codes.isfinite().all():
+        raise ValueError("codes hold NaN or infinite values: the network has diverged; lower --lr")
     points = codes[codes.norm(dim=1) > 1e-12]
     if len(points) < clusters:
         raise ValueError(
-            f"{len(points)} of {len(codes)} codes are not 0, fewer than {clusters} clusters; give more "
-            "codes or fewer clusters"
+            f"{len(points)} of {len(codes)} codes are not 0, fewer than {clusters} clusters; give more codes"
         )
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    runs = []
-    for _ in range(restarts):
-        runs.append(lloyd(points, plus_plus(points, clusters, generator), 100, tolerance))
-    centroids = torch.stack([centroids for centroids, _, _ in runs]).float()
-    histories = [history for _, _, history in runs]
+    generator = torch.Generator().manual_seed(seed)
+    start = lambda: plus_plus(points, clusters, generator)
+    runs = [lloyd(points, start(), 100, tolerance) for _ in range(restarts)]
+    centroids, labels, histories = zip(*runs)
     inertia = [history[-1] for history in histories]
     best = inertia.index(min(inertia))
-    use = torch.bincount(runs[best][1], minlength=clusters).double().cpu() / len(points)
-    return KMeans(centroids[best], inertia, use, centroids, histories)
+    use = torch.bincount(labels[best], minlength=clusters).double() / len(points)
+    return KMeans(centroids[best].float(), inertia, use, torch.stack(centroids).float())

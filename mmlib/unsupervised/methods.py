@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from ..config import Above, AtLeast
+from ..config import Above, AtLeast, flag
 from ..data.prepared import PreparedDataset
 from ..runtime import choose_device
 from .backbone import Backbone, load_backbone
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        return list(dict.fromkeys((*self.read, *self.targets)))
+        return list(dict.fromkeys(self.read + self.targets))
 
     @property
     def extracted(self) -> list[str]:
@@ -117,20 +117,6 @@ def extracted(names) -> list[str]:
     own.
     """
     return list(dict.fromkeys(part for name in names for part in name.split("&")))
-
-
-# Tables 1 and 2 of the paper: what the network of a method reads, and what its codes must match. Methods of
-# one
-# sensor join several by --combine. The papers do not say what the fused code of a baseline must match: here
-# the sum of all tokens.
-READS_AND_MATCHES = {
-    "unim2": ("each sensor", "each sensor"),
-    "network": ("each sensor", "sum of tokens"),
-    "image": ("mean picture", "mean picture"),
-    "feature": ("sum of tokens", "sum of tokens"),
-    "depthg": ("reference", "reference"),
-    **dict.fromkeys(DISTILLATIONS, ("each sensor", "reference")),
-}
 
 
 def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
@@ -160,24 +146,26 @@ def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
     if method == "unim2":
         loss = replace(loss, lambdas=dict.fromkeys(sensors[1:], config.lambda_x) | loss.lambdas)
     else:
-        changed = [
-            f"--{name.replace('_', '-')}"
-            for name in ("anchor", "shared_cmh", "msn")
-            if getattr(network, name) != getattr(usual, name)
-        ]
+        own = ("anchor", "shared_cmh", "msn")
+        changed = [flag(name) for name in own if getattr(network, name) != getattr(usual, name)]
         if changed or config.lambda_x != 1.0 or loss.lambdas:
             raise ValueError(f"{', '.join(changed) or 'λ'}: a setting of unim2; {method} has no such part")
         network = replace(network, msn=False, anchor="both")
         if method == "eagle" and loss == CorrespondenceConfig():
             loss = EAGLE_LOSS
-    names = {
-        "each sensor": sensors,
-        "reference": sensors[:1],
-        "sum of tokens": ["&".join(sensors)],
-        "mean picture": ["+".join(sensors)],
-    }
-    read, targets = READS_AND_MATCHES[config.combine if combinable else method]
-    return Plan(tuple(sensors), tuple(names[read]), tuple(names[targets]), network, loss)
+    # Tables 1 and 2 of the paper: what the network of a method reads, and what its codes must match. Methods
+    # of one sensor join several by --combine. The papers do not say what the fused code of a baseline must
+    # match: here the sum of all tokens.
+    each, reference = tuple(sensors), tuple(sensors[:1])
+    sum_of_tokens, mean_picture = ("&".join(sensors),), ("+".join(sensors),)
+    read, targets = {
+        "unim2": (each, each),
+        "network": (each, sum_of_tokens),
+        "image": (mean_picture, mean_picture),
+        "feature": (sum_of_tokens, sum_of_tokens),
+        "depthg": (reference, reference),
+    }.get(config.combine if combinable else method, (each, reference))  # else a distillation
+    return Plan(each, read, targets, network, loss)
 
 
 @dataclass
@@ -218,23 +206,13 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
         groups = None if config.same_image else tokens.image
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
-    extras, extra = {}, EXTRAS.get(config.method)
-    if extra in data.modalities:
-        extras[extra] = on_grid(data, extra, settings, tokens.grid).to(device)
-    inputs = {}
-    for name, part in {"train": data, config.evaluation.split: scored}.items():
-        inputs |= {f"{what} of {name}": digest for what, digest in part.digest().items()}
+    looks_at = {EXTRAS.get(config.method)} & set(data.modalities)
+    extras = {name: on_grid(data, name, settings, tokens.grid).to(device) for name in looks_at}
+    splits = {"train": data, config.evaluation.split: scored}
+    inputs = {f"{what} of {s}": digest for s in splits for what, digest in splits[s].digest().items()}
+    in_memory = tokens.in_memory(), scored_tokens.in_memory()
     return plan, Prepared(
-        data=data,
-        scored=scored,
-        backbone=backbone,
-        tokens=tokens.in_memory(),
-        scored_tokens=scored_tokens.in_memory(),
-        neighbours=neighbours,
-        extras=extras,
-        chain=chain,
-        cached=tokens.nbytes,
-        inputs=inputs,
+        data, scored, backbone, *in_memory, neighbours, extras, chain, tokens.nbytes, inputs
     )
 
 
@@ -244,9 +222,8 @@ def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple
     """
     entries = []
     for index in range(len(data)):
-        image = data.physical(index)[0][name]
-        if name != "depth":
-            image = as_picture(data.modalities[name], image)
+        image, is_depth = data.physical(index)[0][name], name == "depth"
+        image = image if is_depth else as_picture(data.modalities[name], image)
         crops = five_crop(image) if settings.crops == 5 else image[None]
-        entries.append(depth_on_grid(crops, grid)[0] if name == "depth" else resize_picture(crops, grid))
+        entries.append((depth_on_grid if is_depth else resize_picture)(crops, grid))
     return torch.cat(entries)

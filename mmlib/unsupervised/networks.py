@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AtLeast, Between, check_settings
+from .correspondence import Points
 
 Fusion = Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
 Anchor = Literal["rgb", "auxiliary", "both", "none"]
@@ -61,15 +62,18 @@ def pointwise(channels_in: int, channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels, 1)
 
 
+def two_layers(channels_in: int, hidden: int, channels: int) -> nn.Sequential:
+    """channels_in -> hidden, ReLU, hidden -> channels at each location."""
+    return nn.Sequential(pointwise(channels_in, hidden), nn.ReLU(), pointwise(hidden, channels))
+
+
 class MSN(nn.Module):
     """Modality-specific network: C -> C/2, ReLU, C/2 -> C at each location; ``residual`` adds the input."""
 
     def __init__(self, channels: int, residual: bool = False):
         super().__init__()
         self.residual = residual
-        self.body = nn.Sequential(
-            pointwise(channels, -(-channels // 2)), nn.ReLU(), pointwise(-(-channels // 2), channels)
-        )
+        self.body = two_layers(channels, -(-channels // 2), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x) if self.residual else self.body(x)
@@ -108,8 +112,7 @@ class CBAMFusion(nn.Module):
     def __init__(self, channels: int, count: int):
         super().__init__()
         wide = count * channels
-        hidden = max(1, wide // 16)
-        self.mlp = nn.Sequential(pointwise(wide, hidden), nn.ReLU(), pointwise(hidden, wide))
+        self.mlp = two_layers(wide, max(1, wide // 16), wide)
         self.spatial = nn.Conv2d(2, 1, 7, padding=3)
         self.project = pointwise(wide, channels)
 
@@ -133,16 +136,15 @@ class StitchFusion(nn.Module):
     too, so that this differs from ``conv`` by its adapters and not by looking at neighbours.
     """
 
-    def __init__(self, channels: int, count: int, width: int = 8):
+    def __init__(self, channels: int, count: int):
         super().__init__()
         self.adapters = nn.ModuleDict()
         for i, j in permutations(range(count), 2):
-            first = [pointwise(channels, width), pointwise(width, width)]
-            self.adapters[f"{j}_to_{i}"] = nn.Sequential(
-                *first, nn.GELU(), nn.Dropout(0.1), pointwise(width, channels)
-            )
-            nn.init.zeros_(self.adapters[f"{j}_to_{i}"][-1].weight)
-            nn.init.zeros_(self.adapters[f"{j}_to_{i}"][-1].bias)
+            first = [pointwise(channels, 8), pointwise(8, 8)]
+            adapter = nn.Sequential(*first, nn.GELU(), nn.Dropout(0.1), pointwise(8, channels))
+            self.adapters[f"{j}_to_{i}"] = adapter
+            for parameter in adapter[-1].parameters():
+                nn.init.zeros_(parameter)
         self.project = pointwise(count * channels, channels)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -161,7 +163,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
         self.linear = pointwise(channels, dim)
-        self.nonlinear = nn.Sequential(pointwise(channels, channels), nn.ReLU(), pointwise(channels, dim))
+        self.nonlinear = two_layers(channels, channels, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.dropout(x)) + self.nonlinear(self.dropout(x))
@@ -202,14 +204,10 @@ class ClusterNet(nn.Module):
         learned = {"conv": ConvFusion, "cbam": CBAMFusion, "stitch": StitchFusion}.get(config.fusion)
         self.fusion = learned(channels, len(self.inputs)) if learned and len(self.inputs) > 1 else None
         self.head = SegmentationHead(channels, config.dim, config.dropout)
-        # Table 6: an anchor supervises the code itself, all others through a harmonizer.
-        anchors = {
-            "rgb": [self.reference],
-            "auxiliary": [name for name in names if name != self.reference],
-            "both": names,
-            "none": [],
-        }[config.anchor]
-        self.soft = tuple(name for name in names if name not in anchors)
+        # Table 6: an anchor supervises the code itself, all others, the soft ones, through a harmonizer.
+        auxiliary = tuple(name for name in names if name != self.reference)
+        soft = {"rgb": auxiliary, "auxiliary": (self.reference,), "both": (), "none": tuple(names)}
+        self.soft = soft[config.anchor]
         keys = ("shared",) if config.shared_cmh and self.soft else self.soft
         self.harmonizers = nn.ModuleDict({key: Harmonizer(config.dim) for key in keys})
         # What distillation trains in front of the network (``add_adapters``); empty for all other methods.
@@ -219,40 +217,22 @@ class ClusterNet(nn.Module):
         """Put a small network (an MSN) between the frozen tokens of each of these modalities and the rest."""
         self.adapters.update({name: MSN(self.channels) for name in names})
 
-    def adapted(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapted(self, tokens: Points) -> Points:
         """The tokens as the rest of the network reads them: those with an adapter have passed through it."""
         return {name: self.adapters[name](x) if name in self.adapters else x for name, x in tokens.items()}
 
-    def check(self, tokens: dict[str, Tensor]) -> None:
-        """Raise ValueError unless ``tokens`` holds every modality that is read, as (B, C, h, w) of one size,
-        and no unknown one.
-        """
-        unknown = [name for name in tokens if name not in self.modalities]
-        missing = [name for name in self.inputs if name not in tokens]
-        if unknown or missing:
-            problem = (
-                f"unknown tokens of {', '.join(unknown)}"
-                if unknown
-                else f"missing tokens of {', '.join(missing)}"
-            )
-            raise ValueError(f"{problem}; this network reads {', '.join(self.inputs)}")
-        shapes = {name: tuple(tokens[name].shape) for name in self.inputs}
-        for name, shape in shapes.items():
-            if len(shape) != 4 or shape[1] != self.channels:
-                raise ValueError(
-                    f"{name}: expected tokens (B, {self.channels}, h, w), got {shape}; "
-                    "tokens must come from the backbone that the network was trained on"
-                )
-        if len(set(shapes.values())) > 1:
-            raise ValueError(f"modalities differ in batch or grid size: {shapes}")
-
-    def fused(self, tokens: dict[str, Tensor]) -> Tensor:
+    def fused(self, tokens: Points) -> Tensor:
         """f_fus (B, C, h, w), what the head reads (paper, Fig. 5).
 
         Raises:
-            ValueError: a modality is missing or unknown, or has other channels or another grid.
+            ValueError: a modality is missing, or has other channels or another grid; others are not read.
         """
-        self.check(tokens)
+        shapes = [tuple(tokens[name].shape) for name in self.inputs if name in tokens]
+        if shapes != shapes[:1] * len(self.inputs) or {x[1:-2] for x in shapes} != {(self.channels,)}:
+            raise ValueError(
+                f"tokens of {', '.join(tokens)}, {shapes}: expected {', '.join(self.inputs)}, all of one "
+                f"shape (B, {self.channels}, h, w), from the backbone that the network was trained on"
+            )
         tokens = self.adapted(tokens)
         maps = [self.msn[name](tokens[name]) if self.config.msn else tokens[name] for name in self.inputs]
         if len(maps) == 1:
@@ -261,7 +241,7 @@ class ClusterNet(nn.Module):
             maps = [F.normalize(x, dim=1, eps=1e-10) for x in maps]
         return self.fusion(maps) if self.fusion else STATIC_FUSIONS[self.config.fusion](torch.stack(maps), 0)
 
-    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
+    def forward(self, tokens: Points) -> Tensor:
         """The code s (B, D, h, w). No harmonizer takes part: they serve the loss only. Raises as ``fused``
         does.
         """
@@ -269,12 +249,8 @@ class ClusterNet(nn.Module):
 
     def harmonized(self, code: Tensor, name: str) -> Tensor:
         """The code as modality ``name`` supervises it: Eq. 7, s^X = CMH(s), or s itself where the modality is
-        an anchor.
+        an anchor, or a sum or mean of modalities.
         """
-        if name not in self.modalities:
-            raise ValueError(
-                f"unknown modality {name!r}; this network was made for {', '.join(self.modalities)}"
-            )
         if name not in self.soft:
             return code
         return self.harmonizers["shared" if self.config.shared_cmh else name](code)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from scipy.stats import spearmanr
 
 from ..config import AtLeast, check_settings
-from ..runtime import derived_seed, progress_bar, provenance, remove_strays, write_json
+from ..runtime import derived_seed, progress_bar, provenance, reading, remove_strays, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .train import cluster
@@ -43,15 +44,13 @@ class SearchConfig:
 
 def suggest(trial, run: ClusterConfig) -> ClusterConfig:
     """``run`` with the settings of a trial; ranges are those of the papers where they name one."""
-
-    def triple(kind: str, low: float, high: float) -> tuple[float, ...]:
-        return tuple(trial.suggest_float(f"{kind}_{pair}", low, high) for pair in PAIRS)
-
+    suggest_float = trial.suggest_float
+    triple = lambda kind, *bounds: tuple(suggest_float(f"{kind}_{pair}", *bounds) for pair in PAIRS)
     quantiles, weights = triple("quantile", 0.3, 0.97), triple("weight", 0.01, 1.0)
-    lambda_x = trial.suggest_float("lambda_x", 0.03, 3.0, log=True) if run.method == "unim2" else run.lambda_x
+    lambda_x = suggest_float("lambda_x", 0.03, 3.0, log=True) if run.method == "unim2" else run.lambda_x
     return replace(
         run,
-        lr=trial.suggest_float("lr", 1e-4, 5e-3, log=True),
+        lr=suggest_float("lr", 1e-4, 5e-3, log=True),
         lambda_x=lambda_x,
         network=replace(run.network, dim=trial.suggest_categorical("dim", [16, 32, 70, 128])),
         loss=replace(run.loss, shifts=Shifts("quantile", quantiles), weights=weights),
@@ -109,33 +108,18 @@ def search(config: SearchConfig) -> dict:
         remove_strays(folder)
         remove_weights(folder)
     study = open_study(config, out)
-    finished = [trial for trial in study.trials if is_over(trial)]
-    number = 1 + max(map(number_of, finished), default=-1)
-
-    def one(trial) -> float:
-        trial.set_user_attr("number", number)
-        try:
-            report = run_trial(trial, number, config, shared)
-        except ValueError as error:
-            trial.set_user_attr("failed", str(error))
-            raise
-        trial.set_user_attr("criteria", report["criteria"])
-        if report["scores"]:
-            scores = {key: report["scores"][key]["all"] for key in ("miou", "accuracy")}
-            trial.set_user_attr("scores", scores)
-        return objective(report, config.select_on_labels)
-
-    bar = progress_bar(
+    finished = list(filter(is_over, study.trials))
+    first = 1 + max(map(number_of, finished), default=-1)
+    with progress_bar(
         total=config.trials, initial=len(finished), desc=f"search {out.name}", progress=run.progress
-    )
-    with bar:
-        for _ in range(len(finished), config.trials):
+    ) as bar:
+        for number in range(first, first + config.trials - len(finished)):
             # A sampler's state is not on disk. One that is seeded for each trial draws the same whether the
             # search was stopped in between or not.
             study.sampler = optuna.samplers.TPESampler(seed=derived_seed(config.search_seed, number) % 2**32)
             # A trial whose codes collapse has no clusters: a failed trial, not a failed search.
-            study.optimize(one, n_trials=1, catch=(ValueError,))
-            number += 1
+            run_one = partial(run_trial, number=number, config=config, shared=shared)
+            study.optimize(run_one, n_trials=1, catch=ValueError)
             bar.update()
             if any(trial.state.name == "COMPLETE" for trial in study.trials):
                 bar.set_postfix(best=f"{study.best_value:.4f}")
@@ -159,44 +143,40 @@ def open_study(config: SearchConfig, out: Path):
         ValueError: it is damaged, or of other settings.
     """
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
-    pruners = optuna.pruners
-    without_effect = ("out", "data", "device", "progress", "save_every", "trials")
-    settings = {key: value for key, value in asdict(config).items() if key not in without_effect}
+    settings = asdict(config)
     run = settings.pop("run")
-    settings["run"] = {key: value for key, value in run.items() if key not in without_effect}
-    try:
+    for without_effect in ("out", "data", "device", "progress", "save_every"):
+        del run[without_effect]
+    del settings["trials"]
+    text = json.dumps(settings | {"run": run})
+    with reading(out / "study.db", "Optuna's storage of a search"):
         study = optuna.create_study(
             study_name="search",
             storage=f"sqlite:///{out.resolve() / 'study.db'}",
             direction="maximize",
             load_if_exists=True,
-            pruner=pruners.PercentilePruner(50.0, n_startup_trials=5)
-            if config.prune
-            else pruners.NopPruner(),
+            pruner=optuna.pruners.PercentilePruner(50.0, n_startup_trials=5),
         )
-        saved = study.user_attrs.get("settings")
-    except (SQLAlchemyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{out / 'study.db'}: not Optuna's storage of a search, or damaged ({reason})"
-        ) from error
-    if saved not in (None, json.dumps(settings)):
+        saved = study.user_attrs.get("settings", text)
+    if saved != text:
         raise ValueError(
             f"{out}: holds a search of other settings; choose another --out, or give its settings to go on "
             "with it"
         )
-    study.set_user_attr("settings", json.dumps(settings))
+    study.set_user_attr("settings", text)
     return study
 
 
-def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prepared]) -> dict:
-    """The report of one clustering; its weights are deleted, because hundreds of trials would fill a disk."""
+def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prepared]) -> float:
+    """The objective of one clustering; its weights are deleted, because hundreds of trials would fill a disk.
+    Its criteria and scores, or why it failed, are kept with the trial.
+    """
     import optuna
 
+    trial.set_user_attr("number", number)
     folder = Path(config.run.out) / "trials" / f"{number:04d}"
     run = suggest(trial, replace(config.run, out=str(folder), save_every=config.run.steps, progress=False))
 
@@ -206,9 +186,17 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
             raise optuna.TrialPruned()
 
     try:
-        return cluster(run, shared, stop)
+        report = cluster(run, shared, stop)
+    except ValueError as error:
+        trial.set_user_attr("failed", str(error))
+        raise
     finally:
         remove_weights(folder)
+    trial.set_user_attr("criteria", report["criteria"])
+    if report["scores"]:
+        scores = {key: report["scores"][key]["all"] for key in ("miou", "accuracy")}
+        trial.set_user_attr("scores", scores)
+    return objective(report, config.select_on_labels)
 
 
 def remove_weights(folder: Path) -> None:
@@ -224,10 +212,12 @@ def write_search_report(study, config: SearchConfig, out: Path) -> dict:
         raise ValueError(
             f"{out}: every trial failed or was pruned; run one 'cluster' of these settings and look at it"
         )
-    rows = []
-    for trial in trials:
-        row = {"number": number_of(trial), "value": trial.value, "flags": flags(trial.params)}
-        rows.append({**row, **trial.params, **trial.user_attrs})
+    rows = [
+        {"number": number_of(trial), "value": trial.value, "flags": flags(trial.params)}
+        | trial.params
+        | trial.user_attrs
+        for trial in trials
+    ]
     settings = config.run.evaluation
     what = f"the label-free criterion {settings.criterion!r} on training images"
     if config.select_on_labels:
@@ -244,12 +234,12 @@ def write_search_report(study, config: SearchConfig, out: Path) -> dict:
     scored = [row for row in rows if "scores" in row]
     if len(scored) > 2:  # looked at after the choice: would labels have chosen the same?
         miou = [row["scores"]["miou"] for row in scored]
-        ranks = {}
-        for name in scored[0]["criteria"]:
-            values = [row["criteria"][name] for row in scored]
-            if len(set(values)) > 1:
-                ranks[name] = round(float(spearmanr(values, miou).statistic), 3)
-        report["rank correlation with mIoU"] = ranks
+        columns = {name: [row["criteria"][name] for row in scored] for name in scored[0]["criteria"]}
+        report["rank correlation with mIoU"] = {
+            name: round(float(spearmanr(values, miou).statistic), 3)
+            for name, values in columns.items()
+            if len(set(values)) > 1
+        }
         report["best mIoU of any trial"] = max(miou)
     write_json(out / "report.json", report)
     write_json(out / "best.json", report["best"])

@@ -23,9 +23,9 @@ from .. import loop
 from ..config import check_settings
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, save_tensors, seed_everything, write_json
-from .baselines import Eagle, depth_guidance, distillation_loss, object_mix, second_view
-from .clustering import ClusterProbe, save_clustering, write_label_maps
-from .correspondence import CorrespondenceConfig, cmcs_loss, take_points
+from .baselines import Eagle, depth_guidance, distillation_loss, second_view
+from .clustering import ClusterProbe, check_guide, save_clustering, write_label_maps
+from .correspondence import CorrespondenceConfig, Points, cmcs_loss, take_points
 from .diagnostics import collapse
 from .inference import Evaluation, evaluate_clustering
 from .methods import DISTILLATIONS, EXTRAS, ClusterConfig, Plan, Prepared, prepare, resolve_method
@@ -37,12 +37,14 @@ PROBES, PROBE_LR = ("probe.clusters", "extra.eagle.cue.centres"), 5e-3
 DEPTH_SHIFT, DEPTH_WEIGHT = 0.1, 0.5
 
 
-def entries(step: int, count: int, batch: int, seed: int) -> np.ndarray:
-    """The training entries of a step: consecutive parts of a new permutation each epoch, a function of (seed,
-    step) alone.
+def entries(config: ClusterConfig, count: int, step: int) -> np.ndarray:
+    """Which of ``count`` training entries a step takes: consecutive parts of a new permutation each epoch, a
+    function of (seed, step) alone.
     """
+    batch = min(config.batch_size, count)
     per_epoch = count // batch
-    order = np.random.default_rng(derived_seed(seed, "order", step // per_epoch)).permutation(count)
+    rng = np.random.default_rng(derived_seed(config.seed, "order", step // per_epoch))
+    order = rng.permutation(count)
     return order[step % per_epoch * batch :][:batch]
 
 
@@ -54,69 +56,52 @@ class Model(nn.Module):
         self.config, self.plan = config, plan
         self.net = ClusterNet(channels, plan.read, plan.network)
         self.probe = ClusterProbe(plan.network.dim, clusters)
-        self.extra = nn.ModuleDict()
-        if config.method == "eagle":
-            self.extra["eagle"] = Eagle(plan.network.dim, colour="paper" if "rgb" in plan.sensors else "none")
+        self.extra = nn.ModuleDict({"eagle": Eagle(plan.network.dim)} if config.method == "eagle" else {})
         if config.method in DISTILLATIONS:
             self.net.add_adapters(plan.sensors[1:])
-        # Whether the network and the losses beside it work on each location alone, so that sampled tokens are
-        # all they need.
-        whole = plan.network.fusion == "cbam" or config.method in EXTRAS
-        self.pointwise = plan.loss.sampling == "tokens" and not whole
 
-    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
+    def forward(self, tokens: Points) -> Tensor:
         """Tokens of all that is read -> code (B, D, h, w)."""
-        return self.net({name: tokens[name] for name in self.plan.read})
-
-    def supervised(self, code: Tensor) -> dict[str, Tensor]:
-        """The code as each target supervises it: s, or s^X = CMH(s) (Eq. 7)."""
-        return {
-            name: self.net.harmonized(code, name) if name in self.net.modalities else code
-            for name in self.plan.targets
-        }
-
-    def parameter_groups(self, lr: float) -> list[dict]:
-        """The probe and EAGLE's lookup have a learning rate of their own."""
-        groups = [{"params": [], "lr": lr}, {"params": [], "lr": PROBE_LR}]
-        for name, parameter in self.named_parameters():
-            groups[name in PROBES]["params"].append(parameter)
-        return groups
+        return self.net(tokens)
 
 
-def draw_tokens(
-    model: Model, prepared: Prepared, index: np.ndarray, generator: torch.Generator
-) -> tuple[dict[str, Tensor], int]:
-    """Tokens of the images of a step, followed by those of one neighbour of each where the loss has KNN
-    pairs; and the number of points still to be sampled from them (0 = they are the points).
+def seeded(*parts) -> torch.Generator:
+    """Random numbers of one purpose: they depend on ``parts`` alone."""
+    return torch.Generator().manual_seed(derived_seed(*parts))
+
+
+def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tuple:
+    """The training entries of a step, and the tokens of these images, followed by those of one neighbour of
+    each where the loss has KNN pairs.
+
+    Also returns a function that samples the points of the loss, codes of the targets -> a list of (frozen
+    tokens, codes) of the images, and of their neighbours; and the random generator of all that.
     """
+    tokens, plan, generator = prepared.tokens, model.plan, seeded(model.config.seed, purpose, step)
+    index = every = entries(model.config, len(tokens), step)
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     if len(prepared.neighbours):
         near = prepared.neighbours.numpy()
-        index = np.concatenate([index, near[index, rng.integers(near.shape[1], size=len(index))]])
-    tokens = prepared.tokens.batch(index, model.plan.names)
-    points = model.plan.loss.points
-    if not (points and model.pointwise):
-        return tokens, points
-    # Some locations of each image, drawn without repetition: what is not sampled is not computed either.
-    order = torch.rand(len(index), prod(prepared.tokens.grid), generator=generator).argsort(1)
-    for name, x in tokens.items():
-        place = order[:, None, :points].to(x.device).expand(-1, x.shape[1], -1)
-        tokens[name] = x.flatten(2).gather(2, place)[..., None]
-    return tokens, 0
+        every = np.concatenate([index, near[index, rng.integers(near.shape[1], size=len(index))]])
+    batch, points = tokens.batch(every, plan.names), plan.loss.points
+    # Where the network and the losses beside it work on each location alone, they need sampled tokens only.
+    whole = plan.network.fusion == "cbam" or model.config.method in EXTRAS
+    if points and plan.loss.sampling == "tokens" and not whole:
+        # Some locations of each image, drawn without repetition: what is not sampled is not computed either.
+        order = torch.rand(len(every), prod(tokens.grid), generator=generator).argsort(1)[:, None, :points]
+        sample = lambda x: x.flatten(2).take_along_dim(order.to(x.device), 2)[..., None]
+        batch, points = {name: sample(x) for name, x in batch.items()}, 0
+    frozen = {name: batch[name] for name in plan.targets}
+    part = lambda maps, i: {name: x[i : i + len(index)] for name, x in maps.items()}
+
+    def take(codes: Points) -> list[tuple[Points, Points]]:
+        starts = range(0, len(every), len(index))
+        return [take_points(part(frozen, i), part(codes, i), points, generator) for i in starts]
+
+    return index, batch, take, generator
 
 
-def take_groups(
-    batch: int, frozen: dict[str, Tensor], codes: dict[str, Tensor], points: int, generator: torch.Generator
-) -> list:
-    """``take_points`` of the images, and of their neighbours where ``draw_tokens`` has added them."""
-    groups = []
-    for start in range(0, len(next(iter(frozen.values()))), batch):
-        part = [{name: x[start : start + batch] for name, x in maps.items()} for maps in (frozen, codes)]
-        groups.append(take_points(*part, points, generator))
-    return groups
-
-
-def measure_shifts(model: Model, prepared: Prepared, batch: int, seed: int) -> CorrespondenceConfig:
+def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
     """The loss with its shifts b measured on eight batches, where they are quantiles."""
     loss = model.plan.loss
     if loss.shifts.rule != "quantile":
@@ -124,86 +109,72 @@ def measure_shifts(model: Model, prepared: Prepared, batch: int, seed: int) -> C
 
     def batches():
         for step in range(8):
-            generator = torch.Generator().manual_seed(derived_seed(seed, "shifts", step))
-            index = entries(step, len(prepared.tokens), batch, seed)
-            tokens, points = draw_tokens(model, prepared, index, generator)
-            frozen = {name: tokens[name] for name in model.plan.targets}
-            groups = take_groups(batch, frozen, {}, points, generator)
+            _, tokens, take, _ = draw_tokens(model, prepared, step, "shifts")
+            groups = take({name: tokens[name] for name in model.plan.targets})
             yield groups[0][0], groups[-1][0]
 
-    generator = torch.Generator().manual_seed(derived_seed(seed, "shifts"))
-    return replace(loss, shifts=loss.shifts.measure(batches(), generator, centre=loss.centre))
+    generator = seeded(model.config.seed, "shifts")
+    return replace(loss, shifts=loss.shifts.measure(batches(), generator, loss.centre))
 
 
 def step_loss(
-    model: Model, prepared: Prepared, loss: CorrespondenceConfig, index: np.ndarray, seed: int, step: int
+    model: Model, prepared: Prepared, loss: CorrespondenceConfig, step: int
 ) -> tuple[Tensor, dict[str, float]]:
     """Loss of one step and its parts by name."""
+    config, plan = model.config, model.plan
     # The correspondence loss of all methods: CMCS for UniM2, with one target that of STEGO.
-    generator = torch.Generator().manual_seed(derived_seed(seed, "points", step))
-    tokens, points = draw_tokens(model, prepared, index, generator)
+    index, tokens, take, generator = draw_tokens(model, prepared, step, "points")
     code = model(tokens)
-    frozen = {name: tokens[name] for name in model.plan.targets}
-    groups = take_groups(len(index), frozen, model.supervised(code), points, generator)
-    neighbours = groups[1] if len(groups) > 1 else None
-    total, terms = cmcs_loss(*groups[0], neighbours, loss, generator)
+    # The code as each target supervises it: s, or s^X = CMH(s) (Eq. 7).
+    images, *near = take({name: model.net.harmonized(code, name) for name in plan.targets})
+    total, terms = cmcs_loss(*images, near[0] if near else None, loss, generator)
     parts = {f"{name}/{pair}": float(value) for name, pairs in terms.items() for pair, value in pairs.items()}
     # What a baseline adds, on the images alone.
-    method, read = model.config.method, model.plan.read
+    method, read = config.method, plan.read
     tokens, code = {name: x[: len(index)] for name, x in tokens.items()}, code[: len(index)]
-    extras = {name: x[torch.from_numpy(index)] for name, x in prepared.extras.items()}
-    generator = torch.Generator().manual_seed(derived_seed(seed, "extra", step))
+    extras = {name: x[index] for name, x in prepared.extras.items()}
+    generator = seeded(config.seed, "extra", step)
     if method == "eagle":
         view = second_view({name: tokens[name] for name in read}, generator=generator)
         views = [tokens[read[0]], view[read[0]]]
         objects, lookup = model.extra["eagle"]([code, model(view)], views, extras.get("rgb"))
-        corresponding, contrasting = object_mix(step, min(200, model.config.steps // 10))
+        # Correspondence alone for the first 200 of EAGLE's some 10,000 steps, here at most a tenth of them.
+        corresponding, contrasting = (1.0, 0.0) if step < min(200, config.steps // 10) else (0.1, 0.9)
         total = corresponding * total + contrasting * objects + lookup
-        parts["objects"] = float(objects.detach())
+        parts["objects"] = objects.item()
     if method == "depthg":
         guidance = depth_guidance(extras["depth"], code, DEPTH_SHIFT, generator=generator)
-        total, parts["depth"] = total + DEPTH_WEIGHT * guidance, float(guidance.detach())
+        total, parts["depth"] = total + DEPTH_WEIGHT * guidance, guidance.item()
     if method in DISTILLATIONS:
-        adapted = model.net.adapted({name: tokens[name] for name in read})
+        adapted = model.net.adapted(tokens)
         students = [adapted[name] for name in model.net.adapters]
-        distilled = distillation_loss(tokens[model.plan.sensors[0]], students, method, generator=generator)
-        total, parts["distillation"] = total + distilled, float(distilled.detach())
-    parts["loss"] = float(total.detach())
+        distilled = distillation_loss(tokens[plan.sensors[0]], students, method, generator=generator)
+        total, parts["distillation"] = total + distilled, distilled.item()
+    parts["loss"] = total.item()
     if (step + 1) % loop.LOG_EVERY == 0:  # of this batch, with the online centroids: the loss never shows it
         parts |= collapse(code.detach().movedim(1, -1).flatten(0, -2), model.probe.centroids)
-    return total + model.probe.loss(code), parts
+    return total + model.probe(code), parts
 
 
 def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
     """Raise ValueError for what would otherwise fail, or mean nothing, only after training."""
     settings, data, scored = config.evaluation, prepared.data, prepared.scored
+    check_guide(settings.guide, scored)
     if not 2 <= clusters <= IGNORE_INDEX:
-        raise ValueError(
-            f"{clusters} clusters: expected 2 to {IGNORE_INDEX}; give --clusters "
-            f"(the data set names {len(data.description.classes)})"
-        )
+        raise ValueError(f"{clusters} clusters: expected 2 to {IGNORE_INDEX}; give --clusters")
     if settings.kmeans_points < clusters:
-        raise ValueError(
-            f"--kmeans-points {settings.kmeans_points}: fewer than {clusters} clusters; give more"
-        )
+        raise ValueError(f"--kmeans-points {settings.kmeans_points}: fewer than {clusters} clusters")
     if config.select != "last" and (config.method == "kmeans" or not config.eval_every):
         raise ValueError(
             f"--select {config.select} chooses among measured states of training: give --eval-every, or "
             "--select last"
         )
     if config.select == "labels" and not scored.labelled:
-        raise ValueError(
-            f"{config.data} has no labels, so they cannot choose; give --select last or criterion"
-        )
-    if settings.guide and settings.guide not in scored.modalities:
-        raise ValueError(f"--guide {settings.guide}: expected one of {', '.join(scored.modalities)}")
+        raise ValueError(f"{config.data} has no labels, so they cannot choose; give --select last")
     if settings.linear_steps and not (data.labelled and len(prepared.tokens) == len(data)):
         raise ValueError("a linear probe (--linear-steps) needs a labelled training split and --crops 1")
     if settings.criterion == "agreement" and settings.restarts * settings.repeats < 2:
-        raise ValueError(
-            f"--restarts {settings.restarts}, --repeats {settings.repeats}: agreement compares two runs or "
-            "more"
-        )
+        raise ValueError("--criterion agreement compares two runs of k-means or more; give --repeats")
 
 
 def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None, stop=None) -> dict:
@@ -227,7 +198,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     if prepared is None:
         plan, prepared = prepare(config)
     else:  # the tokens are shared, what is done with them is this run's own
-        plan, prepared = resolve_method(config, list(prepared[0].sensors)), prepared[1]
+        plan, prepared = resolve_method(config, prepared[0].sensors), prepared[1]
         missing = set(plan.extracted) - set(prepared.tokens.modalities)
         missing |= {EXTRAS.get(config.method)} & set(plan.sensors) - set(prepared.extras)
         if missing:
@@ -236,28 +207,82 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
             )
     clusters = config.evaluation.clusters or len(prepared.data.description.classes)
     refuse(config, prepared, clusters)
-    if config.method == "kmeans":
-        return cluster_tokens(config, plan, prepared, clusters)
+    out, tokens = Path(config.out), prepared.tokens
+    if config.method == "kmeans":  # clusters of the tokens themselves; nothing is trained
+        if (out / "resume.safetensors").exists():
+            raise ValueError(f"{out}: holds a run of another configuration; choose another --out")
+        write_json(out / "config.json", asdict(config))
+        start, cpu_start = time.perf_counter(), time.process_time()
+        evaluation = evaluate_clustering(None, plan, prepared, clusters, config)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        progress = loop.Progress(seconds=seconds, cpu_seconds=cpu_seconds)
+        network, shifts, step = None, {}, 0
+    else:
+        evaluation, progress, network, shifts, step = train_network(config, plan, prepared, clusters, stop)
+    # The clustering, its label maps and its report.
+    reads = {"sensors": plan.sensors, "read": plan.read}
+    backbone = prepared.backbone
+    clustering = replace(
+        evaluation.clustering,
+        network=network,
+        chain=prepared.chain,
+        settings=reads | {"backbone": backbone.key, "tokens": asdict(config.tokens)},
+    )
+    save_clustering(out / "clustering.safetensors", clustering)
+    # Label maps of the first images, as many as are asked for; of all where there are no labels.
+    scored = copy(prepared.scored)
+    if scored.labelled and config.evaluation.maps >= 0:
+        scored.rows = scored.rows[: config.evaluation.maps]
+    if scored.rows:
+        code_of, guide = lambda indices: evaluation.codes[indices], config.evaluation.guide
+        write_label_maps(out / "maps", code_of, scored, clustering, guide=guide)
+    selected_by = {
+        "last": "nothing: the state after the last step",
+        "criterion": "a label-free criterion on training images",
+        "labels": f"LABELS of the split {config.evaluation.split!r}, which is also scored",
+    }
+    weights = Path(config.tokens.backbone_weights).name  # names, no paths
+    return loop.write_report(
+        replace(config, tokens=replace(config.tokens, backbone_weights=weights)),
+        progress,
+        backbone={"name": backbone.name, "key": backbone.key, "channels": tokens.channels},
+        tokens={"entries": len(tokens), "grid": tokens.grid, "bytes": prepared.cached},
+        plan=reads | {"targets": plan.targets},
+        **{"chosen by": selected_by[config.select]},
+        step=step,
+        parameters=sum(p.numel() for p in network.parameters()) if network else 0,
+        shifts=shifts,
+        **evaluation.report,
+    )
+
+
+def train_network(
+    config: ClusterConfig, plan: Plan, prepared: Prepared, clusters: int, stop
+) -> tuple[Evaluation, loop.Progress, ClusterNet, dict, int]:
+    """Train, from the state in ``out`` if there is one.
+
+    Returns the state that the settings select, measured; progress, the network in this state, the shifts b
+    and the state's step.
+    """
     # The model, its optimizer and its loss, or those of the run that is resumed.
-    out, samples = Path(config.out), len(prepared.tokens)
-    batch = min(config.batch_size, samples)
-    if batch < 2:
-        raise ValueError(f"{config.data}: one training image; random pairs need two or more")
-    seed_everything(derived_seed(config.seed, "weights"))
+    out, samples, seed = Path(config.out), len(prepared.tokens), config.seed
+    seed_everything(derived_seed(seed, "weights"))
     model = Model(config, plan, prepared.tokens.channels, clusters).to(prepared.tokens.device)
-    optimizer = torch.optim.Adam(model.parameter_groups(config.lr))
+    groups = [{"params": [], "lr": config.lr}, {"params": [], "lr": PROBE_LR}]
+    for name, parameter in model.named_parameters():
+        groups[name in PROBES]["params"].append(parameter)
+    optimizer = torch.optim.Adam(groups)
     progress = loop.resume(config, model, optimizer, samples, prepared.inputs)
     best = loop.read_kept(out / "kept.safetensors", progress.step)
     if best:  # a state of an earlier version does not know it
         progress.best = max(progress.best, best[0])
-    loss = measure_shifts(model, prepared, batch, config.seed)
+    loss = measure_shifts(model, prepared)
     model.train()
-    evaluation: Evaluation | None = None
+    evaluation = None
 
     def take_step(step: int):
-        torch.manual_seed(derived_seed(config.seed, "step", step))  # dropout
-        index = entries(step, samples, batch, config.seed)
-        total, parts = step_loss(model, prepared, loss, index, config.seed, step)
+        torch.manual_seed(derived_seed(seed, "step", step))  # dropout
+        total, parts = step_loss(model, prepared, loss, step)
         optimizer.zero_grad()
         total.backward()
         if not all(map(isfinite, parts.values())):
@@ -295,76 +320,10 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         save_every=config.save_every,
     )
     # The state that the settings select, measured unless it is the one measured last.
-    step = config.steps
-    if (
-        config.select != "last"
-        and (best := loop.read_kept(out / "kept.safetensors", step))
-        and best[2] != step
-    ):
+    step, best = config.steps, loop.read_kept(out / "kept.safetensors", config.steps)
+    if best and best[2] != step:
         model.load_state_dict(best[1])
         evaluation, step = None, best[2]
-    evaluation = evaluation or evaluate_clustering(model, plan, prepared, clusters, config, loss)
-    return write_results(config, plan, prepared, evaluation, progress, model, loss, step)
-
-
-def cluster_tokens(config: ClusterConfig, plan: Plan, prepared: Prepared, clusters: int) -> dict:
-    """The method "kmeans": clusters of the tokens themselves; nothing is trained."""
-    out = Path(config.out)
-    if (out / "resume.safetensors").exists():
-        raise ValueError(f"{out}: holds a run of another configuration; choose another --out")
-    write_json(out / "config.json", asdict(config))
-    start, cpu_start = time.perf_counter(), time.process_time()
-    evaluation = evaluate_clustering(None, plan, prepared, clusters, config)
-    progress = loop.Progress(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu_start)
-    return write_results(config, plan, prepared, evaluation, progress)
-
-
-def write_results(
-    config: ClusterConfig,
-    plan: Plan,
-    prepared: Prepared,
-    evaluation: Evaluation,
-    progress: loop.Progress,
-    model: Model | None = None,
-    loss: CorrespondenceConfig | None = None,
-    step: int = 0,
-) -> dict:
-    """The clustering, its label maps and its report; returns the report."""
-    out, tokens = Path(config.out), prepared.tokens
-    clusters = replace(
-        evaluation.clustering,
-        network=model.net if model else None,
-        chain=prepared.chain,
-        settings={
-            "sensors": list(plan.sensors),
-            "read": list(plan.read),
-            "backbone": prepared.backbone.key,
-            "tokens": asdict(config.tokens),
-        },
-    )
-    save_clustering(out / "clustering.safetensors", clusters)
-    # Label maps of the first images, as many as are asked for; of all where there are no labels.
-    scored = copy(prepared.scored)
-    if scored.labelled and config.evaluation.maps >= 0:
-        scored.rows = scored.rows[: config.evaluation.maps]
-    if scored.rows:
-        code_of, guide = lambda indices: evaluation.codes[indices], config.evaluation.guide
-        write_label_maps(out / "maps", code_of, scored, clusters, guide=guide)
-    selected_by = {
-        "last": "nothing: the state after the last step",
-        "criterion": "a label-free criterion on training images",
-        "labels": f"LABELS of the split {config.evaluation.split!r}, which is also scored",
-    }
-    weights = Path(config.tokens.backbone_weights).name  # names, no paths
-    return loop.write_report(
-        replace(config, tokens=replace(config.tokens, backbone_weights=weights)),
-        progress,
-        backbone={"name": prepared.backbone.name, "key": prepared.backbone.key, "channels": tokens.channels},
-        tokens={"entries": len(tokens), "grid": list(tokens.grid), "bytes": prepared.cached},
-        plan={"sensors": list(plan.sensors), "read": list(plan.read), "targets": list(plan.targets)},
-        **{"chosen by": selected_by[config.select]},
-        step=step,
-        parameters=sum(p.numel() for p in model.net.parameters()) if model else 0,
-        shifts=loss.shifts.numbers if loss else {},
-        **evaluation.report,
-    )
+    if not evaluation:
+        measure(step)
+    return evaluation, progress, model.net, loss.shifts.numbers, step
