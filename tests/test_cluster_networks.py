@@ -132,7 +132,7 @@ def test_odd_numbers_of_channels():
 )
 @pytest.mark.parametrize("order", [NAMES, NAMES[::-1]], ids="-".join)
 def test_anchor_placement(anchor, soft, order):
-    """Table 6: an anchor's loss sees the code itself; the order in which sensors are named changes nothing."""
+    """Table 6: an anchor's loss sees the code itself; the order of the sensors' names changes nothing."""
     net, code = network(order, anchor=anchor), torch.randn(2, D, 3, 4)
     assert sorted(net.harmonizers) == sorted(soft) == sorted(net.soft)
     for name in NAMES:

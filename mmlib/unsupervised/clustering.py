@@ -234,7 +234,7 @@ def save_clustering(path: str | Path, clustering: Clustering) -> None:
     save_tensors(path, tensors, {"clustering": header})
 
 
-def load_clustering(path: str | Path, device: torch.device | str = "cpu") -> Clustering:
+def load_clustering(path: str | Path, device="cpu") -> Clustering:
     """The clustering of a file, its network in eval mode on ``device``.
 
     Raises:

@@ -180,7 +180,7 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
     folder = Path(config.run.out) / "trials" / f"{number:04d}"
     run = suggest(trial, replace(config.run, out=str(folder), save_every=config.run.steps, progress=False))
 
-    def stop(step, evaluation) -> None:
+    def stop(step, evaluation):
         trial.report(objective(evaluation.report, config.select_on_labels), step)
         if config.prune and step < run.steps and trial.should_prune():
             raise optuna.TrialPruned()

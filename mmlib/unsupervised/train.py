@@ -27,7 +27,7 @@ from .baselines import Eagle, depth_guidance, distillation_loss, second_view
 from .clustering import ClusterProbe, check_guide, save_clustering, write_label_maps
 from .correspondence import CorrespondenceConfig, Points, cmcs_loss, take_points
 from .diagnostics import collapse
-from .inference import Evaluation, evaluate_clustering
+from .inference import evaluate_clustering
 from .methods import DISTILLATIONS, EXTRAS, ClusterConfig, Plan, Prepared, prepare, resolve_method
 from .networks import ClusterNet
 
@@ -94,7 +94,7 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
     frozen = {name: batch[name] for name in plan.targets}
     part = lambda maps, i: {name: x[i : i + len(index)] for name, x in maps.items()}
 
-    def take(codes: Points) -> list[tuple[Points, Points]]:
+    def take(codes: Points) -> list:
         starts = range(0, len(every), len(index))
         return [take_points(part(frozen, i), part(codes, i), points, generator) for i in starts]
 
@@ -256,9 +256,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     )
 
 
-def train_network(
-    config: ClusterConfig, plan: Plan, prepared: Prepared, clusters: int, stop
-) -> tuple[Evaluation, loop.Progress, ClusterNet, dict, int]:
+def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, clusters: int, stop) -> tuple:
     """Train, from the state in ``out`` if there is one.
 
     Returns the state that the settings select, measured; progress, the network in this state, the shifts b
