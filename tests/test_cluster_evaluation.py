@@ -298,7 +298,9 @@ def test_few_images(tmp_path):
     assert cluster(configured(one, tmp_path / "c", "kmeans"))["scores"]["accuracy"]["all"] > 30
     with pytest.raises(ValueError, match="k=3, but 1 entries leave 0 neighbours"):
         cluster(configured(one, tmp_path / "d"))
-    with pytest.raises(ValueError, match="random pairs need another image, and the batch size is 1; use two images or more"):
+    with pytest.raises(
+        ValueError, match="random pairs need another image, and the batch size is 1; use two images or more"
+    ):
         cluster(configured(one, tmp_path / "d", loss=replace(SMALL, weights=(1, 0, 1))))
 
 

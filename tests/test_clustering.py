@@ -386,7 +386,10 @@ def test_a_clustering_is_saved_whole(tmp_path):
             else:
                 assert again.network is None
     save_tensors(tmp_path / "other.safetensors", {"x": torch.ones(1)}, {"kind": "network"})
-    for name, message in (("other", "KeyError: 'clustering'.*not a clustering of"), ("missing", "no such file")):
+    for name, message in (
+        ("other", "KeyError: 'clustering'.*not a clustering of"),
+        ("missing", "no such file"),
+    ):
         with pytest.raises(ValueError, match=message):
             cl.load_clustering(tmp_path / f"{name}.safetensors")
 

@@ -476,10 +476,14 @@ def test_weights_of_a_backbone(tmp_path, monkeypatch, file, change, message):
 
 
 STORAGE = [
-    ("garbage", GARBAGE, "study.db: not Optuna's storage"),
-    ("half", cut(0.5), "study.db: not Optuna's"),
-    ("a folder", becomes_a_folder, "study.db: not"),
-    ("SQLite and nothing else", holds(b"SQLite format 3\0" + bytes(4000)), "study.db: not Optuna's"),
+    ("garbage", GARBAGE, "study.db: .*not Optuna's storage"),
+    ("half", cut(0.5), "study.db: .*not Optuna's storage"),
+    ("a folder", becomes_a_folder, "study.db: .*not Optuna's storage"),
+    (
+        "SQLite and nothing else",
+        holds(b"SQLite format 3\0" + bytes(4000)),
+        "study.db: .*not Optuna's storage",
+    ),
 ]
 
 

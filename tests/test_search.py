@@ -262,10 +262,7 @@ def test_a_bad_trial_is_pruned(data, tmp_path, monkeypatch):
 
     class Measured:
         def __init__(self, value):
-            self.value = value
-
-        def to_dict(self):
-            return {"criteria": {"explained": self.value}, "criterion": "explained", "scores": None}
+            self.report = {"criteria": {"explained": value}, "criterion": "explained", "scores": None}
 
     def dictated(run, prepared, stop):
         number = int(Path(run.out).name)

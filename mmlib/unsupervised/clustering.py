@@ -270,8 +270,9 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
             or len(clustering.palette) != classes
         ):
             raise ValueError(
-                f"expected statistics of tokens, {clusters} centroids of floats as long as a code, a class "
-                f"or -1 for each in the mapping {mapping}, and a colour for each of {classes} classes"
+                f"{clustering.centroids.dtype} centroids of length {dim}, mapping {mapping}, "
+                f"{len(clustering.palette)} colours: expected floats, D of the codes, a class or -1 for each "
+                f"of {clusters} clusters, a colour for each of {classes} classes, and statistics of tokens"
             )
     if net:
         names = [name for name in tensors if name.startswith("network.")]
