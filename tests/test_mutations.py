@@ -350,8 +350,8 @@ MUTATIONS = [
     Mutation(
         "trust in who disagrees",
         "_agreement",
-        "-tau * disagreement(stack)",
-        "tau * disagreement(stack)",
+        "-TAU * disagreement(stack)",
+        "TAU * disagreement(stack)",
         of(FUSION, "test_agreement_in_closed_form", "test_every_rule_equals_loops_over_pixels"),
     ),
     Mutation(

@@ -44,10 +44,10 @@ def confusion_matrix(prediction: Tensor, label: Tensor, classes: int, clusters: 
     valid = label != IGNORE_INDEX
     truth, guess = label[valid].long(), prediction[valid].long()
     for name, values, bound in (("label", truth, classes), ("prediction", guess, columns)):
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < bound:
+        low, high = map(int, values.aminmax()) if len(values) else (0, 0)
+        if low < 0 or high >= bound:
             raise ValueError(
-                f"{name} has ids {int(values.min())} to {int(values.max())}; "
-                f"expected 0 to {bound - 1} (label 255 = ignore)"
+                f"{name} has ids {low} to {high}; expected 0 to {bound - 1} (label 255 = ignore)"
             )
     return torch.bincount(truth * columns + guess, minlength=classes * columns).reshape(classes, columns)
 
@@ -68,8 +68,8 @@ def iou(confusion) -> np.ndarray:
 def miou(confusion) -> np.ndarray:
     """(…, K, K) counts -> (…) mean IoU over the classes that have true pixels; NaN where there are none."""
     values = iou(confusion)
-    present = ~np.isnan(values)
-    return _ratio(np.where(present, values, 0).sum(-1), present.sum(-1), present.any(-1))
+    present = (~np.isnan(values)).sum(-1)
+    return _ratio(np.nansum(values, -1), present, present > 0)
 
 
 def accuracy(confusion) -> np.ndarray:
@@ -81,8 +81,7 @@ def accuracy(confusion) -> np.ndarray:
 
 def _ratio(part: np.ndarray, whole: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """part / whole; NaN where not valid."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(valid, part / whole, np.nan)
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=valid)
 
 
 def _cluster_counts(counts) -> np.ndarray:
@@ -145,8 +144,8 @@ class ClusterScores:
         last row is 0.
         """
         matrix = np.zeros((len(self.classes) + 1,) * 2, np.int64)
-        for cluster, target in enumerate(self.mapping):
-            matrix[:-1, target] += self.counts[group][:, cluster]  # -1 is the last column
+        for target, pixels in zip(self.mapping, self.counts[group].T):
+            matrix[:-1, target] += pixels  # -1 is the last column
         return matrix
 
     def miou(self, group: str = "all") -> float:
@@ -165,14 +164,10 @@ class ClusterScores:
 
     def to_dict(self) -> dict:
         """JSON values: the mapping, each group's scores in per cent (None = no true pixel), the counts."""
-        return {
-            "rule": self.rule,
-            "mapping": self.mapping.tolist(),
-            "miou": rounded({group: self.miou(group) for group in self.counts}),
-            "accuracy": rounded({group: self.accuracy(group) for group in self.counts}),
-            "iou": rounded({group: self.iou(group) for group in self.counts}),
-            "counts": {group: counts.tolist() for group, counts in self.counts.items()},
-        }
+        record = {"rule": self.rule, "mapping": self.mapping.tolist()}
+        for score in (self.miou, self.accuracy, self.iou):
+            record[score.__name__] = rounded({group: score(group) for group in self.counts})
+        return record | {"counts": {group: counts.tolist() for group, counts in self.counts.items()}}
 
     def table(self) -> str:
         """A plain-text table: mIoU, accuracy and the IoU of each class, one column for each group."""
@@ -203,11 +198,12 @@ def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapp
     if mapping is None:
         if rule not in RULES:
             raise ValueError(f"rule {rule!r}: expected one of {', '.join(RULES)}")
-        return ClusterScores(list(classes), groups, RULES[rule](groups["all"]), rule)
-    mapping = np.asarray(mapping)
+        mapping = RULES[rule](groups["all"])
+    else:
+        mapping, rule = np.asarray(mapping), "given"
     valid = mapping.dtype.kind == "i" and np.isin(mapping, range(UNMATCHED, len(classes))).all()
     if mapping.shape != shapes["all"][1:] or not valid:
         raise ValueError(
             f"mapping {mapping.tolist()}: expected one class, 0 to {len(classes) - 1} or -1, for each cluster"
         )
-    return ClusterScores(list(classes), groups, mapping, "given")
+    return ClusterScores(list(classes), groups, mapping, rule)

@@ -8,7 +8,7 @@ encodings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -22,6 +22,7 @@ from ..data.prepared import PreparedDataset
 from ..modalities import Modality
 from ..runtime import derived_seed, progress_bar
 from .counts import miou
+from .fusion import Encode, Fuse
 from .sheets import Sheet
 from .statistics import rounded
 from .subsets import count_pixels
@@ -117,8 +118,8 @@ class FailureScores:
 
 @torch.no_grad()
 def evaluate_failures(
-    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    rules: Mapping[str, Callable[[dict[str, Tensor]], Tensor]],
+    encode: Encode,
+    rules: Mapping[str, Fuse],
     dataset: PreparedDataset,
     *,
     faults: Sequence[str] = FAULTS,
@@ -151,41 +152,40 @@ def evaluate_failures(
         ValueError: no labels, no rule, one sensor only, an unknown fault, or "other" where the split has a
             single sample.
     """
-    names, classes = list(dataset.modalities), dataset.description.classes
     _check(dataset, rules, faults)
     indices = range(len(dataset)) if indices is None else list(indices)
     scores = FailureScores(dataset.modalities, list(rules), list(faults), len(indices))
-    sets = [*combinations(names, 1), *(combinations(names, 2) if pairs and len(names) > 2 else ())]
-    variants = [(fault, severity) for fault in faults for severity in SEVERITIES]
 
-    def add(rule: str, fault: str, severity: str, broken: Sequence[str], inputs: dict, label: Tensor) -> None:
-        """Fuse the encodings by ``rule`` and count the prediction's pixels."""
-        fuse = rules[scores.rules[0] if rule == ORACLE else rule]
-        key = (rule, fault, severity, "".join(dataset.modalities[name].symbol for name in broken))
-        pixels = count_pixels(fuse(inputs), label, len(classes))
-        scores.counts[key] = scores.counts.get(key, 0) + pixels
+    # What is fused and counted for every sample: (rule, fault, severity, broken sensors, number of the
+    # variant that they show).
+    sets = [*combinations(dataset.modalities, 1)]
+    if pairs and len(dataset.modalities) > 2:
+        sets += combinations(dataset.modalities, 2)
+    variants = [(fault, severity) for fault in faults for severity in SEVERITIES]
+    trials = [(rule, CLEAN, "", (), 0) for rule in rules]
+    for broken in sets:
+        trials.append((ORACLE, REMOVED, "", broken, 0))
+        trials += [(rule, *kind, broken, v) for v, kind in enumerate(variants, 1) for rule in rules]
+    fuses = {**rules, ORACLE: rules[scores.rules[0]]}
 
     loader = DataLoader(_Variants(dataset, variants, seed), None, sampler=indices, num_workers=workers)
     for images, label in progress_bar(loader, "failures", progress=progress, leave=False):
         # Encode each sensor once: sound, which is number 0, and in every variant.
-        label = label.to(device)
-        encoded = []
+        label, encoded = label.to(device), []
         for start in range(0, len(variants) + 1, batch_size):
             part = {name: image[start : start + batch_size].to(device) for name, image in images.items()}
             encoded.append(encode(part))
-        encodings = {name: torch.cat([part[name] for part in encoded]) for name in names}
-        clean = {name: encoding[:1] for name, encoding in encodings.items()}
+        encodings = {name: torch.cat([part[name] for part in encoded]) for name in images}
 
-        # Fuse them for every rule, set of broken sensors and variant.
-        for rule in rules:
-            add(rule, CLEAN, "", (), clean, label)
-        for broken in sets:
-            sound = {name: clean[name] for name in names if name not in broken}
-            add(ORACLE, REMOVED, "", broken, sound, label)
-            for v, (fault, severity) in enumerate(variants, 1):
-                inputs = clean | {name: encodings[name][v : v + 1] for name in broken}
-                for rule in rules:
-                    add(rule, fault, severity, broken, inputs, label)
+        for rule, fault, severity, broken, v in trials:
+            inputs = {name: encoding[:1] for name, encoding in encodings.items()}
+            for name in broken:
+                inputs[name] = encodings[name][v : v + 1]
+                if rule == ORACLE:
+                    del inputs[name]
+            pixels = count_pixels(fuses[rule](inputs), label, len(dataset.description.classes))
+            key = rule, fault, severity, "".join(dataset.modalities[name].symbol for name in broken)
+            scores.counts[key] = scores.counts.get(key, 0) + pixels
     return scores
 
 

@@ -19,40 +19,26 @@ where the weights come from.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Images (B, C, H, W) by sensor -> an encoding by sensor, such as logits (B, K, h, w).
+Encode = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+# Encodings of the sensors that take part -> fused logits (B, K, h, w).
+Fuse = Callable[[dict[str, Tensor]], Tensor]
+
 TAU = 2.0  # sharpness of the agreement rule; set beforehand and not tuned
-
-
-def stacked(logits: Mapping[str, Tensor]) -> Tensor:
-    """Sensor name -> (B, K, h, w) logits, as one float32 tensor (n, B, K, h, w).
-
-    Raises:
-        ValueError: no sensor, or shapes that differ.
-    """
-    if not logits:
-        raise ValueError("no sensor left to fuse; pass the logits of at least one")
-    shapes = {name: tuple(value.shape) for name, value in logits.items()}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 4 for shape in shapes.values()):
-        raise ValueError(f"logits of shapes {shapes}; expected (B, K, h, w), the same for every sensor")
-    return torch.stack([value.float() for value in logits.values()])
 
 
 def disagreement(stack: Tensor) -> Tensor:
     """(n, B, K, h, w) logits -> (n, B): KL(p_i ‖ p_others), the mean over pixels, in nats; p_others leaves
-    sensor i out.
-
-    Raises:
-        ValueError: fewer than two sensors: there are no others.
+    sensor i out, so that there must be two or more.
     """
     count = len(stack)
-    if count < 2:
-        raise ValueError("one sensor has no others to agree with; pass two or more")
     # Summed afresh for each sensor. Taking a loud sensor's logits out of a sum that holds them would cancel
     # the quiet ones.
     leave_out = (1 - torch.eye(count, device=stack.device)) / (count - 1)
@@ -60,20 +46,18 @@ def disagreement(stack: Tensor) -> Tensor:
     return (own.exp() * (own - others)).sum(2).mean((-2, -1))
 
 
-def _agreement(stack: Tensor, tau: float = TAU) -> Tensor:
+def _agreement(stack: Tensor) -> Tensor:
     """w = softmax over the sensors of −τ · KL(p_i ‖ p_others)."""
     # A sensor that yields no numbers has left the vote of that image: the others vote without it.
-    finite = stack.isfinite().flatten(2).all(2)
+    finite = _finite(stack)
     if not finite.all():
-        share = torch.zeros_like(finite, dtype=torch.float32)
-        for image in range(finite.shape[1]):
-            members = finite[:, image]
-            if members.any():
-                share[members, image] = _agreement(stack[members, image : image + 1], tau)[:, 0, 0, 0]
+        share = torch.zeros_like(finite, dtype=stack.dtype)
+        for image, members in enumerate(finite.T):
+            share[members, image] = _agreement(stack[members, image : image + 1])[:, 0, 0, 0]
         return share[..., None, None]
     if len(stack) < 3:
         return _constant(stack, 1 / len(stack))
-    return (-tau * disagreement(stack)).softmax(0)[..., None, None]
+    return (-TAU * disagreement(stack)).softmax(0)[..., None, None]
 
 
 def closest_to_mean(stack: Tensor) -> Tensor:
@@ -100,6 +84,11 @@ def _constant(stack: Tensor, share: float) -> Tensor:
     return stack.new_full((*stack.shape[:2], 1, 1), share)
 
 
+def _finite(stack: Tensor) -> Tensor:
+    """(n, B, K, h, w) logits -> (n, B): whether all of a sensor's logits of an image are numbers."""
+    return stack.isfinite().flatten(2).all(2)
+
+
 # Rule -> function of the stacked logits (n, B, K, h, w) that gives the weights (n, B, 1, 1) or, pixel by
 # pixel, (n, B, h, w).
 RULES = {
@@ -115,17 +104,23 @@ def _shares(logits: Mapping[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
     """(stacked logits, their weights by ``rule``)."""
     if rule not in RULES:
         raise ValueError(f"fusion {rule!r}; expected one of {', '.join(RULES)}")
-    stack = stacked(logits)
-    finite = stack.isfinite().flatten(2).all(2)
+    shapes = {name: tuple(value.shape) for name, value in logits.items()}
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 4:
+        raise ValueError(
+            f"logits of shapes {shapes}; expected (B, K, h, w), the same for every sensor, and at least one "
+            "sensor"
+        )
+    stack = torch.stack([value.float() for value in logits.values()])
+    finite = _finite(stack)
     if rule != "agreement" and not finite.all():
         broken = [name for name, row in zip(logits, finite) if not row.all()]
         raise ValueError(
-            f"logits of {', '.join(broken)} are not finite, and fusion {rule!r} would spread that over "
-            "every sensor; look for NaN in its images, leave the sensor out, or use 'agreement', which leaves "
-            "it out by itself"
+            f"logits of {', '.join(broken)} are not finite, and fusion {rule!r} would spread that over every "
+            "sensor; look for NaN in its images, leave the sensor out, or use 'agreement', which does so by "
+            "itself"
         )
     if not finite.any(0).all():
-        image = int((~finite.any(0)).nonzero()[0])
+        image = finite.any(0).tolist().index(False)
         raise ValueError(f"image {image} of the batch: no sensor of {', '.join(logits)} has finite logits")
     return stack, RULES[rule](stack)
 

@@ -37,9 +37,8 @@ class Sheet:
         """The header and the rows as text, numbers with so many decimals."""
         lines = [[self.corner, *self.columns]]
         for name, row in self.rows.items():
-            empty = [value is None or math.isnan(value) for value in row.values()]
-            cells = [missing if e else f"{value:.{places}f}" for e, value in zip(empty, row.values())]
-            lines.append([name, *cells])
+            values = np.array([*row.values()], float)  # None becomes NaN
+            lines.append([name, *(missing if math.isnan(v) else f"{v:.{places}f}" for v in values)])
         return lines
 
     def text(self) -> str:
@@ -66,7 +65,7 @@ def subset_sheet(rows: Mapping[str, Mapping[str, float]], caption: str) -> Sheet
     """Row name -> subset -> per cent, with mean and population standard deviation over the subsets."""
     full = {}
     for name, row in rows.items():
-        values = list(row.values())
+        values = [*row.values()]
         full[name] = {**row, "Mean": np.mean(values), "Std": np.std(values)}
     return Sheet(caption, full)
 

@@ -7,7 +7,7 @@ cached ones; another fusion is called once for each subset. Training and the com
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
 
@@ -22,6 +22,7 @@ from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
 from ..runtime import derived_seed, progress_bar
 from .counts import accuracy, confusion_matrix, iou, miou
+from .fusion import Encode, Fuse
 from .sheets import Sheet, subset_sheet, transposed
 from .statistics import rounded
 
@@ -195,10 +196,10 @@ def subset_probabilities(count: int, absent: float) -> np.ndarray:
 
 @torch.no_grad()
 def evaluate_subsets(
-    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    encode: Encode,
     dataset: PreparedDataset,
     *,
-    fuse: Callable[[dict[str, Tensor]], Tensor] | None = None,
+    fuse: Fuse | None = None,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     protocol: str = "drop",
@@ -263,7 +264,7 @@ def _replaced(
     samples = []
     for b, sample_id in enumerate(ids):
         one = {name: image[b : b + 1] for name, image in images.items()}
-        samples.append(remove(one, list(one), protocol, dataset.modalities, derived_seed(sample_id)))
+        samples.append(remove(one, one, protocol, dataset.modalities, derived_seed(sample_id)))
     return {name: torch.cat([sample[name] for sample in samples]) for name in images}
 
 
@@ -316,7 +317,7 @@ def count_pixels(logits: Tensor, label: Tensor, classes: int) -> np.ndarray:
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:
     """One batch per image size: samples at their native sizes need not agree."""
-    by_size: dict[tuple, list] = {}
+    by_size: dict[torch.Size, list] = {}
     for sample in samples:
-        by_size.setdefault(tuple(sample["label"].shape), []).append(sample)
+        by_size.setdefault(sample["label"].shape, []).append(sample)
     return [collate(group) for group in by_size.values()]

@@ -9,12 +9,13 @@ the whole image, so that fusion and scoring need not know of windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .fusion import Encode
 
 ALIGN = 32  # the coarsest stride of our encoders
 
@@ -56,11 +57,11 @@ def _tent(cells: int, device) -> Tensor:
 
 
 def sliding(
-    encode: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    encode: Encode,
     window: tuple[int, int],
     stride: tuple[int, int] = (0, 0),
     align: int = ALIGN,
-) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+) -> Encode:
     """``encode`` on overlapping windows: a function of the same kind, for images of any size.
 
     Logits are averaged with weights that fall linearly from a window's centre to its edges. A pixel at an

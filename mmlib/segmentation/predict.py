@@ -39,7 +39,7 @@ from ..runtime import (
     write_json,
 )
 from .network import Segmenter, load_segmenter
-from .score import find_data, fusing, fusion_name, normalised_as
+from .score import ApplyConfig, find_data, fusing, fusion_name, normalised_as
 
 OUTPUTS = ("masks", "overlays", "confidence")
 NOTES = {  # in classes.json, for its reader
@@ -51,7 +51,7 @@ NOTES = {  # in classes.json, for its reader
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(ApplyConfig):
     """Segment images with a trained network, from any subset of its sensors."""
 
     checkpoint: tyro.conf.Positional[str]
@@ -72,24 +72,16 @@ class PredictConfig:
     """With --data: whose images."""
     fusion: Literal["mean", "total", "agreement", "selection", "entropy"] = "mean"
     """How predictions are fused (mmlib.evaluation.fusion); total: the mean's classes, surer of themselves."""
-    window: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Height and width of sliding windows, multiples of 32; 0 0 = whole images."""
-    stride: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Largest step between windows; 0 0 = two thirds of the window."""
     size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width to which images are resized for the network; masks have the size of the files in any
     case. 0 0 = as they are.
     """
     batch_size: Annotated[int, AtLeast(1)] = 4
-    """Images at a time."""
+    """Samples at a time."""
     sheet: Annotated[int, AtLeast(0)] = 4
     """Samples on the contact sheet."""
     overwrite: bool = False
     """Start over: remove the predictions that the folder holds."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    progress: bool = True
-    """Show a progress bar."""
 
 
 @dataclass(frozen=True)

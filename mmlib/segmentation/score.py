@@ -30,17 +30,27 @@ SCENES = ("street", "room")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
+class ApplyConfig:
+    """How a trained network is run; the same for scoring and for predicting."""
+
+    window: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    """Height and width of sliding windows at native resolution, multiples of 32; 0 0 = whole images."""
+    stride: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    """Largest step between windows; 0 0 = two thirds of the window."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig(ApplyConfig):
     """How samples are scored, and where the scores go."""
 
     protocol: Literal["drop", "zero", "black", "noise"] = "drop"
     """What an absent sensor is replaced by: nothing, the normalised zero, a black image, noise."""
     fusion: Literal["mean", "agreement", "selection", "entropy"] = "mean"
     """How predictions are fused (mmlib.evaluation.fusion)."""
-    window: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Height and width of sliding windows at native resolution, multiples of 32; 0 0 = whole images."""
-    stride: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Largest step between windows; 0 0 = two thirds of the window."""
     failures: Annotated[int, AtLeast(-1)] = 0
     """Samples on which every fusion rule is scored while one or two sensors fail unannounced, in six ways,
     mild and gross; -1 = all.
@@ -53,12 +63,8 @@ class ScoringConfig:
     """JSON file for the scores; empty = print the table only."""
     batch_size: Annotated[int, AtLeast(1)] = 8
     """Samples at a time."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Loader processes."""
-    progress: bool = True
-    """Show a progress bar."""
 
 
 @dataclass(frozen=True)
