@@ -41,11 +41,6 @@ def use_style() -> None:
     plt.style.use(STYLE)
 
 
-def physical_images(frame) -> dict[str, np.ndarray]:
-    """Stored images of a rendered frame, name -> (H, W, C), as physical values (C, H, W) float32."""
-    return {name: SENSORS[name].to_physical(image).transpose(2, 0, 1) for name, image in frame.images.items()}
-
-
 # ---- figures ----
 
 

@@ -13,6 +13,7 @@ import pytest
 import stub_world
 import torch
 from course import charts
+from course.world_source import physical_images
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 @pytest.fixture
 def sample():
     frame = stub_world.render_frame(seed=3)
-    return figures.physical_images(frame), frame.label
+    return physical_images(frame), frame.label
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import stub_world
 import torch
+from course.world_source import physical_images
 from PIL import Image
 
 from mmlib import figures
@@ -38,7 +39,7 @@ class StubSource:
     def frame(self, index, condition, case, names):
         self.rendered.append((index, condition, case, names))
         frame = stub_world.render_frame("street", index, condition, case, modalities=names)
-        return figures.physical_images(frame), frame.label
+        return physical_images(frame), frame.label
 
 
 def network(names=NAMES, seed=0) -> Segmenter:
@@ -47,8 +48,7 @@ def network(names=NAMES, seed=0) -> Segmenter:
     modalities = {}
     for name in names:
         values = [
-            SENSORS[name].compressed(figures.physical_images(stub_world.render_frame(seed=s))[name])
-            for s in range(3)
+            SENSORS[name].compressed(physical_images(stub_world.render_frame(seed=s))[name]) for s in range(3)
         ]
         mean, std = np.mean(values, axis=(0, 2, 3)), np.std(values, axis=(0, 2, 3)) + 0.1
         modalities[name] = Modality(**SENSORS[name].to_dict() | {"mean": mean.tolist(), "std": std.tolist()})
@@ -349,7 +349,7 @@ def test_an_event_is_answered_at_once(segmenters):
     class Full(StubSource):
         def frame(self, index, condition, case, names):
             frame = stub_world.render_frame("street", index, condition, case, (96, 128), names)
-            return figures.physical_images(frame), frame.label
+            return physical_images(frame), frame.label
 
     panel = panels.SwitchboardPanel(segmenters, Full())
     times = []

@@ -1,11 +1,10 @@
-"""Frames of the sensor world for the switchboard of notebook 05, rendered when they are looked at."""
+"""Frames of the sensor world: their physical images, and a source of them for the switchboard of notebook 05."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mmlib import world
-from mmlib.figures import physical_images
 from mmlib.modalities import SENSORS
 from mmlib.world.sensors import CASE_SENSOR
 
@@ -18,8 +17,13 @@ CASE_WORDS = {
 }
 
 
+def physical_images(frame) -> dict[str, np.ndarray]:
+    """Stored images of a rendered frame, name -> (H, W, C), as physical values (C, H, W) float32."""
+    return {name: SENSORS[name].to_physical(image).transpose(2, 0, 1) for name, image in frame.images.items()}
+
+
 class WorldSource:
-    """What ``SwitchboardPanel`` asks of a source. ``scene``: "street" or "room"."""
+    """What ``SwitchboardPanel`` asks of a source, rendered when it is looked at. ``scene``: "street" or "room"."""
 
     # Scene 0 lies far from the rendered data set, so no network was trained on these scenes.
     first_seed, count, size, modalities = 1_900_000_000, 40, (96, 128), SENSORS

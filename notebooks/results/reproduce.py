@@ -239,9 +239,10 @@ def picture(path: Path, network) -> None:
     """The README's picture: scenes by row, sensors by column, label and prediction last."""
     sys.path.insert(0, str(ROOT / "notebooks"))  # the course's own package, which is not installed
     from course.charts import small_png
+    from course.world_source import physical_images
 
     from mmlib import world
-    from mmlib.figures import label_picture, physical_images, picture_grid, sensor_title, use_style
+    from mmlib.figures import label_picture, picture_grid, sensor_title, use_style
     from mmlib.figures import picture as draw
     from mmlib.modalities import SENSORS
 
