@@ -165,7 +165,7 @@ def test_search_from_the_command_line(data, tmp_path, capsys):
         (
             "cluster",
             ["--data", "{toy}", "--size", "30", "40"],
-            "30 x 40 pixels are not made of whole patches of 8 x 8; size=(24, 40) and",
+            "30 x 40 pixels are not made of whole patches of 8 x 8; give size=(24, 40) or",
         ),
         ("cluster", ["--data", "{toy}", "--size", "4", "40"], "whole patches"),
         (
