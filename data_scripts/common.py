@@ -8,8 +8,7 @@ how many there are. It lists ``Sample``s, reads one into stored arrays, and hand
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +19,16 @@ from numpy import ndarray
 from source import (  # noqa: F401 - the scripts take all of it from here
     Options,
     Sample,
-    check_disjoint,
+    Size,
     check_options,
     complete,
+    in_threads,
     locate,
     map_ids,
-    palette,
+    nearest,
+    read_ids,
     read_stems,
+    spread,
     verify_counts,
 )
 
@@ -41,12 +43,13 @@ from mmlib.data.prepared import (
 )
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
-from mmlib.runtime import atomic_path, limit_threads, progress_bar
+from mmlib.runtime import atomic_path, limit_threads, read_json
 
-Arrays = tuple[dict[str, ndarray], ndarray]  # images (H, W, C) by sensor, and the label (H, W)
+# Images (H, W, C) by sensor, and the label (H, W), where there is one.
+Arrays = tuple[dict[str, ndarray], ndarray | None]
 
 
-def start(main: Callable, options: type, doc: str) -> None:
+def start(main: Callable, options: type, doc: str):
     """Parse the command line and run ``main``; what a user can mend ends in one line and exit code 1.
     MMLIB_DEBUG=1: a traceback.
     """
@@ -59,6 +62,16 @@ def start(main: Callable, options: type, doc: str) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
+
+
+def read_facts(name: str) -> dict:
+    """``descriptions/NAME.json``: facts of a public data set."""
+    return read_json(Path(__file__).parent / "descriptions" / f"{name}.json", "facts of a data set")
+
+
+def read_official(name: str) -> Description:
+    """The description of a public data set as far as no option decides it."""
+    return Description.from_dict(read_facts(name))
 
 
 def resized(
@@ -93,11 +106,16 @@ def prepared_samples(options: Options) -> list[Sample]:
     return [Sample(row["id"], row["split"], row["condition"], row["case"]) for row in rows]
 
 
+def list_samples(options: Options, samples: Callable, names: Iterable[str], how: str) -> list[Sample]:
+    """``samples(folder, options)`` of the folder that ``locate`` returns; with --check what was prepared."""
+    return prepared_samples(options) if options.check else samples(locate(options, names, how), options)
+
+
 def run(
     options: Options,
     description: Description,
     samples: list[Sample],
-    read: Callable[[Sample], tuple],
+    read: Callable,
     expected: Mapping[str, int] = {},
 ):
     """Convert all samples, resumably, then report; with --check only read back what is there.
@@ -105,7 +123,7 @@ def run(
     Args:
         samples: all of them; with --check any list.
         read: sample -> (stored images (H, W, C) by name, uint8 label (H, W) or None) at native size.
-        expected: official number of samples of each split; {} = not known.
+        expected: official numbers of samples (``verify_counts``); {} = not known.
 
     Raises:
         DataError: unreadable or unexpected files, each named; nothing half-written is taken for whole.
@@ -114,12 +132,11 @@ def run(
     description = replace(description, extra=description.extra | {"options": options.recorded()})
     if options.check:
         return check(options, description, expected)
-    if expected:
-        verify_counts(samples, expected, options, str(options.source))
     planned = {sample.id: (sample.split, sample.condition, sample.case) for sample in samples}
     if len(planned) < len(samples):
-        twice = [id for id, count in Counter(sample.id for sample in samples).items() if count > 1]
-        raise DataError(f"{options.source}: {len(twice)} sample ids appear twice, {twice[0]!r} among them")
+        id = Counter(sample.id for sample in samples).most_common(1)[0][0]
+        raise DataError(f"{options.source}: {id!r} is listed twice; take the lists from the archive")
+    verify_counts(samples, expected, options, options.source)
     if not samples:
         raise DataError(f"{options.source}: no sample found")
     if is_finished(options.out) and {row["id"] for row in read_index(options.out)} == set(planned):
@@ -127,7 +144,7 @@ def run(
         print(f"{options.out} is prepared already; --check reads it all back")
         return report(options)
 
-    with Writer(options.out, description) as writer, ThreadPoolExecutor(options.workers) as pool:
+    with Writer(options.out, description) as writer:
 
         def convert(sample: Sample) -> None:
             images, label = resized(*read(sample), description.modalities, options.size)
@@ -140,54 +157,42 @@ def run(
                     "another folder"
                 )
         waiting = [sample for sample in samples if sample.id not in writer.rows]
-        pending = [pool.submit(convert, sample) for sample in waiting]
-        count = {"initial": len(samples) - len(waiting), "total": len(samples)}
-        try:
-            for task in progress_bar(pending, "prepare", **count, progress=options.progress):
-                task.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        list(in_threads(convert, waiting, "prepare", options))
     return report(options)
 
 
-def same(root: str | Path, description: Description) -> None:
+def same(root: str | Path, description: Description):
     """Raise DataError unless the prepared folder ``root`` was made with these options, classes and,
     statistics aside, modalities.
     """
-    stored = read_description(root)
-    have, want = ((each.extra.get("options") or {}) for each in (stored, description))
+
+    def facts(each: Description) -> dict:
+        plain = {f"modality {name}": replace(m, mean=(), std=()) for name, m in each.modalities.items()}
+        return (each.extra.get("options") or {}) | plain | {"class names": list(each.classes)}
+
+    have, want = facts(read_description(root)), facts(description)
     differ = [
         f"{name} {have.get(name)}, not {want.get(name)}"
-        for name in sorted({*have, *want})
+        for name in have | want
         if have.get(name) != want.get(name)
     ]
     if differ:
         raise DataError(
-            f"{root}: prepared with other options ({', '.join(differ)}); give the same ones, or choose "
-            "another "
-            "folder"
+            f"{root}: prepared with other options ({'; '.join(differ)}); give the same ones, or choose "
+            "another folder"
         )
-    plain, ours = (
-        {name: replace(m, mean=(), std=()) for name, m in each.modalities.items()}
-        for each in (stored, description)
-    )
-    if plain != ours or stored.classes != description.classes:
-        what = "classes" if plain == ours else "modalities"
-        raise DataError(f"{root}: other {what} than this script and these options make; prepare it again")
 
 
-def check(options: Options, description: Description, expected: Mapping[str, int] = {}) -> None:
+def check(options: Options, description: Description, expected: Mapping[str, int] = {}):
     """Read back every file of a prepared folder; raises DataError where one is not as it should be, else
     reports.
     """
     root = Path(options.out)
     same(root, description)
     samples = prepared_samples(options)
-    if expected:
-        verify_counts(samples, expected, options, options.out)
-        if not (root / "label").is_dir():
-            raise DataError(f"{root / 'label'}: not found, though this data set has labels; prepare it again")
+    verify_counts(samples, expected, options, options.out)
+    if expected and not (root / "label").is_dir():
+        raise DataError(f"{root / 'label'}: not found, though this data set has labels; prepare it again")
     ids = {sample.id for sample in samples}
     for folder in (*description.modalities, "label"):
         strange = sorted(path for path in (root / folder).glob("[!.]*") if path.stem not in ids)
@@ -195,11 +200,10 @@ def check(options: Options, description: Description, expected: Mapping[str, int
             raise DataError(f"{strange[0]}: not in index.csv; {len(strange)} such files; remove them")
 
     sizes = Counter()
-    with ThreadPoolExecutor(options.workers) as pool:
-        for split in sorted({sample.split for sample in samples}):
-            data = PreparedDataset(root, split)
-            labels = pool.map(lambda index, data=data: data.stored(index)[1].shape, range(len(data)))
-            sizes.update(progress_bar(labels, f"check {split}", len(data), progress=options.progress))
+    for split in sorted({sample.split for sample in samples}):
+        data = PreparedDataset(root, split)
+        samples_of = in_threads(data.stored, range(len(data)), f"check {split}", options)
+        sizes.update(label.shape for _, label in samples_of)
     if any(options.size) and set(sizes) != {tuple(options.size)}:
         raise DataError(f"{root}: images of {', '.join(map(str, sizes))}; expected {options.size} everywhere")
     listed = ", ".join(f"{height} × {width}" for height, width in sizes)
@@ -207,7 +211,7 @@ def check(options: Options, description: Description, expected: Mapping[str, int
     report(options)
 
 
-def report(options: Options) -> None:
+def report(options: Options):
     """Print samples by split and condition, class frequencies and statistics of a prepared data set; save its
     contact sheet.
     """
@@ -215,14 +219,16 @@ def report(options: Options) -> None:
     description, samples = read_description(root), prepared_samples(options)
     for split in sorted({sample.split for sample in samples}):
         inside = [sample for sample in samples if sample.split == split]
-        groups = Counter(s.condition for s in inside) + Counter(s.case for s in inside)
-        named = "".join(f", {name} {count}" for name, count in sorted(groups.items()) if name)
+        groups = Counter(name for s in inside for name in (s.condition, s.case) if name)
+        named = "".join(f", {name} {count}" for name, count in sorted(groups.items()))
         print(f"{split}: {len(inside)} samples{named}")
     if (root / "label").is_dir():
-        pixels = np.zeros(256, np.int64)
-        for sample in progress_bar(samples, "labels", progress=options.progress, leave=False):
+
+        def counts(sample: Sample) -> ndarray:
             label = read_image(root / "label" / f"{sample.id}.png", "uint8", 1)
-            pixels += np.bincount(label.ravel(), minlength=256)
+            return np.bincount(label.ravel(), minlength=256)
+
+        pixels = sum(in_threads(counts, samples, "labels", options))
         shares = 100 * pixels / max(1, pixels[:IGNORE_INDEX].sum())
         listed = ", ".join(f"{name} {share:.2f}" for name, share in zip(description.classes, shares))
         print(f"share of the labelled pixels in %: {listed}")
@@ -239,26 +245,23 @@ def report(options: Options) -> None:
     print(f"contact sheet: {contact_sheet(root)}")
 
 
-def contact_sheet(root: str | Path, count: int = 6) -> Path:
-    """``root/contact_sheet.png``: every sensor and the labels of samples spread evenly over the index."""
+def contact_sheet(root: str | Path) -> Path:
+    """``root/contact_sheet.png``: every sensor and the labels of six samples spread evenly over the index."""
     from matplotlib import pyplot as plt
 
     from mmlib.figures import label_picture, picture, picture_grid, use_style
 
     use_style()
-    rows = read_index(root)
-    places = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
-    titles, pictures = [], []
-    for row in (rows[place] for place in places):
+    pictures, titles = [], []
+    for row in spread(read_index(root), 6):
         data = PreparedDataset(root, row["split"])
         images, label = data.physical(data.rows.index(row))
         panels = {name: picture(data.modalities[name], image) for name, image in images.items()}
         if data.labelled:
             panels["label"] = label_picture(label, data.description.palette)
         pictures.append(panels)
-        titles.append("\n".join(filter(None, (f"{row['split']} {row['condition']}", row["case"]))))
-    figure = picture_grid(pictures, titles)
-    path = Path(root) / "contact_sheet.png"
+        titles.append(f"{row['split']} {row['condition']}\n{row['case']}".strip())
+    figure, path = picture_grid(pictures, titles), Path(root) / "contact_sheet.png"
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, bbox_inches="tight")
     plt.close(figure)

@@ -2,23 +2,24 @@
 escape its folder.
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
 import shutil
 import stat
 import tarfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from mmlib.data.images import DataError
-from mmlib.runtime import atomic_path, progress_bar
+from mmlib.runtime import atomic_path, progress_bar, reading
 
 BLOCK = 1 << 20  # bytes
+ARCHIVE = (
+    "a whole zip, tar or tar.gz file (fetch it again, or unpack it with another tool and name the folder)"
+)
 
 
 # ---- archives ----
@@ -35,59 +36,42 @@ def unpack(archives: Iterable[Path], target: Path, progress: bool = True) -> Pat
             device or would land outside.
     """
     for archive in map(Path, archives):
-        size, time = archive.stat().st_size, archive.stat().st_mtime_ns
-        marker = target / f".{archive.name}.unpacked"
-        if marker.exists() and marker.read_text(encoding="utf-8").splitlines()[:1] == [f"{size} {time}"]:
+        time = archive.stat().st_mtime_ns
+        marker, stamp = target / f".{archive.name}.unpacked", f"{archive.stat().st_size} {time}\n"
+        if marker.exists() and marker.read_text().startswith(stamp):
             continue
-
-        def missing(name: str, size: int, time=time) -> bool:
-            path = target / name
-            return not path.is_file() or (path.stat().st_size, path.stat().st_mtime_ns) != (size, time)
-
-        with contextlib.ExitStack() as stack:
-            with _reading(archive):
-                zipped = zipfile.is_zipfile(archive)
-                if progress and not zipped:
-                    print(f"reading the names in {archive}")
-                file = zipfile.ZipFile(archive) if zipped else tarfile.open(archive, tarinfo=_Member)
-                members = [
-                    member for member in _members(stack.enter_context(file), archive) if missing(*member[:2])
-                ]
+        with reading(archive, ARCHIVE, DataError):
+            zipped = zipfile.is_zipfile(archive)
+            if progress and not zipped:
+                print(f"reading the names in {archive}")
+            file = zipfile.ZipFile(archive) if zipped else tarfile.open(archive, tarinfo=_Member)
+        with file:
+            waiting = []
+            for name, size, member in _members(file, archive):
+                status = (target / name).stat() if (target / name).is_file() else None
+                if not status or (status.st_size, status.st_mtime_ns) != (size, time):
+                    waiting.append((name, size, member))
             target.mkdir(parents=True, exist_ok=True)
-            _check_room(sum(size for _, size, _ in members), target, f"{archive}", "to unpack")
-            for name, size, read in progress_bar(members, f"unpack {archive.name}", progress=progress):
+            _check_room(sum(size for _, size, _ in waiting), target, f"{archive}", "to unpack")
+            opener = file.open if zipped else file.extractfile
+            for name, size, member in progress_bar(waiting, f"unpack {archive.name}", progress=progress):
                 with atomic_path(target / name) as temporary:
                     with open(temporary, "wb") as copy:
-                        copy.writelines(_blocks(read, archive))
-                        written = copy.tell()
-                    if written != size:
+                        copy.writelines(_blocks(opener, member, archive))
+                    if temporary.stat().st_size != size:
                         raise DataError(
-                            f"{archive}: {name} has {written} bytes, {size} are announced; "
-                            "fetch the archive again"
+                            f"{archive}: {name} has not the {size} bytes announced; fetch the archive again"
                         )
                     os.utime(temporary, ns=(time, time))
-        marker.write_text(f"{archive.stat().st_size} {time}\n", encoding="utf-8")
+        marker.write_text(stamp)
     return target
 
 
-@contextlib.contextmanager
-def _reading(archive: Path):
-    """The dozen kinds of error that a damaged archive raises become one; those that name a path of this disk
-    stay what they are.
+def _blocks(opener: Callable, member, archive: Path) -> Iterator[bytes]:
+    """The content of a member. A generator: what fails while its blocks are written is not the archive's
+    fault.
     """
-    try:
-        yield
-    except (DataError, FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}: {error}); expected a whole zip, tar or "
-            "tar.gz file; fetch it again, or unpack it with another tool and name the folder instead"
-        ) from error
-
-
-def _blocks(read: Callable, archive: Path) -> Iterator[bytes]:
-    with _reading(archive), read() as content:
+    with reading(archive, ARCHIVE, DataError), opener(member) as content:
         while block := content.read(BLOCK):
             yield block
 
@@ -107,47 +91,42 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"no member and no end at byte {file.offset}: {error}") from error
 
 
-def _members(file: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> list[tuple[str, int, Callable]]:
-    """(name, bytes, opener) of every regular file; raises where a name or a kind is not safe."""
-    if isinstance(file, zipfile.ZipFile):
-        entries = [
-            # The type of file stands in the upper half, in archives that were made on Unix.
-            (m.filename, m.file_size, m.is_dir() or m.filename.endswith("\\"), m.external_attr >> 16, m)
-            for m in file.infolist()
-        ]
-        secret = {m.filename for m in file.infolist() if m.flag_bits & 1}
-        opener = file.open
-    else:
-        entries = [
-            (m.name, m.size, m.isdir(), stat.S_IFREG if m.isfile() else stat.S_IFLNK, m)
-            for m in file.getmembers()
-        ]
-        secret, opener = set(), file.extractfile
-        while file.fileobj.read(BLOCK):
-            pass  # the checksum of a compressed tar stands at its end
+def _members(file: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> list[tuple]:
+    """(name, bytes, member) of every regular file; raises where a name or a kind is not safe."""
+    with reading(archive, ARCHIVE, DataError):
+        if isinstance(file, zipfile.ZipFile):
+            entries = [
+                # The type of file stands in the upper half, in archives that were made on Unix.
+                (m.filename, m.file_size, m.is_dir(), stat.S_IFMT(m.external_attr >> 16), m.flag_bits & 1, m)
+                for m in file.infolist()
+            ]
+        else:
+            entries = [(m.name, m.size, m.isdir(), 0 if m.isfile() else stat.S_IFLNK, 0, m) for m in file]
+            while file.fileobj.read(BLOCK):
+                pass  # the checksum of a compressed tar stands at its end
     members = {}
-    for name, size, folder, mode, member in entries:
+    for name, size, folder, kind, encrypted, member in entries:
         path, problem = PurePosixPath(name.replace("\\", "/")), ""
         drive = name[1:2] == ":"  # C: of Windows
         if path.is_absolute() or ".." in path.parts or drive or any(ord(letter) < 32 for letter in name):
             problem = "would be written outside the target folder"
-        elif folder or "__MACOSX" in path.parts:
+        elif folder or name.endswith("\\") or "__MACOSX" in path.parts:
             continue
-        elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        elif kind not in (0, stat.S_IFREG):
             problem = "is a link or a device, not a file"
-        elif name in secret:
+        elif encrypted:
             problem = "is encrypted; unpack it with its password and name the folder instead"
         elif str(path) in members or not path.parts:
             problem = "is there twice, or has no name"
         if problem:
             raise DataError(f"{archive}: member {name!r} {problem}; nothing was unpacked")
-        members[str(path)] = (str(path), size, lambda member=member: opener(member))
+        members[str(path)] = (str(path), size, member)
     if not members:
         raise DataError(f"{archive}: holds no file")
     return list(members.values())
 
 
-def _check_room(need: int, folder: Path, what: str, to_do: str) -> None:
+def _check_room(need: int, folder: Path, what: str, to_do: str):
     free = shutil.disk_usage(folder).free
     if need > free:
         raise DataError(
@@ -159,90 +138,69 @@ def _check_room(need: int, folder: Path, what: str, to_do: str) -> None:
 
 
 def fetch(url: str, path: Path, size: int = 0, sha256: str = "", progress: bool = True) -> Path:
-    """Download ``url`` to ``path`` unless it is there; goes on where an earlier call stopped, checks, then
-    moves into place.
+    """Download ``url`` to ``path`` unless it is there, check it, then move it into place.
 
-    It goes on only with the version it began with (same address, and the same ETag or Last-Modified, asked
-    for with If-Range): parts of two versions are never joined.
+    Where ``sha256`` is known, it goes on where an earlier call stopped: should the file on the server have
+    changed meanwhile, the digest tells, and nothing of either version stays.
 
     Raises:
         DataError: no answer, a web page instead of a file, or another size or digest than expected; says how
             to do it by hand.
     """
-    path, by_hand = Path(path), f"or download it by hand to {path}"
+    path = Path(path)
+    advice = f"run again, or download it by hand to {path}"
     if path.exists():
-        if (size and path.stat().st_size != size) or (sha256 and digest_of(path) != sha256.lower()):
-            raise DataError(
-                f"{path}: not the file that {url} gives ({size or 'any number of'} bytes, "
-                f"sha256 {sha256 or 'any'}); remove it"
-            )
+        if _differs(path, size, sha256):
+            raise DataError(f"{path}: not the file that {url} gives, of {size} bytes; remove it")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the part lies what it is a part of: the address, and the version's tag.
-    part, state = Path(f"{path}.part"), Path(f"{path}.part.version")
-    origin, _, tag = state.read_text().partition("\n") if state.exists() else ("", "", "")
-    have = part.stat().st_size if part.exists() and origin == url and tag else 0
-    request = urllib.request.Request(
-        url, headers={"Range": f"bytes={have}-", "If-Range": tag} if have else {}
-    )
+    part = Path(f"{path}.part")
+    have = part.stat().st_size if sha256 and part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            headers, etag = answer.headers, answer.headers.get("ETag") or "W/"
-            # A weak ETag says nothing about the bytes.
-            now = headers.get("Last-Modified") or "" if etag.startswith("W/") else etag
-            if answer.status != 206:
-                have = 0
-            elif not headers.get("Content-Range", "").startswith(f"bytes {have}-") or now not in ("", tag):
-                raise urllib.error.HTTPError(url, 416, "another version", headers, None)
-            total = have + int(headers["Content-Length"]) if headers.get("Content-Length") else size
-            problem = ""
-            if headers.get_content_type() == "text/html" and path.suffix not in (".html", ".htm"):
-                problem = "answered with a web page (it may ask to sign in or to confirm)"
-            elif size and total != size:
-                problem = f"offers {total} bytes, expected {size}: another file than this script knows"
-            elif not (total or sha256 or answer.chunked):
-                problem = "does not say how long the file is, so a broken connection would go unnoticed"
-            if problem:
-                raise DataError(f"{url}: {problem}; open it in a browser, {by_hand} if you trust it")
+            have = have if answer.status == 206 else 0  # another answer holds the whole file
+            length = answer.headers.get("Content-Length")
+            total = have + int(length) if length else size
+            page = answer.headers.get_content_type() == "text/html" and path.suffix != ".html"
+            # Without any length or digest a broken connection would go unnoticed.
+            if page or (size and total != size) or not (total or sha256 or answer.chunked):
+                raise DataError(
+                    f"{url}: answers with {'a web page' if page else 'a file'} of {total or 'unknown'} "
+                    f"bytes; expected a file of {size or 'known'} bytes; open it in a browser (it may ask to "
+                    f"sign in or to confirm), and if you trust it download it by hand to {path}"
+                )
             _check_room(total - have, path.parent, url, "to fetch")
-            bar = progress_bar(
-                total=total or None,
-                initial=have,
-                unit="B",
-                unit_scale=True,
-                desc=path.name,
-                progress=progress,
-            )
-            with open(part, "ab" if have else "wb") as file, bar:
-                if not have:  # only now, that the bytes of another version are gone
-                    state.write_text(f"{url}\n{now}")
+            unit = {"unit": "B", "unit_scale": True, "desc": path.name, "progress": progress}
+            with (
+                open(part, "ab" if have else "wb") as file,
+                progress_bar(total=total or None, initial=have, **unit) as bar,
+            ):
                 while block := answer.read(BLOCK):
                     file.write(block)
                     bar.update(len(block))
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # the part belongs to another version, or is longer than the file
+    except (OSError, http.client.HTTPException) as error:
+        if have and getattr(error, "code", 0) == 416:  # the part is as long as the file, or longer
             part.unlink()
             return fetch(url, path, size, sha256, progress)
-        raise DataError(f"{url}: {error}; try again later, {by_hand}") from error
-    except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "filename", None):
-            raise
-        raise DataError(f"{url}: {type(error).__name__}: {error}; run again to go on, {by_hand}") from error
-    length, digest = part.stat().st_size, digest_of(part) if sha256 else ""
+        raise DataError(f"{url}: {type(error).__name__}: {error}; {advice}") from error
+    length = part.stat().st_size
     if length < total:
-        raise DataError(f"{url}: the connection ended after {length} of {total} bytes; run again, it goes on")
-    if (total and length != total) or digest != sha256.lower():
+        raise DataError(f"{url}: the connection ended after {length} of {total} bytes; {advice}")
+    if _differs(part, size or total, sha256):
         part.unlink()
-        wanted = (
-            f"{total} bytes, got {length}" if total and length != total else f"sha256 {sha256}, got {digest}"
+        raise DataError(
+            f"{url}: {length} bytes, expected {size or total or 'any number'} of sha256 {sha256 or 'any'}; "
+            f"what was fetched is removed; {advice}"
         )
-        raise DataError(f"{url}: expected {wanted}; what was fetched is removed; run again, {by_hand}")
     part.replace(path)
-    state.unlink(missing_ok=True)
     return path
 
 
-def digest_of(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _differs(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file has another size than ``size`` or another sha256; 0 and "" = any."""
+    if sha256:
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256.lower():
+                return True
+    return size not in (0, path.stat().st_size)

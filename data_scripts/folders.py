@@ -8,17 +8,17 @@ and the fix.
 import colorsys
 import csv
 import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from common import map_ids
+from common import in_threads, map_ids
 from numpy import ndarray
 
 from mmlib.data.images import FORMATS, DataError, Header, read_header, read_image
 from mmlib.modalities import IGNORE_INDEX
-from mmlib.runtime import progress_bar
+from mmlib.runtime import progress_bar, reading
 
 SPLITS = ("train", "val", "test")
 
@@ -29,9 +29,9 @@ class Folder:
 
     name: str
     path: Path
-    settings: dict = field(default_factory=dict)
-    files: dict[str, Path] = field(default_factory=dict)
-    headers: dict[str, Header] = field(default_factory=dict)
+    settings: dict
+    files: dict[str, Path]
+    headers: dict[str, Header]
 
     def planes(self, header: Header) -> list[int]:
         """Planes of an image that are kept."""
@@ -44,10 +44,10 @@ class Classes:
     ignore.
     """
 
-    names: list[str] = field(default_factory=list)
-    palette: list[tuple[int, int, int]] = field(default_factory=list)
-    ids: dict[int, int] = field(default_factory=dict)
-    colours: dict[int, int] = field(default_factory=dict)
+    names: list[str]
+    palette: list[tuple]
+    ids: dict[int, int]
+    colours: dict[int, int]
     by_id: bool = True
 
 
@@ -60,28 +60,23 @@ def scan(folder: Folder, recursive: bool) -> Folder:
     Raises:
         DataError: no such folder, nothing in it, two files of one name, a name without the suffix given.
     """
-    if not folder.path.is_dir():
-        raise DataError(f"{folder.name}={folder.path}: no such folder")
     deep = recursive or any((folder.path / split).is_dir() for split in SPLITS)
-    below = sorted(folder.path.rglob("*") if deep else folder.path.iterdir())
     paths = [
-        p
-        for p in below
-        if p.suffix.lower() in FORMATS and not any(s[0] == "." for s in p.relative_to(folder.path).parts)
+        path
+        for path in sorted(folder.path.glob("**/*" if deep else "*"))
+        if path.suffix.lower() in FORMATS and "/." not in f"/{path.relative_to(folder.path)}"
     ]
     if not paths:
-        hint = (
-            "; it has subfolders: give --recursive"
-            if not deep and any(path.is_dir() for path in below)
-            else ""
+        raise DataError(
+            f"{folder.name}={folder.path}: no such folder, or no image ({' '.join(FORMATS)}) in it; where "
+            "they lie in subfolders: give --recursive"
         )
-        raise DataError(f"{folder.name}={folder.path}: no image ({' '.join(FORMATS)}) in it{hint}")
     ending, files = folder.settings.get("suffix", ""), {}
     for path in paths:
         stem = path.relative_to(folder.path).with_suffix("").as_posix()
         if not stem.endswith(ending) or stem == ending:
             raise DataError(f"{path}: does not end in {ending!r} as {folder.name}:suffix={ending} says")
-        stem = stem[: len(stem) - len(ending)]
+        stem = stem.removesuffix(ending)
         if stem in files:
             raise DataError(
                 f"{path}: {files[stem]} has the same name; a sensor has one image of each name, so remove "
@@ -102,12 +97,10 @@ def match(folders: list[Folder], partial: bool) -> list[str]:
     for folder in folders:
         missing = sorted(every - set(folder.files))
         if missing and not (partial and shared):
-            other = next(f for f in folders if missing[0] in f.files)
             raise DataError(
                 f"{folder.name}={folder.path}: nothing for {len(missing)} of {len(every)} names, such as "
-                f"{other.files[missing[0]]}; "
-                f"complete it, say what file names end with ({folder.name}:suffix=_{folder.name}), or give "
-                "--partial to leave these out"
+                f"{missing[0]}; complete it, say what file names end with "
+                f"({folder.name}:suffix=_{folder.name}), or give --partial to leave these out"
             )
     if len(shared) < len(every):
         print(f"left out: {len(every) - len(shared)} of {len(every)} names, which not every folder has")
@@ -136,9 +129,9 @@ def header_of(path: Path) -> Header:
     return header if header.dtype in ("uint8", "uint16") else replace(header, dtype="float32")
 
 
-def look(folders: list[Folder], stems: list[str], resized: bool, progress: bool) -> list[Folder]:
-    """The folders with all headers. ``resized``: sizes within a sample may differ, if their proportions do
-    not.
+def look(folders: list[Folder], stems: list[str], resized: bool, progress: bool):
+    """Read all headers into the folders. ``resized``: sizes within a sample may differ, if their proportions
+    do not.
 
     Raises:
         DataError: images of one sensor differ in kind, images of one sample in size, or a sensor has planes
@@ -147,35 +140,28 @@ def look(folders: list[Folder], stems: list[str], resized: bool, progress: bool)
     for folder in folders:
         bar = progress_bar(stems, f"look at {folder.name}", progress=progress, leave=False)
         folder.headers.update((stem, header_of(folder.files[stem])) for stem in bar)
-        kinds: dict[str, list[str]] = {}
-        for stem, header in folder.headers.items():
-            kinds.setdefault(str(header), []).append(stem)
+        kinds = Counter(map(str, folder.headers.values()))
         if len(kinds) > 1:
-            kinds = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+            examples = {str(header): folder.files[stem] for stem, header in folder.headers.items()}
             listed = "; ".join(
-                f"{len(each)} are {kind}, such as {folder.files[each[0]]}" for kind, each in kinds
+                f"{count} are {kind}, such as {examples[kind]}" for kind, count in kinds.most_common()
             )
             raise DataError(f"{folder.name}={folder.path}: images differ: {listed}; store all in one way")
         check_planes(folder, stems[0])
-    first, *others = folders
     for stem in stems:
-        height, width = size = first.headers[stem].size
-        for other in others:
-            h, w = other.headers[stem].size
+        height, width = folders[0].headers[stem].size
+        for folder in folders:
+            h, w = folder.headers[stem].size
             stretched = abs(height * w / (width * h) - 1) > 0.02
-            if (h, w) != size and (stretched or not resized):
-                fix = "where they show one view, give --size H W"
-                if stretched:
-                    fix = "they show different views: register and crop them first"
+            if (h, w) != (height, width) and (stretched or not resized):
                 raise DataError(
-                    f"{first.files[stem]} is {height} × {width}, {other.files[stem]} is {h} × {w}; images of "
-                    "one "
-                    f"name need one size; {fix}"
+                    f"{folders[0].files[stem]} is {height} × {width}, {folder.files[stem]} is {h} × {w}; "
+                    "images of one name need one size; where they show one view, give --size H W; where "
+                    "their proportions differ they show different views: register and crop them first"
                 )
-    return folders
 
 
-def check_planes(folder: Folder, stem: str) -> None:
+def check_planes(folder: Folder, stem: str):
     """Raise DataError where the planes of a sensor mean something else than measurements."""
     path, header, name = folder.files[stem], folder.headers[stem], folder.name
     planes, last = folder.planes(header), header.channels - 1
@@ -186,16 +172,14 @@ def check_planes(folder: Folder, stem: str) -> None:
     if header.palette and name != "label":
         raise DataError(
             f"{path}: has a palette, so its values are numbers of colours and no measurement; store it as "
-            "RGB "
-            "or grey"
+            "RGB or grey"
         )
     opaque = last in (1, 3) and header.format != "NPY" and "planes" not in folder.settings
     if opaque and name != "label":
-        others = "0+1+2" if last == 3 else "0"
+        others = "+".join(map(str, range(last)))
         raise DataError(
             f"{path}: has an opacity plane; keep the others with {name}:planes={others} (if opacity holds "
-            "another "
-            f"sensor, name the folder twice: thermal={folder.path} thermal:planes={last})"
+            f"another sensor, name the folder twice: thermal={folder.path} thermal:planes={last})"
         )
 
 
@@ -211,36 +195,34 @@ def planes_of(folder: Folder, stem: str) -> ndarray:
         raise DataError(f"{path}: integers above 2^24; store them as float32 in a coarser unit")
     if header.bits < 8 and not header.palette and folder.name != "label":
         array *= 255 // (2**header.bits - 1)  # a measurement of few levels fills the range of 8 bits
-    return np.ascontiguousarray(array[..., folder.planes(header)], header.dtype)
+    return array[..., folder.planes(header)].astype(header.dtype)
 
 
 # ---- labels ----
 
 
-def read_table(path: str, *columns: str) -> list[dict[str, str]]:
+def read_table(path: str, *columns: str) -> list[dict]:
     """Rows of a csv file with a header, its fields stripped; commas or semicolons.
 
     Raises:
         DataError: unreadable, or without these columns.
     """
-    try:
+    with reading(path, "a text file in UTF-8", DataError):
         text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8 ({error})") from error
     lines = [line for line in text.splitlines() if line.strip()]
     semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]
-    rows = [[value.strip() for value in row] for row in csv.reader(lines, delimiter=",;"[semicolons])]
-    header = [name.lower() for name in rows[0]] if rows else []
-    if set(columns) - set(header) or len(rows) < 2:
+    table = [[value.strip() for value in row] for row in csv.reader(lines, delimiter=",;"[semicolons])]
+    header, *rows = table or [[]]
+    header = [name.lower() for name in header]
+    if set(columns) - set(header) or not rows:
         raise DataError(
             f"{path}: its first line is {','.join(header)!r}; expected a header with {', '.join(columns)}, "
-            "and "
-            "lines below it"
+            "and lines below it"
         )
     for row in rows:
         if len(row) != len(header):
             raise DataError(f"{path}: {','.join(row)!r} has {len(row)} fields; the header has {len(header)}")
-    return [dict(zip(header, row)) for row in rows[1:]]
+    return [dict(zip(header, row)) for row in rows]
 
 
 def hue(position: int) -> tuple[int, int, int]:
@@ -254,7 +236,7 @@ def read_classes(path: str) -> Classes:
     Raises:
         DataError: columns, ids or colours that cannot be read, or mean two classes.
     """
-    rows, classes = read_table(path, "name"), Classes()
+    rows, classes = read_table(path, "name"), Classes([], [], {}, {})
     classes.by_id = any(row.get("ids") for row in rows) or not any(row.get("colours") for row in rows)
     for number, row in enumerate(rows):
         name = row["name"]
@@ -262,24 +244,15 @@ def read_classes(path: str) -> Classes:
         if not name or name in classes.names:
             raise DataError(
                 f"{path}: {row}: the name is empty or there twice; a class has one line, its ids separated "
-                "by "
-                "spaces"
+                "by spaces"
             )
-        words = row.get("colours", "").split()
-        try:
+        with reading(f"{path}: {row}", "ids as 7 8 and colours as #804080 #ff0000", DataError):
             ids = [int(word) for word in row.get("ids", str(number)).split()]
+            words = row.get("colours", "").split()
             colours = [int(re.fullmatch("#([0-9a-fA-F]{6})", word)[1], 16) for word in words]
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"{path}: {name!r}: expected ids as 7 8 and colours as #804080 #ff0000, found {row}"
-            ) from error
-        for table, values, show in (
-            (classes.ids, ids, "id {}"),
-            (classes.colours, colours, "colour #{:06x}"),
-        ):
-            for value in values:
-                if table.setdefault(value, target) != target:
-                    raise DataError(f"{path}: {show.format(value)} of {name!r} belongs to another class, too")
+        for table, values in ((classes.ids, ids), (classes.colours, colours)):
+            if any(table.setdefault(value, target) != target for value in values):
+                raise DataError(f"{path}: {row}: an id or a colour belongs to another class, too")
         if target != IGNORE_INDEX:
             classes.names.append(name)
             classes.palette.append(tuple(colours[0].to_bytes(3, "big")) if colours else hue(target))
@@ -304,8 +277,7 @@ def raw_labels(folder: Folder, stem: str, classes: Classes | None) -> tuple[ndar
             )
         array = palette[array[..., 0]]
     if array.shape[2] in (3, 4) and array.dtype == np.uint8:
-        red, green, blue = (array[..., plane].astype(np.int64) for plane in range(3))
-        return red << 16 | green << 8 | blue, True
+        return array[..., :3].astype(np.int64) @ (1 << 16, 1 << 8, 1), True
     if array.shape[2] != 1 or (array != np.floor(array)).any():
         raise DataError(
             f"{path}: {header}; expected one plane of ids, or colours; label:planes=0 takes one plane of "
@@ -321,34 +293,27 @@ def find_classes(folder: Folder, stems: list[str], options) -> Classes:
         DataError: coloured labels, which need a table; too many ids; or only 0 and 255.
     """
 
-    def unique(stem: str) -> set[int]:
+    def unique(stem: str) -> list[int]:
         raw, coloured = raw_labels(folder, stem, None)
-        values, path = np.unique(raw).tolist(), folder.files[stem]
+        values = np.unique(raw).tolist()
         if coloured:
-            listed = " ".join(f"#{value:06x}" for value in values[:8]) + " ..." * (len(values) > 8)
+            listed = " ".join(f"#{value:06x}" for value in values[:8])
             raise DataError(
-                f"{path}: coloured labels ({listed}); say with --classes what they mean, or give "
-                "label:planes=0 if the ids stand in one plane"
+                f"{folder.files[stem]}: coloured labels, such as {listed}; say with --classes what they "
+                "mean, or give label:planes=0 if the ids stand in one plane"
             )
-        if values[0] < 0 or len(values) > IGNORE_INDEX:
-            raise DataError(
-                f"{path}: {len(values)} ids from {values[0]} to {values[-1]}; expected at most 255, none "
-                "negative"
-            )
-        return set(values)
+        return values
 
-    with ThreadPoolExecutor(options.workers) as pool:
-        each = pool.map(unique, stems)
-        bar = progress_bar(each, "find classes", len(stems), progress=options.progress, leave=False)
-        present = set().union(*bar)
+    present = set().union(*in_threads(unique, stems, "find classes", options))
     ids = sorted(present - {IGNORE_INDEX})
-    if present == {0, IGNORE_INDEX} or not 0 < len(ids) <= IGNORE_INDEX:
-        problem = "no id but 0 and 255, and 255 is ignored where no table says otherwise"
-        if len(ids) > IGNORE_INDEX:
-            problem = f"{len(ids)} ids"
-        raise DataError(f"label={folder.path}: {problem}; say with --classes what the ids mean")
+    if present == {0, IGNORE_INDEX} or not 0 < len(ids) <= IGNORE_INDEX or ids[0] < 0:
+        raise DataError(
+            f"label={folder.path}: {len(present)} ids from {min(present)} to {max(present)}; without a table "
+            "255 is ignored, and there must be 1 to 255 others, none negative and not 0 alone; say with "
+            "--classes what the ids mean"
+        )
     table = {raw: i for i, raw in enumerate(ids)} | {IGNORE_INDEX: IGNORE_INDEX}
-    return Classes([f"class_{raw}" for raw in ids], [hue(i) for i in range(len(ids))], table)
+    return Classes([f"class_{raw}" for raw in ids], [hue(i) for i in range(len(ids))], table, {})
 
 
 def read_label(folder: Folder, stem: str, classes: Classes) -> ndarray:

@@ -18,10 +18,13 @@ def rays(shape: tuple[int, int], intrinsics: tuple[float, float, float, float]) 
     being (1, 1) as in MATLAB.
     """
     fx, fy, cx, cy = intrinsics
-    y, x = np.meshgrid(
-        (np.arange(shape[0]) + 1 - cy) / fy, (np.arange(shape[1]) + 1 - cx) / fx, indexing="ij"
-    )
-    return x, y
+    y, x = np.indices(shape)
+    return (x + 1 - cx) / fx, (y + 1 - cy) / fy
+
+
+def divide(a, b: ndarray, where: ndarray) -> ndarray:
+    """a / b, and 0 where it is not wanted."""
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=where)
 
 
 def normals(depth: ndarray, intrinsics, radius: int) -> ndarray:
@@ -32,7 +35,7 @@ def normals(depth: ndarray, intrinsics, radius: int) -> ndarray:
         depth: (H, W) metres along the optical axis, 0 = no measurement.
     """
     measured = (depth > 0).astype(np.float64)
-    inverse = np.divide(1.0, depth, out=np.zeros(depth.shape), where=depth > 0)
+    inverse = divide(1.0, depth, depth > 0)
     x, y = rays(depth.shape, intrinsics)
 
     def mean(values: ndarray) -> ndarray:
@@ -42,20 +45,16 @@ def normals(depth: ndarray, intrinsics, radius: int) -> ndarray:
     mx, my, mq = mean(x), mean(y), mean(inverse)
     xx, xy, yy = mean(x * x) - mx * mx, mean(x * y) - mx * my, mean(y * y) - my * my
     xq, yq = mean(x * inverse) - mx * mq, mean(y * inverse) - my * mq
-    whole = (radius * (radius + 1) / 3) ** 2 / (
-        intrinsics[0] * intrinsics[1]
-    ) ** 2  # xx · yy of a window that is measured everywhere
+    # xx · yy of a window that is measured everywhere.
+    whole = (radius * (radius + 1) / 3) ** 2 / (intrinsics[0] * intrinsics[1]) ** 2
     determinant = xx * yy - xy * xy
     valid = (determinant > 0.01 * whole) & (share * (2 * radius + 1) ** 2 > 5.5)
-    a, b = (
-        np.divide(t, determinant, out=np.zeros_like(t), where=valid)
-        for t in (xq * yy - yq * xy, yq * xx - xq * xy)
-    )
-    normal = -np.stack(
-        [a, b, mq - a * mx - b * my], -1
-    )  # n·ray = 1/z > 0 points away, so its opposite looks at the camera
+    a = divide(xq * yy - yq * xy, determinant, valid)
+    b = divide(yq * xx - xq * xy, determinant, valid)
+    # n·ray = 1/z > 0 points away, so its opposite looks at the camera.
+    normal = -np.stack([a, b, mq - a * mx - b * my], -1)
     length = np.linalg.norm(normal, axis=-1, keepdims=True)
-    return np.divide(normal, length, out=np.zeros_like(normal), where=valid[..., None] & (length > 0))
+    return divide(normal, length, valid[..., None] & (length > 0))
 
 
 def gravity(normal: ndarray) -> ndarray:
@@ -71,10 +70,8 @@ def gravity(normal: ndarray) -> ndarray:
     up = np.array(LEVEL)
     for degrees in (45.0,) * 5 + (15.0,) * 5:
         cosine = np.abs(surfaces @ up)
-        floors, walls = (
-            surfaces[cosine > np.cos(np.radians(degrees))],
-            surfaces[cosine < np.sin(np.radians(degrees))],
-        )
+        floors = surfaces[cosine > np.cos(np.radians(degrees))]
+        walls = surfaces[cosine < np.sin(np.radians(degrees))]
         # The last term decides where the normals leave a direction open (one wall and nothing else): up stays
         # as it is.
         scatter = walls.T @ walls - floors.T @ floors - 1e-3 * (len(surfaces) + 1) * np.outer(up, up)
@@ -106,5 +103,5 @@ def hha(depth: ndarray, intrinsics, up=None) -> ndarray:
     ground = np.percentile(height[valid], 1)
     height = np.maximum(height - (ground if ground < -0.9 else -1.3), 0)
     angle = np.degrees(np.arccos(np.clip(normal @ up, -1, 1)))
-    disparity = np.divide(1.0, depth, out=np.zeros(depth.shape), where=depth > 0)
+    disparity = divide(1.0, depth, depth > 0)
     return np.where(valid[..., None], np.stack([disparity, height, angle], -1), 0.0)

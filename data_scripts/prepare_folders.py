@@ -38,14 +38,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from itertools import groupby
+from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
 import common
 import numpy as np
 import tyro
-from common import Sample
+from common import Arrays, Sample, Size
 from folders import (
     SPLITS,
     Classes,
@@ -60,7 +61,6 @@ from folders import (
     safe_id,
     scan,
 )
-from numpy import ndarray
 from sensors import describe, measure
 
 from mmlib.config import AtLeast
@@ -68,13 +68,14 @@ from mmlib.data.images import FORMATS, DataError
 from mmlib.data.prepared import Description, PreparedDataset, read_description
 from mmlib.modalities import Modality
 
-NUMBERS, FLAGS, LISTS = ("scale", "offset", "low", "high"), ("sparse", "compress"), ("planes", "flip_negates")
-TEXTS = {
-    "unit": ".+",
-    "symbol": "[A-Z]",
-    "colour": "#[0-9a-fA-F]{6}",
-    "picture": "colour|grey|heat|range|events|angle",
-    "suffix": ".+",
+# How the text of each setting is read; what cannot be read raises.
+READERS = dict.fromkeys(("scale", "offset", "low", "high"), lambda text: float(Fraction(text)))
+READERS |= dict.fromkeys(("sparse", "compress"), {"": True, "yes": True, "no": False}.__getitem__)
+READERS |= dict.fromkeys(("planes", "flip_negates"), lambda text: tuple(map(int, text.split("+"))))
+TEXTS = {"unit": ".+", "suffix": ".+", "symbol": "[A-Z]", "colour": "#[0-9a-fA-F]{6}"}
+TEXTS["picture"] = "colour|grey|heat|range|events|angle"
+READERS |= {
+    key: lambda text, allowed=allowed: re.fullmatch(allowed, text)[0] for key, allowed in TEXTS.items()
 }
 
 
@@ -84,7 +85,7 @@ class Options(common.Options):
 
     source: tyro.conf.Positional[tuple[str, ...]] = ()
     """NAME=FOLDER for each sensor, label=FOLDER for labels, and NAME:setting,... where wanted."""
-    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    size: Annotated[Size, AtLeast(0)] = (0, 0)
     """Height and width to bring all sensors to; 0 0 = as they are, which must be one size within each sample.
     """
     partial: bool = False
@@ -131,46 +132,38 @@ def parse(words: tuple[str, ...]) -> list[Folder]:
     for word in words:
         parts = re.fullmatch(r"([^=:/]+)([=:])(.+)", word)
         name, sign, rest = parts.groups() if parts else ("", "", "")
-        if not (name.isidentifier() and name.islower()):
+        if not (name.isidentifier() and name.islower()) or (sign == "=" and name in folders):
             raise DataError(
                 f"{word!r}: expected NAME=FOLDER or NAME:setting,... with a name in small letters, such as "
-                "thermal=DIR"
+                "thermal=DIR, and one folder for each name"
             )
         if sign == ":":
             settings.setdefault(name, {}).update(parse_settings(word, rest))
-        elif name in folders:
-            raise DataError(f"{word!r}: {name} has a folder already, {folders[name]}")
         else:
             folders[name] = Path(rest)
-    if alone := set(settings) - set(folders):
-        raise DataError(f"{min(alone)!r} has settings but no folder; give {min(alone)}=FOLDER")
-    if not set(folders) - {"label"}:
-        raise DataError("name at least one sensor's folder, as in rgb=DIR thermal=DIR label=DIR")
+    if set(settings) - set(folders) or not set(folders) - {"label"}:
+        raise DataError(
+            f"folders for {', '.join(folders) or 'nothing'}, settings for "
+            f"{', '.join(settings) or 'nothing'}: expected a folder for each name with settings, and at "
+            "least one sensor's, as in rgb=DIR thermal=DIR label=DIR"
+        )
     return [
-        Folder(name, folders[name], settings.get(name, {})) for name in sorted(folders, key="label".__eq__)
+        Folder(name, folders[name], settings.get(name, {}), {}, {})
+        for name in sorted(folders, key="label".__eq__)
     ]
 
 
 def parse_settings(word: str, text: str) -> dict:
     settings = {}
     for part in text.split(","):
-        key, equals, value = part.strip().partition("=")
+        key, _, value = part.strip().partition("=")
         try:
-            if key in NUMBERS:
-                settings[key] = float(Fraction(value))
-            elif key in FLAGS:
-                settings[key] = {"": True, "yes": True, "no": False}[value if equals else ""]
-            elif key in LISTS:
-                settings[key] = tuple(int(number) for number in value.split("+"))
-            elif value and re.fullmatch(TEXTS[key], value):
-                settings[key] = value
-            else:
-                raise ValueError(value)
-        except (ValueError, KeyError, ZeroDivisionError) as error:
+            settings[key] = READERS[key](value)
+        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise DataError(
-                f"{word!r}: cannot read the setting {part!r}; settings are {', '.join(NUMBERS)} (numbers), "
-                f"{', '.join(FLAGS)} (yes or no), {', '.join(LISTS)} (0+1), unit, symbol (A to Z), colour "
-                "(#332288), picture (colour, grey, heat, range, events, angle), suffix"
+                f"{word!r}: cannot read the setting {part!r}; settings are scale, offset, low, high "
+                "(numbers), sparse, compress (yes or no), planes, flip_negates (0+1), unit, symbol (A to "
+                "Z), colour (#332288), picture (colour, grey, heat, range, events, angle), suffix"
             ) from error
     return settings
 
@@ -178,7 +171,7 @@ def parse_settings(word: str, text: str) -> dict:
 # ---- splits ----
 
 
-def by_name(entries: list[tuple[str, str]], stems: list[str], path: str) -> dict[str, str]:
+def by_name(entries: list[tuple], stems: list[str], path: str) -> dict[str, str]:
     """Values by name without ending; a name may be given with its ending, or as the id that it becomes.
 
     Raises:
@@ -197,7 +190,7 @@ def by_name(entries: list[tuple[str, str]], stems: list[str], path: str) -> dict
     return values
 
 
-def divide(stems: list[str], options: Options) -> tuple[dict[str, str], str]:
+def divide(stems: list[str], options: Options) -> tuple:
     """Split of every name, and how it came about.
 
     Raises:
@@ -206,43 +199,38 @@ def divide(stems: list[str], options: Options) -> tuple[dict[str, str], str]:
     """
     if options.split not in ("auto", "blocks"):
         return by_list(stems, options.split), "as listed"
-    parts = [PurePosixPath(stem).parts for stem in stems]
-    if options.split == "auto" and all(len(each) > 1 and each[0] in SPLITS for each in parts):
-        return {stem: each[0] for stem, each in zip(stems, parts)}, "by the folders train, val and test"
+    folders = [stem.rpartition("/")[0] for stem in stems]
+    firsts = [folder.partition("/")[0] for folder in folders]
+    if options.split == "auto" and set(firsts) <= set(SPLITS):
+        return dict(zip(stems, firsts)), "by the folders train, val and test"
     shares = np.array(options.fractions, float)
     if shares.sum() <= 0:
-        raise DataError(f"--fractions {shares.tolist()}: give three shares, none negative, not all of them 0")
+        raise DataError(f"--fractions {shares.tolist()}: give three shares, not all of them 0")
     # Blocks of names that follow each other in one folder.
-    longest, blocks, folder = max(1, min(options.block, len(stems) // 10)), [], None
-    for stem, each in zip(stems, parts):
-        if not blocks or len(blocks[-1]) == longest or folder != each[:-1]:
-            blocks.append([])
-        blocks[-1].append(stem)
-        folder = each[:-1]
+    longest = max(1, min(options.block, len(stems) // 10))
     split, counts, shares = {}, np.zeros(3), shares / shares.sum()
-    for block in blocks:  # each to the split that lacks most of its share so far
-        lacking = int(np.argmax(np.round(shares * (len(split) + len(block)) - counts, 9)))
-        counts[lacking] += len(block)
-        split |= dict.fromkeys(block, SPLITS[lacking])
+    for _, group in groupby(zip(folders, stems), lambda pair: pair[0]):
+        inside = [stem for _, stem in group]
+        for block in (inside[first : first + longest] for first in range(0, len(inside), longest)):
+            # Each to the split that lacks most of its share so far.
+            lacking = int(np.argmax(np.round(shares * (len(split) + len(block)) - counts, 9)))
+            counts[lacking] += len(block)
+            split |= dict.fromkeys(block, SPLITS[lacking])
     if ((shares > 0) & (counts == 0)).any():
         raise DataError(
-            f"{len(stems)} images are too few for "
-            f"{' '.join(s for s, share in zip(SPLITS, shares) if share)}; "
-            "give more images, other --fractions (0.5 0.5 0), or --split with a list"
+            f"{len(stems)} images are too few for --fractions {shares.tolist()}; give more images, other "
+            "--fractions (0.5 0.5 0), or --split with a list"
         )
     return split, f"blocks of {longest} consecutive names, {' '.join(f'{share:g}' for share in shares)}"
 
 
 def by_list(stems: list[str], source: str) -> dict[str, str]:
     """Split of every name, from a table, or from a folder with train.txt, val.txt and test.txt."""
-    path, entries = Path(source), []
+    path = Path(source)
     if path.is_dir():
-        lists = [path / f"{split}.txt" for split in SPLITS if (path / f"{split}.txt").exists()]
-        if not lists:
-            raise DataError(f"{path}: no train.txt, val.txt or test.txt in it")
-        for each in lists:
-            lines = map(str.strip, each.read_text("utf-8-sig").splitlines())
-            entries += [(line, each.stem) for line in lines if line]
+        lists = [each for each in path.glob("*.txt") if each.stem in SPLITS]
+        lines = [(line.strip(), each.stem) for each in lists for line in each.open(encoding="utf-8-sig")]
+        entries = [entry for entry in lines if entry[0]]
     else:
         entries = [(row["id"], row["split"]) for row in read_table(source, "id", "split")]
     split = by_name(entries, stems, source)
@@ -250,8 +238,7 @@ def by_list(stems: list[str], source: str) -> dict[str, str]:
     if left:
         raise DataError(
             f"{path}: has no split for {len(left)} of {len(stems)} names, such as {left[0]!r}; list them, "
-            "too; "
-            "a split of any other name, such as unused, keeps them out of everything"
+            "too; a split of any other name, such as unused, keeps them out of everything"
         )
     return split
 
@@ -259,23 +246,22 @@ def by_list(stems: list[str], source: str) -> dict[str, str]:
 # ---- all of it ----
 
 
-def advise(options: Options, description: Description, labelled: bool) -> None:
+def advise(options: Options, description: Description, labelled: bool):
     """Print what to do next."""
     out, run = quote(options.out), f"runs/{Path(options.out).resolve().name}"
-    splits = {sample.split for sample in common.prepared_samples(options)}
-    sizes = Counter(PreparedDataset(options.out, split).stored(0)[1].shape for split in sorted(splits))
-    scored = "test" if "test" in splits else "val" if "val" in splits else "train"
+    splits = sorted({sample.split for sample in common.prepared_samples(options)})
+    sizes = Counter(PreparedDataset(options.out, split).stored(0)[1].shape for split in splits)
+    scored = next((split for split in ("test", "val") if split in splits), "train")
     print("next:")
-    if labelled and {"train", "val"} <= splits:
+    if labelled and {"train", "val"} <= set(splits):
         crop = f" --crop {min(h for h, _ in sizes)} {min(w for _, w in sizes)}" if len(sizes) > 1 else ""
         print(f"  python -m mmlib train --data {out} --out {run}{crop}")
         print(f"  python -m mmlib evaluate {run}/best.safetensors --data {out} --split {scored}")
     elif labelled:
-        print(f"  (training needs the splits train and val; these data have {', '.join(sorted(splits))})")
-    height, width = sizes.most_common(1)[0][0]
-    shrink = min(1.0, 320 / max(height, width))
+        print(f"  (training needs the splits train and val; these data have {', '.join(splits)})")
+    sides = sizes.most_common(1)[0][0]
     # A size that every backbone's patches divide.
-    size = " ".join(str(max(16, round(side * shrink / 16) * 16)) for side in (height, width))
+    size = " ".join(str(max(16, round(side * min(1.0, 320 / max(sides)) / 16) * 16)) for side in sides)
     fitting = [name for name, modality in description.modalities.items() if modality.channels <= 3]
     if fitting and "train" in splits:
         more = f" --modalities {' '.join(fitting)}" if len(fitting) < len(description.modalities) else ""
@@ -287,7 +273,7 @@ def advise(options: Options, description: Description, labelled: bool) -> None:
         )
 
 
-def prepare(options: Options) -> None:
+def prepare(options: Options):
     """Convert the folders, or with --check read back what was written.
 
     Raises:
@@ -298,16 +284,16 @@ def prepare(options: Options) -> None:
         return common.check(options, read_description(options.out))
     folders = [scan(folder, options.recursive) for folder in parse(options.source)]
     stems = match(folders, options.partial)
-    by_id = {}
-    for stem in stems:
-        if by_id.setdefault(safe_id(stem), stem) != stem:
-            raise DataError(
-                f"{by_id[safe_id(stem)]!r} and {stem!r} would both become {safe_id(stem)!r}, since ids hold "
-                "letters, digits and ._-; rename one"
-            )
+    by_id = {safe_id(stem): stem for stem in stems}
+    if twice := [stem for stem in stems if by_id[safe_id(stem)] != stem]:
+        id = safe_id(twice[0])
+        raise DataError(
+            f"{twice[0]!r} and {by_id[id]!r} would both become {id!r}, since ids hold letters, digits and "
+            "._-; rename one"
+        )
     look(folders, stems, any(options.size), options.progress)
-    label = next((folder for folder in folders if folder.name == "label"), None)
-    sensors = [folder for folder in folders if folder is not label]
+    label = folders[-1] if folders[-1].name == "label" else None  # the last of them
+    sensors = folders[:-1] if label else folders
     split, how = divide(stems, options)
     if "train" not in split.values():
         raise DataError(
@@ -321,31 +307,27 @@ def prepare(options: Options) -> None:
     )
 
     modalities: dict[str, Modality] = {}
-    wanted = {folder.settings.get("symbol") for folder in sensors}
     for position, folder in enumerate(sensors):
-        taken = (wanted | {m.symbol for m in modalities.values()}) - {folder.settings.get("symbol"), None}
+        others = {each.settings.get("symbol", "") for each in sensors if each is not folder}
+        taken = others | {modality.symbol for modality in modalities.values()}
         values, dtype = measure(folder, stems), folder.headers[stems[0]].dtype
         modalities[folder.name], line = describe(folder, values, dtype, taken, position)
         print(line)
-    classes = read_classes(options.classes) if options.classes else Classes()
-    if label and not options.classes:
+    classes = Classes([], [], {}, {})
+    if options.classes:
+        classes = read_classes(options.classes)
+    elif label:
         classes = find_classes(label, stems, options)
         print(
             f"classes, from the ids found: {', '.join(classes.names)}; 255 is ignored; --classes FILE gives "
             "them names and colours"
         )
     print(f"splits: {how}")
-    description = Description(
-        options.name or Path(options.out).resolve().name,
-        classes.names,
-        classes.palette,
-        modalities,
-        "own sensors",
-        options.licence,
-        {"splits": how},
-    )
+    name = options.name or Path(options.out).resolve().name
+    facts = classes.names, classes.palette, modalities, "own sensors", options.licence, {"splits": how}
+    description = Description(name, *facts)
 
-    def read(sample: Sample) -> tuple[dict[str, ndarray], ndarray | None]:
+    def read(sample: Sample) -> Arrays:
         stem = by_id[sample.id]
         images = {folder.name: planes_of(folder, stem) for folder in sensors}
         return images, read_label(label, stem, classes) if label else None

@@ -25,7 +25,7 @@ Pixels that near infrared does not see are ignored for all subsets of sensors (-
 compare on one set of pixels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from numpy import ndarray
 from mmlib.config import AtLeast
 from mmlib.data.images import read_header, read_image
 from mmlib.data.prepared import DataError, Description, read_description
-from mmlib.modalities import IGNORE_INDEX, SENSORS, Modality
+from mmlib.modalities import IGNORE_INDEX
 
 HOW = """MCubeS: multimodal_dataset.zip (9.27 GB), open, no registration.
 Google Drive asks for a click, so fetch it in a browser:
@@ -60,21 +60,15 @@ FOLDERS = {
     "mask": "NIR_warped_mask",
     "label": "GT",
 }
-STEP = 1 / 32767  # of stored polarisation: 0 and ±1 are exact
 
-CLASSES = (
-    "asphalt, concrete, metal, road marking, fabric, glass, plaster, plastic, rubber, sand, gravel, ceramic, "
-    "cobblestone, brick, grass, wood, leaf, water, human, sky"
-).split(", ")
-PALETTE = common.palette(
-    "#2ca02c #1f77b4 #ff7f0e #d62728 #8c564b #7f7f7f #bcbd22 #ff9896 #17becf #aec7e8 #c49c94 #c5b0d5 #f7b6d2 "
-    "#c7c7c7 #dbdb8d #9edae5 #393b79 #6b6ecf #9c9ede #637939"
-)
+OFFICIAL = common.read_official("mcubes")  # with 8 bits of colour and the doubled angle
 
 
 @dataclass(frozen=True)
 class Options(common.Options):
     """Convert MCubeS to the prepared layout; goes on where an earlier run stopped."""
+
+    unrecorded = (*common.Options.unrecorded, "tolerance")
 
     train: Literal["rest", "list"] = "rest"
     """Training images: rest = all.txt without val.txt and test.txt (the paper's 302), list = train.txt as it
@@ -95,46 +89,20 @@ class Options(common.Options):
     tolerance: Annotated[float, AtLeast(0)] = 0.01
     """Largest |sine² + cosine² - 1| of any pixel."""
 
-    def recorded(self) -> dict:
-        return {name: value for name, value in super().recorded().items() if name != "tolerance"}
 
-
-def modalities(facts: dict, options: Options) -> dict[str, Modality]:
+def description(facts: dict, options: Options) -> Description:
     """``facts``: "bits" of rgb and nir, and what "angle" the files hold (``look``)."""
-    aolp = replace(SENSORS["aolp"], dtype="uint16", scale=STEP, offset=-1.0)
+    modalities = dict(OFFICIAL.modalities)
+    for name, bits in facts["bits"].items():
+        modalities[name] = replace(modalities[name], dtype=f"uint{bits}", scale=1 / (2**bits - 1))
     if options.keep_angle and facts["angle"].startswith("single"):
         # The mirrored angle of a is 180° - a where angles run from 0 to 180°: the cosine changes sign. From
         # -90 to 90° it is -a: the sine.
         negated = (0,) if facts["angle"] == "single, 0 to 180°" else (1,)
-        names = ("cos angle", "sin angle")
-        aolp = replace(aolp, unit="cos, sin of angle", flip_negates=negated, channel_names=names)
-    images = {
-        name: replace(SENSORS[name], unit="share of full scale", dtype=f"uint{n}", scale=1 / (2**n - 1))
-        for name, n in facts["bits"].items()
-    }
-    return images | {"dolp": replace(SENSORS["dolp"], dtype="uint16", scale=STEP), "aolp": aolp}
-
-
-def description(facts: dict, options: Options) -> Description:
-    return Description(
-        "mcubes",
-        CLASSES,
-        PALETTE,
-        modalities(facts, options),
-        source="MCubeS, Liang et al., CVPR 2022, "
-        "https://github.com/kyotovision-public/multimodal-material-segmentation",
-        licence="repository MIT (c) 2022 Yupeng Liang; the data are not named separately",
-        extra={
-            "splits": "val.txt and test.txt, train as in options; published code that says val reads "
-            "test.txt",
-            "void": "255"
-            + (", and pixels that near infrared does not see" if options.nir_mask == "ignore" else ""),
-            "columns": f"the left {LEFT} are dropped, as in all published code; why is not documented",
-            "units": "exposure and response of rgb and nir undocumented; dolp is a fraction, noise takes it "
-            "above 1",
-            "found": facts,
-        },
-    )
+        plain = {"unit": "cos, sin of angle", "channel_names": ("cos angle", "sin angle")}
+        modalities["aolp"] = replace(modalities["aolp"], flip_negates=negated, **plain)
+    extra = OFFICIAL.extra | ({"void": "255"} if options.nir_mask == "keep" else {}) | {"found": facts}
+    return replace(OFFICIAL, modalities=modalities, extra=extra)
 
 
 def samples(root: Path, options: Options) -> list[Sample]:
@@ -154,47 +122,43 @@ def samples(root: Path, options: Options) -> list[Sample]:
             raise DataError(
                 f"{folder / name}.txt: {min(strange)} is not in all.txt; take the lists from the archive"
             )
-    common.check_disjoint(splits, folder)
     rest = [stem for stem in lists["all"] if stem not in {*lists["val"], *lists["test"]}]
-    print(
-        "lists: "
-        + ", ".join(f"{name}.txt {len(names)}" for name, names in lists.items())
-        + f"; {len(rest) - len(lists['train'])} of all.txt in no other list; train = {options.train}"
-    )
+    counted = ", ".join(f"{name}.txt {len(names)}" for name, names in lists.items())
+    spare = len(rest) - len(lists["train"])
+    print(f"lists: {counted}; {spare} of all.txt in no other list; train = {options.train}")
     if options.train == "rest":
         splits["train"] = rest
     listed = []
     for split, stems in splits.items():
         for stem in stems:
-            endings = {key: "npy" if key in ("dolp", "sine", "cosine") else "png" for key in FOLDERS}
-            files = {key: root / FOLDERS[key] / f"{stem}.{ending}" for key, ending in endings.items()}
+            files = {}
+            for key, name in FOLDERS.items():
+                ending = "npy" if key in ("dolp", "sine", "cosine") else "png"
+                files[key] = root / name / f"{stem}.{ending}"
             listed.append(Sample(stem, split, files=files))
     scenes = {stem.rpartition("_")[0] for stem in splits["train"]}
     shared = sum(stem.rpartition("_")[0] in scenes for stem in splits["test"])
-    print(
-        f"{shared} of {len(splits['test'])} test images come from a sequence with training images, by their "
-        "names"
-    )
+    total = len(splits["test"])
+    print(f"{shared} of {total} test images come from a sequence with training images, by their names")
     return common.complete(listed, options)
 
 
 def bits(paths: Iterable[Path]) -> int:
-    """16 if any PNG has 16 bits, else 8; looks at the headers only."""
-    return 16 if any(read_header(path).bits == 16 for path in paths) else 8
+    """The most bits of any PNG, 8 or 16; looks at the headers only."""
+    return max(8, *(read_header(path).bits for path in paths))
 
 
-def held(files: Iterable[tuple[Path, Path]]) -> str:
+def held(pairs: Iterable[tuple]) -> str:
     """What pairs of sine and cosine files hold: "double", "single, 0 to 180°", "single, -90 to 90°", or "" =
     cannot be told.
 
     An orientation is one of half a circle of angles. Over 0 to 180° a sine is never negative, over -90 to 90°
     a cosine is not; twice the angle goes all round, and over a few images a good part of either is negative.
     """
-    counts = np.zeros(3)
-    for sine, cosine in files:
-        pair = [read_image(path, None, 1, SIZE)[:, LEFT:, 0] for path in (sine, cosine)]
-        counts += [*((values < -0.001).sum() for values in pair), pair[0].size]
-    sine, cosine = counts[:2] / max(1, counts[2])
+    negative = [
+        [(read_image(path, None, 1, SIZE)[:, LEFT:] < -0.001).mean() for path in pair] for pair in pairs
+    ]
+    sine, cosine = np.mean(negative, 0)
     if min(sine, cosine) > 0.02:
         return "double"
     if max(sine, cosine) > 0.02 and min(sine, cosine) < 1e-4:
@@ -209,17 +173,19 @@ def look(listed: list[Sample], options: Options) -> dict:
     Raises:
         DataError: the signs do not tell, or tell something else than ``options.angle``.
     """
-    spread = [listed[i].files for i in np.unique(np.linspace(0, len(listed) - 1, 8).astype(int))]
-    angle = held((files["sine"], files["cosine"]) for files in spread)
+    looked_at = [sample.files for sample in common.spread(listed, 8)]
+    if not listed:
+        raise DataError("no image that list_folder lists is there")
+    angle = held((files["sine"], files["cosine"]) for files in looked_at)
     print(f"angle files: the signs say {angle or 'nothing clear'}")
-    where = f"{spread[0]['sine'].parent} and {spread[0]['cosine'].parent.name}"
-    if not angle and (options.angle == "auto" or (options.angle == "single" and options.keep_angle)):
+    where = f"{looked_at[0]['sine'].parent} and {looked_at[0]['cosine'].parent.name}"
+    unclear = options.angle == "auto" or (options.angle == "single" and options.keep_angle)
+    if unclear and not angle or angle and options.angle not in ("auto", angle[:6]):
         raise DataError(
-            f"{where}: the signs do not tell whether they hold the angle or its double; give --angle, "
-            "without --keep-angle"
+            f"{where}: by their signs they hold {angle or 'nothing clear'}; --angle says {options.angle}; "
+            f"give --angle as "
+            "the files are, and no --keep-angle where the signs are not clear"
         )
-    if angle and options.angle not in ("auto", angle[:6]):
-        raise DataError(f"{where}: by their signs they hold: {angle}; --angle says {options.angle}")
     depths = {name: bits(sample.files[name] for sample in listed) for name in ("rgb", "nir")}
     return {"bits": depths, "angle": angle or options.angle}
 
@@ -230,79 +196,70 @@ def deep(path: Path, planes: int, want: int) -> ndarray:
     return array * np.uint16(257) if array.dtype == np.uint8 and want == 16 else array
 
 
-def polarisation(sample: Sample, doubled: bool, tolerance: float) -> tuple[ndarray, ndarray]:
+def polarisation(files: Mapping[str, Path], doubled: bool, tolerance: float) -> tuple[ndarray, ndarray]:
     """(degree (H, W, 1), cosine and sine (H, W, 2) of twice the angle, or as the files hold it).
 
     Raises:
         DataError: a degree that is no fraction, or a sine and cosine that belong to no angle.
     """
     degree, sine, cosine = (
-        read_image(sample.files[name], None, 1, SIZE)[..., 0].astype(np.float64)
-        for name in ("dolp", "sine", "cosine")
+        read_image(files[name], None, 1, SIZE).astype(np.float64) for name in ("dolp", "sine", "cosine")
     )
     if degree.min() < 0 or degree.max() > 2:
         raise DataError(
-            f"{sample.files['dolp']}: {degree.min():.3g} to {degree.max():.3g}; expected fractions, 0 to 1 "
-            "but for noise"
+            f"{files['dolp']}: {degree.min():.3g} to {degree.max():.3g}; expected fractions, "
+            "0 to 1 but for noise"
         )
     length = sine**2 + cosine**2
     off = np.abs(length - 1).max()
     if not off <= tolerance:
-        both = f"{sample.files['sine']} and {sample.files['cosine']}"
-        extent = f"{length.min():.3g} to {length.max():.3g}"
         raise DataError(
-            f"{both}: sine² + cosine² is {extent}; expected 1 at every pixel, give --tolerance {off:.2g} to "
-            "accept it"
+            f"{files['sine']} and {files['cosine']}: sine² + cosine² is {length.min():.3g} to "
+            f"{length.max():.3g}; expected 1 at every pixel, give --tolerance {off:.2g} to accept it"
         )
     if doubled:
         cosine, sine = cosine**2 - sine**2, 2 * sine * cosine
-    return degree[..., None], np.stack([cosine, sine], 2)
+    return degree, np.concatenate([cosine, sine], 2)
 
 
-def read(sample: Sample, facts: dict, options: Options) -> Arrays:
+def read(sample: Sample, official: Description, options: Options) -> Arrays:
     """Stored images (H, W, C) and label (H, W) of one sample.
 
     Raises:
         DataError: a file is missing, damaged, of another kind or size, or has an unknown id.
     """
-    files, kinds = sample.files, modalities(facts, options)
+    files, kinds, facts = sample.files, official.modalities, official.extra["found"]
     doubled = facts["angle"].startswith("single") and not options.keep_angle
-    degree, angle = polarisation(sample, doubled, options.tolerance)
+    degree, angle = polarisation(files, doubled, options.tolerance)
     images = {
         "rgb": deep(files["rgb"], 3, facts["bits"]["rgb"]),
         "nir": deep(files["nir"], 1, facts["bits"]["nir"]),
         "dolp": kinds["dolp"].to_stored(degree),
         "aolp": kinds["aolp"].to_stored(angle),
     }
-    ids = read_image(files["label"], None, 1, SIZE, palette=True)[..., 0]
-    label = common.map_ids(ids, {id: id for id in (*range(len(CLASSES)), IGNORE_INDEX)}, files["label"])
+    label = common.read_ids(files["label"], {id: id for id in (*range(20), IGNORE_INDEX)}, SIZE)
     mask = read_image(files["mask"], None, (1, 3, 4), SIZE, palette=True)[..., :3]  # the fourth is opacity
     if options.nir_mask == "ignore":
         label[mask.any(2)] = IGNORE_INDEX
-    images = {name: np.ascontiguousarray(image[:, LEFT:]) for name, image in images.items()}
-    return images, np.ascontiguousarray(label[:, LEFT:])
+    return {name: image[:, LEFT:] for name, image in images.items()}, label[:, LEFT:]
 
 
-def prepare(options: Options) -> None:
+def prepare(options: Options):
     """Convert all images, or with --check read them back.
 
     Raises:
         DataError: the source does not look as documented, or a file is unreadable.
     """
+    listed = common.list_samples(options, samples, ["list_folder", *FOLDERS.values()], HOW)
     if options.check:
-        listed = common.prepared_samples(options)
         facts = read_description(options.out).extra.get("found")
         facts = facts or {"bits": {"rgb": 8, "nir": 8}, "angle": "double"}
     else:
-        root = common.locate(options, ["list_folder", *FOLDERS.values()], HOW)
-        listed = samples(root, options)
-        if not listed:
-            raise DataError(f"{root}: no image of list_folder is there")
         facts = look(listed, options)
-    complete = options.train == "list" and sum(sample.split == "train" for sample in listed) == LISTED
-    expected = COUNTS | ({"train": LISTED} if complete else {})
-    convert = partial(read, facts=facts, options=options)
-    common.run(options, description(facts, options), listed, convert, expected)
+    described, counts = description(facts, options), dict(COUNTS)
+    if options.train == "list" and sum(sample.split == "train" for sample in listed) == LISTED:
+        counts["train"] = LISTED
+    common.run(options, described, listed, partial(read, official=described, options=options), counts)
 
 
 if __name__ == "__main__":

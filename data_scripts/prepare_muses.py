@@ -30,15 +30,13 @@ from typing import Annotated, Literal
 import common
 import numpy as np
 import projection
-from common import Sample
-from files import unpack
+from common import Arrays, Sample, Size
 from numpy import ndarray
 
 from mmlib.config import Above, AtLeast
 from mmlib.data.images import read_image
 from mmlib.data.prepared import DataError, Description
-from mmlib.modalities import SENSORS
-from mmlib.runtime import read_json
+from mmlib.runtime import read_json, reading
 
 HOW = """MUSES: register at https://muses.ethz.ch, then download and unzip into one folder
 (or leave the zip files in one folder):
@@ -52,20 +50,12 @@ or modified versions of it."""
 SIZE = (1080, 1920)
 COUNTS = {"train": 1500, "val": 250, "test": 750}
 WEATHER, TIMES = ("clear", "fog", "rain", "snow"), ("day", "night")
-CLASSES = (
-    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, "
-    "person, rider, car, truck, bus, train, motorcycle, bicycle"
-).split(", ")
-PALETTE = common.palette(
-    "#804080 #f423e8 #464646 #66669c #be9999 #999999 #faaa1e #dcdc00 #6b8e23 #98fb98 #4682b4 #dc143c #ff0000 "
-    "#00008e #000046 #003c64 #005064 #0000e6 #770b20"
-)
+OFFICIAL = common.read_official("muses")
 IDS = {id: id for id in (*range(19), 255)}
 # 0 m is stored as 16384 exactly; -128 to 383.99 m in steps of 8 mm holds ranges, heights below the LiDAR and
 # 8-bit intensities.
-LIDAR = replace(SENSORS["lidar"], scale=1 / 128, offset=-128.0)
-LOWEST, HIGHEST = -128.0, 65535 / 128 - 128
-MODALITIES = {"rgb": SENSORS["rgb"], "event": SENSORS["event"], "lidar": LIDAR}
+LIDAR = OFFICIAL.modalities["lidar"]
+LOWEST, HIGHEST = LIDAR.to_physical(np.array([0, 65535]))
 FOLDERS = {"rgb": "frame_camera", "event": "event_camera", "lidar": "lidar"}
 SUFFIXES = (".npz", ".npy", ".png")  # of files that the authors' tool has projected
 
@@ -99,33 +89,14 @@ class Options(common.Options):
 
 
 def description(options: Options) -> Description:
-    if not options.splits or not options.sensors:
-        raise DataError("--splits and --sensors: name at least one each")
     if options.projected and (options.motion_compensation or options.enlarge != 1 or options.window != 30):
         raise DataError(
             "--projected reads finished images; --motion-compensation, --enlarge and --window are for raw "
             "sensors"
         )
-    return Description(
-        "muses",
-        CLASSES,
-        PALETTE,
-        {name: MODALITIES[name] for name in MODALITIES if name in options.sensors},
-        source="MUSES, Brödermann et al., ECCV 2024, https://muses.ethz.ch; registration",
-        licence="ETH agreement, non-commercial; the data set and modified versions of it may not be shared",
-        extra={
-            "splits": "official; where the test labels are withheld, val is what can be scored here, and is "
-            "not the published test",
-            "void": "labelTrainIds: 255 of the source is 255 here",
-            "condition": "weather and time of day of meta.json",
-            "event": "events with p = 1 and with p = 0, at most 255; --window counts back from the last "
-            "event of a file",
-            "lidar": "range (m), intensity (unit undocumented), height (m), from the LiDAR's origin",
-            "projection": "by the authors' tool"
-            if options.projected
-            else "by this script: nearest point first, events as if far away",
-        },
-    )
+    modalities = {name: each for name, each in OFFICIAL.modalities.items() if name in options.sensors}
+    extra = OFFICIAL.extra | ({"projection": "by the authors' tool"} if options.projected else {})
+    return replace(OFFICIAL, modalities=modalities, extra=extra)
 
 
 def read_meta(root: Path) -> dict:
@@ -136,8 +107,6 @@ def read_meta(root: Path) -> dict:
     """
     path = root / "meta.json"
     meta = read_json(path, "the list of samples")
-    if not meta:
-        raise DataError(f"{path}: expected one entry a sample, by its name")
     for name, entry in meta.items():
         for key, choices in (("split", tuple(COUNTS)), ("weather", WEATHER), ("time_of_day", TIMES)):
             value = entry.get(key) if isinstance(entry, dict) else None
@@ -149,7 +118,7 @@ def read_meta(root: Path) -> dict:
 def _path(root: Path, name: str, entry: Mapping, sensor: str) -> PurePosixPath:
     """Relative path of a sample's file, as meta.json states it; may not leave the data set."""
     key = f"path_to_{FOLDERS.get(sensor, sensor)}"
-    path = PurePosixPath(str(entry.get(key) or ""))
+    path = PurePosixPath(str(entry.get(key)))
     if path.is_absolute() or ".." in path.parts or len(path.parts) < 2:
         raise DataError(
             f"{root / 'meta.json'}, {name!r}: {key} is {entry.get(key)!r}; expected a path below the data "
@@ -192,6 +161,10 @@ def samples(root: Path, meta: Mapping, options: Options) -> list[Sample]:
     return common.complete(listed, options)
 
 
+def written_size(options: Options) -> Size:
+    return options.size if any(options.size) else SIZE
+
+
 def geometry(root: Path, options: Options) -> dict[str, ndarray]:
     """Matrices at the size that is written: camera K, event homography, lidar2rgb, and lidar2gnss where
     points are to be moved.
@@ -204,49 +177,37 @@ def geometry(root: Path, options: Options) -> dict[str, ndarray]:
         transforms.append("lidar2gnss")
     cameras = ["rgb", *raw[: raw.count("event")]]
     matrices = projection.read_calibration(root / "calib.json", cameras, transforms)
-    size = options.size if any(options.size) else SIZE
-    matrices["rgb"] = camera = projection.resized_camera(matrices["rgb"], SIZE, size)
+    matrices["rgb"] = camera = projection.resized_camera(matrices["rgb"], SIZE, written_size(options))
     if "event" in raw:
-        matrices["homography"] = projection.homography_at_infinity(
-            matrices["event"], camera, matrices["event2rgb"]
-        )
+        far = projection.homography_at_infinity(matrices["event"], camera, matrices["event2rgb"])
+        matrices["homography"] = far
     return matrices
 
 
-def check_returns(values: ndarray, where) -> None:
+def check_returns(values: ndarray, where):
     """Raise DataError unless (n, 3) range, intensity, height are finite, no range or intensity negative, and
     all can be stored.
     """
     low, high = values.min(0, initial=0), values.max(0, initial=0)  # NaN stays NaN
     if not ((low >= (0, 0, LOWEST)).all() and (high <= HIGHEST).all()):
-        extents = ", ".join(
-            f"{name} {a:.4g} to {b:.4g}" for name, a, b in zip(LIDAR.channel_names, low, high)
-        )
+        extents = ", ".join(map("{} {:.4g} to {:.4g}".format, LIDAR.channel_names, low, high))
         raise DataError(
             f"{where}: {extents}; expected finite values, range and intensity from 0, height from "
             f"{LOWEST:g}, to {HIGHEST:.0f}"
         )
 
 
-def read_lidar(
-    sample: Sample, options: Options, matrices: Mapping, entry: Mapping, size: tuple[int, int]
-) -> ndarray:
+def read_lidar(sample: Sample, options: Options, matrices: Mapping, entry: Mapping) -> ndarray:
     """Stored LiDAR image (H, W, 3) from raw points."""
-    path = sample.files["lidar"]
+    path, size = sample.files["lidar"], written_size(options)
     points = projection.read_points(path)
     check_returns(np.c_[np.linalg.norm(points[:, :3], axis=1), points[:, 3], points[:, 2]], path)
     if options.motion_compensation:
         keys = [f"frame_camera_exposure_{end}_timestamp_us" for end in ("start", "end")]
-        try:
+        with reading(f"meta.json, {sample.id!r}", f"{' and '.join(keys)} in microseconds", DataError):
             exposure = sum(int(entry[key]) for key in keys) / 2e6
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"meta.json, {sample.id!r}: no {' and '.join(keys)} in microseconds; motion compensation "
-                "needs them"
-            ) from error
-        points = projection.compensate(
-            points, exposure, projection.read_motion(sample.files["gnss"]), matrices["lidar2gnss"], path
-        )
+        motion = projection.read_motion(sample.files["gnss"])
+        points = projection.compensate(points, exposure, motion, matrices["lidar2gnss"], path)
     pixel, values = projection.lidar_returns(
         points, matrices["rgb"], matrices["lidar2rgb"], size, options.enlarge
     )
@@ -264,38 +225,32 @@ def read_projected(path: Path, sensor: str) -> ndarray:
     Raises:
         DataError: missing, damaged, or not (1080, 1920, 3) of the documented type and range; names the file.
     """
+    lidar = sensor == "lidar"
+    dtype = "float32" if lidar else "uint8"
     if path.suffix == ".png":
-        array = read_image(path, "uint16" if sensor == "lidar" else "uint8", 3, SIZE)[..., ::-1]
-        array = array / 150 - 100 if sensor == "lidar" else array
+        array = read_image(path, "uint16" if lidar else "uint8", 3, SIZE)[..., ::-1]
+        array = array / 150 - 100 if lidar else array
+    elif path.suffix == ".npy":
+        array = read_image(path, dtype, 3, SIZE)
     else:
-        dtype = "float32" if sensor == "lidar" else "uint8"
-        if path.suffix == ".npy":
-            array = read_image(path, dtype, 3, SIZE)
-        else:
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    array = file["arr_0"]
-            except Exception as error:  # a damaged archive fails in a dozen ways
-                reason = f"{type(error).__name__}: {error}"
-                raise DataError(f"{path}: cannot be read ({reason}); expected one {dtype} array") from error
+        with reading(path, f"one {dtype} array", DataError), np.load(path, allow_pickle=False) as file:
+            array = file["arr_0"]
         if array.dtype != dtype or array.shape != (*SIZE, 3):
             raise DataError(f"{path}: {array.dtype} {array.shape}; expected {dtype} {(*SIZE, 3)}")
-    if sensor == "event":
-        return np.ascontiguousarray(array[..., :2])
+    if not lidar:
+        return array[..., :2]
     check_returns(array.reshape(-1, 3), path)
     return LIDAR.to_stored(array)
 
 
-def read(
-    sample: Sample, options: Options, matrices: Mapping, entry: Mapping
-) -> tuple[dict[str, ndarray], ndarray | None]:
+def read(sample: Sample, options: Options, matrices: Mapping, entry: Mapping) -> Arrays:
     """Stored images (H, W, C) and label (H, W) of one sample; raw events and LiDAR at the size that is
     written, all else as it is.
 
     Raises:
         DataError: a file is missing, damaged, or of another kind, size or range.
     """
-    images, label, size = {}, None, options.size if any(options.size) else SIZE
+    images = {}
     for sensor in options.sensors:
         path = sample.files[sensor]
         if sensor == "rgb":
@@ -303,32 +258,16 @@ def read(
         elif options.projected:
             images[sensor] = read_projected(path, sensor)
         elif sensor == "lidar":
-            images[sensor] = read_lidar(sample, options, matrices, entry, size)
+            images[sensor] = read_lidar(sample, options, matrices, entry)
         else:
             events = projection.read_events(path, round(1000 * options.window))
-            counts = projection.event_counts(*events, matrices["homography"], size)
+            counts = projection.event_counts(*events, matrices["homography"], written_size(options))
             images[sensor] = np.minimum(counts, 255).astype(np.uint8)  # a plain cast would wrap 256 to 0
-    if "label" in sample.files:
-        path = sample.files["label"]
-        label = common.map_ids(read_image(path, None, 1, SIZE, palette=True)[..., 0], IDS, path)
+    label = common.read_ids(sample.files["label"], IDS, SIZE) if "label" in sample.files else None
     return images, label
 
 
-def locate(options: Options) -> Path:
-    """The folder with meta.json and the wanted sensors. A folder of zip files is unpacked first, all into
-    one.
-    """
-    common.check_options(options)
-    source = Path(options.source)
-    archives = sorted(source.glob("*.zip")) if options.source else []
-    if archives and not (source / "meta.json").exists():
-        source = unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress)
-        options = replace(options, source=str(source))
-    names = [FOLDERS[name] for name in options.sensors if name == "rgb" or not options.projected]
-    return common.locate(options, ["meta.json", *names], HOW)
-
-
-def prepare(options: Options) -> None:
+def prepare(options: Options):
     """Convert the wanted splits, or with --check read them back.
 
     Raises:
@@ -336,7 +275,9 @@ def prepare(options: Options) -> None:
     """
     described, listed, convert = description(options), [], None
     if not options.check:
-        root = locate(options)
+        names = [FOLDERS[name] for name in options.sensors if name == "rgb" or not options.projected]
+        packed = "" if (Path(options.source) / "meta.json").exists() else "*.zip"
+        root = common.locate(options, ["meta.json", *names], HOW, packed)
         meta, matrices = read_meta(root), geometry(root, options)
         listed = samples(root, meta, options)
 

@@ -23,6 +23,7 @@ test are made:
 Licence: none stated; research use.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,30 +32,21 @@ from typing import Annotated, Literal
 import common
 import numpy as np
 import tyro
-from common import Arrays, Sample
+from common import Arrays, Sample, Size
 from files import fetch
 from hha import LEVEL, hha
-from matlab import cells, open_arrays, read_mat
 from numpy import ndarray
 from PIL import Image
 
 from mmlib.config import Between
 from mmlib.data.images import DataError, read_image
 from mmlib.data.prepared import Description
-from mmlib.modalities import IGNORE_INDEX, SENSORS, Modality
+from mmlib.modalities import IGNORE_INDEX, SENSORS
+from mmlib.runtime import reading
 
-CLASSES = (
-    "bed, books, ceiling, chair, floor, furniture, objects, picture, sofa, table, tv, wall, window"
-).split(", ")
-PALETTE = common.palette(
-    "#0000ff #e8582f #00d900 #9400f0 #def117 #ffcdcd #00dfe4 #6a87cc #741c29 #f023eb #00a69c #f98b00 #e1e4c2"
-)
-CLASSES40 = (
-    "wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk, "
-    "shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refridgerator, "
-    "television, paper, towel, shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, "
-    "bathtub, bag, otherstructure, otherfurniture, otherprop"
-).split(", ")
+OFFICIAL = {classes: common.read_official(f"nyu{classes}") for classes in (13, 40)}
+MODALITIES = OFFICIAL[13].modalities
+DEPTH = {"metres": "depth", "inverse": "inverse_depth", "hha": "hha"}  # names of --depth's choices
 # Class of the 13, from 1, for each of the 40: class13Mapping.mat.
 TO_13 = [
     int(word)
@@ -62,7 +54,7 @@ TO_13 = [
         "12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7 7 7 6 7 7 7 7 7 7 6 7"
     ).split()
 ]
-FRAMES, RAW_IDS, OFFICIAL = 1449, 894, {"train": 795, "test": 654}
+FRAMES, RAW_IDS, COUNTS = 1449, 894, {"train": 795, "test": 654}
 SIZE = (480, 640)
 # fx, fy, cx, cy of the colour camera, to which the depth is registered.
 KINECT = (518.857901, 519.469611, 325.582449, 253.736166)
@@ -72,28 +64,14 @@ BLOCK = 15
 
 MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
 MAP40, MAP13 = "classMapping40.mat", "class13Mapping.mat"
-AUTHORS = "https://horatio.cs.nyu.edu/mit/silberman/"
-META = "https://github.com/ankurhanda/nyuv2-meta-data/raw/master/"
-FILES = {  # address, bytes and sha256; 0 and "": not known, the content is checked when it is read
-    MAT: (
-        f"{AUTHORS}nyu_depth_v2/{MAT}",
-        2_972_037_809,
-        "2d724b0c0ab358aa1ce5df855e5bd14a2279ab7202efe22f32a30d612dcb86aa",
-    ),
-    SPLITS: (
-        f"{AUTHORS}indoor_seg_sup/{SPLITS}",
-        2626,
-        "6e081404491a8bfba2f066beaa9713ef6046f9007aa5f799f2a350506a580cee",
-    ),
-    MAP40: (META + MAP40, 0, ""),
-    MAP13: (META + MAP13, 0, ""),
-}
+# Address, bytes and sha256; 0 and "": not known, the content is checked when it is read.
+FILES = common.read_facts("nyu_files")
 HOW = f"""NYU-Depth-v2: open, no registration. --download fetches into the folder named what is not
 there yet; or fetch by hand:
-  {FILES[MAT][0]}   (3.0 GB)
-  {FILES[SPLITS][0]}
-  {FILES[MAP40][0]}
-  {FILES[MAP13][0]}
+  {FILES[MAT]["url"]}   (3.0 GB)
+  {FILES[SPLITS]["url"]}
+  {FILES[MAP40]["url"]}
+  {FILES[MAP13]["url"]}
 ({MAP13} is optional: its table is known here, and compared where the file is.)
 Licence: none stated by the authors; research use."""
 
@@ -101,6 +79,8 @@ Licence: none stated by the authors; research use."""
 @dataclass(frozen=True)
 class Options(common.Options):
     """Convert NYU-Depth-v2 to the prepared layout; goes on where an earlier run stopped."""
+
+    unrecorded = (*common.Options.unrecorded, "frames", "download")
 
     source: tyro.conf.Positional[str] = ""
     """Folder with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat, or that .mat, the others lying
@@ -135,42 +115,13 @@ class Options(common.Options):
 
     def recorded(self) -> dict:
         values = super().recorded()
-        if self.frames:
-            return {"size": values["size"]}
-        return {name: value for name, value in values.items() if name not in ("frames", "download")}
+        return {"size": values["size"]} if self.frames else values
 
     def inputs(self) -> list[str]:
         return [self.source, self.frames]
 
 
-DEPTH = {
-    "metres": replace(SENSORS["depth"], high=10.0, scale=1e-3),
-    "inverse": Modality(
-        "inverse_depth",
-        "I",
-        1,
-        "1/m",
-        0.0,
-        1.5,
-        SENSORS["depth"].colour,
-        "uint16",
-        1 / 16384,
-        sparse=True,
-        channel_names=("inverse depth",),
-    ),
-    # The planes and ranges of mmlib.unsupervised.pictures' form "hha", so that either can stand in for the
-    # other.
-    "hha": Modality(
-        "hha",
-        "H",
-        3,
-        "1 m/z, height/3 m, angle/180°",
-        colour="#56B4E9",
-        scale=1 / 255,
-        channel_names=("disparity", "height", "angle"),
-    ),
-}
-MODALITIES = {"rgb": SENSORS["rgb"], "depth": replace(SENSORS["depth"], high=10.0)}  # of --frames
+EXTRACTED = {"rgb": MODALITIES["rgb"], "depth": replace(SENSORS["depth"], high=10.0)}  # of --frames
 
 
 def division(position: int) -> str:
@@ -180,45 +131,89 @@ def division(position: int) -> str:
     return {3: "val", 7: "test"}.get(position // BLOCK % 8, "train")
 
 
+def train_split(position: int, options: Options) -> str:
+    """Split of the frame at this position of the official train."""
+    return "val" if options.val == "blocks" and division(position) == "val" else "train"
+
+
 def description(options: Options) -> Description:
     """What is written; of --frames as it has always been, so that records made with it stay valid."""
-    source = "NYU-Depth-v2, Silberman et al., ECCV 2012; official "
-    licence = "none stated by the authors; research use"
+    official = OFFICIAL[options.classes]
     if options.frames:
         extra = {"division": f"blocks of {BLOCK} consecutive frames, own division"}
-        source += "training split"
-        return Description("nyu-depth-v2-13", CLASSES, PALETTE, MODALITIES, source, licence, extra)
-    extra = {
-        "splits": "official, numbered from 1",
-        "val": f"own: blocks of {BLOCK} frames of the official train" if options.val == "blocks" else "none",
-        "void": "id 0 of the source is 255 here",
-        "border": f"{options.border} pixels cut off",
-        "depth": "raw, 0 = no measurement" if options.raw_depth else "in-painted by the authors",
-    }
-    if "hha" in options.depth:
-        extra["hha"] = (
-            f"own computation with the toolbox's Kinect intrinsics; gravity {options.gravity}; "
-            "angle 0 = floor, 1/2 = wall"
-        )
-    modalities = {"rgb": SENSORS["rgb"]}
-    for modality in (DEPTH[name] for name in options.depth):
-        modalities[modality.name] = replace(modality, sparse=modality.sparse or options.raw_depth)
-    names, palette = CLASSES, PALETTE
-    if options.classes == 40:
-        names, palette = CLASSES40, [colour(id) for id in range(40)]
-    title = f"nyu-depth-v2-{options.classes}"
-    return Description(title, names, palette, modalities, source + "frames", licence, extra)
+        source = official.source.replace("frames", "training split")
+        return replace(official, modalities=EXTRACTED, source=source, extra=extra)
+    extra = official.extra | {"border": f"{options.border} pixels cut off"}
+    extra["hha"] = extra["hha"].replace("estimated", options.gravity)
+    if options.val == "none":
+        extra["val"] = "none"
+    if options.raw_depth:
+        extra["depth"] = "raw, 0 = no measurement"
+    if "hha" not in options.depth:
+        del extra["hha"]
+    modalities = {"rgb": MODALITIES["rgb"]}
+    for name in (DEPTH[choice] for choice in options.depth):
+        modalities[name] = replace(MODALITIES[name], sparse=MODALITIES[name].sparse or options.raw_depth)
+    return replace(official, modalities=modalities, extra=extra)
 
 
-def colour(id: int) -> tuple[int, ...]:
-    """Of class ``id``, from 0, of the 40: PASCAL VOC's colours, in which red, green and blue take the bits of
-    id + 1 in turn.
+# ---- the official files: MATLAB 5, and 7.3, which is HDF5 with the axes in reverse order ----
+
+
+def read_mat(path: Path, name: str) -> ndarray:
+    """Array ``name`` of a version-5 .mat file, flat, as int64.
+
+    Raises:
+        DataError: damaged, of another kind, or without this array of whole numbers.
     """
-    bits = [(id + 1) >> place & 1 for place in range(9)]
-    return tuple(sum(bits[3 * k + plane] << (7 - k) for k in range(3)) for plane in range(3))
+    from scipy.io import loadmat
+
+    with reading(path, f"a MATLAB 5 file with whole numbers {name}", DataError):
+        array = loadmat(path, simplify_cells=True)[name]
+        while isinstance(array, dict):  # a struct: its first field
+            array = next(iter(array.values()))
+        numbers = np.ravel(array).astype(np.int64)
+        if not np.array_equal(numbers, np.ravel(array)):
+            raise ValueError("not whole numbers")
+    return numbers
 
 
-# ---- the official files ----
+def open_arrays(path: Path, wanted: dict, what: str):
+    """The HDF5 file, checked; its chunk cache is large enough to unpack each chunk once when frames are read
+    in order.
+
+    Args:
+        wanted: shape of a frame and dtype by name of the array; all have one number of frames.
+        what: the file that is expected.
+
+    Raises:
+        DataError: h5py is missing; the file is cut off, of another version, or its arrays are not as
+            documented.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise DataError(f'{path}: reading it needs h5py; pip install -e ".[data]"') from error
+    with reading(path, f"MATLAB 7.3 (HDF5), {what} (fetch it again)", DataError):
+        # The cache of each array holds the chunks of some frames, for threads that read side by side.
+        file = h5py.File(path, rdcc_nbytes=1 << 28, rdcc_nslots=100_003)
+        count = len(file[next(iter(wanted))])
+        for name, (shape, dtype) in wanted.items():
+            if file[name].shape != (count, *shape) or file[name].dtype != dtype:
+                raise TypeError(
+                    f"{name} is {file[name].dtype} {file[name].shape}; expected {dtype} {(count, *shape)}, "
+                    "MATLAB's axes in reverse order"
+                )
+        return file
+
+
+def cells(file, name: str) -> list[str]:
+    """Texts of a MATLAB cell array, which HDF5 holds as references to arrays of characters; [] where there is
+    no such array.
+    """
+    with reading(f"{file.filename}: {name}", "a cell array of texts (fetch the file again)", DataError):
+        references = file[name][()].ravel() if name in file else []
+        return ["".join(map(chr, file[cell][()].ravel())) for cell in references]
 
 
 def class_table(folder: Path, names: list[str], classes: int) -> ndarray:
@@ -236,7 +231,8 @@ def class_table(folder: Path, names: list[str], classes: int) -> ndarray:
         raise DataError(
             f"{folder / MAP40}: mapClass has {to40.size} values; expected {RAW_IDS} between 1 and 40"
         )
-    wrong = [name for name, id in zip(names, to40) if name in CLASSES40[:37] and CLASSES40[id - 1] != name]
+    forty = OFFICIAL[40].classes
+    wrong = [name for name, id in zip(names, to40) if name in forty[:37] and forty[id - 1] != name]
     if wrong:
         raise DataError(
             f"{folder / MAP40}: maps {wrong[0]!r} to another class than its own; the file belongs to other "
@@ -254,11 +250,11 @@ def read_splits(path: Path) -> dict[str, ndarray]:
     Raises:
         DataError: other counts, numbers out of range, or a frame in both.
     """
-    splits = {split: np.sort(read_mat(path, f"{split}Ndxs")) for split in OFFICIAL}
+    splits = {split: np.sort(read_mat(path, f"{split}Ndxs")) for split in COUNTS}
     counts = {split: len(numbers) for split, numbers in splits.items()}
     every = np.sort(np.concatenate([*splits.values()]))
-    if counts != OFFICIAL or not np.array_equal(every, np.arange(FRAMES) + 1):
-        raise DataError(f"{path}: {counts}; expected {OFFICIAL}, which together are 1 to {FRAMES}, each once")
+    if counts != COUNTS or not np.array_equal(every, np.arange(FRAMES) + 1):
+        raise DataError(f"{path}: {counts}; expected {COUNTS}, which together are 1 to {FRAMES}, each once")
     return splits
 
 
@@ -269,75 +265,61 @@ def read_frame(file, table: ndarray, options: Options, sample: Sample) -> Arrays
         DataError: damaged data, a label above 894, a depth that is none.
     """
     where, depth = f"{file.filename}, frame {sample.id}", "rawDepths" if options.raw_depth else "depths"
-    try:
+    with reading(where, "a frame (fetch the file again)", DataError):
         arrays = [file[name][int(sample.id) - 1] for name in ("images", depth, "labels")]
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error}); fetch the file again") from error
     rgb, metres, ids = (array.T for array in arrays)  # (column, row) -> (row, column)
     metres = metres.astype(np.float64)
-    if ids.max() > RAW_IDS:
-        raise DataError(f"{where}: label id {ids.max()}; expected 0 to {RAW_IDS}")
-    if not np.isfinite(metres).all() or metres.min() < 0 or metres.max() > 10:
+    if ids.max() > RAW_IDS or not (metres.min() >= 0 and metres.max() <= 10):  # NaN is neither
         raise DataError(
-            f"{where}: {depth} from {metres.min()} to {metres.max()}; expected metres between 0 and 10"
+            f"{where}: label id {ids.max()}, {depth} from {metres.min()} to {metres.max()}; expected 0 to "
+            f"{RAW_IDS} and metres between 0 and 10"
         )
-    images = {"rgb": rgb}
-    for name in options.depth:
-        if name == "hha":
-            level = LEVEL if options.gravity == "level" else None
+    images, level = {"rgb": rgb}, LEVEL if options.gravity == "level" else None
+    for choice in options.depth:
+        planes, name = metres[..., None], DEPTH[choice]
+        if choice == "hha":
             planes = hha(metres, KINECT, level) * (1.0, 1 / 3, 1 / 180)
-        elif name == "inverse":
-            planes = np.where(metres > 0, 1 / np.maximum(metres, 1e-3), 0)[..., None]
-        else:
-            planes = metres[..., None]
-        images[DEPTH[name].name] = DEPTH[name].to_stored(planes)
+        elif choice == "inverse":
+            planes = np.where(planes > 0, 1 / np.maximum(planes, 1e-3), 0)
+        images[name] = MODALITIES[name].to_stored(planes)
     inside = tuple(slice(options.border, side - options.border) for side in SIZE)
-    return {name: np.ascontiguousarray(array[inside]) for name, array in images.items()}, table[ids[inside]]
+    return {name: array[inside] for name, array in images.items()}, table[ids[inside]]
 
 
 def official_samples(
     splits: dict[str, ndarray], scenes: list[str], count: int, options: Options
 ) -> list[Sample]:
     """One Sample per frame, in the order of the file; its condition is the kind of room."""
-    if count != FRAMES and not options.partial:
-        raise DataError(
-            f"{options.source}: holds {count} frames; expected {FRAMES}; fetch it again, or give --partial"
-        )
     split = dict.fromkeys(splits["test"].tolist(), "test")
     for position, number in enumerate(splits["train"].tolist()):
-        split[number] = "val" if options.val == "blocks" and division(position) == "val" else "train"
-    numbers = range(1, min(count, FRAMES) + 1)
-    return [
-        Sample(f"{number:04d}", split[number], scenes[number - 1] if len(scenes) == count else "")
-        for number in numbers
-    ]
+        split[number] = train_split(position, options)
+    scenes = scenes if len(scenes) == count else [""] * count
+    return [Sample(f"{n:04d}", split.get(n, "in no split"), scene) for n, scene in enumerate(scenes, 1)]
 
 
 # ---- extracted frames ----
 
 
-def read_extracted(folder: Path, size: tuple[int, int], sample: Sample) -> Arrays:
+def read_extracted(folder: Path, size: Size, sample: Sample) -> Arrays:
     """Stored arrays and label of one extracted frame, cropped and resized.
 
     Raises:
         DataError: a file is missing, damaged, or not of the documented kind and size.
     """
-    rgb = read_image(folder / "rgb" / f"{sample.id}.jpg", "uint8", 3, SIZE)
-    depth = read_image(folder / "depth" / f"{sample.id}.png", "uint8", 1, SIZE)
-    label = read_image(folder / "label13" / f"{sample.id}.png", "uint8", 1, SIZE)
+    kinds = {"rgb": ("jpg", 3), "depth": ("png", 1), "label13": ("png", 1)}
     inside = slice(BORDER, -BORDER)
-    rgb, depth, label = (array[inside, inside] for array in (rgb, depth, label))
+    rgb, depth, label = (
+        read_image(folder / name / f"{sample.id}.{ending}", "uint8", planes, SIZE)[inside, inside]
+        for name, (ending, planes) in kinds.items()
+    )
     if any(size):
-        height, width = size
-        rgb = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
-        rows = ((np.arange(height) + 0.5) * label.shape[0] / height).astype(int)
-        columns = ((np.arange(width) + 0.5) * label.shape[1] / width).astype(int)
-        depth, label = (array[rows][:, columns] for array in (depth, label))
-    metres = MODALITIES["depth"].to_stored(depth.astype(np.float64) * METRES)
-    return {"rgb": rgb, "depth": metres}, np.ascontiguousarray(label[..., 0])
+        rgb = np.array(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BOX))
+        depth, label = common.nearest(depth, size), common.nearest(label, size)
+    metres = EXTRACTED["depth"].to_stored(depth.astype(np.float64) * METRES)
+    return {"rgb": rgb, "depth": metres}, label[..., 0]
 
 
-def prepare_extracted(options: Options) -> None:
+def prepare_extracted(options: Options):
     fixed = ("source", "download", "classes", "depth", "raw_depth", "gravity", "border", "val")
     changed = [name for name in fixed if getattr(options, name) != getattr(Options(), name)]
     if changed:
@@ -347,17 +329,13 @@ def prepare_extracted(options: Options) -> None:
         )
     folder = Path(options.frames)
     stems = sorted(path.stem for path in (folder / "rgb").glob("*.jpg"))
-    if not stems and not options.check:
-        raise DataError(
-            f"{folder / 'rgb'}: no .jpg frame found; --frames needs a folder with rgb/, depth/ and label13/"
-        )
     samples = [Sample(stem, division(position)) for position, stem in enumerate(stems)]
     # It resizes by itself: colours are averages over the pixels that a new one covers.
     read = partial(read_extracted, folder, tuple(options.size))
     common.run(replace(options, source=options.frames), description(options), samples, read)
 
 
-def prepare(options: Options) -> None:
+def prepare(options: Options):
     """Convert all frames, or with --check read them back.
 
     Raises:
@@ -368,10 +346,8 @@ def prepare(options: Options) -> None:
         return prepare_extracted(options)
     if not options.depth or len(set(options.depth)) != len(options.depth):
         raise DataError(f"--depth {' '.join(options.depth)}: name each depth once, at least one")
-    expected = OFFICIAL
-    if options.val == "blocks":
-        held_out = sum(division(position) == "val" for position in range(OFFICIAL["train"]))
-        expected = OFFICIAL | {"train": OFFICIAL["train"] - held_out, "val": held_out}
+    train = Counter(train_split(position, options) for position in range(COUNTS["train"]))
+    expected = {**train, "test": COUNTS["test"]}
     if options.check:
         return common.run(options, description(options), [], None, expected)
     if options.source.endswith(".mat"):
@@ -379,13 +355,15 @@ def prepare(options: Options) -> None:
     if options.download:
         if not options.source:
             raise DataError("--download: name the folder to fetch into")
-        for name, (url, size, sha256) in FILES.items():
-            fetch(url, Path(options.source) / name, size, sha256, options.progress)
+        for name, facts in FILES.items():
+            fetch(path=Path(options.source) / name, progress=options.progress, **facts)
     folder = common.locate(options, (MAT, SPLITS, MAP40), HOW)
     splits = read_splits(folder / SPLITS)
     turned, depth = SIZE[::-1], "rawDepths" if options.raw_depth else "depths"
     wanted = {"images": ((3, *turned), "uint8"), depth: (turned, "float32"), "labels": (turned, "uint16")}
-    with open_arrays(folder / MAT, wanted, f"the labelled data set {MAT}, {FILES[MAT][1]} bytes") as file:
+    with open_arrays(
+        folder / MAT, wanted, f"the labelled data set {MAT}, {FILES[MAT]['size']} bytes"
+    ) as file:
         table = class_table(folder, cells(file, "names"), options.classes)
         samples = official_samples(splits, cells(file, "sceneTypes"), len(file["images"]), options)
         read = partial(read_frame, file, table, options)

@@ -24,7 +24,7 @@ GNSS = (
     "accHeading angular_rate_roll angular_rate_pitch angular_rate_heading velN velE velD gSpeed sAcc pDOP "
     "magDec magAcc"
 ).split()
-CHUNK = 1 << 15  # events at a time, so that intermediate arrays stay in the processor's cache
+Size, Pair = tuple[int, int], tuple[ndarray, ndarray]
 CLOCK = 1.0  # s; points that lie further from the exposure than this come from another clock
 
 
@@ -36,38 +36,37 @@ def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[st
             transform; names file and key.
     """
     values = read_json(path, "the calibration, which projecting raw sensors needs")
+    wanted = {f"intrinsics/{name}/K": 3 for name in cameras} | {
+        f"extrinsics/{name}": 4 for name in transforms
+    }
     matrices = {}
-    for name in (*cameras, *transforms):
-        place, size = (("intrinsics", name, "K"), 3) if name in cameras else (("extrinsics", name), 4)
-        where, value = f"{path}, {'/'.join(place)}", values
-        try:
-            for key in place:
-                value = value[key]
+    for place, size in wanted.items():
+        value = values
+        for key in place.split("/"):
+            value = value.get(key) if isinstance(value, dict) else None
+        kinds = (
+            "a 3 × 3 camera matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, or a 4 × 4 rigid "
+        )
+        kinds += "transform, a rotation and a shift in m above the row 0 0 0 1"
+        with reading(f"{path}, {place}", kinds, DataError):
             matrix = np.array(value, np.float64)
-        except (LookupError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{where}: missing, or not a matrix of numbers; expected a {size} × {size} matrix"
-            ) from error
-        if matrix.shape != (size, size) or not np.isfinite(matrix).all():
-            raise DataError(f"{where}: shape {matrix.shape}; expected a finite {size} × {size} matrix")
-        turn = matrix[:3, :3]
-        if size == 3:
-            sound = turn[0, 0] > 0 and turn[1, 1] > 0 and turn[1, 0] == 0
-            problem = "no camera matrix; expected [[fx, s, cx], [0, fy, cy], [0, 0, 1]], fx, fy > 0"
-        else:
-            sound = np.abs(turn @ turn.T - np.eye(3)).max() < 0.01 and np.linalg.det(turn) > 0
-            problem = "no rigid transform; expected a rotation and a shift in m above the row 0 0 0 1"
-        if not sound or not np.array_equal(matrix[-1], np.eye(size)[-1]):
-            raise DataError(f"{where}: {matrix.tolist()} is {problem}")
-        matrices[name] = matrix
+            turn = matrix[:3, :3]
+            if size == 3:
+                sound = turn[0, 0] > 0 and turn[1, 1] > 0 and turn[1, 0] == 0
+            else:
+                sound = np.abs(turn @ turn.T - np.eye(3)).max() < 0.01 and np.linalg.det(turn) > 0
+            finite = np.isfinite(matrix).all() and matrix.shape == (size, size)
+            if not (sound and finite and np.array_equal(matrix[-1], np.eye(size)[-1])):
+                raise ValueError(f"{value}")
+        matrices[place.split("/")[1]] = matrix
     return matrices
 
 
-def resized_camera(camera: ndarray, native: tuple[int, int], size: tuple[int, int]) -> ndarray:
+def resized_camera(camera: ndarray, native: Size, size: Size) -> ndarray:
     """K (or any map to pixels, 3 × 3) of an image of (height, width) ``native`` after it is resized to
     ``size``: edges stay edges.
     """
-    (sy, sx) = (new / old for new, old in zip(size, native))
+    sy, sx = np.divide(size, native)
     return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]]) @ camera
 
 
@@ -89,20 +88,14 @@ def read_points(path: Path) -> ndarray:
         DataError: missing, empty, cut inside a point, or no finite point; NaN or negative intensity; names
             the file.
     """
-    with reading(path, "LiDAR points", DataError):
-        values, size = np.fromfile(path, np.float64), Path(path).stat().st_size
-    if not size or size % (8 * POINT):
+    with reading(path, f"LiDAR points, {POINT} float64 each (fetch it again)", DataError):
+        points = np.frombuffer(Path(path).read_bytes()).reshape(-1, POINT)
+    points = points[np.isfinite(points[:, :3]).all(1)]
+    if not len(points) or not (points[:, 3] >= 0).all():
         raise DataError(
-            f"{path}: {size} bytes are no whole number of {POINT} float64 a point ({8 * POINT} bytes); "
-            "fetch it again"
+            f"{path}: no point with finite coordinates, or negative or NaN intensity; the file is damaged, "
+            f"or no float64 (N, {POINT})"
         )
-    points = values.reshape(-1, POINT)
-    finite = np.isfinite(points[:, :3]).all(1)
-    if not finite.any():
-        raise DataError(f"{path}: none of {len(points)} points has finite coordinates; the file is damaged")
-    points = points if finite.all() else points[finite]
-    if not (points[:, 3] >= 0).all():
-        raise DataError(f"{path}: negative or NaN intensity; the file is damaged, or no float64 (N, {POINT})")
     return points
 
 
@@ -124,10 +117,7 @@ def read_motion(path: Path) -> Motion:
     """
     with reading(path, f"a line of {len(GNSS)} integers, which motion compensation needs", DataError):
         with open(path, encoding="utf-8") as file:
-            values = [int(word) for word in file.readline().split()]
-    if len(values) != len(GNSS):
-        raise DataError(f"{path}: {len(values)} numbers in the first line; expected {len(GNSS)} integers")
-    fields = dict(zip(GNSS, values))
+            fields = dict(zip(GNSS, map(int, file.readline().split()), strict=True))
     rates = np.array([fields[f"angular_rate_{axis}"] for axis in ("roll", "pitch", "heading")])
     return Motion(fields["gSpeed"] / 1e3, np.deg2rad(rates / 1e5))
 
@@ -145,8 +135,8 @@ def compensate(
         DataError: points and exposure lie more than a second apart; names ``where``.
     """
     seconds = points[:, 5] - exposure
-    if not np.abs(seconds).max(initial=0) < CLOCK:
-        apart = np.abs(seconds).max()
+    apart = np.abs(seconds).max(initial=0)
+    if not apart < CLOCK:
         raise DataError(
             f"{where}: a point lies {apart:.3g} s from the exposure; expected less than {CLOCK:g} s, both on "
             "one clock"
@@ -171,9 +161,7 @@ def compensate(
     return moved
 
 
-def visible(
-    places: ndarray, camera: ndarray, to_camera: ndarray, size: tuple[int, int]
-) -> tuple[ndarray, ndarray]:
+def visible(places: ndarray, camera: ndarray, to_camera: ndarray, size: Size) -> Pair:
     """Which of the points (N, 3) in m the camera sees, as indices (n,), and in which flat pixel row · width +
     column (n,).
     """
@@ -182,23 +170,18 @@ def visible(
     return _pixels(u, v, depth, size)
 
 
-def _pixels(u: ndarray, v: ndarray, w: ndarray, size: tuple[int, int]) -> tuple[ndarray, ndarray]:
+def _pixels(u: ndarray, v: ndarray, w: ndarray, size: Size) -> Pair:
     """Indices and flat pixels of the homogeneous pixel coordinates (u, v, w) that lie in front of the camera
     and inside the image.
     """
     height, width = size
-    front = np.flatnonzero(w > 0)
-    if len(front) < len(w):
-        u, v, w = u[front], v[front], w[front]
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # beside the camera it divides by 0
         column, row = np.floor(u / w + 0.5), np.floor(v / w + 0.5)
-    inside = np.flatnonzero((column >= 0) & (column < width) & (row >= 0) & (row < height))
-    return front[inside], (row[inside] * width + column[inside]).astype(np.int64)
+    inside = (w > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return np.flatnonzero(inside), (row[inside] * width + column[inside]).astype(np.int64)
 
 
-def nearest(
-    pixel: ndarray, distance: ndarray, size: tuple[int, int], enlarge: int = 1
-) -> tuple[ndarray, ndarray]:
+def nearest(pixel: ndarray, distance: ndarray, size: Size, enlarge: int = 1) -> Pair:
     """Z-buffer: of the points that land in one pixel the nearest is seen (of equal ones the first).
 
     Args:
@@ -212,32 +195,19 @@ def nearest(
     height, width = size
     point = np.arange(len(pixel))
     if enlarge > 1:
-        pixel, point = nearest(pixel, distance, size)
+        point = np.sort(nearest(pixel, distance, size)[1])
         reach = np.arange(enlarge) - (enlarge - 1) // 2
-        row, column = (pixel // width)[:, None, None] + reach[:, None], (pixel % width)[:, None, None] + reach
+        row, column = (place[:, None, None] for place in np.divmod(pixel[point], width))
+        row, column = np.broadcast_arrays(row + reach[:, None], column + reach)
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        pixel, point = (
-            (row * width + column)[inside],
-            np.broadcast_to(point[:, None, None], inside.shape)[inside],
-        )
-    distance = distance[point]
-    buffer = np.full(height * width, np.inf)
-    np.minimum.at(buffer, pixel, distance)
-    front = np.flatnonzero(distance == buffer[pixel])
-    pixel, point, order = pixel[front], point[front], np.arange(len(front), dtype=np.int32)
-    first = np.empty(height * width, np.int32)
-    first[pixel[::-1]] = order[::-1]  # backwards: where a pixel comes twice, the last assignment stays
-    once = first[pixel] == order
-    return pixel[once], point[once]
+        pixel, point = (row * width + column)[inside], point[np.nonzero(inside)[0]]
+    order = np.argsort(distance[point], kind="stable")
+    hit, first = np.unique(pixel[order], return_index=True)
+    return hit, point[order[first]]
 
 
 def lidar_returns(
-    points: ndarray,
-    camera: ndarray,
-    lidar2camera: ndarray,
-    size: tuple[int, int],
-    enlarge: int = 1,
-    near: float = 1.0,
+    points: ndarray, camera: ndarray, lidar2camera: ndarray, size: Size, enlarge: int = 1, near: float = 1.0
 ):
     """What the camera sees of LiDAR points (N, 6): flat pixels (m,) and (m, 3) float64 range in m, intensity,
     height in m.
@@ -248,8 +218,8 @@ def lidar_returns(
     places = points[:, :3]
     distance = np.sqrt(np.einsum("ij,ij->i", places, places))
     index, pixel = visible(places, camera, lidar2camera, size)
-    if (close := distance[index] < near).any():
-        index, pixel = index[~close], pixel[~close]
+    far = distance[index] >= near
+    index, pixel = index[far], pixel[far]
     pixel, front = nearest(pixel, distance[index], size, enlarge)
     index = index[front]
     return pixel, np.stack([distance[index], points[index, 3], points[index, 2]], 1)
@@ -270,38 +240,30 @@ def read_events(path: Path, window: int) -> tuple[ndarray, ndarray, ndarray]:
     except ImportError as error:
         raise ValueError(f'{path}: event files need {error.name}; pip install -e ".[data]"') from error
     with reading(path, "HDF5 with events/x, y, t, p", DataError), h5py.File(path, "r") as file:
-        rows = [file[f"events/{name}"] for name in "xytp"]
-        kinds = [getattr(row, "dtype", np.dtype(object)).kind for row in rows]
-        if not set(kinds) <= set("biuf") or {row.shape for row in rows} != {(rows[0].size,)}:
-            raise DataError(
-                f"{path}: events/x, y, t, p have other types or lengths; expected four rows of numbers, one "
-                "length"
-            )
-        t = rows[2][:]
-        if not len(t):
-            return tuple(np.zeros(0) for _ in range(3))
+        rows = x, y, t, p = [file[f"events/{name}"] for name in "xytp"]
+        if not {row.dtype.kind for row in rows} <= set("biuf") or {row.shape for row in rows} != {(t.size,)}:
+            raise TypeError("expected four rows of numbers, one length")
+        t = t[:]
         if not np.isfinite(t).all():
-            raise DataError(f"{path}: NaN or infinite event times")
+            raise ValueError("NaN or infinite event times")
+        if not len(t):
+            return x[:], y[:], p[:]
         # A Python number: an unsigned 64-bit time would wrap below zero.
-        recent = t >= t.max().item() - window
-        first, last = (place := np.flatnonzero(recent))[0], place[-1] + 1
-        x, y, p = (rows[i][first:last][recent[first:last]] for i in (0, 1, 3))
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise DataError(f"{path}: NaN or infinite event coordinates")
-    if not ((p == 0) | (p == 1)).all():
-        raise DataError(
-            f"{path}: polarities {np.unique(p)[:5].tolist()}; expected 0 (darker) and 1 (brighter)"
-        )
+        recent = np.flatnonzero(t >= t.max().item() - window)
+        part = slice(recent[0], recent[-1] + 1)  # all that is read of the file
+        x, y, p = (row[part][recent - recent[0]] for row in (x, y, p))
+        if not (np.isfinite(x) & np.isfinite(y) & ((p == 0) | (p == 1))).all():
+            raise ValueError(
+                "NaN or infinite coordinates, or polarities other than 0 (darker) and 1 (brighter)"
+            )
     return x, y, p
 
 
-def event_counts(x: ndarray, y: ndarray, p: ndarray, homography: ndarray, size: tuple[int, int]) -> ndarray:
+def event_counts(x: ndarray, y: ndarray, p: ndarray, homography: ndarray, size: Size) -> ndarray:
     """(H, W, 2) int64: events with p = 1 and with p = 0 in every pixel of the camera, through ``homography``
     (3, 3).
     """
-    cells = [np.zeros(0, np.int64)]
-    for first in range(0, len(x), CHUNK):
-        u, v = (np.asarray(values[first : first + CHUNK], np.float64) for values in (x, y))
-        index, pixel = _pixels(*(row[0] * u + row[1] * v + row[2] for row in homography), size)
-        cells.append(2 * pixel + (1 - np.asarray(p[first : first + CHUNK], np.int64)[index]))
-    return np.bincount(np.concatenate(cells), minlength=2 * size[0] * size[1]).reshape(*size, 2)
+    u, v = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    index, pixel = _pixels(*(row[0] * u + row[1] * v + row[2] for row in homography), size)
+    cells = 2 * pixel + (1 - np.asarray(p, np.int64)[index])
+    return np.bincount(cells, minlength=2 * size[0] * size[1]).reshape(*size, 2)

@@ -6,9 +6,9 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -18,19 +18,24 @@ from files import unpack
 from numpy import ndarray
 
 from mmlib.config import AtLeast, check_settings
-from mmlib.data.images import DataError
-from mmlib.modalities import IGNORE_INDEX
+from mmlib.data.images import DataError, read_image
+from mmlib.runtime import progress_bar, reading
+
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of every script; a script may add its own."""
 
+    # Options that do not decide what is written.
+    unrecorded = ("source", "out", "check", "partial", "workers", "progress")
+
     source: tyro.conf.Positional[str] = ""
     """Unpacked folder, or archive (zip, tar, tar.gz), which is unpacked into OUT-source first."""
     out: str = ""
     """Folder to write, or with --check to read."""
-    size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
+    size: Annotated[Size, AtLeast(0)] = (0, 0)
     """Height and width to resize to; 0 0 = the native size."""
     check: bool = False
     """Only check the prepared folder OUT: every file, size, type and class id, the counts, the report, the
@@ -47,8 +52,7 @@ class Options:
         """The options that decide what is written, as JSON: kept in the description, so that no folder mixes
         two settings.
         """
-        without = ("source", "out", "check", "partial", "workers", "progress")
-        values = {name: value for name, value in vars(self).items() if name not in without}
+        values = {name: value for name, value in vars(self).items() if name not in self.unrecorded}
         return json.loads(json.dumps(values, default=str))
 
     def inputs(self) -> list[str]:
@@ -69,12 +73,7 @@ class Sample:
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
-def palette(text: str) -> list[tuple[int, ...]]:
-    """Colours such as "#804080 #f423e8" -> their red, green and blue, 0 to 255."""
-    return [tuple(bytes.fromhex(word[1:])) for word in text.split()]
-
-
-def check_options(options: Options) -> None:
+def check_options(options: Options):
     """Check every setting against its bound, and that nothing which is read could be overwritten.
 
     Raises:
@@ -85,51 +84,47 @@ def check_options(options: Options) -> None:
         raise DataError("--out is missing: the folder to write, or with --check to read")
     check_settings(options)
     if any(options.size) and 0 in options.size:
-        height, width = options.size
-        raise DataError(f"--size {height} {width}: give a height and a width, or 0 0 for the native size")
+        raise DataError(
+            f"--size {'%d %d' % options.size}: give a height and a width, or 0 0 for the native size"
+        )
     out = Path(options.out).resolve()
     for name in filter(None, [] if options.check else options.inputs()):
         source = Path(name).resolve()
         if out == source or out in source.parents or source in out.parents:
             raise DataError(
                 f"--out {options.out}: is, holds or lies in the input {name}, whose files would be mixed "
-                "with "
-                "what is written, or replaced by it; choose a folder beside it"
+                "with what is written, or replaced by it; choose a folder beside it"
             )
 
 
-def locate(options: Options, names: Iterable[str], how: str) -> Path:
+def locate(options: Options, names: Iterable[str], how: str, packed: str = "") -> Path:
     """The folder that holds all of ``names`` (files or folders): the source itself or one at most three
     levels below it.
 
-    An archive is unpacked first. ``how`` says where to get the data and under which licence.
+    An archive is unpacked first, and so are, into one folder, the files of the source that match ``packed``.
+    ``how`` says where to get the data and under which licence.
 
     Raises:
         DataError: no such source, or nothing in it that looks as documented; repeats ``how``.
     """
     check_options(options)
-    names = list(names)
-    if not options.source:
-        raise DataError(f"name the archive or the unpacked folder.\n{how}")
     source = Path(options.source)
-    if not source.exists():
-        raise DataError(f"{source}: not found.\n{how}")
-    if source.is_file():
-        source = unpack([source], Path(f"{options.out.rstrip('/')}-source"), options.progress)
-    level = [source]
-    for _ in range(4):
-        for folder in level:
-            if all((folder / name).exists() for name in names):
+    if not options.source or not source.exists():
+        raise DataError(f"{options.source}: not found; name the archive or the unpacked folder.\n{how}")
+    archives = [source] if source.is_file() else sorted(source.glob(packed)) if packed else []
+    if archives:
+        source = unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress)
+    first, *others = names
+    for depth in range(4):
+        for path in sorted(source.glob("*/" * depth + first)):
+            folder = path.parent
+            hidden = re.search(r"/(\.|__MACOSX)", f"/{path.relative_to(source)}")
+            if not hidden and all((folder / name).exists() for name in others):
                 return folder
-        below = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
-        level = [child for child in below if child.name[0] != "." and child.name != "__MACOSX"][:1000]
-    packed = sorted(
-        path.name for path in source.iterdir() if path.name.endswith((".zip", ".tar", ".tar.gz", ".tgz"))
+    raise DataError(
+        f"{source}: no folder in it holds {', '.join(names)} (archives in it must be unpacked, or named one "
+        f"at a time).\n{how}"
     )
-    hint = (
-        f" (archives in it must be unpacked, or named one at a time: {', '.join(packed)})" if packed else ""
-    )
-    raise DataError(f"{source}: no folder in it holds {', '.join(names)}{hint}.\n{how}")
 
 
 def read_stems(path: Path, pattern: str, example: str) -> list[str]:
@@ -140,66 +135,76 @@ def read_stems(path: Path, pattern: str, example: str) -> list[str]:
     """
     if not path.is_file():
         raise DataError(f"{path}: not found; unpack the whole archive")
-    stems = path.read_text(encoding="utf-8-sig", errors="replace").split()
-    for stem in stems:
-        if not re.fullmatch(pattern, stem, re.ASCII):
-            raise DataError(f"{path}: {stem!r}; expected stems such as {example}, one a line")
-    if len(set(stems)) < len(stems):
-        raise DataError(f"{path}: lists {max(stems, key=stems.count)} twice; take the list from the archive")
+    with reading(path, "a list of stems (unpack the whole archive)", DataError):
+        stems = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    for stem, count in Counter(stems).items():
+        if count > 1 or not re.fullmatch(pattern, stem, re.ASCII):
+            raise DataError(f"{path}: {stem!r}; expected stems such as {example}, one a line, each once")
     return stems
 
 
-def check_disjoint(lists: Mapping[str, list[str]], where) -> None:
-    """Raise DataError where a stem stands in two of the lists, by split."""
-    for one, other in combinations(lists, 2):
-        if both := set(lists[one]) & set(lists[other]):
-            raise DataError(
-                f"{where}: {min(both)} stands in {one}.txt and in {other}.txt; take the lists from the "
-                "archive"
-            )
+def in_threads(function: Callable, items: Sequence, what: str, options: Options) -> Iterator:
+    """``function`` of every item, in order, with a progress bar; after an error no further item is begun."""
+    with ThreadPoolExecutor(options.workers) as pool:
+        yield from progress_bar(pool.map(function, items), what, len(items), progress=options.progress)
 
 
 def map_ids(ids: ndarray, table: Mapping[int, int], where, what: str = "id {}") -> ndarray:
     """Ids of the source -> uint8 class ids, 255 = ignore. ``what`` is how an id is written in an error.
 
     Raises:
-        DataError: an id that ``table`` does not know, or ids that are no integers; names the file and the
-            ids.
+        DataError: an id that ``table`` does not know; names the file and the ids.
     """
-    if ids.dtype.kind not in "iu":
-        raise DataError(f"{where}: label ids of type {ids.dtype}; expected integers")
     present = np.unique(ids)
     unknown = [value for value in present.tolist() if value not in table]
     if unknown:
-        classes = sorted(set(table) - {IGNORE_INDEX}) or [IGNORE_INDEX]
         kind, number = what.split()
-        names, listed = (", ".join(map(number.format, values)) for values in (unknown[:8], classes))
-        if len(classes) > 1 and len(classes) == 1 + classes[-1] - classes[0]:
-            listed = f"{classes[0]} to {classes[-1]}"
-        else:
-            listed = f"one of {listed}"
-        ignored = f", or {IGNORE_INDEX}" * (IGNORE_INDEX in table)
-        raise DataError(f"{where}: unknown label {kind} {names}; expected {listed}{ignored}")
+        names, listed = (", ".join(map(number.format, values)) for values in (unknown[:8], sorted(table)))
+        raise DataError(f"{where}: unknown label {kind} {names}; expected one of {listed}")
     values = np.array([table[value] for value in present.tolist()], np.uint8)
     return values[np.searchsorted(present, ids)]
 
 
-def verify_counts(
-    samples: Iterable[Sample], expected: Mapping[str, int], options: Options, what: str
-) -> None:
-    """Raise DataError unless every split has its official number of samples; with --partial, more than that
-    is still an error.
+def read_ids(path: Path, table: Mapping[int, int], size: Size) -> ndarray:
+    """(H, W) uint8 class ids of an image of labels, by ``map_ids``; of a palette its numbers count."""
+    return map_ids(read_image(path, None, 1, size, palette=True)[..., 0], table, path)
+
+
+def nearest(array: ndarray, size: Size) -> ndarray:
+    """(h, w, C) -> (H, W, C): each pixel takes the value whose centre is nearest to its own."""
+    rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, array.shape))
+    return array[rows][:, columns]
+
+
+def spread(listed: list, count: int) -> list:
+    """``count`` entries spread evenly over a list, both ends among them; all of a shorter one."""
+    places = np.linspace(0, len(listed) - 1, min(count, len(listed)))
+    return [listed[place] for place in np.unique(places.astype(int))]
+
+
+def verify_counts(samples: list[Sample], expected: Mapping[str, int], options: Options, where):
+    """Raise DataError unless there are the official numbers of samples; with --partial, more than that is
+    still an error.
+
+    Args:
+        expected: numbers by split, condition, "split condition", "split failing" or "split healthy" (with and
+            without a case). A split that it does not name may not
+            be there. {} = not known.
     """
-    counts, wrong = Counter(sample.split for sample in samples), []
-    for split in sorted({*counts, *expected}):
-        count, official = counts[split], expected.get(split, 0)
+    counts = Counter()
+    for s in samples:
+        counts.update({s.split, s.condition, f"{s.split} {s.condition}"})
+        counts[f"{s.split} {'failing' if s.case else 'healthy'}"] += 1
+    names = {sample.split for sample in samples}.union(expected) if expected else ()
+    wrong = []
+    for name in sorted(names):
+        count, official = counts[name], expected.get(name, 0)
         if count > official or (count < official and not options.partial):
-            wrong.append(f"{split}: {count} of {official}")
+            wrong.append(f"{name}: {count} of {official}")
     if wrong:
         raise DataError(
-            f"{what}: found {', '.join(wrong)} samples; complete the download, or give --partial to go on "
-            "with "
-            "what is there"
+            f"{where}: found {', '.join(wrong)} samples; complete the download, or give --partial to go on "
+            "with what is there"
         )
 
 

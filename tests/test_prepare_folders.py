@@ -548,7 +548,7 @@ def test_blocks_end_where_a_folder_ends():
 
 def test_frames_are_in_natural_order():
     stems = [f"drive{d}/frame_{i}" for d in (10, 2) for i in range(12)]
-    every = folders.Folder("rgb", Path("x"), {}, dict.fromkeys(stems, Path("y")))
+    every = folders.Folder("rgb", Path("x"), {}, dict.fromkeys(stems, Path("y")), {})
     assert folders.match([every], False) == [f"drive{d}/frame_{i}" for d in (2, 10) for i in range(12)]
 
 
@@ -611,35 +611,39 @@ def cut(root):
 
 ONLY_TEST = "id,split\n" + "".join(f"{i:04d},test\n" for i in range(12))
 CASES = {
-    "no word": ([], None, "name at least one sensor's folder"),
-    "only labels": (["label=label"], None, "name at least one sensor's folder"),
+    "no word": ([], None, "and at least one sensor's"),
+    "only labels": (["label=label"], None, "and at least one sensor's"),
     "no name": (["rgb"], None, "'rgb': expected NAME=FOLDER"),
     "capitals": (["RGB=rgb"], None, "a name in small letters"),
-    "twice": (["rgb=rgb", "rgb=label"], None, "rgb has a folder already"),
-    "settings alone": (["rgb=rgb", "radar:sparse"], None, "'radar' has settings but no folder"),
+    "twice": (["rgb=rgb", "rgb=label"], None, "and one folder for each name"),
+    "settings alone": (["rgb=rgb", "radar:sparse"], None, "settings for radar: expected a folder for each"),
     "unknown setting": (["rgb=rgb", "rgb:gamma=2"], None, "cannot read the setting 'gamma=2'"),
     "no number": (["rgb=rgb", "rgb:scale=wide"], None, "cannot read the setting 'scale=wide'"),
     "division by zero": (["rgb=rgb", "rgb:scale=1/0"], None, "cannot read the setting"),
     "NaN": (["rgb=rgb", "rgb:low=nan"], None, "cannot read the setting"),
     "no colour": (["rgb=rgb", "rgb:colour=red"], None, "colour (#332288)"),
     "no picture": (["rgb=rgb", "rgb:picture=heatmap"], None, "cannot read the setting 'picture=heatmap'"),
-    "no folder": (["rgb=nowhere"], None, "rgb=nowhere: no such folder"),
-    "empty folder": (["rgb=empty"], lambda r: (r / "empty").mkdir(), "rgb=empty: no image"),
-    "scale 0": (["rgb=rgb", "rgb:scale=0"], None, "not a scale"),
+    "no folder": (["rgb=nowhere"], None, "rgb=nowhere: no such folder, or no image"),
+    "empty folder": (
+        ["rgb=empty"],
+        lambda r: (r / "empty").mkdir(),
+        "rgb=empty: no such folder, or no image",
+    ),
+    "scale 0": (["rgb=rgb", "rgb:scale=0"], None, "expected a scale other than 0"),
     "sparse with offset": (
         ["rgb=rgb", "rgb:sparse,offset=-273.15"],
         None,
         "a unit whose 0 is never measured (kelvin)",
     ),
     "colours above 1": (["rgb=rgb", "rgb:scale=1"], None, "expected 0 to 1; give rgb:scale=1/255"),
-    "low above high": (["rgb=rgb", "rgb:low=1,high=0"], None, "low 1 is not below high 0"),
+    "low above high": (["rgb=rgb", "rgb:low=1,high=0"], None, "low 1.0 is not below high 0.0"),
     "an angle of one plane": (["rgb=rgb", "rgb:picture=angle,planes=0"], None, "an angle has two"),
     "no such plane": (["rgb=rgb", "rgb:planes=0+3"], None, "has planes 0 to 2; rgb:planes=0+3"),
-    "no such mirror plane": (["rgb=rgb", "rgb:flip_negates=3"], None, "flip_negates counts from 0"),
+    "no such mirror plane": (["rgb=rgb", "rgb:flip_negates=3"], None, "names a channel outside 0 to 2"),
     "missing": (
         OK,
         lambda r: (r / "label" / "0003.png").unlink(),
-        "label=label: nothing for 1 of 12 names, such as rgb/0003.png",
+        "label=label: nothing for 1 of 12 names, such as 0003;",
     ),
     "other names": (
         ["rgb=rgb", "heat=heat"],
@@ -656,7 +660,7 @@ CASES = {
     "mixed planes": (
         OK,
         pack(rgb__0003__png=noise(0)),
-        "11 are uint8 with 3 channels, such as rgb/0000.png; 1 are uint8 with 1 channel, such as rgb/0003.png",
+        "11 are uint8 with 3 channels, such as rgb/0011.png; 1 are uint8 with 1 channel, such as rgb/0003.png",
     ),
     "mixed depths": (["x=label"], pack(label__0003__png=noise(0, "uint16")), "such as label/0003.png"),
     "another size": (
@@ -711,12 +715,12 @@ CASES = {
         "integers above 2^24",
     ),
     "coloured labels": (OK, pack(label__0003__png=THREE), "11 are uint8 with 1 channel"),
-    "colours without a table": (["x=label", "label=rgb"], None, "rgb/0000.png: coloured labels (#"),
+    "colours without a table": (["x=label", "label=rgb"], None, "rgb/0000.png: coloured labels, such as #"),
     "jpeg labels": (["rgb=rgb", "label=lossy"], twelve("lossy", ".jpg", ids), "a JPEG blurs the ids"),
     "a mask of 0 and 255": (
         ["rgb=rgb", "label=m"],
         twelve("m", ".png", lambda i: (ids(i) > 9) * np.uint8(255)),
-        "label=m: no id but 0 and 255",
+        "label=m: 2 ids from 0 to 255; without a table 255 is ignored",
     ),
     "labels of fractions": (
         ["rgb=rgb", "label=f"],
@@ -741,7 +745,7 @@ CASES = {
     "an id twice": (
         [*OK, "--classes", "c.csv"],
         text("c.csv", "name,ids\na,3 7\nb,7 11\n"),
-        "id 7 of 'b' belongs to another class",
+        "an id or a colour belongs to another class",
     ),
     "a class twice": ([*OK, "--classes", "c.csv"], text("c.csv", "name,ids\na,3\na,7 11\n"), "there twice"),
     "no column": (
@@ -757,7 +761,7 @@ CASES = {
     "a bad colour": (
         [*OK, "--classes", "c.csv"],
         text("c.csv", "name,colours\na,red\n"),
-        "expected ids as 7 8 and colours as #804080",
+        "not ids as 7 8 and colours as #804080",
     ),
     "no table": ([*OK, "--classes", "c.csv"], None, "c.csv"),
     "no text": (
@@ -780,13 +784,13 @@ CASES = {
         text("s.csv", "id,split\n0001,train\n0001,test\n"),
         "is listed as 'train' and as 'test'",
     ),
-    "no lists": ([*OK, "--split", "rgb"], None, "rgb: no train.txt"),
+    "no lists": ([*OK, "--split", "rgb"], None, "rgb: has no split for"),
     "nothing to train on": ([*OK, "--split", "s.csv"], text("s.csv", ONLY_TEST), "no image is in train"),
     "bad shares": ([*OK, "--fractions", "1", "-1", "0"], None, "--fractions -1.0: expected 0 or more"),
     "too few": (
         [*OK, "--fractions", "0.98", "0.01", "0.01"],
         None,
-        "12 images are too few for train val test",
+        "12 images are too few for --fractions",
     ),
     "an unknown condition": (
         [*OK, "--conditions", "c.csv"],

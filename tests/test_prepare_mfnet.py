@@ -192,20 +192,20 @@ def cut(name):
             lambda root: (root / "val.txt").unlink(),
             "no folder in it holds images, labels, train.txt, val.txt, test.txt",
         ),
-        (lambda root: (root / "test_day.txt").unlink(), "test_day.txt: not found"),
+        (lambda root: (root / "test_day.txt").unlink(), "test_day.txt: no such file"),
         (
             edited("test_night.txt", "00010N", "00007D"),
-            "test_night.txt: 00007D is in this list only; expected the N stems of test.txt",
+            "test_night.txt: 00007D is in only one of this list and test.txt; expected the N stems of test.txt",
         ),
-        (edited("test_night.txt", "00010N", ""), "test_night.txt: 00010N is in test.txt only"),
+        (edited("test_night.txt", "00010N", ""), "test_night.txt: 00010N is in only one of this list and test.txt"),
         (
             edited("test_day.txt", "00007D", "00007D\n00001D"),
-            "test_day.txt: 00001D is in this list only; expected the D stems of test.txt",
+            "test_day.txt: 00001D is in only one of this list and test.txt; expected the D stems of test.txt",
         ),
         (edited("val.txt", "00006N", "00006N.png"), "val.txt: '00006N.png'; expected stems such as 00001D"),
-        (edited("val.txt", "00006N", "00004N"), "00004N stands in train.txt and in val.txt"),
-        (edited("val.txt", "00006N", "00006N\n00006N"), "val.txt: lists 00006N twice"),
-        (edited("train.txt", "00004N\n", ""), "train.txt: lists 00004N_flip without 00004N"),
+        (edited("val.txt", "00006N", "00004N"), "'00004N' is listed twice"),
+        (edited("val.txt", "00006N", "00006N\n00006N"), "val.txt: '00006N'; expected stems"),
+        (edited("train.txt", "00004N\n", ""), "train.txt: lists the mirrored 00004N alone"),
         (
             edited("val.txt", "00006N", "val/00006N.png"),
             "val.txt: 'val/00006N.png'; expected stems such as 00001D",
@@ -229,7 +229,7 @@ def test_another_division_is_a_warning(tmp_path, capsys):
     edited("val.txt", "00006N", "00006N\n00093D")(tmp_path / "ir_seg_dataset")
     prepare(tmp_path / "ir_seg_dataset", tmp_path / "out")
     out = capsys.readouterr().out
-    assert "divided into train 2, val 2, test 2; published scores use train 3, val 1, test 2" in out
+    assert "divided into {'train': 2, 'val': 2, 'test': 2}; published scores use {'train': 3, 'val': 1, 'test': 2}" in out
 
 
 def test_check_partial_and_second_run(tmp_path, capsys):

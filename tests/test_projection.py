@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from unittest import mock
 
 import h5py
 import hdf5plugin
@@ -288,10 +287,10 @@ def test_points_come_back_and_those_without_a_place_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (lambda p: p.tobytes()[:-20], "no whole number of 6 float64"),  # cut inside a point
+        (lambda p: p.tobytes()[:-20], "6 float64 each"),  # cut inside a point
         (lambda p: b"", "0 bytes"),
-        (lambda p: p.astype(np.float32)[:799, :4].tobytes(), "no whole number"),  # another kind of LiDAR file
-        (lambda p: np.full((4, 6), np.nan).tobytes(), "none of 4 points has finite coordinates"),
+        (lambda p: p.astype(np.float32)[:799, :4].tobytes(), "6 float64 each"),  # another kind of LiDAR file
+        (lambda p: np.full((4, 6), np.nan).tobytes(), "no point with finite coordinates"),
         (lambda p: np.where(np.arange(6) == 3, -p - 1, p).tobytes(), "negative or NaN intensity"),
         (lambda p: np.where(np.arange(6) == 3, np.nan, p).tobytes(), "negative or NaN intensity"),
     ],
@@ -362,8 +361,8 @@ def homography():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(0, 80), st.sampled_from([1, 7, 1000]))
-def test_counts_are_those_of_a_loop_and_sum_to_the_events_inside(seed, count, chunk):
+@given(st.integers(0, 2**31), st.integers(0, 80))
+def test_counts_are_those_of_a_loop_and_sum_to_the_events_inside(seed, count):
     x, y, _, p = (values[:count] for values in burst(seed))
     (a, b, c), (d, e, f), (g, h, i) = homography()[0].tolist()
     expected = np.zeros((*SIZE, 2), int)
@@ -372,8 +371,7 @@ def test_counts_are_those_of_a_loop_and_sum_to_the_events_inside(seed, count, ch
         row, column = math.floor((d * u + e * v + f) / w + 0.5), math.floor((a * u + b * v + c) / w + 0.5)
         if w > 0 and 0 <= row < SIZE[0] and 0 <= column < SIZE[1]:
             expected[row, column, 1 - polarity] += 1
-    with mock.patch.object(projection, "CHUNK", chunk):
-        counts = projection.event_counts(x, y, p, homography()[0], SIZE)
+    counts = projection.event_counts(x, y, p, homography()[0], SIZE)
     assert np.array_equal(counts, expected)
     assert counts.sum() <= count and counts[..., 0].sum() <= p.sum()
 
@@ -405,17 +403,17 @@ def test_the_homography_places_far_points_where_the_camera_sees_them():
         (lambda f: f.__delitem__("events/p"), "not HDF5 with events/x, y, t, p"),
         (
             lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.zeros(3))),
-            "other types or lengths",
+            "events/x, y, t, p",
         ),
-        (lambda f: (f.__delitem__("events/t"), f.create_group("events/t")), "other types or lengths"),
-        (lambda f: f["events/p"].__setitem__(slice(None), 2), "expected 0 .darker. and 1 .brighter."),
+        (lambda f: (f.__delitem__("events/t"), f.create_group("events/t")), "events/x, y, t, p"),
+        (lambda f: f["events/p"].__setitem__(slice(None), 2), "polarities other than 0 .darker. and 1 .brighter."),
         (
             lambda f: (f.__delitem__("events/t"), f.create_dataset("events/t", data=np.full(500, np.nan))),
             "NaN or infinite event times",
         ),
         (
             lambda f: (f.__delitem__("events/x"), f.create_dataset("events/x", data=np.full(500, np.nan))),
-            "NaN or infinite event coord",
+            "NaN or infinite coord",
         ),
     ],
 )
@@ -470,17 +468,17 @@ def test_calibration_comes_back(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["extrinsics"].pop("lidar2rgb"), "extrinsics/lidar2rgb: missing"),
-        (lambda c: c.pop("intrinsics"), "intrinsics/rgb/K: missing"),
-        (lambda c: c["intrinsics"].update(rgb=[1]), "intrinsics/rgb/K: missing"),
-        (lambda c: c["intrinsics"]["rgb"].update(K=np.eye(4).tolist()), "expected a finite 3 × 3"),
-        (lambda c: c["intrinsics"]["rgb"].update(K=np.diag([0.0, 9, 1]).tolist()), "no camera matrix"),
-        (lambda c: c["intrinsics"]["rgb"].update(K=K.T.tolist()), "no camera matrix"),
-        (lambda c: c["intrinsics"]["rgb"].update(K="K"), "not a matrix"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=(2 * np.eye(4)).tolist()), "no rigid transform"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=np.diag([1.0, 1, -1, 1]).tolist()), "no rigid transform"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=TO_CAMERA.T.tolist()), "no rigid transform"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=[[float("nan")] * 4] * 4), "expected a finite 4 × 4"),
+        (lambda c: c["extrinsics"].pop("lidar2rgb"), "extrinsics/lidar2rgb: cannot be read .* a 4 × 4 rigid transform"),
+        (lambda c: c.pop("intrinsics"), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera matrix"),
+        (lambda c: c["intrinsics"].update(rgb=[1]), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera matrix"),
+        (lambda c: c["intrinsics"]["rgb"].update(K=np.eye(4).tolist()), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
+        (lambda c: c["intrinsics"]["rgb"].update(K=np.diag([0.0, 9, 1]).tolist()), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
+        (lambda c: c["intrinsics"]["rgb"].update(K=K.T.tolist()), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
+        (lambda c: c["intrinsics"]["rgb"].update(K="K"), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=(2 * np.eye(4)).tolist()), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=np.diag([1.0, 1, -1, 1]).tolist()), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=TO_CAMERA.T.tolist()), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
+        (lambda c: c["extrinsics"].update(lidar2rgb=[[float("nan")] * 4] * 4), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
     ],
 )
 def test_bad_calibrations_name_file_and_key(tmp_path, change, message):
