@@ -64,14 +64,17 @@ def start(main: Callable, options: type, doc: str):
         sys.exit("stopped; the same command goes on from here")
 
 
+FACTS = Path(__file__).parent / "descriptions"  # of the public data sets
+
+
 def read_facts(name: str) -> dict:
-    """``descriptions/NAME.json``: facts of a public data set."""
-    return read_json(Path(__file__).parent / "descriptions" / f"{name}.json", "facts of a data set")
+    """A table of numbers or addresses of a public data set."""
+    return read_json(FACTS / f"{name}.json", "facts of a data set")
 
 
 def read_official(name: str) -> Description:
     """The description of a public data set as far as no option decides it."""
-    return Description.from_dict(read_facts(name))
+    return read_description(FACTS / name)
 
 
 def resized(

@@ -260,7 +260,7 @@ def read_classes(path: str) -> Classes:
     return classes
 
 
-def raw_labels(folder: Folder, stem: str, classes: Classes | None) -> tuple[ndarray, bool]:
+def raw_labels(folder: Folder, stem: str, classes: Classes | None) -> tuple:
     """(H, W) raw ids, or raw colours, int64; and which.
 
     Raises:

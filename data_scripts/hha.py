@@ -13,7 +13,7 @@ from scipy.ndimage import uniform_filter
 LEVEL = (0.0, -1.0, 0.0)  # up, for a camera that is held level
 
 
-def rays(shape: tuple[int, int], intrinsics: tuple[float, float, float, float]) -> tuple[ndarray, ndarray]:
+def rays(shape: tuple[int, int], intrinsics) -> tuple:
     """x/z and y/z of every pixel, each (H, W). ``intrinsics``: fx, fy, cx, cy in pixels, the first pixel
     being (1, 1) as in MATLAB.
     """

@@ -100,8 +100,9 @@ def samples(root: Path, options: Options) -> list[Sample]:
             files = {folder: root / folder / f"{stem}.png" for folder in ("images", "labels")}
             listed.append(Sample(stem, split, condition, case, files))
     print(f"mirrored copies left out: {', '.join(mirrored)}")
-    alone = sum(bool(sample.case) for sample in listed)
-    print(f"without annotation: {alone} samples, by black_list.txt where there is one")
+    print(
+        f"without annotation: {sum(bool(s.case) for s in listed)} samples, by black_list.txt if it is there"
+    )
     return common.complete(listed, options)
 
 

@@ -225,7 +225,7 @@ def lidar_returns(
     return pixel, np.stack([distance[index], points[index, 3], points[index, 2]], 1)
 
 
-def read_events(path: Path, window: int) -> tuple[ndarray, ndarray, ndarray]:
+def read_events(path: Path, window: int) -> tuple:
     """Events of the last ``window`` microseconds before the last one: x, y, p (n,), p = 1 brighter, 0 darker.
     In any order in the file.
 

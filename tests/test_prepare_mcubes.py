@@ -399,7 +399,10 @@ def spoiled(root: Path, what: str) -> None:
         ("transposed", rf"polL_aolp_sin/{stem(4)}.npy: 212 × 12 pixels; expected 12 × 212"),
         ("pickled", f"polL_aolp_cos/{stem(4)}.npy: cannot be read"),
         ("no angle", f"polL_aolp_sin/{stem(4)}.npy and .*sine² .* is 0.64 to 1"),
-        ("flat angles", "polL_aolp_sin and polL_aolp_cos: by their signs they hold nothing clear; .* give --angle"),
+        (
+            "flat angles",
+            "polL_aolp_sin and polL_aolp_cos: by their signs they hold nothing clear; .* give --angle",
+        ),
         ("escape", "all.txt: '../../etc/passwd'; expected stems"),
         ("overlap", f"'{stem(8)}' is listed twice"),
         ("twice", f"test.txt: '{stem(8)}'; expected .* each once"),

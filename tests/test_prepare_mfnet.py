@@ -197,7 +197,10 @@ def cut(name):
             edited("test_night.txt", "00010N", "00007D"),
             "test_night.txt: 00007D is in only one of this list and test.txt; expected the N stems of test.txt",
         ),
-        (edited("test_night.txt", "00010N", ""), "test_night.txt: 00010N is in only one of this list and test.txt"),
+        (
+            edited("test_night.txt", "00010N", ""),
+            "test_night.txt: 00010N is in only one of this list and test.txt",
+        ),
         (
             edited("test_day.txt", "00007D", "00007D\n00001D"),
             "test_day.txt: 00001D is in only one of this list and test.txt; expected the D stems of test.txt",
@@ -229,7 +232,10 @@ def test_another_division_is_a_warning(tmp_path, capsys):
     edited("val.txt", "00006N", "00006N\n00093D")(tmp_path / "ir_seg_dataset")
     prepare(tmp_path / "ir_seg_dataset", tmp_path / "out")
     out = capsys.readouterr().out
-    assert "divided into {'train': 2, 'val': 2, 'test': 2}; published scores use {'train': 3, 'val': 1, 'test': 2}" in out
+    assert (
+        "divided into {'train': 2, 'val': 2, 'test': 2}; published scores use {'train': 3, 'val': 1, 'test': 2}"
+        in out
+    )
 
 
 def test_check_partial_and_second_run(tmp_path, capsys):

@@ -406,7 +406,10 @@ def test_the_homography_places_far_points_where_the_camera_sees_them():
             "events/x, y, t, p",
         ),
         (lambda f: (f.__delitem__("events/t"), f.create_group("events/t")), "events/x, y, t, p"),
-        (lambda f: f["events/p"].__setitem__(slice(None), 2), "polarities other than 0 .darker. and 1 .brighter."),
+        (
+            lambda f: f["events/p"].__setitem__(slice(None), 2),
+            "polarities other than 0 .darker. and 1 .brighter.",
+        ),
         (
             lambda f: (f.__delitem__("events/t"), f.create_dataset("events/t", data=np.full(500, np.nan))),
             "NaN or infinite event times",
@@ -468,17 +471,47 @@ def test_calibration_comes_back(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["extrinsics"].pop("lidar2rgb"), "extrinsics/lidar2rgb: cannot be read .* a 4 × 4 rigid transform"),
+        (
+            lambda c: c["extrinsics"].pop("lidar2rgb"),
+            "extrinsics/lidar2rgb: cannot be read .* a 4 × 4 rigid transform",
+        ),
         (lambda c: c.pop("intrinsics"), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera matrix"),
-        (lambda c: c["intrinsics"].update(rgb=[1]), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera matrix"),
-        (lambda c: c["intrinsics"]["rgb"].update(K=np.eye(4).tolist()), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
-        (lambda c: c["intrinsics"]["rgb"].update(K=np.diag([0.0, 9, 1]).tolist()), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
-        (lambda c: c["intrinsics"]["rgb"].update(K=K.T.tolist()), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
-        (lambda c: c["intrinsics"]["rgb"].update(K="K"), "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=(2 * np.eye(4)).tolist()), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=np.diag([1.0, 1, -1, 1]).tolist()), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=TO_CAMERA.T.tolist()), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
-        (lambda c: c["extrinsics"].update(lidar2rgb=[[float("nan")] * 4] * 4), "lidar2rgb: cannot be read .* 4 × 4 rigid transform"),
+        (
+            lambda c: c["intrinsics"].update(rgb=[1]),
+            "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera matrix",
+        ),
+        (
+            lambda c: c["intrinsics"]["rgb"].update(K=np.eye(4).tolist()),
+            "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera",
+        ),
+        (
+            lambda c: c["intrinsics"]["rgb"].update(K=np.diag([0.0, 9, 1]).tolist()),
+            "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera",
+        ),
+        (
+            lambda c: c["intrinsics"]["rgb"].update(K=K.T.tolist()),
+            "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera",
+        ),
+        (
+            lambda c: c["intrinsics"]["rgb"].update(K="K"),
+            "intrinsics/rgb/K: cannot be read .* a 3 × 3 camera",
+        ),
+        (
+            lambda c: c["extrinsics"].update(lidar2rgb=(2 * np.eye(4)).tolist()),
+            "lidar2rgb: cannot be read .* 4 × 4 rigid transform",
+        ),
+        (
+            lambda c: c["extrinsics"].update(lidar2rgb=np.diag([1.0, 1, -1, 1]).tolist()),
+            "lidar2rgb: cannot be read .* 4 × 4 rigid transform",
+        ),
+        (
+            lambda c: c["extrinsics"].update(lidar2rgb=TO_CAMERA.T.tolist()),
+            "lidar2rgb: cannot be read .* 4 × 4 rigid transform",
+        ),
+        (
+            lambda c: c["extrinsics"].update(lidar2rgb=[[float("nan")] * 4] * 4),
+            "lidar2rgb: cannot be read .* 4 × 4 rigid transform",
+        ),
     ],
 )
 def test_bad_calibrations_name_file_and_key(tmp_path, change, message):
