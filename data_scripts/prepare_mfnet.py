@@ -100,9 +100,8 @@ def samples(root: Path, options: Options) -> list[Sample]:
             files = {folder: root / folder / f"{stem}.png" for folder in ("images", "labels")}
             listed.append(Sample(stem, split, condition, case, files))
     print(f"mirrored copies left out: {', '.join(mirrored)}")
-    print(
-        f"without annotation: {sum(bool(s.case) for s in listed)} samples, by black_list.txt if it is there"
-    )
+    absent = "" if black.is_file() else "; there is no black_list.txt"
+    print(f"without annotation: {sum(bool(s.case) for s in listed)} samples{absent}")
     return common.complete(listed, options)
 
 

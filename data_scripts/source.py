@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from mmlib.config import AtLeast, check_settings
 from mmlib.data.images import DataError, read_image
-from mmlib.runtime import progress_bar, reading
+from mmlib.runtime import progress_bar
 
 Size = tuple[int, int]  # height, width
 
@@ -135,8 +135,7 @@ def read_stems(path: Path, pattern: str, example: str) -> list[str]:
     """
     if not path.is_file():
         raise DataError(f"{path}: not found; unpack the whole archive")
-    with reading(path, "a list of stems (unpack the whole archive)", DataError):
-        stems = path.read_text(encoding="utf-8-sig", errors="replace").split()
+    stems = path.read_text(encoding="utf-8-sig", errors="replace").split()
     for stem, count in Counter(stems).items():
         if count > 1 or not re.fullmatch(pattern, stem, re.ASCII):
             raise DataError(f"{path}: {stem!r}; expected stems such as {example}, one a line, each once")

@@ -407,7 +407,7 @@ def spoiled(root: Path, what: str) -> None:
         ("overlap", f"'{stem(8)}' is listed twice"),
         ("twice", f"test.txt: '{stem(8)}'; expected .* each once"),
         ("stranger", "test.txt: outscene9_9_9 is not in all.txt"),
-        ("no list", "val.txt: no such file"),
+        ("no list", "val.txt: not found"),
         ("no folder", "no folder in it holds list_folder, .*NIR_warped"),
     ],
 )

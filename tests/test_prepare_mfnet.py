@@ -192,7 +192,7 @@ def cut(name):
             lambda root: (root / "val.txt").unlink(),
             "no folder in it holds images, labels, train.txt, val.txt, test.txt",
         ),
-        (lambda root: (root / "test_day.txt").unlink(), "test_day.txt: no such file"),
+        (lambda root: (root / "test_day.txt").unlink(), "test_day.txt: not found"),
         (
             edited("test_night.txt", "00010N", "00007D"),
             "test_night.txt: 00007D is in only one of this list and test.txt; expected the N stems of test.txt",
