@@ -177,8 +177,8 @@ def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
                 f"{entry!r}: expected SENSOR=PATH, such as {next(iter(network.modalities))}=images"
             )
         if name not in network.modalities:
-            known = ", ".join(network.modalities)
-            raise ValueError(f"{entry!r}: unknown sensor; this network knows {known}")
+            sensors = ", ".join(network.modalities)
+            raise ValueError(f"{entry!r}: unknown sensor; this network knows {sensors}")
         if name in paths:
             raise ValueError(f"{entry!r}: given twice")
         paths[name] = Path(path)
