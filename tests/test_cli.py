@@ -186,7 +186,7 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
                 "--features",
                 "kl",
             ],
-            "takes --pred",
+            "has no logits and features of single sensors",
         ),
         (
             [
