@@ -119,7 +119,7 @@ def run(
     description: Description,
     samples: list[Sample],
     read: Callable,
-    expected: Mapping[str, int] = {},
+    expected: Mapping = {},
 ):
     """Convert all samples, resumably, then report; with --check only read back what is there.
 
@@ -186,7 +186,7 @@ def same(root: str | Path, description: Description):
         )
 
 
-def check(options: Options, description: Description, expected: Mapping[str, int] = {}):
+def check(options: Options, description: Description, expected: Mapping = {}):
     """Read back every file of a prepared folder; raises DataError where one is not as it should be, else
     reports.
     """

@@ -171,7 +171,7 @@ def parse_settings(word: str, text: str) -> dict:
 # ---- splits ----
 
 
-def by_name(entries: list[tuple], stems: list[str], path: str) -> dict[str, str]:
+def by_name(entries: list[tuple], stems: list[str], path: str) -> dict:
     """Values by name without ending; a name may be given with its ending, or as the id that it becomes.
 
     Raises:
@@ -224,7 +224,7 @@ def divide(stems: list[str], options: Options) -> tuple:
     return split, f"blocks of {longest} consecutive names, {' '.join(f'{share:g}' for share in shares)}"
 
 
-def by_list(stems: list[str], source: str) -> dict[str, str]:
+def by_list(stems: list[str], source: str) -> dict:
     """Split of every name, from a table, or from a folder with train.txt, val.txt and test.txt."""
     path = Path(source)
     if path.is_dir():

@@ -196,7 +196,7 @@ def deep(path: Path, planes: int, want: int) -> ndarray:
     return array * np.uint16(257) if array.dtype == np.uint8 and want == 16 else array
 
 
-def polarisation(files: Mapping[str, Path], doubled: bool, tolerance: float) -> tuple:
+def polarisation(files: Mapping, doubled: bool, tolerance: float) -> tuple:
     """(degree (H, W, 1), cosine and sine (H, W, 2) of twice the angle, or as the files hold it).
 
     Raises:

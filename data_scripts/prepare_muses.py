@@ -165,7 +165,7 @@ def written_size(options: Options) -> Size:
     return options.size if any(options.size) else SIZE
 
 
-def geometry(root: Path, options: Options) -> dict[str, ndarray]:
+def geometry(root: Path, options: Options) -> dict:
     """Matrices at the size that is written: camera K, event homography, lidar2rgb, and lidar2gnss where
     points are to be moved.
     """
@@ -204,7 +204,9 @@ def read_lidar(sample: Sample, options: Options, matrices: Mapping, entry: Mappi
     check_returns(np.c_[np.linalg.norm(points[:, :3], axis=1), points[:, 3], points[:, 2]], path)
     if options.motion_compensation:
         keys = [f"frame_camera_exposure_{end}_timestamp_us" for end in ("start", "end")]
-        with reading(f"meta.json, {sample.id!r}", f"{' and '.join(keys)} in microseconds", DataError):
+        with reading(
+            f"meta.json, {sample.id!r}", f"an entry with {' and '.join(keys)} in microseconds", DataError
+        ):
             exposure = sum(int(entry[key]) for key in keys) / 2e6
         motion = projection.read_motion(sample.files["gnss"])
         points = projection.compensate(points, exposure, motion, matrices["lidar2gnss"], path)

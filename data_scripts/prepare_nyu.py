@@ -194,17 +194,21 @@ def open_arrays(path: Path, wanted: dict, what: str):
         import h5py
     except ImportError as error:
         raise DataError(f'{path}: reading it needs h5py; pip install -e ".[data]"') from error
+    cache = 1 << 20
     with reading(path, f"MATLAB 7.3 (HDF5), {what} (fetch it again)", DataError):
-        # The cache of each array holds the chunks of some frames, for threads that read side by side.
-        file = h5py.File(path, rdcc_nbytes=1 << 28, rdcc_nslots=100_003)
-        count = len(file[next(iter(wanted))])
-        for name, (shape, dtype) in wanted.items():
-            if file[name].shape != (count, *shape) or file[name].dtype != dtype:
-                raise TypeError(
-                    f"{name} is {file[name].dtype} {file[name].shape}; expected {dtype} {(count, *shape)}, "
-                    "MATLAB's axes in reverse order"
-                )
-        return file
+        with h5py.File(path) as file:
+            count = len(file[next(iter(wanted))])
+            for name, (shape, dtype) in wanted.items():
+                array = file[name]
+                if array.shape != (count, *shape) or array.dtype != dtype:
+                    raise TypeError(
+                        f"{name} is {array.dtype} {array.shape}; expected {dtype} "
+                        f"{(count, *shape)}, MATLAB's axes in reverse order"
+                    )
+                if array.chunks:  # twice those that lie across one frame, for threads at the border of two
+                    across = np.ceil(np.divide(shape, array.chunks[1:])).prod()
+                    cache = max(cache, int(2 * across * np.prod(array.chunks) * array.dtype.itemsize))
+        return h5py.File(path, rdcc_nbytes=min(cache, 1 << 29), rdcc_nslots=100_003)
 
 
 def cells(file, name: str) -> list[str]:
@@ -244,7 +248,7 @@ def class_table(folder: Path, names: list[str], classes: int) -> ndarray:
     return np.concatenate([[IGNORE_INDEX], final - 1]).astype(np.uint8)
 
 
-def read_splits(path: Path) -> dict[str, ndarray]:
+def read_splits(path: Path) -> dict:
     """Official frame numbers, from 1, of train and test, sorted.
 
     Raises:
@@ -286,9 +290,7 @@ def read_frame(file, table: ndarray, options: Options, sample: Sample) -> Arrays
     return {name: array[inside] for name, array in images.items()}, table[ids[inside]]
 
 
-def official_samples(
-    splits: dict[str, ndarray], scenes: list[str], count: int, options: Options
-) -> list[Sample]:
+def official_samples(splits: dict, scenes: list[str], count: int, options: Options) -> list[Sample]:
     """One Sample per frame, in the order of the file; its condition is the kind of room."""
     split = dict.fromkeys(splits["test"].tolist(), "test")
     for position, number in enumerate(splits["train"].tolist()):

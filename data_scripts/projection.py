@@ -28,7 +28,7 @@ Size, Pair = tuple[int, int], tuple[ndarray, ndarray]
 CLOCK = 1.0  # s; points that lie further from the exposure than this come from another clock
 
 
-def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[str]) -> dict[str, ndarray]:
+def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[str]) -> dict:
     """``intrinsics/<camera>/K`` (3, 3) and ``extrinsics/<transform>`` (4, 4) of a JSON file, by their names.
 
     Raises:

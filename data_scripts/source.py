@@ -110,7 +110,7 @@ def locate(options: Options, names: Iterable[str], how: str, packed: str = "") -
     check_options(options)
     source = Path(options.source)
     if not options.source or not source.exists():
-        raise DataError(f"{options.source}: not found; name the archive or the unpacked folder.\n{how}")
+        raise DataError(f"name the archive or the unpacked folder; {options.source!r} is not found.\n{how}")
     archives = [source] if source.is_file() else sorted(source.glob(packed)) if packed else []
     if archives:
         source = unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress)
@@ -181,7 +181,7 @@ def spread(listed: list, count: int) -> list:
     return [listed[place] for place in np.unique(places.astype(int))]
 
 
-def verify_counts(samples: list[Sample], expected: Mapping[str, int], options: Options, where):
+def verify_counts(samples: list[Sample], expected: Mapping, options: Options, where):
     """Raise DataError unless there are the official numbers of samples; with --partial, more than that is
     still an error.
 

@@ -110,8 +110,8 @@ def test_the_source_is_found(tmp_path):
     shutil.move(archive, tmp_path / "source" / "one" / "set.zip")
     for source, to, message in [
         (deep, "", "--out is missing"),
-        ("", out, r"not found; name the archive or the unpacked folder.\nHOW"),
-        ("nowhere", out, r"nowhere: not found; .*\nHOW"),
+        ("", out, r"name the archive or the unpacked folder; '' is not found.\nHOW"),
+        ("nowhere", out, r"name the archive or the unpacked folder; 'nowhere' is not found.\nHOW"),
         (deep / "rgb", out, "no folder in it holds rgb, gt"),
         (
             tmp_path / "source" / "one",

@@ -319,7 +319,7 @@ def test_what_does_not_belong_is_named_and_nothing_is_taken_for_whole(tmp_path, 
 def test_a_missing_source_is_told_where_to_get_it(tmp_path):
     (tmp_path / "empty").mkdir()
     for source, message in (
-        (tmp_path / "nowhere", "nowhere: not found"),
+        (tmp_path / "nowhere", "nowhere' is not found"),
         (tmp_path / "empty", "event, hha, img, lidar, semantic"),
     ):
         with pytest.raises(ValueError, match=message) as caught:

@@ -629,7 +629,7 @@ CASES = {
         lambda r: (r / "empty").mkdir(),
         "rgb=empty: no such folder, or no image",
     ),
-    "scale 0": (["rgb=rgb", "rgb:scale=0"], None, "expected a scale other than 0"),
+    "scale 0": (["rgb=rgb", "rgb:scale=0"], None, "scale 0.0: expected"),
     "sparse with offset": (
         ["rgb=rgb", "rgb:sparse,offset=-273.15"],
         None,
@@ -639,7 +639,11 @@ CASES = {
     "low above high": (["rgb=rgb", "rgb:low=1,high=0"], None, "low 1.0 is not below high 0.0"),
     "an angle of one plane": (["rgb=rgb", "rgb:picture=angle,planes=0"], None, "an angle has two"),
     "no such plane": (["rgb=rgb", "rgb:planes=0+3"], None, "has planes 0 to 2; rgb:planes=0+3"),
-    "no such mirror plane": (["rgb=rgb", "rgb:flip_negates=3"], None, "names a channel outside 0 to 2"),
+    "no such mirror plane": (
+        ["rgb=rgb", "rgb:flip_negates=3"],
+        None,
+        "flip_negates (3,); channels count from 0",
+    ),
     "missing": (
         OK,
         lambda r: (r / "label" / "0003.png").unlink(),

@@ -432,7 +432,7 @@ def test_what_the_signs_cannot_tell_is_asked_for(tmp_path):
     assert all(
         np.abs(physical["aolp"] - np.sqrt(0.5)).max() <= HALF for *_, physical in each(tmp_path / "double")
     )
-    with pytest.raises(ValueError, match="without --keep-angle"):
+    with pytest.raises(ValueError, match="no --keep-angle where the signs are not clear"):
         run(root, tmp_path / "kept", angle="single", keep_angle=True)
     with pytest.raises(ValueError, match="by their signs they hold single, 0 to 180°; --angle says double"):
         run(make(tmp_path / "other", "0 to 180"), tmp_path / "contradicted", angle="double")
@@ -479,6 +479,6 @@ def test_the_command(tmp_path):
         text=True,
     )
     assert done.returncode == 1 and done.stderr.startswith(
-        "error: name the archive or the unpacked folder.\nMCubeS: multimodal_dataset.zip"
+        "error: name the archive or the unpacked folder; '' is not found.\nMCubeS: multimodal_dataset.zip"
     )
     assert "9.27 GB" in done.stderr and "Licence: " in done.stderr and not (tmp_path / "out").exists()

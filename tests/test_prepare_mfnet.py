@@ -259,7 +259,7 @@ def test_check_partial_and_second_run(tmp_path, capsys):
     assert "is prepared already" in capsys.readouterr().out
     path = tmp_path / "out" / "label" / "00007D.png"
     Image.fromarray(np.full(SIZE, 8, np.uint8)).save(path)
-    with pytest.raises(ValueError, match="00007D.png: label id 8 out of range; expected 0 to 7"):
+    with pytest.raises(ValueError, match="00007D.: label id 8 out of range; expected 0 to 7"):
         prepare("", tmp_path / "out", check=True, partial=True)
 
 

@@ -261,8 +261,8 @@ def test_gnss_line(tmp_path):
     motion = projection.read_motion(tmp_path / "gnss.txt")
     assert motion.speed == 13.9 and np.allclose(np.rad2deg(motion.rates), [1, -2, 45])
     for text, message in (
-        ("1 2 3", "3 numbers"),
-        ("", "0 numbers"),
+        ("1 2 3", "28 integers"),
+        ("", "28 integers"),
         ("1.5 " * 28, "28 integers"),
         ("1 " * 29, "29 numbers"),
     ):
@@ -288,7 +288,7 @@ def test_points_come_back_and_those_without_a_place_are_left_out(tmp_path):
     "content, message",
     [
         (lambda p: p.tobytes()[:-20], "6 float64 each"),  # cut inside a point
-        (lambda p: b"", "0 bytes"),
+        (lambda p: b"", "no point with finite coordinates"),
         (lambda p: p.astype(np.float32)[:799, :4].tobytes(), "6 float64 each"),  # another kind of LiDAR file
         (lambda p: np.full((4, 6), np.nan).tobytes(), "no point with finite coordinates"),
         (lambda p: np.where(np.arange(6) == 3, -p - 1, p).tobytes(), "negative or NaN intensity"),
