@@ -264,7 +264,7 @@ def test_gnss_line(tmp_path):
         ("1 2 3", "28 integers"),
         ("", "28 integers"),
         ("1.5 " * 28, "28 integers"),
-        ("1 " * 29, "29 numbers"),
+        ("1 " * 29, "28 integers"),
     ):
         (tmp_path / "bad.txt").write_text(text)
         with pytest.raises(DataError, match=f"bad.txt: .*{message}"):
