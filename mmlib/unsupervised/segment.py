@@ -23,8 +23,8 @@ from .methods import extracted
 
 @dataclass(frozen=True)
 class SegmentConfig:
-    """Apply a finished 'cluster' run to the images of a split: label maps, and scores where there are "
-    "labels."""
+    """Apply a finished 'cluster' run to the images of a split: label maps, and scores where there are
+    labels."""
 
     run: tyro.conf.Positional[str]
     """Folder written by 'cluster'."""
