@@ -32,7 +32,9 @@ class Between:
         return self.low <= number <= self.high and number not in self.without
 
     def __str__(self) -> str:
-        text = f"above {self.low:g}" if self.low in self.without else f"{self.low:g} or more"
+        text = "a finite number" if self.low == -inf else f"{self.low:g} or more"
+        if self.low in self.without:
+            text = f"above {self.low:g}"
         if self.high < inf:
             text += f" and below {self.high:g}" if self.high in self.without else f", at most {self.high:g}"
         return text + f"; {self.why}" * bool(self.why)

@@ -147,7 +147,7 @@ def test_noise_has_the_size_it_says_and_a_seed():
 
 @pytest.mark.parametrize("gain, noise", [(-0.1, 0), (1.1, 0), (float("nan"), 0), (1, -1), (1, float("nan"))])
 def test_degrade_refuses(gain, noise):
-    with pytest.raises(ValueError, match="(gain|noise) .*: expected .*0 or more"):
+    with pytest.raises(ValueError, match="(gain|noise) .*: expected (0 or more|a finite number)"):
         degrade(torch.zeros(3, 2, 2), SENSORS["rgb"], gain, noise)
 
 
