@@ -147,7 +147,6 @@ def fetch(url: str, path: Path, size: int = 0, sha256: str = "", progress: bool 
         DataError: no answer, a web page instead of a file, or another size or digest than expected; says how
             to do it by hand.
     """
-    path = Path(path)
     advice = f"run again, or download it by hand to {path}"
     if path.exists():
         if _differs(path, size, sha256):
@@ -156,15 +155,17 @@ def fetch(url: str, path: Path, size: int = 0, sha256: str = "", progress: bool 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(f"{path}.part")
     have = part.stat().st_size if sha256 and part.exists() else 0
+    if have and not _differs(part, size, sha256):  # killed when it was whole and not yet in its place
+        return part.replace(path)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            have = have if answer.status == 206 else 0  # another answer holds the whole file
+            have *= answer.status == 206  # another answer holds the whole file
             length = answer.headers.get("Content-Length")
             total = have + int(length) if length else size
             page = answer.headers.get_content_type() == "text/html" and path.suffix != ".html"
             # Without any length or digest a broken connection would go unnoticed.
-            if page or (size and total != size) or not (total or sha256 or answer.chunked):
+            if page or size and total != size or not (total or sha256 or answer.chunked):
                 raise DataError(
                     f"{url}: answers with {'a web page' if page else 'a file'} of {total or 'unknown'} "
                     f"bytes; expected a file of {size or 'known'} bytes; open it in a browser (it may ask to "
@@ -193,8 +194,7 @@ def fetch(url: str, path: Path, size: int = 0, sha256: str = "", progress: bool 
             f"{url}: {length} bytes, expected {size or total or 'any number'} of sha256 {sha256 or 'any'}; "
             f"what was fetched is removed; {advice}"
         )
-    part.replace(path)
-    return path
+    return part.replace(path)
 
 
 def _differs(path: Path, size: int, sha256: str) -> bool:
