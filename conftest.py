@@ -29,7 +29,7 @@ SECONDS = {
     "notebooks/03_regularized_segmenter.ipynb": 60,
     "notebooks/06_unim2_clustering.ipynb": 60,
     "tests/browser/test_widgets.py": 60,
-    "tests/test_mutations.py": 140,
+    "tests/test_mutations.py": 30,
     "tests/test_regularizer.py": 60,
     "tests/test_scale.py": 60,
     "tests/test_training.py": 50,
