@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 
 import ipywidgets as widgets
@@ -72,20 +72,28 @@ class Panel(widgets.VBox):
     """
 
     def __init__(self, max_width: str):
-        self._state, self._quiet, self.status = {}, False, widgets.HTML()
+        self._state, self._named, self._quiet, self.status = {}, {}, False, widgets.HTML()
         super().__init__(layout={"width": "100%", "max_width": max_width})
 
-    def _follow(self, *controls: widgets.Widget) -> None:
-        """Redraw whenever one of these changes."""
-        for control in controls:
+    def _follow(self, **controls: widgets.Widget) -> None:
+        """Redraw whenever one of these changes; ``set`` knows them by these names."""
+        self._named |= controls
+        for control in controls.values():
             control.observe(lambda change: None if self._quiet else self.refresh(), "value")
 
-    def _assign(self, values: Iterable[tuple[widgets.Widget, object]]) -> dict:
-        """Set each control to its value, redraw once and return ``state()``."""
+    def set(self, **values) -> dict:
+        """Set the controls that are named, redraw once and return ``state()``.
+
+        Raises:
+            ValueError: a name that no control has.
+        """
+        if unknown := values.keys() - self._named:
+            names = ", ".join(self._named)
+            raise ValueError(f"no control {', '.join(sorted(unknown))}; expected some of {names}")
         self._quiet = True
         try:
-            for control, value in values:
-                control.value = value
+            for name, value in values.items():
+                self._named[name].value = value
         finally:
             self._quiet = False
         self.refresh()

@@ -1,7 +1,6 @@
 """The modality switchboard: dim, break or remove sensors under sliders, and watch what segmenters predict.
 
-A person points it at their own networks (``load_segmenter``) and frames: ``DatasetSource`` of a prepared data
-set.
+A person points it at their own networks (``load_segmenter``) and prepared data set (``PreparedDataset``).
 """
 
 from __future__ import annotations
@@ -36,22 +35,6 @@ NOTHING_LEFT = (
 )
 
 
-class DatasetSource:
-    """The samples of a prepared data set, as they lie on disk: no live conditions, no failure cases."""
-
-    conditions, cases = (), {}
-
-    def __init__(self, dataset: PreparedDataset):
-        self.dataset, self.count, self.modalities = dataset, len(dataset), dataset.modalities
-        self.classes, self.palette = dataset.description.classes, dataset.description.palette
-
-    def frame(self, index: int, *unused) -> tuple[dict, torch.Tensor]:
-        """Physical images name -> (C, H, W), and the label (H, W). Of condition, failure case and names of
-        sensors, which a source is asked for, too, a recorded frame knows nothing.
-        """
-        return self.dataset.physical(index)
-
-
 def _control(kind: type, description: str, tooltip: str, width: str = "auto", **options) -> widgets.Widget:
     """A control of the panel, with its name and what it does in words."""
     style, layout = {"description_width": "42px"}, {"width": width, "margin": "0 2px"}
@@ -62,88 +45,75 @@ class SwitchboardPanel(Panel):
     """Dim, break or remove each sensor, choose how the sensors are fused, and watch what is predicted.
 
     Args:
-        segmenters: what to call it -> trained network; one or two, shown side by side. All predict
-            ``source.classes``.
-        source: a ``DatasetSource``, or anything with its attributes and ``frame``. ``conditions`` are those
-            that a scene can be seen in, ``cases`` the failures that it can show: sensor -> {case: in words}.
+        segmenters: what to call it -> trained network; one or two, shown side by side. All predict the data
+            set's classes.
+        dataset: the frames to look at.
 
     A sensor's image is encoded again only when that sensor changed: the panel keeps each sensor's logits and
     fuses those of the sensors that are on, by default with their mean (Eq. 5), which is what
     ``Segmenter.forward`` does. Each card shows the weight that the sensor has in each network's fusion.
 
-    ``state()`` has scene, condition, fusion, symbols of the sensors that are on ("present"), error; and for
-    each network miou, accuracy, iou of each class (per cent) and the sensors' weights.
+    A subclass may show more than recorded frames: failures of its own (``cases``: sensor -> {case: in
+    words}), and what else tells a frame beside the number of its scene (``_place``, of which ``_frame`` makes
+    it).
+
+    ``state()`` has scene, fusion, symbols of the sensors that are on ("present"), error; and for each network
+    that predicts miou, accuracy, iou of each class (per cent) and the sensors' weights.
 
     Raises:
         ValueError: no segmenter, or one that predicts other classes or needs sensors that the frames lack.
     """
 
-    def __init__(self, segmenters: Mapping[str, Segmenter], source):
+    cases: Mapping[str, dict] = {}
+
+    def __init__(self, segmenters: Mapping[str, Segmenter], dataset: PreparedDataset):
         super().__init__("1100px")
-        self.segmenters, self.source = dict(segmenters), source
+        self.segmenters, self.dataset = dict(segmenters), dataset
+        self.classes, self.palette = dataset.description.classes, dataset.description.palette
         if not self.segmenters:
             raise ValueError(
                 "SwitchboardPanel needs at least one segmenter: {'trained': load_segmenter(path)}"
             )
+        modalities = {}
         for name, segmenter in self.segmenters.items():
-            if list(segmenter.classes) != list(source.classes):
+            modalities |= segmenter.modalities
+            if list(segmenter.classes) != list(self.classes):
                 raise ValueError(
                     f"{name!r} predicts {len(segmenter.classes)} classes, "
-                    f"the frames have {len(source.classes)}; use a network trained on data of this kind"
+                    f"the frames have {len(self.classes)}; use a network trained on data of this kind"
                 )
-        modalities = {name: m for s in self.segmenters.values() for name, m in s.modalities.items()}
-        if missing := set(modalities) - set(source.modalities):
+        if missing := set(modalities) - set(dataset.modalities):
             raise ValueError(
-                f"the frames have no {', '.join(sorted(missing))}; they have {', '.join(source.modalities)}"
+                f"the frames have no {', '.join(sorted(missing))}; they have {', '.join(dataset.modalities)}"
             )
-        self.sensors = {name: modalities[name] for name in source.modalities if name in modalities}
-        self._frames = lru_cache(64)(source.frame)
+        self.sensors = {name: modalities[name] for name in dataset.modalities if name in modalities}
+        self._frames = lru_cache(64)(self._frame)
         self._looks = lru_cache(24 * len(self.sensors))(self._look)
         self.children = [self._bar(), self._cards(), self.status, self._results()]
-        of_sensors = (control for group in self.controls.values() for control in group.values())
-        self._follow(self.scene, self.condition, self.fusion, self.show, *of_sensors)
         self.refresh()
 
     def __repr__(self) -> str:  # short and constant: what a notebook stores and compares
         symbols = "".join(m.symbol for m in self.sensors.values())
-        return f"SwitchboardPanel(sensors={symbols}, networks={' | '.join(self.segmenters)})"
+        return f"{type(self).__name__}(sensors={symbols}, networks={' | '.join(self.segmenters)})"
 
     # ---- widgets ----
 
     def _bar(self) -> widgets.Widget:
         """What concerns the whole scene. A slider reports when it is let go: a drag queues up no redraws."""
-        conditions = self.source.conditions
-        self.scene = _control(
-            widgets.IntSlider,
-            "scene",
-            "which scene to look at",
-            "300px",
-            max=self.source.count - 1,
-            continuous_update=False,
-        )
-        self.condition = _control(
-            widgets.ToggleButtons,
-            "light",
-            "time of day and weather",
-            "400px",
-            options=conditions or ("as recorded",),
-            disabled=not conditions,
-            tooltips=[f"the scene in {condition} conditions" for condition in conditions],
-        )
-        self.condition.style.button_width = "68px"
+        last, which = len(self.dataset) - 1, "which scene to look at"
+        self.scene = _control(widgets.IntSlider, "scene", which, "300px", max=last, continuous_update=False)
         rules = [rule for rule in RULES if rule != "total"]
         how = "how the predictions of the sensors are put together"
         self.fusion = _control(widgets.Dropdown, "fusion", how, "170px", options=rules)
         what = "the predicted classes, or which pixels are wrong"
         self.show = _control(widgets.Dropdown, "show", what, "150px", options=("classes", "errors"))
+        self._follow(scene=self.scene, fusion=self.fusion, show=self.show)
         self.reset = widgets.Button(
             description="reset sensors", tooltip="all sensors on, untouched", layout={"width": "120px"}
         )
         self.reset.on_click(lambda _: self.set(**{name: {} for name in self.sensors}))
-        return widgets.HBox(
-            [self.scene, self.condition, self.fusion, self.show, self.reset],
-            layout={"flex_flow": "row wrap", "align_items": "center"},
-        )
+        layout = {"flex_flow": "row wrap", "align_items": "center"}
+        return widgets.HBox([self.scene, self.fusion, self.show, self.reset], layout=layout)
 
     def _cards(self) -> widgets.Widget:
         """A card for each sensor: its switch, picture, sliders, failure and weights."""
@@ -158,9 +128,10 @@ class SwitchboardPanel(Panel):
             self.gain[name] = _control(widgets.FloatSlider, "gain", gain, value=1.0, **share)
             noise = f"{name} noise: standard deviation as a share of the range"
             self.noise[name] = _control(widgets.FloatSlider, "noise", noise, **share)
-            cases = {"": "none"} | self.source.cases.get(name, {}) | FAULTS
+            cases = {"": "none"} | self.cases.get(name, {}) | FAULTS
             options = [(words, case) for case, words in cases.items()]
             self.case[name] = _control(widgets.Dropdown, "failure", f"how {name} fails", options=options)
+            self._follow(**{f"{name} {key}": controls[name] for key, controls in self.controls.items()})
             self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
             parts = (self.switch, self.view, self.gain, self.noise, self.case, self.weight)
             layout = {"border_top": f"4px solid {modality.colour}", "padding": "2px", "min_width": "0"}
@@ -174,57 +145,49 @@ class SwitchboardPanel(Panel):
         self.prediction = {name: widgets.HTML() for name in self.segmenters}
         count = len(self.segmenters)
         columns = f"repeat({1 + count}, minmax(0, 1fr)) minmax(0, {1 + 0.5 * count}fr)"
-        return widgets.GridBox(
-            [self.truth, *self.prediction.values(), self.bars],
-            layout={"grid_template_columns": columns, "grid_gap": "8px", "align_items": "flex-start"},
-        )
+        layout = {"grid_template_columns": columns, "grid_gap": "8px", "align_items": "flex-start"}
+        return widgets.GridBox([self.truth, *self.prediction.values(), self.bars], layout=layout)
 
-    def set(
-        self,
-        scene: int | None = None,
-        condition: str | None = None,
-        fusion: str | None = None,
-        show: str | None = None,
-        **sensors: dict,
-    ) -> None:
-        """Set everything at once and redraw once: ``panel.set(condition="night", rgb={"on": False},
-        depth={"gain": 0.5})``.
+    def set(self, **values) -> dict:
+        """Set everything at once and redraw once: ``panel.set(scene=3, fusion="agreement", rgb={"on": False},
+        depth={"gain": 0.5})``. Returns ``state()``.
 
         A sensor that is named takes on=True, gain=1, noise=0, case="" for what its dict leaves out.
 
         Raises:
             ValueError: a sensor that the panel does not have, or a setting that no sensor has.
         """
-        controls = (self.scene, self.condition, self.fusion, self.show)
-        values = zip(controls, (scene, condition, fusion, show))
-        values = [(control, value) for control, value in values if value is not None]
-        for name, settings in sensors.items():
-            if name not in self.sensors or set(settings) - set(UNTOUCHED):
-                raise ValueError(
-                    f"{name}={settings}: expected a sensor of {', '.join(self.sensors)} "
-                    f"and a dict of {', '.join(UNTOUCHED)}"
-                )
-            values += [(self.controls[key][name], value) for key, value in (UNTOUCHED | settings).items()]
-        self._assign(values)
+        for name in self.sensors:
+            if name in values:
+                settings = UNTOUCHED | values.pop(name)
+                values |= {f"{name} {key}": value for key, value in settings.items()}
+        return super().set(**values)
 
     # ---- what the widgets ask for ----
 
+    def _place(self) -> tuple:
+        """What is looked at; the number of the scene stands first."""
+        return (self.scene.value,)
+
+    def _frame(self, index: int) -> tuple[dict, torch.Tensor]:
+        """Physical images name -> (C, H, W), and the label (H, W)."""
+        return self.dataset.physical(index)
+
+    def _image(self, place: tuple, name: str, case: str) -> torch.Tensor:
+        """A sensor's physical image; ``case`` is a failure of a subclass."""
+        return self._frames(*place)[0][name]
+
     @torch.inference_mode()
-    def _look(
-        self, index: int, condition: str, name: str, case: str, gain: float, noise: float
-    ) -> tuple[np.ndarray, dict]:
+    def _look(self, place: tuple, name: str, case: str, gain: float, noise: float) -> tuple[np.ndarray, dict]:
         """One sensor as it is set: its picture, and its logits (1, K, h, w) from each network that has it."""
-        modality, every = self.sensors[name], tuple(self.sensors)
-        # Without a failure all sensors come from one rendering; a failure of the source's own renders its
-        # sensor again.
-        rendered = (case, (name,)) if case and case not in FAULTS else ("", every)
-        physical = torch.as_tensor(self._frames(index, condition, *rendered)[0][name])
+        modality, (scene, *rest), count = self.sensors[name], place, len(self.dataset)
+        physical = self._image(place, name, case)
         if case in FAULTS:
-            elsewhere, other = (index + self.source.count // 2) % self.source.count, None
-            if case == "other" and elsewhere != index:
-                other = torch.as_tensor(self._frames(elsewhere, condition, "", every)[0][name])
+            elsewhere, other = (scene + count // 2) % count, None
+            if case == "other" and elsewhere != scene:
+                other = self._image((elsewhere, *rest), name, "")
             physical = faulty(physical, modality, case, "gross", other)
-        physical = degrade(physical, modality, gain, noise, seed=index)
+        physical = degrade(physical, modality, gain, noise, seed=scene)
         logits = {}
         for title, segmenter in self.segmenters.items():
             if name in segmenter.modalities:
@@ -233,26 +196,19 @@ class SwitchboardPanel(Panel):
         return picture(modality, physical), logits
 
     def _refresh(self) -> None:
-        index, condition, rule = self.scene.value, self.condition.value, self.fusion.value
-        label = torch.as_tensor(self._frames(index, condition, "", tuple(self.sensors))[1]).long()
-        where, classes = f"scene {index}, {condition}", self.source.classes
+        place, rule, classes = self._place(), self.fusion.value, self.classes
+        where = f"scene {', '.join(map(str, place))}"
         on = {name: modality for name, modality in self.sensors.items() if self.switch[name].value}
-        self._state = {
-            "scene": index,
-            "condition": condition,
-            "fusion": rule,
-            "present": "".join(modality.symbol for modality in on.values()),
-            "error": "",
-            "miou": {},
-            "accuracy": {},
-        }
+        symbols = "".join(modality.symbol for modality in on.values())
+        self._state = {"scene": place[0], "fusion": rule, "present": symbols, "error": ""}
+        self._state |= {"miou": {}, "accuracy": {}}
         self._state |= {key: {title: {} for title in self.segmenters} for key in ("iou", "weights")}
 
         # Each sensor's picture, pale where it is off; the logits of those that are on.
         logits = {title: {} for title in self.segmenters}
         for name, modality in self.sensors.items():
             gain, noise, case = (self.controls[key][name] for key in ("gain", "noise", "case"))
-            image, outputs = self._looks(index, condition, name, case.value, gain.value, noise.value)
+            image, outputs = self._looks(place, name, case.value, gain.value, noise.value)
             if name in on:
                 for title, output in outputs.items():
                     logits[title][name] = output
@@ -263,20 +219,23 @@ class SwitchboardPanel(Panel):
             self.view[name].value = image_html(image, alt)
 
         # The label and each network's prediction; then the tables of what was computed for it.
+        label = self._frames(*place)[1]
         ids = [k for k in np.unique(label) if k < len(classes)]
         alt = f"true classes of {where}: {', '.join(classes[k] for k in ids)}"
-        self.truth.value = image_html(label_picture(label, self.source.palette), alt, "<b>truth</b>")
+        self.truth.value = image_html(label_picture(label, self.palette), alt, "<b>truth</b>")
         for title, box in self.prediction.items():
             box.value = self._predict(title, logits[title], label, where)
+
+        iou, shares = self._state["iou"].values(), self._state["weights"].items()
         for name, box in self.weight.items():
             colour, rows = self.sensors[name].colour, {}
-            for title, shares in self._state["weights"].items():
-                rows[title] = (colour, [100 * shares[name] if name in shares else None])
+            for title, share in shares:
+                rows[title] = (colour, [100 * share[name] if name in share else None])
             box.value = bar_table("weight in the fusion", rows, 40, unit=" %")
         rows = {}
         for k in ids:
-            colour = "#{:02x}{:02x}{:02x}".format(*self.source.palette[k])
-            rows[classes[k]] = (colour, [scores.get(classes[k]) for scores in self._state["iou"].values()])
+            colour = "#{:02x}{:02x}{:02x}".format(*self.palette[k])
+            rows[classes[k]] = (colour, [scores.get(classes[k]) for scores in iou])
         self.bars.value = bar_table("IoU of each class (%)", rows, 60, tuple(self.segmenters))
 
         # One sentence that says it all.
@@ -300,17 +259,21 @@ class SwitchboardPanel(Panel):
             grey = np.full((*label.shape, 3), 235, np.uint8)
             reason = f"no prediction: {title} was not trained on any sensor that is on."
             return image_html(grey, reason, f"{name}<br>no prediction")
-        symbols, rule, classes = self._state["present"], self._state["fusion"], self.source.classes
+        symbols, rule = self._state["present"], self._state["fusion"]
         prediction = upsampled(fuse(logits, rule), label.shape)[0].argmax(0)
-        counts = confusion_matrix(prediction, label, len(classes))
+        counts = confusion_matrix(prediction, label, len(self.classes))
         score, right = 100 * float(miou(counts)), 100 * float(accuracy(counts))
-        self._state["miou"][title], self._state["accuracy"][title] = score, right
-        self._state["iou"][title] = dict(zip(classes, (100 * iou(counts)).tolist()))
-        self._state["weights"][title] = dict(zip(logits, weights(logits, rule)[:, 0].tolist()))
-        numbers = [f"mIoU {score:.1f} %", f"{right:.1f} % of pixels right"]
+        values = {
+            "miou": score,
+            "accuracy": right,
+            "iou": dict(zip(self.classes, (100 * iou(counts)).tolist())),
+            "weights": dict(zip(logits, weights(logits, rule)[:, 0].tolist())),
+        }
+        for key, value in values.items():
+            self._state[key][title] = value
+        numbers = f"mIoU {score:.1f} %", f"{right:.1f} % of pixels right"
+        image, what = label_picture(prediction, self.palette), "classes predicted where"
         if self.show.value == "errors":
             image, what = error_picture(prediction, label), "pixels that are wrong (orange) where"
-        else:
-            image, what = label_picture(prediction, self.source.palette), "classes predicted where"
         alt = f"{what} {title} fuses {symbols} by {rule} in {where}: {', '.join(numbers)}"
         return image_html(image, alt, "<br>".join([name, *numbers]))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import stub_world
 import torch
-from course.world_source import physical_images
+from course.world_source import WorldPanel, physical_images
 from PIL import Image
 
 from mmlib import figures
 from mmlib import switchboard as panels
+from mmlib.data.description import Description
 from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights
 from mmlib.modalities import SENSORS, Modality
@@ -30,11 +31,15 @@ CASES = {
 class StubSource:
     """The flat-coloured stand-in world with the attributes that a source has; counts what it renders."""
 
-    count, classes, palette, modalities = 5, stub_world.CLASSES, stub_world.PALETTE, SENSORS
+    count, modalities = 5, SENSORS
     conditions, cases = stub_world.CONDITIONS, CASES
+    description = Description("stub", stub_world.CLASSES, stub_world.PALETTE, SENSORS)
 
     def __init__(self):
         self.rendered = []
+
+    def __len__(self):
+        return self.count
 
     def frame(self, index, condition, case, names):
         self.rendered.append((index, condition, case, names))
@@ -62,7 +67,7 @@ def segmenters():
 
 @pytest.fixture
 def panel(segmenters):
-    return panels.SwitchboardPanel(segmenters, StubSource())
+    return WorldPanel(segmenters, StubSource())
 
 
 def pixels(html: str) -> np.ndarray:
@@ -268,7 +273,7 @@ def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
         "modality_logits",
         lambda self, images: encoded.append(tuple(images)) or original(self, images),
     )
-    panel = panels.SwitchboardPanel(segmenters, StubSource())
+    panel = WorldPanel(segmenters, StubSource())
     assert len(encoded) == 6, "four sensors for the first network, two for the second"
     encoded.clear()
     panel.gain["event"].value = 0.5
@@ -278,10 +283,10 @@ def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
     panel.switch["event"].value = True
     assert encoded == [("event",)], "what was seen before is remembered"
     panel.case["lidar"].value = "lidarjitter"
-    assert panel.source.rendered[-1] == (0, "day", "lidarjitter", ("lidar",)), (
+    assert panel.dataset.rendered[-1] == (0, "day", "lidarjitter", ("lidar",)), (
         "a failure renders its own sensor only"
     )
-    assert len(panel.source.rendered) == 2
+    assert len(panel.dataset.rendered) == 2
 
 
 def test_memory_stays_bounded(panel):
@@ -295,9 +300,7 @@ def test_memory_stays_bounded(panel):
 def test_its_text_form_is_constant_and_short(panel):
     text = repr(panel)
     panel.gain["rgb"].value = 0.2
-    assert (
-        repr(panel) == text == "SwitchboardPanel(sensors=RDEL, networks=first | second)" and len(text) < 110
-    )
+    assert repr(panel) == text == "WorldPanel(sensors=RDEL, networks=first | second)" and len(text) < 110
 
 
 def controls(widget):
@@ -326,21 +329,23 @@ def test_one_setting_can_be_asked_for_at_once(panel):
     assert (panel.state()["scene"], panel.state()["condition"], panel.state()["present"]) == (1, "fog", "DEL")
     assert panel.state()["fusion"] == "selection" == panel.fusion.value and panel.show.value == "errors"
     for wrong in ({"sonar": {}}, {"rgb": {"volume": 1}}):
-        with pytest.raises(ValueError, match="expected a sensor of rgb, depth, event, lidar"):
+        with pytest.raises(
+            ValueError, match="no control (sonar|rgb volume); expected some of scene, .*rgb on"
+        ):
             panel.set(**wrong)
 
 
 def test_networks_that_do_not_fit_are_refused(segmenters):
     source = StubSource()
     with pytest.raises(ValueError, match="at least one segmenter"):
-        panels.SwitchboardPanel({}, source)
-    source.classes = ["a", "b"]
+        WorldPanel({}, source)
+    source.description = Description("stub", ["a", "b"], stub_world.PALETTE[:2], SENSORS)
     with pytest.raises(ValueError, match="'first' predicts 4 classes, the frames have 2"):
-        panels.SwitchboardPanel(segmenters, source)
+        WorldPanel(segmenters, source)
     source = StubSource()
     source.modalities = {name: SENSORS[name] for name in ("rgb", "depth")}
     with pytest.raises(ValueError, match="the frames have no event, lidar"):
-        panels.SwitchboardPanel(segmenters, source)
+        WorldPanel(segmenters, source)
 
 
 def test_an_event_is_answered_at_once(segmenters):
@@ -351,7 +356,7 @@ def test_an_event_is_answered_at_once(segmenters):
             frame = stub_world.render_frame("street", index, condition, case, (96, 128), names)
             return physical_images(frame), frame.label
 
-    panel = panels.SwitchboardPanel(segmenters, Full())
+    panel = WorldPanel(segmenters, Full())
     times = []
     for value in (0.9, 0.7, 0.5, 0.3, 0.1):
         start = time.perf_counter()
@@ -362,7 +367,7 @@ def test_an_event_is_answered_at_once(segmenters):
 
 
 def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
-    from mmlib.data.prepared import Description, PreparedDataset, Writer
+    from mmlib.data.prepared import PreparedDataset, Writer
 
     description = Description(
         "stub", stub_world.CLASSES, stub_world.PALETTE, {name: SENSORS[name] for name in NAMES}
@@ -371,9 +376,8 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
         for index in range(3):
             frame = stub_world.render_frame(seed=index, modalities=NAMES)
             writer.add(f"{index:03d}", "train", frame.images, frame.label)
-    source = panels.DatasetSource(PreparedDataset(tmp_path / "data", "train"))
-    panel = panels.SwitchboardPanel(segmenters, source)
-    assert panel.condition.disabled
+    dataset = PreparedDataset(tmp_path / "data", "train")
+    panel = panels.SwitchboardPanel(segmenters, dataset)
     assert all(
         case.options == (("none", ""), *((words, case) for case, words in panels.FAULTS.items()))
         for case in panel.case.values()
@@ -385,5 +389,5 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
     assert panel.state()["error"] == "" and "another scene" in alt(panel.view["rgb"].value)
     assert np.array_equal(
         pixels(panel.view["rgb"].value),
-        figures.picture(SENSORS["rgb"], source.frame(0, "", "", ("rgb",))[0]["rgb"]),
+        figures.picture(SENSORS["rgb"], dataset.physical(0)[0]["rgb"]),
     )

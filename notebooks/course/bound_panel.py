@@ -101,7 +101,7 @@ class BoundPanel(Panel):
             **wide,
         )
         self.picture = widgets.HTML()
-        self._follow(self.function, self.a, self.sigma)
+        self._follow(function=self.function, a=self.a, sigma=self.sigma)
         sliders = widgets.HBox([self.a, self.sigma], layout=widgets.Layout(flex_flow="row wrap"))
         self.children = [self.function, sliders, self.status, self.picture]
         self.set(function, a, sigma)
@@ -118,8 +118,8 @@ class BoundPanel(Panel):
                 raise ValueError(f"{control.tooltip} {value}; expected {control.min:g} to {control.max:g}")
         if function is not None and function not in FUNCTIONS:
             raise ValueError(f"function {function!r}; expected one of {', '.join(FUNCTIONS)}")
-        wanted = ((self.function, function), (self.a, a), (self.sigma, sigma))
-        return self._assign((control, value) for control, value in wanted if value is not None)
+        values = {"function": function, "a": a, "sigma": sigma}
+        return super().set(**{name: value for name, value in values.items() if value is not None})
 
     def _refresh(self) -> None:
         name, a, sigma = self.function.value, self.a.value, self.sigma.value

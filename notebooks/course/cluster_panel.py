@@ -147,7 +147,7 @@ class ClusterPanel(Panel):
             style={"description_width": "80px", "button_width": "80px"},
         )
         self.pictures, self.numbers = widgets.HTML(), widgets.HTML()
-        self._follow(self.weight, self.offset, self.clusters, self.view)
+        self._follow(weight=self.weight, offset=self.offset, clusters=self.clusters, view=self.view)
         sliders = widgets.HBox(
             [self.weight, self.offset, self.clusters], layout=widgets.Layout(flex_flow="row wrap")
         )
@@ -172,15 +172,16 @@ class ClusterPanel(Panel):
         """Set what is given, redraw once and return ``state()``; ValueError for a value that was not computed
         beforehand.
         """
-        wanted = [(self.weight, weight), (self.offset, offset), (self.clusters, clusters), (self.view, view)]
-        wanted = [(control, value) for control, value in wanted if value is not None]
-        for control, value in wanted:
+        values = {"weight": weight, "offset": offset, "clusters": clusters, "view": view}
+        values = {name: value for name, value in values.items() if value is not None}
+        for name, value in values.items():
+            control = getattr(self, name)
             options = [option[1] if isinstance(option, tuple) else option for option in control.options]
             if value not in options:
                 raise ValueError(
                     f"{control.description} {value!r}: expected one of {', '.join(map(str, options))}"
                 )
-        return self._assign(wanted)
+        return super().set(**values)
 
     def _refresh(self) -> None:
         values = {
