@@ -96,9 +96,10 @@ def entry(counts, low, high, shift, attracted=0.25):
 
 
 def test_histograms_are_densities_with_b_where_it_is():
-    ax = run_figures.shift_histogram(
-        {"self": entry([1, 3, 4], -0.6, 0.6, 0.2), "random": entry([2, 2], -1.0, 1.0, None)}
-    ).axes[0]
+    ax = plt.figure().add_subplot()
+    run_figures.shift_histogram(
+        {"self": entry([1, 3, 4], -0.6, 0.6, 0.2), "random": entry([2, 2], -1.0, 1.0, None)}, ax, "F'"
+    )
     steps = [patch.get_data() for patch in ax.patches]
     assert all(np.sum(s.values * np.diff(s.edges)) == pytest.approx(1) for s in steps)
     assert np.allclose(steps[0].edges, [-0.6, -0.2, 0.2, 0.6]) and np.allclose(
@@ -138,8 +139,7 @@ def write_run(folder, history, **changes):
     } | changes
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report))
-    if history:
-        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in history))
     return folder
 
 
@@ -177,28 +177,10 @@ def test_run_figure_draws_what_the_history_holds(tmp_path):
     assert not plt.get_fignums(), "made for the command line too: no figure may stay in pyplot's hands"
 
 
-def test_run_figure_prefers_what_was_logged_with_the_steps(tmp_path):
-    history = [
-        {"step": s, "loss": 0.1, "seconds": 1.0} | COLLAPSE | {"effective_rank": r}
-        for s, r in ((20, 8.0), (40, 6.0))
-    ]
-    history.append({"step": 40, "val": COLLAPSE})
-    loss, rank, *_ = run_figures.run_figure(write_run(tmp_path / "run", history)).axes
-    assert [line.get_label() for line in loss.lines] == ["loss"] and list(rank.lines[0].get_ydata()) == [
-        8.0,
-        6.0,
-    ]
-
-
-def test_run_figure_of_kmeans_and_without_labels(tmp_path):
-    fig = run_figures.run_figure(
-        write_run(tmp_path / "k", [], scores=None, histograms={}, config={"method": "kmeans"}, step=0)
-    )
-    assert (
-        len(fig.axes) == 4
-        and "no labels" in fig._suptitle.get_text()
-        and list(fig.axes[1].lines[0].get_ydata()) == [3.5]
-    )
+def test_run_figure_without_labels_and_without_a_run(tmp_path):
+    history = [{"step": 1, "loss": 0.1, "seconds": 1.0}, {"step": 1, "val": COLLAPSE}]
+    fig = run_figures.run_figure(write_run(tmp_path / "k", history, scores=None))
+    assert "no labels" in fig._suptitle.get_text() and list(fig.axes[1].lines[0].get_ydata()) == [3.5]
     with pytest.raises(ValueError, match=r"report\.json: no such file; expected the report of a finished"):
         run_figures.run_figure(tmp_path / "nothing")
 
