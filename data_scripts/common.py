@@ -43,7 +43,7 @@ from mmlib.data.prepared import (
 )
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
-from mmlib.runtime import atomic_path, limit_threads, read_json
+from mmlib.runtime import limit_threads, read_json
 
 # Images (H, W, C) by sensor, and the label (H, W), where there is one.
 Arrays = tuple[dict[str, ndarray], ndarray | None]
@@ -250,9 +250,7 @@ def report(options: Options):
 
 def contact_sheet(root: str | Path) -> Path:
     """``root/contact_sheet.png``: every sensor and the labels of six samples spread evenly over the index."""
-    from matplotlib import pyplot as plt
-
-    from mmlib.figures import label_picture, picture, picture_grid, use_style
+    from mmlib.figures import label_picture, picture, picture_grid, save_figure, use_style
 
     use_style()
     pictures, titles = [], []
@@ -265,7 +263,5 @@ def contact_sheet(root: str | Path) -> Path:
         pictures.append(panels)
         titles.append(f"{row['split']} {row['condition']}\n{row['case']}".strip())
     figure, path = picture_grid(pictures, titles), Path(root) / "contact_sheet.png"
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=80, bbox_inches="tight")
-    plt.close(figure)
+    save_figure(figure, path, 80)
     return path

@@ -100,9 +100,10 @@ def run_cluster(command: ClusterCommand) -> None:
     report = cluster(config)
     print_clusters(report)
     if config.method != "kmeans":
+        from .figures import save_figure
         from .run_figures import run_figure
 
-        run_figure(config.out).savefig(Path(config.out) / "diagnostics.png", bbox_inches="tight")
+        save_figure(run_figure(config.out), Path(config.out) / "diagnostics.png")
     print(f"{config.out}/report.json")
 
 

@@ -137,9 +137,14 @@ def prediction_sheet(source, out: str | Path, count: int) -> None:
         for axis in figure.axes:
             axis.yaxis.label.set_size(8)
         class_legend(figure, [c["name"] for c in classes], [c["colour"] for c in classes], ids)
-        with atomic_path(out / "sheet.png") as temporary:
-            figure.savefig(temporary, dpi=144, bbox_inches="tight")
-        plt.close(figure)
+        save_figure(figure, out / "sheet.png", 144)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: float | str = "figure") -> None:
+    """Write a figure, cut to its content, atomically, and close it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, bbox_inches="tight")
+    plt.close(figure)
 
 
 def class_legend(fig: Figure, classes: Sequence[str], palette: Sequence[Sequence[int]], present=None) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from .config import Above, AtLeast, Between, check_value, settings
+from .config import Above, AtLeast, Between, check_settings
 
 IGNORE_INDEX = 255  # label of a pixel that is neither trained nor scored
 
@@ -38,8 +38,9 @@ class Modality:
         scale, offset: physical = stored * scale + offset.
         compress: whether the network sees sign(x)·log(1 + |x|) instead of x (long-tailed ranges and counts).
         sparse: whether 0 means "no measurement": such images are resized by nearest neighbour, never
-        interpolated. mean, std: per-channel statistics of the (compressed) values over the training split; ()
-        = not measured yet.
+            interpolated.
+        mean, std: per-channel statistics of the (compressed) values over the training split; () = not
+            measured yet.
         flip_negates: channels that change sign when the image is mirrored left-right (the sine of a doubled
             angle).
         picture: how to show it: "colour", "grey", "heat", "range", "events" or "angle".
@@ -68,8 +69,7 @@ class Modality:
         for field in ("mean", "std", "flip_negates", "channel_names"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
         where = f"modality {self.name!r}:"
-        for field, kind, value in settings(self):
-            check_value(f"{where} {field}", value, kind)
+        check_settings(self, f"{where} ")
         if not self.name.isidentifier() or not self.name.islower():
             raise ValueError(f"{where} expected a lower-case identifier such as 'rgb' or 'depth'")
         if len(self.symbol) != 1 or not self.symbol.isupper():

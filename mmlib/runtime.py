@@ -61,17 +61,16 @@ def choose_device(device: str = "auto") -> torch.device:
     Raises:
         ValueError: an unknown device, or one that this machine or this build of torch does not have.
     """
-    if device != "auto":
-        try:
-            return torch.zeros(0, device=device).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise ValueError(
-                f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps"
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "auto":
+        without_cuda = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else without_cuda
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps"
+        ) from error
 
 
 # Names this machine in temporary files: the number of a process says nothing on another one.

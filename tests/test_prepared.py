@@ -272,10 +272,10 @@ def test_ids_can_not_leave_the_folder(tmp_path):
     root = toy.make(tmp_path / "toy")
     rows = (root / "index.csv").read_text()
     (root / "index.csv").write_text(rows.replace("train_003", "../train_003"))
-    with pytest.raises(DataError, match="unsafe sample id"):
+    with pytest.raises(DataError, match="train_003.*a safe id"):
         read_index(root)
     (root / "index.csv").write_text(rows.replace("train_003", "train_004"))
-    with pytest.raises(DataError, match="listed twice"):
+    with pytest.raises(DataError, match="train_004.*that no other row has"):
         read_index(root)
 
 

@@ -189,30 +189,29 @@ class Writer:
             if sample_id in self.rows:  # another thread added it meanwhile
                 raise DataError(f"{where} is there already; ids must differ")
             self.rows[sample_id] = row
-            self._journal.write(json.dumps(row) + "\n")
-            self._journal.flush()
+            print(json.dumps(row), file=self._journal, flush=True)
 
     def _finish(self) -> None:
         if not self.rows:
             raise DataError(f"{self.root}: no sample was written; check the source folder")
-        unlabelled = sum(not row["labelled"] for row in self.rows.values())
-        if 0 < unlabelled < len(self.rows):
-            raise DataError(
-                f"{self.root}: {unlabelled} of {len(self.rows)} samples have no label; label all or none, or "
-                "write two data sets"
-            )
         # Sorted, so that the sums come in one order, whatever the order the samples came in.
         rows = sorted(self.rows.values(), key=lambda row: (row["split"], row["id"]))
+        unlabelled = [row["id"] for row in rows if not row["labelled"]]
+        if 0 < len(unlabelled) < len(rows):
+            raise DataError(
+                f"{self.root}: {len(unlabelled)} of {len(rows)} samples have no label ({unlabelled[0]} is "
+                "one); label all or none, or write two data sets"
+            )
         modalities = {}
         for name, modality in self.description.modalities.items():
             sums = [row["sums"][name] for row in rows if "sums" in row]
             if sums and not (modality.mean and modality.std):  # statistics given by the caller stand
                 count, total, squares = (np.sum(parts, 0) for parts in zip(*sums))
                 mean = total / count
-                variance = np.maximum(squares / count - mean**2, 0)
                 # A channel that never changes carries nothing: std 1 leaves it at zero instead of dividing by
                 # zero.
-                std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+                variance = squares / count - mean**2
+                std = np.sqrt(np.where(variance > 1e-12, variance, 1.0))
                 modality = replace(modality, mean=np.round(mean, 6).tolist(), std=np.round(std, 6).tolist())
             modalities[name] = modality
         write_json(self.root / "dataset.json", replace(self.description, modalities=modalities).to_dict())
@@ -234,16 +233,13 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)} and at least one row")
     ids = set()
     for row in rows:
-        if None in row or None in row.values() or not row["split"]:
+        name, whole = row["id"], None not in row and None not in row.values()
+        if not whole or not row["split"] or not _SAFE_ID.fullmatch(name) or name in ids:
             raise DataError(
-                f"{path}: the row of {row['id']!r} has more or fewer values than there are columns, or no "
-                "split"
+                f"{path}: the row of {name!r} is not one of a value for each column, with a split and a safe "
+                "id that no other row has"
             )
-        if not _SAFE_ID.fullmatch(row["id"]):
-            raise DataError(f"{path}: unsafe sample id {row['id']!r}")
-        if row["id"] in ids:
-            raise DataError(f"{path}: {row['id']!r} is listed twice")
-        ids.add(row["id"])
+        ids.add(name)
     return rows
 
 

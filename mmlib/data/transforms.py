@@ -60,8 +60,6 @@ class Augment:
     def __post_init__(self):
         if self.crop and min(self.crop) < 1:
             raise ValueError(f"crop {self.crop}: expected a height and a width of 1 or more")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {self.scale}: expected the smaller zoom first, above 0")
 
     def __call__(
         self,
