@@ -21,12 +21,12 @@ from mmlib.world.geometry import (
     ELLIPSOID,
     FRUSTUM,
     Camera,
-    Stage,
     camera_view,
     intersect,
     trace,
 )
 from mmlib.world.materials import MATERIAL, MATERIALS, atlas, texture
+from mmlib.world.props import Draw
 from mmlib.world.render import SCENES, Shot
 from mmlib.world.surfaces import look
 from mmlib.world.weather import weather
@@ -48,22 +48,17 @@ def frames():
     return {(s, c): render_frame(s, 5, c, size=SIZE) for s in SCENES for c in SCENE_CONDITIONS[s]}
 
 
-def make_world(*primitives, scene="street", seed=0):
-    """A world that holds exactly these Stage.add calls (a dict each) in front of a level camera at (0, 0,
+def make_world(*primitives):
+    """A world that holds exactly these Draw.add calls (a dict each) in front of a level camera at (0, 0,
     1.5).
     """
-    full, stage = SCENES[scene](seed), Stage()
+    draw = Draw(0)
     for p in primitives:
-        stage.add(**({"label": 0, "material": MATERIAL["concrete"], "colour": (0.5, 0.5, 0.5)} | p))
-    background = [(5, MATERIAL["asphalt"], 0, (0.1, 0.1, 0.1)), (11, MATERIAL["sky"], 0, (0, 0, 0))]
-    return stage.build(
-        background,
-        indoor=False,
-        camera=Camera((0.0, 0.0, 1.5), 0.0, 0.0),
-        motion=(0.0, 0.0),
-        paint=lambda *_: None,
-        facts=full.facts | {"tones": {}},
-    )
+        draw.add(**({"label": "Building", "finish": ("concrete", 0.5)} | p))
+    draw.background("Road", ("asphalt", 0.1))
+    draw.background("Sky", "sky")
+    camera = Camera((0.0, 0.0, 1.5), 0.0, 0.0)
+    return draw.build(indoor=False, camera=camera, motion=(0.0, 0.0), tones={})
 
 
 # ---------------------------------------------------------------- determinism
@@ -250,7 +245,7 @@ def test_culling_loses_nothing(kind):
         world = make_world(dict(kind=kind, centre=tuple(centre), half=tuple(half), yaw=yaw, taper=taper))
         view = camera_view(Camera((0.0, 0.0, 1.5), 0.2, -0.1), SIZE)
         t, prim = trace(world, [view])
-        c, s = world.cos[0], world.sin[0]
+        c, s = world.turn[:, 0]
         rel = np.array([0, 0, 1.5]) - centre
         o = f32(c * rel[0] + s * rel[1], c * rel[1] - s * rel[0], rel[2])
         x, y, z = view.dirs
@@ -267,7 +262,7 @@ def test_hits_lie_on_their_primitives_and_normals_point_out():
     hits = look(world, [camera_view(world.camera, (96, 128))])
     solid = np.flatnonzero((hits.prim < world.count))
     p, q = hits.prim[solid], hits.local[:, solid].astype(np.float64)
-    h = world.half[p].T
+    h = world.half[:, p]
     kind = world.kind[p]
     box, ball = kind == BOX, kind == ELLIPSOID
     assert (
@@ -432,9 +427,7 @@ def polarised(lean):
     """Stokes parameters in the middle of a picture of a wall that leans by yaw ``lean``."""
     # no texture
     world = make_world(
-        dict(
-            kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, material=MATERIAL["rubber"]
-        )
+        dict(kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, finish=("rubber", 0.5))
     )
     air = weather("street", "fog", np.random.default_rng(0))
     shot = Shot(world, dataclasses.replace(air, haze=0.0), SIZE)

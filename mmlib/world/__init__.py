@@ -2,7 +2,8 @@
 See ``render_frame``.
 """
 
-from .render import ALL, CLASSES, CONDITIONS, FAILURES, PALETTES, SCENE_CONDITIONS, Frame, render_frame
+from .props import CLASSES, PALETTES
+from .render import ALL, CONDITIONS, FAILURES, SCENE_CONDITIONS, Frame, render_frame
 
 __all__ = [
     "ALL",

@@ -18,7 +18,8 @@ from ..config import AtLeast, Between, check_settings
 from ..data.prepared import Description, Writer, is_finished
 from ..modalities import SENSORS
 from ..runtime import data_dir, exclusive, progress_bar
-from .render import ALL, CLASSES, PALETTES, SCENE_CONDITIONS, Size, render_row
+from .props import CLASSES, PALETTES
+from .render import ALL, SCENE_CONDITIONS, Size, render_row
 from .sensors import CASE_SENSOR, FAILURES
 
 # Seeds of the splits lie in ranges that cannot meet, so no split ever shows another's scene.

@@ -14,20 +14,17 @@ floating point, no trigonometry except ``turn``.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from .materials import MATERIAL, PATTERN
-
-BOX, FRUSTUM, CYLINDER, ELLIPSOID = range(4)
+BOX, FRUSTUM, CYLINDER, ELLIPSOID, BACKGROUND = range(5)
 NEAR = 0.12  # metres: nothing nearer is seen
 CHUNK = 1 << 16  # (primitive, ray) pairs worked on at once: keeps temporaries inside the cache
 MISS = np.uint64(0xFFFFFFFFFFFFFFFF)
 
-_CORNERS = np.array([(i, j, k) for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], np.float64)  # (8, 3)
-# (2, 12)
-_EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]).T
+_CORNERS = np.indices((2, 2, 2)).reshape(3, 1, 8) * 2.0 - 1  # of a box with half sizes 1
+# pairs of corners that differ along one axis (2, 12)
+_EDGES = np.array([(corner, corner | bit) for bit in (1, 2, 4) for corner in range(8) if not corner & bit]).T
 
 
 def turn(angle: float) -> tuple[float, float]:
@@ -40,123 +37,61 @@ def dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-class Stage:
-    """Collects primitives while a scene is laid out; ``build`` turns them into arrays."""
-
-    def __init__(self):
-        self.rows: list[tuple] = []
-        self.box, self.frustum, self.ellipsoid = (
-            partial(self.add, kind) for kind in (BOX, FRUSTUM, ELLIPSOID)
-        )
-
-    def add(
-        self,
-        kind,
-        label,
-        material,
-        colour,
-        centre,
-        half,
-        yaw=0.0,
-        taper=(0.0, 0.0),
-        pattern="none",
-        style=(),
-        move=(0.0, 0.0),
-        heat=0.0,
-        glow=0.0,
-    ):
-        """One primitive.
-
-        Args:
-            label, material, pattern: class index; name or index in materials.MATERIALS; name in
-                materials.PATTERN.
-            colour: linear reflectance (r, g, b) in 0..1.
-            half: half sizes (hx, hy, hz) about the centre, in its own frame, which is turned by ``yaw`` about
-                z.
-            taper: a FRUSTUM's half sizes hold at its bottom and shrink by (kx, ky) metres per metre of
-                height.
-            style: up to four numbers that its pattern reads (see looks.py).
-            move: metres it moves in (x, y) between the two poses of the event camera.
-            heat: kelvin above what weather alone would give (engines, bodies, screens).
-            glow: radiance it emits in its own colour (lamps), in the units of the tone curve.
-        """
-        material, style = MATERIAL.get(material, material), (*style, 0, 0, 0, 0)[:4]
-        self.rows.append(
-            (
-                kind,
-                label,
-                material,
-                PATTERN[pattern],
-                *colour,
-                *centre,
-                *half,
-                *turn(yaw),
-                *taper,
-                *style,
-                *move,
-                heat,
-                glow,
-            )
-        )
-
-    def cylinder(self, label, material, colour, foot, radius, height, **more):
-        """Upright cylinder that stands on ``foot`` = (x, y, z)."""
-        x, y, z = foot
-        self.add(
-            CYLINDER, label, material, colour, (x, y, z + height / 2), (radius, radius, height / 2), **more
-        )
-
-    def build(self, background: list[tuple], **scene) -> "World":
-        """Arrays, sorted by kind; ``background`` lists (label, material, pattern, colour) of the surfaces
-        that are not primitives.
-        """
-        table = np.array(sorted(self.rows, key=lambda row: row[0]), np.float64)
-        extra = np.zeros((len(background), table.shape[1]))
-        for row, (label, material, pattern, colour) in zip(extra, background):
-            row[:7] = -1, label, MATERIAL.get(material, material), pattern, *colour
-        return World(np.vstack([table, extra]), len(table), **scene)
+# A primitive, or a surface of the background; ``props.Draw.add`` says what its entries mean.
+ROW = np.dtype(
+    [
+        ("kind", "i8"),
+        ("label", "u1"),
+        ("material", "u1"),
+        ("pattern", "u1"),
+        ("colour", "3f4"),
+        ("centre", "3f8"),
+        ("half", "3f8"),
+        ("turn", "2f8"),
+        ("taper", "2f8"),
+        ("style", "4f4"),
+        ("move", "3f8"),
+        ("heat", "f4"),
+        ("glow", "f4"),
+    ]
+)
 
 
 @dataclass
 class World:
-    """A laid-out scene: P primitives (rows 0..P-1 of ``table``) and the background's surfaces (rows P..)."""
+    """A laid-out scene: P primitives, sorted by kind, and after them the K surfaces of the background.
 
-    table: np.ndarray  # (P + K, 25) float64, columns as in Stage.add
-    count: int  # P
+    Every entry of ``ROW`` is an attribute: an array (P + K,), or (n, P + K) where the entry has n numbers.
+    """
+
+    table: np.ndarray  # (P + K,) of ROW
     indoor: bool
     camera: "Camera"
     motion: tuple[float, float]  # metres forward and radians of yaw between the event camera's two poses
-    # (label, material, prim, x, y, z) -> in place: what lies on the ground (road markings, grass)
-    paint: object = lambda *_: None
-    room: tuple[float, ...] = ()  # x0, x1, y0, y1, height of an indoor scene
     # street lamps or room lamps: (x, y, z, r, g, b, downward) with radiant intensity r, g, b
-    lights: tuple = ()
-    facts: object = (
-        None  # scene-specific extras: "tones" of the ground's materials, or the "window" (centre, half sizes)
-    )
+    lights: list
+    # (label, material, x, y, z) -> in place: what lies on the ground (road markings, grass)
+    paint: object = lambda *_: None
+    tones: dict | None = None  # outdoors: reflectance of the ground's materials
+    room: tuple[float, ...] = ()  # indoors: x0, x1, y0, y1, height
+    window: tuple | None = None  # indoors: centre, half sizes
 
     def __post_init__(self):
-        t = self.table
-        self.kind = t[: self.count, 0].astype(np.int64)
-        self.label, self.material, self.pattern = t[:, 1:4].T.astype(np.uint8)
-        self.colour = np.ascontiguousarray(t[:, 4:7].T.astype(np.float32))  # (3, P + K)
-        self.centre, self.half, self.cos, self.sin = t[:, 7:10], t[:, 10:13], t[:, 13], t[:, 14]
-        self.style, self.move = t[:, 17:21].astype(np.float32), t[:, 21:23]
-        self.heat, self.glow = t[:, 23:25].T.astype(np.float32)
+        for name in ROW.names:
+            setattr(self, name, np.ascontiguousarray(self.table[name].T))
+        self.count = np.count_nonzero(self.kind < BACKGROUND)  # P
         # float32 rows for the tracer: 0-2 centre, 3-5 half, 6 cos, 7 sin, 8-9 taper, 10-11 move
-        self.shape = np.ascontiguousarray(t[:, [*range(7, 17), 21, 22]].T.astype(np.float32))
+        rows = [*self.centre, *self.half, *self.turn, *self.taper, *self.move[:2]]
+        self.shape = np.array(rows, np.float32)
 
     def centres(self, time: float) -> np.ndarray:
-        """(3, P) centres at ``time`` (0 = picture, -1 = the event camera's earlier pose)."""
-        out = self.centre[: self.count].T.copy()
-        out[:2] += time * self.move[: self.count].T
-        return out
+        """(3, P + K) centres at ``time`` (0 = picture, -1 = the event camera's earlier pose)."""
+        return self.centre + time * self.move
 
     def corners(self, time: float) -> np.ndarray:
-        """(3, P, 8) corners of the bounding boxes."""
-        x, y, z = (self.half[: self.count, None] * _CORNERS).transpose(2, 0, 1)
-        c, s = self.cos[: self.count, None], self.sin[: self.count, None]
-        return self.centres(time)[:, :, None] + np.stack([c * x - s * y, s * x + c * y, z])
+        """(3, P + K, 8) corners of the bounding boxes."""
+        (x, y, z), (c, s) = self.half[..., None] * _CORNERS, self.turn[..., None]
+        return self.centres(time)[..., None] + np.stack([c * x - s * y, s * x + c * y, z])
 
 
 @dataclass(frozen=True)
@@ -314,7 +249,7 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     for view in views:
         bounds = np.stack(view.bounds(world.corners(view.time)))
         prim = np.flatnonzero((bounds[1] > bounds[0]) & (bounds[3] > bounds[2]))
-        c, s, zero = world.cos[prim], world.sin[prim], np.zeros(len(prim))
+        c, s = world.turn[:, prim]
         # what the view's rays share, in each primitive's own frame: the eye, or the direction of parallel
         # light
         x, y, z = (
@@ -322,15 +257,7 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
         )
         parts.append(
             np.stack(
-                [
-                    prim,
-                    *bounds[:, prim],
-                    zero + first,
-                    zero + view.cols,
-                    c * x + s * y,
-                    c * y - s * x,
-                    zero + z,
-                ]
+                np.broadcast_arrays(prim, *bounds[:, prim], first, view.cols, c * x + s * y, c * y - s * x, z)
             )
         )
         first += view.rows * view.cols
@@ -338,7 +265,7 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     kinds, areas = world.kind[table[0].astype(np.int64)], (table[2] - table[1]) * (table[4] - table[3])
     key = np.full(rays.shape[1], MISS)
     with np.errstate(all="ignore"):
-        for kind in range(4):
+        for kind in range(BACKGROUND):
             columns = np.flatnonzero(kinds == kind)
             cuts = np.flatnonzero(np.diff(np.cumsum(areas[columns]) // CHUNK)) + 1
             for block in np.split(columns, cuts):

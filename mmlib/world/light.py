@@ -156,9 +156,9 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
     if weather.sunny:
         light = light + channels(weather.sun) * (sun_cosine(hits, weather) * sun)
     # daylight from the window, a small area light a little into the room
-    if world.indoor and world.facts["window"]:
-        k, outward = _facing_window(world.facts["window"])
-        place = list(world.facts["window"][0])
+    if world.indoor and world.window:
+        k, outward = _facing_window(world.window)
+        place = list(world.window[0])
         place[k] -= 0.1 * outward
         towards, inv, inv2, cosine = _from_point(hits, place, 0.4, 0.10)
         cosine = cosine * np.clip(0.15 - towards[k] * outward * inv, 0, 1)

@@ -6,7 +6,7 @@ a bookshelf). They may change the material (a window pane is glass for every sen
 
 import numpy as np
 
-from .materials import MATERIAL, MATERIALS, PATTERN, REFLECTANCES, column, dice, texture
+from .materials import FINISHES, MATERIAL, MATERIALS, PATTERN, column, dice, texture
 from .weather import channels
 
 
@@ -18,7 +18,7 @@ def surface_colour(world, hits, pixel, weather, textured):
     colour = np.take(world.colour, hits.prim, 1)
     if not world.indoor:  # the ground plane and kerbs carry several materials
         bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
-        for name, tone in world.facts["tones"].items():
+        for name, tone in world.tones.items():
             colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = channels(tone)
     glow, lamp = np.zeros_like(colour), world.glow[hits.prim]
     on = np.flatnonzero(lamp > 0)
@@ -62,7 +62,7 @@ class Patch:
         self.index, self.prim, self.axis = index, hits.prim[index], hits.axis[index]
         self.x, self.y, self.z = hits.local[:, index]
         self.hx, self.hy, self.hz = np.take(world.shape[3:6], self.prim, 1)
-        self.style = world.style[self.prim].T
+        self.style = world.style[:, self.prim]
         self.colour, self.glow, self.material, self.weather = colour, glow, hits.material, weather
         side = self.axis == 0
         self.front = side & (self.x > 0)
@@ -255,7 +255,7 @@ def _books(p: Patch):
     width, face = 0.038 + 0.02 * dice(p.prim, 0, 1), ~p.top
     k = np.floor(p.s / width)
     tint, tone = dice(k, p.prim, 2), dice(k, p.prim, 9)
-    palette = np.array(REFLECTANCES["books"], np.float32)
+    palette = np.array([colour for _, colour in FINISHES["books"]], np.float32)
     p.set(face, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
     p.set(p.top, (0.7, 0.67, 0.58))
     p.dim(face & ((p.s / width) % 1 < 0.14), 0.35)

@@ -1,4 +1,4 @@
-"""What surfaces are made of: a table of materials, lists of reflectances, a small atlas of textures, and the
+"""What surfaces are made of: a table of materials, lists of finishes, a small atlas of textures, and the
 patterns painted onto primitives.
 
 A material's numbers come from ordinary handbook ranges, rounded; they need to be plausible and mutually
@@ -50,10 +50,10 @@ def _number(text: str):
 
 
 MATERIALS = [Material(**row) for row in read_table("materials.csv")]
-# Linear reflectances (red, green, blue) to pick from, by the name of the list.
-REFLECTANCES: dict[str, list] = {}
-for _row in read_table("reflectances.csv"):
-    REFLECTANCES.setdefault(_row["list"], []).append((_row["red"], _row["green"], _row["blue"]))
+# Finishes to pick from, by the name of the list: (material, linear reflectance (red, green, blue)).
+FINISHES: dict[str, list] = {}
+for _row in read_table("finishes.csv"):
+    FINISHES.setdefault(_row["list"], []).append((_row["material"], _row["reflectance"]))
 MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
 PATTERNS = "none facade car cabin bus sign books picture window tv rug board stripes".split()
 PATTERN = {name: k for k, name in enumerate(PATTERNS)}

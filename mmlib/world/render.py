@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import AtLeast, Between, check_value
 from ..modalities import SENSORS
-from . import roadside, room, sensors, street
+from . import room, sensors, street
 from .geometry import camera_view
 from .light import contact_shade, radiance, shadow, sunbeam
 from .looks import surface_colour
@@ -19,12 +19,6 @@ from .weather import CONDITIONS, weather
 
 ALL = tuple(SENSORS)
 SCENES = {"street": street.layout, "room": room.layout}
-COLOURS = {"street": roadside.COLOURS, "room": room.COLOURS}
-CLASSES = {scene: list(colours) for scene, colours in COLOURS.items()}
-PALETTES = {
-    scene: [tuple(bytes.fromhex(colour[1:])) for colour in colours.values()]
-    for scene, colours in COLOURS.items()
-}
 SCENE_CONDITIONS = {"street": CONDITIONS, "room": ("day", "dusk", "night")}  # there is no fog indoors
 Size = Annotated[tuple[int, int], Between(32, 2048)]  # height and width in pixels
 
@@ -185,7 +179,7 @@ class Shot:
         if sunlight and world.indoor:
             self.ambient = 0.5 + 0.5 * self.sun
             if daylight:
-                self.sun = self.sun * sunbeam(world.facts["window"], air.sun_direction, self.hits.where)
+                self.sun = self.sun * sunbeam(world.window, air.sun_direction, self.hits.where)
 
     def radiance(self):
         """Visible radiance (3, N); remembers the ambient occlusion for other sensors."""

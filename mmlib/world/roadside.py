@@ -1,4 +1,4 @@
-"""The classes of a street, and what stands or moves on it: trees, lamps, signs, traffic and people.
+"""What stands or moves on a street: trees, lamps, signs, traffic and people.
 
 ``street.layout`` calls these functions. Every one draws random numbers in a fixed order: a seed's street
 stays the same only as long as that order does.
@@ -9,24 +9,6 @@ import math
 from .geometry import turn
 from .props import frame, person, shaded
 
-COLOURS = {
-    "Building": "#464646",
-    "Fence": "#642828",
-    "Pedestrian": "#dc143c",
-    "Pole": "#999999",
-    "RoadLine": "#9dea32",
-    "Road": "#804080",
-    "SideWalk": "#f423e8",
-    "Vegetation": "#6b8e23",
-    "Cars": "#00008e",
-    "Wall": "#66669c",
-    "TrafficSign": "#dcdc00",
-    "Sky": "#4682b4",
-    "Terrain": "#91aa64",
-    "Bus": "#003c64",
-}  # class -> colour, DELIVER's
-BUILDING, FENCE, PEDESTRIAN, POLE, ROADLINE, ROAD, SIDEWALK = range(7)
-VEGETATION, CARS, WALL, SIGN, SKY, TERRAIN, BUS = range(7, 14)
 LANE, KERB = 3.3, 0.15  # metres: width of a lane, height of the pavement
 SIDES = (1, -1)  # left and right of the road
 YAW = {1: math.pi, -1: 0.0}  # who drives on the left comes towards the camera
@@ -35,49 +17,35 @@ YAW = {1: math.pi, -1: 0.0}  # who drives on the left comes towards the camera
 def tree(draw, x, y, scale):
     """Trunk and a lumpy crown, or a conifer."""
     trunk, radius = draw(2.0, 2.9) * scale, draw(0.15, 0.24) * scale
-    green = draw.tint(draw.colour("greens"), 0.2)
-    draw.cylinder(VEGETATION, "bark", (0.17, 0.12, 0.08), (x, y, 0.0), radius, trunk + 1.2)
+    green = draw.tint("greens", 0.2)
+    draw.cylinder("Vegetation", "trunk", (x, y, 0.0), radius, trunk + 1.2)
     if draw.chance(0.2):
         for k in range(3):
             wide, z = 1.6 - 0.42 * k, trunk * 0.5 + (0.9 + 1.5 * k) * scale
-            draw.frustum(
-                VEGETATION,
-                "leaf",
-                shaded(green, 0.7),
-                (x, y, z),
-                (wide * scale, wide * scale, 0.95 * scale),
-                0.6 * k,
-                taper=(wide / 1.95, wide / 1.95),
-            )
+            half, taper = (wide * scale, wide * scale, 0.95 * scale), wide / 1.95
+            draw.frustum("Vegetation", shaded(green, 0.7), (x, y, z), half, 0.6 * k, taper)
         return
     wide, tall = draw(1.4, 2.1) * scale, draw(1.3, 1.9) * scale
-    centre = trunk + tall * 0.9
-    draw.ellipsoid(VEGETATION, "leaf", green, (x, y, centre), (wide * 0.85, wide * 0.85, tall))
+    z = trunk + tall * 0.9
+    draw.ellipsoid("Vegetation", green, (x, y, z), (wide * 0.85, wide * 0.85, tall))
     lumps = 5 if x < 32 else 3
     for k in range(lumps):
         c, s = turn(2 * math.pi * (k / lumps + draw(0, 0.15)))
-        r = wide * draw(0.48, 0.66)
-        draw.ellipsoid(
-            VEGETATION,
-            "leaf",
-            draw.tint(green, 0.12),
-            (x + c * wide * 0.62, y + s * wide * 0.62, centre + tall * draw(-0.45, 0.5)),
-            (r, r, r * draw(0.75, 1.0)),
-        )
+        r, leaves = wide * draw(0.48, 0.66), draw.tint(green, 0.12)
+        centre = x + c * wide * 0.62, y + s * wide * 0.62, z + tall * draw(-0.45, 0.5)
+        draw.ellipsoid("Vegetation", leaves, centre, (r, r, r * draw(0.75, 1.0)))
 
 
 def bush(draw, x, y):
     r = draw(0.45, 0.95)
-    colour = draw.tint((0.10, 0.19, 0.05), 0.25)
-    draw.ellipsoid(
-        VEGETATION, "leaf", colour, (x, y, KERB + r * 0.6), (r, r * draw(0.8, 1.1), r * draw(0.7, 1.1))
-    )
+    green, half = draw.tint("bush", 0.25), (r, r * draw(0.8, 1.1), r * draw(0.7, 1.1))
+    draw.ellipsoid("Vegetation", green, (x, y, KERB + r * 0.6), half)
 
 
 # ---------------------------------------------------------------- poles, signs, lamps
 def furniture(draw, road, verge, gap):
-    """Lamps, trees along the kerb, traffic signs, bollards, direction boards. Returns the lamps' lights."""
-    lights, metal, start = [], draw.colour("metals"), draw(6.0, 10.0)
+    """Lamps and their lights, trees along the kerb, traffic signs, bollards, direction boards."""
+    metal, start = draw.finish("metals"), draw(6.0, 10.0)
     height, reach = 6.2, 1.5
     for k in range(4):
         for side in SIDES:
@@ -85,11 +53,12 @@ def furniture(draw, road, verge, gap):
             if gap[0] - 1 < x < gap[1] + 1:
                 continue
             head = y - side * reach
-            draw.cylinder(POLE, "metal", metal, (x, y, KERB), 0.16, height)
-            draw.cylinder(POLE, "metal", metal, (x, y, KERB), 0.23, 1.0)
-            draw.box(POLE, "metal", metal, (x, y - side * reach / 2, height), (0.08, reach / 2, 0.08))
-            draw.box(POLE, "lamp", (1.0, 0.86, 0.62), (x, head, height - 0.05), (0.16, 0.38, 0.08), glow=5.0)
-            lights.append((x, head, height - 0.3, 9.5, 7.2, 4.4, True))
+            draw.cylinder("Pole", metal, (x, y, KERB), 0.16, height)
+            draw.cylinder("Pole", metal, (x, y, KERB), 0.23, 1.0)
+            draw.box("Pole", metal, (x, y - side * reach / 2, height), (0.08, reach / 2, 0.08))
+            draw.box("Pole", "street lamp", (x, head, height - 0.05), (0.16, 0.38, 0.08), glow=5.0)
+            draw.lights.append((x, head, height - 0.3, 9.5, 7.2, 4.4, True))
+    draw.lights = sorted(draw.lights)[:7]  # the nearest
     for side in SIDES:
         if verge[side] > 0 or draw.chance(0.45):
             x = draw(8, 15)
@@ -102,47 +71,32 @@ def furniture(draw, road, verge, gap):
         if draw.chance(0.4):
             x = draw(6, 10)
             for k in range(6):
-                colour = draw.pick([(0.6, 0.6, 0.58), metal])
-                draw.cylinder(
-                    POLE, "metal", colour, (x + 1.5 * k, side * (road[side] + 0.25), KERB), 0.12, 0.95
-                )
-    if draw.chance(0.65):  # direction board on two posts beside the carriageway, or over it
+                foot = x + 1.5 * k, side * (road[side] + 0.25), KERB
+                draw.cylinder("Pole", draw.pick(["white metal", metal]), foot, 0.12, 0.95)
+    if draw.chance(0.65):  # direction board on a post beside the carriageway, or over it
         x, side, wide = draw(13, 24), draw.pick([-1, 1]), draw(1.3, 1.8)
         y = side * (road[side] + 0.6)
-        draw.box(
-            SIGN,
-            "sign",
-            (0.02, 0.16, 0.55),
-            (x, y - side * wide * 0.75, 4.9),
-            (0.05, wide, 0.85),
-            pattern="sign",
-            style=(3,),
-        )
-        draw.cylinder(POLE, "metal", (0.35, 0.36, 0.37), (x + 0.12, y, KERB), 0.17, 5.7)
-    return sorted(lights, key=lambda lamp: lamp[0])[:7]  # the nearest
+        board(draw, "blue sign", (x, y - side * wide * 0.75, 4.9), (0.05, wide, 0.85))
+        draw.cylinder("Pole", "steel", (x + 0.12, y, KERB), 0.17, 5.7)
+
+
+def board(draw, finish, centre, half, kind=3):
+    """A board with the marks of its kind: 1 or 2 (traffic signs), 3 (letters)."""
+    draw.box("TrafficSign", finish, centre, half, pattern="sign", style=(kind,))
 
 
 def sign(draw, x, y, kind):
     """A traffic sign of kind 0 (round), 1 or 2 (square) on its pole, some with a small board below."""
     tall = draw(2.3, 2.7)
-    draw.cylinder(POLE, "metal", (0.42, 0.43, 0.44), (x + 0.09, y, KERB), 0.085, tall + 0.2)
-    size, white = draw(0.40, 0.50), (0.8, 0.8, 0.8)
+    draw.cylinder("Pole", "bright steel", (x + 0.09, y, KERB), 0.085, tall + 0.2)
+    size = draw(0.40, 0.50)
+    wide = size * 0.9
     if kind == 0:
-        draw.ellipsoid(SIGN, "sign", white, (x, y, tall), (0.05, size, size), pattern="sign")
+        draw.ellipsoid("TrafficSign", "white sign", (x, y, tall), (0.05, size, size), pattern="sign")
     else:
-        draw.box(
-            SIGN, "sign", white, (x, y, tall), (0.03, size * 0.9, size * 0.9), pattern="sign", style=(kind,)
-        )
+        board(draw, "white sign", (x, y, tall), (0.03, wide, wide), kind)
     if draw.chance(0.5):
-        draw.box(
-            SIGN,
-            "sign",
-            white,
-            (x, y, tall - size - 0.25),
-            (0.03, size * 0.9, 0.2),
-            pattern="sign",
-            style=(3,),
-        )
+        board(draw, "white sign", (x, y, tall - size - 0.25), (0.03, wide, 0.2))
 
 
 # ---------------------------------------------------------------- traffic and people
@@ -181,80 +135,33 @@ def traffic(draw, road, zebra):
 
 def car(draw, x, y, yaw, move, running):
     """Body, cabin, four wheels."""
-    paint, van = draw.tint(draw.colour("paints")), draw.chance(0.2)
+    paint, van = draw.tint("paints"), draw.chance(0.2)
     long, wide, belt = draw(2.0, 2.25), draw(0.86, 0.92), draw(0.44, 0.5)
     heat = 9.0 if running else 1.5 * draw.count(0, 2)
-    move = (move, 0)
-    (c, s) = turn(yaw)
-    at = frame(x, y, yaw)
-    draw.frustum(
-        CARS,
-        "metal",
-        paint,
-        (x, y, 0.22 + belt * 0.62),
-        (long, wide, belt * 0.62),
-        yaw,
-        (0.18, 0.10),
-        "car",
-        (running,),
-        move,
-        heat,
-    )
+    at, (c, s), move, belt = frame(x, y, yaw), turn(yaw), (move, 0, 0), belt * 0.62
+    body = (x, y, 0.22 + belt), (long, wide, belt)
+    draw.frustum("Cars", paint, *body, yaw, (0.18, 0.10), "car", (running,), move, heat)
     back, half, tall, slope = (0.05, long * 0.9, 0.48, 0.2) if van else (0.18, long * 0.60, 0.36, 0.55)
-    centre = x - c * back * long, y - s * back * long, 0.22 + belt * 1.24 + tall * 0.75
-    draw.frustum(
-        CARS,
-        "metal",
-        paint,
-        centre,
-        (half, wide * 0.94, tall * 0.75),
-        yaw,
-        (slope, 0.22),
-        "cabin",
-        move=move,
-        heat=heat * 0.2,
-    )
+    tall *= 0.75
+    centre = x - c * back * long, y - s * back * long, 0.22 + belt * 2 + tall
+    cabin = centre, (half, wide * 0.94, tall)
+    draw.frustum("Cars", paint, *cabin, yaw, (slope, 0.22), "cabin", move=move, heat=heat * 0.2)
     for a in (0.62, -0.62) if x < 42 else ():
         for b in SIDES:
-            draw.ellipsoid(
-                CARS,
-                "rubber",
-                (0.025, 0.025, 0.027),
-                (*at(a * long, b * (wide - 0.07)), 0.33),
-                (0.34, 0.13, 0.34),
-                yaw,
-                move=move,
-                heat=12.0 if running else 0.0,
-            )
+            wheel = (*at(a * long, b * (wide - 0.07)), 0.33), (0.34, 0.13, 0.34)
+            draw.ellipsoid("Cars", "car tyre", *wheel, yaw, move=move, heat=12.0 if running else 0.0)
 
 
 def bus(draw, x, y, yaw, move):
-    paint, at, move = draw.tint(draw.colour("buses")), frame(x, y, yaw), (move, 0)
-    draw.box(
-        BUS,
-        "metal",
-        paint,
-        (x, y, 0.3 + 1.42),
-        (5.4, 1.25, 1.42),
-        yaw,
-        pattern="bus",
-        style=(1,),
-        move=move,
-        heat=6.0,
-    )
-    draw.box(BUS, "metal", (0.6, 0.6, 0.6), (x, y, 3.22), (4.6, 0.9, 0.11), yaw, move=move, heat=4.0)
+    paint, at = draw.tint("buses"), frame(x, y, yaw)
+    placed = {"yaw": yaw, "move": (move, 0, 0)}
+    body = (x, y, 0.3 + 1.42), (5.4, 1.25, 1.42)
+    draw.box("Bus", paint, *body, pattern="bus", style=(1,), heat=6.0, **placed)
+    draw.box("Bus", "bus roof", (x, y, 3.22), (4.6, 0.9, 0.11), heat=4.0, **placed)
     for ahead in (3.4, -3.1):
         for left in (1.16, -1.16):
-            draw.ellipsoid(
-                BUS,
-                "rubber",
-                (0.03, 0.03, 0.03),
-                (*at(ahead, left), 0.48),
-                (0.5, 0.16, 0.5),
-                yaw,
-                move=move,
-                heat=14.0,
-            )
+            wheel = (*at(ahead, left), 0.48), (0.5, 0.16, 0.5)
+            draw.ellipsoid("Bus", "bus tyre", *wheel, heat=14.0, **placed)
 
 
 def people(draw, road, verge, walk, zebra):
@@ -263,8 +170,9 @@ def people(draw, road, verge, walk, zebra):
         side = 1 if (k + draw.chance(0.3)) % 2 else -1
         low = road[side] + verge[side] + 0.4
         x, y = draw(8.0, 11.0) + 2.4 * (k // 2), side * draw(low, max(low + 0.2, walk[side] - 0.4))
-        person(draw, PEDESTRIAN, x, y, KERB, draw.pick([0.0, math.pi]) + draw(-0.3, 0.3))
+        person(draw, "Pedestrian", x, y, KERB, draw.pick([0.0, math.pi]) + draw(-0.3, 0.3))
     for likely in (0.85, 0.55):
         if zebra < 0 or not draw.chance(likely):
             break
-        person(draw, PEDESTRIAN, zebra + draw(0.6, 2.6), draw(-3.0, 3.0), 0.0, math.pi / 2 * draw.pick(SIDES))
+        place = zebra + draw(0.6, 2.6), draw(-3.0, 3.0), 0.0
+        person(draw, "Pedestrian", *place, math.pi / 2 * draw.pick(SIDES))

@@ -8,30 +8,9 @@ order does.
 import numpy as np
 
 from .geometry import Camera, World
-from .materials import MATERIAL, REFLECTANCES
-from .props import Draw, shaded
-from .roadside import (
-    BUILDING,
-    FENCE,
-    KERB,
-    LANE,
-    ROAD,
-    ROADLINE,
-    SIDES,
-    SIDEWALK,
-    SKY,
-    TERRAIN,
-    VEGETATION,
-    WALL,
-    bush,
-    furniture,
-    people,
-    traffic,
-    tree,
-)
-
-FACADES = [("render", c) for c in REFLECTANCES["plasters"]] + [("brick", c) for c in REFLECTANCES["bricks"]]
-STONES = [("stone", (0.40, 0.38, 0.34)), ("stone", (0.45, 0.38, 0.27)), ("concrete", (0.46, 0.46, 0.45))]
+from .materials import MATERIAL
+from .props import LABEL, Draw, shaded
+from .roadside import KERB, LANE, SIDES, bush, furniture, people, traffic, tree
 
 
 def layout(seed: int) -> World:
@@ -47,36 +26,29 @@ def layout(seed: int) -> World:
         for x0, x1 in ((-4, min(gap[0], 130)), (gap[1], 130)):
             if x1 > x0:
                 centre = (x0 + x1) / 2, side * (road[side] + 14), KERB / 2
-                draw.box(SIDEWALK, "paving", (0.4, 0.4, 0.4), centre, ((x1 - x0) / 2, 14, KERB / 2))
-    fenced = 1 if draw.chance(0.5) else -1
-    for side in SIDES:
-        _plots(draw, side, walk[side], gap, "fence" if side == fenced else "wall")
+                draw.box("SideWalk", "pavement", centre, ((x1 - x0) / 2, 14, KERB / 2))
+    for side, boundary in zip(SIDES, draw.order("wall", "fence")):
+        _plots(draw, side, walk[side], gap, boundary)
     _backdrop(draw)
-    lights = furniture(draw, road, verge, gap)
+    furniture(draw, road, verge, gap)
     zebra = draw(7.5, 15) if draw.chance(0.75) else -99.0
     traffic(draw, road, zebra)
     people(draw, road, verge, walk, zebra)
 
-    grey, pave = draw(0.12, 0.20), draw.colour("pavings")
-    tones = {
-        "asphalt": (grey * 1.02, grey, grey * 0.98),
-        "paint": (0.78, 0.78, 0.74),
-        "paving": draw.tint(pave),
-        "grass": draw.tint((0.115, 0.20, 0.045)),
-    }
+    grey, pave = draw(0.12, 0.20), draw.finish("pavings")
+    tones = {"asphalt": (grey * 1.02, grey, grey * 0.98), "paint": (0.78, 0.78, 0.74)}
+    tones |= draw.tint(pave), draw.tint("lawn")
     camera = Camera(
         (0.0, -LANE / 2 + draw(-0.5, 0.5), draw(1.5, 1.8)), draw(-0.12, 0.12), draw(-0.04, 0.03), 0.78
     )
-    background = [(ROAD, "asphalt", 0, (grey, grey, grey)), (SKY, "sky", 0, (0, 0, 0))]
-    paint = _ground(draw, road, verge, walk, gap, zebra)
+    draw.background("Road", ("asphalt", grey))
+    draw.background("Sky", "sky")
     return draw.build(
-        background,
         indoor=False,
         camera=camera,
+        paint=_ground(draw, road, verge, walk, gap, zebra),
         motion=(draw(0.22, 0.50), draw(-0.012, 0.012)),
-        paint=paint,
-        lights=tuple(lights),
-        facts={"tones": tones},
+        tones=tones,
     )
 
 
@@ -84,10 +56,13 @@ def _ground(draw, road, verge, walk, gap, zebra):
     """The rule that tells road, markings, pavement and grass apart by position (exact float32 arithmetic: it
     decides labels).
     """
-    ground, dash, width, bays = len(draw.rows), draw(2.6, 3.6), 0.11, draw.chance(0.7)
+    dash, width, bays = draw(2.6, 3.6), 0.11, draw.chance(0.7)
 
-    def paint(label, material, prim, x, y, z):
-        on = np.flatnonzero(prim == ground)
+    def paint(label, material, x, y, z):
+        def cover(index, name, surface):
+            label[index], material[index] = LABEL[name], MATERIAL[surface]
+
+        on = np.flatnonzero(label == LABEL["Road"])
         gx, gy = x[on], y[on]
         inside = (gy < road[1]) & (gy > -road[-1])
         across = (gx > gap[0]) & (gx < gap[1]) & (gx < 900)
@@ -100,16 +75,14 @@ def _ground(draw, road, verge, walk, gap, zebra):
         strip = (gx > zebra) & (gx < zebra + 3.2) & (gy - np.floor(gy) < 0.52)
         near = (gx > zebra - 1.4) & (gx < zebra + 4.2)
         stop = (gx > zebra - 1.25) & (gx < zebra - 0.8) & (gy < 0)
-        line = inside & ~across & ((lanes & ~near) | strip | stop)
-        label[on] = np.where(line, ROADLINE, np.where(inside | across, ROAD, TERRAIN))
-        material[on] = np.where(
-            line, MATERIAL["paint"], np.where(inside | across, MATERIAL["asphalt"], MATERIAL["grass"])
-        )
-        top = np.flatnonzero((label == SIDEWALK) & (z > KERB - 0.02))
+        cover(on, "Terrain", "grass")
+        cover(on[inside | across], "Road", "asphalt")
+        cover(on[inside & ~across & ((lanes & ~near) | strip | stop)], "RoadLine", "paint")
+        top = np.flatnonzero((label == LABEL["SideWalk"]) & (z > KERB - 0.02))
         for side in SIDES:
             edge = y[top] * side
             grass = (edge > road[side] + 0.25) & (edge < road[side] + verge[side]) | (edge > walk[side])
-            label[top[grass]], material[top[grass]] = TERRAIN, MATERIAL["grass"]
+            cover(top[grass], "Terrain", "grass")
 
     return paint
 
@@ -142,127 +115,78 @@ def _plots(draw, side, line, gap, boundary):
                     tree(draw, x + draw(1, size - 1), side * (line + draw(3, 7)), draw(0.8, 1.25))
             for _ in range(draw.count(2, 5)):
                 bush(draw, x + draw(0.8, size - 0.8), side * (line + draw(0.9, 2.6)))
-            _boundary(
-                draw,
-                x,
-                size,
-                side,
-                line + 0.1,
-                boundary if k <= 1 else draw.pick(["fence", "fence", "wall", "hedge"]),
-            )
+            kind = boundary if k <= 1 else draw.pick(["fence", "fence", "wall", "hedge"])
+            _boundary(draw, x, size, side, line + 0.1, kind)
         x, k = x + size, k + 1
 
 
 def _block(draw, x, size, side, line):
     """Flats of two to five storeys, some above shops; its roof is flat or leans."""
-    material, colour = draw.pick(FACADES)
-    colour, storey, deep, shops = draw.tint(colour), draw(2.9, 3.4), draw(9, 13), draw.chance(0.45)
+    wall, storey, deep, shops = draw.tint("facades"), draw(2.9, 3.4), draw(9, 13), draw.chance(0.45)
     height = storey * draw.count(2, 6) + (3.6 if shops else 0.5) + 0.6
     kind = draw.count(0, 4) if draw.chance(0.7) else 0
     x, y = x + size / 2, side * (line + deep / 2 + 0.05)
-    half = (size / 2 - 0.02, deep / 2, height / 2)
-    draw.box(
-        BUILDING,
-        material,
-        colour,
-        (x, y, height / 2),
-        half,
-        pattern="facade",
-        style=(draw(1.9, 3.0), storey, kind, shops),
-    )
+    half, style = (size / 2 - 0.02, deep / 2, height / 2), (draw(1.9, 3.0), storey, kind, shops)
+    draw.box("Building", wall, (x, y, height / 2), half, pattern="facade", style=style)
     if draw.chance(0.5):
-        _roof(draw, REFLECTANCES["flat roofs"], x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
+        _roof(draw, "flat roofs", x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
     else:
-        edge = tuple(c * 0.8 + 0.1 for c in colour)
-        draw.box(BUILDING, "concrete", edge, (x, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
+        edge = "concrete", tuple(c * 0.8 + 0.1 for c in wall[1])
+        draw.box("Building", edge, (x, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
 
 
 def _house(draw, x, size, side, line):
-    material, colour = draw.pick(FACADES)
+    wall = draw.finish("facades")
     storey, deep, wide = draw(2.7, 3.0), draw(7, 9), size * 0.36
     height = storey * draw.count(1, 3) + 1.2
     x, y = x + size / 2, side * (line + deep / 2)
-    colour = draw.tint(colour)
-    style = (draw(2.2, 3.2), storey, draw.count(0, 2))
-    half = (wide, deep / 2, height / 2)
-    draw.box(BUILDING, material, colour, (x, y, height / 2), half, pattern="facade", style=style)
+    wall, style = draw.tint(wall), (draw(2.2, 3.2), storey, draw.count(0, 2))
+    half = wide, deep / 2, height / 2
+    draw.box("Building", wall, (x, y, height / 2), half, pattern="facade", style=style)
     rise = draw(1.8, 3.0)
-    _roof(draw, REFLECTANCES["house roofs"], x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
-    # chimney
-    draw.box(BUILDING, "brick", (0.32, 0.15, 0.10), (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
+    _roof(draw, "house roofs", x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
+    draw.box("Building", "chimney", (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
 
 
-def _roof(draw, colours, x, y, height, wide, deep, rise, hipped=False):
+def _roof(draw, finish, x, y, height, wide, deep, rise, hipped=False):
     """A roof whose ridge runs along the street; some hipped ones lean on all four sides."""
-    colour = draw.pick(colours)
-    lean = draw.pick([0.0, deep / rise * 0.6]) if hipped else 0.0
-    draw.frustum(
-        BUILDING,
-        "roof",
-        colour,
-        (x, y, height + rise / 2),
-        (wide, deep, rise / 2),
-        taper=(lean, deep / rise * 0.98),
-    )
+    finish = draw.finish(finish)
+    taper = draw.pick([0.0, deep / rise * 0.6]) if hipped else 0.0, deep / rise * 0.98
+    draw.frustum("Building", finish, (x, y, height + rise / 2), (wide, deep, rise / 2), taper=taper)
 
 
 def _boundary(draw, x, size, side, y, kind):
     """What closes a garden: wooden boards or white pickets on posts, a wall with a cover, or a hedge."""
 
-    def along(label, material, colour, middle, thick, half, **more):
-        draw.box(
-            label, material, colour, (x + size / 2, side * y, KERB + middle), (size / 2, thick, half), **more
-        )
+    def along(label, finish, middle, thick, half, **more):
+        draw.box(label, finish, (x + size / 2, side * y, KERB + middle), (size / 2, thick, half), **more)
 
     if kind == "fence":
-        height, colour = draw(1.35, 1.9), draw.colour("boards")
-        along(
-            FENCE,
-            "wood",
-            draw.tint(colour),
-            height / 2,
-            0.04,
-            height / 2,
-            pattern="stripes",
-            style=(5.0, 0.35),
-        )
+        height, wood = draw(1.35, 1.9), draw.finish("boards")
+        middle = height / 2
+        along("Fence", draw.tint(wood), middle, 0.04, middle, pattern="stripes", style=(5.0, 0.35))
         for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
-            draw.box(
-                FENCE,
-                "wood",
-                shaded(colour, 0.8),
-                (x + 0.1 + k * 2.4, side * (y - 0.07), KERB + height / 2 + 0.08),
-                (0.07, 0.05, height / 2 + 0.08),
-            )
+            post = x + 0.1 + k * 2.4, side * (y - 0.07), KERB + middle + 0.08
+            draw.box("Fence", shaded(wood, 0.8), post, (0.07, 0.05, middle + 0.08))
     elif kind == "wall":
-        height, (material, colour) = draw(1.3, 2.1), draw.pick(STONES)
-        along(WALL, material, draw.tint(colour, 0.1), height / 2, 0.18, height / 2)
-        along(WALL, "concrete", (0.52, 0.50, 0.47), height + 0.05, 0.26, 0.06)
+        height, stone = draw(1.3, 2.1), draw.finish("stones")
+        along("Wall", draw.tint(stone, 0.1), height / 2, 0.18, height / 2)
+        along("Wall", "coping", height + 0.05, 0.26, 0.06)
     else:
-        height = draw(1.1, 1.6)
-        along(VEGETATION, "leaf", draw.tint((0.09, 0.18, 0.04)), height / 2, 0.4, height / 2)
+        middle = draw(1.1, 1.6) / 2
+        along("Vegetation", draw.tint("hedge"), middle, 0.4, middle)
 
 
 def _backdrop(draw):
     """What closes the view: far buildings and a belt of trees, so that the street does not end in nothing."""
     for k in range(7):
         y, height = -66 + 22 * k + draw(-4, 4), draw(8, 24)
-        draw.box(
-            BUILDING,
-            "render",
-            draw.tint(draw.pick(FACADES)[1]),
-            (draw(118, 140), y, height / 2),
-            (8, draw(7, 11), height / 2),
-            pattern="facade",
-            style=(3.0, 3.2),
-        )
+        _, colour = draw.tint("facades")
+        centre, half = (draw(118, 140), y, height / 2), (8, draw(7, 11), height / 2)
+        draw.box("Building", ("render", colour), centre, half, pattern="facade", style=(3.0, 3.2))
     for side in SIDES:
         for k in range(4):
             r = draw(4, 6)
-            draw.ellipsoid(
-                VEGETATION,
-                "leaf",
-                draw.tint((0.08, 0.15, 0.05)),
-                (18 + 20 * k + draw(-5, 5), side * draw(32, 40), 2.5),
-                (r * 1.5, r, r),
-            )
+            green = draw.tint("forest")
+            centre = 18 + 20 * k + draw(-5, 5), side * draw(32, 40), 2.5
+            draw.ellipsoid("Vegetation", green, centre, (r * 1.5, r, r))

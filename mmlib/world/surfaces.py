@@ -67,7 +67,7 @@ def look(world: World, views: list[View]) -> Hits:
     for k, origin in enumerate((origin_x, origin_y, origin_z)):
         where[k] += np.repeat(origin, sizes)
     label, material = world.label[prim], world.material[prim]
-    world.paint(label, material, prim, *where)
+    world.paint(label, material, *where)
 
     solid, others = np.flatnonzero(prim < world.count), np.flatnonzero(prim >= world.count)
     normal, local, axis = np.empty_like(dirs), where.copy(), np.empty(len(t), np.int8)
