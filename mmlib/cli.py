@@ -34,16 +34,15 @@ from .world.dataset import RenderConfig, render
 
 MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher starts, this one speaks
 COMPARED = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")  # sensors of the world that clustering compares
-RECIPE = (
-    "JSON file of settings, such as data_scripts/recipes/NAME.json: they replace the defaults, flags replace "
-    "them."
-)
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     config: TrainConfig
-    recipe: Annotated[str, tyro.conf.arg(help=RECIPE)] = ""
+    recipe: str = ""
+    """JSON file of settings, such as data_scripts/recipes/NAME.json: they replace the defaults, flags replace
+    them.
+    """
     dry_run: bool = False
     """Measure a few steps, print what the training would cost in work, memory, time and disk, and write
     nothing to OUT.
@@ -53,7 +52,10 @@ class TrainCommand:
 @dataclass(frozen=True)
 class ClusterCommand:
     config: ClusterConfig
-    recipe: Annotated[str, tyro.conf.arg(help=RECIPE)] = ""
+    recipe: str = ""
+    """JSON file of settings, such as data_scripts/recipes/NAME.json: they replace the defaults, flags replace
+    them.
+    """
 
 
 TrainCommand.__doc__, ClusterCommand.__doc__ = TrainConfig.__doc__, ClusterConfig.__doc__

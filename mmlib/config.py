@@ -53,6 +53,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def spelled(value) -> list[str]:
+    """A value as the command line has it after its flag."""
+    if isinstance(value, dict):
+        value = [word for pair in value.items() for word in pair]
+    if isinstance(value, list | tuple):
+        return [word for inside in value for word in spelled(inside)]
+    return [str(value)]
+
+
 def settings(config) -> Iterator[tuple[str, object, object]]:
     """(name, type, value) of every setting of a dataclass and of the dataclasses inside it."""
     kinds = get_type_hints(type(config), include_extras=True)
@@ -93,8 +102,7 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
 
     def require(condition: bool, expected) -> None:
         if not condition:
-            words = value if isinstance(value, tuple | list) else [value]
-            shown = " ".join(" ".join(map(str, words)).split())
+            shown = " ".join(" ".join(spelled(value)).split())
             raise ValueError(f"{name} {shown[:200]}: expected {expected}")
 
     origin, inside = get_origin(kind), get_args(kind)

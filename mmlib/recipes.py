@@ -16,7 +16,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import check_value, flag, settings
+from .config import check_value, flag, settings, spelled
 from .runtime import reading
 
 SOURCES = ("paper", "released code", "ours")
@@ -54,15 +54,6 @@ class Recipe:
                 line = f"{' '.join(spelled(final[name]))}, on the command line, not {line}"
             lines.append(f"  {name} {line}")
         return "\n".join(lines)
-
-
-def spelled(value) -> list[str]:
-    """A value as the command line has it after its flag."""
-    if isinstance(value, dict):
-        value = [word for pair in value.items() for word in pair]
-    if isinstance(value, list | tuple):
-        return [word for inside in value for word in spelled(inside)]
-    return [str(value)]
 
 
 def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:

@@ -23,8 +23,6 @@ MAX_GIGABYTES = 2**31 / 1e9  # of one decoded image; a header that claims more i
 # Pillow's modes that hold plain numbers, and the type of a value.
 _MODES = {"I": "int32", "F": "float32", "I;16": "uint16", "I;16L": "uint16", "I;16B": "uint16"}
 _MODES |= dict.fromkeys(("1", "L", "P", "LA", "RGB", "RGBA"), "uint8")
-# The seven passes of an interlaced PNG: first column, first row, step of the columns, step of the rows.
-_PASSES = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
 
 
 class DataError(ValueError):
@@ -162,9 +160,9 @@ def read_image(
     with reading(path, expected, DataError), open(path, "rb") as file:
         # The header first: an image of another size or type is refused before it takes memory.
         header, stored = _opened(path, file)
-        if size is not None and header.size != tuple(size):
-            actual, wanted = (f"{height} × {width} pixels" for height, width in (header.size, size))
-            raise DataError(f"{path}: {actual}; expected {wanted}")
+        if size and header.size != tuple(size):
+            shape = "%d × %d"
+            raise DataError(f"{path}: {shape % header.size} pixels; expected {shape % tuple(size)}")
         if (
             (dtype and (header.dtype != dtype or header.bits < 8 and not header.palette))
             or (allowed and header.channels not in allowed)
@@ -195,7 +193,8 @@ def read_image(
 
 
 def _check_png(content: bytes) -> None:
-    """Raise ValueError unless every checksum of a PNG holds and its data are as long as its rows.
+    """Raise ValueError unless every checksum of a PNG holds and its data are as long as its rows, or, where
+    it is interlaced, as its pixels at the least.
 
     Pillow looks at neither: it returns other pixels, or zeros where rows are missing, and says nothing.
     """
@@ -212,11 +211,8 @@ def _check_png(content: bytes) -> None:
         place = end + 4
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
-    length = 0
-    for left, top, right, down in _PASSES if interlaced else ((0, 0, 1, 1),):
-        columns, rows = len(range(left, width, right)), len(range(top, height, down))
-        if columns:
-            length += rows * (1 + (columns * bits + 7) // 8)  # each row has a byte for its filter
+    # Each row has a byte for its filter; those of an interlaced image lie in seven parts.
+    length = height * width * bits // 8 if interlaced else height * (1 + (width * bits + 7) // 8)
     if len(zlib.decompressobj().decompress(data, length)) < length:
         raise ValueError("rows are missing")
 

@@ -74,10 +74,13 @@ def check_sample(arrays: dict[str, np.ndarray], classes: int, where: str) -> Non
         )
 
 
-def check_values(modality: Modality, physical: np.ndarray, where: str) -> None:
-    """Raise DataError for physical values (H, W, C) that are not finite, or a negative distance: both would
-    be trained on in silence.
+def to_physical(modality: Modality, stored: np.ndarray, where: str) -> np.ndarray:
+    """A stored image (H, W, C) as physical values float32.
+
+    Raises:
+        DataError: values that are not finite, or a negative distance: both would be trained on in silence.
     """
+    physical = modality.to_physical(stored)
     if modality.dtype == "float32" and not np.isfinite(physical).all():
         raise DataError(
             f"{where}: {modality.name} has NaN or infinite values; replace them (sparse sensor: 0 = no "
@@ -88,6 +91,7 @@ def check_values(modality: Modality, physical: np.ndarray, where: str) -> None:
             f"{where}: {modality.name} has a negative range; expected distances above 0, and 0 where nothing "
             "was measured"
         )
+    return physical
 
 
 class Writer:
@@ -177,8 +181,7 @@ class Writer:
         check_sample(arrays, len(self.description.classes), where)
         row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": labelled}
         for name, modality in modalities.items():
-            physical = modality.to_physical(images[name])
-            check_values(modality, physical, where)
+            physical = to_physical(modality, images[name], where)
             if split == "train":
                 values = modality.compressed(physical).reshape(-1, modality.channels).astype(np.float64)
                 sums = len(values), values.sum(0).tolist(), (values**2).sum(0).tolist()
@@ -279,7 +282,7 @@ class PreparedDataset:
             splits = ", ".join(sorted({row["split"] for row in rows}))
             raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
         self.labelled = (self.root / "label").exists()
-        self._cache: dict[int, tuple] | None = {} if cache else None
+        self.cache, self._cache = cache, {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -290,7 +293,7 @@ class PreparedDataset:
 
     def stored(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Stored arrays (H, W, C) by name, and the uint8 label (H, W): all 255 without labels."""
-        if self._cache is not None and index in self._cache:
+        if index in self._cache:
             return self._cache[index]
         images = {name: read_image(*file) for name, file in self.files(index).items()}
         where = f"{self.root}, sample {self.rows[index]['id']!r}"
@@ -299,7 +302,7 @@ class PreparedDataset:
             label = images.pop("label")[..., 0]
         else:
             label = np.full(next(iter(images.values())).shape[:2], IGNORE_INDEX, np.uint8)
-        if self._cache is not None:
+        if self.cache:
             self._cache[index] = images, label
         return images, label
 
@@ -322,8 +325,7 @@ class PreparedDataset:
         images, label = self.stored(index)
         physical = {}
         for name, modality in self.modalities.items():
-            values = modality.to_physical(images[name])
-            check_values(modality, values, f"{self.root}, sample {self.rows[index]['id']!r}")
+            values = to_physical(modality, images[name], f"{self.root}, sample {self.rows[index]['id']!r}")
             physical[name] = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
         return physical, torch.from_numpy(label.astype(np.int64))
 

@@ -35,10 +35,8 @@ def resize(image: Tensor, size: tuple[int, int], sparse: bool) -> Tensor:
 
 def crop_or_pad(image: Tensor, top: int, left: int, size: tuple[int, int], fill: float) -> Tensor:
     """Cut (..., *size) at (top, left); what lies outside the image is ``fill``."""
-    height, width = size
-    cut = image[..., top : top + height, left : left + width]
-    below, right = height - cut.shape[-2], width - cut.shape[-1]
-    return F.pad(cut, (0, right, 0, below), value=fill) if below or right else cut
+    below, right = top + size[0] - image.shape[-2], left + size[1] - image.shape[-1]
+    return F.pad(image, (-left, right, -top, below), value=fill)  # a negative edge is cut off
 
 
 @dataclass(frozen=True)

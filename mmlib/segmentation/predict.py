@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config import AtLeast, check_settings
 from ..data.drawing import overlay, picture
 from ..data.images import FORMATS, DataError, read_image
-from ..data.prepared import PreparedDataset, check_values, read_description
+from ..data.prepared import PreparedDataset, read_description, to_physical
 from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import upsampled
@@ -135,8 +135,7 @@ def read_file(path: Path, modality: Modality) -> Tensor:
     Raises:
         DataError: unreadable, another type or number of channels, NaN or a negative range; names the file.
     """
-    physical = modality.to_physical(read_image(path, modality.dtype, modality.channels))
-    check_values(modality, physical, str(path))
+    physical = to_physical(modality, read_image(path, modality.dtype, modality.channels), str(path))
     return torch.from_numpy(np.ascontiguousarray(physical.transpose(2, 0, 1)))
 
 
