@@ -23,8 +23,8 @@ SERVER.set_forkserver_preload(
 
 
 class _Fork(SERVER.Process):
-    """What the server has loaded is never garbage. To look through all of it at every collection would take most
-    of the time of a short attempt.
+    """What the server has loaded is never garbage. To look through all of it at every collection would take
+    most of the time of a short attempt.
     """
 
     def run(self):
