@@ -9,14 +9,25 @@ import subprocess
 import sys
 
 import pytest
-import toy
 
 from mmlib import cli
 
 
-def run(*arguments, **environment):
+def run(
+    *arguments,
+):
     command = [sys.executable, "-m", "mmlib", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+
+
+def mmlib(line: str, **names):
+    """The command line ``line``, in this process; ``{name}`` stands for a path."""
+    cli.main([word.format(**names) for word in line.split()])
+
+
+def render(folder, train=1, val=1, test=1):
+    line = f"render street --out {{out}} --train {train} --val {val} --test {test} --size 48 64 --no-progress"
+    mmlib(line, out=folder)
 
 
 EVERY_HELP = """
@@ -41,55 +52,20 @@ def test_help_is_there_for_every_command_also_without_the_module_resource():
 
 
 def test_from_rendering_to_comparison(tmp_path, capsys):
-    world = tmp_path / "street"
-    cli.main(
-        [
-            "render",
-            "street",
-            "--out",
-            str(world),
-            "--train",
-            "6",
-            "--val",
-            "2",
-            "--test",
-            "2",
-            "--size",
-            "48",
-            "64",
-            "--no-progress",
-        ]
-    )
-    quick = ["--data", str(world), "--epochs", "1", "--batch-size", "3", "--no-progress"]
+    world, run = tmp_path / "street", tmp_path / "full-0"
+    render(world, train=6, val=2, test=2)
     for seed in (0, 1):
         for kind in ("full", "all-subsets"):
-            cli.main(
-                [
-                    "train",
-                    *quick,
-                    "--out",
-                    str(tmp_path / f"{kind}-{seed}"),
-                    "--subsets",
-                    kind,
-                    "--seed",
-                    str(seed),
-                ]
+            mmlib(
+                "train --data {data} --out {out} --epochs 1 --batch-size 3 --no-progress "
+                f"--subsets {kind} --seed {seed}",
+                data=world,
+                out=tmp_path / f"{kind}-{seed}",
             )
     assert "mIoU in % on val, by subset: R " in capsys.readouterr().out
 
-    cli.main(
-        [
-            "evaluate",
-            str(tmp_path / "full-0" / "best.safetensors"),
-            "--data",
-            str(world),
-            "--protocol",
-            "black",
-            "--out",
-            str(tmp_path / "scores.json"),
-            "--no-progress",
-        ]
-    )
+    evaluate = "evaluate {run}/best.safetensors --data {data} --no-progress --out {out} "
+    mmlib(evaluate + "--protocol black", data=world, run=run, out=tmp_path / "scores.json")
     out = capsys.readouterr().out
     assert "absent sensors: black" in out and "RDEL" in out and "Pedestrian" in out
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -99,26 +75,21 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
         and scores["provenance"]["torch"]
     )
 
-    options = [
-        "--data",
-        str(world),
-        "--fusion",
-        "agreement",
-        "--failures",
-        "2",
-        "--out",
-        str(tmp_path / "failures.json"),
-        "--no-progress",
-    ]
-    cli.main(["evaluate", str(tmp_path / "full-0" / "best.safetensors"), *options])
+    options = "--fusion agreement --failures 2"
+    mmlib(evaluate + options, data=world, run=run, out=tmp_path / "failures.json")
     assert "fusion agreement" in capsys.readouterr().out
     failures = json.loads((tmp_path / "failures.json").read_text())
     assert failures["fusion"] == "agreement" and failures["failures"]["samples"] == 2
     assert set(failures["failures"]["summary"]) == {"mean", "agreement", "selection", "entropy", "oracle"}
 
-    folders = [str(tmp_path / f"{kind}-{seed}") for kind in ("full", "all-subsets") for seed in (0, 1)]
-    cli.main(
-        ["compare", *folders, "--split", "test", "--out", str(tmp_path / "compared.json"), "--no-progress"]
+    folders = {
+        f"{kind}-{seed}": tmp_path / f"{kind}-{seed}" for kind in ("full", "all-subsets") for seed in (0, 1)
+    }
+    compare = "compare --no-progress "
+    mmlib(
+        compare + "{full-0} {full-1} {all-subsets-0} {all-subsets-1} --split test --out {out}",
+        out=tmp_path / "compared.json",
+        **folders,
     )
     out = capsys.readouterr().out
     assert (
@@ -127,20 +98,20 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     compared = json.loads((tmp_path / "compared.json").read_text())
     assert list(compared["groups"]) == ["full", "all-subsets"]
     with pytest.raises(SystemExit, match="a second run of 'full' with seed 0"):
-        cli.main(["compare", folders[0], folders[0], "--no-progress"])
+        mmlib(compare + "{run} {run}", run=run)
     group = compared["groups"]["full"]
     sensors = {"rgb", "depth", "event", "lidar"}
     assert set(group["information"]) == sensors and set(group["curves"][0][-1]["information"]) == sensors
     gaps = [max(v) / min(v) for v in zip(*group["information"].values())]
     assert group["summary"]["all"]["gap"] == pytest.approx(gaps, rel=1e-3)
     # A folder whose name does not end in its seed is known by what tells its settings from the others'.
-    for folder, name in zip((folders[0], folders[2]), ("a", "b")):
-        shutil.copytree(folder, tmp_path / name)
-    cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--no-progress"])
+    for folder, name in (("full-0", "a"), ("all-subsets-0", "b")):
+        shutil.copytree(tmp_path / folder, tmp_path / name)
+    mmlib(compare + "{tmp}/a {tmp}/b", tmp=tmp_path)
     assert "\nsubsets full  (seeds 0" in capsys.readouterr().out
-    shutil.copytree(folders[2], tmp_path / "full-7")
+    shutil.copytree(tmp_path / "all-subsets-0", tmp_path / "full-7")
     with pytest.raises(SystemExit, match="full-7: other settings"):
-        cli.main(["compare", folders[0], str(tmp_path / "full-7"), "--no-progress"])
+        mmlib(compare + "{tmp}/full-0 {tmp}/full-7", tmp=tmp_path)
     assert (
         group["seeds"] == [0, 1]
         and len(group["miou"]["all"]["RDEL"]) == 2
@@ -148,128 +119,61 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     )
 
 
+TRAIN = "train --data {toy} --out {tmp}/run "
+
+
 @pytest.mark.parametrize(
-    "arguments, message",
+    "line, message",
     [
-        (["train", "--data", "nowhere", "--out", "{tmp}/run"], "'nowhere' is not a prepared data set"),
+        ("train --data nowhere --out {tmp}/run", "'nowhere' is not a prepared data set"),
+        (TRAIN + "--modalities rgb sonar", "unknown modality 'sonar'"),
+        (TRAIN + "--epochs 0", "--epochs 0.0: expected above 0"),
         (
-            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--modalities", "rgb", "sonar"],
-            "unknown modality 'sonar'",
-        ),
-        (
-            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--epochs", "0"],
-            "--epochs 0.0: expected above 0",
-        ),
-        (
-            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--lambda-p", "-1"],
+            TRAIN + "--lambda-p -1",
             "--lambda-p -1.0: expected 0 or more; a negative one would reward imbalance",
         ),
+        (TRAIN + "--sigma 0", "--sigma 0.0: expected above 0; without noise there is no measure"),
+        (TRAIN + "--fusion centred", "give --subsets full or dropout"),
         (
-            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--sigma", "0"],
-            "--sigma 0.0: expected above 0; without noise there is no measure",
-        ),
-        (
-            ["train", "--data", "{toy}", "--out", "{tmp}/run", "--fusion", "centred"],
-            "give --subsets full or dropout",
-        ),
-        (
-            [
-                "train",
-                "--data",
-                "{toy}",
-                "--out",
-                "{tmp}/run",
-                "--fusion",
-                "centred",
-                "--subsets",
-                "full",
-                "--features",
-                "kl",
-            ],
+            TRAIN + "--fusion centred --subsets full --features kl",
             "has no logits and features of single sensors",
         ),
-        (
-            [
-                "train",
-                "--data",
-                "{toy}",
-                "--out",
-                "{tmp}/run",
-                "--batch-size",
-                "1",
-                "--prediction",
-                "gat",
-                "--no-progress",
-            ],
-            "a batch of 2",
-        ),
-        (["evaluate", "none.safetensors", "--data", "{toy}"], "none.safetensors: no such file"),
-        (["evaluate", "{toy}/dataset.json", "--data", "{toy}"], "not a file of this library, or damaged"),
-        (["compare", "{tmp}"], "report.json: no such file"),
-        (["render", "street", "--out", "{toy}", "--no-progress"], "already holds a finished data set"),
-        (["render", "street", "--out", "{tmp}/w", "--size", "0", "10", "--no-progress"], "size"),
+        (TRAIN + "--batch-size 1 --prediction gat --no-progress", "a batch of 2"),
+        ("evaluate none.safetensors --data {toy}", "none.safetensors: no such file"),
+        ("evaluate {toy}/dataset.json --data {toy}", "not a file of this library, or damaged"),
+        ("compare {tmp}", "report.json: no such file"),
+        ("render street --out {toy} --no-progress", "already holds a finished data set"),
+        ("render street --out {tmp}/w --size 0 10 --no-progress", "size"),
     ],
 )
-def test_errors_are_one_line(tmp_path, arguments, message):
-    data = toy.make(tmp_path / "toy")
+def test_errors_are_one_line(data, tmp_path, line, message):
     with pytest.raises(SystemExit) as end:
-        cli.main([a.format(tmp=tmp_path, toy=data) for a in arguments])
+        mmlib(line, tmp=tmp_path, toy=data)
     assert end.value.code.startswith("error: ") and message in end.value.code and "\n" not in end.value.code
 
 
-def test_a_checkpoint_of_other_classes_or_sensors_is_refused(tmp_path):
-    data = toy.make(tmp_path / "toy")
-    cli.main(["train", "--data", str(data), "--out", str(tmp_path / "run"), "--epochs", "1", "--no-progress"])
-    world = tmp_path / "street"
-    cli.main(
-        [
-            "render",
-            "street",
-            "--out",
-            str(world),
-            "--train",
-            "1",
-            "--val",
-            "1",
-            "--test",
-            "1",
-            "--size",
-            "48",
-            "64",
-            "--no-progress",
-        ]
-    )
+def test_a_checkpoint_of_other_classes_or_sensors_is_refused(data, tmp_path):
+    """``data`` is the toy; the checkpoints meet a street."""
+    render(tmp_path / "street")
+    train = "train --data {toy} --out {tmp}/run --epochs 1 --no-progress "
+    evaluate = "evaluate {tmp}/run/last.safetensors --data {tmp}/street --no-progress"
+    mmlib(train, toy=data, tmp=tmp_path)
     with pytest.raises(SystemExit, match="unknown modality 'aolp'.*has rgb, depth, event, lidar"):
-        cli.main(
-            ["evaluate", str(tmp_path / "run" / "last.safetensors"), "--data", str(world), "--no-progress"]
-        )
-    cli.main(
-        [
-            "train",
-            "--data",
-            str(data),
-            "--out",
-            str(tmp_path / "rd"),
-            "--modalities",
-            "rgb",
-            "depth",
-            "--epochs",
-            "1",
-            "--no-progress",
-        ]
-    )
+        mmlib(evaluate, tmp=tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    mmlib(train + "--modalities rgb depth", toy=data, tmp=tmp_path)
     with pytest.raises(SystemExit, match="predicts 3 classes"):
-        cli.main(
-            ["evaluate", str(tmp_path / "rd" / "last.safetensors"), "--data", str(world), "--no-progress"]
-        )
+        mmlib(evaluate, tmp=tmp_path)
 
 
-def test_the_process_itself_ends_in_one_line_and_a_status(tmp_path):
+def test_the_process_itself_ends_in_one_line_and_a_status(monkeypatch):
     done = run("evaluate", "none.safetensors", "--data", "x")
     assert done.returncode == 1 and done.stderr.startswith(
         "error: none.safetensors: no such file; expected a file of this library"
     )
-    assert "Traceback" in run("evaluate", "none.safetensors", "--data", "x", MMLIB_DEBUG="1").stderr
+    monkeypatch.setenv("MMLIB_DEBUG", "1")  # a traceback for who develops
+    with pytest.raises(ValueError, match="none.safetensors: no such file"):
+        mmlib("evaluate none.safetensors --data x")
 
 
 def test_ctrl_c_ends_in_one_line(tmp_path, monkeypatch, capsys):
