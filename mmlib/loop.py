@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -46,9 +46,7 @@ class Progress:
     seconds: float = 0.0
     guards: dict[str, int] = field(default_factory=dict)  # what the regulariser left out or capped
     cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
-    samples: int = 0  # at the start: order, schedule and number of steps follow from it
-    # Digests of the data at the start, by what they are of.
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of the data, by what they are of
 
 
 def due(done: int, steps: int, every: float) -> bool:
@@ -66,8 +64,7 @@ def run_steps(
     take_step: Callable,
     measure: Callable,
     after_measure: Callable,
-    eval_every: float,
-    save_every: float,
+    epoch: float = 1.0,
     shown: str = "loss",
     main: bool = True,
     processes: int = 1,
@@ -75,13 +72,15 @@ def run_steps(
     """Take the steps from ``progress.step`` to ``steps``; log, measure and save on the way.
 
     Args:
-        config: the run's settings; saved, and compared when the run is resumed.
+        config: the run's settings; saved, and compared when the run is resumed. Its ``eval_every`` and
+            ``save_every`` say how many epochs lie between measurements and between saved states; 0 = only at
+            the end.
         model: the weights that a state holds.
         take_step: step, counted from 0 -> (whether its gradient was finite, function that makes the step's
             line of the history). The line is made on every process, but only for logged steps.
         measure: number of steps taken -> (line of the history, score, the higher the better).
         after_measure: takes (number of steps taken, line, whether its score is the highest so far).
-        eval_every, save_every: steps between measurements and saved states; 0 = only at the end.
+        epoch: number of steps in which the intervals of ``config`` are counted.
         shown: entry of a step's line that stands beside the progress bar.
         main: whether this process writes.
 
@@ -92,14 +91,8 @@ def run_steps(
     # Times of a resumed run go on from those of its state.
     begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds
     history = open_history(config, progress) if main else nullcontext(lambda line: None)
-    bar = progress_bar(
-        total=steps,
-        initial=progress.step,
-        desc=out.name,
-        leave=False,
-        mininterval=1.0,
-        progress=main and config.progress,
-    )
+    shows = main and config.progress
+    bar = progress_bar(total=steps, initial=progress.step, desc=out.name, leave=False, progress=shows)
     with history as record, bar:
         for step in range(progress.step, steps):
             finite, make_line = take_step(step)
@@ -118,13 +111,13 @@ def run_steps(
                 line = make_line()
                 bar.set_postfix({shown: f"{line[shown]:.3f}"}, refresh=False)
                 record({"step": done, **line, "seconds": round(progress.seconds, 2)})
-            if due(done, steps, eval_every):
+            if due(done, steps, config.eval_every * epoch):
                 line, score = measure(done)
                 record({"step": done, **line})
                 better = score > progress.best
                 progress.best = max(progress.best, score)
                 after_measure(done, line, better)
-            if main and due(done, steps, save_every):
+            if main and due(done, steps, config.save_every * epoch):
                 save_state(out / "resume.safetensors", model, optimizer, config, processes, progress)
 
 
@@ -156,50 +149,40 @@ def open_history(config, progress: Progress) -> Iterator[Callable[[dict], None]]
     stay, so that a run that was killed and resumed shows every point once, at its own training time.
     """
     out = Path(config.out)
-    path = out / "history.jsonl"
+    path, writer = out / "history.jsonl", None
+    if getattr(config, "tensorboard", False):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                f"--tensorboard needs the package tensorboard ({error}); in this repository: "
+                'pip install -e ".[logs]"'
+            ) from error
+        # Readers forget all points of older files. The files stay: a server that reads one would wait for it
+        # for ever.
+        writer = SummaryWriter(str(out / "tensorboard"), purge_step=0)
     write_json(out / "config.json", asdict(config))
     lines = [line for line in read_lines(path) if line["step"] <= progress.step] if path.exists() else []
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     begun, seconds = time.time() - progress.seconds, 0.0
-    with ExitStack() as stack:
-        writer = None
-        if getattr(config, "tensorboard", False):
-            # Readers forget all points of older files. The files stay: a server that reads one would wait
-            # for it for ever.
-            writer = stack.enter_context(find_tensorboard()(str(out / "tensorboard"), purge_step=0))
 
-        def record(line: dict, new: bool = True) -> None:
-            nonlocal seconds
-            if new:
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            if writer:
-                seconds = line.get("seconds", seconds)
-                for tag, value in scalars(line).items():
-                    writer.add_scalar(tag, value, line["step"], begun + seconds)
+    def show(line: dict) -> None:
+        nonlocal seconds
+        seconds = line.get("seconds", seconds)
+        for tag, value in scalars(line).items():
+            writer.add_scalar(tag, value, line["step"], begun + seconds)
 
+    def record(line: dict) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         if writer:
-            for line in lines:
-                record(line, new=False)
-            writer.flush()
+            show(line)
+
+    with writer or nullcontext():
+        for line in lines if writer else ():
+            show(line)
         yield record
-
-
-def find_tensorboard():
-    """torch's ``SummaryWriter``.
-
-    Raises:
-        ValueError: the package tensorboard is missing; says how to install it.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            f"--tensorboard needs the package tensorboard ({error}); in this repository: "
-            'pip install -e ".[logs]"'
-        ) from error
-    return SummaryWriter
 
 
 def scalars(line: dict) -> dict[str, float]:
@@ -249,23 +232,13 @@ def save_state(path: Path, model: nn.Module, optimizer, config, processes: int, 
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
     settings = asdict(config) | {"processes": processes}
-    counts = {name: int(count) for name, count in progress.guards.items()}  # they count on the device
-    saved = asdict(replace(progress, guards=counts))
-    save_tensors(path, tensors, {"state": {"config": settings, "progress": saved}})
+    save_tensors(path, tensors, {"state": {"config": settings, "progress": asdict(progress)}})
 
 
-def resume(
-    config,
-    model: nn.Module,
-    optimizer,
-    samples: int,
-    inputs: dict[str, str],
-    processes: int = 1,
-) -> Progress:
+def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processes: int = 1) -> Progress:
     """Load ``config.out``/resume.safetensors into model and optimizer, if there is one.
 
     Args:
-        samples: number of training samples.
         inputs: digests of the data, by what they are of; those that are missing are not compared.
 
     Raises:
@@ -281,10 +254,12 @@ def resume(
             raise ValueError(
                 f"{out}: holds a trained network but no state to resume from; choose another --out"
             )
-        return Progress(samples=samples, inputs=inputs)
+        return Progress(inputs=inputs)
     meta = read_tensor_header(path).get("state")
     with reading(path, "a state to resume from"):
-        settings, progress = dict(meta["config"]), Progress(**meta["progress"])
+        settings, saved = dict(meta["config"]), dict(meta["progress"])
+        saved.pop("samples", 0)  # earlier versions also kept the number of samples
+        progress = Progress(**saved)
         check_settings(progress, "its ")
     for name, value in json.loads(json.dumps(asdict(config) | {"processes": processes})).items():
         if name not in WITHOUT_EFFECT and settings.get(name) != value:
@@ -294,14 +269,12 @@ def resume(
             )
     # Of other samples, the order and number of steps would change half-way.
     changed = [what for what in inputs if progress.inputs.get(what, inputs[what]) != inputs[what]]
-    if progress.samples not in (0, samples):  # 0: saved before this was counted
-        changed.insert(0, f"{progress.samples} training samples, now {samples}")
     if changed:
         raise ValueError(
             f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose "
             "another --out, or bring the data back as they were"
         )
-    progress.samples, progress.inputs = samples, inputs or progress.inputs
+    progress.inputs = inputs or progress.inputs
     states: dict[int, dict] = {}
     weights = {}
     with reading(path, "a state to resume from"):
@@ -313,10 +286,8 @@ def resume(
                 index, key = rest.split(".")
                 states.setdefault(int(index), {})[key] = value
         shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        misfits = [
-            i for i, state in states.items() for v in state.values() if v.ndim and v.shape != shapes[i]
-        ]
-        if misfits or len(set(map(frozenset, states.values()))) > 1:
+        fits = [v.shape in ((), shapes[i]) for i, state in states.items() for v in state.values()]
+        if not all(fits) or len(set(map(frozenset, states.values()))) > 1:
             raise ValueError("its optimizer state is incomplete, or of another network")
     load_into(model, weights, path)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

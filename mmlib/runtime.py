@@ -229,7 +229,7 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dic
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         try:
-            save_file(tensors, temporary, {"mmlib": json.dumps(header)})
+            save_file(tensors, temporary, {"mmlib": json.dumps(header, default=int)})  # tensors that count
         except SafetensorError as error:  # the library's own type hides that it is an input/output error
             raise OSError(str(error)) from error
 

@@ -528,7 +528,9 @@ def test_a_folder_of_other_settings_is_refused(data, tmp_path):
             cluster(other)
     with pytest.raises(ValueError, match="another configuration"):
         cluster(replace(config, method="kmeans"))
-    with pytest.raises(ValueError, match="was begun on other data .*changed: 12 training samples, now 9"):
+    with pytest.raises(
+        ValueError, match="was begun on other data .*changed: .*index of train, images of train"
+    ):
         cluster(replace(config, data=str(toy.make(tmp_path / "fewer", train=9))))
     turned = relabelled(data, tmp_path / "turned", lambda label: label[::-1])
     with pytest.raises(ValueError, match="was begun on other data .*changed: images of train, images of val"):

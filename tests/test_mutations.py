@@ -255,8 +255,8 @@ MUTATIONS = [
     Mutation(
         "sum for the mean of the modalities' predictions",
         "forward",
-        "torch.stack(logits.chunk(len(images))).mean(0)",
-        "torch.stack(logits.chunk(len(images))).sum(0)",
+        "torch.stack(logits).mean(0)",
+        "torch.stack(logits).sum(0)",
         of(SEGMENTATION, "test_fusion_is_the_mean_of_single_predictions"),
     ),
     Mutation(

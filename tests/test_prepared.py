@@ -371,12 +371,14 @@ def test_digests_say_what_changed(tmp_path):
         return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
 
     assert changed(lambda folder: None) == set()
-    assert changed(edit("rgb/train_006.png")) == changed(edit("label/train_006.png")) == {"images"}
-    assert changed(swap) == {"images"}
+    assert changed(edit("rgb/train_006.png")) == changed(edit("label/train_006.png")) == {"images of train"}
+    assert changed(swap) == {"images of train"}
     assert changed(edit("rgb/val_001.png")) == changed(edit("rgb/train_006.png"), "train", ["depth"]) == set()
-    assert changed(replaced("index.csv", "train_004,train,day", "train_004,train,dusk")) == {"index"}
+    assert changed(replaced("index.csv", "train_004,train,day", "train_004,train,dusk")) == {"index of train"}
     name = toy.CLASSES[1]
-    assert changed(replaced("dataset.json", json.dumps(name), json.dumps(name + "s"))) == {"description"}
+    assert changed(replaced("dataset.json", json.dumps(name), json.dumps(name + "s"))) == {
+        "description of train"
+    }
     (root / "rgb/train_006.png").unlink()
     with pytest.raises(ValueError, match="rgb/train_006.png: no such file"):
         PreparedDataset(root).digest()

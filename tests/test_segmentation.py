@@ -118,16 +118,15 @@ def test_a_stem_sees_every_channel_of_its_sensor():
 
 
 def test_pretrained_colour_filters_fit_any_channel_count():
-    from mmlib.segmentation.network import PyramidEncoder
+    from mmlib.segmentation.network import Encoder
 
-    encoder = PyramidEncoder(NetworkConfig("pvt_v2_b0"))
+    encoder = Encoder(NetworkConfig("pvt_v2_b0"))
+    (template,) = encoder.make_stem.args
     grey = encoder.make_stem(1).proj.weight
     assert torch.allclose(
-        grey, encoder._patch_embed[0].proj.weight.sum(1, keepdim=True)
+        grey, template.proj.weight.sum(1, keepdim=True)
     )  # a grey image excites them as before
-    assert (
-        encoder.make_stem(2).proj.weight.shape[1] == 2 and encoder.make_stem(3) is not encoder._patch_embed[0]
-    )
+    assert encoder.make_stem(2).proj.weight.shape[1] == 2 and encoder.make_stem(3) is not template
 
 
 def test_folded_head_equals_segformers_two_linear_maps():

@@ -558,9 +558,8 @@ ONE = lambda x: np.ones_like(x)
         ),
         (lambda: information(ONE, ONE, uniform([1.0])), "give rho"),
         (lambda: information(ONE, ONE, gaussian(), rho=0), "rho 0: expected a positive number"),
-        (lambda: gaussian(0.0), r"sigma 0.0: a standard deviation must be positive"),
-        (lambda: gaussian([1.0, -1.0]), r"sigma \[1.0, -1.0\]"),
-        (lambda: gaussian(np.nan), "sigma nan"),
+        (lambda: gaussian(0.0), "every direction needs some spread"),
+        (lambda: gaussian(np.nan), "expected finite numbers"),
         (
             lambda: Gaussian(np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])),
             "not symmetric positive definite",

@@ -18,7 +18,7 @@ from mmlib.loop import read_history
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.step import micro_batches, TrainConfig, count_steps, learning_rate, parameter_groups
+from mmlib.segmentation.step import TrainConfig, count_steps, learning_rate, micro_batches, parameter_groups
 from mmlib.segmentation.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,7 +181,7 @@ def test_a_run_does_not_go_on_with_more_or_fewer_samples(tmp_path):
         data = str(toy.make(tmp_path / str(samples), train=samples))
         with pytest.raises(
             ValueError,
-            match=rf"out: was begun on other data .*\(changed: 6 training samples, now {samples}",
+            match=r"out: was begun on other data .*\(changed: .*index of train, images of train",
         ):
             train(TrainConfig(data, str(out), epochs=1, **QUIET))
     assert (out / "resume.safetensors").read_bytes() == before

@@ -307,18 +307,18 @@ class PreparedDataset:
         return images, label
 
     def digest(self) -> dict[str, str]:
-        """Digests of what a run reads here, so that it is continued, scored and compared on the same data:
-        "description" (classes and modalities), "index" (the split's rows) and "images" (the files of the
-        modalities and the labels).
+        """Digests of what a run reads here, so that it is continued, scored and compared on the same data.
+        For the split "train": "description of train" (classes and modalities), "index of train" (the rows)
+        and "images of train" (the files of the modalities and the labels).
         """
         looks = [self.description.classes, [modality.to_dict() for modality in self.modalities.values()]]
         parts = {"description": looks, "index": self.rows}
         digests = {
-            name: hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest()
+            f"{name} of {self.split}": hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest()
             for name, part in parts.items()
         }
         files = [path for index in range(len(self)) for path, *_ in self.files(index).values()]
-        return digests | {"images": digest_files(self.root, files)}
+        return digests | {f"images of {self.split}": digest_files(self.root, files)}
 
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Physical values (C, H, W) float32 by name, and the label (H, W) int64."""

@@ -83,7 +83,7 @@ def check_same_data(data: PreparedDataset, first: PreparedDataset, folder: Path)
     ours, theirs = data.digest(), first.digest()
     if differing := [part for part in ours if ours[part] != theirs[part]]:
         raise ValueError(
-            f"{folder}: is scored on {data.root}, the runs before it on {first.root}, which has another "
+            f"{folder}: is scored on {data.root}, the runs before it on {first.root}, which differs in "
             f"{', '.join(differing)}; give --data to score all runs on one data set"
         )
 

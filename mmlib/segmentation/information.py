@@ -55,7 +55,7 @@ def mean_cross_entropy(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         label: (B, H, W) int64 with 255 = ignore, or class probabilities (B, K, H, W).
     """
     if logits.shape[-2:] != label.shape[-2:]:
-        logits = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(logits, label.shape[-2:], mode="bilinear")
     soft = label.ndim == 4
     valid = torch.ones_like(label[:, 0]) if soft else label != IGNORE_INDEX
     pixels = valid.flatten(1).sum(1).to(logits.dtype)
@@ -86,10 +86,6 @@ def noisy(images: Tensors, sigma: float | None, seed: int) -> Tensors:
     return result
 
 
-def _results(values: Tensor, f: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
-    return (values, f) if create_graph else (values.detach(), f.detach())
-
-
 def input_information(
     network: Callable,
     images: Tensors,
@@ -111,7 +107,7 @@ def input_information(
             spread.
         reading: "input" (Eq. 6) or "consistency" (Eq. 4).
         variance: ‖∇f‖² instead of ‖∇f‖²/f, the Poincaré form.
-        create_graph: so that the result can be differentiated (second order); otherwise it is detached.
+        create_graph: so that the result can be differentiated (second order); otherwise only f can be.
 
     Returns:
         (information (M, B) in the order of ``images``, f (B,)); NaN where a sample has no labelled pixel.
@@ -141,7 +137,7 @@ def input_information(
         for loss, gradient in zip(losses, gradients):
             energy = sigma**2 * pixels * gradient.flatten(1).square().sum(1)  # σ² N ‖∇_{x_i} f‖²
             rows.append(_information(energy, loss, pixels, variance))
-        return _results(torch.stack(rows), f, create_graph)
+        return torch.stack(rows), f
 
 
 def gat_information(
@@ -177,7 +173,7 @@ def gat_information(
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
         energy = [gradient.square().sum(1).mean() for gradient in gradients]
         values = torch.stack([e / (1 if variance else f) for e in energy])[:, None]
-        return _results(values.nan_to_num(torch.inf, torch.inf), f[None], create_graph)
+        return values.nan_to_num(torch.inf, torch.inf), f[None]
 
 
 def logit_information(
@@ -282,7 +278,7 @@ def decoder_information(
             variances = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
             energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * variances * pixels
             values.append(_information(energy, f, pixels, variance))
-        return _results(torch.stack(values), f, create_graph)
+        return torch.stack(values), f
 
 
 def combine(information: Tensor, form: str) -> Tensor:
@@ -308,7 +304,7 @@ def usable(values: Tensor) -> Tensor:
     return (torch.isfinite(values) & (values > 0)).all(0)
 
 
-def term(values: Tensor, form: str, cap: float, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor, Tensor]:
     """One term of the regulariser, without its λ, from the information (M, N) of modalities and samples.
 
     Eq. 4, 6 and, at one scale, 7, where ``form`` is "inverse":  R = Σ_i ( ∫ ‖∇_i f‖² / f dμ_i )⁻¹
@@ -316,18 +312,18 @@ def term(values: Tensor, form: str, cap: float, whole: Tensor | None = None) -> 
     ∇ by f_i^j. ``values`` are the integrand ‖∇_i f‖² / f, times σ² N, from the functions above.
 
     Args:
+        whole: (M, N') of all samples of the step, those of ``values`` among them. R is that of ``whole``, its
+            gradient the share of ``values``, so that the gradients of micro-batches and processes add up to
+            that of one large batch.
         form: as ``combine`` takes it, or "gat": the norm of the inverses, without a cap: the λ of 1e-10 in
             Gat et al.'s code belongs to values of 1e9.
         cap: largest value; beyond it the term is scaled down to this value, so that its gradient keeps the
             direction.
-        whole: (M, N') of all samples of the step, those of ``values`` among them; None = there are no others.
-            R is that of ``whole``, its gradient the share of ``values``, so that the gradients of
-            micro-batches and processes add up to that of one large batch.
 
     Returns:
         (R, information (M,), whether R was capped). R is 0 if no sample has positive, finite information.
     """
-    whole = (values if whole is None else whole).detach()
+    whole = whole.detach()
     taken, own = usable(whole), usable(values)
     # ∫ … dμ_i is the mean over samples and noise, and is inverted after: E[1/I] would be larger (Jensen).
     # All by arithmetic: a branch on a value would make a GPU wait for it.
@@ -362,7 +358,7 @@ def fisher_gap(information) -> float:
 
 def evenly_spaced(length: int, count: int) -> list[int]:
     """Up to ``count`` different indices from 0 to length − 1."""
-    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int)).tolist()
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
 def measure_information(
@@ -381,7 +377,7 @@ def measure_information(
     """
     if not dataset.labelled:
         raise ValueError(f"{dataset.root} has no labels; the information is that of the cross-entropy to one")
-    used = []
+    total, used = np.zeros(len(dataset.modalities)), 0
     for index in evenly_spaced(len(dataset), samples):
         # One by one: samples may differ in size, and memory stays small.
         batch = collate([dataset[index]])
@@ -389,6 +385,5 @@ def measure_information(
         label, own_seed = batch["label"].to(device), derived_seed(seed, index)
         values, _ = input_information(network, images, label, sigma=sigma, seed=own_seed)
         if torch.isfinite(values).all():
-            used.append(values[:, 0].double().cpu())
-    total = sum(used, torch.zeros(len(dataset.modalities), dtype=torch.float64))
-    return dict(zip(dataset.modalities, (total / max(1, len(used))).tolist()))
+            total, used = total + values[:, 0].detach().double().cpu().numpy(), used + 1
+    return dict(zip(dataset.modalities, (total / max(1, used)).tolist()))

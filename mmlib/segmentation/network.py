@@ -9,9 +9,10 @@ others are added to it. Training, scoring, prediction and export build and load 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,14 +27,16 @@ from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 
 Tensors = Mapping[str, Tensor]  # one of each modality, by name
-Encoder = Literal["residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"]
+EncoderName = Literal[
+    "residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"
+]
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """What the network is made of."""
 
-    encoder: Encoder = "residual"
+    encoder: EncoderName = "residual"
     """residual: 0.5 M parameters, for training from scratch on a CPU; pvt_v2_b*: timm's pyramid transformers
     (the paper's size class).
     """
@@ -60,15 +63,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
-def run_stages(stages: Iterable[Callable], x: Tensor, added: list[Tensor] | None) -> list[Tensor]:
-    """The output of each stage, fine to coarse. ``added``: features of other sensors, one per stage, added
-    before the next stage sees them.
-    """
-    features = []
-    for j, stage in enumerate(stages):
-        x = stage(x) if added is None else stage(x) + added[j]
-        features.append(x)
-    return features
+def conv_norm(channels_in: int, channels: int, size: int, stride: int) -> list[nn.Module]:
+    """A convolution without bias, which keeps the image's size but for the stride, and GroupNorm."""
+    conv = nn.Conv2d(channels_in, channels, size, stride, size // 2, bias=False)
+    return [conv, group_norm(channels)]
 
 
 class ResidualBlock(nn.Module):
@@ -76,76 +74,69 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False),
-            group_norm(channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-            group_norm(channels),
-        )
-        self.shortcut = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 1, 2, bias=False), group_norm(channels)
-        )
+        first, second = conv_norm(channels_in, channels, 3, 2), conv_norm(channels, channels, 3, 1)
+        self.body = nn.Sequential(*first, nn.ReLU(inplace=True), *second)
+        self.shortcut = nn.Sequential(*conv_norm(channels_in, channels, 1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
 
 
-class ResidualEncoder(nn.Module):
-    """Features at strides 2, 4, 8, 16 and 32: 16, 32, 64, 96 and 128 channels."""
-
-    widths = (16, 32, 64, 96, 128)
-    smallest = 1  # shortest image side, in pixels
-
-    def __init__(self):
-        super().__init__()
-        self.stages = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(self.widths))
-
-    def make_stem(self, channels: int) -> nn.Module:
-        width = self.widths[0]
-        return nn.Sequential(
-            nn.Conv2d(channels, width, 5, 2, 2, bias=False), group_norm(width), nn.ReLU(inplace=True)
-        )
-
-    def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        return run_stages([lambda x: x, *self.stages], x, added)  # the stem's own features come first
+def residual_stem(channels: int) -> nn.Module:
+    return nn.Sequential(*conv_norm(channels, 16, 5, 2), nn.ReLU(inplace=True))
 
 
-class PyramidEncoder(nn.Module):
-    """timm's pvt_v2_b*: features at strides 4, 8, 16 and 32 (Wang et al. 2022)."""
+def pyramid_stem(template: nn.Module, channels: int) -> nn.Module:
+    """A copy of a pyramid transformer's first layer for ``channels`` inputs; pretrained colour filters are
+    adapted by timm's rule.
+    """
+    from timm.models import adapt_input_conv
+
+    stem = deepcopy(template)
+    old = stem.proj
+    stem.proj = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
+    with torch.no_grad():
+        stem.proj.weight.copy_(adapt_input_conv(channels, old.weight))
+        stem.proj.bias.copy_(old.bias)
+    return stem
+
+
+class Encoder(nn.Module):
+    """What a stem has made of an image -> features of several scales, fine to coarse.
+
+    ``residual`` has strides 2 (the stem's own features), 4, 8, 16 and 32; timm's ``pvt_v2_b*`` strides 4, 8,
+    16 and 32 (Wang et al. 2022).
+
+    Attributes:
+        widths: channels of each scale.
+        smallest: shortest image side, in pixels.
+        make_stem: number of channels of a modality -> a new first layer for it.
+    """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
+        if config.encoder == "residual":
+            self.widths, self.smallest, self.make_stem = [16, 32, 64, 96, 128], 1, residual_stem
+            self.stages = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(self.widths))
+            return
         import timm  # imported late: it takes seconds, and small runs do not need it
 
         model = timm.create_model(config.encoder, pretrained=config.pretrained, num_classes=0)
         model.set_grad_checkpointing(config.checkpointing)
-        self.widths = tuple(model.feature_info[i]["num_chs"] for i in range(4))
-        self.stages = model.stages
+        self.widths = [stage["num_chs"] for stage in model.feature_info]
         self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
-        # In a list, so that this template is not a parameter of the encoder.
-        self._patch_embed = [model.patch_embed]
-
-    def make_stem(self, channels: int) -> nn.Module:
-        """A copy of the first layer for ``channels`` inputs; pretrained colour filters are adapted by timm's
-        rule.
-        """
-        from timm.models import adapt_input_conv
-
-        stem = deepcopy(self._patch_embed[0])
-        old = stem.proj
-        stem.proj = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-        with torch.no_grad():
-            stem.proj.weight.copy_(adapt_input_conv(channels, old.weight))
-            stem.proj.bias.copy_(old.bias)
-        return stem
+        self.make_stem = partial(pyramid_stem, model.patch_embed)  # a template, no parameter of the encoder
+        self.stages = model.stages
 
     def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        return run_stages(self.stages, x, added)
-
-
-def make_encoder(config: NetworkConfig) -> ResidualEncoder | PyramidEncoder:
-    return ResidualEncoder() if config.encoder == "residual" else PyramidEncoder(config)
+        """``added``: features of other sensors, one per scale, added before the next stage sees them."""
+        features, stages = [], [*self.stages]
+        if len(stages) < len(self.widths):  # the stem's own features are the first scale
+            stages.insert(0, nn.Identity())
+        for j, stage in enumerate(stages):
+            x = stage(x) if added is None else stage(x) + added[j]
+            features.append(x)
+        return features
 
 
 class MLPHead(nn.Module):
@@ -157,7 +148,7 @@ class MLPHead(nn.Module):
     work at E = 256. Scales are upsampled coarse to fine, each onto the next.
     """
 
-    def __init__(self, widths: tuple[int, ...], embed_dim: int, classes: int, dropout: float):
+    def __init__(self, widths: list[int], embed_dim: int, classes: int, dropout: float):
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in widths)
         self.norm = group_norm(embed_dim)
@@ -167,7 +158,7 @@ class MLPHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         x = self.project[-1](features[-1])
         for project, feature in zip(reversed(self.project[:-1]), reversed(features[:-1])):
-            x = project(feature) + F.interpolate(x, feature.shape[-2:], mode="bilinear", align_corners=False)
+            x = project(feature) + F.interpolate(x, feature.shape[-2:], mode="bilinear")
         return self.classify(self.dropout(F.relu(self.norm(x))))
 
 
@@ -190,11 +181,11 @@ class Segmenter(nn.Module):
         check_settings(config)  # timm knows more encoders, and names of some that it would fetch
         self.modalities, self.classes, self.config = dict(modalities), list(classes), config
         self.palette = [tuple(colour) for colour in palette]
-        self.encoder = make_encoder(config)
+        self.encoder = Encoder(config)
         if config.fusion == "centred":
             if config.stem != "separate":
                 raise ValueError("centred fusion gives each sensor its own stem; use --stem separate")
-            self.auxiliary = make_encoder(config)
+            self.auxiliary = Encoder(config)
         if config.stem == "separate":
             self.stems = nn.ModuleDict(
                 {name: self.encoder.make_stem(m.channels) for name, m in modalities.items()}
@@ -209,37 +200,34 @@ class Segmenter(nn.Module):
         self.head = MLPHead(self.encoder.widths, embed_dim, len(classes), config.dropout)
 
     def _stem(self, name: str, image: Tensor) -> Tensor:
-        if self.config.stem == "separate":
-            return self.stems[name](image)
-        if name in self.adapters:
-            image = self.adapters[name](image)
-        elif image.shape[1] < 3:  # 1 channel: repeated; 2 channels: a, b, a
-            image = image[:, [0, image.shape[1] - 1, 0]]
-        return self.stems["shared"](image)
+        if self.config.stem == "shared":
+            if name in self.adapters:
+                image = self.adapters[name](image)
+            elif image.shape[1] < 3:  # 1 channel: repeated; 2 channels: a, b, a
+                image = image[:, [0, image.shape[1] - 1, 0]]
+            name = "shared"
+        return self.stems[name](image)
 
-    def check(self, images: Tensors) -> None:
-        """Raise ValueError unless ``images`` holds at least one known modality, with the right channels and
-        one size.
+    def features(self, images: Tensors) -> list[Tensor]:
+        """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of
+        centred fusion (B, …).
+
+        Raises:
+            ValueError: no modality or an unknown one, wrong channels, or images of different sizes.
         """
         if not images or set(images) - set(self.modalities):
             raise ValueError(
                 f"images of {', '.join(images) or 'nothing'}; this network takes {', '.join(self.modalities)}"
             )
-        shapes = {name: tuple(image.shape) for name, image in images.items()}
-        for name, shape in shapes.items():
-            channels, least = self.modalities[name].channels, self.encoder.smallest
+        for name, image in images.items():
+            shape, least, channels = image.shape, self.encoder.smallest, self.modalities[name].channels
             if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
                 raise ValueError(
-                    f"{name}: expected (B, {channels}, H, W), {least} pixels or more a side, got {shape}"
+                    f"{name}: expected (B, {channels}, H, W), {least} pixels or more a side, got {(*shape,)}"
                 )
-        if len({(batch, *size) for batch, _, *size in shapes.values()}) > 1:
-            raise ValueError(f"modalities differ in batch or image size: {shapes}")
-
-    def features(self, images: Tensors) -> list[Tensor]:
-        """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of
-        centred fusion (B, …).
-        """
-        self.check(images)
+        sizes = {(len(image), *image.shape[2:]) for image in images.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"modalities differ in batch or image size: {sizes}")
         if self.config.fusion == "centred":
             return self._centred(images)
         return self.encoder(torch.cat([self._stem(name, image) for name, image in images.items()]))
@@ -291,17 +279,14 @@ class Segmenter(nn.Module):
         ``fuse=False``, for training: (name -> logits at the head's resolution, features as ``features``
         returns them). Centred fusion has one entry, named after the main sensor.
         """
+        # Eq. 5: {f_i}, {p_i} = F({x_i}) for all modalities at once; the prediction is p = Mean(p_i)
         features = self.features(images)
-        logits = self.head(features)
+        names = list(images) if self.config.fusion == "mean" else [next(iter(self.modalities))]
+        logits = self.head(features).chunk(len(names))
         if not fuse:
-            names = list(images) if self.config.fusion == "mean" else [next(iter(self.modalities))]
-            return dict(zip(names, logits.chunk(len(names)))), features
-        if self.config.fusion == "mean":
-            # Eq. 5: {f_i}, {p_i} = F({x_i}) for all modalities at once; the prediction is p = Mean(p_i)
-            logits = torch.stack(logits.chunk(len(images))).mean(0)
-        return F.interpolate(
-            logits, next(iter(images.values())).shape[-2:], mode="bilinear", align_corners=False
-        )
+            return dict(zip(names, logits)), features
+        size = next(iter(images.values())).shape[-2:]
+        return F.interpolate(torch.stack(logits).mean(0), size, mode="bilinear")
 
 
 def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:

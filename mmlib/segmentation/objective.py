@@ -104,9 +104,8 @@ def subset_cross_entropy(
         {"supervised": total} and, where several subsets are trained, {"full": cross-entropy of the full set's
         mean} for the log.
     """
-    size = tuple(label.shape[-2:])
+    size, modalities = tuple(label.shape[-2:]), len(logits)
     stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
-    modalities = len(stacked)
     rows, columns = pixel_grid(size, config.pixels, rng)
     label = label[:, rows[:, None], columns]
     # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over
@@ -127,7 +126,7 @@ def subset_cross_entropy(
     subsets, weights = weighted_subsets(modalities, config, rng)
     total = 0.0
     for weight, row in zip(weights, subsets):
-        members = [stacked[m] for m in range(modalities) if row[m]]
+        members = [stacked[m] for m in np.flatnonzero(row)]
         fused = sum(members) / (1 if config.evidence == "sum" else len(members))
         total = total + weight * cross_entropy(fused)
     with torch.no_grad():

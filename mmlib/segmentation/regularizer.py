@@ -128,9 +128,11 @@ def crop(config: RegularizerConfig, images: Tensors, label: Tensor, seed: int) -
     rng = np.random.default_rng(seed)
     count = min(max(config.probe_samples, 1 + (config.prediction == "gat")), len(label))
     samples = np.sort(rng.choice(len(label), count, replace=False))
-    height, width = (min(side, max(32, round(side * config.probe_crop))) for side in label.shape[-2:])
-    top, left = rng.integers(label.shape[-2] - height + 1), rng.integers(label.shape[-1] - width + 1)
-    window = (..., slice(top, top + height), slice(left, left + width))
+    window = (...,)
+    for side in label.shape[-2:]:
+        length = min(side, max(32, round(side * config.probe_crop)))
+        start = rng.integers(side - length + 1)
+        window += (slice(start, start + length),)
     return {name: image[samples][window] for name, image in images.items()}, label[samples][window]
 
 
@@ -230,7 +232,7 @@ class Regularizer:
         R_p = R_f = 0.0
         for name, values in own.items():
             form = "gat" if name == "gat" else self.config.form
-            R, self.information[name], capped = term(values, form, self.config.cap, whole[name])
+            R, self.information[name], capped = term(values, whole[name], form, self.config.cap)
             R_p, R_f = (R_p + R, R_f) if name == self.config.prediction else (R_p, R_f + R)
             if counting:
                 empty = whole[name].isnan().all(0)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from ..config import Above, AtLeast, Between, check_settings
 from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
-from ..loop import Progress, find_tensorboard, resume
+from ..loop import Progress, resume
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, seed_everything
 from .network import NetworkConfig, Segmenter, Tensors
@@ -137,9 +137,10 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay for matrices and filters, none for 1-D parameters (biases, norms)."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
+    for parameter in model.parameters():
+        groups[parameter.ndim < 2]["params"].append(parameter)
+    return groups
 
 
 def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> int:
@@ -202,8 +203,6 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     limit_threads()
     check_settings(config)
     # Settings that do not work together.
-    if config.tensorboard:
-        find_tensorboard()
     if config.network.fusion == "centred" and (
         config.objective.subsets not in ("full", "dropout") or config.regularizer.readings - {"input", "gat"}
     ):
@@ -248,11 +247,9 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
     progress = Progress()
     if resumed:
-        inputs = {}
-        if accelerator.is_main_process:  # copies of the data on other machines have their own times of change
-            for name, part in (("train", data), ("val", val)):
-                inputs |= {f"{what} of {name}": digest for what, digest in part.digest().items()}
-        progress = resume(config, model, optimizer, len(data), inputs, processes)
+        # By one process: copies of the data on other machines have their own times of change.
+        inputs = data.digest() | val.digest() if accelerator.is_main_process else {}
+        progress = resume(config, model, optimizer, inputs, processes)
     stands = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
     if (stands != stands[0]).any():
         raise ValueError(

@@ -46,41 +46,43 @@ def _grid(measure: Measure, nodes: int | None) -> tuple[list[np.ndarray], np.nda
     """Points of the product grid, one (N, ...) array per modality; weights (N,); and each modality's own
     weights (n_i,).
     """
-    directions = sum(factor.mean.size for factor in factors(measure).values() if isinstance(factor, Gaussian))
-    nodes = {0: 2, 1: 4000, 2: 500, 3: 100}.get(directions, 36) if nodes is None else nodes
-    sizes = [factor.size(nodes) for factor in factors(measure).values()]
+    product = factors(measure).values()
+    directions = sum(factor.mean.size for factor in product if isinstance(factor, Gaussian))
+    nodes = nodes or {0: 2, 1: 4000, 2: 500, 3: 100}.get(directions, 36)
+    sizes = [nodes**f.mean.size if isinstance(f, Gaussian) else len(f.weights) for f in product]
     if np.prod(sizes, dtype=float) > MAX_POINTS:
         raise ValueError(
             f"a grid of {' x '.join(map(str, sizes))} points is too large; use fewer nodes or the functions "
-            f"that end in _mc"
+            "that end in _mc"
         )
-    parts = [factor.nodes(nodes) for factor in factors(measure).values()]
+    parts = [factor.nodes(nodes) for factor in product]
     index = np.indices(sizes).reshape(len(sizes), -1)
     weights = np.prod([part.weights[i] for part, i in zip(parts, index)], axis=0)
     return [part.points[i] for part, i in zip(parts, index)], weights, [part.weights for part in parts]
 
 
-def _draw(measure: Measure, samples: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _draw(measure: Measure, samples: int, seed: int) -> list[np.ndarray]:
     if samples < 8:
         raise ValueError(f"{samples} samples give no usable standard error; take at least 8")
+    rng = np.random.default_rng(seed)
     return [factor.sample(samples, rng) for factor in factors(measure).values()]
 
 
 def _values(f: Callable, points: list[np.ndarray], signed: bool = False) -> np.ndarray:
     """f at the points (N,), checked; ``signed``: may be negative."""
     values = np.asarray(f(*points), np.float64)
-    if values.shape != points[0].shape[:1]:
+    count = len(points[0])
+    if values.shape != (count,):
         raise ValueError(
-            f"f returned shape {values.shape} for {len(points[0])} points; expected {points[0].shape[:1]}, "
-            f"one number a point"
+            f"f returned shape {values.shape} for {count} points; expected ({count},), one number a point"
         )
     wrong = ~np.isfinite(values) | ((values < 0) & (not signed))
     if wrong.any():
-        k = int(np.argmax(wrong))
+        k = wrong.argmax()
         raise ValueError(
             f"f = {values[k]:g} at {', '.join(np.array2string(p[k], precision=4) for p in points)}: "
-            f"functional entropy is defined for "
-            "finite f >= 0. Logits and features are not non-negative; use a loss, a probability or a square"
+            "functional entropy is defined for finite f >= 0. Logits and features may be negative; use a "
+            "loss, a probability or a square"
         )
     return values
 
@@ -90,30 +92,26 @@ def _energies(
 ) -> list[np.ndarray]:
     """∇fᵀΣ∇f, or ‖∇f‖²/ρ, of each modality at the points (N,)."""
     parts, gradients = factors(measure), gradient(*points)
-    gradients = [
-        np.asarray(g, np.float64)
-        for g in (gradients if isinstance(gradients, (tuple, list)) else [gradients])
-    ]
-    if [g.shape for g in gradients] != [p.shape for p in points] or not all(
-        np.isfinite(g).all() for g in gradients
-    ):
+    if not isinstance(gradients, tuple | list):
+        gradients = [gradients]
+    gradients = [np.asarray(g, np.float64) for g in gradients]
+    shapes, expected = ([array.shape for array in arrays] for arrays in (gradients, points))
+    if shapes != expected or not all(np.isfinite(g).all() for g in gradients):
         raise ValueError(
-            f"gradient returned shapes {[g.shape for g in gradients]}; expected one finite array per "
-            f"modality ({', '.join(parts)}) "
-            f"of shapes {[p.shape for p in points]}"
+            f"gradient returned shapes {shapes}; expected one finite array per modality "
+            f"({', '.join(parts)}) of shapes {expected}"
         )
+    rows = [g.reshape(len(g), -1) for g in gradients]
     if rho is not None:
         if not 0 < rho < np.inf:
             raise ValueError(
                 f"rho {rho}: expected a positive number, a lower bound of V'' for the density e^-V"
             )
-        return [np.square(g).reshape(len(g), -1).sum(1) / rho for g in gradients]
+        return [np.square(g).sum(1) / rho for g in rows]
     if others := [name for name, factor in parts.items() if not isinstance(factor, Gaussian)]:
         raise ValueError(
-            f"{', '.join(others)}: without a Gaussian's Σ no constant is known; give rho, a lower bound of "
-            f"V''"
+            f"{', '.join(others)}: no Gaussian, so no constant is known; give rho, a lower bound of V''"
         )
-    rows = [g.reshape(len(g), -1) for g in gradients]
     return [np.einsum("ni,ij,nj->n", g, factor.covariance, g) for g, factor in zip(rows, parts.values())]
 
 
@@ -124,10 +122,10 @@ def _ratios(
     underflow or on a region.
     """
     values, energies = _values(f, points), _energies(gradient, points, measure, rho)
-    if (steep := (values == 0) & (sum(energies) > 0)).any():
+    steep = (values == 0) & (sum(energies) > 0)
+    if steep.any():
         raise ValueError(
-            f"f = 0 with a gradient that is not 0 at point {int(np.argmax(steep))}: a non-negative f cannot "
-            f"have that"
+            f"f = 0 with a gradient that is not 0 at point {steep.argmax()}: no non-negative f has that"
         )
     return [np.divide(energy, values, out=np.zeros_like(energy), where=values > 0) for energy in energies]
 
@@ -139,7 +137,7 @@ def _mean(weights: np.ndarray, terms: np.ndarray) -> float:
     """E[terms], terms >= 0, on a grid; refused where the largest contribution lies so far out that the grid's
     end cuts through it.
     """
-    k = int(np.argmax(weights * terms))
+    k = (weights * terms).argmax()
     if terms[k] > 0 and weights[k] < 1e-14 * weights.max():  # beyond 8 standard deviations
         raise ValueError(
             "f grows so steeply that its mean is made more than 8σ away from the datum, or does not exist; "
@@ -253,9 +251,7 @@ def sample_entropy(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def entropy_mc(f: Callable, measure: Measure, samples: int = 10_000, seed: int = 0) -> Estimate:
     """Ent f (Eq. 1) from independent samples."""
-    return Estimate(
-        *map(float, sample_entropy(_values(f, _draw(measure, samples, np.random.default_rng(seed)))))
-    )
+    return Estimate(*map(float, sample_entropy(_values(f, _draw(measure, samples, seed)))))
 
 
 def log_sobolev_bound_mc(
@@ -269,7 +265,5 @@ def log_sobolev_bound_mc(
     """``log_sobolev_bound`` from independent samples: the mean of the ratio. The ratio of means estimates
     another number.
     """
-    terms = 0.5 * sum(
-        _ratios(f, gradient, _draw(measure, samples, np.random.default_rng(seed)), measure, rho)
-    )
+    terms = 0.5 * sum(_ratios(f, gradient, _draw(measure, samples, seed), measure, rho))
     return Estimate(float(terms.mean()), float(terms.std(ddof=1) / samples**0.5))

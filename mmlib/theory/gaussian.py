@@ -18,7 +18,7 @@ from scipy.special import digamma, roots_legendre
 REACH = 13.0  # standard deviations that quadrature covers: e^{ax} moves the mass by aσ of them
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gaussian:
     """N(mean, covariance): the noise around one modality's datum. ValueError unless the covariance is
     symmetric positive definite.
@@ -33,7 +33,8 @@ class Gaussian:
     covariance: np.ndarray
 
     def __post_init__(self):
-        mean, covariance = np.asarray(self.mean, np.float64), np.asarray(self.covariance, np.float64)
+        self.mean = mean = np.asarray(self.mean, np.float64)
+        self.covariance = covariance = np.asarray(self.covariance, np.float64)
         shapes_fit = mean.ndim <= 1 and mean.size > 0 and covariance.shape == (mean.size, mean.size)
         if not shapes_fit or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(
@@ -48,11 +49,6 @@ class Gaussian:
                 f"covariance {covariance.tolist()} is not symmetric positive definite; every direction "
                 f"needs some spread"
             )
-        object.__setattr__(self, "mean", mean)
-        object.__setattr__(self, "covariance", covariance)
-
-    def size(self, count: int) -> int:
-        return count**self.mean.size
 
     def nodes(self, count: int) -> Discrete:
         """An even grid of ``count`` nodes in each direction, as a discrete measure: the trapezoidal rule.
@@ -81,7 +77,7 @@ class Gaussian:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Discrete:
     """Finitely many ``points`` (n,) or (n, d) with probabilities ``weights`` (n,); ValueError when they are
     none.
@@ -91,7 +87,8 @@ class Discrete:
     weights: np.ndarray
 
     def __post_init__(self):
-        points, weights = np.asarray(self.points, np.float64), np.asarray(self.weights, np.float64)
+        self.points = points = np.asarray(self.points, np.float64)
+        self.weights = weights = np.asarray(self.weights, np.float64)
         if points.ndim not in (1, 2) or weights.shape != points.shape[:1] or not np.isfinite(points).all():
             raise ValueError(
                 f"points {points.shape}, weights {weights.shape}; expected finite numbers of shapes (n,) or "
@@ -102,11 +99,6 @@ class Discrete:
                 f"weights must be non-negative and sum to 1; the smallest is {weights.min():g}, their sum "
                 f"{weights.sum():g}"
             )
-        object.__setattr__(self, "points", points)
-        object.__setattr__(self, "weights", weights)
-
-    def size(self, count: int) -> int:
-        return len(self.weights)
 
     def nodes(self, count: int) -> Discrete:
         return self
@@ -120,13 +112,8 @@ Measure = Factor | Mapping[str, Factor]
 
 
 def gaussian(sigma: float | np.ndarray = 1.0, mean: float | np.ndarray = 0.0) -> Gaussian:
-    """N(mean, diag(σ²)); ``sigma``, ``mean``: a number, or one per coordinate. ValueError unless σ > 0."""
+    """N(mean, diag(σ²)); ``sigma``, ``mean``: a number, or one per coordinate. ValueError where σ is 0."""
     sigma, mean = np.broadcast_arrays(np.asarray(sigma, np.float64), np.asarray(mean, np.float64))
-    if not (sigma > 0).all():
-        raise ValueError(
-            f"sigma {sigma.tolist()}: a standard deviation must be positive; noise without spread has no "
-            f"density"
-        )
     return Gaussian(mean, np.diag(np.atleast_1d(sigma**2)))
 
 
@@ -169,7 +156,7 @@ def exponential(a, measure: Gaussian) -> ClosedForm:
     """f = e^{a·x}, the one shape for which the log-Sobolev inequality is an equality. ``a``: a number or
     (d,).
     """
-    a = np.broadcast_to(np.asarray(a, np.float64), measure.mean.shape).ravel()
+    a = np.broadcast_to(a, measure.mean.shape).ravel()
     spread = float(a @ measure.covariance @ a)
     mean = float(np.exp(a @ measure.mean.ravel() + spread / 2))
     return ClosedForm(mean, mean * spread / 2, mean * spread)
@@ -177,8 +164,9 @@ def exponential(a, measure: Gaussian) -> ClosedForm:
 
 def square(dimensions: int = 1, sigma: float = 1.0) -> ClosedForm:
     """f = ‖x‖² for x ~ N(0, σ²I) in ``dimensions`` dimensions."""
-    d = dimensions
-    return ClosedForm(d * sigma**2, sigma**2 * d * float(digamma(d / 2 + 1) + np.log(2 / d)), 4 * sigma**2)
+    ratio = float(digamma(dimensions / 2 + 1) + np.log(2 / dimensions))  # of the entropy to the mean
+    mean = dimensions * sigma**2
+    return ClosedForm(mean, mean * ratio, 4 * sigma**2)
 
 
 def bump(t: float, sigma: float = 1.0) -> ClosedForm:

@@ -208,8 +208,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
     looks_at = {EXTRAS.get(config.method)} & set(data.modalities)
     extras = {name: on_grid(data, name, settings, tokens.grid).to(device) for name in looks_at}
-    splits = {"train": data, config.evaluation.split: scored}
-    inputs = {f"{what} of {s}": digest for s in splits for what, digest in splits[s].digest().items()}
+    inputs = data.digest() | scored.digest()
     in_memory = tokens.in_memory(), scored_tokens.in_memory()
     return plan, Prepared(
         data, scored, backbone, *in_memory, neighbours, extras, chain, tokens.nbytes, inputs

@@ -263,14 +263,14 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
     and the state's step.
     """
     # The model, its optimizer and its loss, or those of the run that is resumed.
-    out, samples, seed = Path(config.out), len(prepared.tokens), config.seed
+    out, seed = Path(config.out), config.seed
     seed_everything(derived_seed(seed, "weights"))
     model = Model(config, plan, prepared.tokens.channels, clusters).to(prepared.tokens.device)
     groups = [{"params": [], "lr": config.lr}, {"params": [], "lr": PROBE_LR}]
     for name, parameter in model.named_parameters():
         groups[name in PROBES]["params"].append(parameter)
     optimizer = torch.optim.Adam(groups)
-    progress = loop.resume(config, model, optimizer, samples, prepared.inputs)
+    progress = loop.resume(config, model, optimizer, prepared.inputs)
     best = loop.read_kept(out / "kept.safetensors", progress.step)
     if best:  # a state of an earlier version does not know it
         progress.best = max(progress.best, best[0])
@@ -314,8 +314,6 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
         take_step=take_step,
         measure=measure,
         after_measure=keep_best,
-        eval_every=config.eval_every,
-        save_every=config.save_every,
     )
     # The state that the settings select, measured unless it is the one measured last.
     step, best = config.steps, loop.read_kept(out / "kept.safetensors", config.steps)
