@@ -4,6 +4,7 @@ they leave.
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -14,9 +15,11 @@ import toy
 
 from mmlib import cli
 from mmlib.data.images import write_image
+from mmlib.data.plausible import check_plausible
 from mmlib.data.prepared import Description, PreparedDataset, Writer, collate
 from mmlib.evaluation.counts import miou
 from mmlib.evaluation.subsets import evaluate_subsets, subset_probabilities
+from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter, save_segmenter
 from mmlib.segmentation.score import ScoringConfig, fusing, open_checkpoint
 
@@ -278,3 +281,46 @@ def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
         with pytest.raises(SystemExit, match=f"{name}-1: is scored on .* has another {what}; give --data"):
             cli.main(["compare", first, runs[name], *COMPARE])
     cli.main(["compare", first, runs["image"], *COMPARE, "--data", str(trained / "toy")])
+
+
+@pytest.mark.parametrize(
+    "sensor, change, message",
+    [
+        ("depth", lambda x: 1000 * x, "depth has values of 0 to 1e\\+04 m, in training .* to "),
+        ("depth", lambda x: x / 1000, "depth has values of 0 to 0.01 m"),
+        ("depth", torch.zeros_like, "depth has values of 0 to 0 m"),
+        ("rgb", lambda x: 255 * x, "rgb has values of .* reflectance, in training"),
+        ("nir", None, "dolp and nir look like each other in training, as if swapped"),
+    ],
+)
+def test_values_far_from_those_of_the_training_are_noticed(sensor, change, message, capsys):
+    """Another unit, a sensor that shows nothing, another range; and two sensors stored alike, swapped."""
+    statistics = {"nir": ((0.35,), (0.25,)), "dolp": ((0.06,), (0.08,))}
+    modalities = {name: replace(SENSORS[name], mean=m, std=s) for name, (m, s) in statistics.items()}
+    for name in ("rgb", "depth"):
+        values = [toy.MODALITIES[name].to_physical(toy.sample(seed)[0][name]) for seed in range(9)]
+        values = toy.MODALITIES[name].compressed(np.stack(values))
+        mean, std = (getattr(values, kind)((0, 1, 2)).tolist() for kind in ("mean", "std"))
+        modalities[name] = replace(toy.MODALITIES[name], mean=mean, std=std)
+
+    def read(seed):
+        stored, generator = toy.sample(seed)[0], torch.Generator().manual_seed(seed)
+        images = {n: torch.from_numpy(modalities[n].to_physical(stored[n])) for n in ("rgb", "depth")}
+        images = {name: image.permute(2, 0, 1) for name, image in images.items()}
+        for name, ((mean,), (std,)) in statistics.items():
+            images[name] = (mean + std * torch.randn(1, 8, 8, generator=generator)).clamp(0, 1)
+        return images
+
+    def changed(seed):
+        images = read(seed)
+        if change is None:
+            return images | {"nir": images["dolp"], "dolp": images["nir"]}
+        return images | {sensor: change(images[sensor])}
+
+    check_plausible(modalities, range(100, 140), read, strict=True)
+    for seed in range(8):  # one image, of some sensors only
+        check_plausible(modalities, [seed], lambda seed: {"rgb": read(seed)["rgb"]}, strict=True)
+    with pytest.raises(ValueError, match=message):
+        check_plausible(modalities, range(40), changed, strict=True)
+    check_plausible(modalities, range(40), changed)
+    assert re.search(f"^warning: .*{message}.*; --strict makes this an error$", capsys.readouterr().err)
