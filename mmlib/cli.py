@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from .config import check_settings
 from .evaluation.sheets import cluster_sheet
 from .evaluation.statistics import estimate
 from .recipes import read_recipe
-from .runtime import reading
+from .runtime import read_json, reading
 from .segmentation.compare import CompareConfig, compare
 from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
@@ -144,10 +143,10 @@ def run_search(config: SearchConfig) -> None:
 
 
 def run_segment(config: SegmentConfig) -> None:
-    sensors, report = (), Path(config.run) / "report.json"
+    sensors, report, what = (), Path(config.run) / "report.json", "the report of a finished 'cluster'"
     if config.data in SCENES:  # it must show what the run was trained on
-        with reading(report, "the report of a finished 'cluster'"):
-            sensors = tuple(json.loads(report.read_text(encoding="utf-8"))["plan"]["sensors"])
+        with reading(report, what):
+            sensors = tuple(read_json(report, what)["plan"]["sensors"])
     scene = ClusterConfig(config.data, config.out, modalities=sensors, progress=config.progress)
     scores = segment(replace(config, data=find_sensors(scene).data))
     if scores:

@@ -165,9 +165,3 @@ def class_legend(fig: Figure, classes: Sequence[str], palette: Sequence[Sequence
         handleheight=1,
         columnspacing=1.2,
     )
-
-
-def modality_colour(symbols: str) -> str:
-    """The colour of a single sensor ("D", or its name); subsets of several ("RD") are dark grey."""
-    colours = (m.colour for m in SENSORS.values() if symbols in (m.symbol, m.name))
-    return next(colours, FUSED)

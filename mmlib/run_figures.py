@@ -12,8 +12,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .figures import FUSED, INK, STYLE, modality_colour
+from .figures import FUSED, INK, STYLE
 from .loop import read_history
+from .modalities import SENSORS
 from .runtime import read_json
 
 PAIR_COLOURS = {"self": "#0072B2", "knn": "#009E73", "random": "#D55E00"}
@@ -72,7 +73,8 @@ def run_figure(folder: str | Path) -> Figure:
         # The loss and its terms "target/pair": a colour for each target, a dash for each type of pair.
         for name in [name for name in steps[0] if name not in ("step", "seconds")]:
             target, _, pair = name.partition("/")
-            colour, width = (INK, 2.2) if name == "loss" else (modality_colour(target), 1.2)
+            sensor = SENSORS[target].colour if target in SENSORS else FUSED
+            colour, width = (INK, 2.2) if name == "loss" else (sensor, 1.2)
             style = {"color": colour, "linestyle": PAIR_DASHES.get(pair, "-"), "linewidth": width}
             loss.plot([s["step"] for s in steps], [s[name] for s in steps], label=name, **style)
         low, high = loss.get_ylim()  # the legend takes half as much height again, above the curves

@@ -186,6 +186,5 @@ def test_the_style_reads_at_notebook_width():
 def test_modality_colours_differ_and_are_not_the_grey_of_fused_results():
     colours = [m.colour for m in SENSORS.values()]
     assert len(set(colours)) == len(colours) and figures.FUSED not in colours
-    assert figures.modality_colour("RD") == figures.FUSED and figures.modality_colour(
-        "D"
-    ) == figures.modality_colour("depth")
+    assert charts.modality_colour("RD") == figures.FUSED
+    assert charts.modality_colour("D") == charts.modality_colour("depth")

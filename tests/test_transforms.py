@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmlib.data.missing import FAULTS, PROTOCOLS, SEVERITIES, degrade, faulty, remove
-from mmlib.data.transforms import Augment, crop_or_pad, flip, resize
+from mmlib.data.transforms import Augment, flip, resize
 from mmlib.modalities import SENSORS
 
 MODALITIES = {name: SENSORS[name] for name in ("rgb", "depth", "aolp")}
@@ -100,10 +100,15 @@ def test_jitter_touches_colour_only_and_stays_in_range():
         )
 
 
-def test_crop_or_pad_is_pad_then_slice():
-    image = torch.rand(2, 5, 6)
-    padded = F.pad(image, (0, 10, 0, 10), value=7.0)
-    assert torch.equal(crop_or_pad(image, 1, 2, (8, 3), 7.0), padded[:, 1:9, 2:5])
+def test_a_crop_is_pad_then_slice():
+    """The place of the crop is that of the second and third number of the draw."""
+    images, label = {"rgb": torch.rand(3, 5, 6)}, torch.arange(30).reshape(5, 6)
+    for seed in range(5):
+        _, x, y, *_ = np.random.default_rng(seed).random(6)
+        found, cut = Augment(crop=(8, 3), mirror=0)(images, label, np.random.default_rng(seed), MODALITIES)
+        left = int(x * 4)
+        assert torch.equal(found["rgb"], F.pad(images["rgb"], (0, 0, 0, 3))[..., left : left + 3])
+        assert torch.equal(cut, F.pad(label, (0, 0, 0, 3), value=255)[:, left : left + 3])
 
 
 def test_dimming():

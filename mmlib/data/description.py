@@ -16,6 +16,7 @@ from ..runtime import reading
 from .images import DataError
 
 FORMAT = 1
+JOURNAL = ".journal.jsonl"  # of the writer of a data set; gone when the data set is finished
 
 
 @dataclass
@@ -63,6 +64,11 @@ class Description:
         return {"format": FORMAT} | values | {"modalities": list(values["modalities"].values())}
 
 
+def is_finished(root: str | Path) -> bool:
+    """Whether ``root`` holds a whole data set: a description, and no journal of a writer at work."""
+    return (Path(root) / "dataset.json").exists() and not (Path(root) / JOURNAL).exists()
+
+
 def read_description(root: str | Path) -> Description:
     """Read ``root/dataset.json``.
 
@@ -70,7 +76,7 @@ def read_description(root: str | Path) -> Description:
         DataError: the folder or the file is missing, unreadable, or of another format version.
     """
     path = Path(root) / "dataset.json"
-    if not path.exists() or (Path(root) / ".journal.jsonl").exists():
+    if not is_finished(root):
         raise DataError(
             f"{path}: {str(root)!r} is not a prepared data set, or an unfinished one, and the command that "
             "prepares it goes on where it stopped: 'python -m mmlib render' for the sensor world, a script "

@@ -4,8 +4,8 @@
 
     root/
       dataset.json          name, classes, palette, modalities (mmlib.modalities.Modality), source, licence
-      index.csv             id,split,condition,case: one row a sample; written last, so that a folder without
-                            it is unfinished
+      index.csv             id,split,condition,case: one row a sample
+      .journal.jsonl        only while a writer is at work, or was killed: the data set is unfinished
       <modality>/<id>.png   uint8 with 1 or 3 channels, uint16 with 1 channel
       <modality>/<id>.npy   everything else, (H, W, C)
       label/<id>.png        uint8 class id, 255 = ignore; no label/ folder = unlabelled data
@@ -32,7 +32,7 @@ from torch.utils.data import default_collate
 
 from ..modalities import IGNORE_INDEX, Modality
 from ..runtime import atomic_path, digest_files, reading, write_json
-from .description import Description, read_description
+from .description import JOURNAL, Description, is_finished, read_description
 from .images import DataError, read_image, write_image
 
 COLUMNS = ("id", "split", "condition", "case")
@@ -51,11 +51,6 @@ def sample_files(
         name: (root / name / f"{sample_id}.{'png' if kind in AS_PNG else 'npy'}", *kind)
         for name, kind in kinds.items()
     }
-
-
-def is_finished(root: str | Path) -> bool:
-    """Whether ``root`` holds a whole data set: an index, and no journal of a writer at work."""
-    return (Path(root) / "index.csv").exists() and not (Path(root) / ".journal.jsonl").exists()
 
 
 def check_sample(arrays: dict[str, np.ndarray], classes: int, where: str) -> None:
@@ -108,7 +103,7 @@ class Writer:
 
     def __init__(self, root: str | Path, description: Description):
         self.root, self.description = Path(root), description
-        self._journal_path = self.root / ".journal.jsonl"
+        self._journal_path = self.root / JOURNAL
         self.rows: dict[str, dict] = {}
         if is_finished(self.root):
             raise DataError(
@@ -116,23 +111,21 @@ class Writer:
             )
         self.root.mkdir(parents=True, exist_ok=True)
         header = json.dumps(description.to_dict(), sort_keys=True)
-        self._journal_path.touch()
-        lines = self._journal_path.read_text(encoding="utf-8").splitlines()
-        if lines and lines[0] != header:
+        self._journal, self._lock = open(self._journal_path, "a+", encoding="utf-8"), Lock()
+        self._journal.seek(0)
+        first, *lines = self._journal.read().split("\n")
+        if not header.startswith(first):  # what a kill left of it will do
+            self._journal.close()
             raise DataError(
                 f"{self.root}: holds an unfinished data set with another description; choose another folder "
                 "or delete it"
             )
-        # The last line may be cut short: it was being written when the process died. It goes before anything
-        # is appended to it.
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            for line in lines[1:]:
+        # A line that was being written when a process died is cut short: it does not count, and ends here.
+        for line in lines:
+            with contextlib.suppress(ValueError):
                 row = json.loads(line)
                 self.rows[row["id"]] = row
-        with atomic_path(self._journal_path) as temporary:
-            lines = [header, *map(json.dumps, self.rows.values())]
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self._journal, self._lock = open(self._journal_path, "a", encoding="utf-8"), Lock()
+        print("" if first else header, file=self._journal, flush=True)
 
     def __enter__(self) -> Writer:
         return self

@@ -33,12 +33,6 @@ def resize(image: Tensor, size: tuple[int, int], sparse: bool) -> Tensor:
     return F.interpolate(image[None], size, mode=mode, antialias=smaller and not sparse)[0]
 
 
-def crop_or_pad(image: Tensor, top: int, left: int, size: tuple[int, int], fill: float) -> Tensor:
-    """Cut (..., *size) at (top, left); what lies outside the image is ``fill``."""
-    below, right = top + size[0] - image.shape[-2], left + size[1] - image.shape[-1]
-    return F.pad(image, (-left, right, -top, below), value=fill)  # a negative edge is cut off
-
-
 @dataclass(frozen=True)
 class Augment:
     """Random scale, crop, mirror, and colour jitter of colour images.
@@ -75,10 +69,14 @@ class Augment:
         zoom = float(np.exp(np.log(low) + zoom * np.log(high / low)))
         scaled = tuple(max(1, round(length * zoom)) for length in size)
         top, left = (int(u * (max(0, have - want) + 1)) for u, have, want in zip((y, x), scaled, crop))
-        images = {name: resize(image, scaled, modalities[name].sparse) for name, image in images.items()}
-        images = {name: crop_or_pad(image, top, left, crop, 0.0) for name, image in images.items()}
-        label = resize(label[None].float(), scaled, sparse=True)[0].long()
-        label = crop_or_pad(label, top, left, crop, IGNORE_INDEX)
+        # What lies outside the image is filled; a negative edge is cut off.
+        right, below = left + crop[1] - scaled[1], top + crop[0] - scaled[0]
+
+        def moved(image: Tensor, sparse: bool, fill: float) -> Tensor:
+            return F.pad(resize(image, scaled, sparse), (-left, right, -top, below), value=fill)
+
+        images = {name: moved(image, modalities[name].sparse, 0.0) for name, image in images.items()}
+        label = moved(label[None].float(), True, IGNORE_INDEX)[0].long()
         if mirrored < self.mirror:
             images, label = flip(images, label, modalities)
         gain, contrast = (1 + self.jitter * (2 * u - 1) for u in (gain, contrast))

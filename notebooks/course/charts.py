@@ -21,7 +21,6 @@ from mmlib.figures import (
     WIDTH,
     class_legend,
     label_picture,
-    modality_colour,
     picture,
     picture_axes,
     put_picture,
@@ -29,6 +28,12 @@ from mmlib.figures import (
     text_colour,
 )
 from mmlib.modalities import SENSORS
+
+
+def modality_colour(symbols: str) -> str:
+    """The colour of a single sensor ("D", or its name); subsets of several ("RD") are dark grey."""
+    colours = (m.colour for m in SENSORS.values() if symbols in (m.symbol, m.name))
+    return next(colours, FUSED)
 
 
 def show(fig: Figure, alt: str) -> None:
