@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -302,13 +303,14 @@ def test_depth_error_is_within_what_the_sensor_states(scene, far, frames):
     frame = frames[scene, "day"]
     measured = physical(frame, "depth")[..., 0]
     seen = measured > 0
-    step = sensors.depth_step(frame.depth[seen], scene == "room")
+    unit = 0.0028 if scene == "room" else 0.0006
+    step = unit * frame.depth[seen] ** 2
     error = np.abs(measured[seen] - frame.depth[seen])
     assert (error < 3.2 * step + 1 / 256 + 0.02 * frame.depth[seen] * (step > 1)).all() and error.max() > 0
     assert not measured[np.isinf(frame.depth) | (frame.depth > far)].any()
     assert seen.mean() > 0.4
     # disparities are whole numbers, up to the stored 1/256 m
-    inverse = 1 / (measured[seen].astype(np.float64) * (0.0028 if scene == "room" else 0.0006))
+    inverse = 1 / (measured[seen].astype(np.float64) * unit)
     tolerance = inverse / measured[seen] / 256
     fine = tolerance < 0.2
     assert (np.abs(inverse - np.rint(inverse))[fine] < tolerance[fine] + 1e-3).all() and fine.any()
@@ -324,21 +326,19 @@ def test_lidar_points_lie_on_the_true_surface_and_project_where_they_say():
     wall = dict(kind=BOX, centre=(20.0, 0.0, 4.0), half=(1.0, 30.0, 4.0))
     world = make_world(wall)
     points = sweep(world)
-    assert len(points["x"]) > 2000
-    mount, _ = sensors.lidar_mount(world.camera, False)
-    ray = np.stack([points[k] - m for k, m in zip("xyz", mount)]) / points["range"]
-    to_wall, to_ground = (
-        np.abs((points["x"] - 19) / ray[0]),
-        np.abs(points["z"] / np.minimum(ray[2], -1e-3)),
-    )  # metres along the ray
+    x, y, z, reach, _ = points
+    assert len(x) > 2000
+    ray = (points[:3] - np.array(sensors.lidar_view(world).origin)[:, None]) / reach
+    # metres along the ray
+    to_wall, to_ground = np.abs((x - 19) / ray[0]), np.abs(z / np.minimum(ray[2], -1e-3))
     assert np.minimum(to_wall, to_ground).max() < 0.02 * 4 + 0.01
     assert (to_wall < to_ground).mean() > 0.2 and (to_wall > to_ground).mean() > 0.2
     image = sensors.lidar(points, world.camera, (96, 128))
     i, j = np.nonzero(image[..., 0])
-    column, row, depth = world.camera.project(points["x"], points["y"], points["z"], (96, 128))
+    column, row, depth = world.camera.project(x, y, z, (96, 128))
     for k in range(0, len(i), 37):  # each filled pixel holds the nearest of the points that fall into it
         inside = (np.floor(column) == j[k]) & (np.floor(row) == i[k]) & (depth > 0)
-        assert image[i[k], j[k], 0] == points["range"][inside].min()
+        assert image[i[k], j[k], 0] == reach[inside].min()
     heights = image[..., 2][image[..., 0] > 0]
     assert (heights >= 0).all() and heights.max() > 2
 
@@ -346,26 +346,33 @@ def test_lidar_points_lie_on_the_true_surface_and_project_where_they_say():
 def test_lidar_thins_out_in_fog_and_jitter_moves_it():
     worlds = [SCENES["street"](seed) for seed in range(6)]
     clear, fog = (
-        np.concatenate([sweep(world, condition)["range"] for world in worlds]) for condition in ("day", "fog")
+        np.concatenate([sweep(world, condition)[3] for world in worlds]) for condition in ("day", "fog")
     )
     assert len(fog) < 0.9 * len(clear) and np.percentile(fog, 95) < 0.85 * np.percentile(clear, 95)
     clear, jitter = sweep(worlds[3]), sweep(worlds[3], case="lidarjitter")
-    assert len(jitter["x"]) == len(clear["x"])
-    moved = np.sqrt(sum((jitter[k] - clear[k]) ** 2 for k in "xyz"))
+    assert jitter.shape == clear.shape
+    moved = np.linalg.norm((jitter - clear)[:3], axis=0)
     assert 0.05 < np.median(moved) < 2
+
+
+# A generator without noise.
+QUIET = SimpleNamespace(
+    standard_normal=lambda shape, dtype: np.zeros(shape, dtype),
+    random=lambda shape, dtype: np.ones(shape, dtype),
+)
 
 
 def test_events():
     rng = np.random.default_rng(0)
     still = rng.standard_normal(SIZE).astype(np.float32)
-    assert not sensors.events(still, still).any()
+    assert not sensors.events(still, still, QUIET, 0.003).any()
     change = np.zeros(SIZE, np.float32)
     change[3, 4], change[5, 6], change[7, 8] = 0.5, -0.7, 0.2
-    counts = sensors.events(still, still + change, threshold=0.22)
+    counts = sensors.events(still, still + change, QUIET, 0.003)
     assert counts[3, 4].tolist() == [2, 0] and counts[5, 6].tolist() == [0, 3] and counts.sum() == 5
-    noisy = sensors.events(still, still, np.random.default_rng(0), background=0.01)
+    noisy = sensors.events(still, still, np.random.default_rng(0), 0.01)
     assert 0 < noisy.mean() < 0.03
-    low = sensors.events(still, still + 1, case="eventlowres")
+    low = sensors.events(still, still + 1, QUIET, 0.003, "eventlowres")
     assert (low == low[0, 0]).all() and low[0, 0].tolist() == [4, 0]
 
 
@@ -377,7 +384,8 @@ def test_fog_suppresses_events_and_a_still_camera_sees_none(frames):
     world.shape[10:] = 0
     air = weather("street", "day", np.random.default_rng(0))
     light = Shot(world, air, SIZE, two=True).radiance().reshape(3, 2, *SIZE)
-    assert not sensors.events(*(sensors.log_intensity(light[:, k], air) for k in (1, 0))).any()
+    before, now = (sensors.log_intensity(light[:, k], air) for k in (1, 0))
+    assert not sensors.events(before, now, QUIET, 0.003).any()
 
 
 # ---------------------------------------------------------------- heat, near infrared, polarisation
@@ -438,7 +446,7 @@ def polarised(lean):
 def test_polarisation_of_a_wall():
     s1, s2 = polarised(0.0)
     assert np.hypot(s1, s2)[23:25, 31:33].max() < 2e-3  # normal incidence
-    dolp, aolp = sensors.polarisation(s1, s2)
+    dolp, aolp = sensors.polarisation(s1, s2, QUIET, 0.01)
     assert 0 <= dolp.min() and dolp.max() <= 1 and np.allclose((aolp**2).sum(2), 1, atol=1e-5)
     s1, s2 = polarised(0.9)
     m1, m2 = polarised(-0.9)  # the mirrored wall: the picture flips and sin of the doubled angle changes sign
@@ -452,7 +460,7 @@ def test_polarisation_of_a_wall():
 def test_angle_is_noise_where_degree_is_zero():
     rng = np.random.default_rng(0)
     zero = np.zeros(SIZE, np.float32)
-    dolp, aolp = sensors.polarisation(zero, zero, rng)
+    dolp, aolp = sensors.polarisation(zero, zero, rng, 0.01)
     assert dolp.mean() < 0.03 and np.hypot(*aolp.mean((0, 1))) < 0.1
-    _, sure = sensors.polarisation(zero + 0.3, zero, rng)
+    _, sure = sensors.polarisation(zero + 0.3, zero, rng, 0.01)
     assert sure[..., 0].min() > 0.9

@@ -20,7 +20,7 @@ import numpy as np
 BOX, FRUSTUM, CYLINDER, ELLIPSOID, BACKGROUND = range(5)
 NEAR = 0.12  # metres: nothing nearer is seen
 CHUNK = 1 << 16  # (primitive, ray) pairs worked on at once: keeps temporaries inside the cache
-MISS = np.uint64(0xFFFFFFFFFFFFFFFF)
+MISS = np.iinfo(np.int64).max
 
 _CORNERS = np.indices((2, 2, 2)).reshape(3, 1, 8) * 2.0 - 1  # of a box with half sizes 1
 # pairs of corners that differ along one axis (2, 12)
@@ -135,8 +135,8 @@ class View:
 
 
 def _extents(corners, position, axes):
-    """Bounds of the boxes in a frame (forward, right, up): smallest and largest right / forward and up /
-    forward, each (P,).
+    """Bounds of the boxes in a frame (forward, right, up): the smallest and the largest right / forward and
+    up / forward, (2, P) each.
 
     Boxes that reach behind the eye are cut at the near plane first; boxes wholly behind it get empty
     intervals (inf, -inf).
@@ -149,8 +149,10 @@ def _extents(corners, position, axes):
         points = np.concatenate([ends, cuts], 2)
         slopes = points[1:] / points[0]
     visible = np.concatenate([ends[0] >= NEAR, (a[0] < NEAR) != (b[0] < NEAR)], 1)
-    low, high = np.where(visible, slopes, np.inf).min(2), np.where(visible, slopes, -np.inf).max(2)
-    return low[0], high[0], low[1], high[1]
+    return [
+        slopes.min(2, where=visible, initial=np.inf),
+        slopes.max(2, where=visible, initial=-np.inf),
+    ]
 
 
 def cells(low, high, n):
@@ -174,7 +176,7 @@ def camera_view(camera: Camera, size, time=0.0) -> View:
     ).astype(np.float32)
 
     def bounds(corners):
-        u0, u1, v0, v1 = (f * bound for bound in _extents(corners, camera.position, axes))
+        (u0, v0), (u1, v1) = (f * bound for bound in _extents(corners, camera.position, axes))
         rows = cells(height / 2 - v1 - 0.5, height / 2 - v0 - 0.5, height)
         return *rows, *cells(u0 + width / 2 - 0.5, u1 + width / 2 - 0.5, width)
 
@@ -199,7 +201,7 @@ def ring_view(position, yaw, elevations, azimuths) -> View:
     step = azimuths[1] - azimuths[0]
 
     def bounds(corners):
-        a0, a1, e0, e1 = _extents(corners, position, ((c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)))
+        (a0, e0), (a1, e1) = _extents(corners, position, ((c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)))
         a0, a1 = np.arctan(a0), np.arctan(a1)
         # the slope above / horizontal range lies between climb and climb * cos(largest azimuth)
         shrink = np.cos(np.clip(np.maximum(np.abs(a0), np.abs(a1)), 0, 1.57))
@@ -245,54 +247,47 @@ def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     """
     parallel = np.ndim(views[0].origin) == 2
     rays = np.concatenate([v.origin if parallel else v.dirs for v in views], 1)
-    parts, first = [], 0
+    parts, first, (c, s) = [], 0, world.turn
     for view in views:
-        bounds = np.stack(view.bounds(world.corners(view.time)))
-        prim = np.flatnonzero((bounds[1] > bounds[0]) & (bounds[3] > bounds[2]))
-        c, s = world.turn[:, prim]
+        row0, row1, col0, col1 = view.bounds(world.corners(view.time))
+        tall, wide = row1 - row0, col1 - col0
         # what the view's rays share, in each primitive's own frame: the eye, or the direction of parallel
         # light
-        x, y, z = (
-            view.dirs if parallel else np.array(view.origin)[:, None] - world.centres(view.time)[:, prim]
-        )
-        parts.append(
-            np.stack(
-                np.broadcast_arrays(prim, *bounds[:, prim], first, view.cols, c * x + s * y, c * y - s * x, z)
-            )
-        )
+        x, y, z = view.dirs if parallel else np.array(view.origin)[:, None] - world.centres(view.time)
+        # primitive, its first ray, rays from row to row, columns, rays, what they share
+        entries = np.arange(len(c)), first + row0 * view.cols + col0, view.cols, wide, tall * wide
+        part = np.stack(np.broadcast_arrays(*entries, c * x + s * y, c * y - s * x, z))
+        parts.append(part[:, (tall > 0) & (wide > 0)])
         first += view.rows * view.cols
     table = np.concatenate(parts, 1)
-    kinds, areas = world.kind[table[0].astype(np.int64)], (table[2] - table[1]) * (table[4] - table[3])
+    kinds = world.kind[table[0].astype(np.int64)]
     key = np.full(rays.shape[1], MISS)
     with np.errstate(all="ignore"):
         for kind in range(BACKGROUND):
-            columns = np.flatnonzero(kinds == kind)
-            cuts = np.flatnonzero(np.diff(np.cumsum(areas[columns]) // CHUNK)) + 1
-            for block in np.split(columns, cuts):
-                _keep_nearest(key, world.shape, kind, table[:, block], rays, parallel)
+            columns = table[:, kinds == kind]
+            cuts = np.flatnonzero(np.diff(np.cumsum(columns[4]) // CHUNK)) + 1
+            for block in np.split(columns, cuts, 1):
+                _keep_nearest(key, world.shape, kind, block, rays, parallel)
     hit = key != MISS
-    t = np.where(hit, (key >> np.uint64(32)).astype(np.uint32).view(np.float32), np.float32(np.inf))
-    return t, np.where(hit, (key & np.uint64(0xFFFFFFFF)).astype(np.int64), -1)
+    t = np.where(hit, (key >> 32).astype(np.int32).view(np.float32), np.float32(np.inf))
+    return t, np.where(hit, key & 0xFFFFFFFF, -1)
 
 
 def _keep_nearest(key, shape, kind, block, rays, parallel):
     """Intersect primitives of one kind (columns of ``block``) with the rays of their rectangles and lower
     ``key`` where they are hit.
     """
-    prim, r0, r1, c0, c1, first, cols = block[:7].astype(np.int64)
-    tall, wide = r1 - r0, c1 - c0
-    # flatten: one segment per row of a rectangle, then one pair per cell
-    row_of = np.repeat(np.arange(len(prim)), tall)
-    row = np.arange(len(row_of)) - np.repeat(np.cumsum(tall) - tall, tall)
-    length, start = wide[row_of], (first + r0 * cols + c0)[row_of] + row * cols[row_of]
-    ray = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)
-    pick = np.repeat(np.arange(len(prim)), tall * wide)
+    prim, first, cols, wide, area = block[:5].astype(np.int64)
+    # flatten: one pair per cell of a rectangle
+    pick = np.repeat(np.arange(len(prim)), area)
+    row, col = np.divmod(np.arange(len(pick)) - (np.cumsum(area) - area)[pick], wide[pick])
+    ray = first[pick] + row * cols[pick] + col
 
     def each(*columns):
         return [shape[k][prim][pick] for k in columns]
 
-    x, y, z = rays[0][ray], rays[1][ray], rays[2][ray]
-    shared = [values[pick] for values in block[7:].astype(np.float32)]
+    x, y, z = (along[ray] for along in rays)
+    shared = [values[pick] for values in block[5:].astype(np.float32)]
     if parallel:
         cx, cy, cz = each(0, 1, 2)
         x, y, z = x - cx, y - cy, z - cz
@@ -302,7 +297,5 @@ def _keep_nearest(key, shape, kind, block, rays, parallel):
     o, d = ((x, y, z), shared) if parallel else (shared, (x, y, z))
     t_in, t_out = intersect(kind, o, d, each(3, 4, 5), each(8, 9) if kind == FRUSTUM else None)
     good = np.flatnonzero((t_in <= t_out) & (t_in > np.float32(NEAR)))
-    packed = (t_in[good].view(np.uint32).astype(np.uint64) << np.uint64(32)) | prim[pick[good]].astype(
-        np.uint64
-    )
+    packed = t_in[good].view(np.int32).astype(np.int64) << 32 | prim[pick[good]]
     np.minimum.at(key, ray[good], packed)

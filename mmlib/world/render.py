@@ -109,9 +109,7 @@ def render_frame(
         now, before = (
             sensors.log_intensity(part, air).reshape(size) for part in (light[:, :n], light[:, n:])
         )
-        images["event"] = sensors.events(
-            before, now, noise("event"), background=0.002 * air.noise, case=broken["event"]
-        )
+        images["event"] = sensors.events(before, now, noise("event"), 0.002 * air.noise, broken["event"])
     if "lidar" in wanted:
         images["lidar"] = sensors.lidar(
             sensors.scan(world, shot.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size

@@ -8,9 +8,9 @@ Noise comes from one generator per sensor, so asking for fewer sensors, or break
 import math
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, shift
 
-from .geometry import dot, ring_view
+from .geometry import View, dot, ring_view
 from .light import sun_cosine
 from .materials import MATERIAL, PATTERN, column, dice
 from .surfaces import FRONT
@@ -23,16 +23,16 @@ CASE_SENSOR = {
     "eventlowres": "event",
 }
 FAILURES = tuple(CASE_SENSOR)
-LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-# display gamma, then a little contrast
-_TONE = np.power(np.linspace(0, 1, 4097, dtype=np.float32), np.float32(1 / 2.2))
-_TONE += np.float32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
-# 1/m: step of the disparity (1 / z) that the depth camera measures, by indoor
-DEPTH_UNIT = {
-    True: 0.0028,
-    False: 0.0006,
-}
 f32 = np.float32
+LUMA = np.array([0.2126, 0.7152, 0.0722], f32)
+# display gamma, then a little contrast
+_TONE = np.linspace(0, 1, 4097, dtype=f32) ** f32(1 / 2.2)
+_TONE += f32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
+
+
+def _enlarged(image, factor, size):
+    """The image (C, h, w) with every pixel repeated ``factor`` times both ways, cut to ``size``."""
+    return image.repeat(factor, 1).repeat(factor, 2)[:, : size[0], : size[1]]
 
 
 def _display(light):
@@ -45,17 +45,13 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
     """Camera picture (H, W, 3) in 0..1 from radiance (3, H, W): glare, exposure, photon and read noise,
     film-like curve, display gamma.
     """
-    width = radiance.shape[2]
     light = radiance * weather.exposure
+    size = _, width = light.shape[1:]
     if weather.lamps > 0:  # scattering in the lens: bright lamps grow a halo
         excess = np.clip(light - 0.9, 0, 8)
         halo = gaussian_filter(excess, (0, width / 90, width / 90), truncate=2.5) * 0.30
-        wide = (
-            gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0)
-            .repeat(2, 1)
-            .repeat(2, 2)
-        )
-        light = light + halo + wide[:, : light.shape[1], :width] * 0.22
+        wide = gaussian_filter(excess[:, ::2, ::2], (0, width / 50, width / 50), truncate=2.0)
+        light = light + halo + _enlarged(wide, 2, size) * 0.22
     if case == "motionblur":
         light = _smear(light, rng)
     light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
@@ -67,35 +63,27 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
 
 def _smear(light, rng):
     """Linear motion blur over a tenth of the picture's width, in a random direction."""
-    height, width = light.shape[1:]
-    angle, length = (rng.random() - 0.5) * 1.2, width * (0.07 + 0.06 * rng.random())
+    angle, length = (rng.random() - 0.5) * 1.2, light.shape[2] * (0.07 + 0.06 * rng.random())
     steps = max(5, int(length))
-    rows, cols = np.arange(height)[:, None], np.arange(width)[None]
     out = np.zeros_like(light)
-    for shift in (np.arange(steps) / (steps - 1) - 0.5) * length:
-        down, right = round(shift * math.sin(angle)), round(shift * math.cos(angle))
-        out += light[:, np.clip(rows + down, 0, height - 1), np.clip(cols + right, 0, width - 1)]
+    for along in (0.5 - np.arange(steps) / (steps - 1)) * length:
+        moved = 0, round(along * math.sin(angle)), round(along * math.cos(angle))
+        out += shift(light, moved, order=0, mode="nearest")
     return out / steps
 
 
 # ---------------------------------------------------------------- range
-def depth_step(z, indoor: bool):
-    """Quantisation step of the depth camera in metres at depth z: it measures disparity (1 / z), so the step
-    grows with z squared.
-    """
-    return DEPTH_UNIT[indoor] * z * z
-
-
 def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     """Depth (H, W, 1) in metres, 0 = no measurement.
 
-    Noise of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range,
+    The camera measures disparity (1 / z) in steps of ``unit``, so a step of depth grows with z squared. Noise
+    of half a step, then quantisation, so |error| stays below 3 steps. Holes: sky, out of range,
     surfaces seen at grazing angles, glass and other mirrors, a few at random, and distant things in fog.
     """
-    far, unit = (8.0 if indoor else 60.0), DEPTH_UNIT[indoor]
+    far, unit = (8.0, 0.0028) if indoor else (60.0, 0.0006)  # m, 1/m
     chance = rng.random(hits.t.shape, f32)
     jitter = np.clip(rng.standard_normal(hits.t.shape, f32), -4, 4) * 0.5
-    good = np.isfinite(hits.t) & (hits.t < far)
+    good = hits.t < far
     z = np.where(good, hits.t, 1)
     disparity = np.maximum(np.rint(1 / (z * unit) + jitter), 1)
     grazing = np.clip(1 - hits.facing / 0.09, 0, 1)
@@ -104,43 +92,31 @@ def depth(hits, shape, weather, indoor, rng) -> np.ndarray:
     return np.where(good & (chance > loss), 1 / (disparity * unit), 0).reshape(*shape, 1)
 
 
-def lidar_rings(indoor: bool):
-    """Elevations (descending) and azimuths (ascending) of the scanner, radians: 40 rings, dense around the
-    horizon, every 0.45 degrees.
+def lidar_view(world) -> View:
+    """The rays of one sweep: 40 rings, dense around the horizon, every 0.45 degrees. The scanner sits on the
+    roof above the camera (indoors: on the same pole), level, with the camera's heading.
     """
-    up, down = (24, -38) if indoor else (9, -25)
+    up, down, above = (24, -38, 0.10) if world.indoor else (9, -25, 0.35)
     u = np.linspace(1, -1, 40)
     bend = 0.45 * u + 0.55 * u**3
-    return np.radians(np.where(u > 0, bend * up, -bend * down)), np.radians(np.arange(-42, 42.01, 0.45))
+    elevations = np.radians(np.where(u > 0, bend * up, -bend * down))
+    x, y, z = world.camera.position
+    azimuths = np.radians(np.arange(-42, 42.01, 0.45))
+    return ring_view((x, y, z + above), world.camera.yaw, elevations, azimuths)
 
 
-def lidar_mount(camera, indoor):
-    """The scanner sits on the roof above the camera (indoors: on the same pole), level, with the camera's
-    heading.
-    """
-    x, y, z = camera.position
-    return (x, y, z + (0.10 if indoor else 0.35)), camera.yaw
-
-
-def lidar_view(world):
-    """The rays of one sweep."""
-    return ring_view(*lidar_mount(world.camera, world.indoor), *lidar_rings(world.indoor))
-
-
-def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
-    """One sweep of the LiDAR from the hits of ``lidar_view``: dict of (n,) float32 arrays x, y, z (metres,
-    where the sensor believes the points are), range and intensity.
+def scan(world, hits, weather, rng, case="") -> np.ndarray:
+    """One sweep of the LiDAR from the hits of ``lidar_view``: (5, n) float32 rows x, y, z (metres, where the
+    sensor believes the points are), range (metres) and intensity (percent).
 
     Echo power ~ reflectance * cos(angle) * exp(-2 haze range) / range^2 against a noisy threshold (higher in
     fog, which scatters back) decides which points return; mirrors swallow most; fog returns a few false
     points near the sensor. ``lidarjitter`` turns every ring by its own small angle and the whole sensor by
     one.
     """
-    elevations, azimuths = lidar_rings(world.indoor)
-    mount, _ = lidar_mount(world.camera, world.indoor)
-    n = len(hits.t)
+    view, n = lidar_view(world), len(hits.t)
     chance, noise, level = rng.random(n, f32), rng.standard_normal(n, f32), rng.standard_normal(n, f32)
-    reach = np.where(np.isfinite(hits.t), hits.t, 1e3).astype(f32)
+    reach = np.minimum(hits.t, 1e3)
     gloss = column("gloss")[hits.material]
     retro = column("retro")[hits.material] * (1 - 0.6 * gloss)
     power = retro * hits.facing * np.exp(-2 * weather.haze * reach) / (reach * reach)
@@ -152,16 +128,13 @@ def scan(world, hits, weather, rng, case="") -> dict[str, np.ndarray]:
         measured, good = np.where(ghost, 2 + np.abs(noise) * 1.5, measured), good | ghost
     direction = hits.direction
     if case == "lidarjitter":
-        sway = np.radians(rng.standard_normal(len(elevations)) * 1.2 + rng.standard_normal() * 1.5).astype(
-            f32
-        )
+        sway = np.radians(rng.standard_normal(view.rows) * 1.2 + rng.standard_normal() * 1.5).astype(f32)
         tip = f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
-        (x, y, z), c, s = direction, *np.repeat([np.cos(sway), np.sin(sway)], len(azimuths), 1)
+        (x, y, z), c, s = direction, *np.repeat([np.cos(sway), np.sin(sway)], view.cols, 1)
         direction = np.stack([c * x - s * y, s * x + c * y, z + tip])
         measured = measured + 0.10 * rng.standard_normal(n, f32)
-    x, y, z = direction * measured + np.array(mount, f32)[:, None]
-    points = {"x": x, "y": y, "z": z, "range": measured, "intensity": 100 * retro * np.sqrt(hits.facing)}
-    return {name: values[good] for name, values in points.items()}
+    places = direction * measured + np.array(view.origin, f32)[:, None]
+    return np.stack([*places, measured, 100 * retro * np.sqrt(hits.facing)])[:, good]
 
 
 def lidar(points, camera, size) -> np.ndarray:
@@ -169,14 +142,12 @@ def lidar(points, camera, size) -> np.ndarray:
     no point; the nearest point of a pixel wins.
     """
     height, width = size
-    x, y, ahead = camera.project(points["x"], points["y"], points["z"], size)
-    j, i = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    inside = np.flatnonzero((ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height))
-    inside = inside[np.argsort(-points["range"][inside], kind="stable")]
+    x, y, z, reach, intensity = points[:, np.argsort(-points[3], kind="stable")]
+    *place, ahead = camera.project(x, y, z, size)
+    j, i = np.floor(place).astype(np.int64)
+    inside = (ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height)
     image = np.zeros((height, width, 3), f32)
-    image[i[inside], j[inside]] = np.stack(
-        [points["range"], points["intensity"], np.maximum(points["z"], 0)], 1
-    )[inside]
+    image[i[inside], j[inside]] = np.stack([reach, intensity, np.maximum(z, 0)], 1)[inside]
     return image
 
 
@@ -188,27 +159,26 @@ def log_intensity(radiance, weather) -> np.ndarray:
     return np.log(np.tensordot(LUMA, radiance, 1) * weather.exposure + 0.03)
 
 
-def events(before, after, rng=None, threshold=0.22, background=0.003, case="") -> np.ndarray:
+def events(before, after, rng, background, case="") -> np.ndarray:
     """Event counts (H, W, 2) = brighter, darker between two log-intensity images (H, W).
 
-    A pixel fires once per ``threshold`` of log change. With ``rng``, every pixel's threshold differs a
-    little, and some fire at random.
+    A pixel fires once per threshold of log change. Every pixel's threshold differs a little, and a share
+    ``background`` of them fires at random.
     """
     change = after - before
-    if case == "eventlowres":  # an array with a quarter of the rows and columns
-        rows, cols = (np.arange(n) // 4 for n in change.shape)
-        total = np.add.reduceat(
-            np.add.reduceat(change, np.arange(0, len(rows), 4), 0), np.arange(0, len(cols), 4), 1
-        )
-        change = (total / np.outer(np.bincount(rows), np.bincount(cols))).astype(f32)
-    noise = 0
-    if rng is not None:
-        threshold = threshold * (1 + 0.08 * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
-        noise = (rng.random((2, *change.shape), f32) < background).astype(f32)
+    size, factor = change.shape, 4 if case == "eventlowres" else 1  # an array with fewer rows and columns
+
+    def blocks(values):
+        """Sums over blocks of ``factor`` x ``factor`` pixels."""
+        for axis, n in enumerate(size):
+            values = np.add.reduceat(values, np.arange(0, n, factor), axis)
+        return values
+
+    change = blocks(change) / blocks(np.ones_like(change))
+    threshold = 0.22 * (1 + 0.08 * np.clip(rng.standard_normal(change.shape, f32), -3, 3))
+    noise = (rng.random((2, *change.shape), f32) < background).astype(f32)
     counts = np.minimum(np.floor(np.maximum([change, -change], 0) / threshold) + noise, 8)
-    if case == "eventlowres":
-        counts = counts[:, rows[:, None], cols[None]]
-    return np.moveaxis(counts, 0, 2)
+    return np.moveaxis(_enlarged(counts, factor, size), 0, 2)
 
 
 # ---------------------------------------------------------------- heat
@@ -232,16 +202,15 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
         own = own + 0.7 * (hits.where[2] - 1.2) - f32(1.3) * (hits.prim == world.count + FRONT)
         leak = 9.0 - weather.air
     engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
-    if engine.any():
-        reach = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], 1e-3)[hits.prim], 0, 1)
-        own = np.where(engine, own * (0.25 + 0.75 * reach), own)
+    ahead = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], 1e-3)[hits.prim], 0, 1)
+    own = np.where(engine, own * (0.25 + 0.75 * ahead), own)
     pane = (m == MATERIAL["glass"]) & ((pattern == PATTERN["facade"]) | (pattern == PATTERN["window"]))
     surface = surface + own + pane * f32(0.35) * f32(leak)
     around = air + (cold_sky - air) * np.clip(hits.normal[2] + 0.3, 0, 1)
     emissivity = column("emissivity")[m]
     apparent = emissivity * surface + (1 - emissivity) * around
     sky = cold_sky + (air - cold_sky) * (1 - np.clip(hits.direction[2], 0, 1)) ** 6
-    through = np.exp(-weather.haze_heat * np.where(np.isfinite(hits.t), hits.t, 0))
+    through = np.exp(-weather.haze_heat * hits.t)
     return np.where(np.isfinite(hits.t), apparent * through + air * (1 - through), sky)
 
 
@@ -266,16 +235,14 @@ def near_infrared(world, hits, weather, colour, light, sun, occlusion, rng) -> n
     # visible texture, softened
     relief = 0.3 + 0.7 * np.clip(luma / ((LUMA @ world.colour)[hits.prim] + 1e-3), 0.4, 1.3)
     albedo = np.clip(np.where(own < 0, -own * luma, own * relief), 0, 0.9)
-    solid = np.isfinite(hits.t)
-    distance = np.where(solid, hits.t, 1e3).astype(f32)
     above = weather.nir_sky * (0.7 + 0.3 * hits.normal[2]) * occlusion
     power, spread = (6.0, 8.0) if world.indoor else (60.0, 40.0)
-    flash = weather.nir_flash * power * hits.facing / (distance * distance + spread)
+    flash = weather.nir_flash * power * hits.facing / (hits.t * hits.t + spread)
     arriving = above + weather.nir_sun * (sun_cosine(hits, weather) * sun) + flash
     sky = np.maximum(light[0] * 0.52 - light[2] * 0.18, 0.02 * light[0])  # blue scatters, 850 nm does not
-    out = np.where(solid, albedo * arriving, sky)
+    out = np.where(np.isfinite(hits.t), albedo * arriving, sky)
     if weather.haze > 0.01:
-        through = np.exp(-weather.haze * distance)
+        through = np.exp(-weather.haze * hits.t)
         out = out * through + weather.nir_sky * (1 - through)
     out = out * 1.8
     out = out + np.sqrt(out * 0.0006 + 1.5e-5) * rng.standard_normal(out.shape, f32)
@@ -326,17 +293,16 @@ def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray
     rayleigh = rayleigh * (weather.haze < 0.01) * weather.sunny
     towards_sun = (sun @ axis - (axis @ hits.direction) * near for axis in (right, up))
     solid = np.isfinite(hits.t)
-    through = np.where(solid, np.exp(-weather.haze * np.where(solid, hits.t, 0)), 1)
+    through = np.exp(-weather.haze * np.where(solid, hits.t, 0))
     of_surface, of_sky = doubled(right @ across, up @ across), doubled(*towards_sun)
     return tuple(np.where(solid, degree * s, -rayleigh * q) * through for s, q in zip(of_surface, of_sky))
 
 
-def polarisation(s1, s2, rng=None, noise=0.01) -> tuple[np.ndarray, np.ndarray]:
+def polarisation(s1, s2, rng, noise) -> tuple[np.ndarray, np.ndarray]:
     """(dolp (H, W, 1), aolp (H, W, 2) = cos, sin of the doubled angle) from Stokes images (H, W); the angle
     is noise where the degree is near zero.
     """
-    if rng is not None:
-        s1, s2 = (s + noise * rng.standard_normal(s.shape, f32) for s in (s1, s2))
+    s1, s2 = (s + noise * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)
     safe = np.maximum(degree, 1e-9)
     return np.clip(degree, 0, 1)[..., None], np.stack([np.where(degree > 0, s1 / safe, 1), s2 / safe], -1)
