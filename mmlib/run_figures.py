@@ -51,7 +51,11 @@ def run_figure(folder: str | Path) -> Figure:
     """
     report = read_json(Path(folder) / "report.json", "the report of a finished 'python -m mmlib cluster'")
     steps, evaluations = read_history(Path(folder) / "history.jsonl")
-    x, values = [line["step"] for line in evaluations], lambda key: [line["val"][key] for line in evaluations]
+    # What tells a collapse: logged with the steps, else measured in evaluations.
+    codes = [s for s in steps if "effective_rank" in s] or [
+        {"step": e["step"]} | e["val"] for e in evaluations
+    ]
+    x, values = [c["step"] for c in codes], lambda key: [c[key] for c in codes]
     # "rgb/self" and "rgb/random" are histograms of one target.
     targets: dict[str, dict] = {}
     for name, entry in report["histograms"].items():
@@ -71,7 +75,7 @@ def run_figure(folder: str | Path) -> Figure:
         ):
             axis.set(title=title, xlabel="step", ylabel=unit)
         # The loss and its terms "target/pair": a colour for each target, a dash for each type of pair.
-        for name in [name for name in steps[0] if name not in ("step", "seconds")]:
+        for name in [name for name in steps[0] if name not in ("step", "seconds", *report["collapse"])]:
             target, _, pair = name.partition("/")
             sensor = SENSORS[target].colour if target in SENSORS else FUSED
             colour, width = (INK, 2.2) if name == "loss" else (sensor, 1.2)

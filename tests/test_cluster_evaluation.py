@@ -22,7 +22,7 @@ from mmlib.unsupervised.backbone import PatchViT, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import Shifts
 from mmlib.unsupervised.inference import codes_of, evaluate_clustering
-from mmlib.unsupervised.methods import TokenConfig, prepare
+from mmlib.unsupervised.methods import TokenConfig, on_grid, prepare
 from mmlib.unsupervised.pictures import as_picture
 from mmlib.unsupervised.tokens import Tokens
 from mmlib.unsupervised.train import Model, cluster
@@ -237,7 +237,7 @@ def test_five_crops_to_train_on_and_whole_images_to_score(data, tmp_path):
     assert (
         len(prepared.tokens) == 60
         and prepared.tokens.grid == (2, 3)
-        and prepared.extras["depth"].shape == (60, 1, 2, 3)
+        and on_grid(prepared.data, "depth", 5, (2, 3)).shape == (60, 1, 2, 3)
     )
     assert len(prepared.scored_tokens) == 5 and prepared.scored_tokens.grid == (4, 6)
     image = prepared.tokens.image
@@ -251,7 +251,7 @@ def test_five_crops_to_train_on_and_whole_images_to_score(data, tmp_path):
     assert (
         prepared.tokens.grid == (4, 4)
         and prepared.scored_tokens.grid == (8, 12)
-        and prepared.extras["depth"].shape == (60, 1, 4, 4)
+        and on_grid(prepared.data, "depth", 5, (4, 4)).shape == (60, 1, 4, 4)
     )
 
 

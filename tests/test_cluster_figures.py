@@ -177,6 +177,17 @@ def test_run_figure_draws_what_the_history_holds(tmp_path):
     assert not plt.get_fignums(), "made for the command line too: no figure may stay in pyplot's hands"
 
 
+def test_run_figure_prefers_what_was_logged_with_the_steps(tmp_path):
+    logged = [
+        {"step": s, "loss": 0.1, "seconds": 1.0} | COLLAPSE | {"effective_rank": r}
+        for s, r in ((20, 8.0), (40, 6.0))
+    ]
+    history = [*logged, {"step": 40, "val": COLLAPSE}]
+    loss, rank, *_ = run_figures.run_figure(write_run(tmp_path / "run", history)).axes
+    assert [line.get_label() for line in loss.lines] == ["loss"]
+    assert list(rank.lines[0].get_ydata()) == [8.0, 6.0]
+
+
 def test_run_figure_without_labels_and_without_a_run(tmp_path):
     history = [{"step": 1, "loss": 0.1, "seconds": 1.0}, {"step": 1, "val": COLLAPSE}]
     fig = run_figures.run_figure(write_run(tmp_path / "k", history, scores=None))

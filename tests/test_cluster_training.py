@@ -22,7 +22,7 @@ from mmlib.unsupervised import train
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import codes_of
-from mmlib.unsupervised.methods import EAGLE_LOSS, prepare, resolve_method
+from mmlib.unsupervised.methods import EAGLE_LOSS, on_grid, prepare, resolve_method
 from mmlib.unsupervised.networks import ClusterNetConfig
 from mmlib.unsupervised.train import Model, cluster, entries, step_loss
 
@@ -137,9 +137,12 @@ def test_shared_tokens_do_not_bring_another_run_s_settings(data, tmp_path):
     cluster(configured(data, tmp_path / "shared", **changes), shared)
     cluster(configured(data, tmp_path / "own", **changes))
     assert same(tmp_path / "shared", tmp_path / "own")
-    with pytest.raises(ValueError, match="lack depth; prepare them"):  # metres, not tokens
-        cluster(configured(data, tmp_path / "no", method="depthg", modalities=("rgb", "depth")), shared)
-    with pytest.raises(ValueError, match=r"lack rgb\+depth"):
+    guided = configured(data, tmp_path / "guided", method="depthg", modalities=("rgb", "depth"))
+    assert (
+        cluster(guided, shared)["scores"]
+        == cluster(replace(guided, out=str(tmp_path / "own guided")))["scores"]
+    )
+    with pytest.raises(ValueError, match=r"unknown modality 'rgb\+depth'"):
         cluster(
             configured(data, tmp_path / "no", method="stego", combine="image", modalities=("rgb", "depth")),
             shared,
@@ -311,7 +314,7 @@ def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
         assert reaches(model.extra["eagle"].cue) and reaches(model.net)
     _, prepared = shared("eagle")
     rgb = prepared.data.physical(2)[0]["rgb"].unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).mean((2, 4))
-    torch.testing.assert_close(prepared.extras["rgb"][2], rgb, atol=0.1, rtol=0)
+    torch.testing.assert_close(on_grid(prepared.data, "rgb", 1, (4, 6))[2], rgb, atol=0.1, rtol=0)
 
 
 def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
@@ -324,7 +327,9 @@ def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
         expected = (
             cell[cell > 0].mean() if (cell > 0).any() else 0.0
         )  # the sky was not measured: no zero enters a mean
-        assert float(prepared.extras["depth"][5, 0, i, j]) == pytest.approx(expected, abs=1e-4)
+        assert float(on_grid(prepared.data, "depth", 1, (4, 6))[5, 0, i, j]) == pytest.approx(
+            expected, abs=1e-4
+        )
 
 
 def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
@@ -346,9 +351,8 @@ def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
 def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypatch, method):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     report = cluster(configured(data, tmp_path, method, evaluation=replace(QUICK, maps=2)))
-    files = {"config.json", "report.json", "clustering.safetensors"}
+    files = {"config.json", "report.json", "clustering.safetensors", "resume.safetensors", "history.jsonl"}
     if method != "kmeans":
-        files |= {"resume.safetensors", "history.jsonl"}
         steps, evaluations = read_history(tmp_path / "history.jsonl")
         assert [line["step"] for line in steps] == [1, 2, 3, 4] and [
             line["step"] for line in evaluations

@@ -548,15 +548,14 @@ def test_samples_of_a_ramp_are_the_coordinates():
 def test_all_modalities_are_sampled_at_the_same_places():
     frozen = {"rgb": ramps(), "depth": ramps(h=5, w=5)}
     codes = {"rgb": ramps(h=2, w=2), "depth": ramps(scale=-1.0)}
-    f, c = take_points(frozen, codes, 50, torch.Generator().manual_seed(0))
+    coords = torch.rand(3, 50, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    f, c = take_points(frozen, coords), take_points(codes, coords)
     for other in (f["depth"], c["rgb"], -c["depth"]):
         torch.testing.assert_close(f["rgb"], other, atol=1e-6, rtol=0)
     assert not torch.equal(f["rgb"][0], f["rgb"][1])  # each image has places of its own
     assert f["rgb"].abs().max() > 0.9 and f["rgb"].mean().abs() < 0.2
-    whole = take_points(frozen, codes, 0)
-    assert torch.equal(whole[0]["rgb"], all_points(frozen["rgb"])) and torch.equal(
-        whole[1]["depth"], all_points(codes["depth"])
-    )
+    whole = take_points(frozen, coords[:, :0])
+    assert all(torch.equal(whole[name], all_points(maps)) for name, maps in frozen.items())
 
 
 def test_derangements_are_uniform():

@@ -19,7 +19,7 @@ UNIM2 = {
     1: ["unsupervised.correspondence:cosine"],
     **{number: ["unsupervised.correspondence:_pair_loss"] for number in (2, 3, 4, 6, 8)},
     **{number: ["unsupervised.correspondence:cmcs_loss"] for number in (5, 9)},
-    7: ["unsupervised.networks:Harmonizer"],
+    7: ["unsupervised.networks:ClusterNet"],
 }
 
 

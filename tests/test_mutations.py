@@ -321,9 +321,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a harmonizer that is linear",
-        "__init__",
-        "super().__init__(pointwise(dim, dim), nn.ReLU(), pointwise(dim, dim))",
-        "super().__init__(pointwise(dim, dim), pointwise(dim, dim))",
+        "two_layers",
+        "nn.Sequential(pointwise(channels_in, hidden), nn.ReLU(), pointwise(hidden, channels))",
+        "nn.Sequential(pointwise(channels_in, hidden), pointwise(hidden, channels))",
         of(NETWORKS, "test_anchor_placement"),
     ),
     Mutation(

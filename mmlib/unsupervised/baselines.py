@@ -24,18 +24,18 @@ def code_affinity(code: Tensor) -> Tensor:
     """relu(code codeᵀ) divided by its largest entry per image: (B, P, D) -> (B, P, P) in [0, 1]; an all-zero
     code gives zeros.
     """
-    affinity = F.relu(code @ code.transpose(1, 2))
+    affinity = F.relu(code @ code.mT)
     return affinity / affinity.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def colour_affinity(rgb: Tensor, sigma: float = 0.1) -> Tensor:
-    """exp(-‖Δ rgb‖² / (2σ²)) between grid cells: rgb (B, 3, h, w) in [0, 1] -> (B, P, P).
+def colour_affinity(rgb: Tensor) -> Tensor:
+    """exp(-‖Δ rgb‖² / (2σ²)), σ = 0.1, between grid cells: rgb (B, 3, h, w) in [0, 1] -> (B, P, P).
 
     This is the paper's. EAGLE's code divides an image that is normalised already (by ImageNet's deviations)
     by 255 once more. All its affinities then lie above 0.9, so that the colour term adds nearly the same
     number to every pair.
     """
-    return torch.exp(-(_distances(all_points(rgb)) ** 2) / (2 * sigma**2))
+    return torch.exp(-(_distances(all_points(rgb)) ** 2) / (2 * 0.1**2))
 
 
 def _distances(points: Tensor) -> Tensor:
@@ -50,26 +50,19 @@ def normalized_laplacian(affinity: Tensor) -> Tensor:
     affinity gets a zero row.
     """
     degree = affinity.sum(-1)
-    scale = torch.where(degree > 1e-12, degree.clamp_min(1e-12).rsqrt(), 0.0)
+    scale = degree.rsqrt().where(degree > 1e-12, 0.0)
     laplacian = torch.diag_embed(degree) - affinity
     return scale[:, :, None] * laplacian * scale[:, None, :]
 
 
 @torch.no_grad()
-def eigenvectors(affinity: Tensor, count: int = 4) -> Tensor:
+def eigenvectors(affinity: Tensor, count: int) -> Tensor:
     """Eigenvectors 2 … ``count`` of the normalised Laplacian of A (B, P, P), by growing eigenvalue: (B, P,
     count - 1).
 
     The first one knows nothing but the degrees and is dropped. Signs are arbitrary; here the smaller side of
     each is positive.
-
-    Raises:
-        ValueError: fewer than ``count`` points, or ``count`` below 2.
     """
-    if not 2 <= count <= affinity.shape[-1]:
-        raise ValueError(
-            f"{count} eigenvectors of {affinity.shape[-1]} points; expected 2 up to the number of points"
-        )
     vectors = torch.linalg.eigh(normalized_laplacian(affinity))[1][:, :, 1:count]
     flip = (vectors > 0).float().mean(1, keepdim=True) > 0.5
     return torch.where(flip, -vectors, vectors)
@@ -84,17 +77,17 @@ class EiCue(nn.Module):
     carry no gradient. Give its parameters a learning rate of their own (EAGLE: 5e-5 to 5e-4).
     """
 
-    def __init__(self, clusters: int = 32, count: int = 4):
+    def __init__(self, clusters: int = 32):
         super().__init__()
-        self.centres = nn.Parameter(torch.randn(clusters, count - 1))
+        self.centres = nn.Parameter(torch.randn(clusters, 3))
 
     def forward(self, code: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """code (B, D, h, w), rgb (B, 3, H, W) in [0, 1] -> pseudo-objects (B, h·w) int64 in 0 … K_e - 1,
+        """code (B, D, h, w), rgb (B, 3, h, w) in [0, 1] -> pseudo-objects (B, h·w) int64 in 0 … K_e - 1,
         scalar loss of the centres. Without rgb there is no colour term.
         """
         affinity = code_affinity(all_points(code.detach()))
         if rgb is not None:
-            affinity = affinity + colour_affinity(F.adaptive_avg_pool2d(rgb, code.shape[-2:]))
+            affinity = affinity + colour_affinity(rgb)
         vectors = eigenvectors(affinity, self.centres.shape[1] + 1)
         similarity = F.normalize(vectors, dim=-1) @ F.normalize(self.centres, dim=-1).T
         nearest, objects = similarity.max(-1)
@@ -124,7 +117,6 @@ def object_contrast(own: Tensor, other: Tensor, objects: Tensor, weight: Tensor)
         objects: (N,) int64, pseudo-objects of the own view. weight: (N,), of each location.
     """
     prototypes, index = medoids(own, objects)
-
     contrast = lambda z: (F.cross_entropy(z @ prototypes.T / 0.07, index, reduction="none") * weight).mean()
     return (0.3 * contrast(own) + 0.7 * contrast(other)) / 2
 
@@ -142,15 +134,15 @@ def correspondence_weight(tokens: Tensor) -> Tensor:
     return weight / weight.mean().clamp_min(1e-12)
 
 
-def second_view(tokens: Points, share: float = 0.1, generator=None) -> Points:
-    """Tokens with a random ``share`` of their numbers set to 0 and the rest scaled by 1 / (1 - share).
+def second_view(tokens: Points, generator) -> Points:
+    """Tokens with a random tenth of their numbers set to 0 and the rest divided by 0.9.
 
     Ours: EAGLE's second view is the backbone's features of a blurred copy of the picture, which cached tokens
     do not have. Drawn on the CPU, so that a seed means the same on every device; so are the other random
     choices of this file.
     """
-    mask = lambda x: (torch.rand(x.shape, generator=generator) >= share).to(x.device)
-    return {name: x * mask(x) / (1 - share) for name, x in tokens.items()}
+    mask = lambda x: (torch.rand(x.shape, generator=generator) >= 0.1).to(x.device)
+    return {name: x * mask(x) / 0.9 for name, x in tokens.items()}
 
 
 class Eagle(nn.Module):
@@ -161,14 +153,14 @@ class Eagle(nn.Module):
     keeps one lookup per view; here both share one, so that cluster k means the same in both (ours).
     """
 
-    def __init__(self, dim: int, clusters: int = 32):
+    def __init__(self, dim: int):
         super().__init__()
-        self.cue, self.project = EiCue(clusters), nn.Linear(dim, dim)
+        self.cue, self.project = EiCue(), nn.Linear(dim, dim)
 
     def forward(
         self, codes: Sequence[Tensor], tokens: Sequence[Tensor], rgb: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """codes, tokens: one (B, D, h, w) and (B, C, h, w) per view; rgb (B, 3, H, W) -> (object loss, loss
+        """codes, tokens: one (B, D, h, w) and (B, C, h, w) per view; rgb (B, 3, h, w) -> (object loss, loss
         of EiCue's centres).
         """
         z = [F.normalize(self.project(all_points(code).flatten(0, 1)), dim=-1) for code in codes]
@@ -192,46 +184,41 @@ def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> Tensor:
     measured = torch.isfinite(depth) & (depth > 0)
     total = F.adaptive_avg_pool2d(torch.where(measured, depth, 0.0), grid)
     share = F.adaptive_avg_pool2d(measured.to(depth.dtype), grid)
-    return torch.where(share > 0, total / share.clamp_min(1e-12), total)
+    return total / share.clamp_min(1e-12)
 
 
-def depth_features(depth: Tensor, low: float = 0.5, high: float = 80.0) -> Tensor:
+def depth_features(depth: Tensor) -> Tensor:
     """Depth in metres (B, 1, h, w) as a direction in the plane, (B, 2, h, w): (cos u·π/2, sin u·π/2), u =
-    log-depth, 0 at low, 1 at high.
+    log-depth, 0 at 0.5 m and 1 at 80 m.
 
     The cosine of two cells is cos(Δu·π/2): 1 at equal depth, 0 between the ends of the range. DepthG
     normalises its one-channel depth map over channels, and a cosine of one channel is the product of two
     signs, +1 for every pair; two channels are the least that can tell depths apart. The embedding is ours.
     """
-    u = (depth.clamp(low, high) / low).log() / math.log(high / low)
-    return torch.cat([torch.cos(u * math.pi / 2), torch.sin(u * math.pi / 2)], 1)
+    angle = (depth.clamp(0.5, 80) / 0.5).log() / math.log(160) * math.pi / 2
+    return torch.cat([angle.cos(), angle.sin()], 1)
 
 
-def back_project(depth: Tensor, fov: float = 60.0) -> Tensor:
+def back_project(depth: Tensor) -> Tensor:
     """Depth along the optical axis (B, 1, h, w), metres -> 3-D points (B, h·w, 3) of a pinhole camera.
 
-    ``fov`` is the assumed horizontal field of view in degrees, with the principal point in the middle:
+    Its horizontal field of view is assumed to be 60 degrees, with the principal point in the middle:
     distances are then right up to how wrong that is, which only moves the points that are sampled.
     """
-    height, width = depth.shape[-2:]
-    focal = width / 2 / math.tan(math.radians(fov) / 2)
-    v, u = (torch.arange(n, device=depth.device) - (n - 1) / 2 for n in (height, width))
-    z = depth[:, 0]
+    v, u = (torch.arange(n, device=depth.device) - (n - 1) / 2 for n in depth.shape[-2:])
+    focal, z = depth.shape[-1] / 2 / math.tan(math.radians(30)), depth[:, 0]
     return torch.stack([u / focal * z, v[:, None] / focal * z, z], -1).flatten(1, 2)
 
 
 @torch.no_grad()
-def farthest_points(points: Tensor, count: int, valid: Tensor, generator=None) -> Tensor:
+def farthest_points(points: Tensor, count: int, valid: Tensor, generator) -> Tensor:
     """Farthest point sampling: each next point is the one farthest from all before it. points (B, P, 3)
     -> indices (B, count).
 
-    Starts at the first valid point, or at a random one if there is a ``generator``. Points that are not
-    ``valid`` (B, P) are never taken; an image with fewer valid points than ``count`` repeats some. Each image
-    has a valid point.
+    Starts at a random valid point. Points that are not ``valid`` (B, P) are never taken; an image with fewer
+    valid points than ``count`` repeats some. Each image has a valid point.
     """
-    start = valid.float().argmax(1)
-    if generator is not None:
-        start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
+    start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
     # distance of each point to the nearest point of the sample so far; −∞ = never taken
     sample, nearest = [start], torch.where(valid, torch.inf, -torch.inf).to(points.dtype)
     rows = torch.arange(len(points), device=points.device)
@@ -242,9 +229,7 @@ def farthest_points(points: Tensor, count: int, valid: Tensor, generator=None) -
     return torch.stack(sample, 1)
 
 
-def depth_guidance(
-    depth: Tensor, code: Tensor, shift: float, points: int = 121, generator=None, **options
-) -> Tensor:
+def depth_guidance(depth: Tensor, code: Tensor, shift: float, generator, points: int = 121) -> Tensor:
     """Correlation loss between depth and code of the same image at points spread in 3-D: teaches that what
     lies at one depth is alike.
 
@@ -252,7 +237,6 @@ def depth_guidance(
         depth: (B, 1, h, w) metres, from ``depth_on_grid``, 0 = no measurement. Images without any measurement
             take no part.
         code: (B, D, h, w). shift: b of this term, on the scale of ``depth_features``' cosines.
-        options: of ``correspondence.correlation_loss`` (centre, clamp, …).
 
     DepthG adds this to STEGO's losses with estimated depth; here it is the sensed one. The network never sees
     depth.
@@ -263,12 +247,13 @@ def depth_guidance(
         return code.sum() * 0.0
     depth, code, valid = depth[images], code[images], valid[images]
     index = farthest_points(back_project(depth), min(points, valid.shape[1]), valid, generator)[:, :, None]
-    maps = (all_points(depth_features(depth)), all_points(code))
-    f, c = (x.gather(1, index.expand(-1, -1, x.shape[2])) for x in maps)
-    return correlation_loss(f, f, c, c, shift, **options)
+    f, c = (all_points(x).take_along_dim(index, 1) for x in (depth_features(depth), code))
+    return correlation_loss(f, f, c, c, shift)
 
 
 # ------------------------------------ distillation of RGB into another sensor (paper, Table 1)
+
+SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of MMD's kernels
 
 
 def coral(a: Tensor, b: Tensor) -> Tensor:
@@ -279,13 +264,11 @@ def coral(a: Tensor, b: Tensor) -> Tensor:
     return (first - second).square().sum() / (4 * a.shape[1] ** 2)
 
 
-def mmd(
-    a: Tensor, b: Tensor, scales: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0), bandwidth: float = 0.0
-) -> Tensor:
+def mmd(a: Tensor, b: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of samples (N, d) and (M, d): E k(a, a') + E k(b, b') - 2 E k(a, b),
     pairs with themselves included.
 
-    k is the mean over ``scales`` s of exp(-‖x - y‖² / (s · bandwidth)) (Long et al. 2015). ``bandwidth`` 0 =
+    k is the mean over ``SCALES`` s of exp(-‖x - y‖² / (s · bandwidth)) (Long et al. 2015); the bandwidth is
     the mean squared distance between different samples of both sets together, held constant in the gradient.
     Never negative, 0 for equal sets.
     """
@@ -293,9 +276,8 @@ def mmd(
     both = both - both.mean(0).detach()  # distances stay; squares that cancel below lose fewer digits
     squares = both.square().sum(1)
     distance = (squares[:, None] + squares - 2 * both @ both.T).clamp_min(0)
-    if not bandwidth:
-        bandwidth = (distance.detach().sum() / max(1, len(both) * (len(both) - 1))).clamp_min(1e-12)
-    kernel = sum(torch.exp(-distance / (scale * bandwidth)) for scale in scales) / len(scales)
+    bandwidth = (distance.detach().sum() / (len(both) * (len(both) - 1))).clamp_min(1e-12)
+    kernel = sum(torch.exp(-distance / (scale * bandwidth)) for scale in SCALES) / len(SCALES)
     n = len(a)
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
 

@@ -1,4 +1,4 @@
-"""From clusters to label maps: the two probes, the cluster of every pixel, counts of a split, and the file
+"""From clusters to label maps: the online probe, the cluster of every pixel, counts of a split, and the file
 of a finished clustering. The trainer, ``inference`` and ``segment`` call it.
 
 Clusters carry no names; ``mmlib.evaluation.counts`` names them where there are labels, ``write_label_maps``
@@ -8,7 +8,7 @@ draws them without.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from .networks import ClusterNet, ClusterNetConfig
 from .pictures import as_picture
 from .tokens import TokenChain
 
-# ---------------------------------------------------------------- probes
+# ---------------------------------------------------------------- the online probe
 
 
 class ClusterProbe(nn.Module):
@@ -55,25 +55,6 @@ class ClusterProbe(nn.Module):
         """The loss for codes (B, D, h, w)."""
         unit = F.normalize(code.detach(), dim=1)
         return -torch.einsum("bdhw,kd->bkhw", unit, F.normalize(self.clusters, dim=1)).amax(1).mean()
-
-
-class LinearProbe(nn.Conv2d):
-    """A 1x1 convolution trained with labels on detached codes: how much of the classes a linear map can read.
-    Evaluation only.
-    """
-
-    def __init__(self, dim: int, classes: int):
-        super().__init__(dim, classes, 1)
-
-    def forward(self, code: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, D, h, w) -> logits (B, K, H, W), bilinear."""
-        return upsample(super().forward(code.detach()), size)
-
-    def loss(self, code: Tensor, label: Tensor) -> Tensor:
-        """Mean cross-entropy over the labelled pixels of (B, H, W); 0 where there are none."""
-        logits = self(code, label.shape[-2:])
-        total = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
-        return total / (label != IGNORE_INDEX).sum().clamp(min=1)
 
 
 # ---------------------------------------------------------------- the cluster of every pixel
@@ -137,24 +118,19 @@ def assign(code: Tensor, centroids: Tensor, size: tuple[int, int], guide: Tensor
 
 @torch.no_grad()
 def assignments(
-    code_of, dataset: PreparedDataset, centroids: Tensor, guide: str = ""
+    codes: Iterable[Tensor], dataset: PreparedDataset, centroids: Tensor, guide: str = ""
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (index, cluster of each pixel (H, W), label (H, W)) for every image of a split at its own size,
-    on the CPU.
+    """Yield (index, cluster of each pixel (H, W), label (H, W)) for the images of a split, each at its own
+    size, on the CPU.
 
     Args:
-        code_of: indices of images -> their codes (B, D, h, w), each covering its whole image.
+        codes: (D, h, w) of the first images or all, each covering its whole image.
         guide: modality whose picture refines the edges; "" = none.
-
-    Raises:
-        ValueError: another number of codes than of images, or a guide that is no loaded modality.
     """
-    check_guide(guide, dataset)
-    for index in range(len(dataset)):
+    for index, code in enumerate(codes):
         label, picture = torch.from_numpy(dataset.stored(index)[1].astype(np.int64)), None
         if guide:
             picture = as_picture(dataset.modalities[guide], dataset.physical(index)[0][guide])[None]
-        (code,) = code_of([index])
         yield index, assign(code[None], centroids, tuple(label.shape), picture)[0].cpu(), label
 
 
@@ -164,20 +140,17 @@ def check_guide(guide: str, dataset: PreparedDataset) -> None:
         raise ValueError(f"--guide {guide}: expected one of {', '.join(dataset.modalities)}, or none")
 
 
-def count(code_of, dataset: PreparedDataset, centroids: Tensor, **options) -> dict[str, np.ndarray]:
-    """Classes by clusters of a split: group -> (K, C) int64 for "all" and every "condition=…"; label 255 is
-    not counted.
+def count(
+    codes: Iterable[Tensor], dataset: PreparedDataset, centroids: Tensor, guide: str = ""
+) -> dict[str, np.ndarray]:
+    """Classes by clusters of a labelled split: group -> (K, C) int64 for "all" and every "condition=…"; label
+    255 is not counted.
 
     Arguments are those of ``assignments``; ``mmlib.evaluation.counts.score_clusters`` reads the result.
-    Raises ValueError: the data set has no labels.
     """
-    if not dataset.labelled:
-        raise ValueError(
-            f"{dataset.root} has no labels, so nothing can be scored; write_label_maps draws its clusters"
-        )
     shape = (len(dataset.description.classes), len(centroids))
     counts = {}
-    for index, assignment, label in assignments(code_of, dataset, centroids, **options):
+    for index, assignment, label in assignments(codes, dataset, centroids, guide):
         of_image = confusion_matrix(assignment, label, *shape).numpy()
         condition = dataset.rows[index]["condition"]
         for group in ["all", f"condition={condition}"][: 1 + bool(condition)]:
@@ -214,11 +187,8 @@ def save_clustering(path: str | Path, clustering: Clustering) -> None:
     """Write all of it as one safetensors file, atomically."""
     net, chain = clustering.network, clustering.chain
     tensors = {"centroids": clustering.centroids} | chain.to_tensors()
-    header = {
-        "mapping": clustering.mapping,
-        "classes": clustering.classes,
-        "palette": clustering.palette,
-        "settings": clustering.settings,
+    header = {name: getattr(clustering, name) for name in ("mapping", "classes", "palette", "settings")}
+    header |= {
         "chain": {"smooth": chain.smooth, "centre": chain.centre},
         "standardized": chain.mean is not None,
         "network": None,
@@ -240,22 +210,18 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
     Raises:
         ValueError: no such file, damaged, of another kind or version, or parts that do not fit together.
     """
-    path = Path(path)
-    if not path.exists() and (path.parent / "clusters.safetensors").exists():
-        raise ValueError(
-            f"{path.parent}: holds a clustering of an earlier version; give its 'cluster' command again, "
-            f"which measures the trained state once more and writes {path.name}"
-        )
     header, tensors = read_tensor_header(path), read_tensors(path)
     with reading(path, "a clustering of 'python -m mmlib cluster' that this version can build"):
         values = header["clustering"]
         network, standardized = values.pop("network"), values.pop("standardized")
         net = None
         if network:
-            config = ClusterNetConfig(**network["config"])
-            adapters = network.pop("adapters")
-            net = ClusterNet(**network | {"config": config})
+            config, adapters = ClusterNetConfig(**network.pop("config")), network.pop("adapters")
+            net = ClusterNet(**network, config=config)
             net.add_adapters(adapters)
+            weights = {k.removeprefix("network."): x for k, x in tensors.items() if k.startswith("network.")}
+            load_into(net, weights, path)
+            net.eval().to(device)
         chain = TokenChain(**values.pop("chain")).with_tensors(tensors)
         clustering = Clustering(tensors["centroids"], network=net, chain=chain, **values)
         clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
@@ -274,10 +240,6 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
                 f"{len(clustering.palette)} colours: expected floats, D of the codes, a class or -1 for each "
                 f"of {clusters} clusters, a colour for each of {classes} classes, and statistics of tokens"
             )
-    if net:
-        names = [name for name in tensors if name.startswith("network.")]
-        load_into(net, {name.removeprefix("network."): tensors[name] for name in names}, path)
-        net.eval().to(device)
     return clustering
 
 
@@ -288,10 +250,10 @@ def cluster_palette(clusters: int) -> list[tuple[int, int, int]]:
 
 
 def write_label_maps(
-    folder: str | Path, code_of, dataset: PreparedDataset, clustering: Clustering, **options
+    folder: Path, codes: Iterable[Tensor], dataset: PreparedDataset, clustering: Clustering, guide: str = ""
 ) -> None:
-    """Write ``<id>.png`` for every image of a split, 8-bit ids with a palette, and ``ids.json``, which names
-    and colours them.
+    """Write ``<id>.png`` for every image that ``codes`` hold, 8-bit ids with a palette, and ``ids.json``,
+    which names and colours them.
 
     Ids are clusters, or classes where the clustering has a mapping (255 = a cluster without one). Needs no
     labels, gives no scores.
@@ -302,9 +264,9 @@ def write_label_maps(
     else:
         ids = [IGNORE_INDEX if target < 0 else target for target in clustering.mapping]
     listed = [{"id": k, "name": n, "colour": c} for k, (n, c) in enumerate(zip(names, palette))]
-    write_json(Path(folder) / "ids.json", listed)
-    for index, assignment, _ in assignments(code_of, dataset, clustering.centroids, **options):
+    write_json(folder / "ids.json", listed)
+    for index, assignment, _ in assignments(codes, dataset, clustering.centroids, guide):
         image = Image.fromarray(np.array(ids, np.uint8)[assignment.numpy()])
         image.putpalette(np.ravel(palette).tolist())
-        with atomic_path(Path(folder) / f"{dataset.rows[index]['id']}.png") as temporary:
+        with atomic_path(folder / f"{dataset.rows[index]['id']}.png") as temporary:
             image.save(temporary)

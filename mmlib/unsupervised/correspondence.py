@@ -17,8 +17,10 @@ tokens. Autocast is ignored.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -63,19 +65,19 @@ class Shifts:
         A batch is (images, their KNN partners), each frozen points (B, P, C) by modality. Of more than
         ``limit`` values per batch, modality and pair type, evenly spaced rows are used.
         """
-        values: dict[tuple[str, int], list[np.ndarray]] = {}  # by modality and number of the pair type
+        values = defaultdict(lambda: ([], [], []))  # modality -> F' of self, KNN and random pairs
         for images, partners in batches:
             order = derangement(len(next(iter(images.values()))), generator)
             for name, points in images.items():
                 f, near, *_ = unit_points(name, points, partners[name], points, partners[name])
-                for i, f2 in enumerate((f, near, f[order.to(f.device)])):  # self, KNN, random
+                for f2, correspondences in zip((f, near, f[order]), values[name]):
                     stride = -(-len(f) * f.shape[1] * f2.shape[1] // limit)
                     rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
-                    values.setdefault((name, i), []).append(rows.flatten().cpu().numpy())
-        numbers: dict[str, tuple] = {}
-        for (name, i), rows in values.items():
-            b = float(np.quantile(np.concatenate(rows), self.quantiles[i]))
-            numbers[name] = (*numbers.get(name, ()), b)
+                    correspondences.append(rows.flatten().cpu().numpy())
+        numbers = {
+            name: tuple(float(np.quantile(np.concatenate(f), q)) for f, q in zip(pairs, self.quantiles))
+            for name, pairs in values.items()
+        }
         return replace(self, numbers=numbers)
 
     def shift(self, name: str, pair: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor) -> float | Tensor:
@@ -84,8 +86,7 @@ class Shifts:
         """
         if self.rule == "adaptive":
             # the mean of all cosines of two sets of unit points is the product of their mean points
-            mean_f = (f1.mean(1) * f2.mean(1)).sum(1).mean()
-            mean_s = (c1.mean(1) * c2.mean(1)).sum(1).mean()
+            mean_f, mean_s = ((a.mean(1) * b.mean(1)).sum(1).mean() for a, b in ((f1, f2), (c1, c2)))
             if pair == "random":
                 return self.factor * (mean_f + mean_s - self.bias)
             return (mean_f - mean_s - self.bias).abs()
@@ -206,7 +207,7 @@ def cmcs_loss(
     loss, terms, first = 0.0, {}, next(iter(frozen.values()))
     # The same random partners for all modalities.
     count = config.negatives if "random" in weights else 0
-    orders = [derangement(len(first), generator).to(first.device) for _ in range(count)]
+    orders = [derangement(len(first), generator) for _ in range(count)]
     with torch.autocast(first.device.type, enabled=False):
         for name in filter(lambdas.get, frozen):  # a modality of λ = 0 is not computed
             tokens = frozen[name].detach(), near_frozen[name].detach()
@@ -230,18 +231,12 @@ def cmcs_loss(
     return loss, terms
 
 
-def take_points(frozen: Points, codes: Points, count: int, generator=None) -> tuple[Points, Points]:
-    """``count`` uniform random points of each image's maps (B, C, h, w), or all tokens with 0.
-
-    Drawn once per image for all modalities, which then judge the same pairs of places: a difference between
-    them is not one of the draw. The released code draws afresh for each; the expected loss is the same.
+def take_points(maps: Points, coords: Tensor) -> Points:
+    """Points (B, n, C) of the maps of all modalities at the same ``coords`` (B, n, 2); all tokens where n is
+    0.
     """
-    first = next(iter(frozen.values()))
-    coords = torch.rand(len(first), count, 2, generator=generator).to(first.device) * 2 - 1
-    sample = lambda maps: {
-        name: sample_points(x, coords) if count else all_points(x) for name, x in maps.items()
-    }
-    return sample(frozen), sample(codes)
+    take = partial(sample_points, coords=coords) if coords.numel() else all_points
+    return {name: take(x) for name, x in maps.items()}
 
 
 def sample_points(maps: Tensor, coords: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import AtLeast
 from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
+from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
 from . import clustering, diagnostics
-from .clustering import Clustering, LinearProbe
+from .clustering import Clustering, upsample
 from .correspondence import PAIRS, all_points, centred, cosine
 from .kmeans import KMeans, kmeans, nearest_centroid
 from .tokens import Tokens
@@ -140,7 +141,7 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         "criteria": criteria,
         "criterion": settings.criterion,
         "collapse": collapse,
-        "histograms": histograms(prepared, plan, loss) if loss else {},
+        "histograms": histograms(prepared, plan, loss) if model else {},
     }
     # Codes of the scored split, which is assigned to clusters image by image, and scored where it has labels.
     scored_codes = codes_of(model, plan, prepared.scored_tokens)
@@ -150,8 +151,7 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         summary = lambda result: {"miou": result.miou(), "accuracy": result.accuracy()}
 
         def scores_of(centroids: Tensor) -> ClusterScores:
-            code_of = lambda indices: scored_codes[indices]
-            return score_clusters(clustering.count(code_of, scored, centroids, guide=settings.guide), classes)
+            return score_clusters(clustering.count(scored_codes, scored, centroids, settings.guide), classes)
 
         scores_of_runs = [scores_of(run.centroids) for run in runs]
         scores = scores_of_runs[best]
@@ -224,14 +224,15 @@ def histograms(prepared, plan, loss) -> dict[str, dict]:
 
 def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> ClusterScores:
     """Scores of a linear map from finished codes to classes, trained with the labels of the training split,
-    whose images are whole.
+    whose images are whole: how much of the classes a linear map can read.
 
     The released code trains it beside the network instead; codes are detached either way.
     """
     classes = prepared.data.description.classes
     label_of = lambda data, index: torch.from_numpy(data.stored(index)[1].astype(np.int64))
     torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
-    probe = LinearProbe(codes.shape[1], len(classes))
+    probe = nn.Conv2d(codes.shape[1], len(classes), 1)
+    logits_of = lambda codes, label: upsample(probe(F.normalize(codes, dim=1)), label.shape[-2:])
     optimizer = torch.optim.Adam(probe.parameters(), lr=5e-3)
     rng = np.random.default_rng(settings.kmeans_seed)
     with torch.enable_grad():
@@ -239,11 +240,14 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
             index = rng.choice(len(codes), min(16, len(codes)), replace=False)
             label = torch.stack([label_of(prepared.data, i) for i in index])
             optimizer.zero_grad()
-            probe.loss(F.normalize(codes[index], dim=1), label).backward()
+            loss = F.cross_entropy(
+                logits_of(codes[index], label), label, ignore_index=IGNORE_INDEX, reduction="sum"
+            )
+            (loss / (label != IGNORE_INDEX).sum().clamp(min=1)).backward()
             optimizer.step()
     counts = 0
     for index, code in enumerate(scored_codes):
         label = label_of(prepared.scored, index)
-        logits = probe(F.normalize(code[None], dim=1), tuple(label.shape))
+        logits = logits_of(code[None], label)
         counts += confusion_matrix(logits.argmax(1)[0], label, len(classes)).numpy()
     return score_clusters(counts, classes, mapping=np.arange(len(classes)))

@@ -5,6 +5,7 @@ that all runs share. ``train``, ``search`` and ``segment`` call it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Annotated, Literal
 
 import torch
@@ -22,7 +23,6 @@ from .networks import ClusterNetConfig
 from .pictures import as_picture, five_crop, resize_picture
 from .tokens import TokenChain, Tokens, image_means, nearest_neighbours
 
-DISTILLATIONS = ("coral", "mmd", "cosine")
 COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, for which several are joined
 EXTRAS = {"eagle": "rgb", "depthg": "depth"}  # whose pictures a method looks at beside tokens
 # EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN pairs.
@@ -170,9 +170,7 @@ def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
 
 @dataclass
 class Prepared:
-    """What all runs on one data set share: tokens of both splits, neighbours, and small pictures of what some
-    baselines look at.
-    """
+    """What all runs on one data set share: tokens of both splits, and neighbours."""
 
     data: PreparedDataset
     scored: PreparedDataset
@@ -180,9 +178,7 @@ class Prepared:
     tokens: Tokens
     scored_tokens: Tokens
     neighbours: Tensor
-    extras: dict[str, Tensor]
     chain: TokenChain
-    cached: int  # bytes of the training tokens on disk
     inputs: dict[str, str]  # digests of both splits
 
 
@@ -195,9 +191,15 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
     # Tokens of both splits, through one chain with the statistics of the training split.
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
-    options = {"device": device, "progress": config.progress}
-    tokens = extract_tokens(data, backbone, plan.extracted, settings, **options)
-    scored_tokens = extract_tokens(scored, backbone, plan.extracted, settings, train=False, **options)
+    extract = partial(
+        extract_tokens,
+        backbone=backbone,
+        names=plan.extracted,
+        settings=settings,
+        device=device,
+        progress=config.progress,
+    )
+    tokens, scored_tokens = extract(data), extract(scored, train=False)
     chain = settings.chain(tokens)
     tokens, scored_tokens = replace(tokens, chain=chain), replace(scored_tokens, chain=chain)
     # Neighbours by mean tokens, where the loss has KNN pairs.
@@ -206,23 +208,20 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
         groups = None if config.same_image else tokens.image
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
-    looks_at = {EXTRAS.get(config.method)} & set(data.modalities)
-    extras = {name: on_grid(data, name, settings, tokens.grid).to(device) for name in looks_at}
     inputs = data.digest() | scored.digest()
     in_memory = tokens.in_memory(), scored_tokens.in_memory()
-    return plan, Prepared(
-        data, scored, backbone, *in_memory, neighbours, extras, chain, tokens.nbytes, inputs
-    )
+    return plan, Prepared(data, scored, backbone, *in_memory, neighbours, chain, inputs)
 
 
-def on_grid(data: PreparedDataset, name: str, settings: TokenConfig, grid: tuple[int, int]) -> Tensor:
+@lru_cache(maxsize=2)
+def on_grid(data: PreparedDataset, name: str, crops: int, grid: tuple[int, int]) -> Tensor:
     """(n, C, h, w): RGB as a picture, depth in metres, averaged over each token's patch, for every training
-    entry.
+    entry. Kept for the next step, and for other runs on the same data.
     """
     entries = []
     for index in range(len(data)):
         image, is_depth = data.physical(index)[0][name], name == "depth"
         image = image if is_depth else as_picture(data.modalities[name], image)
-        crops = five_crop(image) if settings.crops == 5 else image[None]
-        entries.append((depth_on_grid if is_depth else resize_picture)(crops, grid))
+        pictures = five_crop(image) if crops == 5 else image[None]
+        entries.append((depth_on_grid if is_depth else resize_picture)(pictures, grid))
     return torch.cat(entries)

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from ..config import AtLeast, Between, check_settings
 from .correspondence import Points
 
-Fusion = Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
-Anchor = Literal["rgb", "auxiliary", "both", "none"]
 STATIC_FUSIONS = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}  # Table 7
 
 
@@ -32,7 +30,7 @@ class ClusterNetConfig:
 
     dim: Annotated[int, AtLeast(1, "the paper uses 70 to 320")] = 70
     """Length D of the code at each location."""
-    fusion: Fusion = "conv"
+    fusion: Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"] = "conv"
     """conv: the paper's Ψ; sum, mean, max: Table 7; cbam, stitch: baselines; none: the reference alone is
     read, others only supervise.
     """
@@ -47,7 +45,7 @@ class ClusterNetConfig:
     """
     dropout: Annotated[float, Between(0, 1, without=(1,))] = 0.1
     """Share of channels that the head drops, drawn anew for each of its two branches."""
-    anchor: Anchor = "rgb"
+    anchor: Literal["rgb", "auxiliary", "both", "none"] = "rgb"
     """Modalities that supervise the code itself, without a harmonizer (Table 6): RGB, all the others, both,
     or none.
     """
@@ -169,13 +167,6 @@ class SegmentationHead(nn.Module):
         return self.linear(self.dropout(x)) + self.nonlinear(self.dropout(x))
 
 
-class Harmonizer(nn.Sequential):
-    """CMH (Eq. 7): D -> D, ReLU, D -> D at each location."""
-
-    def __init__(self, dim: int):
-        super().__init__(pointwise(dim, dim), nn.ReLU(), pointwise(dim, dim))
-
-
 class ClusterNet(nn.Module):
     """Frozen tokens of its modalities -> codes (B, D, h, w), to be clustered by cosine.
 
@@ -186,7 +177,7 @@ class ClusterNet(nn.Module):
             network).
 
     Raises:
-        ValueError: no modality, one named twice, or a setting outside its bounds.
+        ValueError: a setting outside its bounds.
     """
 
     def __init__(
@@ -195,8 +186,6 @@ class ClusterNet(nn.Module):
         super().__init__()
         check_settings(config)
         names = list(modalities)
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"modalities {names}: expected one name or more, each once")
         self.channels, self.modalities, self.config = channels, names, config
         self.reference = "rgb" if "rgb" in names else names[0]
         self.inputs = [self.reference] if config.fusion == "none" else names
@@ -208,8 +197,9 @@ class ClusterNet(nn.Module):
         auxiliary = tuple(name for name in names if name != self.reference)
         soft = {"rgb": auxiliary, "auxiliary": (self.reference,), "both": (), "none": tuple(names)}
         self.soft = soft[config.anchor]
+        # CMH (Eq. 7): D -> D, ReLU, D -> D at each location.
         keys = ("shared",) if config.shared_cmh and self.soft else self.soft
-        self.harmonizers = nn.ModuleDict({key: Harmonizer(config.dim) for key in keys})
+        self.harmonizers = nn.ModuleDict({key: two_layers(*[config.dim] * 3) for key in keys})
         # What distillation trains in front of the network (``add_adapters``); empty for all other methods.
         self.adapters = nn.ModuleDict()
 
@@ -222,17 +212,7 @@ class ClusterNet(nn.Module):
         return {name: self.adapters[name](x) if name in self.adapters else x for name, x in tokens.items()}
 
     def fused(self, tokens: Points) -> Tensor:
-        """f_fus (B, C, h, w), what the head reads (paper, Fig. 5).
-
-        Raises:
-            ValueError: a modality is missing, or has other channels or another grid; others are not read.
-        """
-        shapes = [tuple(tokens[name].shape) for name in self.inputs if name in tokens]
-        if shapes != shapes[:1] * len(self.inputs) or {x[1:-2] for x in shapes} != {(self.channels,)}:
-            raise ValueError(
-                f"tokens of {', '.join(tokens)}, {shapes}: expected {', '.join(self.inputs)}, all of one "
-                f"shape (B, {self.channels}, h, w), from the backbone that the network was trained on"
-            )
+        """f_fus (B, C, h, w), what the head reads (paper, Fig. 5)."""
         tokens = self.adapted(tokens)
         maps = [self.msn[name](tokens[name]) if self.config.msn else tokens[name] for name in self.inputs]
         if len(maps) == 1:
@@ -242,9 +222,7 @@ class ClusterNet(nn.Module):
         return self.fusion(maps) if self.fusion else STATIC_FUSIONS[self.config.fusion](torch.stack(maps), 0)
 
     def forward(self, tokens: Points) -> Tensor:
-        """The code s (B, D, h, w). No harmonizer takes part: they serve the loss only. Raises as ``fused``
-        does.
-        """
+        """The code s (B, D, h, w). No harmonizer takes part: they serve the loss only."""
         return self.head(self.fused(tokens))
 
     def harmonized(self, code: Tensor, name: str) -> Tensor:

@@ -15,7 +15,7 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, score_clusters
 from ..runtime import choose_device, limit_threads, provenance, reading, write_json
 from .backbone import load_backbone
-from .clustering import count, load_clustering, write_label_maps
+from .clustering import check_guide, count, load_clustering, write_label_maps
 from .extraction import TokenConfig, extract_tokens
 from .inference import codes_of
 from .methods import extracted
@@ -55,7 +55,7 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
             other classes.
     """
     limit_threads()
-    run, device = Path(config.run), choose_device(config.device)
+    run, out, device = Path(config.run), Path(config.out), choose_device(config.device)
     if not (run / "report.json").exists():
         raise ValueError(f"{run}: no report.json, so no finished run of 'cluster'")
     clusters = load_clustering(run / "clustering.safetensors", device)
@@ -71,12 +71,12 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
             "it again, or give the weights it was made with at the same place"
         )
     data = PreparedDataset(config.data, config.split, sensors, cache=True)
+    check_guide(config.guide, data)
     options = {"train": False, "device": device, "progress": config.progress}
     tokens = replace(
         extract_tokens(data, backbone, extracted(read), settings, **options), chain=clusters.chain
     )
     codes = codes_of(clusters.network, SimpleNamespace(read=read), tokens)
-    code_of = lambda indices: codes[indices]
     scores = None
     if data.labelled:
         classes = data.description.classes
@@ -85,12 +85,12 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
                 f"{run} names its clusters by {', '.join(clusters.classes)}; {config.data} has "
                 f"{', '.join(classes)}"
             )
-        counts = count(code_of, data, clusters.centroids, guide=config.guide)
+        counts = count(codes, data, clusters.centroids, config.guide)
         scores = score_clusters(counts, classes, mapping=None if config.rematch else clusters.mapping)
         record = {"provenance": provenance(), "run": run.name, "split": config.split}
-        write_json(Path(config.out) / "scores.json", record | {"scores": scores.to_dict()})
+        write_json(out / "scores.json", record | {"scores": scores.to_dict()})
         clusters = replace(
             clusters, mapping=scores.mapping.tolist(), classes=classes, palette=data.description.palette
         )
-    write_label_maps(config.out, code_of, data, clusters, guide=config.guide)
+    write_label_maps(out, codes, data, clusters, config.guide)
     return scores

@@ -10,7 +10,6 @@ says so.
 from __future__ import annotations
 
 import time
-from copy import copy
 from dataclasses import asdict, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -22,13 +21,13 @@ from torch import Tensor, nn
 from .. import loop
 from ..config import check_settings
 from ..modalities import IGNORE_INDEX
-from ..runtime import derived_seed, limit_threads, save_tensors, seed_everything, write_json
-from .baselines import Eagle, depth_guidance, distillation_loss, second_view
+from ..runtime import derived_seed, limit_threads, save_tensors, seed_everything
+from .baselines import DIVERGENCES, Eagle, depth_guidance, distillation_loss, second_view
 from .clustering import ClusterProbe, check_guide, save_clustering, write_label_maps
 from .correspondence import CorrespondenceConfig, Points, cmcs_loss, take_points
 from .diagnostics import collapse
 from .inference import evaluate_clustering
-from .methods import DISTILLATIONS, EXTRAS, ClusterConfig, Plan, Prepared, prepare, resolve_method
+from .methods import EXTRAS, ClusterConfig, Plan, Prepared, on_grid, prepare, resolve_method
 from .networks import ClusterNet
 
 # Parameters that learn clusters of what the network makes, and their learning rate.
@@ -49,15 +48,17 @@ def entries(config: ClusterConfig, count: int, step: int) -> np.ndarray:
 
 
 class Model(nn.Module):
-    """All that a run trains: the network, the online cluster probe, and what a baseline adds."""
+    """All that a run trains: the network (none for k-means), the online cluster probe, and what a baseline
+    adds.
+    """
 
     def __init__(self, config: ClusterConfig, plan: Plan, channels: int, clusters: int):
         super().__init__()
         self.config, self.plan = config, plan
-        self.net = ClusterNet(channels, plan.read, plan.network)
+        self.net = None if config.method == "kmeans" else ClusterNet(channels, plan.read, plan.network)
         self.probe = ClusterProbe(plan.network.dim, clusters)
         self.extra = nn.ModuleDict({"eagle": Eagle(plan.network.dim)} if config.method == "eagle" else {})
-        if config.method in DISTILLATIONS:
+        if config.method in DIVERGENCES:
             self.net.add_adapters(plan.sensors[1:])
 
     def forward(self, tokens: Points) -> Tensor:
@@ -71,11 +72,12 @@ def seeded(*parts) -> torch.Generator:
 
 
 def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tuple:
-    """The training entries of a step, and the tokens of these images, followed by those of one neighbour of
-    each where the loss has KNN pairs.
+    """The training entries of a step; the tokens of these images, followed by those of one neighbour of each
+    where the loss has KNN pairs; the points of the loss among them (B, n, 2), n = 0 for all; and the random
+    generator of all that.
 
-    Also returns a function that samples the points of the loss, codes of the targets -> a list of (frozen
-    tokens, codes) of the images, and of their neighbours; and the random generator of all that.
+    Points are drawn once for all modalities, which then judge the same pairs of places: a difference between
+    them is not one of the draw. The released code draws afresh for each; the expected loss is the same.
     """
     tokens, plan, generator = prepared.tokens, model.plan, seeded(model.config.seed, purpose, step)
     index = every = entries(model.config, len(tokens), step)
@@ -91,27 +93,28 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
         order = torch.rand(len(every), prod(tokens.grid), generator=generator).argsort(1)[:, None, :points]
         sample = lambda x: x.flatten(2).take_along_dim(order.to(x.device), 2)[..., None]
         batch, points = {name: sample(x) for name, x in batch.items()}, 0
-    frozen = {name: batch[name] for name in plan.targets}
-    part = lambda maps, i: {name: x[i : i + len(index)] for name, x in maps.items()}
+    coords = torch.rand(len(every), points, 2, generator=generator).to(tokens.device) * 2 - 1
+    return index, batch, coords, generator
 
-    def take(codes: Points) -> list:
-        starts = range(0, len(every), len(index))
-        return [take_points(part(frozen, i), part(codes, i), points, generator) for i in starts]
 
-    return index, batch, take, generator
+def take_groups(maps: Points, coords: Tensor, size: int) -> list[Points]:
+    """The points of ``size`` images, and those of their neighbours where ``maps`` hold them too."""
+    points = {name: x.split(size) for name, x in take_points(maps, coords).items()}
+    return [dict(zip(points, group)) for group in zip(*points.values())]
 
 
 def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
     """The loss with its shifts b measured on eight batches, where they are quantiles."""
     loss = model.plan.loss
-    if loss.shifts.rule != "quantile":
+    if loss.shifts.rule != "quantile" or not model.net:
         return loss
 
     def batches():
         for step in range(8):
-            _, tokens, take, _ = draw_tokens(model, prepared, step, "shifts")
-            groups = take({name: tokens[name] for name in model.plan.targets})
-            yield groups[0][0], groups[-1][0]
+            index, tokens, coords, _ = draw_tokens(model, prepared, step, "shifts")
+            targets = {name: tokens[name] for name in model.plan.targets}
+            groups = take_groups(targets, coords, len(index))
+            yield groups[0], groups[-1]
 
     generator = seeded(model.config.seed, "shifts")
     return replace(loss, shifts=loss.shifts.measure(batches(), generator, loss.centre))
@@ -123,29 +126,33 @@ def step_loss(
     """Loss of one step and its parts by name."""
     config, plan = model.config, model.plan
     # The correspondence loss of all methods: CMCS for UniM2, with one target that of STEGO.
-    index, tokens, take, generator = draw_tokens(model, prepared, step, "points")
+    index, tokens, coords, generator = draw_tokens(model, prepared, step, "points")
     code = model(tokens)
     # The code as each target supervises it: s, or s^X = CMH(s) (Eq. 7).
-    images, *near = take({name: model.net.harmonized(code, name) for name in plan.targets})
-    total, terms = cmcs_loss(*images, near[0] if near else None, loss, generator)
+    frozen = {name: tokens[name] for name in plan.targets}
+    codes = {name: model.net.harmonized(code, name) for name in plan.targets}
+    images, *near = zip(*(take_groups(maps, coords, len(index)) for maps in (frozen, codes)))
+    total, terms = cmcs_loss(*images, *near or [None], loss, generator)
     parts = {f"{name}/{pair}": float(value) for name, pairs in terms.items() for pair, value in pairs.items()}
     # What a baseline adds, on the images alone.
     method, read = config.method, plan.read
     tokens, code = {name: x[: len(index)] for name, x in tokens.items()}, code[: len(index)]
-    extras = {name: x[index] for name, x in prepared.extras.items()}
-    generator = seeded(config.seed, "extra", step)
+    picture, generator = None, seeded(config.seed, "extra", step)
+    if EXTRAS.get(method) in plan.sensors:
+        pictures = on_grid(prepared.data, EXTRAS[method], config.tokens.crops, prepared.tokens.grid)
+        picture = pictures[index].to(code.device)
     if method == "eagle":
-        view = second_view({name: tokens[name] for name in read}, generator=generator)
+        view = second_view({name: tokens[name] for name in read}, generator)
         views = [tokens[read[0]], view[read[0]]]
-        objects, lookup = model.extra["eagle"]([code, model(view)], views, extras.get("rgb"))
+        objects, lookup = model.extra["eagle"]([code, model(view)], views, picture)
         # Correspondence alone for the first 200 of EAGLE's some 10,000 steps, here at most a tenth of them.
         corresponding, contrasting = (1.0, 0.0) if step < min(200, config.steps // 10) else (0.1, 0.9)
         total = corresponding * total + contrasting * objects + lookup
         parts["objects"] = objects.item()
     if method == "depthg":
-        guidance = depth_guidance(extras["depth"], code, DEPTH_SHIFT, generator=generator)
+        guidance = depth_guidance(picture, code, DEPTH_SHIFT, generator)
         total, parts["depth"] = total + DEPTH_WEIGHT * guidance, guidance.item()
-    if method in DISTILLATIONS:
+    if method in DIVERGENCES:
         adapted = model.net.adapted(tokens)
         students = [adapted[name] for name in model.net.adapters]
         distilled = distillation_loss(tokens[plan.sensors[0]], students, method, generator=generator)
@@ -195,47 +202,23 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     """
     limit_threads()
     check_settings(config)
-    if prepared is None:
-        plan, prepared = prepare(config)
-    else:  # the tokens are shared, what is done with them is this run's own
-        plan, prepared = resolve_method(config, prepared[0].sensors), prepared[1]
-        missing = set(plan.extracted) - set(prepared.tokens.modalities)
-        missing |= {EXTRAS.get(config.method)} & set(plan.sensors) - set(prepared.extras)
-        if missing:
-            raise ValueError(
-                f"the prepared tokens lack {', '.join(sorted(missing))}; prepare them for this configuration"
-            )
+    plan, prepared = prepared or prepare(config)
+    # The tokens may be shared; what is done with them is this run's own.
+    plan = resolve_method(config, plan.sensors)
     clusters = config.evaluation.clusters or len(prepared.data.description.classes)
     refuse(config, prepared, clusters)
-    out, tokens = Path(config.out), prepared.tokens
-    if config.method == "kmeans":  # clusters of the tokens themselves; nothing is trained
-        if (out / "resume.safetensors").exists():
-            raise ValueError(f"{out}: holds a run of another configuration; choose another --out")
-        write_json(out / "config.json", asdict(config))
-        start, cpu_start = time.perf_counter(), time.process_time()
-        evaluation = evaluate_clustering(None, plan, prepared, clusters, config)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-        progress = loop.Progress(seconds=seconds, cpu_seconds=cpu_seconds)
-        network, shifts, step = None, {}, 0
-    else:
-        evaluation, progress, network, shifts, step = train_network(config, plan, prepared, clusters, stop)
+    evaluation, progress, network, shifts, step = train_network(config, plan, prepared, clusters, stop)
     # The clustering, its label maps and its report.
-    reads = {"sensors": plan.sensors, "read": plan.read}
-    backbone = prepared.backbone
-    clustering = replace(
-        evaluation.clustering,
-        network=network,
-        chain=prepared.chain,
-        settings=reads | {"backbone": backbone.key, "tokens": asdict(config.tokens)},
-    )
+    reads, backbone = {"sensors": plan.sensors, "read": plan.read}, prepared.backbone
+    settings = reads | {"backbone": backbone.key, "tokens": asdict(config.tokens)}
+    clustering = replace(evaluation.clustering, network=network, chain=prepared.chain, settings=settings)
+    out, scored = Path(config.out), prepared.scored
     save_clustering(out / "clustering.safetensors", clustering)
     # Label maps of the first images, as many as are asked for; of all where there are no labels.
-    scored = copy(prepared.scored)
-    if scored.labelled and config.evaluation.maps >= 0:
-        scored.rows = scored.rows[: config.evaluation.maps]
-    if scored.rows:
-        code_of, guide = lambda indices: evaluation.codes[indices], config.evaluation.guide
-        write_label_maps(out / "maps", code_of, scored, clustering, guide=guide)
+    maps = config.evaluation.maps if scored.labelled else -1
+    codes = evaluation.codes[: maps if maps >= 0 else None]
+    if len(codes):
+        write_label_maps(out / "maps", codes, scored, clustering, config.evaluation.guide)
     selected_by = {
         "last": "nothing: the state after the last step",
         "criterion": "a label-free criterion on training images",
@@ -245,8 +228,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     return loop.write_report(
         replace(config, tokens=replace(config.tokens, backbone_weights=weights)),
         progress,
-        backbone={"name": backbone.name, "key": backbone.key, "channels": tokens.channels},
-        tokens={"entries": len(tokens), "grid": tokens.grid, "bytes": prepared.cached},
+        backbone={"name": backbone.name, "key": backbone.key},
         plan=reads | {"targets": plan.targets},
         **{"chosen by": selected_by[config.select]},
         step=step,
@@ -257,13 +239,14 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
 
 
 def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, clusters: int, stop) -> tuple:
-    """Train, from the state in ``out`` if there is one.
+    """Train, from the state in ``out`` if there is one; k-means takes no step.
 
     Returns the state that the settings select, measured; progress, the network in this state, the shifts b
     and the state's step.
     """
     # The model, its optimizer and its loss, or those of the run that is resumed.
     out, seed = Path(config.out), config.seed
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     seed_everything(derived_seed(seed, "weights"))
     model = Model(config, plan, prepared.tokens.channels, clusters).to(prepared.tokens.device)
     groups = [{"params": [], "lr": config.lr}, {"params": [], "lr": PROBE_LR}]
@@ -293,7 +276,7 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
 
     def measure(done: int):
         nonlocal evaluation
-        evaluation = evaluate_clustering(model, plan, prepared, clusters, config, loss)
+        evaluation = evaluate_clustering(model.net and model, plan, prepared, clusters, config, loss)
         model.train()
         score = evaluation.miou if config.select == "labels" else evaluation.criterion
         return {"val": evaluation.line}, score
@@ -305,21 +288,27 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
         if stop:
             stop(done, evaluation)
 
+    steps = config.steps if model.net else 0
+    if not progress.step:  # from its first step on a folder belongs to one run and its data
+        loop.save_state(out / "resume.safetensors", model, optimizer, config, 1, progress)
     loop.run_steps(
         config,
         model,
         optimizer,
         progress,
-        config.steps,
+        steps,
         take_step=take_step,
         measure=measure,
         after_measure=keep_best,
     )
     # The state that the settings select, measured unless it is the one measured last.
-    step, best = config.steps, loop.read_kept(out / "kept.safetensors", config.steps)
+    step, best = steps, loop.read_kept(out / "kept.safetensors", steps)
     if best and best[2] != step:
         model.load_state_dict(best[1])
         evaluation, step = None, best[2]
     if not evaluation:
         measure(step)
+    if not steps:  # all that k-means computes
+        progress.seconds = time.perf_counter() - begun
+        progress.cpu_seconds = time.process_time() - begun_cpu
     return evaluation, progress, model.net, loss.shifts.numbers, step

@@ -186,7 +186,7 @@ def _clustered(
             print(f"   {clusters} clusters: {error}", flush=True)
             continue
         scores = score_clusters(
-            count(lambda indices: shown[indices], prepared.scored, means.centroids),
+            count(shown, prepared.scored, means.centroids),
             prepared.scored.description.classes,
         )
         found["miou"][(*place, k)], found["accuracy"][(*place, k)] = scores.miou(), scores.accuracy()

@@ -119,8 +119,12 @@ def measure(options: Options, grid: int) -> None:
     config = CorrespondenceConfig(SHIFTS, negatives=options.negatives)
 
     def forward(config: CorrespondenceConfig):
-        f, c = take_points(frozen, codes, config.points, generator)
-        near = take_points(near_frozen, near_codes, config.points, generator)
+        coords, near_coords = (
+            torch.rand(options.batch, config.points, 2, generator=generator).to(device) * 2 - 1
+            for _ in range(2)
+        )
+        f, c = take_points(frozen, coords), take_points(codes, coords)
+        near = take_points(near_frozen, near_coords), take_points(near_codes, near_coords)
         inputs = [*frozen.values(), *near_frozen.values(), *leaves]
         return cmcs_loss(f, c, near, config, generator)[0], inputs
 
