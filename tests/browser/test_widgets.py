@@ -1,10 +1,12 @@
-"""Every notebook with a slider panel, opened in JupyterLab in a real browser and used from the keyboard.
+"""Every notebook with a slider panel, opened in JupyterLab in a real browser and used from the keyboard. Of its
+cells those run that the panel needs; nbval runs all of them.
 
 Needs Chromium (Debian: ``apt-get install chromium``) and the ``test`` extra; skipped with a reason where
 there is none. With MMLIB_REQUIRE_BROWSER=1 a missing browser is a failure. Another notebook folder:
 MMLIB_BROWSER_NOTEBOOKS=DIR.
 """
 
+import ast
 import json
 import os
 import re
@@ -29,14 +31,31 @@ CELL_TIMEOUT = 180_000  # milliseconds
 pytestmark = pytest.mark.browser
 
 
-def has_panel(path: Path) -> bool:
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return any(
-        re.search(r"\w+Panel\(", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"
-    )
+def code_cells(name: str) -> dict[int, str]:
+    """Number -> source of each code cell."""
+    cells = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))["cells"]
+    return {i: "".join(cell["source"]) for i, cell in enumerate(cells) if cell["cell_type"] == "code"}
 
 
-PANEL_NOTEBOOKS = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb")) if has_panel(path)]
+def cells_of_panel(name: str) -> list[int]:
+    """The first cell with a panel, and those before it that make what it needs; [] where no cell has one."""
+    cells = code_cells(name)
+    last = next((i for i, source in cells.items() if re.search(r"\w+Panel\(", source)), None)
+    numbers, needed = [], set()
+    for i, source in reversed(cells.items()):
+        nodes = list(ast.walk(ast.parse(source)))
+        names = [node for node in nodes if isinstance(node, ast.Name)]
+        makes = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        makes |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+        makes |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        if i == last or numbers and makes & needed:
+            numbers.insert(0, i)
+            needed |= {node.id for node in names}
+    return numbers
+
+
+PANELS = {path.name: cells_of_panel(path.name) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+PANELS = {name: cells for name, cells in PANELS.items() if cells}
 
 
 @contextmanager
@@ -154,8 +173,8 @@ def page(browser):
     page.context.close()
 
 
-def run_all(page, address: str, name: str) -> None:
-    """Open a notebook, run all of its cells and wait for the end; a cell that raised fails the test with its
+def run_cells(page, address: str, name: str, cells: list[int]) -> None:
+    """Open a notebook, run these cells and wait for the end; one that raised fails the test with its
     message.
     """
     page.goto(f"{address}/lab/tree/notebooks/{name}?reset&token={TOKEN}")
@@ -164,20 +183,25 @@ def run_all(page, address: str, name: str) -> None:
         timeout=60_000,
     )
     page.evaluate("() => window.jupyterapp.shell.currentWidget.context.ready")
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    page.evaluate(
+        """numbers => { const notebook = window.jupyterapp.shell.currentWidget.content;
+                        window.runCells = numbers.map(i => notebook.widgets[i]);
+                        for (const i of numbers) { notebook.activeCellIndex = i; notebook.deselectAll();
+                                                   window.jupyterapp.commands.execute('notebook:run-cell'); } }""",
+        cells,
+    )
     # Stored counts are cleared when a cell is queued, so a count in every cell means that this run came to
     # its end or to an error.
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(500)
     page.wait_for_function(
-        """() => { const panel = window.jupyterapp.shell.currentWidget;
-                   const cells = panel.content.widgets.filter(c => c.model.type === 'code' && c.model.sharedModel.source.trim());
-                   const failed = cells.some(c => c.model.outputs.toJSON().some(o => o.output_type === 'error'));
-                   return failed || (cells.every(c => c.model.executionCount) && panel.sessionContext.session.kernel.status === 'idle'); }""",
+        """() => { const failed = window.runCells.some(c => c.model.outputs.toJSON().some(o => o.output_type === 'error'));
+                   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                   return failed || (window.runCells.every(c => c.model.executionCount) && kernel.status === 'idle'); }""",
         timeout=CELL_TIMEOUT,
     )
     errors = page.evaluate(
-        """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')
-                 .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)"""
+        """() => window.runCells.flatMap(c => c.model.outputs.toJSON())
+                       .filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)"""
     )
     assert errors == []
 
@@ -199,9 +223,9 @@ def wait_for_change(page, panel, before, part: int):
     pytest.fail(f"nothing changed: {before[1:]}")
 
 
-@pytest.mark.parametrize("name", PANEL_NOTEBOOKS)
+@pytest.mark.parametrize("name", PANELS)
 def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
-    run_all(page, lab, name)
+    run_cells(page, lab, name, PANELS[name])
     assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     panel = page.locator(".jp-OutputArea-output .widget-vbox:not(.widget-vbox .widget-vbox)").first
     panel.scroll_into_view_if_needed()
@@ -255,4 +279,4 @@ def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
 
 
 def test_a_notebook_with_a_panel_exists():
-    assert PANEL_NOTEBOOKS, "the browser tests found nothing to open"
+    assert PANELS, "the browser tests found nothing to open"
