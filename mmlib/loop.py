@@ -189,11 +189,7 @@ def scalars(line: dict) -> dict[str, float]:
     """Curves to which a line of history.jsonl adds a point, by tag."""
     tables = {"train": line}
     if "val" in line:
-        tables = {
-            "val": line["val"],
-            "val mIoU": line.get("miou", {}),
-            "information": line.get("information", {}),
-        }
+        tables = {"val": line["val"], "val mIoU": line["miou"], "information": line["information"]}
     return {
         f"{table}/{name}": value
         for table, values in tables.items()
@@ -275,8 +271,7 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
             "another --out, or bring the data back as they were"
         )
     progress.inputs = inputs or progress.inputs
-    states: dict[int, dict] = {}
-    weights = {}
+    states, weights = {}, {}
     with reading(path, "a state to resume from"):
         for name, value in read_tensors(path).items():
             kind, rest = name.split(".", 1)

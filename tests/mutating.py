@@ -32,7 +32,7 @@ class Mutation:
 
     old, new: one Python expression or statement each, compared as syntax: layout, quotes and comments do not
         matter. ANY, ANY1, ANY2 … stand for any expression, and in ``new`` for what they matched in ``old``.
-    where: name of the function; ``old`` must stand exactly once in all functions of that name in mmlib.
+    where: name of the function; ``old`` must stand exactly once in all functions of that name.
     tests: "file::name" ids, each of which must fail on its own.
     notebook: its path, or "" where no notebook computes what is broken.
     """
@@ -105,7 +105,7 @@ class Replace(ast.NodeTransformer):
 
 @cache
 def functions(name: str) -> list[tuple[str, int]]:
-    """(module, line) of every function of this name in mmlib."""
+    """(module, line) of every function of this name in mmlib and in the course."""
     return [(module, line) for module, other, line in _all_functions() if other == name]
 
 
@@ -121,11 +121,12 @@ def _all_functions() -> list[tuple[str, str, int]]:
 
 @cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file of every module of the library."""
+    """Dotted name -> file of every module of the library and of the course."""
     names = {}
-    for path in sorted((ROOT / "mmlib").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for root, package in ((ROOT, "mmlib"), (ROOT / "notebooks", "course")):
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return names
 
 
@@ -180,8 +181,8 @@ class Mutated(importlib.abc.MetaPathFinder):
 
 
 def import_anew(changed: tuple[str, ast.Module] | None) -> None:
-    """Forget mmlib, which the server may have imported, and have one module imported as it is changed."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "mmlib"]:
+    """Forget what the server may have imported of ours, and have one module imported as it is changed."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("mmlib", "course")]:
         del sys.modules[name]
     if changed is not None:
         sys.meta_path.insert(0, Mutated(*changed))

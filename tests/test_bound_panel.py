@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from course import bound_panel
 from course.bound_panel import FUNCTIONS, BoundPanel
+from course.closed_forms import bump, exponential
 from scipy.integrate import quad
 
-from mmlib.theory.gaussian import bump, exponential, gaussian
+from mmlib.theory.gaussian import gaussian
 
 
 @pytest.fixture

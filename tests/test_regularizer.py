@@ -22,10 +22,16 @@ from torch import nn
 
 from mmlib.loop import read_history
 from mmlib.modalities import SENSORS
-from mmlib.segmentation.information import feature_information, input_information, logit_information, nearest
+from mmlib.segmentation.information import (
+    combine,
+    feature_information,
+    input_information,
+    logit_information,
+    nearest,
+)
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, combine, read_outputs
+from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, read_outputs
 from mmlib.segmentation.train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,13 +168,8 @@ def test_the_probe_is_lazy_and_amortised():
     )  # a function of the step, not of the past
 
 
-def test_fused_logits_and_single_modalities_give_no_balance_term():
+def test_a_single_modality_gives_no_balance_term():
     net, (images, label) = network(), batch()
-    logits, _ = net(images, fuse=False)
-    term = closed_form(regularizer(prediction="fused-logit", lambda_p=1.0), logits, None, label)
-    assert abs(float(term.detach())) < 1e-5
-    gradients = torch.autograd.grad(term, net.head.classify.weight)[0]
-    assert gradients.abs().max() < 1e-5
     alone = regularizer(prediction="input", lambda_p=1.0)(net, {"rgb": images["rgb"]}, label)
     assert abs(float(alone.detach())) < 1e-5
 
@@ -217,7 +218,7 @@ def test_missing_tensors_are_asked_for():
             regularizer(**options)(net, images, label)
 
 
-READINGS = [dict(prediction=p) for p in ("input", "consistency", "unimodal-logit", "fused-logit")] + [
+READINGS = [dict(prediction=p) for p in ("input", "consistency", "unimodal-logit")] + [
     dict(features=f) for f in ("kl", "ce", "decoder")
 ]
 

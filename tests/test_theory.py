@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from course.closed_forms import bump, coupling, exponential, square
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -22,17 +23,7 @@ from mmlib.theory.entropy import (
     sample_entropy,
     variance,
 )
-from mmlib.theory.gaussian import (
-    Discrete,
-    Gaussian,
-    bump,
-    coupling,
-    exponential,
-    gaussian,
-    log_concave,
-    square,
-    uniform,
-)
+from mmlib.theory.gaussian import Discrete, Gaussian, gaussian, log_concave, uniform
 
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 STANDARD_PAIR = {"x": gaussian(), "y": gaussian()}

@@ -176,25 +176,19 @@ def gat_information(
         return values.nan_to_num(torch.inf, torch.inf), f[None]
 
 
-def logit_information(
-    logits: Tensors, label: Tensor, *, fused: bool = False, variance: bool = False
-) -> tuple[Tensor, Tensor]:
+def logit_information(logits: Tensors, label: Tensor, *, variance: bool = False) -> tuple[Tensor, Tensor]:
     """Information of each modality's logits in closed form: mean over pixels of ‖softmax − onehot‖², divided
     by CE.
 
     At the logits' own resolution, with the label's nearest pixels: upsampling first would cost as much as the
-    loss itself.
-    ``fused``: f = CE(mean of the logits). Its gradient is (softmax − onehot) / M for every modality, so that
-    it can not tell them apart; offered to show that.
+    loss itself. Each modality has its own f: the gradient of the cross-entropy of their mean is
+    (softmax − onehot) / M for every one, and can not tell them apart.
 
     Returns:
         (information (M, B), f (M, B)); NaN where a sample has no labelled pixel.
     """
     stacked = torch.stack([_full(value) for value in logits.values()])  # (M, B, K, h, w)
-    count = len(stacked)
     small = nearest(label, stacked.shape[-2:])
-    if fused:
-        stacked = stacked.mean(0, keepdim=True)
     valid = small != IGNORE_INDEX
     pixels = valid.flatten(1).sum(1).to(stacked.dtype)
     log_p = stacked.log_softmax(2)
@@ -203,8 +197,7 @@ def logit_information(
     squared = log_p.exp().square().sum(2) - 2 * log_true.exp() + 1  # ‖p − onehot‖²
     f = (-log_true * valid).flatten(2).sum(2) / pixels.clamp_min(1)
     energy = (squared * valid).flatten(2).sum(2) / pixels.clamp_min(1)
-    values = _information(energy, f, pixels, variance)
-    return (values.expand(count, -1) / count**2, f.expand(count, -1)) if fused else (values, f)
+    return _information(energy, f, pixels, variance), f
 
 
 def feature_information(

@@ -62,9 +62,9 @@ def pixel_grid(
     With 1 it holds all of them, and nothing is drawn.
     """
     if share == 1:
-        return np.arange(size[0]), np.arange(size[1])
-    counts = [max(1, round(length * share**0.5)) for length in size]
-    return tuple(np.sort(rng.choice(length, count, replace=False)) for length, count in zip(size, counts))
+        return tuple(map(np.arange, size))
+    share = share**0.5
+    return tuple(np.sort(rng.choice(n, max(1, round(n * share)), replace=False)) for n in size)
 
 
 def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: np.ndarray) -> Tensor:
@@ -74,13 +74,12 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
     Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
     """
 
-    matrices = []
-    for length, target, places in zip(logits.shape[-2:], size, (rows, columns)):
+    def weights(length: int, target: int, places: np.ndarray) -> Tensor:
         centre = np.clip((places + 0.5) * (length / target) - 0.5, 0, length - 1)
         # Hat functions: 1 at the own place, 0 from the next one on.
-        weights = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length)))
-        matrices.append(torch.from_numpy(weights).to(logits))
-    vertical, horizontal = matrices
+        return torch.from_numpy(np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length)))).to(logits)
+
+    vertical, horizontal = map(weights, logits.shape[-2:], size, (rows, columns))
     return vertical @ (logits @ horizontal.T)
 
 

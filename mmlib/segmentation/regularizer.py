@@ -28,7 +28,6 @@ from ..config import Above, AtLeast, Between, check_settings
 from ..runtime import derived_seed
 from .information import (
     SCALES,
-    combine,
     decoder_information,
     feature_information,
     gat_information,
@@ -39,8 +38,6 @@ from .information import (
     usable,
 )
 from .network import Tensors
-
-__all__ = ["Regularizer", "RegularizerConfig", "combine"]
 
 # Positions at which the closed forms read a map: a mean over more of them costs time and says the same.
 LOGITS, FEATURES = 256, 64
@@ -55,9 +52,9 @@ Tables = dict[str, Tensor]
 class RegularizerConfig:
     """Which information is balanced, how, and how strongly."""
 
-    prediction: Literal["none", "input", "consistency", "gat", "unimodal-logit", "fused-logit"] = "none"
-    """R_p: input = Eq. 6; consistency = Eq. 4; gat = Gat et al. as coded (give --lambda-p 1e-10); the logit
-    readings are closed forms.
+    prediction: Literal["none", "input", "consistency", "gat", "unimodal-logit"] = "none"
+    """R_p: input = Eq. 6; consistency = Eq. 4; gat = Gat et al. as coded (give --lambda-p 1e-10);
+    unimodal-logit = each modality's own logits, in closed form.
     """
     features: Literal["none", "kl", "ce", "decoder"] = "none"
     """R_f, Eq. 7: kl (finite where modalities agree), ce (as printed), decoder (through the head)."""
@@ -101,7 +98,7 @@ def read_outputs(
     label: Tensor,
 ) -> Tables:
     """Information in closed form: only softmax arithmetic, with a graph to ``logits`` and ``features``."""
-    tables: Tables = {}
+    tables = {}
     readings = config.readings - PROBED
     if config.prediction in readings:
         if logits is None:
@@ -109,7 +106,6 @@ def read_outputs(
         tables[config.prediction], _ = logit_information(
             {name: thinned(value, LOGITS) for name, value in logits.items()},
             thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS),
-            fused=config.prediction == "fused-logit",
             variance=config.variance,
         )
     if config.features in readings:
@@ -171,8 +167,8 @@ class Regularizer:
     def __init__(self, config: RegularizerConfig, seed: int = 0):
         check_settings(config)
         self.config, self.seed, self.calls = config, seed, 0
-        self.tallies: dict[str, Tensor | int] = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
-        self.information: Tables = {}
+        self.tallies = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
+        self.information = {}
 
     @property
     def counts(self) -> dict[str, int]:

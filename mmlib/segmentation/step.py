@@ -325,7 +325,7 @@ def train_step(
                 images, label = on_device(batch)
                 parts.append(read_outputs(config.regularizer, *forward(run.network, images, m), label))
         whole = gather_tables(parts, accelerator.gather)  # information of all samples of the step
-    terms: dict[str, Tensor] = {}
+    terms = {}
     for m, batch in enumerate(micro):
         images, label = on_device(batch)
         if m == 0 and regularizer.due(step, share):

@@ -51,9 +51,8 @@ def train(config: TrainConfig) -> dict:
             entry |= {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
             entry |= {"grad_norm": float(norm), "skipped": progress.skipped}
             if config.regularizer.readings:
-                information = {name: value.tolist() for name, value in run.regularizer.information.items()}
                 entry |= {"probe": float(run.probe), "guards": run.regularizer.counts}  # the latest probe
-                entry["regularized"] = information
+                entry["regularized"] = {k: v.tolist() for k, v in run.regularizer.information.items()}
             return entry
 
         return finite, line

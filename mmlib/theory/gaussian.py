@@ -1,4 +1,4 @@
-"""Probability measures over modalities, and the functions whose entropy is known in closed form.
+"""Probability measures over modalities.
 
 A measure is a ``Gaussian``, a ``Discrete``, or a product of them: a dict modality name -> factor, in which
 the modalities are independent. A function on a measure takes one array per modality, in the dict's order:
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from scipy.special import digamma, roots_legendre
+from scipy.special import roots_legendre
 
 REACH = 13.0  # standard deviations that quadrature covers: e^{ax} moves the mass by aσ of them
 
@@ -140,53 +139,3 @@ def log_concave(potential: Callable, low: float, high: float, count: int = 400) 
         )
     mass = weights * density[1:-1]
     return Discrete(points[1:-1], mass / mass.sum())
-
-
-class ClosedForm(NamedTuple):
-    """Exact values of one function: E f, Ent f (Eq. 1), and the information E[∇fᵀΣ∇f / f], whose half bounds
-    Ent f.
-    """
-
-    mean: float
-    entropy: float
-    information: float
-
-
-def exponential(a, measure: Gaussian) -> ClosedForm:
-    """f = e^{a·x}, the one shape for which the log-Sobolev inequality is an equality. ``a``: a number or
-    (d,).
-    """
-    a = np.broadcast_to(a, measure.mean.shape).ravel()
-    spread = float(a @ measure.covariance @ a)
-    mean = float(np.exp(a @ measure.mean.ravel() + spread / 2))
-    return ClosedForm(mean, mean * spread / 2, mean * spread)
-
-
-def square(dimensions: int = 1, sigma: float = 1.0) -> ClosedForm:
-    """f = ‖x‖² for x ~ N(0, σ²I) in ``dimensions`` dimensions."""
-    ratio = float(digamma(dimensions / 2 + 1) + np.log(2 / dimensions))  # of the entropy to the mean
-    mean = dimensions * sigma**2
-    return ClosedForm(mean, mean * ratio, 4 * sigma**2)
-
-
-def bump(t: float, sigma: float = 1.0) -> ClosedForm:
-    """f = e^{-x²/2t} for x ~ N(0, σ²): a bump for t > 0, growing and still integrable for t < -σ²; ValueError
-    otherwise.
-    """
-    if not (t > 0 or t < -(sigma**2)):
-        raise ValueError(f"t {t:g}: e^(-x²/2t) has a finite mean for t > 0 or t < -σ² = {-(sigma**2):g}")
-    s = t / sigma**2
-    v = s / (1 + s)  # f times the Gaussian density is a Gaussian of this variance, in units of σ²
-    return ClosedForm(v**0.5, float(v**0.5 * (-v / (2 * s) - np.log(v) / 2)), v**0.5 * v / s**2)
-
-
-def coupling(c: float) -> ClosedForm:
-    """f = e^{cxy} for independent standard normal x and y: two modalities that only matter together.
-    ValueError unless |c| < 1.
-    """
-    if not abs(c) < 1:
-        raise ValueError(f"c {c:g}: e^(cxy) has a finite mean for |c| < 1")
-    rest = 1 - c**2
-    return ClosedForm(
-        rest**-0.5, float(c**2 * rest**-1.5 + rest**-0.5 * np.log(rest) / 2), 2 * c**2 * rest**-1.5
-    )
