@@ -65,7 +65,6 @@ class World:
     """
 
     table: np.ndarray  # (P + K,) of ROW
-    indoor: bool
     camera: "Camera"
     motion: tuple[float, float]  # metres forward and radians of yaw between the event camera's two poses
     # street lamps or room lamps: (x, y, z, r, g, b, downward) with radiant intensity r, g, b
@@ -73,13 +72,14 @@ class World:
     # (label, material, x, y, z) -> in place: what lies on the ground (road markings, grass)
     paint: object = lambda *_: None
     tones: dict | None = None  # outdoors: reflectance of the ground's materials
-    room: tuple[float, ...] = ()  # indoors: x0, x1, y0, y1, height
+    room: tuple[float, ...] = ()  # x0, x1, y0, y1, height of a room; outdoors empty
     window: tuple | None = None  # indoors: centre, half sizes
 
     def __post_init__(self):
         for name in ROW.names:
             setattr(self, name, np.ascontiguousarray(self.table[name].T))
         self.count = np.count_nonzero(self.kind < BACKGROUND)  # P
+        self.indoor = bool(self.room)
         # float32 rows for the tracer: 0-2 centre, 3-5 half, 6 cos, 7 sin, 8-9 taper, 10-11 move
         rows = [*self.centre, *self.half, *self.turn, *self.taper, *self.move[:2]]
         self.shape = np.array(rows, np.float32)
@@ -170,10 +170,8 @@ def camera_view(camera: Camera, size, time=0.0) -> View:
     f = camera.focal * width
     axes = forward, right, up = camera.axes()
     u = ((np.arange(width) + 0.5) - width / 2) / f
-    v = (height / 2 - (np.arange(height) + 0.5)) / f
-    dirs = np.stack(
-        [(forward[k] + v[:, None] * up[k] + u[None, :] * right[k]).ravel() for k in range(3)]
-    ).astype(np.float32)
+    v = (height / 2 - (np.arange(height)[:, None] + 0.5)) / f
+    dirs = np.array([(a + v * b + u * c).ravel() for a, b, c in zip(forward, up, right)], np.float32)
 
     def bounds(corners):
         (u0, v0), (u1, v1) = (f * bound for bound in _extents(corners, camera.position, axes))
@@ -232,8 +230,8 @@ def intersect(kind, o, d, h, taper=None):
                 t_in = np.maximum(t_in, np.where(rate < 0, t, -np.inf))
                 t_out = np.minimum(t_out, np.where(rate < 0, np.inf, t))
     elif kind != BOX:  # quadratic equation; a cylinder is an ellipsoid without end along z
-        tall = np.float32(np.inf) if kind == CYLINDER else h[2]
-        oh, dh = (o[0] / h[0], o[1] / h[1], o[2] / tall), (d[0] / h[0], d[1] / h[1], d[2] / tall)
+        reach = h[0], h[1], np.float32(np.inf) if kind == CYLINDER else h[2]
+        oh, dh = ([a / b for a, b in zip(vector, reach)] for vector in (o, d))
         a, b, c = dot(dh, dh), dot(oh, dh), oh[0] * oh[0] + oh[1] * oh[1] - 1 + oh[2] * oh[2]
         root, inv = np.sqrt(b * b - a * c), 1 / a
         t_in, t_out = np.maximum(t_in, (-b - root) * inv), np.minimum(t_out, (root - b) * inv)

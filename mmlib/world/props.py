@@ -77,8 +77,7 @@ class Draw:
         half=0,
         yaw=0.0,
         taper=0,
-        pattern="none",
-        style=(),
+        pattern=("none",),
         move=0,
         heat=0.0,
         glow=0.0,
@@ -86,21 +85,21 @@ class Draw:
         """One primitive, or a surface of the background. Where several numbers are due, one stands for all.
 
         Args:
-            label, pattern: name of a class; name in materials.PATTERN.
+            label: name of a class.
             finish: (material, linear reflectance (r, g, b) in 0..1), or the name of a list of finishes.
             half: half sizes (hx, hy, hz) about the centre, in its own frame, which is turned by ``yaw`` about
                 z.
             taper: a FRUSTUM's half sizes hold at its bottom and shrink by (kx, ky) metres per metre of
                 height.
-            style: up to four numbers that its pattern reads (see looks.py).
+            pattern: name in materials.PATTERN and up to four numbers that it reads (see looks.py).
             move: metres it moves in (x, y, z) between the two poses of the event camera.
             heat: kelvin above what weather alone would give (engines, bodies, screens).
             glow: radiance it emits in its own colour (lamps), in the units of the tone curve.
         """
         material, colour = self.finish(finish)
+        pattern, *style = *pattern, 0, 0, 0, 0
         look = LABEL[label], MATERIAL[material], PATTERN[pattern], colour
-        style = (*style, 0, 0, 0, 0)[:4]
-        self.rows.append((kind, *look, centre, half, turn(yaw), taper, style, move, heat, glow))
+        self.rows.append((kind, *look, centre, half, turn(yaw), taper, tuple(style[:4]), move, heat, glow))
 
     def cylinder(self, label, finish, foot, radius, height, **more):
         """Upright cylinder that stands on ``foot`` = (x, y, z)."""

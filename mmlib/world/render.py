@@ -124,7 +124,7 @@ def render_frame(
         )
         images["nir"] = nir.reshape(*size, 1)
     if {"dolp", "aolp"} & wanted:
-        s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, colour, world.camera))
+        s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, colour))
         images["dolp"], images["aolp"] = sensors.polarisation(
             s1, s2, noise("polarisation"), 0.008 * air.noise
         )

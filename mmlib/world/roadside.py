@@ -82,7 +82,7 @@ def furniture(draw, road, verge, gap):
 
 def board(draw, finish, centre, half, kind=3):
     """A board with the marks of its kind: 1 or 2 (traffic signs), 3 (letters)."""
-    draw.box("TrafficSign", finish, centre, half, pattern="sign", style=(kind,))
+    draw.box("TrafficSign", finish, centre, half, pattern=("sign", kind))
 
 
 def sign(draw, x, y, kind):
@@ -92,7 +92,7 @@ def sign(draw, x, y, kind):
     size = draw(0.40, 0.50)
     wide = size * 0.9
     if kind == 0:
-        draw.ellipsoid("TrafficSign", "white sign", (x, y, tall), (0.05, size, size), pattern="sign")
+        draw.ellipsoid("TrafficSign", "white sign", (x, y, tall), (0.05, size, size), pattern=("sign",))
     else:
         board(draw, "white sign", (x, y, tall), (0.03, wide, wide), kind)
     if draw.chance(0.5):
@@ -140,12 +140,12 @@ def car(draw, x, y, yaw, move, running):
     heat = 9.0 if running else 1.5 * draw.count(0, 2)
     at, (c, s), move, belt = frame(x, y, yaw), turn(yaw), (move, 0, 0), belt * 0.62
     body = (x, y, 0.22 + belt), (long, wide, belt)
-    draw.frustum("Cars", paint, *body, yaw, (0.18, 0.10), "car", (running,), move, heat)
+    draw.frustum("Cars", paint, *body, yaw, (0.18, 0.10), ("car", running), move, heat)
     back, half, tall, slope = (0.05, long * 0.9, 0.48, 0.2) if van else (0.18, long * 0.60, 0.36, 0.55)
     tall *= 0.75
     centre = x - c * back * long, y - s * back * long, 0.22 + belt * 2 + tall
     cabin = centre, (half, wide * 0.94, tall)
-    draw.frustum("Cars", paint, *cabin, yaw, (slope, 0.22), "cabin", move=move, heat=heat * 0.2)
+    draw.frustum("Cars", paint, *cabin, yaw, (slope, 0.22), ("cabin",), move, heat * 0.2)
     for a in (0.62, -0.62) if x < 42 else ():
         for b in SIDES:
             wheel = (*at(a * long, b * (wide - 0.07)), 0.33), (0.34, 0.13, 0.34)
@@ -156,7 +156,7 @@ def bus(draw, x, y, yaw, move):
     paint, at = draw.tint("buses"), frame(x, y, yaw)
     placed = {"yaw": yaw, "move": (move, 0, 0)}
     body = (x, y, 0.3 + 1.42), (5.4, 1.25, 1.42)
-    draw.box("Bus", paint, *body, pattern="bus", style=(1,), heat=6.0, **placed)
+    draw.box("Bus", paint, *body, pattern=("bus", 1), heat=6.0, **placed)
     draw.box("Bus", "bus roof", (x, y, 3.22), (4.6, 0.9, 0.11), heat=4.0, **placed)
     for ahead in (3.4, -3.1):
         for left in (1.16, -1.16):

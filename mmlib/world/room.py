@@ -40,8 +40,7 @@ def layout(seed: int) -> World:
     paint, floor = draw.tint("walls", 0.1), draw.finish("woods")
     # a runs from left to right as the camera sees it
     front = Wall(draw, (deep, 0.0), (0.0, -1.0), (-1.0, 0.0))
-    left = Wall(draw, (0.0, wide / 2), (1.0, 0.0), (0.0, -1.0))
-    right = Wall(draw, (0.0, -wide / 2), (1.0, 0.0), (0.0, 1.0))
+    left, right = (Wall(draw, (0.0, side * wide / 2), (1.0, 0.0), (0.0, -side)) for side in (1, -1))
 
     # front wall: two places; each side wall: one deep piece and one slim piece
     pieces = draw.order("tv", "shelf" if draw.chance(0.6) else "wardrobe")
@@ -50,8 +49,8 @@ def layout(seed: int) -> World:
     big = draw.order("bed", "sofa")
     window_side = draw.count(0, 3)
     # between bed and sofa
-    low = -wide / 2 + (1.75 if big[1] == "bed" else 1.15)
-    high = wide / 2 - (1.75 if big[0] == "bed" else 1.15)
+    left_deep, right_deep = (1.75 if piece == "bed" else 1.15 for piece in big)
+    low, high = right_deep - wide / 2, wide / 2 - left_deep
     middle = (low + high) / 2
     for k, (wall, piece) in enumerate(zip((left, right), big)):
         a = draw(2.8, 3.2)
@@ -76,7 +75,7 @@ def layout(seed: int) -> World:
     if draw.chance(0.7):
         centre = draw(1.9, 3.2), middle + draw(-0.3, 0.3), 0.006
         finish, half = draw.finish("fabrics", "carpet"), (draw(0.9, 1.3), draw(0.8, 1.1), 0.006)
-        draw.box("floor", finish, centre, half, pattern="rug", style=(0.6, 0.5, 0.36))
+        draw.box("floor", finish, centre, half, pattern=("rug", 0.6, 0.5, 0.36))
     if draw.chance(0.55):
         person(draw, "objects", table + draw(0.95, 1.4), draw(low + 0.2, high - 0.2), 0.0, draw(0, 6.28))
     for _ in range(2):  # things left on the floor
@@ -85,7 +84,7 @@ def layout(seed: int) -> World:
             draw.ellipsoid("objects", draw.finish("coats", "rubber"), (x, y, r), r)
         else:
             half, yaw = (r * 1.3, r, r), draw(0, 3.1)
-            draw.box("objects", "cardboard", (x, y, r), half, yaw, pattern="board", style=(1, 2))
+            draw.box("objects", "cardboard", (x, y, r), half, yaw, pattern=("board", 1, 2))
     for x in (deep * 0.35, deep * 0.72):
         draw.cylinder("objects", "ceiling lamp", (x, 0.0, tall - 0.07), 0.26, 0.06, glow=1.6)
         draw.lights.append((x, 0.0, tall - 0.45, 1.5, 1.32, 1.05, False))
@@ -97,7 +96,6 @@ def layout(seed: int) -> World:
     for _ in range(4):
         draw.background("wall", paint)
     return draw.build(
-        indoor=True,
         camera=camera,
         motion=(draw(0.02, 0.06), draw(-0.025, 0.025)),
         room=(0.0, deep, -wide / 2, wide / 2, tall),
@@ -113,10 +111,10 @@ def _piece(draw, wall, name, a, paint):
     body = partial(wall.box, "furniture", finish)
     match name:
         case "tv":
-            body(a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern="board", style=(3, 1))
+            body(a, 0.24, 0.25, 0.80, 0.22, 0.25, pattern=("board", 3, 1))
             w = draw(0.58, 0.74)
-            h, style = w * 0.56, (draw(), draw.chance(0.75))
-            wall.box("tv", "screen", a, 0.10, 0.62 + h, w, 0.03, h, pattern="tv", style=style, heat=9.0)
+            h, pattern = w * 0.56, ("tv", draw(), draw.chance(0.75))
+            wall.box("tv", "screen", a, 0.10, 0.62 + h, w, 0.03, h, pattern=pattern, heat=9.0)
             for side in PAIR:
                 r = draw(0.06, 0.09)
                 coat, tall = draw.finish("coats", "rubber"), r * 1.6
@@ -136,28 +134,30 @@ def _piece(draw, wall, name, a, paint):
                 if draw.chance(0.88):
                     fill, h = draw(0.75, 0.97) * w, room / 2
                     place = a - (w - fill) * draw.pick([-0.9, 0.9])
-                    wall.box("books", "row of books", place, 0.15, z + h, fill, 0.12, h, pattern="books")
+                    wall.box("books", "row of books", place, 0.15, z + h, fill, 0.12, h, pattern=("books",))
                 else:
                     vase = draw.finish("coats", "rubber")
                     wall.lump("objects", vase, a + draw(-0.2, 0.2), 0.17, z + 0.11, 0.09, 0.09, 0.11)
         case "wardrobe":
             w, tall = draw(0.6, 0.8), draw(1.85, 2.15)
-            body(a, 0.29, tall / 2, w, 0.29, tall / 2, pattern="board", style=(2, 1))
+            body(a, 0.29, tall / 2, w, 0.29, tall / 2, pattern=("board", 2, 1))
         case "cabinet":
             w, tall = draw(0.45, 0.6), draw(0.75, 1.1)
-            body(a, 0.22, tall / 2, w, 0.22, tall / 2, pattern="board", style=(1, 4))
+            body(a, 0.22, tall / 2, w, 0.22, tall / 2, pattern=("board", 1, 4))
             r = draw(0.08, 0.12)
             wall.lump("objects", draw.finish("coats", "tile"), a - 0.2, 0.22, tall + r, r, r, r)
-            wall.box("books", "row of books", a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern="books")
+            wall.box(
+                "books", "row of books", a + 0.14, 0.2, tall + 0.12, 0.18, 0.09, 0.12, pattern=("books",)
+            )
         case "bed":  # along the wall, headboard at the far end: frame, mattress, blanket, pillows
             w, long = draw(0.70, 0.80), 1.02
             cloth, wood = draw.tint("fabrics"), draw.tint("woods")
             bed = partial(wall.box, "bed")
-            bed(wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern="board", style=(2, 1))
+            bed(wood, a + long + 0.05, w, 0.48, 0.05, w, 0.48, pattern=("board", 2, 1))
             bed(wood, a, w, 0.17, long, w, 0.13)
             bed("mattress", a, w, 0.39, long - 0.02, w - 0.02, 0.10)
-            style = (draw(2, 5), 0.35)
-            bed(cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern="stripes", style=style)
+            pattern = "stripes", draw(2, 5), 0.35
+            bed(cloth, a - 0.30, w, 0.42, long - 0.31, w + 0.03, 0.13, pattern=pattern)
             for side in PAIR:
                 place = a + long - 0.30, w + side * w * 0.48, 0.53
                 wall.lump("bed", "pillow", *place, 0.22, w * 0.40, 0.11)
@@ -193,16 +193,16 @@ def _window(draw, wall, a):
     """Window flat on the wall, sill, curtains (NYU's 13 classes count curtains as window)."""
     w, h, z = draw(0.62, 0.80), draw(0.55, 0.65), 1.55
     window = partial(wall.box, "window")
-    window("window", a, 0.012, z, w, 0.012, h, pattern="window")
+    window("window", a, 0.012, z, w, 0.012, h, pattern=("window",))
     window("window sill", a, 0.08, z - h - 0.03, w + 0.08, 0.08, 0.025)
-    cloth, striped = draw.tint("curtains"), {"pattern": "stripes", "style": (11, 0.55)}
+    cloth, pattern = draw.tint("curtains"), ("stripes", 11, 0.55)
     for side in PAIR:
-        window(cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, **striped)
+        window(cloth, a + side * (w + 0.10), 0.05, z - 0.12, 0.17, 0.045, h + 0.28, pattern=pattern)
 
 
 def _picture(draw, wall, a, z):
     w, h = draw(0.28, 0.45), draw(0.24, 0.36)
-    wall.box("picture", "picture", a, 0.012, z, w, 0.012, h, pattern="picture", style=(draw(),))
+    wall.box("picture", "picture", a, 0.012, z, w, 0.012, h, pattern=("picture", draw()))
 
 
 # ---------------------------------------------------------------- table and chairs
@@ -220,10 +220,8 @@ def _table(draw, x, y):
     draw.box("table", wood, (x, y, tall), (hx, hy, 0.025))
     draw.box("table", dark, (x, y, tall - 0.07), (hx - 0.06, hy - 0.06, 0.05))
     _legs(draw, "table", dark, frame(x, y, 0.0), hx - 0.07, hy - 0.07, 0.035, (tall - 0.03, tall - 0.03))
-    for k, (dx, dy, yaw) in enumerate(
-        [(0.0, hy + 0.22, math.pi / 2), (0.0, -hy - 0.22, -math.pi / 2), (hx + 0.25, 0.0, 0.0)]
-    ):
-        if k < 2 or draw.chance(0.6):
+    for dx, dy, yaw in (0.0, hy + 0.22, math.pi / 2), (0.0, -hy - 0.22, -math.pi / 2), (hx + 0.25, 0.0, 0.0):
+        if dy or draw.chance(0.6):  # the third, at the end, is not always there
             place = x + dx + draw(-0.08, 0.08), y + dy + draw(-0.08, 0.08), yaw + draw(-0.35, 0.35)
             _chair(draw, *place, seat, wood)
     r = draw(0.07, 0.10)
@@ -243,5 +241,5 @@ def _chair(draw, x, y, yaw, seat, wood):
     at = frame(x, y, yaw)
     draw.box("chair", seat, (x, y, 0.45), (0.21, 0.21, 0.035), yaw)
     back = (*at(0.20, 0), 0.78), (0.02, 0.20, 0.17)
-    draw.box("chair", wood, *back, yaw, pattern="stripes", style=(9, 0.4))
+    draw.box("chair", wood, *back, yaw, pattern=("stripes", 9, 0.4))
     _legs(draw, "chair", wood, at, 0.18, 0.18, 0.022, (0.95, 0.43))

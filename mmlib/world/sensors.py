@@ -197,10 +197,10 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     surface = air + column("warmth")[m] * (weather.sun_now * cosine * sun + before)
     # no two things are equally warm
     own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2
-    leak = max(20.0 - weather.air, 0)  # windows of heated houses
+    leak = max(20.0 - air, 0)  # windows of heated houses
     if world.indoor:  # warm air rises; the far wall is an outer wall; the window is as cold as the street
         own = own + 0.7 * (hits.where[2] - 1.2) - f32(1.3) * (hits.prim == world.count + FRONT)
-        leak = 9.0 - weather.air
+        leak = 9.0 - air
     engine = pattern == PATTERN["car"]  # warm at the bonnet, cool at the boot
     ahead = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], 1e-3)[hits.prim], 0, 1)
     own = np.where(engine, own * (0.25 + 0.75 * ahead), own)
@@ -214,11 +214,11 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     return np.where(np.isfinite(hits.t), apparent * through + air * (1 - through), sky)
 
 
-def thermal(temperatures, rng, netd=0.12) -> np.ndarray:
+def thermal(temperatures, rng) -> np.ndarray:
     """Thermal image (H, W, 1) in degrees Celsius from apparent temperatures (H, W): lens blur, NETD kelvin of
     noise, column pattern.
     """
-    width = temperatures.shape[1]
+    width, netd = temperatures.shape[1], 0.12
     image = gaussian_filter(temperatures, 0.5 + width / 1000)
     noise = rng.standard_normal(image.shape, f32) * netd + rng.standard_normal(width, f32) * (0.4 * netd)
     return (image + noise)[..., None]
@@ -266,11 +266,11 @@ def fresnel_polarisation(cosine, index):
     return np.clip(diffuse, 0, 1), np.clip(mirror, 0, 1)
 
 
-def stokes(world, hits, weather, colour, camera) -> tuple[np.ndarray, np.ndarray]:
+def stokes(world, hits, weather, colour) -> tuple[np.ndarray, np.ndarray]:
     """Normalised Stokes parameters (s1, s2), each (N,), in the image's axes (s1 > 0: polarised along the
     rows, s2 > 0: rising to the right).
     """
-    _, right, up = (np.array(a, f32) for a in camera.axes())
+    _, right, up = (np.array(a, f32) for a in world.camera.axes())
 
     def doubled(a, b):
         """cos and sin of twice the angle of (a, b)."""
@@ -304,5 +304,4 @@ def polarisation(s1, s2, rng, noise) -> tuple[np.ndarray, np.ndarray]:
     """
     s1, s2 = (s + noise * rng.standard_normal(s.shape, f32) for s in (s1, s2))
     degree = np.sqrt(s1 * s1 + s2 * s2)
-    safe = np.maximum(degree, 1e-9)
-    return np.clip(degree, 0, 1)[..., None], np.stack([np.where(degree > 0, s1 / safe, 1), s2 / safe], -1)
+    return np.clip(degree, 0, 1)[..., None], np.stack([s1, s2], -1) / np.maximum(degree, 1e-9)[..., None]

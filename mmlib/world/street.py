@@ -44,7 +44,6 @@ def layout(seed: int) -> World:
     draw.background("Road", ("asphalt", grey))
     draw.background("Sky", "sky")
     return draw.build(
-        indoor=False,
         camera=camera,
         paint=_ground(draw, road, verge, walk, gap, zebra),
         motion=(draw(0.22, 0.50), draw(-0.012, 0.012)),
@@ -126,8 +125,8 @@ def _block(draw, x, size, side, line):
     height = storey * draw.count(2, 6) + (3.6 if shops else 0.5) + 0.6
     kind = draw.count(0, 4) if draw.chance(0.7) else 0
     x, y = x + size / 2, side * (line + deep / 2 + 0.05)
-    half, style = (size / 2 - 0.02, deep / 2, height / 2), (draw(1.9, 3.0), storey, kind, shops)
-    draw.box("Building", wall, (x, y, height / 2), half, pattern="facade", style=style)
+    half, pattern = (size / 2 - 0.02, deep / 2, height / 2), ("facade", draw(1.9, 3.0), storey, kind, shops)
+    draw.box("Building", wall, (x, y, height / 2), half, pattern=pattern)
     if draw.chance(0.5):
         _roof(draw, "flat roofs", x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
     else:
@@ -140,9 +139,9 @@ def _house(draw, x, size, side, line):
     storey, deep, wide = draw(2.7, 3.0), draw(7, 9), size * 0.36
     height = storey * draw.count(1, 3) + 1.2
     x, y = x + size / 2, side * (line + deep / 2)
-    wall, style = draw.tint(wall), (draw(2.2, 3.2), storey, draw.count(0, 2))
+    wall, pattern = draw.tint(wall), ("facade", draw(2.2, 3.2), storey, draw.count(0, 2))
     half = wide, deep / 2, height / 2
-    draw.box("Building", wall, (x, y, height / 2), half, pattern="facade", style=style)
+    draw.box("Building", wall, (x, y, height / 2), half, pattern=pattern)
     rise = draw(1.8, 3.0)
     _roof(draw, "house roofs", x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
     draw.box("Building", "chimney", (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
@@ -164,7 +163,7 @@ def _boundary(draw, x, size, side, y, kind):
     if kind == "fence":
         height, wood = draw(1.35, 1.9), draw.finish("boards")
         middle = height / 2
-        along("Fence", draw.tint(wood), middle, 0.04, middle, pattern="stripes", style=(5.0, 0.35))
+        along("Fence", draw.tint(wood), middle, 0.04, middle, pattern=("stripes", 5.0, 0.35))
         for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
             post = x + 0.1 + k * 2.4, side * (y - 0.07), KERB + middle + 0.08
             draw.box("Fence", shaded(wood, 0.8), post, (0.07, 0.05, middle + 0.08))
@@ -183,7 +182,7 @@ def _backdrop(draw):
         y, height = -66 + 22 * k + draw(-4, 4), draw(8, 24)
         _, colour = draw.tint("facades")
         centre, half = (draw(118, 140), y, height / 2), (8, draw(7, 11), height / 2)
-        draw.box("Building", ("render", colour), centre, half, pattern="facade", style=(3.0, 3.2))
+        draw.box("Building", ("render", colour), centre, half, pattern=("facade", 3.0, 3.2))
     for side in SIDES:
         for k in range(4):
             r = draw(4, 6)
