@@ -141,7 +141,7 @@ def _extents(corners, position, axes):
     Boxes that reach behind the eye are cut at the near plane first; boxes wholly behind it get empty
     intervals (inf, -inf).
     """
-    offset = [corners[k] - position[k] for k in range(3)]
+    offset = corners - np.array(position)[:, None, None]
     ends = np.stack([dot(offset, axis) for axis in axes])  # (3, P, 8): depth, right, up
     a, b = ends[..., _EDGES[0]], ends[..., _EDGES[1]]
     with np.errstate(all="ignore"):

@@ -42,11 +42,11 @@ class Draw:
         return int(self.rng.integers(low, high))
 
     def chance(self, p) -> bool:
-        return float(self.rng.random()) < p
+        return self() < p
 
     def pick(self, values):
         """One of the values; of a single one without a random number."""
-        return values[int(self.rng.integers(len(values)))]
+        return values[self.count(0, len(values))]
 
     def order(self, first, second):
         """The two things in either order."""

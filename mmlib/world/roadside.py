@@ -46,11 +46,11 @@ def bush(draw, x, y):
 def furniture(draw, road, verge, gap):
     """Lamps and their lights, trees along the kerb, traffic signs, bollards, direction boards."""
     metal, start = draw.finish("metals"), draw(6.0, 10.0)
-    height, reach = 6.2, 1.5
+    height, reach, (opening, end) = 6.2, 1.5, gap
     for k in range(4):
         for side in SIDES:
             x, y = start + 17 * k + (8.5 if side < 0 else 0), side * (road[side] + 0.45)
-            if gap[0] - 1 < x < gap[1] + 1:
+            if opening - 1 < x < end + 1:
                 continue
             head = y - side * reach
             draw.cylinder("Pole", metal, (x, y, KERB), 0.16, height)
@@ -63,7 +63,7 @@ def furniture(draw, road, verge, gap):
         if verge[side] > 0 or draw.chance(0.45):
             x = draw(8, 15)
             while x < 70:
-                if not gap[0] - 2 < x < gap[1] + 2:
+                if not opening - 2 < x < end + 2:
                     tree(draw, x, side * (road[side] + 0.85), draw(0.8, 1.05))
                 x += draw(10, 18)
         for k in range(draw.count(1, 3)):

@@ -22,11 +22,12 @@ class Wall:
     """
 
     def __init__(self, draw, foot, along, inward):
-        self.foot, self.along, self.inward = foot, along, inward
+        self.plan, self.inward = list(zip(foot, along, inward)), inward
         self.box, self.lump = (partial(self.put, shape) for shape in (draw.box, draw.ellipsoid))
 
     def at(self, a, b):
-        return tuple(self.foot[k] + self.along[k] * a + self.inward[k] * b for k in (0, 1))
+        """World (x, y) of a place."""
+        return tuple(foot + along * a + inward * b for foot, along, inward in self.plan)
 
     def put(self, shape, label, finish, a, b, z, half_a, half_b, half_z, **more):
         half = (half_b, half_a, half_z) if self.inward[0] else (half_a, half_b, half_z)
@@ -44,8 +45,8 @@ def layout(seed: int) -> World:
 
     # front wall: two places; each side wall: one deep piece and one slim piece
     pieces = draw.order("tv", "shelf" if draw.chance(0.6) else "wardrobe")
-    for a, piece in zip((-wide * 0.29, wide * 0.29), pieces):
-        _piece(draw, front, piece, a, paint)
+    for side, piece in zip(PAIR, pieces):
+        _piece(draw, front, piece, side * wide * 0.29, paint)
     big = draw.order("bed", "sofa")
     window_side = draw.count(0, 3)
     # between bed and sofa

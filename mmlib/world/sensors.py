@@ -115,7 +115,7 @@ def scan(world, hits, weather, rng, case="") -> np.ndarray:
     one.
     """
     view, n = lidar_view(world), len(hits.t)
-    chance, noise, level = rng.random(n, f32), rng.standard_normal(n, f32), rng.standard_normal(n, f32)
+    chance, (noise, level) = rng.random(n, f32), rng.standard_normal((2, n), f32)
     reach = np.minimum(hits.t, 1e3)
     gloss = column("gloss")[hits.material]
     retro = column("retro")[hits.material] * (1 - 0.6 * gloss)
@@ -146,7 +146,7 @@ def lidar(points, camera, size) -> np.ndarray:
     *place, ahead = camera.project(x, y, z, size)
     j, i = np.floor(place).astype(np.int64)
     inside = (ahead > 0.2) & (j >= 0) & (j < width) & (i >= 0) & (i < height)
-    image = np.zeros((height, width, 3), f32)
+    image = np.zeros((*size, 3), f32)
     image[i[inside], j[inside]] = np.stack([reach, intensity, np.maximum(z, 0)], 1)[inside]
     return image
 
@@ -193,8 +193,8 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     m, pattern = hits.material, world.pattern[hits.prim]
     air, cold_sky = weather.air, weather.sky_temperature
     cosine = sun_cosine(hits, weather)
-    before = weather.sun_before * column("keep")[m] * (0.6 + 0.4 * cosine)
-    surface = air + column("warmth")[m] * (weather.sun_now * cosine * sun + before)
+    stored = weather.sun_before * column("keep")[m] * (0.6 + 0.4 * cosine)
+    surface = air + column("warmth")[m] * (weather.sun_now * cosine * sun + stored)
     # no two things are equally warm
     own = world.heat[hits.prim] + (dice(hits.prim, hits.prim, 77) - 0.5) * 1.2
     leak = max(20.0 - air, 0)  # windows of heated houses
@@ -289,8 +289,8 @@ def stokes(world, hits, weather, colour) -> tuple[np.ndarray, np.ndarray]:
     # the sky is polarised across the direction towards the sun, most at a right angle from it (Rayleigh)
     sun = np.array(weather.sun_direction, f32)
     near = dot(hits.direction, sun)
-    rayleigh = 0.75 * (1 - near * near) / (1 + near * near) * (1 - 0.7 * weather.clouds)
-    rayleigh = rayleigh * (weather.haze < 0.01) * weather.sunny
+    clear = (weather.haze < 0.01) * weather.sunny
+    rayleigh = 0.75 * (1 - near * near) / (1 + near * near) * (1 - 0.7 * weather.clouds) * clear
     towards_sun = (sun @ axis - (axis @ hits.direction) * near for axis in (right, up))
     solid = np.isfinite(hits.t)
     through = np.exp(-weather.haze * np.where(solid, hits.t, 0))

@@ -20,10 +20,10 @@ def layout(seed: int) -> World:
     road = {side: LANE + (2.3 if draw.chance(0.6) else 0.3) for side in SIDES}
     verge = {side: draw(1.2, 2.0) * draw.chance(0.8) for side in SIDES}
     walk = {side: road[side] + verge[side] + draw(2.2, 3.4) for side in SIDES}
-    crossing = draw(17, 34) if draw.chance(0.40) else 1e3
-    gap = (crossing, crossing + 7.0)  # where a side road crosses
+    start = draw(17, 34) if draw.chance(0.40) else 1e3
+    gap = start, end = start, start + 7.0  # where a side road crosses
     for side in SIDES:
-        for x0, x1 in ((-4, min(gap[0], 130)), (gap[1], 130)):
+        for x0, x1 in (-4, min(start, 130)), (end, 130):
             if x1 > x0:
                 centre = (x0 + x1) / 2, side * (road[side] + 14), KERB / 2
                 draw.box("SideWalk", "pavement", centre, ((x1 - x0) / 2, 14, KERB / 2))
@@ -91,19 +91,19 @@ def _plots(draw, side, line, gap, boundary):
     """One side of the street, plot by plot. The first or second plot has a garden or park behind the given
     boundary.
     """
-    x, k, first_open = -3.0 + draw(0, 3), 0, draw.count(0, 2)
+    x, k, first_open, (start, end) = -3.0 + draw(0, 3), 0, draw.count(0, 2), gap
     while x < 95:
         size = draw(9, 16)
-        if x + size > gap[0] - 0.5 and x < gap[1]:
-            if gap[0] - x <= 6:
-                x = gap[1] + 0.5
+        if x + size > start - 0.5 and x < end:
+            if start - x <= 6:
+                x = end + 0.5
                 continue
-            size = gap[0] - x - 0.5
+            size = start - x - 0.5
         kind = "block" if draw.chance(0.5) else ("house" if draw.chance(0.6) else "park")
         if k == 0 and first_open == 1:
             kind, size = "block", draw(9, 12)
         if k == first_open:
-            kind, size = draw.pick(["house", "park"]), draw(11, 17) if gap[0] - x > 18 else size
+            kind, size = draw.pick(["house", "park"]), draw(11, 17) if start - x > 18 else size
         if kind == "block":
             _block(draw, x, size, side, line)
         else:
