@@ -257,19 +257,7 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
         saved.pop("samples", 0)  # earlier versions also kept the number of samples
         progress = Progress(**saved)
         check_settings(progress, "its ")
-    for name, value in json.loads(json.dumps(asdict(config) | {"processes": processes})).items():
-        if name not in WITHOUT_EFFECT and settings.get(name) != value:
-            raise ValueError(
-                f"{out}: holds a run of another configuration ({name} was {settings.get(name)!r}, is "
-                f"{value!r}); choose another --out, or give its settings to resume it"
-            )
-    # Of other samples, the order and number of steps would change half-way.
-    changed = [what for what in inputs if progress.inputs.get(what, inputs[what]) != inputs[what]]
-    if changed:
-        raise ValueError(
-            f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose "
-            "another --out, or bring the data back as they were"
-        )
+    check_same(out, settings, asdict(config) | {"processes": processes}, progress.inputs, inputs)
     progress.inputs = inputs or progress.inputs
     states, weights = {}, {}
     with reading(path, "a state to resume from"):
@@ -287,6 +275,27 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
     load_into(model, weights, path)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
+
+
+def check_same(
+    out: Path, settings: dict, config: dict, begun: dict[str, str], inputs: dict[str, str]
+) -> None:
+    """Raise ValueError, which says what differs, unless ``config`` and the digests ``inputs`` are the settings
+    and the digests with which the run in ``out`` was ``begun``. Digests that either lacks are not compared.
+    """
+    for name, value in json.loads(json.dumps(config)).items():
+        if name not in WITHOUT_EFFECT and settings.get(name) != value:
+            raise ValueError(
+                f"{out}: holds a run of another configuration ({name} was {settings.get(name)!r}, is "
+                f"{value!r}); choose another --out, or give its settings to resume it"
+            )
+    # Of other samples, the order and number of steps would change half-way.
+    changed = [what for what, digest in inputs.items() if begun.get(what, digest) != digest]
+    if changed:
+        raise ValueError(
+            f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose "
+            "another --out, or bring the data back as they were"
+        )
 
 
 def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:

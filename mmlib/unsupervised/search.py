@@ -17,7 +17,8 @@ from typing import Annotated
 from scipy.stats import spearmanr
 
 from ..config import AtLeast, check_settings
-from ..runtime import derived_seed, progress_bar, provenance, reading, remove_strays, write_json
+from ..loop import check_same
+from ..runtime import derived_seed, progress_bar, provenance, reading, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .train import cluster
@@ -82,7 +83,7 @@ def search(config: SearchConfig) -> dict:
 
     Raises:
         ValueError: Optuna is not installed, nothing to search, labels asked for where there are none, or an
-            ``out`` of another search.
+            ``out`` of another search or of other data.
     """
     try:
         import optuna
@@ -104,16 +105,12 @@ def search(config: SearchConfig) -> dict:
     shared = prepare(replace(run, loss=replace(run.loss, weights=(1.0, 1.0, 1.0))))
     if config.select_on_labels and not shared[1].scored.labelled:
         raise ValueError(f"{run.data} has no labels, so they cannot choose; leave out --select-on-labels")
-    for folder in out.glob("trials/*"):  # of trials that were killed
-        remove_strays(folder)
-        remove_weights(folder)
-    study = open_study(config, out)
-    finished = list(filter(is_over, study.trials))
-    first = 1 + max(map(number_of, finished), default=-1)
+    study = open_study(config, shared[1].inputs, out)
+    done = sum(map(is_over, study.trials))
     with progress_bar(
-        total=config.trials, initial=len(finished), desc=f"search {out.name}", progress=run.progress
+        total=config.trials, initial=done, desc=f"search {out.name}", progress=run.progress
     ) as bar:
-        for number in range(first, first + config.trials - len(finished)):
+        for number in range(done, config.trials):
             # A sampler's state is not on disk. One that is seeded for each trial draws the same whether the
             # search was stopped in between or not.
             study.sampler = optuna.samplers.TPESampler(seed=derived_seed(config.search_seed, number) % 2**32)
@@ -131,27 +128,20 @@ def is_over(trial) -> bool:
     return trial.state.name in ("COMPLETE", "PRUNED") or "failed" in trial.user_attrs
 
 
-def number_of(trial) -> int:
-    """Place of a trial in the search, which is that of its folder; Optuna also counts interrupted ones."""
-    return trial.user_attrs.get("number", trial.number)
-
-
-def open_study(config: SearchConfig, out: Path):
+def open_study(config: SearchConfig, inputs: dict[str, str], out: Path):
     """Optuna's study in ``out``, a new one where there is none.
 
     Raises:
-        ValueError: it is damaged, or of other settings.
+        ValueError: it is damaged, of other settings, or of other data than those with the digests ``inputs``.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
     settings = asdict(config)
-    run = settings.pop("run")
-    for without_effect in ("out", "data", "device", "progress", "save_every"):
-        del run[without_effect]
-    del settings["trials"]
-    text = json.dumps(settings | {"run": run})
+    settings |= settings.pop("run")
+    del settings["trials"]  # a finished search may be asked for more
+    text = json.dumps(settings)
     with reading(out / "study.db", "Optuna's storage of a search"):
         study = optuna.create_study(
             study_name="search",
@@ -160,13 +150,12 @@ def open_study(config: SearchConfig, out: Path):
             load_if_exists=True,
             pruner=optuna.pruners.PercentilePruner(50.0, n_startup_trials=5),
         )
-        saved = study.user_attrs.get("settings", text)
-    if saved != text:
-        raise ValueError(
-            f"{out}: holds a search of other settings; choose another --out, or give its settings to go on "
-            "with it"
-        )
+        saved = json.loads(study.user_attrs.get("settings", text))
+        saved |= saved.pop("run", {})  # earlier versions kept those of a run apart
+        begun = dict(study.user_attrs.get("inputs", {}))
+    check_same(out, saved, settings, begun, inputs)
     study.set_user_attr("settings", text)
+    study.set_user_attr("inputs", inputs)
     return study
 
 
@@ -178,6 +167,7 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
 
     trial.set_user_attr("number", number)
     folder = Path(config.run.out) / "trials" / f"{number:04d}"
+    remove_weights(folder)  # of the same trial, which was killed
     run = suggest(trial, replace(config.run, out=str(folder), save_every=config.run.steps, progress=False))
 
     def stop(step, evaluation):
@@ -213,7 +203,7 @@ def write_search_report(study, config: SearchConfig, out: Path) -> dict:
             f"{out}: every trial failed or was pruned; run one 'cluster' of these settings and look at it"
         )
     rows = [
-        {"number": number_of(trial), "value": trial.value, "flags": flags(trial.params)}
+        {"number": trial.number, "value": trial.value, "flags": flags(trial.params)}
         | trial.params
         | trial.user_attrs
         for trial in trials
