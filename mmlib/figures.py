@@ -115,7 +115,7 @@ def prediction_sheet(source, out: str | Path, count: int) -> None:
     stems, out, rows, ids = list(source.files)[:count], Path(out), [], set()
     if not stems:
         return
-    present = {name for names in source.sensors.values() for name in names}
+    present = {name for files in source.files.values() for name in files}
     for stem in stems:
         mask, blended, confidence = (
             np.array(Image.open(out / folder / f"{stem}.png"))

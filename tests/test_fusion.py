@@ -251,22 +251,21 @@ def naive(network, data, rule, fault, severity, broken, seed):
 def test_one_pass_equals_one_forward_per_fault_and_rule(trial):
     data, network = trial
     rules = {rule: FUSIONS[rule] for rule in ("mean", "agreement")}
-    scores = evaluate_failures(network.modality_logits, rules, data, batch_size=3, seed=4)
+    scores = evaluate_failures(network.modality_logits, rules, data, batch_size=3)
     pairs = ["".join(p) for p in itertools.combinations("RDA", 2)]
     assert scores.broken(1) == ["R", "D", "A"] and scores.broken(2) == pairs and scores.samples == 5
-    every = {(rule, f, s, b) for rule in rules for f in FAULTS for s in SEVERITIES for b in (*"RDA", *pairs)}
-    plain = {(rule, "clean", "", "") for rule in rules} | {
-        ("oracle", "removed", "", b) for b in (*"RDA", *pairs)
-    }
-    assert set(scores.counts) == every | plain
+    kinds = [(fault, severity) for fault in FAULTS for severity in SEVERITIES]
+    every = {(rule, *kind, b) for rule in rules for kind in kinds for b in (*"RDA", *pairs)}
+    plain = {(rule, "clean", "") for rule in rules} | {("oracle", "removed", b) for b in (*"RDA", *pairs)}
+    assert set(scores.counts) == {(r, f"{f} {s}", b) for r, f, s, b in every} | plain
     assert {int(c.sum()) for c in scores.counts.values()} == {5 * (32 * 48 - 1)}
     symbol = {m.symbol: name for name, m in data.modalities.items()}
     with torch.no_grad():
         for rule, fault, severity, broken in sorted(every)[:: len(every) // 12]:
-            expected = naive(network, data, rule, fault, severity, [symbol[b] for b in broken], 4)
+            expected = naive(network, data, rule, fault, severity, [symbol[b] for b in broken], 0)
             # the batch of an encoder pass may change the last bit of a logit, and with it a pixel that is
             # tied
-            assert np.abs(scores.counts[rule, fault, severity, broken] - expected).sum() <= 8, (
+            assert np.abs(scores.counts[rule, f"{fault} {severity}", broken] - expected).sum() <= 8, (
                 rule,
                 fault,
                 severity,
@@ -280,7 +279,7 @@ def test_one_pass_equals_one_forward_per_fault_and_rule(trial):
                 ).numpy()
                 for i in range(5)
             )
-            assert np.abs(scores.counts["oracle", "removed", "", broken] - expected).sum() <= 8
+            assert np.abs(scores.counts["oracle", "removed", broken] - expected).sum() <= 8
 
 
 def test_nothing_is_encoded_twice(trial):
@@ -320,11 +319,6 @@ def test_batch_size_workers_and_choice_of_samples_change_nothing(trial):
         assert np.array_equal(counts, again.counts[key]) and np.abs(counts - small.counts[key]).sum() <= 8
         assert np.array_equal(counts, parts[0].counts[key] + parts[1].counts[key])
     assert first.broken(2) == [] and "double mild" not in first.summary()["mean"]
-    other = evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, seed=1, **options)
-    changed = {
-        key[1] for key, counts in first.counts.items() if not np.array_equal(counts, other.counts[key])
-    }
-    assert changed == {"noise"}, "the seed makes the noise and nothing else"
 
 
 def test_a_network_that_is_no_fusion_of_single_predictions(trial):
@@ -341,12 +335,12 @@ def test_averages_by_hand():
     """Accuracy-like matrices: c of 8 pixels of each of two classes right, so IoU = c / (16 - c)."""
     modalities = {name: SENSORS[name] for name in ("rgb", "depth", "event")}
     scores = FailureScores(modalities, ["mean"], ["dark", "blur"], 1)
-    right = {("mean", "clean", "", ""): 8}
+    right = {("mean", "clean", ""): 8}
     for i, broken in enumerate(("R", "D", "E", "RD", "RE", "DE")):
-        right["oracle", "removed", "", broken] = 7
+        right["oracle", "removed", broken] = 7
         for j, fault in enumerate(("dark", "blur")):
             for severity in ("mild", "gross"):
-                right["mean", fault, severity, broken] = 1 + i + j if severity == "mild" else 4
+                right["mean", f"{fault} {severity}", broken] = 1 + i + j if severity == "mild" else 4
     scores.counts = {key: np.array([[c, 8 - c], [8 - c, c]]) for key, c in right.items()}
     percent = lambda c: 100 * c / (16 - c)  # noqa: E731
     found = scores.summary()
@@ -369,39 +363,30 @@ def test_averages_by_hand():
         and record["summary"]["mean"]["clean"] == 100
     )
     assert f"{percent(4):.1f}" in scores.table() and "told which sensors are broken" in scores.table()
-    assert 100 * miou(scores.counts["mean", "dark", "mild", "R"]) == scores.miou("mean", "dark", "mild", "R")
+    assert 100 * miou(scores.counts["mean", "dark mild", "R"]) == scores.miou("mean", "dark mild", "R")
 
 
 def test_what_can_not_be_scored(tmp_path, trial):
     data, network = trial
     mean = {"mean": FUSIONS["mean"]}
-    for options, message in (
-        ({"faults": ["rain"]}, r"faults \['rain'\]; expected some of dark, noise"),
-        ({"faults": []}, r"faults \[\]; expected some of dark"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            evaluate_failures(network.modality_logits, mean, data, **options)
-    for rules in ({}, {"oracle": FUSIONS["mean"]}):
-        with pytest.raises(ValueError, match="at least one, and none called 'oracle'"):
-            evaluate_failures(network.modality_logits, rules, data)
-    with pytest.raises(ValueError, match="only one sensor"):
+    with pytest.raises(ValueError, match="fault rain: expected one of dark, noise"):
+        evaluate_failures(network.modality_logits, mean, data, faults=["rain"])
+    with pytest.raises(ValueError, match=r"1 sensor\(s\), 5 sample\(s\); expected two or more of each"):
         evaluate_failures(network.modality_logits, mean, PreparedDataset(data.root, "val", ["rgb"]))
     with pytest.raises(ValueError, match="no labels"):
         evaluate_failures(
             network.modality_logits, mean, PreparedDataset(toy.make(tmp_path / "bare", labels=False), "val")
         )
     single = PreparedDataset(toy.make(tmp_path / "single", val=1), "val")
-    with pytest.raises(ValueError, match="no other scene for fault 'other'"):
+    with pytest.raises(ValueError, match=r"3 sensor\(s\), 1 sample\(s\); expected two or more of each"):
         evaluate_failures(network.modality_logits, mean, single)
-    found = evaluate_failures(network.modality_logits, mean, single, faults=["dark"])
-    assert found.samples == 1
     with pytest.raises(ValueError, match="expected \\(B, 3, h, w\\)"):
         evaluate_failures(network.modality_logits, {"few": lambda logits: logits["rgb"][:, :2]}, data)
 
 
 def test_other_shows_a_scene_of_its_own_to_each_sensor(trial):
     data, _ = trial
-    variants = failures._Variants(data, [("other", "gross")], 0)
+    variants = failures._Variants(data, [("other", "gross")])
     for index in range(len(data)):
         shown = []
         for name, modality in data.modalities.items():

@@ -75,9 +75,9 @@ def read(out, stem):
 
 @pytest.mark.parametrize("names", subsets(NAMES))
 def test_every_subset_of_sensors_gives_the_networks_own_prediction(trained, tmp_path, names):
-    sensors = predict(configured(trained, tmp_path, *reversed(names))).sensors
-    assert set(sensors.values()) == {names} and len(sensors) == 5  # in the network's order
-    for stem in list(sensors)[:2]:
+    files = predict(configured(trained, tmp_path, *reversed(names))).files
+    assert {tuple(of) for of in files.values()} == {names} and len(files) == 5  # in the network's order
+    for stem in list(files)[:2]:
         mask, overlay, confidence = read(tmp_path, stem)
         logits = by_hand(trained, stem, names)
         sure = np.diff(np.sort(logits, 0)[-2:], axis=0)[0] > 1e-3
@@ -157,9 +157,8 @@ def test_single_files_are_one_sample_whatever_their_names(trained, tmp_path):
     shutil.copy(trained / "files" / "rgb" / "val_000.png", tmp_path / "left.png")
     shutil.copy(trained / "files" / "depth" / "val_000.png", tmp_path / "range.png")
     given = (f"depth={tmp_path / 'range.png'}", f"rgb={tmp_path / 'left.png'}")
-    assert predict(replace(configured(trained, tmp_path / "out"), sensors=given)).sensors == {
-        "left": ("rgb", "depth")
-    }
+    files = predict(replace(configured(trained, tmp_path / "out"), sensors=given)).files
+    assert list(files) == ["left"] and list(files["left"]) == ["rgb", "depth"]
     predict(configured(trained, tmp_path / "folder", "rgb", "depth"))
     assert all(
         np.array_equal(a, b)
@@ -195,7 +194,7 @@ def stored_otherwise(root, scale=1 / 64, unit="m"):
 def test_data_stored_at_another_scale_are_the_same_metres(trained, tmp_path):
     other = stored_otherwise(tmp_path / "other")
     source = predict(configured(trained, tmp_path / "b", data=str(other), split="val"))
-    assert set(source.sensors.values()) == {("rgb", "depth")}
+    assert {tuple(files) for files in source.files.values()} == {("rgb", "depth")}
     predict(configured(trained, tmp_path / "a", "rgb", "depth"))
     for i in range(5):
         a, b = (read(tmp_path / run, f"val_{i:03d}")[2].astype(int) for run in "ab")
@@ -431,7 +430,7 @@ def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
         ("huge", "rgb/val_000.png: cannot be read (DecompressionBombError"),
         (
             "size",
-            "val_000: sizes differ: {files}/rgb/val_000.png is 16 × 24, {files}/depth/val_000.png is 32 × 48",
+            "val_000: sizes differ: {{'{files}/rgb/val_000.png': (16, 24), '{files}/depth/val_000.png': (32, 48)",
         ),
         ("twice", "val_000.jpg and val_000.png are one sample's name twice"),
         (
@@ -477,10 +476,10 @@ def test_a_wrong_file_is_named_and_nothing_is_written(trained, tmp_path, problem
     [
         ((), "either as SENSOR=PATH or by --data, one of them"),
         (("rgb={files}/rgb", "--data", "{toy}"), "either as SENSOR=PATH or by --data, one of them"),
-        (("rgb",), "'rgb': expected SENSOR=PATH, such as rgb=images"),
-        (("sonar={files}/rgb",), "unknown sensor; this network knows rgb, depth, aolp"),
-        (("rgb={files}/rgb", "rgb={files}/rgb"), "given twice"),
-        (("rgb={files}/nowhere",), "nowhere: no such file or folder"),
+        (("rgb",), "'rgb': expected SENSOR=PATH, once for each sensor that is there: rgb, depth, aolp"),
+        (("sonar={files}/rgb",), "rgb': expected SENSOR=PATH, once for each sensor"),
+        (("rgb={files}/rgb", "rgb={files}/rgb"), "rgb': expected SENSOR=PATH, once for each sensor"),
+        (("rgb={files}/nowhere",), "nowhere: no image; expected a file, or a folder of files"),
         (("rgb={toy}/dataset.json",), "dataset.json: no image; expected a file"),
         (("rgb={files}/rgb", "--window", "33", "32"), "--window 33: expected a multiple of 32"),
         (("rgb={files}/rgb", "--stride", "32", "32"), "--stride 32 32 without --window"),

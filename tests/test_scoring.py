@@ -21,7 +21,7 @@ from mmlib.evaluation.counts import miou
 from mmlib.evaluation.subsets import evaluate_subsets, subset_probabilities
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter, save_segmenter
-from mmlib.segmentation.score import ScoringConfig, fusing, open_checkpoint
+from mmlib.segmentation.score import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,9 @@ def test_centred_fusion_is_encoded_anew_for_each_subset(trained):
     network = Segmenter(data.modalities, toy.CLASSES, toy.PALETTE, NetworkConfig(fusion="centred")).eval()
     whole = evaluate_subsets(dataset=data, **network.scoring())
     for window in ((0, 0), (32, 64)):  # the second holds the whole image
-        found = evaluate_subsets(dataset=data, **fusing(network, ScoringConfig(window=window)))
+        found = evaluate_subsets(dataset=data, **network.scoring(window=window))
         assert np.array_equal(found.counts["all"], whole.counts["all"])
-    fuse = fusing(network, ScoringConfig(window=(32, 32)))["fuse"]
+    fuse = network.scoring(window=(32, 32))["fuse"]
     images = collate([data[0], data[1]])["images"]
     with torch.no_grad():
         parts = [
@@ -124,7 +124,7 @@ def test_centred_fusion_is_encoded_anew_for_each_subset(trained):
     with pytest.raises(
         ValueError, match="fusion agreement: this network's fusion is centred on its first sensor"
     ):
-        fusing(network, ScoringConfig(fusion="agreement"))
+        network.scoring("agreement")
 
 
 def test_data_are_read_as_they_are_stored_and_normalised_as_in_training(trained, tmp_path):
@@ -277,8 +277,8 @@ def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
     index = (tmp_path / "index" / "index.csv").read_text().splitlines()
     last = max(k for k, line in enumerate(index) if line.startswith("val_"))
     (tmp_path / "index" / "index.csv").write_text("\n".join(index[:last] + index[last + 1 :]) + "\n")
-    for name, what in (("image", "images"), ("index", "index, images")):
-        with pytest.raises(SystemExit, match=f"{name}-1: is scored on .* has another {what}; give --data"):
+    for name, what in (("image", "images of val"), ("index", "index of val, images of val")):
+        with pytest.raises(SystemExit, match=f"{name}-1: is scored on .* differs in {what}; give --data"):
             cli.main(["compare", first, runs[name], *COMPARE])
     cli.main(["compare", first, runs["image"], *COMPARE, "--data", str(trained / "toy")])
 

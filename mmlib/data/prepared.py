@@ -280,6 +280,11 @@ class PreparedDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def require_labels(self) -> None:
+        """Raise ValueError unless there are labels."""
+        if not self.labelled:
+            raise ValueError(f"{self.root} has no labels, so nothing can be scored")
+
     def files(self, index: int) -> dict[str, tuple[Path, str, int]]:
         """File, type and channels of a sample's images by modality, and of "label" where there are labels."""
         return sample_files(self.root, self.rows[index]["id"], self.modalities, self.labelled)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations, product
 
 import numpy as np
 import torch
@@ -25,55 +25,52 @@ from .counts import miou
 from .fusion import Encode, Fuse
 from .sheets import Sheet
 from .statistics import rounded
-from .subsets import count_pixels
+from .subsets import count_trials
 
 CLEAN, REMOVED, ORACLE = "clean", "removed", "oracle"
 
 
 @dataclass
 class FailureScores:
-    """Confusion matrices of every rule, fault, severity and set of broken sensors.
+    """Confusion matrices of every rule, kind of failure and set of broken sensors.
 
     Attributes:
         modalities: name -> Modality, in order.
         rules: names of the fusion rules; the rule "oracle" is the first of them over the sound sensors alone.
-        faults: kinds of fault (mmlib.data.missing), each mild and gross.
+        faults: faults (mmlib.data.missing), each mild and gross.
         samples: how many samples were scored.
-        counts: (rule, fault, severity, broken sensors by their symbols) -> (K, K) int64. Sound: (rule,
-            "clean", "", ""). Broken sensors taken out: ("oracle", "removed", "", sensors).
+        counts: (rule, kind such as "dark mild", broken sensors by their symbols) -> (K, K) int64. Sound:
+            (rule, "clean", ""). Broken sensors taken out: ("oracle", "removed", sensors).
     """
 
     modalities: dict[str, Modality]
     rules: list[str]
     faults: list[str]
     samples: int
-    counts: dict[tuple[str, str, str, str], np.ndarray] = field(default_factory=dict)
+    counts: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
 
     def broken(self, size: int) -> list[str]:
         """The sets of ``size`` broken sensors that were scored: "R", "D", … or "RD", …."""
         return list(dict.fromkeys(sensors for *_, sensors in self.counts if len(sensors) == size))
 
-    def miou(self, rule: str, fault: str = CLEAN, severity: str = "", sensors: str = "") -> float:
+    def miou(self, rule: str, kind: str = CLEAN, sensors: str = "") -> float:
         """mIoU in per cent, over one confusion matrix for all samples."""
-        return 100 * float(miou(self.counts[rule, fault, severity, sensors]))
+        return 100 * float(miou(self.counts[rule, kind, sensors]))
 
     def mean(self, rule: str, severity: str, size: int, faults: Sequence[str] = ()) -> float:
         """Mean of ``miou`` over the faults (all by default) and over the sets of ``size`` broken sensors."""
-        kinds = [(REMOVED, "")] if rule == ORACLE else [(fault, severity) for fault in faults or self.faults]
-        return float(
-            np.mean([self.miou(rule, *kind, broken) for kind in kinds for broken in self.broken(size)])
-        )
+        kinds = [REMOVED] if rule == ORACLE else [f"{fault} {severity}" for fault in faults or self.faults]
+        return float(np.mean([self.miou(rule, *trial) for trial in product(kinds, self.broken(size))]))
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Rule (and "oracle") -> clean, single mild, single gross, and double mild, double gross where pairs
         were scored.
         """
-        rows = {}
-        for rule in (*self.rules, ORACLE):
-            rows[rule] = {CLEAN: self.miou(self.rules[0] if rule == ORACLE else rule)}
-            for size, count in enumerate(("single", "double"), 1):
-                for severity in SEVERITIES if self.broken(size) else ():
-                    rows[rule][f"{count} {severity}"] = self.mean(rule, severity, size)
+        rows = {rule: {CLEAN: self.miou(rule)} for rule in self.rules}
+        rows[ORACLE] = {**rows[self.rules[0]]}
+        for size, count in enumerate(("single", "double"), 1):
+            for rule, severity in product(rows, SEVERITIES if self.broken(size) else ()):
+                rows[rule][f"{count} {severity}"] = self.mean(rule, severity, size)
         return rows
 
     def by_fault(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -89,13 +86,13 @@ class FailureScores:
         }
 
     def to_dict(self) -> dict:
-        """JSON values: ``summary`` and ``by_fault`` as above, and ``miou``: rule -> "fault severity" ->
-        sensors -> per cent.
+        """JSON values: ``summary`` and ``by_fault`` as above, and ``miou``: rule -> kind -> sensors -> per
+        cent.
         """
         every: dict[str, dict] = {}
-        for rule, fault, severity, sensors in self.counts:
-            part = every.setdefault(rule, {}).setdefault(f"{fault} {severity}".strip(), {})
-            part[sensors or "none"] = self.miou(rule, fault, severity, sensors)
+        for key in self.counts:
+            rule, kind, sensors = key
+            every.setdefault(rule, {}).setdefault(kind, {})[sensors or "none"] = self.miou(*key)
         record = {name: getattr(self, name) for name in ("rules", "faults", "samples")}
         scores = {"summary": self.summary(), "by_fault": self.by_fault(), "miou": every}
         return rounded({"modalities": list(self.modalities)} | record | scores)
@@ -127,7 +124,6 @@ def evaluate_failures(
     indices: Sequence[int] | None = None,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
-    seed: int = 0,
     workers: int = 0,
     progress: bool = False,
 ) -> FailureScores:
@@ -146,89 +142,65 @@ def evaluate_failures(
         indices: which samples to score; None = all. "other" draws from the whole split in any case.
         batch_size: images per sensor that are encoded at a time.
 
-    Every result is a function of the arguments alone: noise depends on ``seed``, the sample and the sensor.
+    Every result is a function of the arguments alone: noise depends on the sample and the sensor.
 
     Raises:
-        ValueError: no labels, no rule, one sensor only, an unknown fault, or "other" where the split has a
-            single sample.
+        ValueError: no labels, or fewer than two sensors or samples.
     """
-    _check(dataset, rules, faults)
+    dataset.require_labels()
+    if min(len(dataset.modalities), len(dataset)) < 2:
+        raise ValueError(
+            f"{dataset.root}: {len(dataset.modalities)} sensor(s), {len(dataset)} sample(s); expected two or "
+            "more of each: something sound beside the broken, and another scene in its place"
+        )
     indices = range(len(dataset)) if indices is None else list(indices)
     scores = FailureScores(dataset.modalities, list(rules), list(faults), len(indices))
 
-    # What is fused and counted for every sample: (rule, fault, severity, broken sensors, number of the
-    # variant that they show).
-    sets = [*combinations(dataset.modalities, 1)]
-    if pairs and len(dataset.modalities) > 2:
-        sets += combinations(dataset.modalities, 2)
-    variants = [(fault, severity) for fault in faults for severity in SEVERITIES]
-    trials = [(rule, CLEAN, "", (), 0) for rule in rules]
-    for broken in sets:
-        trials.append((ORACLE, REMOVED, "", broken, 0))
-        trials += [(rule, *kind, broken, v) for v, kind in enumerate(variants, 1) for rule in rules]
-    fuses = {**rules, ORACLE: rules[scores.rules[0]]}
+    # All sensors are sound, variant 0 of their images, or some show another variant, or are taken out.
+    sound = dict.fromkeys(dataset.modalities, 0)
+    variants = list(product(faults, SEVERITIES))
+    trials = [((rule, CLEAN, ""), fuse, sound) for rule, fuse in rules.items()]
+    sizes = (1, 2) if pairs and len(sound) > 2 else (1,)
+    for broken in chain.from_iterable(combinations(sound, size) for size in sizes):
+        symbols = "".join(dataset.modalities[name].symbol for name in broken)
+        rest = {name: 0 for name in sound if name not in broken}
+        trials.append(((ORACLE, REMOVED, symbols), rules[scores.rules[0]], rest))
+        for v, (fault, severity) in enumerate(variants, 1):
+            shown = sound | dict.fromkeys(broken, v)
+            trials += [((rule, f"{fault} {severity}", symbols), fuse, shown) for rule, fuse in rules.items()]
 
-    loader = DataLoader(_Variants(dataset, variants, seed), None, sampler=indices, num_workers=workers)
+    loader = DataLoader(_Variants(dataset, variants), None, sampler=indices, num_workers=workers)
     for images, label in progress_bar(loader, "failures", progress=progress, leave=False):
-        # Encode each sensor once: sound, which is number 0, and in every variant.
-        label, encoded = label.to(device), []
+        # Each sensor is encoded once: sound, and in every variant.
+        encodings = []
         for start in range(0, len(variants) + 1, batch_size):
             part = {name: image[start : start + batch_size].to(device) for name, image in images.items()}
-            encoded.append(encode(part))
-        encodings = {name: torch.cat([part[name] for part in encoded]) for name in images}
-
-        for rule, fault, severity, broken, v in trials:
-            inputs = {name: encoding[:1] for name, encoding in encodings.items()}
-            for name in broken:
-                inputs[name] = encodings[name][v : v + 1]
-                if rule == ORACLE:
-                    del inputs[name]
-            pixels = count_pixels(fuses[rule](inputs), label, len(dataset.description.classes))
-            key = rule, fault, severity, "".join(dataset.modalities[name].symbol for name in broken)
+            part = encode(part)
+            encodings += [dict(zip(part, one)) for one in zip(*(value.split(1) for value in part.values()))]
+        classes = len(dataset.description.classes)
+        for key, _, pixels in count_trials(trials, encodings, label[None].to(device), classes):
             scores.counts[key] = scores.counts.get(key, 0) + pixels
     return scores
 
 
-def _check(dataset: PreparedDataset, rules: Mapping, faults: Sequence[str]) -> None:
-    """Raise ValueError for what cannot be scored."""
-    if not dataset.labelled:
-        raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
-    if not rules or ORACLE in rules:
-        raise ValueError(f"rules {list(rules)}; expected at least one, and none called {ORACLE!r}")
-    if len(dataset.modalities) < 2:
-        raise ValueError(
-            "the data set has only one sensor; with it broken, nothing sound is left. Use two or more"
-        )
-    if not faults or set(faults) - set(FAULTS):
-        raise ValueError(f"faults {list(faults)}; expected some of {', '.join(FAULTS)}")
-    if "other" in faults and len(dataset) < 2:
-        raise ValueError(
-            f"{dataset.root}: the split has one sample, so no other scene for fault 'other'; leave it out of "
-            "faults"
-        )
-
-
-@dataclass(eq=False)
-class _Variants(torch.utils.data.Dataset):
+@dataclass
+class _Variants:
     """Sample -> (images name -> (1 + V, C, H, W) in network space: sound, then as each of V (fault,
     severity); label (H, W)).
     """
 
     dataset: PreparedDataset
     variants: list[tuple[str, str]]
-    seed: int
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
         images, label = self.dataset.physical(index)
-        seed, count = derived_seed(self.seed, self.dataset.rows[index]["id"]), len(self.dataset)
-        stacks, other = {}, None
+        seed, count = derived_seed(0, self.dataset.rows[index]["id"]), len(self.dataset)
+        stacks = {}
         for m, (name, modality) in enumerate(self.dataset.modalities.items()):
-            if "other" in dict(self.variants):
-                # Half a split away, never the sample itself, and not the same scene for each sensor.
-                away = 1 + (count // 2 + m - 1) % (count - 1)
-                other = self.dataset.physical((index + away) % count)[0][name]
+            # Half a split away, never the sample itself, and not the same scene for each sensor.
+            away = 1 + (count // 2 + m - 1) % (count - 1)
+            other = self.dataset.physical((index + away) % count)[0][name]
             views = [images[name]]
-            for fault, severity in self.variants:
-                views.append(faulty(images[name], modality, fault, severity, other, seed))
-            stacks[name] = torch.stack([modality.to_network(image) for image in views])
+            views += [faulty(views[0], modality, *variant, other, seed) for variant in self.variants]
+            stacks[name] = modality.to_network(torch.stack(views))
         return stacks, label

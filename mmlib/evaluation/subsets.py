@@ -7,7 +7,7 @@ cached ones; another fusion is called once for each subset. Training and the com
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
 
@@ -71,15 +71,9 @@ class SubsetScores:
         mIoU.
         """
         values = np.array(list(self.miou(group).values()))
-        lowered, inclusions = self.lowered(group)
-        return {
-            "full": float(values[-1]),
-            "mean": float(values.mean()),
-            "min": float(values.min()),
-            "std": float(values.std()),
-            "lowered": lowered,
-            "inclusions": inclusions,
-        }
+        scores = {name: float(getattr(values, name)()) for name in ("mean", "min", "std")}
+        counts = dict(zip(("lowered", "inclusions"), self.lowered(group)))
+        return {"full": float(values[-1])} | scores | counts
 
     def failing(self, probability: float, group: str = "all") -> np.ndarray:
         """(K, K) expected counts if each sensor of each sample is absent independently with ``probability``,
@@ -107,14 +101,14 @@ class SubsetScores:
     def table(self) -> str:
         """Plain text: every subset and group of conditions, the IoU of each class, what lowers mIoU."""
         rows = transposed({group: self.miou(group) | self.summary(group) for group in self.counts})
-        del rows["lowered"], rows["inclusions"]
+        lowered, inclusions = (rows.pop(name)["all"] for name in ("lowered", "inclusions"))
         by_subset = Sheet(f"mIoU in %; absent sensors: {self.protocol}", rows, "subset")
 
         full, single = self.names[-1], self.names[: len(self.modalities)]
         rows = transposed({subset: self.iou(subset) for subset in (full, *single)})
         by_class = Sheet(f"IoU of each class in %, {full} and single sensors", rows, "class")
 
-        verdict = "adding one sensor lowers mIoU in {} of {} cases".format(*self.lowered())
+        verdict = f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"
         return "\n\n".join([by_subset.text(), by_class.text(), verdict])
 
     def sheets(self, name: str, caption: str) -> list[Sheet]:
@@ -224,14 +218,17 @@ def evaluate_subsets(
     Raises:
         ValueError: the data set has no labels, or the logits have another number of classes than it.
     """
-    if not dataset.labelled:
-        raise ValueError(f"{dataset.root} has no labels, so nothing can be scored")
-    classes, matrix = dataset.description.classes, subset_matrix(len(dataset.modalities))
+    dataset.require_labels()
+    # A sensor outside a subset takes part by what replaces it, variant 1 of its images; "drop" has none.
+    names, classes = list(dataset.modalities), dataset.description.classes
+    trials = [
+        (s, fuse, {name: int(name not in subset) for name in names})
+        for s, subset in enumerate(subsets(names))
+    ]
     groups = ["all"]
     for key in ("condition", "case"):
         groups += sorted({f"{key}={row[key]}" for row in dataset.rows if row[key]})
-    shape = (len(matrix), len(classes), len(classes))
-    counts = {group: np.zeros(shape, np.int64) for group in groups}
+    counts = {group: np.zeros((len(trials), len(classes), len(classes)), np.int64) for group in groups}
 
     loader = DataLoader(
         dataset,
@@ -244,13 +241,14 @@ def evaluate_subsets(
     for batch in chain.from_iterable(progress_bar(loader, "evaluate", progress=progress, leave=False)):
         images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
         label = batch["label"].to(device)
-        present = encode(images)
-        absent = {} if protocol == "drop" else encode(_replaced(images, batch["id"], protocol, dataset))
-        for s, b, logits in _fused(matrix, present, absent, fuse, label.shape[-2:]):
-            pixels = count_pixels(logits, label[b], len(classes))
-            for group in ("all", f"condition={batch['condition'][b]}", f"case={batch['case'][b]}"):
-                if group in counts:  # a sample without a condition or case is in no such group
-                    counts[group][s] += pixels
+        variants = [encode(images)]
+        if protocol != "drop":
+            variants.append(encode(_replaced(images, batch["id"], protocol, dataset)))
+        for s, b, pixels in count_trials(trials, variants, label, len(classes)):
+            # A sample without a condition or case is in no such group.
+            its_groups = {"all", f"condition={batch['condition'][b]}", f"case={batch['case'][b]}"}
+            for group in its_groups & counts.keys():
+                counts[group][s] += pixels
     return SubsetScores(dataset.modalities, classes, protocol, counts)
 
 
@@ -268,28 +266,32 @@ def _replaced(
     return {name: torch.cat([sample[name] for sample in samples]) for name in images}
 
 
-def _fused(matrix: np.ndarray, present: dict[str, Tensor], absent: dict[str, Tensor], fuse, size):
-    """Yield (subset, image, its fused logits (1, K, ·, ·)) for every subset and image of a batch. The sensors
-    outside a subset take part by what replaces them, ``absent``, if that is not empty.
+def count_trials(
+    trials: Sequence[tuple], variants: Sequence[dict[str, Tensor]], label: Tensor, classes: int
+) -> Iterator[tuple]:
+    """Yield (key of the trial, image, its confusion matrix) for every trial and image of a batch.
 
-    Of logits at full size, those of one image exist at a time.
+    Args:
+        trials: (key, rule that fuses, sensor -> number of its variant, and without such a variant the sensor
+            is left out). The rule None is the mean by the fast path, and then that of all trials.
+        variants: encodings of the batch by sensor, for each state in which a sensor may be.
+        label: (B, H, W).
     """
-    count = len(next(iter(present.values())))
-    step = 1 if fuse is None else count
-    for first in range(0, count, step):
-        parts = [
-            {name: value[first : first + step] for name, value in part.items()} for part in (present, absent)
-        ]
-        if fuse is None:
+    fast = trials[0][1] is None
+    # Of logits at full size, those of one image exist at a time.
+    step = 1 if fast else len(label)
+    for first in range(0, len(label), step):
+        parts = [{name: value[first : first + step] for name, value in part.items()} for part in variants]
+        if fast:
             # A sum may be upsampled before it is formed: once for each sensor instead of once for each
             # subset. Its argmax is that of the mean.
+            size = label.shape[1:]
             parts = [{name: upsampled(value, size) for name, value in part.items()} for part in parts]
-        for s, row in enumerate(matrix):
-            sources = {name: parts[0] if member else parts[1] for name, member in zip(present, row)}
-            votes = {name: source[name] for name, source in sources.items() if source}
+        for key, fuse, shown in trials:
+            votes = {name: parts[v][name] for name, v in shown.items() if v < len(parts)}
             fused = fuse(votes) if fuse else sum(votes.values())
-            for b in range(len(fused)):
-                yield s, first + b, fused[b : b + 1]
+            for b, logits in enumerate(fused.split(1), first):
+                yield key, b, count_pixels(logits, label[b], classes)
 
 
 def upsampled(logits: Tensor, size) -> Tensor:

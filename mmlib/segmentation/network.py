@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from ..config import AtLeast, Between, check_settings
 from ..data.prepared import Description
+from ..evaluation.fusion import FUSIONS
+from ..evaluation.windows import sliding
 from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 
@@ -261,13 +263,35 @@ class Segmenter(nn.Module):
             )
         return self(images, fuse=False)[0]
 
-    def scoring(self) -> dict:
+    def scoring(self, fusion: str = "mean", window=(0, 0), stride=(0, 0)) -> dict:
         """``evaluate_subsets(dataset=…, **network.scoring())``: cached logits where fusion is linear, else
-        one pass per subset.
+        one fusion per subset.
+
+        Args:
+            fusion: a rule of ``mmlib.evaluation.fusion``.
+            window, stride: height and width of sliding windows, and of the step between them; 0 0 = whole
+                images, two thirds of the window.
+
+        Raises:
+            ValueError: another rule than the mean for centred fusion; windows that do not fit.
         """
-        if self.config.fusion == "centred":
-            return {"encode": lambda images: images, "fuse": self}
-        return {"encode": self.modality_logits, "fuse": None}
+        centred = self.config.fusion == "centred"
+        if centred and fusion != "mean":
+            raise ValueError(
+                f"--fusion {fusion}: this network's fusion is centred on its first sensor; it has no logits "
+                "of single sensors; leave the option out"
+            )
+        if any(stride) and not any(window):
+            raise ValueError(
+                f"--stride {stride[0]} {stride[1]} without --window; give --window HEIGHT WIDTH too"
+            )
+        encode = lambda images: self(images, fuse=False)[0]
+        if any(window):
+            encode = sliding(encode, window, stride)
+        if centred:  # what it encodes depends on which sensors are there, so each subset is encoded by itself
+            fuse = lambda images: next(iter(encode(images).values()))
+            return {"encode": lambda images: images, "fuse": fuse}
+        return {"encode": encode, "fuse": None if fusion == "mean" else FUSIONS[fusion]}
 
     def forward(self, images: Tensors, fuse: bool = True):
         """Fused logits (B, K, H, W): the mean over the modalities given.

@@ -17,19 +17,17 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 
 from ..config import AtLeast, check_settings
 from ..data.drawing import overlay, picture
-from ..data.images import FORMATS, DataError, read_image
-from ..data.prepared import PreparedDataset, read_description, to_physical
+from ..data.images import FORMATS, DataError, read_image, write_image
+from ..data.prepared import read_description, to_physical
 from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import upsampled
 from ..modalities import Modality
 from ..runtime import (
-    atomic_path,
     choose_device,
     digest_files,
     limit_threads,
@@ -39,7 +37,7 @@ from ..runtime import (
     write_json,
 )
 from .network import Segmenter, load_segmenter
-from .score import ApplyConfig, find_data, fusing, fusion_name, normalised_as
+from .score import ApplyConfig, find_data, fusion_name, open_data
 
 OUTPUTS = ("masks", "overlays", "confidence")
 NOTES = {  # in classes.json, for its reader
@@ -96,11 +94,6 @@ class Source:
     files: dict[str, dict[str, Path]]
     modalities: dict[str, Modality]
 
-    @property
-    def sensors(self) -> dict[str, tuple[str, ...]]:
-        """Sample name -> the sensors that it has."""
-        return {stem: tuple(files) for stem, files in self.files.items()}
-
     def read(self, stem: str) -> dict[str, Tensor]:
         """A sample's physical images by sensor, (C, H, W) float32.
 
@@ -109,21 +102,21 @@ class Source:
         """
         files = self.files[stem]
         images = {name: read_file(file, self.modalities[name]) for name, file in files.items()}
-        sizes = {name: "{} × {}".format(*image.shape[1:]) for name, image in images.items()}
+        sizes = {str(files[name]): tuple(image.shape[1:]) for name, image in images.items()}
         if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{files[name]} is {size}" for name, size in sizes.items())
-            raise DataError(f"{stem}: sizes differ: {listed}; bring the sensors to one view and size first")
+            raise DataError(f"{stem}: sizes differ: {sizes}; bring the sensors to one view and size first")
         return images
 
     def __str__(self) -> str:
         """One line for each set of sensors: how many samples have it, and which lack sensors that others
         have.
         """
-        lines, every = [], dict.fromkeys(name for names in self.sensors.values() for name in names)
-        for names in dict.fromkeys(self.sensors.values()):
-            stems = [stem for stem, of in self.sensors.items() if of == names]
+        lines, groups = [], {}
+        for stem, files in self.files.items():
+            groups.setdefault(tuple(files), []).append(stem)
+        for names, stems in groups.items():
             line = f"{len(stems)} sample{'s' * (len(stems) > 1)} from {', '.join(names)}"
-            if lacking := [name for name in every if name not in names]:
+            if lacking := dict.fromkeys(name for others in groups for name in others if name not in names):
                 line += f"; no {', '.join(lacking)}: {', '.join(stems[:5])}{', …' * (len(stems) > 5)}"
             lines.append(line)
         return "\n".join(lines)
@@ -146,7 +139,7 @@ def images_at(path: Path) -> dict[str, Path]:
         DataError: no image, or two files of one name.
     """
     files: dict[str, Path] = {}
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
+    for file in [path] if path.is_file() else sorted(path.glob("*")):
         if file.suffix.lower() not in FORMATS or file.name.startswith("."):
             continue
         if file.stem in files:
@@ -159,7 +152,7 @@ def images_at(path: Path) -> dict[str, Path]:
     return files
 
 
-def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
+def list_files(entries: tuple[str, ...], network: Segmenter) -> Source:
     """Samples of files named as SENSOR=PATH: the files of one stem, in folders; or one sample, if every path
     is a file.
 
@@ -171,18 +164,12 @@ def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
     paths: dict[str, Path] = {}
     for entry in entries:
         name, _, path = entry.partition("=")
-        if not path:
-            raise ValueError(
-                f"{entry!r}: expected SENSOR=PATH, such as {next(iter(network.modalities))}=images"
-            )
-        if name not in network.modalities:
+        if not path or name not in network.modalities or name in paths:
             sensors = ", ".join(network.modalities)
-            raise ValueError(f"{entry!r}: unknown sensor; this network knows {sensors}")
-        if name in paths:
-            raise ValueError(f"{entry!r}: given twice")
+            raise ValueError(
+                f"{entry!r}: expected SENSOR=PATH, once for each sensor that is there: {sensors}"
+            )
         paths[name] = Path(path)
-        if not paths[name].exists():
-            raise DataError(f"{path}: no such file or folder")
 
     files: dict[str, dict[str, Path]] = {}
     single = all(path.is_file() for path in paths.values())
@@ -197,18 +184,17 @@ def open_files(entries: tuple[str, ...], network: Segmenter) -> Source:
     return Source(dict(sorted(files.items())), network.modalities)
 
 
-def open_data(root: str, split: str, network: Segmenter) -> Source:
+def list_data(root: str, split: str, network: Segmenter) -> Source:
     """Samples of a prepared data set, which may lack some of the network's sensors."""
     names = [name for name in network.modalities if name in read_description(root).modalities]
     if not names:
         raise DataError(f"{root}: has none of the network's sensors ({', '.join(network.modalities)})")
-    dataset = PreparedDataset(root, split, names)
+    dataset = open_data(network, root, split, names)
     dataset.labelled = False  # labels are not read
-    files = {
-        row["id"]: {name: path for name, (path, *_) in dataset.files(index).items()}
-        for index, row in enumerate(dataset.rows)
-    }
-    return Source(files, normalised_as(network, dataset))
+    files = {}
+    for index, row in enumerate(dataset.rows):
+        files[row["id"]] = {name: path for name, (path, *_) in dataset.files(index).items()}
+    return Source(files, dataset.modalities)
 
 
 def outputs(out: Path, stem: str) -> list[Path]:
@@ -227,13 +213,11 @@ def plan_folder(
     """
     # What all predictions of a folder share, and what each sample was predicted from.
     out, checkpoint = Path(config.out), Path(config.checkpoint)
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     classes = enumerate(zip(network.classes, network.palette))
     settings = {
         "classes": [{"id": k, "name": name, "colour": list(colour)} for k, (name, colour) in classes],
-        "checkpoint": {
-            "file": checkpoint.name,
-            "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        },
+        "checkpoint": {"file": checkpoint.name, "sha256": sha256},
         "fusion": fusion_name(network, config),
     }
     settings |= {name: list(getattr(config, name)) for name in ("window", "stride", "size")}
@@ -250,8 +234,7 @@ def plan_folder(
     path, earlier, stale = out / "classes.json", {}, set()
     if not path.exists() and any((out / folder).exists() for folder in OUTPUTS):
         raise ValueError(
-            f"{out}: has a folder {', '.join(OUTPUTS[:2])} or {OUTPUTS[2]} that this command did not make; "
-            "choose another --out"
+            f"{out}: has a folder {' or '.join(OUTPUTS)} that this command did not make; choose another --out"
         )
     if config.overwrite:
         stale = {file for folder in OUTPUTS for file in (out / folder).glob("*.png")}
@@ -319,12 +302,12 @@ def predict(config: PredictConfig) -> Source:
     limit_threads()
     device, out = choose_device(config.device), Path(config.out)
     network = load_segmenter(config.checkpoint, device)
-    options = fusing(network, config)
+    options = network.scoring(config.fusion, config.window, config.stride)
     fuse = options["fuse"] or FUSIONS["mean"]
     if config.sensors:
-        source = open_files(config.sensors, network)
+        source = list_files(config.sensors, network)
     else:
-        source = open_data(find_data(config.data, config.progress), config.split, network)
+        source = list_data(find_data(config.data, config.progress), config.split, network)
     stems, stale, record = plan_folder(config, network, source)
     count = len(source.files)
     bar = progress_bar(
@@ -352,7 +335,6 @@ def predict(config: PredictConfig) -> Source:
                 probability = (best.values - logits.logsumexp(0)).double().exp()
                 confidence = (65535 * probability).round().cpu().numpy().astype(np.uint16)
                 for path, array in zip(outputs(out, stem), (mask, blended, confidence)):
-                    with atomic_path(path) as temporary:
-                        Image.fromarray(array).save(temporary)
+                    write_image(path, np.atleast_3d(array))
                 bar.update()
     return source

@@ -5,6 +5,7 @@ The command ``evaluate``; ``compare`` scores and ``predict`` opens checkpoints a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +21,6 @@ from ..evaluation.fusion import FUSIONS
 from ..evaluation.sheets import Sheet, write_sheets
 from ..evaluation.statistics import rounded
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
-from ..evaluation.windows import sliding
-from ..modalities import Modality
 from ..runtime import choose_device, limit_threads, provenance, write_json
 from .information import evenly_spaced
 from .network import Segmenter, load_segmenter
@@ -99,71 +98,40 @@ def open_checkpoint(
         ValueError: unreadable checkpoint or data, or the two differ in classes or sensors.
     """
     network = load_segmenter(path, device)
-    dataset = PreparedDataset(find_data(data, progress), split, list(network.modalities))
+    dataset = open_data(network, find_data(data, progress), split, network.modalities)
     if dataset.description.classes != network.classes:
         ours, theirs = (", ".join(names[:3]) for names in (network.classes, dataset.description.classes))
         raise ValueError(
             f"{path} predicts {len(network.classes)} classes ({ours}, …), {data} has "
             f"{len(dataset.description.classes)} ({theirs}, …)"
         )
-    dataset.modalities = normalised_as(network, dataset)
     return network, dataset
 
 
-def normalised_as(network: Segmenter, dataset: PreparedDataset) -> dict[str, Modality]:
-    """The data set's modalities, read as they are stored and normalised by the statistics that the network
-    was trained with.
+def open_data(network: Segmenter, root: str, split: str, sensors: Iterable[str]) -> PreparedDataset:
+    """A split whose images are read as they are stored, and normalised by the statistics that the network was
+    trained with.
 
     Raises:
-        ValueError: a sensor has other channels, or another unit, than the one of that name in training.
+        ValueError: a sensor is missing, or has other channels or another unit than that of its name in
+            training.
     """
-    result = {}
+    dataset = PreparedDataset(root, split, sensors)
     for name, theirs in dataset.modalities.items():
         ours = network.modalities[name]
         if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
             before, now = (f"{m.channels} channel(s) in {m.unit or 'no unit'}" for m in (ours, theirs))
             raise ValueError(
-                f"{name}: the network was trained on {before}, {dataset.root} has {now}; prepare the data in "
-                "the same unit"
+                f"{name}: the network was trained on {before}, {root} has {now}; prepare the data in the "
+                "same unit"
             )
-        result[name] = replace(ours, dtype=theirs.dtype, scale=theirs.scale, offset=theirs.offset)
-    return result
+        dataset.modalities[name] = replace(ours, dtype=theirs.dtype, scale=theirs.scale, offset=theirs.offset)
+    return dataset
 
 
 def fusion_name(network: Segmenter, config) -> str:
     """How predictions are fused: by the network itself, or by the rule ``config.fusion``."""
     return "centred" if network.config.fusion == "centred" else config.fusion
-
-
-def fusing(network: Segmenter, config) -> dict:
-    """``encode`` and ``fuse`` for ``evaluate_subsets``: the rule ``config.fusion``, on whole images
-    (``config.window`` 0 0) or on sliding windows.
-
-    Args:
-        config: with fusion, window and stride: of ``evaluate``, ``compare`` or ``predict``.
-
-    Raises:
-        ValueError: another rule than the mean for centred fusion; windows that do not fit.
-    """
-    centred = network.config.fusion == "centred"
-    if centred and config.fusion != "mean":
-        raise ValueError(
-            f"--fusion {config.fusion}: this network's fusion is centred on its first sensor; it has no "
-            "logits of single sensors; leave the option out"
-        )
-    if any(config.stride) and not any(config.window):
-        raise ValueError(
-            f"--stride {config.stride[0]} {config.stride[1]} without --window; give --window HEIGHT WIDTH too"
-        )
-
-    def encode(images: dict) -> dict:  # centred fusion has one entry: the prediction from all these sensors
-        return network(images, fuse=False)[0] if centred else network.modality_logits(images)
-
-    if any(config.window):
-        encode = sliding(encode, config.window, config.stride)
-    if centred:  # what it encodes depends on which sensors are there, so each subset is encoded by itself
-        return {"encode": lambda images: images, "fuse": lambda images: next(iter(encode(images).values()))}
-    return {"encode": encode, "fuse": None if config.fusion == "mean" else FUSIONS[config.fusion]}
 
 
 def begin(config: ScoringConfig) -> torch.device:
@@ -188,10 +156,9 @@ def score(
     """
     loading = {name: getattr(config, name) for name in ("batch_size", "workers", "progress")}
     loading["device"] = next(network.parameters()).device
-    options = fusing(network, config)
+    options, name = network.scoring(config.fusion, config.window, config.stride), fusion_name(network, config)
     scores = evaluate_subsets(dataset=data, **options, protocol=config.protocol, **loading)
-
-    failures, name = None, fusion_name(network, config)
+    failures = None
     if config.failures:
         # Every rule sees the same encodings; a network without logits of single sensors has one rule only.
         rules = {rule: FUSIONS[rule] for rule in ("mean", "agreement", "selection", "entropy")}
