@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from timm.models.eva import checkpoint_filter_fn
 
 from mmlib.runtime import read_tensor_header, read_tensors
 from mmlib.unsupervised import backbone
-from mmlib.unsupervised.backbone import NAMES, SHIPPED, PatchViT, load_backbone
+from mmlib.unsupervised.backbone import SHIPPED, BackboneName, PatchViT, load_backbone
 from mmlib.unsupervised.dinov3 import DINOV3, timm_keys
 
 create = timm.create_model
@@ -211,7 +212,7 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path, monkeypatch):
     file = save(state, tmp_path / "small.pth")
     with pytest.raises(
         ValueError,
-        match=r"not the weights of dinov3-small-plus.*Missing key.*blocks.0.mlp.fc1_g.weight",
+        match=r"small.pth: .*Missing key.*blocks.0.mlp.fc1_g.weight.*not weights of dinov3-small-plus",
     ):
         load_backbone("dinov3-small-plus", file)
     wide = {
@@ -221,15 +222,17 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"size mismatch for cls_token.*1, 1, 64"):
         load_backbone("dinov3-small", save(wide, tmp_path / "wide.safetensors"))
     without = {key: value for key, value in transformers(state).items() if "k_proj" not in key}
-    with pytest.raises(ValueError, match="size mismatch for blocks.0.attn.qkv.weight"):
+    with pytest.raises(
+        ValueError, match="half.bin: .*blocks.0.attn.k_proj.weight.*not weights of dinov3-small"
+    ):
         load_backbone("dinov3-small", save(without, tmp_path / "half.bin"))
     with pytest.raises(ValueError, match="nowhere.pth: no such file.*descriptors"):
         load_backbone("dinov3-small", tmp_path / "nowhere.pth")
     for broken in ("broken.pth", "broken.safetensors"):
         (tmp_path / broken).write_bytes(b"not weights")
-        with pytest.raises(ValueError, match=f"{broken}: cannot be read .*not a file of weights"):
+        with pytest.raises(ValueError, match=f"{broken}: cannot be read .*not weights of dinov3-small"):
             load_backbone("dinov3-small", tmp_path / broken)
-    with pytest.raises(ValueError, match="list.pth: cannot be read .*not a file of weights"):
+    with pytest.raises(ValueError, match="list.pth: cannot be read .*not weights of dinov3-small"):
         load_backbone("dinov3-small", save([1, 2], tmp_path / "list.pth"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: cannot be read .*a folder with model.safetensors"):
@@ -239,7 +242,7 @@ def test_weights_that_do_not_fit_are_refused(tiny, tmp_path, monkeypatch):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    with pytest.raises(ValueError, match="not a file of weights.*or damaged"):
+    with pytest.raises(ValueError, match="not weights of dinov3-small.*or damaged"):
         load_backbone("dinov3-small", save({"cls_token": Trap()}, tmp_path / "trap.pth"))
     assert not (tmp_path / "sprung").exists()
 
@@ -257,19 +260,19 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_unknown_names_and_needless_weights():
-    with pytest.raises(ValueError, match="backbone 'dino': expected one of descriptors, descriptors"):
+    with pytest.raises(ValueError, match="backbone dino: expected one of descriptors, descriptors"):
         load_backbone("dino")
     with pytest.raises(ValueError, match="made by hand"):
         load_backbone("descriptors", "random")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", get_args(BackboneName))
 def test_sizes_and_values_that_are_refused(tiny, name):
     made = load_backbone(name, "" if name == "descriptors" else "random")
     p = made.patch
-    with pytest.raises(ValueError, match=f"takes multiples of {p}; resize to {2 * p} × {3 * p}"):
+    with pytest.raises(ValueError, match=f"whole patches of {p} x {p}; resize to {2 * p} x {3 * p}"):
         made.extract(torch.zeros(1, 3, 2 * p + 1, 3 * p))
-    with pytest.raises(ValueError, match=f"of 4 × {p} pixels.*resize to {p} × {p}"):
+    with pytest.raises(ValueError, match=f"4 x {p} pixels.*resize to {p} x {p}"):
         made.extract(torch.zeros(1, 3, 4, p))
     for bad in (
         torch.full((1, 3, p, p), 255.0),
@@ -277,14 +280,6 @@ def test_sizes_and_values_that_are_refused(tiny, name):
         torch.full((1, 3, p, p), math.nan),
     ):
         with pytest.raises(ValueError, match=r"expected \[0, 1\]"):
-            made.extract(bad)
-    for bad in (
-        torch.zeros(3, p, p),
-        torch.zeros(1, 1, p, p),
-        torch.zeros(0, 3, p, p),
-        torch.zeros(1, 3, p, p, dtype=torch.uint8),
-    ):
-        with pytest.raises(ValueError, match="expects floats of shape"):
             made.extract(bad)
 
 
@@ -415,7 +410,7 @@ def test_weights_of_the_small_transformer_are_checked(tmp_path):
         load_backbone("vit", other)
     state = {key: value for key, value in read_tensors(SHIPPED).items() if key != "norm.bias"}
     for header, message in (
-        ({"segmenter": {}}, "not weights of the small transformer"),
+        ({"segmenter": {}}, "KeyError: 'vit'.*not weights of the small transformer"),
         ({"vit": {"channels": 96, "depth": 4, "heads": 3}}, "do not fit its description"),
     ):
         save_file(state, tmp_path / "vit.safetensors", {"mmlib": json.dumps(header)})
@@ -442,4 +437,6 @@ def test_a_mask_hides_what_is_below_it():
 
 
 def test_names_are_those_of_timm():
-    assert all(timm.is_model(model) for model in DINOV3.values()) and backbone.NAMES[0] == "descriptors"
+    assert (
+        all(timm.is_model(model) for model in DINOV3.values()) and get_args(BackboneName)[0] == "descriptors"
+    )

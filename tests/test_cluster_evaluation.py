@@ -72,7 +72,7 @@ def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
     tokens, saved = {}, load_clustering(tmp_path / "clustering.safetensors")
     for name, x in val.items():
         mean, std = (getattr(train[name], f)((0, 2, 3))[:, None, None] for f in ("mean", "std"))
-        np.testing.assert_allclose(saved.chain.mean[name], mean[:, 0, 0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(saved.chain.statistics[name][0], mean[:, 0, 0], rtol=1e-4, atol=1e-5)
         x = np.clip((x - mean) / np.where(std > 1e-6, std, 1), -3, 3)
         padded, smooth = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=np.nan), np.empty_like(x)
         for i, j in itertools.product(range(4), range(6)):
@@ -140,7 +140,7 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
     calls = captured(monkeypatch)
     evaluation = evaluate_clustering(None, found, prepared, 3, config)
     criteria = evaluation.report["criteria"]
-    codes = codes_of(None, found, prepared.tokens)
+    codes = codes_of(None, found.read, prepared.tokens)
     flat = codes.movedim(1, -1).reshape(2, -1, codes.shape[1])
     best = min((run for _, _, run in calls), key=lambda run: min(run.inertia))
     ids = (F.normalize(flat, dim=2) @ best.centroids.T).argmax(2)
@@ -161,7 +161,7 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
         assert criteria[f"explained/{name}"] == pytest.approx(explained[-1], abs=2e-5)
     assert (
         criteria["explained"] == pytest.approx(np.mean(explained), abs=2e-5)
-        and evaluation.criterion == criteria["explained"]
+        and evaluation.score == criteria["explained"]
     )
 
 
@@ -169,7 +169,7 @@ def test_points_are_drawn_from_all_codes_and_no_more_are_kept(data, monkeypatch,
     """Codes of all crops of a large data set do not fit into memory."""
     plan, prepared = shared(method="kmeans", tokens=TokenConfig("descriptors", crops=5))
     config = configured(data, method="kmeans", evaluation=replace(QUICK, kmeans_points=200, kmeans_seed=3))
-    codes = codes_of(None, plan, prepared.tokens)
+    codes = codes_of(None, plan.read, prepared.tokens)
     rows = codes.movedim(1, -1).flatten(0, -2)
     rng = np.random.default_rng(derived_seed(3, "points"))
     calls, sizes = captured(monkeypatch), []
@@ -178,7 +178,7 @@ def test_points_are_drawn_from_all_codes_and_no_more_are_kept(data, monkeypatch,
     evaluate_clustering(None, plan, prepared, 3, config)
     assert torch.equal(calls[0][0], rows[torch.from_numpy(rng.permutation(len(rows))[:200])])
     assert sizes == [5]  # only the scored split, which is written image by image
-    drawn, whole = inference.sample_codes(None, plan, prepared.tokens, 10**6, [2, 7, 40], 0)
+    drawn, whole = inference.sample_codes(None, plan.read, prepared.tokens, 10**6, [2, 7, 40], 0)
     assert len(drawn) == len(rows) and torch.equal(whole, codes[[2, 7, 40]])
 
 
@@ -186,22 +186,22 @@ def test_points_are_drawn_from_all_codes_and_no_more_are_kept(data, monkeypatch,
 def test_random_pairs_of_the_histogram_are_two_images(crops):
     """Every image has tokens of a direction of its own: a pair of one image has cosine 1, any other 0."""
     image = np.repeat(np.arange(8), crops)
-    tokens = Tokens({"rgb": np.eye(8, dtype=np.float32)[image][:, :, None, None]}, image)
-    prepared, plan = SimpleNamespace(tokens=tokens), SimpleNamespace(targets=["rgb"])
+    tokens = Tokens({"rgb": np.eye(8, dtype=np.float32)[image][:, :, None, None]}, crops)
+    plan = SimpleNamespace(targets=["rgb"])
     loss = SimpleNamespace(shifts=SimpleNamespace(numbers={"rgb": (0.5, 0.5, 0.5)}), centre=False)
-    result = inference.histograms(prepared, plan, loss)
+    result = inference.histograms(tokens, plan, loss)
     assert (result["rgb/self"]["attracted"], result["rgb/random"]["attracted"]) == (1, 0)
     assert sum(result["rgb/random"]["counts"]) == 8
 
 
 def test_the_histogram_counts_every_pair_and_marks_the_shift():
     arrays = {"rgb": np.random.default_rng(0).normal(size=(3, 4, 2, 3)).astype(np.float32)}
-    prepared, plan = SimpleNamespace(tokens=Tokens(arrays)), SimpleNamespace(targets=["rgb"])
+    tokens, plan = Tokens(arrays), SimpleNamespace(targets=["rgb"])
     unit = arrays["rgb"].reshape(3, 4, 6) / np.linalg.norm(arrays["rgb"].reshape(3, 4, 6), axis=1)[:, None]
     values = np.concatenate([(unit[k].T @ unit[k - 1]).ravel() for k in range(3)])
     for numbers, shift, attracted in (({"rgb": (9, 9, 0.1)}, 0.1, (values > 0.1).mean()), ({}, None, 0)):
         loss = SimpleNamespace(shifts=SimpleNamespace(numbers=numbers), centre=False)
-        result = inference.histograms(prepared, plan, loss)["rgb/random"]
+        result = inference.histograms(tokens, plan, loss)["rgb/random"]
         assert sum(result["counts"]) == 3 * 36 and result["shift"] == shift
         assert result["attracted"] == pytest.approx(attracted, abs=1e-4)
         edges = np.linspace(result["low"], result["high"], 41)
@@ -292,11 +292,11 @@ def test_few_images(tmp_path):
     assert (
         cluster(configured(two, tmp_path / "a", neighbours=1))["scores"]["rule"] == "hungarian"
     )  # three clusters of two images
-    with pytest.raises(ValueError, match="k=3, but 2 entries leave 1 neighbours"):
+    with pytest.raises(ValueError, match="--neighbours 3: 2 entries leave 1 outside"):
         cluster(configured(two, tmp_path / "b"))
     one = str(toy.make(tmp_path / "one", train=1, val=1))
     assert cluster(configured(one, tmp_path / "c", "kmeans"))["scores"]["accuracy"]["all"] > 30
-    with pytest.raises(ValueError, match="k=3, but 1 entries leave 0 neighbours"):
+    with pytest.raises(ValueError, match="--neighbours 3: 1 entries leave 0 outside"):
         cluster(configured(one, tmp_path / "d"))
     with pytest.raises(
         ValueError, match="random pairs need another image, and the batch size is 1; use two images or more"

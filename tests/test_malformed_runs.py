@@ -392,8 +392,8 @@ SEGMENTED = [
     ),
     (CLUSTERS, "empty", holds(b""), "not a file"),
     (CLUSTERS, "gone", goes, "no such file"),
-    (CLUSTERS, "std less", tensor("tokens.std.rgb", ...), "mean and a positive std"),
-    (CLUSTERS, "std 0", tensor("tokens.std.rgb", torch.zeros_like), "mean and a positive std"),
+    (CLUSTERS, "std less", tensor("tokens.std.rgb", ...), "KeyError: 'tokens.std.rgb'.*not a clustering"),
+    (CLUSTERS, "std 0", tensor("tokens.std.rgb", torch.zeros_like), "a positive std"),
     (CLUSTERS, "NaN", tensor("tokens.mean.rgb", broken), "NaN or infinite"),
     ("coral/clustering.safetensors", "half", cut(0.5), "not a file"),
     (

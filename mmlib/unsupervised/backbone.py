@@ -15,14 +15,14 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import check_value
 from ..runtime import derived_seed, load_into, read_tensor_header, read_tensors, reading
 from .dinov3 import DINOV3, DINOv3
 
@@ -35,7 +35,6 @@ BackboneName = Literal[
     "dinov3-base",
     "dinov3-large",
 ]
-NAMES = get_args(BackboneName)
 # Part of every backbone's key, on which cached tokens and finished runs depend. Raise it when a network, or
 # the normalisation before it, returns other tokens than before for the same picture and weights; names,
 # comments and speed do not count.
@@ -48,11 +47,12 @@ class Backbone:
     """A frozen feature extractor.
 
     Attributes:
-        name: one of ``NAMES``.
+        name: a ``BackboneName``.
         channels: C, the length of a token.
         patch: side of the square of pixels that a token stands for.
         key: hex digest of name, ``VERSION`` and weights; equal keys mean equal tokens.
         network: module (N, 3, H, W) -> (N, C, H/patch, W/patch), in eval mode.
+        device: where the network lives.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Backbone:
     patch: int
     key: str
     network: nn.Module
+    device: torch.device | str
 
     @torch.no_grad()
     def extract(self, images: Tensor) -> Tensor:
@@ -67,37 +68,33 @@ class Backbone:
         device.
 
         Raises:
-            ValueError: another shape, values outside [0, 1] or not finite, or a size that the patch does not
-                divide.
+            ValueError: values outside [0, 1] or not finite, or a size that the patch does not divide.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
-            raise ValueError(
-                f"pictures are {tuple(images.shape)} {images.dtype}; {self.name} expects floats of shape "
-                "(N, 3, H, W)"
-            )
-        height, width = images.shape[-2:]
-        fitting = [max(1, round(side / self.patch)) * self.patch for side in (height, width)]
-        if fitting != [height, width]:
-            raise ValueError(
-                f"pictures of {height} × {width} pixels: {self.name} has patches of {self.patch} × "
-                f"{self.patch} pixels and takes multiples of {self.patch}; resize to "
-                f"{' × '.join(map(str, fitting))}"
-            )
-        low, high = (float(v) for v in torch.aminmax(images))
+        check_size(images.shape[2:], self.patch, self.name)
+        low, high = torch.aminmax(images)
         if not (-1e-4 <= low and high <= 1 + 1e-4):  # false for NaN, too
             raise ValueError(
-                f"pictures have values from {low:g} to {high:g}; expected [0, 1]: divide bytes by 255, send "
+                f"{self.name}: values from {low:g} to {high:g}, expected [0, 1]: divide bytes by 255, send "
                 "sensors through pictures.as_picture"
             )
-        device = next(chain(self.network.parameters(), self.network.buffers())).device
-        return self.network(images.to(device, torch.float32))
+        return self.network(images.to(self.device, torch.float32))
+
+
+def check_size(size: tuple[int, int], patch: int, where: str) -> None:
+    """Raise ValueError unless a picture of ``size`` is made of whole patches; says which size is."""
+    fitting = [max(1, round(side / patch)) * patch for side in size]
+    if fitting != [*size]:
+        raise ValueError(
+            f"{where}: {' x '.join(map(str, size))} pixels are not made of whole patches of {patch} x "
+            f"{patch}; resize to {' x '.join(map(str, fitting))}"
+        )
 
 
 def load_backbone(name: str, weights: str | Path = "", device: torch.device | str = "cpu") -> Backbone:
     """Build a frozen backbone.
 
     Args:
-        name: one of ``NAMES``.
+        name: a ``BackboneName``.
         weights: "" = those that belong to the name (DINOv3: from the Hugging Face hub, by timm; vit: shipped
             with the library); a file (DINOv3: .safetensors, .pth or .bin with the keys of timm, of Meta's
             repository or of Hugging Face Transformers; vit: written by ``notebooks/results/pretrain.py``); a
@@ -109,8 +106,7 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
         ValueError: unknown name; weights that are missing, out of reach, damaged, of another size or another
             network.
     """
-    if name not in NAMES:
-        raise ValueError(f"backbone {name!r}: expected one of {', '.join(NAMES)}")
+    check_value("backbone", name, BackboneName)
     if name == "descriptors" and weights:
         raise ValueError(
             f"weights {str(weights)!r}: 'descriptors' are made by hand and have none; leave the weights empty"
@@ -120,25 +116,29 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
         torch.manual_seed(derived_seed("random", name))
         if name in DINOV3:
             network = DINOv3(name, str(weights))
+        elif name == "descriptors":
+            network = Descriptors()
         else:
-            makers = {"descriptors": Descriptors, "vit": partial(_load_vit, weights)}
-            parts = [makers[part]() for part in name.split("+")]
-            network = Beside(*parts) if len(parts) > 1 else parts[0]
+            network = _load_vit(weights)
+            if name != "vit":
+                network = Beside(Descriptors(), network)
     network = network.eval().requires_grad_(False).to(device)
     digest = hashlib.sha256(f"{name} {VERSION}".encode())
     for key, value in sorted(network.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)}".encode())
-        digest.update(value.float().cpu().contiguous().numpy().tobytes())
-    return Backbone(name, network.channels, network.patch, digest.hexdigest()[:16], network)
+        digest.update(value.float().cpu().numpy().tobytes())
+    return Backbone(name, network.channels, network.patch, digest.hexdigest()[:16], network, device)
 
 
 class Beside(nn.Module):
-    """Tokens of several networks of one patch size, joined along the channels."""
+    """Tokens of several networks with patches of 8 × 8 pixels, joined along the channels."""
+
+    patch = 8
 
     def __init__(self, *parts: nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.channels, self.patch = sum(part.channels for part in parts), parts[0].patch
+        self.channels = sum(part.channels for part in parts)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([part(images) for part in self.parts], 1)
@@ -155,16 +155,15 @@ class Descriptors(nn.Module):
     amplitudes within the patch, which tells an even texture from a single edge.
     """
 
-    patch, scales, directions, channels = 8, 3, 4, 3 + 3 + 2 + 2 * 3 * 4 + 2 * 4
-    opponent = ((3**-0.5, 3**-0.5, 3**-0.5), (2**-0.5, -(2**-0.5), 0.0), (6**-0.5, 6**-0.5, -2 * 6**-0.5))
+    patch, channels = 8, 40
 
     def __init__(self):
         super().__init__()
         grid = torch.arange(-4.0, 5.0, dtype=torch.float64)
         window = torch.exp(-(grid[:, None] ** 2 + grid[None] ** 2) / 8)
         filters = []
-        for k in range(self.directions):
-            angle = math.pi * k / self.directions
+        for k in range(4):
+            angle = math.pi * k / 4
             # A wavelength of 4 pixels along the direction.
             phase = (math.cos(angle) * grid[None] + math.sin(angle) * grid[:, None]) * (math.pi / 2)
             even, odd = window * phase.cos(), window * phase.sin()
@@ -172,14 +171,14 @@ class Descriptors(nn.Module):
             # Unit norm: white noise answers alike in every direction.
             filters += [even / even.norm(), odd / odd.norm()]
         self.register_buffer("filters", torch.stack(filters)[:, None].float(), persistent=False)
-        self.register_buffer("colours", torch.tensor(self.opponent), persistent=False)
+        opponent = torch.tensor([[1, 1, 1], [1, -1, 0], [1, 1, -2]], dtype=torch.float64)
+        self.register_buffer("colours", F.normalize(opponent).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         # Colour: mean, spread, and the differences relative to the intensity.
+        patches = lambda maps: maps.unflatten(2, (-1, 8)).unflatten(4, (-1, 8))
         colours = torch.einsum("oc,nchw->nohw", self.colours, images)
-        deviation, mean = torch.std_mean(
-            colours.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)), (3, 5), correction=0
-        )
+        deviation, mean = torch.std_mean(patches(colours), (3, 5), correction=0)
         relative = mean[:, 1:] / (mean[:, :1] + 0.05)
         # The intensity, raw and locally normalised, goes through a pyramid of Gabor filters.
         grey = colours[:, :1] / 3**0.5
@@ -187,20 +186,13 @@ class Descriptors(nn.Module):
         local = grey - around(grey)
         level = torch.cat([grey, local / (around(local**2).sqrt() + 0.02)])
         texture = []
-        for scale in range(self.scales):
-            side = 8 >> scale  # of a patch at this level of the pyramid
-            even, odd = (
-                F.conv2d(F.pad(level, (4, 4, 4, 4), mode="replicate"), self.filters)
-                .unflatten(1, (-1, 2))
-                .unbind(2)
-            )
-            amplitude = (even**2 + odd**2).sqrt()
-            pooled = F.avg_pool2d(amplitude, side) + 1e-2
+        for scale in range(3):
+            answers = F.conv2d(F.pad(level, (4, 4, 4, 4), mode="replicate"), self.filters)
+            amplitude = answers.unflatten(1, (-1, 2)).square().sum(2).sqrt()
+            pooled = F.avg_pool2d(amplitude, 8 >> scale) + 1e-2  # over a patch at this level of the pyramid
             texture.append(pooled.log())
             if scale == 0:
-                texture.append(
-                    amplitude.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).std((3, 5), correction=0) / pooled
-                )
+                texture.append(patches(amplitude).std((3, 5), correction=0) / pooled)
             level = F.avg_pool2d(level, 2)
         # The batch holds raw and normalised intensity one after the other; they become channels.
         texture = torch.cat([torch.cat(part.chunk(2), 1) for part in texture], 1)
@@ -248,13 +240,9 @@ def _load_vit(weights: str | Path) -> PatchViT:
     if str(weights) == "random":
         return PatchViT()
     path = Path(weights or SHIPPED)
-    header = read_tensor_header(path)
-    if "vit" not in header:
-        raise ValueError(
-            f"{path}: not weights of the small transformer; give a vit.safetensors of "
-            "notebooks/results/pretrain.py"
-        )
-    with reading(path, "weights of a transformer that this version can build"):
-        network = PatchViT(**header["vit"])
+    with reading(
+        path, "weights of the small transformer (a vit.safetensors of notebooks/results/pretrain.py)"
+    ):
+        network = PatchViT(**read_tensor_header(path)["vit"])
     load_into(network, read_tensors(path), path)
     return network

@@ -190,7 +190,7 @@ def save_clustering(path: str | Path, clustering: Clustering) -> None:
     header = {name: getattr(clustering, name) for name in ("mapping", "classes", "palette", "settings")}
     header |= {
         "chain": {"smooth": chain.smooth, "centre": chain.centre},
-        "standardized": chain.mean is not None,
+        "standardized": bool(chain.statistics),
         "network": None,
     }
     if net is not None:
@@ -228,7 +228,7 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
         (clusters, dim), classes = clustering.centroids.shape, len(clustering.classes)
         mapping = [-1] * clusters if clustering.mapping is None else clustering.mapping
         if (
-            (chain.mean is not None) != standardized
+            bool(chain.statistics) != standardized
             or not clustering.centroids.is_floating_point()
             or (net and dim != net.config.dim)
             or len(mapping) != clusters

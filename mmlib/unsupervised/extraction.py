@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,10 +24,11 @@ from ..data.images import map_npy, write_image
 from ..data.prepared import PreparedDataset
 from ..runtime import data_dir, digest_files, exclusive, progress_bar
 from . import pictures
-from .backbone import Backbone, BackboneName
-from .pictures import DepthForm, as_picture, five_crop, resize_picture, working_size
-from .tokens import TokenChain, Tokens
+from .backbone import Backbone, BackboneName, check_size
+from .pictures import DepthForm, as_picture, five_crop, resize_picture
+from .tokens import TokenChain, Tokens, summands
 
+HEADER = 128  # bytes before the numbers of a .npy file of one image
 # The fields of a Modality on which its picture depends.
 PICTURED = ("channels", "low", "high", "dtype", "scale", "offset", "compress", "picture")
 
@@ -72,9 +74,9 @@ class TokenConfig:
         if not is_on(self.standardize):
             return chain
         chain = chain.fit(train)
-        for name, std in chain.std.items():
+        for name, (mean, std) in chain.statistics.items():
             # A std of exactly 1 marks a channel that is constant to the last bit.
-            if ((std == 1) | (std <= 1e-4 + 2**-10 * chain.mean[name].abs())).all():
+            if ((std == 1) | (std <= 1e-4 + 2**-10 * mean.abs())).all():
                 raise ValueError(
                     f"{name}: its images have constant features; leave it out with --modalities, or look at "
                     "its files and range"
@@ -88,40 +90,29 @@ class Shards:
     """
 
     def __init__(self, files: list[Path], shape: tuple[int, int, int, int]):
-        self.files, self.crops = files, shape[0]
+        self.files, self.of_image = files, shape
         self.shape = (len(files) * shape[0], *shape[1:])
-        self.size = int(np.prod(self.shape))
-        self.nbytes = 2 * self.size
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def load(self, path: Path) -> np.ndarray:
-        """One image's file, memory-mapped. ValueError: missing, damaged, or of another shape; names it."""
-        array, shape = map_npy(path), (self.crops, *self.shape[1:])
-        if array.dtype != np.float16 or array.shape != shape:
-            raise ValueError(
-                f"{path}: holds {array.dtype} {array.shape}, expected float16 {shape}; delete it and run "
-                "again"
-            )
-        return array
 
     def __getitem__(self, index) -> np.ndarray:
-        entries = np.arange(len(self))[index]
+        """Entries of some numbers. Raises ValueError: a file is missing or damaged; names it."""
+        entries = np.arange(self.shape[0])[index]
         values = np.empty((len(entries), *self.shape[1:]), np.float16)
         for value, entry in zip(values, entries):
-            value[...] = self.load(self.files[entry // self.crops])[entry % self.crops]
+            path, crop = self.files[entry // self.of_image[0]], entry % self.of_image[0]
+            array = map_npy(path)
+            if array.dtype != np.float16 or array.shape != self.of_image:
+                raise ValueError(
+                    f"{path}: holds {array.dtype} {array.shape}, expected float16 {self.of_image}; delete it "
+                    "and run again"
+                )
+            value[...] = array[crop]
         return values
 
     def missing(self) -> list[int]:
-        """Images without a whole file: it was never written, or is damaged."""
-        indices = []
-        for index, path in enumerate(self.files):
-            try:
-                self.load(path)
-            except ValueError:
-                indices.append(index)
-        return indices
+        """Images without a file of the right length: it was never written, or is damaged."""
+        length = HEADER + 2 * prod(self.of_image)
+        lengths = (path.stat().st_size if path.exists() else 0 for path in self.files)
+        return [index for index, actual in enumerate(lengths) if actual != length]
 
 
 def extract_tokens(
@@ -155,102 +146,69 @@ def extract_tokens(
     check_settings(settings)
     size = settings.size if train or not any(settings.eval_size) else settings.eval_size
     crops = settings.crops if train else 1
-    names = list(dataset.modalities if names is None else names)
-    parts = {name: name.split("+") for name in names}
-    if unknown := {part for name in names for part in parts[name]} - set(dataset.modalities):
-        raise ValueError(
-            f"tokens: unknown modality {', '.join(map(repr, sorted(unknown)))}; the data set was opened with "
-            f"{', '.join(dataset.modalities)}; a sum is written 'rgb+depth'"
-        )
+    names = summands(names or dataset.modalities)
     # Only the sensors that are needed are read, and no label.
-    sensors = [name for name in dataset.modalities if any(name in each for each in parts.values())]
-    reader = PreparedDataset(dataset.root, dataset.split, sensors)
+    reader = PreparedDataset(dataset.root, dataset.split, list(dict.fromkeys("+".join(names).split("+"))))
     reader.rows, reader.labelled = dataset.rows, False
-    reader.modalities = {name: dataset.modalities[name] for name in sensors}
-    ids = [row["id"] for row in reader.rows]
     native = reader.stored(0)[1].shape
-    picture_size = working_size(native, size, crops, backbone.patch, ids[0])
-    shape = (crops, backbone.channels, *(side // backbone.patch for side in picture_size))
-    folder = (
-        data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{picture_size[0]}x{picture_size[1]}-{crops}"
-    )
+    height, width = size if any(size) else (side // (2 if crops == 5 else 1) for side in native)
+    check_size((height, width), backbone.patch, f"{reader.root}, --crops {crops}")
+    shape = (crops, backbone.channels, height // backbone.patch, width // backbone.patch)
+    folder = data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{height}x{width}-{crops}"
 
-    def picture_of(index: int) -> dict[str, Tensor]:
-        """Sensor -> pictures (crops, 3, height, width) of one image."""
+    def key_of(index: int) -> str:
+        """What the picture of one image depends on: the files, and all that makes a picture of them."""
+        keys = []
+        for sensor, (path, *_) in reader.files(index).items():
+            modality = reader.modalities[sensor]
+            looks = {name: getattr(modality, name) for name in PICTURED}
+            if modality.picture == "range" and modality.channels == 1:
+                looks["form"] = settings.depth_form
+            file = digest_files(reader.root, [path])
+            keys.append(json.dumps([file, pictures.VERSION, looks], sort_keys=True))
+        return " + ".join(keys)
+
+    def picture_of(index: int) -> Tensor:
+        """(crops, 3, height, width) of one image: the mean picture of the sensors that are read."""
         images, label = reader.physical(index)
-        if working_size(label.shape, size, crops, backbone.patch, ids[index]) != picture_size:
+        if label.shape != native and not any(size):
             raise ValueError(
-                f"tokens: image {ids[index]!r} has {tuple(label.shape)} pixels, the first one {native}; "
-                f"give one size for all, such as size={picture_size}"
+                f"sample {reader.rows[index]['id']!r}: {tuple(label.shape)} pixels, not {native} as the "
+                "first; give one --size for all"
             )
-        result = {}
-        for name, image in images.items():
-            picture = as_picture(reader.modalities[name], image, settings.depth_form)
-            result[name] = resize_picture(five_crop(picture) if crops == 5 else picture[None], picture_size)
-        return result
+        each = []
+        for sensor, image in images.items():
+            picture = as_picture(reader.modalities[sensor], image, settings.depth_form)
+            each.append(resize_picture(five_crop(picture) if crops == 5 else picture[None], (height, width)))
+        return sum(each) / len(each)
 
-    picture_keys = [_picture_keys(reader, index, settings.depth_form) for index in range(len(reader))]
-    shards = {}
+    def fill(shards: Shards, title: str) -> None:
+        """Extract the files that are missing, some images at a time."""
+        missing, step = shards.missing(), max(1, settings.extract_batch // crops)
+        folder.mkdir(parents=True, exist_ok=True)
+        needed = 2 * prod(shape) * len(missing)
+        if needed > shutil.disk_usage(folder).free:
+            raise OSError(
+                f"{folder}: no room for {needed / 1e6:.1f} MB of tokens; make room, ask for a smaller size, "
+                "or set MMLIB_DATA to a folder on a larger disk"
+            )
+        for start in progress_bar(range(0, len(missing), step), desc=title, progress=progress):
+            indices = missing[start : start + step]
+            tokens = backbone.extract(torch.cat([picture_of(index) for index in indices])).cpu().half()
+            for index, own in zip(indices, tokens.split(crops)):
+                if not torch.isfinite(own).all():
+                    raise ValueError(
+                        f"{title}, image {reader.rows[index]['id']!r}: not finite in float16 (limit 65504); "
+                        "check the backbone's weights and that image"
+                    )
+                write_image(shards.files[index], own.numpy())
+
+    arrays = {}
     for name in names:
-        keys = [" + ".join(key[part] for part in parts[name]) for key in picture_keys]
-        files = [folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy" for key in keys]
-        shards[name] = Shards(files, shape)
-    if any(shard.missing() for shard in shards.values()):
-        with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
-            _extract(
-                shards, parts, picture_of, backbone, ids, max(1, settings.extract_batch // crops), progress
-            )
-    return Tokens(shards, np.repeat(np.arange(len(reader)), crops), device=device)
-
-
-def _picture_keys(reader: PreparedDataset, index: int, depth_form: str) -> dict[str, str]:
-    """Sensor -> what its picture of one image depends on: the file's content, and all that makes a picture of
-    it.
-    """
-    keys, files = {}, reader.files(index)
-    for name, modality in reader.modalities.items():
-        settings = {key: value for key, value in asdict(modality).items() if key in PICTURED}
-        if modality.picture == "range" and modality.channels == 1:
-            settings["form"] = depth_form
-        file = digest_files(reader.root, [files[name][0]])
-        keys[name] = json.dumps([file, pictures.VERSION, settings], sort_keys=True)
-    return keys
-
-
-def _extract(shards: dict[str, Shards], parts, picture_of, backbone, ids, step: int, progress: bool) -> None:
-    """Write the files that are missing, ``step`` images at a time.
-
-    Raises:
-        ValueError: a value that is not finite in float16.
-        OSError: too little room.
-    """
-    missing = {name: set(shard.missing()) for name, shard in shards.items()}
-    folder = next(iter(shards.values())).files[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(len(missing[name]) * shard.nbytes // len(shard.files) for name, shard in shards.items())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"{folder}: the tokens need {needed / 1e6:.1f} MB more, {free / 1e6:.1f} MB are free; make room, "
-            "ask for a smaller size, or set MMLIB_DATA to a folder on a larger disk"
-        )
-    indices = torch.tensor(sorted(set().union(*missing.values())))
-    title = f"tokens of {', '.join(shards)}"
-    with progress_bar(total=len(indices), desc=title, unit="image", progress=progress) as bar:
-        for chunk in map(Tensor.tolist, indices.split(step)):
-            images = {index: picture_of(index) for index in chunk}
-            for name, shard in shards.items():
-                todo = [index for index in chunk if index in missing[name]]
-                if not todo:
-                    continue
-                # The picture of "rgb+thermal" is the mean of the two.
-                mixed = [sum(images[i][part] for part in parts[name]) / len(parts[name]) for i in todo]
-                tokens = backbone.extract(torch.cat(mixed)).cpu()
-                for index, own in zip(todo, tokens.half().split(shard.crops)):
-                    if not torch.isfinite(own).all():
-                        raise ValueError(
-                            f"{name}, image {ids[index]!r}: tokens are not finite in float16 (limit 65504); "
-                            "check the backbone's weights and that image"
-                        )
-                    write_image(shard.files[index], own.numpy())
-            bar.update(len(chunk))
+        reader.modalities = {sensor: dataset.modalities[sensor] for sensor in name.split("+")}
+        digests = (hashlib.sha256(key_of(i).encode()).hexdigest()[:24] for i in range(len(reader)))
+        arrays[name] = Shards([folder / f"{name}-{digest}.npy" for digest in digests], shape)
+        if arrays[name].missing():
+            with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
+                fill(arrays[name], f"tokens of {name}")
+    return Tokens(arrays, crops, device=device)

@@ -61,54 +61,48 @@ class Evaluation:
     Attributes:
         clustering: the clusters, named by the classes of the scored split where it has labels.
         codes: (n, D, h, w) of the scored split, on the CPU.
-        miou: in per cent; NaN without labels.
-        criterion: value of the label-free criterion that the settings name.
+        score: what the settings select by: the label-free criterion that they name, or mIoU in per cent.
         line: the line of the history.
         report: the part of the report that is measured.
     """
 
     clustering: Clustering
     codes: Tensor
-    miou: float
-    criterion: float
+    score: float
     line: dict
     report: dict
 
 
-def code_batches(model, plan, tokens: Tokens) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield (entries, their codes (B, D, h, w) on the CPU) of all tokens, in order. Without a model a code is
-    what k-means sees of tokens: unit length per input, concatenated.
+@torch.no_grad()
+def code_batches(model, names, tokens: Tokens) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Yield (entries, their codes (B, D, h, w) on the CPU) of all tokens, in order. ``names`` are read.
+    Without a model a code is what k-means sees of tokens: unit length per input, concatenated.
     """
-    if model is not None:
-        model.eval()
+    joined = lambda batch: torch.cat([F.normalize(maps, dim=1) for maps in batch.values()], 1)
+    encode = model.eval() if model else joined
     for entries in np.array_split(np.arange(len(tokens)), -(-len(tokens) // 32)):
-        batch = tokens.batch(entries, plan.read)
-        with torch.no_grad():
-            unit = [F.normalize(maps, dim=1) for maps in batch.values()]
-            yield entries, (torch.cat(unit, 1) if model is None else model(batch)).cpu()
+        yield entries, encode(tokens.batch(entries, names)).cpu()
 
 
-def codes_of(model, plan, tokens: Tokens) -> Tensor:
+def codes_of(model, names, tokens: Tokens) -> Tensor:
     """Codes (n, D, h, w) of all tokens on the CPU."""
-    return torch.cat([codes for _, codes in code_batches(model, plan, tokens)])
+    return torch.cat([codes for _, codes in code_batches(model, names, tokens)])
 
 
-def sample_codes(model, plan, tokens: Tokens, points: int, entries, seed: int) -> tuple[Tensor, Tensor]:
+def sample_codes(model, names, tokens: Tokens, points: int, entries, seed: int) -> tuple[Tensor, Tensor]:
     """(points, D) codes drawn from all places of all entries, and the whole codes (len(entries), D, h, w) of
     some entries, numbers that increase. Nothing else is kept: the codes of all crops of a large data set do
     not fit into memory.
     """
     patches = tokens.grid[0] * tokens.grid[1]
     places = np.random.default_rng(seed).permutation(len(tokens) * patches)[:points]
-    drawn, positions, whole = [], [], []
-    for part, codes in code_batches(model, plan, tokens):
-        # The places that lie in this batch; afterwards the points return to the order of the draw.
-        start = part[0] * patches
-        inside = np.flatnonzero((places >= start) & (places < start + len(part) * patches))
-        positions.append(inside)
-        drawn.append(codes.movedim(1, -1).flatten(0, -2)[places[inside] - start])
+    ascending, drawn, whole = np.sort(places), [], []
+    for part, codes in code_batches(model, names, tokens):
+        inside = ascending[np.isin(ascending // patches, part)] - part[0] * patches
+        drawn.append(codes.movedim(1, -1).flatten(0, -2)[inside])
         whole.append(codes[np.isin(part, entries)])
-    return torch.cat(drawn)[np.argsort(np.concatenate(positions))], torch.cat(whole)
+    # In the order of the draw.
+    return torch.cat(drawn)[np.searchsorted(ascending, places)], torch.cat(whole)
 
 
 @torch.no_grad()
@@ -118,20 +112,17 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     """
     settings, tokens, scored = config.evaluation, prepared.tokens, prepared.scored
     # Codes of the training split: points for k-means; entries for the criteria, or all for a linear probe.
-    entries = np.unique(np.concatenate(criteria_pairs(len(tokens))))
-    if settings.linear_steps:
-        entries = np.arange(len(tokens))
+    pairs = criteria_pairs(len(tokens))
+    entries = np.arange(len(tokens)) if settings.linear_steps else np.unique(pairs)
     seed = derived_seed(settings.kmeans_seed, "points")
-    points, codes = sample_codes(model, plan, tokens, settings.kmeans_points, entries, seed)
+    points, codes = sample_codes(model, plan.read, tokens, settings.kmeans_points, entries, seed)
     seeds = [derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31 for r in range(settings.repeats)]
     runs = [kmeans(points, clusters, restarts=settings.restarts, seed=seed) for seed in seeds]
     repeats = [{"inertia": min(run.inertia)} for run in runs]
     best = min(range(len(runs)), key=lambda r: repeats[r]["inertia"])
     means = runs[best]
-    criteria = label_free(
-        lambda indices: codes[np.searchsorted(entries, indices)], plan, prepared, means, runs
-    )
-    collapse = diagnostics.collapse(points, means.centroids)
+    criteria = label_free(codes[np.searchsorted(entries, pairs)], plan, prepared, means, runs)
+    score, collapse = criteria[settings.criterion], diagnostics.collapse(points, means.centroids)
     line = {"criteria": criteria} | collapse
     report = {
         "split": settings.split,
@@ -141,51 +132,56 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         "criteria": criteria,
         "criterion": settings.criterion,
         "collapse": collapse,
-        "histograms": histograms(prepared, plan, loss) if model else {},
+        "histograms": histograms(tokens, plan, loss) if model else {},
     }
     # Codes of the scored split, which is assigned to clusters image by image, and scored where it has labels.
-    scored_codes = codes_of(model, plan, prepared.scored_tokens)
-    named, value = Clustering(means.centroids), float("nan")
+    scored_codes = codes_of(model, plan.read, prepared.scored_tokens)
+    named = Clustering(means.centroids)
     if scored.labelled:
         classes = scored.description.classes
-        summary = lambda result: {"miou": result.miou(), "accuracy": result.accuracy()}
+        summary = lambda scores: {"miou": scores.miou(), "accuracy": scores.accuracy()}
 
         def scores_of(centroids: Tensor) -> ClusterScores:
             return score_clusters(clustering.count(scored_codes, scored, centroids, settings.guide), classes)
 
         scores_of_runs = [scores_of(run.centroids) for run in runs]
+        for entry, scores in zip(repeats, scores_of_runs):
+            entry |= summary(scores)
         scores = scores_of_runs[best]
-        for entry, result in zip(repeats, scores_of_runs):
-            entry |= summary(result)
         report["scores"] = scores.to_dict()
         report["many_to_one"] = summary(score_clusters(scores.counts, classes, "many-to-one"))
-        if model is not None:
+        if model:
             report["online_probe"] = summary(scores_of(model.probe.centroids.cpu()))
         if settings.linear_steps:
             report["linear_probe"] = summary(linear_probe(codes, scored_codes, prepared, settings))
         named = Clustering(means.centroids, scores.mapping.tolist(), classes, scored.description.palette)
-        value = scores.miou()
-        line = {name: round(score, 3) for name, score in summary(scores).items()} | line
-    return Evaluation(named, scored_codes, value, criteria[settings.criterion], line, report)
+        line = {name: round(value, 3) for name, value in summary(scores).items()} | line
+        if config.select == "labels":
+            score = scores.miou()
+    return Evaluation(named, scored_codes, score, line, report)
 
 
-def criteria_pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training entries whose pairs the criteria look at: at most 48 at random, and another one for each."""
+def criteria_pairs(count: int) -> np.ndarray:
+    """(2, n) training entries whose pairs the criteria look at: at most 48 at random, and another one for
+    each.
+    """
     rng = np.random.default_rng(derived_seed(0, "criteria"))
     first = rng.choice(count, min(48, count), replace=False)
-    return first, (first + rng.integers(1, max(2, count), len(first))) % count
+    return np.stack([first, (first + rng.integers(1, max(2, count), len(first))) % count])
 
 
-def label_free(code_of, plan, prepared, means: KMeans, runs: list[KMeans]) -> dict[str, float]:
+def label_free(codes: Tensor, plan, prepared, means: KMeans, runs: list[KMeans]) -> dict[str, float]:
     """The criteria on training entries (``diagnostics`` says what fools each), explained correspondences also
-    by input. ``code_of`` maps entries of ``criteria_pairs`` to their codes (B, D, h, w).
+    by input. ``codes`` (2, n, D, h, w) are those of ``criteria_pairs``.
     """
-    pairs = criteria_pairs(len(prepared.tokens))
-    tokens = prepared.tokens.batch(np.concatenate(pairs), plan.extracted)
+    entries = criteria_pairs(len(prepared.tokens)).ravel()
     # Centred frozen correspondences F' (Eq. 2) of each pair.
-    F_ = {name: centred(cosine(*all_points(maps).chunk(2))).cpu() for name, maps in tokens.items()}
-    first, second = (code_of(indices).movedim(1, -1).flatten(0, -2) for indices in pairs)
-    ids = lambda points, centroids: nearest_centroid(points, centroids)[0].reshape(len(pairs[0]), -1)
+    F_ = {
+        name: centred(cosine(*all_points(maps).chunk(2))).cpu()
+        for name, maps in prepared.tokens.batch(entries, plan.extracted).items()
+    }
+    first, second = codes.movedim(2, -1).flatten(1, -2)
+    ids = lambda points, centroids: nearest_centroid(points, centroids)[0].reshape(codes.shape[1], -1)
     explained, parts = diagnostics.explained_correspondence(
         F_, ids(first, means.centroids), ids(second, means.centroids)
     )
@@ -197,14 +193,14 @@ def label_free(code_of, plan, prepared, means: KMeans, runs: list[KMeans]) -> di
     return {name: round(float(value), 5) for name, value in values.items()}
 
 
-def histograms(prepared, plan, loss) -> dict[str, dict]:
+def histograms(tokens: Tokens, plan, loss) -> dict[str, dict]:
     """Centred correspondences F' of self and random pairs of 16 training images at most, by target, with b
     and the share of pairs above it, which attract (adaptive b: none). One entry an image, another crop from
     image to image, so that a random pair is never two crops of one image.
     """
-    _, start, crops = np.unique(prepared.tokens.image, return_index=True, return_counts=True)
-    index, result = (start + np.arange(len(start)) % crops)[:16], {}
-    for name, maps in prepared.tokens.batch(index, plan.targets).items():
+    images, result = np.arange(len(tokens) // tokens.crops)[:16], {}
+    entries = images * tokens.crops + images % tokens.crops
+    for name, maps in tokens.batch(entries, plan.targets).items():
         points = all_points(maps)
         for pair, other in (("self", points), ("random", points.roll(1, 0))):
             F_ = cosine(points, other)
@@ -229,7 +225,6 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
     The released code trains it beside the network instead; codes are detached either way.
     """
     classes = prepared.data.description.classes
-    label_of = lambda data, index: torch.from_numpy(data.stored(index)[1].astype(np.int64))
     torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
     probe = nn.Conv2d(codes.shape[1], len(classes), 1)
     logits_of = lambda codes, label: upsample(probe(F.normalize(codes, dim=1)), label.shape[-2:])
@@ -238,7 +233,7 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
     with torch.enable_grad():
         for _ in range(settings.linear_steps):
             index = rng.choice(len(codes), min(16, len(codes)), replace=False)
-            label = torch.stack([label_of(prepared.data, i) for i in index])
+            label = torch.stack([prepared.data.physical(i)[1] for i in index])
             optimizer.zero_grad()
             loss = F.cross_entropy(
                 logits_of(codes[index], label), label, ignore_index=IGNORE_INDEX, reduction="sum"
@@ -247,7 +242,7 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
             optimizer.step()
     counts = 0
     for index, code in enumerate(scored_codes):
-        label = label_of(prepared.scored, index)
+        label = prepared.scored.physical(index)[1]
         logits = logits_of(code[None], label)
         counts += confusion_matrix(logits.argmax(1)[0], label, len(classes)).numpy()
     return score_clusters(counts, classes, mapping=np.arange(len(classes)))

@@ -21,7 +21,7 @@ from .extraction import TokenConfig, extract_tokens
 from .inference import EvaluationConfig
 from .networks import ClusterNetConfig
 from .pictures import as_picture, five_crop, resize_picture
-from .tokens import TokenChain, Tokens, image_means, nearest_neighbours
+from .tokens import TokenChain, Tokens, image_means, nearest_neighbours, summands
 
 COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, for which several are joined
 EXTRAS = {"eagle": "rgb", "depthg": "depth"}  # whose pictures a method looks at beside tokens
@@ -109,14 +109,7 @@ class Plan:
 
     @property
     def extracted(self) -> list[str]:
-        return extracted(self.names)
-
-
-def extracted(names) -> list[str]:
-    """Inputs that the backbone must see: "a&b" is made from the tokens of a and b, "a+b" is a picture of its
-    own.
-    """
-    return list(dict.fromkeys(part for name in names for part in name.split("&")))
+        return summands(self.names)
 
 
 def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
@@ -194,7 +187,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     extract = partial(
         extract_tokens,
         backbone=backbone,
-        names=plan.extracted,
+        names=plan.names,
         settings=settings,
         device=device,
         progress=config.progress,
@@ -206,7 +199,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     neighbours = torch.empty(0)
     if plan.loss.weights[1] and config.method != "kmeans":
         compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
-        groups = None if config.same_image else tokens.image
+        groups = torch.arange(len(tokens)) if config.same_image else tokens.image
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
     inputs = data.digest() | scored.digest()
     in_memory = tokens.in_memory(), scored_tokens.in_memory()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import check_value
 from ..modalities import Modality
 
 DepthForm = Literal["inverse", "log", "hha"]
@@ -45,16 +46,17 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
     Raises:
         ValueError: an unknown form, another number of channels.
     """
-    where = f"modality {modality.name!r}"
-    if depth_form not in ("inverse", "log", "hha"):
-        raise ValueError(f"{where}: depth form {depth_form!r} is unknown; expected inverse, log or hha")
+    check_value("depth form", depth_form, DepthForm)
+    expected = f"modality {modality.name!r}: expected"
     if physical.ndim < 3 or physical.shape[-3] != modality.channels or modality.channels > 3:
         raise ValueError(
-            f"{where}: expected (..., {modality.channels}, H, W), got {tuple(physical.shape)}; of more than "
+            f"{expected} (..., {modality.channels}, H, W), got {tuple(physical.shape)}; of more than "
             "3 channels prepare three as a modality of their own"
         )
     physical = physical.float()
     if modality.picture == "range":
+        if modality.high <= NEAR:
+            raise ValueError(f"{expected} distances beyond {NEAR} m, got a high end of {modality.high}")
         planes = _range_planes(modality, physical, depth_form if modality.channels == 1 else "inverse")
     else:
         ends = physical.new_tensor([modality.low, modality.high])
@@ -68,56 +70,43 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
 
 def _range_planes(modality: Modality, physical: Tensor, form: DepthForm) -> Tensor:
     """Distance in the first channel, others behind it -> planes (..., 1 to 3, H, W) of ``as_picture``."""
-    if modality.high <= NEAR:
-        raise ValueError(
-            f"modality {modality.name!r}: its high end, {modality.high} {modality.unit}, must lie above "
-            f"{NEAR} m"
-        )
+    images = physical.reshape(-1, *physical.shape[-3:])
     # Fill holes with the mean of the measured neighbours.
-    flat = physical.reshape(-1, *physical.shape[-3:])
-    has_value = (flat[:, :1] > 0).float()
-    share = F.avg_pool2d(has_value, 3, 1, 1)
-    flat = torch.where(has_value > 0, flat, F.avg_pool2d(flat * has_value, 3, 1, 1) / share.clamp(min=0.01))
-    physical = flat.reshape(physical.shape)
-    distance, others = physical[..., :1, :, :], physical[..., 1:, :, :]
-    measured = distance > 0
-    clipped = distance.clamp(min=NEAR)
+    has_value = (images[:, :1] > 0).float()
+    share = F.avg_pool2d(has_value, 3, 1, 1).clamp(min=0.01)
+    images = torch.where(has_value > 0, images, F.avg_pool2d(images * has_value, 3, 1, 1) / share)
+    distance, others = images.tensor_split([1], 1)
+    measured, clipped = distance > 0, distance.clamp(min=NEAR)
     nearness = NEAR / clipped
     if form == "log":
         nearness = 1 - torch.log(clipped / NEAR) / math.log(modality.high / NEAR)
     further = others.clamp(min=0).log1p() / math.log1p(modality.high)
     if form == "hha":
-        height, angle = _height_and_angle(distance[..., 0, :, :])
-        further = torch.where(measured, torch.stack([height / 3.0, angle / math.pi], -3), 0.0)
-    return torch.cat([torch.where(measured, nearness, 0.0), further], -3)
+        further = torch.where(measured, _height_and_angle(distance[:, 0]), 0.0)
+    planes = torch.cat([torch.where(measured, nearness, 0.0), further], 1)
+    return planes.reshape(*physical.shape[:-3], -1, *physical.shape[-2:])
 
 
-def _height_and_angle(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Depth (..., H, W) along the axis -> metres above the lowest point of each image, and radians between
-    normal and up.
+def _height_and_angle(depth: Tensor) -> Tensor:
+    """Depth (N, H, W) along the axis -> planes (N, 2, H, W) of form "hha", where a depth was measured: height
+    above the lowest point of each image, and angle between normal and up.
     """
-    h, w = depth.shape[-2:]
-    if min(h, w) < 2:
-        raise ValueError(f"a depth image of {h} x {w} pixels has no normals; use form 'inverse' or 'log'")
     # Points in the camera's frame: x right, y down, z ahead.
-    x = ((torch.arange(w, device=depth.device) + 0.5) - w / 2) / (FOCAL * w)
-    y = ((torch.arange(h, device=depth.device) + 0.5) - h / 2) / (FOCAL * w)
-    rays = torch.stack([x.expand(h, w), y[:, None].expand(h, w), torch.ones(h, w, device=depth.device)], -1)
+    width = depth.shape[2]
+    y, x = ((torch.arange(side) + 0.5 - side / 2) / (FOCAL * width) for side in depth.shape[1:])
+    x, y = torch.meshgrid(x, y, indexing="xy")
+    rays = torch.stack([x, y, torch.ones_like(x)], -1).to(depth.device)
     points = depth[..., None] * rays
     # Height above the lowest measured point; a few outliers below the floor (1 %) do not count.
-    height = -points[..., 1]
-    floors = []
-    for row, measured in zip(height.reshape(-1, h * w), (depth > 0).reshape(-1, h * w)):
-        values = row[measured].sort().values
-        floors.append(values[len(values) // 100] if len(values) else row.new_zeros(()))
-    height = height - torch.stack(floors).reshape(*depth.shape[:-2], 1, 1)
+    height, measured = -points[..., 1], depth > 0
+    lowest = height.where(measured, torch.inf).flatten(1).sort().values
+    height = height - lowest.gather(1, measured.sum((1, 2))[:, None] // 100)[..., None]
     # Normals from the differences of neighbouring points, turned towards the camera and averaged over 3 x 3.
-    right, down = torch.gradient(points, dim=-2)[0], torch.gradient(points, dim=-3)[0]
-    normal = F.normalize(torch.linalg.cross(right, down, dim=-1), dim=-1)
+    normal = F.normalize(torch.linalg.cross(*torch.gradient(points, dim=(2, 1))), dim=-1)
     normal = torch.where((normal * rays).sum(-1, keepdim=True) > 0, -normal, normal)
-    around = F.avg_pool2d(normal.reshape(-1, h, w, 3).permute(0, 3, 1, 2), 3, 1, 1, count_include_pad=False)
-    around = F.normalize(around.permute(0, 2, 3, 1).reshape(normal.shape), dim=-1)
-    return height, torch.arccos((-around[..., 1]).clamp(-1, 1))
+    around = F.avg_pool2d(normal.movedim(-1, 1), 3, 1, 1, count_include_pad=False)
+    up = -F.normalize(around, dim=1)[:, 1]
+    return torch.stack([height / 3.0, torch.arccos(up.clamp(-1, 1)) / math.pi], 1)
 
 
 def five_crop(image: Tensor) -> Tensor:
@@ -136,23 +125,3 @@ def resize_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
     from torchvision.transforms import functional
 
     return functional.resize(picture, list(size), antialias=True).clamp(0, 1)
-
-
-def working_size(native: tuple, size: tuple, crops: int, patch: int, where: str) -> tuple[int, int]:
-    """(height, width) of what a backbone is given of an image of size ``native``.
-
-    Raises:
-        ValueError: it is not made of whole patches; says which sizes are.
-    """
-    if crops == 5 and min(native) < 2:
-        raise ValueError(f"image {where!r} has {native[0]} x {native[1]} pixels, too few for five crops")
-    native_size = native if crops == 1 else (native[0] // 2, native[1] // 2)
-    (h, w), source = (size, f"size={size}") if any(size) else (native_size, f"image {where!r}, crops={crops}")
-    down = tuple(max(patch, side // patch * patch) for side in (h, w))
-    up = tuple(-(-side // patch) * patch for side in (h, w))
-    if (h, w) != down or (h, w) != up:
-        works = " or ".join(f"size={fitting}" for fitting in sorted({down, up}))
-        raise ValueError(
-            f"{source}: {h} x {w} pixels are not made of whole patches of {patch} x {patch}; give {works}"
-        )
-    return h, w

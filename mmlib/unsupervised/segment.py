@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import tyro
 
@@ -18,7 +17,6 @@ from .backbone import load_backbone
 from .clustering import check_guide, count, load_clustering, write_label_maps
 from .extraction import TokenConfig, extract_tokens
 from .inference import codes_of
-from .methods import extracted
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,6 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
     """
     limit_threads()
     run, out, device = Path(config.run), Path(config.out), choose_device(config.device)
-    if not (run / "report.json").exists():
-        raise ValueError(f"{run}: no report.json, so no finished run of 'cluster'")
     clusters = load_clustering(run / "clustering.safetensors", device)
     with reading(run / "clustering.safetensors", "a clustering that says how it was made"):
         sensors, read = (list(clusters.settings[name]) for name in ("sensors", "read"))
@@ -73,10 +69,8 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
     data = PreparedDataset(config.data, config.split, sensors, cache=True)
     check_guide(config.guide, data)
     options = {"train": False, "device": device, "progress": config.progress}
-    tokens = replace(
-        extract_tokens(data, backbone, extracted(read), settings, **options), chain=clusters.chain
-    )
-    codes = codes_of(clusters.network, SimpleNamespace(read=read), tokens)
+    tokens = extract_tokens(data, backbone, read, settings, **options)
+    codes = codes_of(clusters.network, read, replace(tokens, chain=clusters.chain))
     scores = None
     if data.labelled:
         classes = data.description.classes

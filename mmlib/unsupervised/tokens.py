@@ -6,7 +6,8 @@ them through the one ``TokenChain``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -20,28 +21,23 @@ CLIP = 3.0  # standard deviations beyond which a standardised token is cut off
 class TokenChain:
     """What happens to raw tokens before anything reads them, in this order:
 
-    1. statistics: (x - mean) / std of each channel over the training tokens, clipped to ±3; None = left out;
+    1. statistics: (x - mean) / std of each channel over the training tokens, clipped to ±3; none = left out;
     2. smoothing: mean over the 3 x 3 patches around each token, at the border over those that exist;
     3. centring: subtract ``centre`` times the image's own mean token (0 = nothing, 1 = all of it).
 
-    mean, std: modality -> (C,) float32.
+    statistics: modality -> mean and std (2, C), float32.
     """
 
-    mean: dict[str, Tensor] | None = None
-    std: dict[str, Tensor] | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     smooth: bool = False
     centre: float = 0.0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Raw tokens (B, C, h, w) of modality ``name`` -> the same shape, processed."""
-        if self.mean is not None:
-            channels = {key: len(value) for key, value in self.mean.items()}
-            if channels.get(name) != x.shape[1]:
-                raise ValueError(
-                    f"tokens: statistics for {name!r} with {x.shape[1]} channels are missing, there are "
-                    f"{channels}; measure them on the training tokens of the same backbone and modalities"
-                )
-            mean, std = (values[name].to(x.device)[:, None, None] for values in (self.mean, self.std))
+        if self.statistics:
+            if name not in self.statistics:
+                raise ValueError(f"tokens: no statistics of {name!r}; measure them on the training tokens")
+            mean, std = self.statistics[name].to(x.device)[..., None, None]
             x = ((x - mean) / std).clamp(-CLIP, CLIP)
         if self.smooth:
             x = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
@@ -50,36 +46,27 @@ class TokenChain:
     def fit(self, tokens: Tokens, chunk: int = 64) -> TokenChain:
         """This chain with the statistics of ``tokens``, the training split's, summed in float64 over
         ``chunk`` entries at a time. A constant channel has std 1.
-
-        Raises:
-            ValueError: a token is not finite.
         """
-        mean, std = {}, {}
+        statistics = {}
         for name, array in tokens.arrays.items():
             total = square = 0.0
-            for start in range(0, len(array), chunk):
+            for start in range(0, len(tokens), chunk):
                 part = np.asarray(array[start : start + chunk], np.float64)
-                if not np.isfinite(part).all():
-                    raise ValueError(
-                        f"{name}: a token of entries {start} to {start + len(part) - 1} is not finite; "
-                        "delete the cached tokens and extract them again"
-                    )
                 total, square = total + part.sum((0, 2, 3)), square + (part**2).sum((0, 2, 3))
-            count = array.size // array.shape[1]
-            average = total / count
-            variance = square / count - average**2
-            is_constant = variance <= 1e-12 * (1 + average**2)
-            deviation = np.where(is_constant, 1.0, np.sqrt(np.maximum(variance, 0)))
-            mean[name] = torch.from_numpy(average.astype(np.float32))
-            std[name] = torch.from_numpy(deviation.astype(np.float32))
-        return replace(self, mean=mean, std=std)
+            count = prod(array.shape) // array.shape[1]
+            mean = total / count
+            variance = square / count - mean**2
+            is_constant = variance <= 1e-12 * (1 + mean**2)
+            std = np.where(is_constant, 1.0, np.sqrt(np.maximum(variance, 0)))
+            statistics[name] = torch.from_numpy(np.stack([mean, std]).astype(np.float32))
+        return replace(self, statistics=statistics)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The statistics as named tensors, to be saved with a run; empty where they are left out."""
         return {
             f"tokens.{part}.{name}": value
-            for part in ("mean", "std")
-            for name, value in (getattr(self, part) or {}).items()
+            for name, pair in self.statistics.items()
+            for part, value in zip(("mean", "std"), pair)
         }
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> TokenChain:
@@ -87,19 +74,24 @@ class TokenChain:
         alone.
 
         Raises:
-            ValueError: a mean without a std, another shape, or a std that is not positive.
+            ValueError: a std that is not positive. KeyError, RuntimeError: a mean without a std, or with one
+                of another shape.
         """
-        mean, std = (
-            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            for prefix in ("tokens.mean.", "tokens.std.")
-        )
-        fits = lambda name: mean[name].shape == std[name].shape and (std[name] > 0).all()
-        if mean.keys() != std.keys() or not all(map(fits, mean)):
-            raise ValueError(
-                f"statistics of {', '.join(mean) or 'nothing'}: expected a mean and a positive std for each "
-                "modality"
-            )
-        return replace(self, mean=mean or None, std=std or None)
+        names = {key.split(".", 2)[2] for key in tensors if key.startswith("tokens.")}
+        statistics = {
+            name: torch.stack([tensors[f"tokens.{part}.{name}"] for part in ("mean", "std")])
+            for name in names
+        }
+        if not all((std > 0).all() for _, std in statistics.values()):
+            raise ValueError("statistics of tokens: expected a positive std of every channel")
+        return replace(self, statistics=statistics)
+
+
+def summands(names) -> list[str]:
+    """What the backbone must see for the tokens of ``names``: "a&b" is the sum of the tokens of a and b,
+    "a+b" a picture of its own.
+    """
+    return list(dict.fromkeys("&".join(names).split("&")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,39 +100,36 @@ class Tokens:
 
     Attributes:
         arrays: modality -> (n, C, h, w), float16 on disk (``extraction.Shards``) or any numpy array.
-        image: (n,) number of each entry's source image; None = every entry is an image.
+        crops: entries of each image; entry ``crops`` · i + k is crop k of image i.
         chain: what ``batch`` does to the raw tokens.
         device: where a batch is computed and returned.
     """
 
     arrays: dict[str, np.ndarray]
-    image: np.ndarray = None
+    crops: int = 1
     chain: TokenChain = TokenChain()
     device: str | torch.device = "cpu"
 
-    def __post_init__(self):
-        if self.image is None:
-            object.__setattr__(self, "image", np.arange(len(self)))
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, C, h, w) of every modality."""
+        return next(iter(self.arrays.values())).shape
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return tuple(self.arrays)
+        return self.shape[0]
 
     @property
     def channels(self) -> int:
-        return next(iter(self.arrays.values())).shape[1]
+        return self.shape[1]
 
     @property
     def grid(self) -> tuple[int, int]:
-        return next(iter(self.arrays.values())).shape[2:]
+        return self.shape[2:]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays, on disk where they come from the cache."""
-        return sum(array.nbytes for array in self.arrays.values())
+    def image(self) -> np.ndarray:
+        """(n,) number of each entry's image."""
+        return np.arange(len(self)) // self.crops
 
     def batch(self, indices, names=None) -> dict[str, Tensor]:
         """Entries ``indices`` (B integers) -> name -> (B, C, h, w) float32 behind the chain.
@@ -149,18 +138,13 @@ class Tokens:
         statistics no sensor outweighs another in it only because its raw tokens are larger.
 
         Raises:
-            ValueError: an unknown name, or one without statistics. IndexError: an index out of range.
+            ValueError: a name without statistics. KeyError: an unknown name. IndexError: an index out of
+                range.
         """
-        index = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
-        names = list(self.modalities if names is None else names)
-        single = dict.fromkeys(part for name in names for part in name.split("&"))
-        if unknown := [name for name in single if name not in self.arrays]:
-            raise ValueError(
-                f"tokens: unknown modality {unknown[0]!r}; there are {', '.join(self.modalities)}, and their "
-                "sums written with '&'"
-            )
+        index = np.asarray(indices)
+        names = list(names or self.arrays)
         parts = {}
-        for name in single:
+        for name in summands(names):
             raw = torch.from_numpy(np.ascontiguousarray(self.arrays[name][index]))
             parts[name] = self.chain(name, raw.to(self.device).float())
         parts |= {name: sum(parts[part] for part in name.split("&")) for name in names if "&" in name}
@@ -170,13 +154,10 @@ class Tokens:
         """The same tokens, sent through the chain once and kept as float32 in memory, if that takes at most 2
         GB; else these.
         """
-        if 4 * sum(array.size for array in self.arrays.values()) > 2e9:
+        if 4 * prod(self.shape) * len(self.arrays) > 2e9:
             return self
-        parts = np.array_split(np.arange(len(self)), max(1, len(self) // 64))
-        arrays = {
-            name: np.concatenate([self.batch(part, [name])[name].cpu().numpy() for part in parts])
-            for name in self.arrays
-        }
+        every = np.arange(len(self))
+        arrays = {name: self.batch(every, [name])[name].cpu().numpy() for name in self.arrays}
         return replace(self, arrays=arrays, chain=TokenChain())
 
 
@@ -194,30 +175,23 @@ def image_means(tokens: Tokens, names=("rgb",), chunk: int = 64) -> Tensor:
     return torch.cat(means)
 
 
-def nearest_neighbours(features: Tensor, k: int, exclude=None, chunk: int = 1024) -> Tensor:
-    """(n, C) -> (n, k) int64: the k most similar entries by cosine, best first, never the entry itself.
+def nearest_neighbours(features: Tensor, k: int, groups, chunk: int = 1024) -> Tensor:
+    """(n, C) -> (n, k) int64: the k most similar entries by cosine, best first, none of them of the entry's
+    own group.
 
     Args:
-        exclude: (n,) group of each entry, such as ``tokens.image``; entries of one group are no neighbours.
-            None = no groups.
+        groups: (n,) integers, such as ``tokens.image``: entries of one image are no neighbours.
         chunk: rows compared at once; memory is chunk x n floats.
 
     Raises:
-        ValueError: not enough entries for k neighbours, features that are not finite, or groups of another
-            length.
+        ValueError: not enough entries for k neighbours.
     """
-    n = len(features)
-    group = torch.arange(n) if exclude is None else torch.as_tensor(np.asarray(exclude))
-    if not torch.isfinite(features).all() or group.shape != (n,):
-        raise ValueError(
-            f"nearest_neighbours: features {tuple(features.shape)} and {tuple(group.shape)} groups; expected "
-            "finite features (n, C), and one group for each"
-        )
-    available = n - int(group.unique(return_counts=True)[1].max())
+    n, group = len(features), torch.as_tensor(groups)
+    available = n - int(group.bincount().max())
     if not 1 <= k <= available:
         raise ValueError(
-            f"nearest_neighbours: k={k}, but {n} entries leave {available} neighbours outside an entry's own "
-            f"group; choose k from 1 to {available}, or use more images"
+            f"--neighbours {k}: {n} entries leave {available} outside an entry's own image; choose from 1 to "
+            f"{available}, or use more images"
         )
     group, unit, neighbours = group.to(features.device), F.normalize(features.float(), dim=1), []
     for start in range(0, n, chunk):

@@ -278,8 +278,7 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
         nonlocal evaluation
         evaluation = evaluate_clustering(model.net and model, plan, prepared, clusters, config, loss)
         model.train()
-        score = evaluation.miou if config.select == "labels" else evaluation.criterion
-        return {"val": evaluation.line}, score
+        return {"val": evaluation.line}, evaluation.score
 
     def keep_best(done: int, line: dict, better: bool):
         if better and config.select != "last":

@@ -26,7 +26,7 @@ from mmlib.modalities import IGNORE_INDEX
 from mmlib.runtime import limit_threads, provenance
 from mmlib.unsupervised import diagnostics
 from mmlib.unsupervised.clustering import assign, count, load_clustering
-from mmlib.unsupervised.inference import codes_of, label_free
+from mmlib.unsupervised.inference import codes_of, criteria_pairs, label_free
 from mmlib.unsupervised.kmeans import kmeans
 from mmlib.unsupervised.methods import ClusterConfig, Prepared, TokenConfig, prepare, resolve_method
 from mmlib.unsupervised.train import cluster
@@ -176,7 +176,7 @@ def _clustered(
     found: dict, place: tuple, config: PanelConfig, prepared: Prepared, frames: list[int], plan, net
 ) -> tuple[float, float]:
     """Fill in scores and maps of one training; returns effective rank and mean similarity of its codes."""
-    codes, shown = codes_of(net, plan, prepared.tokens), codes_of(net, plan, prepared.scored_tokens)
+    codes, shown = codes_of(net, plan.read, prepared.tokens), codes_of(net, plan.read, prepared.scored_tokens)
     points = codes.movedim(1, -1).flatten(0, -2)
     points = points[torch.from_numpy(np.random.default_rng(0).permutation(len(points))[:10_000])]
     for k, clusters in enumerate(config.clusters):
@@ -190,7 +190,7 @@ def _clustered(
             prepared.scored.description.classes,
         )
         found["miou"][(*place, k)], found["accuracy"][(*place, k)] = scores.miou(), scores.accuracy()
-        criteria = label_free(lambda indices: codes[indices], plan, prepared, means, [means])
+        criteria = label_free(codes[criteria_pairs(len(codes))], plan, prepared, means, [means])
         found["explained"][(*place, k)] = criteria["explained"]
         found["mapping"][(*place, k)][:clusters] = scores.mapping
         found["maps"][(*place, k)] = assign(shown[frames], means.centroids, found["maps"].shape[-2:]).numpy()

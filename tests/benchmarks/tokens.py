@@ -15,6 +15,7 @@ when a training set fits.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
@@ -104,7 +105,8 @@ def main(options: Options) -> None:
                 cached.append(middle - start)
                 recomputed.append(clock() - middle)
     read, run, n = statistics.median(cached), statistics.median(recomputed), options.steps
-    per_image = tokens.nbytes / len(options.modalities) / options.images
+    per_image = 2 * math.prod(tokens.shape) / options.images
+    on_disk = per_image * options.images * len(options.modalities) / 1e6
     where = torch.cuda.get_device_name(0) if cuda else "one thread"
     print(
         f"{options.backbone}, {options.size[0]} x {options.size[1]}, {options.images} images of {options.crops} crops, "
@@ -121,9 +123,7 @@ def main(options: Options) -> None:
         f"  {n} steps         cached {extraction + n * read:.1f} s with extraction   recomputed {n * run:.1f} s   "
         f"ratio {n * run / (extraction + n * read):.0f}"
     )
-    print(
-        f"  on disk            {per_image / 2**20:.3f} MiB per image and modality, {tokens.nbytes / 1e6:.1f} MB in all"
-    )
+    print(f"  on disk            {per_image / 2**20:.3f} MiB per image and modality, {on_disk:.1f} MB in all")
 
 
 if __name__ == "__main__":
