@@ -25,9 +25,9 @@ from .segmentation.predict import PredictConfig, predict
 from .segmentation.score import SCENES, EvaluateConfig, evaluate, find_data
 from .segmentation.step import TrainConfig
 from .segmentation.train import train
+from .unsupervised.inference import SegmentConfig, segment
 from .unsupervised.methods import ClusterConfig
 from .unsupervised.search import SearchConfig, search
-from .unsupervised.segment import SegmentConfig, segment
 from .unsupervised.train import cluster
 from .world.dataset import RenderConfig, render
 

@@ -32,9 +32,8 @@ from mmlib.segmentation.train import TrainConfig, train
 from mmlib.unsupervised.backbone import SHIPPED, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.extraction import extract_tokens
-from mmlib.unsupervised.inference import EvaluationConfig
+from mmlib.unsupervised.inference import EvaluationConfig, SegmentConfig, segment
 from mmlib.unsupervised.search import SearchConfig, search
-from mmlib.unsupervised.segment import SegmentConfig, segment
 from mmlib.unsupervised.train import cluster
 
 

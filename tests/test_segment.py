@@ -11,9 +11,8 @@ from PIL import Image
 from mmlib import world
 from mmlib.data.prepared import PreparedDataset
 from mmlib.unsupervised.clustering import load_clustering, save_clustering
-from mmlib.unsupervised.inference import EvaluationConfig
+from mmlib.unsupervised.inference import EvaluationConfig, SegmentConfig, segment
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig
-from mmlib.unsupervised.segment import SegmentConfig, segment
 from mmlib.unsupervised.train import cluster
 
 

@@ -107,48 +107,10 @@ def test_holes_take_the_mean_of_measured_neighbours_and_the_rest_is_black():
     assert (shown[..., 3:] == 0).all()
 
 
-def plane(normal, offset, size=(40, 60), focal=pictures.FOCAL):
-    """Depth along the axis of the plane normal · point = offset, seen by a pinhole camera (x right, y down, z
-    ahead).
-    """
-    h, w = size
-    x, y = (np.arange(w) + 0.5 - w / 2) / (focal * w), (np.arange(h) + 0.5 - h / 2) / (focal * w)
-    rays = np.stack([*np.meshgrid(x, y), np.ones(size)], -1)
-    return torch.from_numpy(offset / (rays @ np.asarray(normal, float))).float()[None]
-
-
-def test_hha_of_a_floor_a_wall_and_a_ceiling():
-    def hha(depth):
-        return as_picture(SENSORS["depth"], depth, "hha")
-
-    floor = plane((0, 1, 0), 1.5)[:, 24:]  # the lower rows only: above the horizon there is no floor
-    # Cut out of a larger image, those rows would belong to another camera; padded with holes they belong to
-    # this one.
-    floor = torch.cat([torch.zeros(1, 24, 60), floor], 1)
-    found = hha(floor)[:, 26:-1, 1:-1]
-    assert found[1].max() < 0.01 and found[2].max() < 0.01
-    ceiling = torch.cat([plane((0, -1, 0), 1.0)[:, :16], torch.zeros(1, 24, 60)], 1)
-    assert hha(ceiling)[2, 1:14, 1:-1].min() > 0.99
-    wall = plane((0, 0, 1), 3.0)
-    found = hha(wall)
-    assert torch.allclose(found[0], torch.tensor(1 / 3)) and torch.allclose(
-        found[2], torch.tensor(0.5), atol=1e-5
-    )
-    metres = 3 * found[1].double()
-    assert torch.allclose(
-        metres[:30] - metres[1:31], torch.tensor(3.0 / (pictures.FOCAL * 60)).double(), atol=1e-5
-    )
-    assert metres.min() == 0
-    # A camera that looks down by 30 degrees sees a level floor as a slope.
-    c, s = np.cos(np.pi / 6), np.sin(np.pi / 6)
-    tilted = plane((0, c, s), 2.0)
-    assert torch.allclose(hha(tilted)[2, 1:-1, 1:-1], torch.tensor(1 / 6), atol=0.01)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(sorted(SENSORS)),
-    st.sampled_from(["inverse", "log", "hha"]),
+    st.sampled_from(["inverse", "log"]),
     st.integers(0, 9),
     st.booleans(),
 )
@@ -165,13 +127,13 @@ def test_every_picture_is_three_channels_in_the_unit_interval(name, form, seed, 
 def test_only_distances_of_one_channel_have_forms():
     for name in ("thermal", "rgb", "lidar"):
         physical = 5 * torch.rand(SENSORS[name].channels, 4, 4)
-        assert torch.equal(as_picture(SENSORS[name], physical, "hha"), as_picture(SENSORS[name], physical))
+        assert torch.equal(as_picture(SENSORS[name], physical, "log"), as_picture(SENSORS[name], physical))
 
 
 @pytest.mark.parametrize(
     ("name", "physical", "options", "message"),
     [
-        ("depth", torch.zeros(1, 4, 4), {"depth_form": "hah"}, "expected one of inverse, log, hha"),
+        ("depth", torch.zeros(1, 4, 4), {"depth_form": "hah"}, "expected one of inverse, log"),
         ("rgb", torch.zeros(4, 4), {}, r"expected \(..., 3, H, W\)"),
         ("rgb", torch.zeros(1, 4, 4), {}, r"expected \(..., 3, H, W\)"),
     ],
@@ -287,10 +249,9 @@ def test_tokens_of_other_weights_pictures_or_data_are_never_used(data, change, m
 
 def test_form_of_one_modality_leaves_the_others_cached(data):
     extract(data, backbone := MeanColour(), ["rgb", "depth"])
-    for form in ("log", "hha"):
-        before = len(backbone.seen)
-        extract(data, backbone, ["rgb", "depth"], depth_form=form)
-        assert len(backbone.seen) == before + 7
+    before = len(backbone.seen)
+    extract(data, backbone, ["rgb", "depth"], depth_form="log")
+    assert len(backbone.seen) == before + 7
     before = len(backbone.seen)
     extract(data, backbone, ["rgb", "depth"], depth_form="inverse")  # the default, spelled out
     assert len(backbone.seen) == before
@@ -571,6 +532,9 @@ def test_bad_requests_are_refused():
     other = TokenChain().fit(Tokens({"depth": tokens.arrays["depth"]}))
     with pytest.raises(ValueError, match="no statistics of 'rgb'"):
         replace(tokens, chain=other).batch([0])
+    tokens.arrays["depth"][5, 0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="depth: a token is not finite"):
+        TokenChain().fit(tokens, 4)
 
 
 # ---- neighbours ----

@@ -26,15 +26,7 @@ from ..config import check_value
 from ..runtime import derived_seed, load_into, read_tensor_header, read_tensors, reading
 from .dinov3 import DINOV3, DINOv3
 
-BackboneName = Literal[
-    "descriptors",
-    "descriptors+vit",
-    "vit",
-    "dinov3-small",
-    "dinov3-small-plus",
-    "dinov3-base",
-    "dinov3-large",
-]
+BackboneName = Literal["descriptors", "descriptors+vit", "vit", *DINOV3]
 # Part of every backbone's key, on which cached tokens and finished runs depend. Raise it when a network, or
 # the normalisation before it, returns other tokens than before for the same picture and weights; names,
 # comments and speed do not count.

@@ -49,14 +49,12 @@ def _load_dinov3(name: str, weights: str) -> nn.Module:
 
     model = DINOV3[name]
     if weights in ("", "random"):
-        try:
+        advice = (
+            "a repository that can be reached from here (fetch its model.safetensors, or Meta's .pth file, "
+            "where there is a network and give its path as weights, or use descriptors, which need none)"
+        )
+        with reading(f"timm/{model}.lvd1689m on the Hugging Face hub", advice):
             return timm.create_model(model, pretrained=not weights, num_classes=0)
-        except Exception as error:  # the hub's client raises many kinds, its HTTP library more
-            raise ValueError(
-                f"{name}: its weights could not be had from the Hugging Face hub ({error}). Where there is a "
-                f"network, fetch model.safetensors of timm/{model}.lvd1689m, or Meta's .pth file, and give "
-                "its path as weights, or use descriptors, which need none"
-            ) from error
     path = Path(weights).expanduser()
     if path.is_dir():
         path = next((path / file for file in NAMES_IN_FOLDERS if (path / file).exists()), path)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import AtLeast, check_settings
 from ..data.images import map_npy, write_image
 from ..data.prepared import PreparedDataset
-from ..runtime import data_dir, digest_files, exclusive, progress_bar
+from ..runtime import data_dir, digest_files, exclusive, progress_bar, reading
 from . import pictures
 from .backbone import Backbone, BackboneName, check_size
 from .pictures import DepthForm, as_picture, five_crop, resize_picture
@@ -98,14 +98,10 @@ class Shards:
         entries = np.arange(self.shape[0])[index]
         values = np.empty((len(entries), *self.shape[1:]), np.float16)
         for value, entry in zip(values, entries):
-            path, crop = self.files[entry // self.of_image[0]], entry % self.of_image[0]
-            array = map_npy(path)
-            if array.dtype != np.float16 or array.shape != self.of_image:
-                raise ValueError(
-                    f"{path}: holds {array.dtype} {array.shape}, expected float16 {self.of_image}; delete it "
-                    "and run again"
-                )
-            value[...] = array[crop]
+            image, crop = divmod(entry, self.of_image[0])
+            path = self.files[image]
+            with reading(path, f"tokens of shape {self.of_image} (delete it and run again)"):
+                value[...] = map_npy(path)[crop]
         return values
 
     def missing(self) -> list[int]:

@@ -17,12 +17,11 @@ from torch import Tensor
 from ..config import check_value
 from ..modalities import Modality
 
-DepthForm = Literal["inverse", "log", "hha"]
+DepthForm = Literal["inverse", "log"]
 # Part of the key of every cached token. Raise it when a function of this file returns other values than
 # before; names, comments and speed do not count.
 VERSION = 1
 NEAR = 1.0  # metres; smaller distances look the same
-FOCAL = 0.7  # focal length in image widths of the camera that form "hha" assumes
 
 
 def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "inverse") -> Tensor:
@@ -39,9 +38,8 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
 
     * "inverse": near / d with near = 1 m, at most 1. Planes become linear ramps; far things are dark.
     * "log": 1 at 1 m, 0 at ``modality.high``, linear in log d. Shows more of a street.
-    * "hha": disparity near / d; height above the lowest point of this image (0 to 3 m); angle between the
-      surface's normal and up (0 to 180 degrees; floor 0, wall 1/2, ceiling 1). It assumes a level pinhole
-      camera with focal length ``FOCAL``, and depth along the axis.
+
+    HHA needs the camera and is a sensor of its own, which ``data_scripts/prepare_nyu.py`` computes.
 
     Raises:
         ValueError: an unknown form, another number of channels.
@@ -76,37 +74,13 @@ def _range_planes(modality: Modality, physical: Tensor, form: DepthForm) -> Tens
     share = F.avg_pool2d(has_value, 3, 1, 1).clamp(min=0.01)
     images = torch.where(has_value > 0, images, F.avg_pool2d(images * has_value, 3, 1, 1) / share)
     distance, others = images.tensor_split([1], 1)
-    measured, clipped = distance > 0, distance.clamp(min=NEAR)
+    clipped = distance.clamp(min=NEAR)
     nearness = NEAR / clipped
     if form == "log":
         nearness = 1 - torch.log(clipped / NEAR) / math.log(modality.high / NEAR)
     further = others.clamp(min=0).log1p() / math.log1p(modality.high)
-    if form == "hha":
-        further = torch.where(measured, _height_and_angle(distance[:, 0]), 0.0)
-    planes = torch.cat([torch.where(measured, nearness, 0.0), further], 1)
+    planes = torch.cat([torch.where(distance > 0, nearness, 0.0), further], 1)
     return planes.reshape(*physical.shape[:-3], -1, *physical.shape[-2:])
-
-
-def _height_and_angle(depth: Tensor) -> Tensor:
-    """Depth (N, H, W) along the axis -> planes (N, 2, H, W) of form "hha", where a depth was measured: height
-    above the lowest point of each image, and angle between normal and up.
-    """
-    # Points in the camera's frame: x right, y down, z ahead.
-    width = depth.shape[2]
-    y, x = ((torch.arange(side) + 0.5 - side / 2) / (FOCAL * width) for side in depth.shape[1:])
-    x, y = torch.meshgrid(x, y, indexing="xy")
-    rays = torch.stack([x, y, torch.ones_like(x)], -1).to(depth.device)
-    points = depth[..., None] * rays
-    # Height above the lowest measured point; a few outliers below the floor (1 %) do not count.
-    height, measured = -points[..., 1], depth > 0
-    lowest = height.where(measured, torch.inf).flatten(1).sort().values
-    height = height - lowest.gather(1, measured.sum((1, 2))[:, None] // 100)[..., None]
-    # Normals from the differences of neighbouring points, turned towards the camera and averaged over 3 x 3.
-    normal = F.normalize(torch.linalg.cross(*torch.gradient(points, dim=(2, 1))), dim=-1)
-    normal = torch.where((normal * rays).sum(-1, keepdim=True) > 0, -normal, normal)
-    around = F.avg_pool2d(normal.movedim(-1, 1), 3, 1, 1, count_include_pad=False)
-    up = -F.normalize(around, dim=1)[:, 1]
-    return torch.stack([height / 3.0, torch.arccos(up.clamp(-1, 1)) / math.pi], 1)
 
 
 def five_crop(image: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ class TokenChain:
     def fit(self, tokens: Tokens, chunk: int = 64) -> TokenChain:
         """This chain with the statistics of ``tokens``, the training split's, summed in float64 over
         ``chunk`` entries at a time. A constant channel has std 1.
+
+        Raises:
+            ValueError: a token is not finite.
         """
         statistics = {}
         for name, array in tokens.arrays.items():
@@ -53,11 +56,12 @@ class TokenChain:
             for start in range(0, len(tokens), chunk):
                 part = np.asarray(array[start : start + chunk], np.float64)
                 total, square = total + part.sum((0, 2, 3)), square + (part**2).sum((0, 2, 3))
+            if not np.isfinite(square).all():
+                raise ValueError(f"{name}: a token is not finite; delete the cached tokens and run again")
             count = prod(array.shape) // array.shape[1]
             mean = total / count
             variance = square / count - mean**2
-            is_constant = variance <= 1e-12 * (1 + mean**2)
-            std = np.where(is_constant, 1.0, np.sqrt(np.maximum(variance, 0)))
+            std = np.sqrt(np.where(variance <= 1e-12 * (1 + mean**2), 1.0, variance))
             statistics[name] = torch.from_numpy(np.stack([mean, std]).astype(np.float32))
         return replace(self, statistics=statistics)
 
