@@ -98,7 +98,7 @@ CLUSTER = "cluster --data {toy} "
         (CLUSTER + "--lambdas sonar 1", "sonar"),
         (
             CLUSTER + "--size 30 40",
-            "30 x 40 pixels are not made of whole patches of 8 x 8; give size=(24, 40) or",
+            "30 x 40 pixels are not made of whole patches of 8 x 8; resize to 32 x 40",
         ),
         (CLUSTER + "--size 4 40", "whole patches"),
         (CLUSTER + "--split test", "no sample in split 'test'; its splits are train, val"),

@@ -343,7 +343,7 @@ def test_collapsed_codes_are_named(shared):
 @pytest.mark.parametrize(
     "size, message",
     [
-        ((6, 40), r"whole patches of 8 x 8; give size=\(8, 40\)"),
+        ((6, 40), "whole patches of 8 x 8; resize to 8 x 40"),
         ((30, 44), "not made of whole patches of 8 x 8"),
     ],
 )

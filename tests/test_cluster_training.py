@@ -320,7 +320,7 @@ def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
 def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
     model, _, _ = one_step(shared, "depthg")
     plan, prepared = shared("depthg")
-    assert model.net.modalities == ["rgb"] and list(prepared.tokens.modalities) == ["rgb"]
+    assert model.net.modalities == ["rgb"] and list(prepared.tokens.arrays) == ["rgb"]
     depth = prepared.data.physical(5)[0]["depth"][0].double().numpy()
     for i, j in itertools.product(range(4), range(6)):
         cell = depth[8 * i : 8 * i + 8, 8 * j : 8 * j + 8]

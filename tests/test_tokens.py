@@ -527,7 +527,7 @@ def test_bad_requests_are_refused():
     ):
         with pytest.raises(kind, match=message):
             tokens.batch(indices)
-    with pytest.raises(KeyError, match="sonar"):
+    with pytest.raises(ValueError, match="unknown modality 'sonar'; there are rgb, depth"):
         tokens.batch([0], ["rgb&sonar"])
     other = TokenChain().fit(Tokens({"depth": tokens.arrays["depth"]}))
     with pytest.raises(ValueError, match="no statistics of 'rgb'"):

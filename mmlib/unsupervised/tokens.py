@@ -142,13 +142,14 @@ class Tokens:
         statistics no sensor outweighs another in it only because its raw tokens are larger.
 
         Raises:
-            ValueError: a name without statistics. KeyError: an unknown name. IndexError: an index out of
-                range.
+            ValueError: an unknown name, or one without statistics. IndexError: an index out of range.
         """
         index = np.asarray(indices)
         names = list(names or self.arrays)
         parts = {}
         for name in summands(names):
+            if name not in self.arrays:
+                raise ValueError(f"tokens: unknown modality {name!r}; there are {', '.join(self.arrays)}")
             raw = torch.from_numpy(np.ascontiguousarray(self.arrays[name][index]))
             parts[name] = self.chain(name, raw.to(self.device).float())
         parts |= {name: sum(parts[part] for part in name.split("&")) for name in names if "&" in name}
