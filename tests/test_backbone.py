@@ -254,7 +254,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         ValueError,
-        match=r"dinov3-small: its weights could not be had.*timm/vit_small_patch16_dinov3.lvd1689m.*descriptors",
+        match=r"timm/vit_small_patch16_dinov3.lvd1689m on the Hugging Face hub: .*Meta's .pth file.*descriptors",
     ):
         load_backbone("dinov3-small")
 

@@ -335,9 +335,7 @@ def test_a_damaged_file_is_extracted_again(data, damage):
         np.save(path, expected[:1, :, 1:])
     else:
         path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=f"{path.name}: (cannot be read|holds float16)"
-    ):  # while a run is reading
+    with pytest.raises(ValueError, match=f"{path.name}: cannot be read"):  # while a run is reading
         whole[3:4][0, 0, 3, 5]
     found = extract(data, backbone := MeanColour(), ["rgb", "aolp"])
     assert len(backbone.seen) == 1 and np.array_equal(found.arrays["rgb"][:], expected)
@@ -427,7 +425,7 @@ def test_a_backbone_of_another_shape_and_a_missing_image(data):
     wrong = MeanColour()
     wrong.channels = 5
     tokens = extract(data, wrong, ["rgb"])
-    with pytest.raises(ValueError, match=r"holds float16 \(1, 3, 4, 6\), expected float16 \(1, 5, 4, 6\)"):
+    with pytest.raises(ValueError, match=r"rgb-.*npy: cannot be read .*not tokens of shape \(1, 5, 4, 6\)"):
         tokens.batch([0])
     (data.root / "rgb" / f"{data.rows[3]['id']}.png").unlink()
     with pytest.raises(ValueError, match="train_003.png: no such file"):
