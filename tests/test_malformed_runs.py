@@ -374,7 +374,6 @@ def test_a_history_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
 
 
 SEGMENTED = [
-    ("cluster/report.json", "gone", goes, "no report.json"),
     *(
         (CLUSTERS, what, header("clustering", *keys, value=value), message)
         for what, keys, value, message in (
@@ -430,11 +429,11 @@ def zipped(**members: bytes):
 
 PROTOCOL_0 = b"cos\nmkdir\n(S'sprung'\ntR."  # os.mkdir("sprung")
 WEIGHTS = [
-    ("x.pth", "empty", holds(b""), "not a file of weights"),
-    ("x.pth", "text", holds(b"weights"), "not a file of weights"),
-    ("x.pth", "a number", torch_saved(3), "not a file of weights"),
-    ("x.pth", "a list", torch_saved([1]), "not a file of weights"),
-    ("x.pth", "numbers by name", torch_saved({"a": 1}), "not a file of weights"),
+    ("x.pth", "empty", holds(b""), "not weights of"),
+    ("x.pth", "text", holds(b"weights"), "not weights of"),
+    ("x.pth", "a number", torch_saved(3), "not weights of"),
+    ("x.pth", "a list", torch_saved([1]), "not weights of"),
+    ("x.pth", "numbers by name", torch_saved({"a": 1}), "not weights of"),
     ("x.pth", "of no name", torch_saved({}), "Missing key"),
     ("x.pth", "of other names", torch_saved({"a": torch.zeros(1)}), "Missing key"),
     ("x.pth", "names of numbers", torch_saved({3: torch.zeros(1)}), "not"),
@@ -442,21 +441,21 @@ WEIGHTS = [
         "x.pth",
         "half a checkpoint",
         lambda path: (torch_saved({"a": torch.zeros(10**4)})(path), cut(0.5)(path)),
-        "not a file of weights",
+        "not weights of",
     ),
-    ("x.pth", "a pickle that makes a folder", pickled, "not a file of weights"),
-    ("x.bin", "the same through torch", saved_by_torch, "not a file of"),
-    ("x.bin", "a pickle in letters", holds(PROTOCOL_0), "not a file of weights"),
-    ("x.pth", "a zip", zipped(a_txt=b"1"), "not a file of weights"),
-    ("x.pth", "a zip with a bomb", zipped(data_pkl=PROTOCOL_0, version=b"3\n"), "not a file of weights"),
-    ("x.safetensors", "a pickle", pickled, "not a file of weights"),
-    ("x.safetensors", "empty", holds(b""), "not a file of weights"),
-    ("x.safetensors", "a list for a header", framed([1]), "not a file of weights"),
+    ("x.pth", "a pickle that makes a folder", pickled, "not weights of"),
+    ("x.bin", "the same through torch", saved_by_torch, "not weights of"),
+    ("x.bin", "a pickle in letters", holds(PROTOCOL_0), "not weights of"),
+    ("x.pth", "a zip", zipped(a_txt=b"1"), "not weights of"),
+    ("x.pth", "a zip with a bomb", zipped(data_pkl=PROTOCOL_0, version=b"3\n"), "not weights of"),
+    ("x.safetensors", "a pickle", pickled, "not weights of"),
+    ("x.safetensors", "empty", holds(b""), "not weights of"),
+    ("x.safetensors", "a list for a header", framed([1]), "not weights of"),
     ("x.safetensors", "of other names", lambda path: save_file({"a": torch.zeros(1)}, path), "Missing key"),
     ("x/config.json", "alone", holds(b"{}"), "a folder with model.safetensors"),
     ("x/config.json", "a list", holds(b"[]"), "a folder with model.safetensors"),
-    ("x/model.safetensors", "a folder", lambda path: path.mkdir(), "not a file of weights"),
-    ("x/pytorch_model.bin", "a pickle", pickled, "not a file of weights"),
+    ("x/model.safetensors", "a folder", lambda path: path.mkdir(), "not weights of"),
+    ("x/pytorch_model.bin", "a pickle", pickled, "not weights of"),
 ]
 
 
@@ -663,7 +662,7 @@ LINES = [
     ),
     ("evaluate train/last.safetensors --data data --out data", "data: a folder"),
     ("compare train --out data", "data: a folder"),
-    ("segment data --data data --out new", "data: no report.json"),
+    ("segment data --data data --out new", "data.clustering.safetensors: no such file"),
     ("segment cluster --data nowhere --out new", "nowhere"),
     ("segment cluster --data data --out data/index.csv --split val --device cpu --no-progress", "index.csv"),
     ("segment cluster --data data --out new --split val --guide sonar --device cpu --no-progress", "sonar"),
