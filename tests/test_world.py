@@ -59,7 +59,7 @@ def make_world(*primitives):
     draw.background("Road", ("asphalt", 0.1))
     draw.background("Sky", "sky")
     camera = Camera((0.0, 0.0, 1.5), 0.0, 0.0)
-    return draw.build(camera=camera, motion=(0.0, 0.0), tones={})
+    return draw.build(camera=camera, motion=(0.0, 0.0), tones=[])
 
 
 # ---------------------------------------------------------------- determinism
@@ -383,7 +383,7 @@ def test_fog_suppresses_events_and_a_still_camera_sees_none(frames):
     world.move[:] = 0
     world.shape[10:] = 0
     air = weather("street", "day", np.random.default_rng(0))
-    light = Shot(world, air, SIZE, two=True).radiance().reshape(3, 2, *SIZE)
+    light = Shot(world, air, SIZE, two=True).radiance.reshape(3, 2, *SIZE)
     before, now = (sensors.log_intensity(light[:, k], air) for k in (1, 0))
     assert not sensors.events(before, now, QUIET, 0.003).any()
 

@@ -109,7 +109,6 @@ def test_wrong_arguments(tmp_path, wrong):
         dict(scene="room", condition="fog"),
         dict(scene="street", case="dirt"),
         dict(scene="street", modalities=("rgb", "radar")),
-        dict(scene="street", modalities=()),
         dict(scene="street", modalities="rgb"),
         dict(scene="street", size=(96,)),
         dict(scene="street", size=(8, 8)),

@@ -71,7 +71,7 @@ class World:
     lights: list
     # (label, material, x, y, z) -> in place: what lies on the ground (road markings, grass)
     paint: object = lambda *_: None
-    tones: dict | None = None  # outdoors: reflectance of the ground's materials
+    tones: list | tuple = ()  # outdoors: (material, reflectance) of the ground
     room: tuple[float, ...] = ()  # x0, x1, y0, y1, height of a room; outdoors empty
     window: tuple | None = None  # indoors: centre, half sizes
 

@@ -19,8 +19,9 @@ def sun_cosine(hits, weather) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- shadows
-def shadow(world, hits, weather, detail) -> np.ndarray:
-    """Share of direct light (N,) 0..1 at each hit: a light map compared at the four nearest cells.
+def shadow(world, hits, weather, detail) -> tuple:
+    """Shares of ambient (1, or (N,)) and of direct light (N,) 0..1 that reach each hit: a light map compared
+    at the four nearest cells, and indoors the window.
 
     The light map is a view of the scene from a far light: parallel rays, one for each cell of a grid on the
     ground, so small near its middle and growing like sqrt(x^2 + spread^2) away from it. Outdoors the light is
@@ -28,56 +29,54 @@ def shadow(world, hits, weather, detail) -> np.ndarray:
     primitive shades itself; outdoors, faces turned away from the light keep 1 (they get none of it anyway).
     ``detail`` = 1 suits pictures of 96 x 128.
     """
+    # of the grid along x and y: cells, half their extent in metres, middle, and the light's direction
     if world.indoor:
         (x0, x1, y0, y1, _), (lx, ly, lz), spread = world.room, (0.05, 0.08, 0.9955), 6.0
-        across = (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2)
-        up = (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2)
+        across = (int(96 * detail), (x1 - x0) * 0.6, (x0 + x1) / 2, lx)
+        up = (int(96 * detail), (y1 - y0) * 0.65, (y0 + y1) / 2, ly)
     else:
         (lx, ly, lz), spread = weather.sun_direction, 2.5
-        # cells, half their extent in metres, middle
-        across = (int(128 * detail), 80.0, 4.0)
-        up = (int(96 * detail), 36.0, 0.0)
+        across = (int(128 * detail), 80.0, 4.0, lx)
+        up = (int(96 * detail), 36.0, 0.0, ly)
     top, cols, rows = 60.0, across[0], up[0]  # the rays start at this height
-
-    def places(n, span, middle):
-        return middle + spread * np.sinh((2 * (np.arange(n) + 0.5) / n - 1) * math.asinh(span / spread))
-
-    def index(value, n, span, middle):
-        return (np.arcsinh((value - middle) * (1 / spread)) / math.asinh(span / spread) + 1) / 2 * n - 0.5
 
     def cell(x, y, z):
         """Column and row of the light map (not rounded) on the ray through a point."""
-        return index(x - z * (lx / lz), *across), index(y - z * (ly / lz), *up)
+        for place, (n, span, middle, light) in ((x, across), (y, up)):
+            offset = np.arcsinh((place - z * (light / lz) - middle) * (1 / spread))
+            yield (offset / math.asinh(span / spread) + 1) / 2 * n - 0.5
 
     def bounds(corners):
         col, row = cell(*corners)
         return *cells(row.min(1), row.max(1), rows), *cells(col.min(1), col.max(1), cols)
 
-    x, y = places(*across) + top * lx / lz, places(*up) + top * ly / lz
+    x, y = (
+        middle
+        + spread * np.sinh((2 * (np.arange(n) + 0.5) / n - 1) * math.asinh(span / spread))
+        + top * light / lz
+        for n, span, middle, light in (across, up)
+    )
     starts = np.stack([np.tile(x, rows), np.repeat(y, cols), np.full(rows * cols, top)]).astype(np.float32)
     t, owner = trace(world, [View(rows, cols, bounds, starts, (-lx, -ly, -lz))])
     height = np.where(np.isfinite(t), top - t * lz, np.float32(-1))
 
-    out = np.ones(len(hits.t), np.float32)
+    direct = np.ones_like(hits.t)
     shaded = np.flatnonzero(np.isfinite(hits.t) & ((dot(hits.normal, (lx, ly, lz)) > 0) | world.indoor))
     x, y, z = np.take(hits.where, shaded, 1)
     prim = hits.prim[shaded]
     col, row = cell(x, y, z)
     col, row = np.clip(col, 0, cols - 1.001), np.clip(row, 0, rows - 1.001)
-    c, r = col.astype(np.int64), row.astype(np.int64)
-    right, down = (col - c).astype(np.float32), (row - r).astype(np.float32)
-    corner, z = r * cols + c, z + np.float32(0.06)
+    corner, z = row.astype(np.int64) * cols + col.astype(np.int64), z + np.float32(0.06)
+    right, down = col % 1, row % 1
     shade = np.zeros(len(z), np.float32)
-    for step, weight in (
-        (0, (1 - down) * (1 - right)),
-        (1, (1 - down) * right),
-        (cols, down * (1 - right)),
-        (cols + 1, down * right),
-    ):
-        at = corner + step
-        shade += weight * ((height[at] > z) & (owner[at] != prim))
-    out[shaded] -= shade
-    return out
+    for below, tall in ((0, 1 - down), (cols, down)):
+        for beside, wide in ((0, 1 - right), (1, right)):
+            at = corner + below + beside
+            shade += tall * wide * ((height[at] > z) & (owner[at] != prim))
+    direct[shaded] -= shade
+    if not world.indoor:
+        return 1, direct
+    return 0.5 + 0.5 * direct, direct * sunbeam(world.window, weather.sun_direction, hits.where)
 
 
 def _facing_window(window):
@@ -138,7 +137,7 @@ def _from_point(hits, place, size, least):
     """Light from a small source: vector to it, 1 / distance, 1 / distance^2 (softened by its ``size``, m^2),
     cosine on the surface.
     """
-    towards = [p - w for p, w in zip(place, hits.where)]
+    towards = channels(place) - hits.where
     inv2 = 1 / (dot(towards, towards) + size)
     inv = np.sqrt(inv2)
     return towards, inv, inv2, np.clip(dot(hits.normal, towards) * inv + least, 0, 1)
@@ -172,7 +171,7 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
         for lamp, amount in by_colour.items():
             light = light + channels(lamp) * (weather.lamps * amount)
     if weather.headlights > 0:
-        away = [w - p for p, w in zip((eye[0], eye[1], eye[2] - 0.7), hits.where)]
+        away = hits.where - channels((*eye[:2], eye[2] - 0.7))
         r2 = dot(away, away) + 1
         inv = 1 / np.sqrt(r2)
         ahead, drop = (away[0] * heading[0] + away[1] * heading[1]) * inv, away[2] * inv + 0.03

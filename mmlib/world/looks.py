@@ -6,7 +6,7 @@ a bookshelf). They may change the material (a window pane is glass for every sen
 
 import numpy as np
 
-from .materials import FINISHES, MATERIAL, MATERIALS, PATTERN, column, dice, texture
+from .materials import FINISHES, MATERIAL, PATTERN, column, dice, read_table, texture
 from .weather import channels
 
 
@@ -16,37 +16,25 @@ def surface_colour(world, hits, pixel, weather, textured):
     (the LiDAR's, at the end, need none).
     """
     colour = np.take(world.colour, hits.prim, 1)
-    if not world.indoor:  # the ground plane and kerbs carry several materials
-        bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
-        for name, tone in world.tones.items():
-            colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = channels(tone)
-    glow, lamp = np.zeros_like(colour), world.glow[hits.prim]
-    on = np.flatnonzero(lamp > 0)
-    glow[:, on] = colour[:, on] * lamp[on] * np.float32(weather.lamps)
+    # the ground plane and kerbs of a street carry several materials
+    bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
+    for name, tone in world.tones:
+        colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = channels(tone)
+    glow = colour * world.glow[hits.prim] * np.float32(weather.lamps)
     pattern = world.pattern[hits.prim]
     for name, rule in RULES.items():
         index = np.flatnonzero(pattern == PATTERN[name])
         if len(index):
-            rule(Patch(world, hits, index, colour, glow, weather))
+            rule(Patch(name, world, hits, index, colour, glow, weather))
     pictured = hits.part(0, textured)
-    solid = np.flatnonzero(np.isfinite(pictured.t))
-    axis = pictured.axis[solid]
-    material = pictured.material[solid]
-    prim = pictured.prim[solid]
-    x, y, z = np.take(pictured.local, solid, 1)
+    axis, material, (x, y, z) = pictured.axis, pictured.material, pictured.local
     # no two things show the same piece of a texture
-    shift = (prim % 17).astype(np.float32) * np.float32(0.37)
+    shift = (pictured.prim % 17).astype(np.float32) * np.float32(0.37)
     s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
-    weight = texture(
-        material, s, v, pictured.t[solid] * np.float32(pixel) / np.maximum(pictured.facing[solid], 0.2)
-    )
-    gain = np.ones(textured, np.float32)
-    gain[solid] += (column("gain") - 1)[material] * weight
-    colour[:, :textured] *= gain
-    for k, m in enumerate(MATERIALS):
-        if any(m.shade):
-            index = np.flatnonzero(material == k)
-            colour[:, solid[index]] += channels(m.shade) * weight[index]
+    footprint = pictured.t * np.float32(pixel) / np.maximum(pictured.facing, 0.2)
+    weight = texture(material, s, v, footprint)  # of the sky, which is far away, 0 at any level of detail
+    colour[:, :textured] *= 1 + (column("gain") - 1)[material] * weight
+    colour[:, :textured] += np.take(column("shade").T, material, 1) * weight
     return colour, glow
 
 
@@ -55,23 +43,24 @@ def rgb(red, green, blue):
     return np.array([[red], [green], [blue]])
 
 
+def within(place, low, high):
+    return (place > low) & (place < high)
+
+
 class Patch:
     """The hits of one pattern: coordinates on the face, and setters that write through to the picture."""
 
-    def __init__(self, world, hits, index, colour, glow, weather):
-        self.index, self.prim, self.axis = index, hits.prim[index], hits.axis[index]
+    def __init__(self, pattern, world, hits, index, colour, glow, weather):
+        self.pattern, self.index, self.prim, axis = pattern, index, hits.prim[index], hits.axis[index]
         self.x, self.y, self.z = hits.local[:, index]
         self.hx, self.hy, self.hz = np.take(world.shape[3:6], self.prim, 1)
         self.style = world.style[:, self.prim]
         self.colour, self.glow, self.material, self.weather = colour, glow, hits.material, weather
-        side = self.axis == 0
-        self.front = side & (self.x > 0)
-        self.back = side & (self.x <= 0)
-        self.flank = self.axis == 1
-        self.top = self.axis == 2
-        self.wide, self.tall = 2 * np.where(side, self.hy, self.hx), 2 * self.hz
+        self.ends, self.flank, self.sides = axis == 0, axis == 1, axis < 2
+        self.front, self.back = self.ends & (self.x > 0), self.ends & (self.x <= 0)
+        self.wide, self.tall = 2 * np.where(self.ends, self.hy, self.hx), 2 * self.hz
         # metres from the face's left and bottom
-        self.s = np.where(side, self.y + self.hy, self.x + self.hx)
+        self.s = np.where(self.ends, self.y + self.hy, self.x + self.hx)
         self.v = self.z + self.hz
         self.a, self.b = self.s / self.wide, self.v / self.tall  # the same, 0..1
 
@@ -80,20 +69,38 @@ class Patch:
         return np.minimum(np.minimum(self.s, self.wide - self.s), np.minimum(self.v, self.tall - self.v))
 
     def set(self, where, colour, material=None, glow=None):
-        """Where a mask says so (or at these positions): reflectance and own light, (3,) or (3, n) for the
-        patch or those hits; material.
-        """
-        where = np.flatnonzero(where) if where.dtype == bool else where
+        """Where a mask says so: reflectance and own light, (3,) or (3, n) for the patch; material."""
+        where = np.flatnonzero(where)
         index = self.index[where]
         for target, value in ((self.colour, colour), (self.glow, glow)):
             if value is not None:
-                value = np.asarray(value, np.float32).reshape(3, -1)
-                target[:, index] = value if value.shape[1] in (1, len(index)) else value[:, where]
+                value = np.reshape(value, (3, -1))
+                target[:, index] = np.broadcast_to(value, (3, len(self.index)))[:, where]
         if material:
             self.material[index] = MATERIAL[material]
 
     def dim(self, mask, factor):
         self.colour[:, self.index[mask]] *= np.float32(factor)
+
+    def paint(self, **places):
+        """The marks that ``marks.csv`` lists for this pattern, one over the other.
+
+        A mark covers a face, and on it what lies between the bounds of up to three coordinates. The column
+        "times" says what its own light is multiplied with, if with anything. All these are named as
+        attributes of the patch or in ``places``.
+        """
+        places = vars(self) | places
+        for mark in read_table("marks.csv"):
+            if mark["pattern"] == self.pattern:
+                where = places[mark["face"]]
+                for bounds in filter(None, (mark["first"], mark["second"], mark["third"])):
+                    name, low, high = bounds.split()
+                    where = where & within(places[name], float(low), float(high))
+                if mark["dim"]:
+                    self.dim(where, mark["dim"])
+                else:
+                    glow = rgb(*mark["light"]) * places.get(mark["times"], 1) if mark["light"] else None
+                    self.set(where, mark["colour"], mark["material"], glow)
 
 
 def _facade(p: Patch):
@@ -101,163 +108,113 @@ def _facade(p: Patch):
     storey, kind, shops.
     """
     pitch, storey, kind, shops = p.style
-    wall, shops, tall = ~p.top, shops > 0, p.tall
+    wall, shops, v, tall = p.sides, p.sides & (shops > 0), p.v, p.tall
     n = np.maximum(1, np.floor(p.wide / pitch + 0.5))  # bays
     base = np.where(shops, np.float32(3.6), np.float32(0.5))
-    across, level = p.a * n, (p.v - base) / storey
+    across, level = p.a * n, (v - base) / storey
     i, j = np.floor(across), np.floor(level)
     fu, fv = across - i, level - j  # place within the bay and the storey, 0..1
-    full = wall & (j >= 0) & (p.v < tall - 0.9) & (base + (j + 1) * storey < tall + 0.3)
+    full = wall & (j >= 0) & (v < tall - 0.9) & (base + (j + 1) * storey < tall + 0.3)
     frames = np.array(
         [(0.24, 0.30, 0.05, 0.05), (0.28, 0.12, 0.34, 0.10), (0.84, 0.86, 0.88, 0.94)], np.float32
     )
     left, low, high = frames[:, kind.astype(np.int64)]  # of a bay and a storey, for the four kinds of facade
-    pane = full & (fu > left) & (fu < 1 - left) & (fv > low) & (fv < high)
-    reveal = full & (fu > left - 0.05) & (fu < 1.05 - left) & (fv > low - 0.07) & (fv < high + 0.04)
-    p.dim(wall & ((p.v > tall - 0.45) | (shops & (p.v > 3.3) & (p.v < 3.6))), 1.25)  # ledges
+    pane = full & within(fu, left, 1 - left) & within(fv, low, high)
+    reveal = full & within(fu, left - 0.05, 1.05 - left) & within(fv, low - 0.07, high + 0.04)
+    p.dim(wall & (v > tall - 0.45) | shops & within(v, 3.3, 3.6), 1.25)  # ledges
     p.set(reveal & (kind < 3), np.minimum(p.colour[:, p.index] * 0.4 + 0.42, 0.85))
-    shutter = full & (kind == 1) & ~pane & (np.abs(fu - 0.5) < 0.40) & (fv > low) & (fv < high)
+    shutter = full & (kind == 1) & ~pane & (np.abs(fu - 0.5) < 0.40) & within(fv, low, high)
     hue, tint = dice(p.prim, 0, 7), dice(p.prim, i, 3)
     p.set(shutter, [0.12 + 0.3 * hue, 0.20 + 0.1 * hue, 0.26 - 0.18 * hue])
-    shop = wall & shops & (p.v > 0.45) & (p.v < 2.6) & (fu > 0.06) & (fu < 0.94)
-    sign = wall & shops & (p.v > 2.7) & (p.v < 3.3) & (fu > 0.03) & (fu < 0.97)
-    board = np.stack(
-        [0.15 + 0.55 * (tint * 3 % 1), 0.12 + 0.4 * (tint * 7 % 1), 0.12 + 0.5 * (tint * 11 % 1)]
-    )
-    letters = (
-        sign
-        & (p.v > 2.85)
-        & (p.v < 3.15)
-        & (fu > 0.2)
-        & (fu < 0.8)
-        & (dice(np.floor(p.s * 5), p.prim, 5) > 0.4)
-    )
+    shop = shops & within(v, 0.45, 2.6) & within(fu, 0.06, 0.94)
+    sign = shops & within(v, 2.7, 3.3) & within(fu, 0.03, 0.97)
+    letters = sign & within(v, 2.85, 3.15) & within(fu, 0.2, 0.8)
+    board = channels((0.15, 0.12, 0.12)) + channels((0.55, 0.4, 0.5)) * (tint * channels((3, 7, 11)) % 1)
     p.set(sign, board, glow=board * (0.6 * p.weather.lamps))
+    letters &= dice(np.floor(p.s * 5), p.prim, 5) > 0.4
     p.set(letters, (0.85, 0.85, 0.8), glow=rgb(0.9, 0.85, 0.7) * p.weather.lamps)
     middle = np.abs(fu - 0.5) * p.wide / n  # metres from the middle of the bay
-    door = wall & ~shops & (i == np.floor(n / 2)) & (middle < 0.6) & (p.v < 2.3)
+    door = wall & ~shops & (i == np.floor(n / 2)) & (middle < 0.6) & (v < 2.3)
     p.set(door, [0.10 + 0.25 * hue, 0.09 + 0.06 * hue, 0.10 + 0.1 * (1 - hue)], "wood")
     mullion = pane & ((middle < 0.05) | ((kind < 2) & (np.abs(fv - 0.62) < 0.025)))
-    glass = np.flatnonzero((pane | shop) & ~door & ~mullion)
-    shop, fv, tint, chance = shop[glass], fv[glass], tint[glass], dice(p.prim[glass], i[glass], j[glass] + 11)
+    chance = dice(p.prim, i, j + 11)
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)  # warm, or cool light
-    inside = np.where(
-        lit,
-        (0.22 + 0.5 * ((chance * 91) % 1))
-        * (0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))),
-        0,
-    )
-    glow = (
-        channels((1.0, 0.72, 0.38)) * curtain + channels((0.75, 0.88, 1.0)) * (1 - curtain) * 0.7
-    ) * inside
-    p.set(glass, [0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint], "glass", glow)
+    bright = 0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))
+    inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * bright, 0)
+    warm, cool = channels((1.0, 0.72, 0.38)), channels((0.75, 0.88, 1.0))
+    glow = (warm * curtain + cool * (1 - curtain) * 0.7) * inside
+    glass = [0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]
+    p.set((pane | shop) & ~door & ~mullion, glass, "glass", glow)
     p.set(mullion, (0.55, 0.53, 0.5), "render")
 
 
-def _car(p: Patch):
-    """Body: lamps, plate, grille, sills, wheel arches. style: 0 parked or 1 running."""
-    running, up, out = p.style[0] * p.weather.car_lights, p.b, np.abs(p.y) / p.hy
-    p.dim(~p.top & (up < 0.22), 0.25)
-    p.dim(p.flank & (np.abs(np.abs(p.x) - 0.62 * p.hx) < 0.42) & (p.v < 0.42), 0.12)
-    p.dim(p.flank & (np.abs(p.x + 0.05) < 0.03) & (up > 0.3), 0.6)
-    lamps = (up > 0.5) & (up < 0.86)
-    p.set(p.back & lamps & (out > 0.62), (0.45, 0.02, 0.02), glow=rgb(2.6, 0.06, 0.04) * running)
-    p.set(p.front & lamps & (out > 0.55), (0.75, 0.75, 0.72), "glass", rgb(9.0, 8.6, 7.4) * running)
-    p.set(p.front & (out < 0.5) & (up > 0.3) & (up < 0.75), (0.03, 0.03, 0.03))
-    p.set((p.back | p.front) & (np.abs(p.y) < 0.28) & (up > 0.36) & (up < 0.52), (0.8, 0.8, 0.76), "sign")
+def _vehicle(p: Patch):
+    """Cars: lamps, plate, grille, sills, wheel arches; buses: window band with pillars, doors, windscreens,
+    destination display, lamps. style: 0 parked or 1 running.
+    """
+    middle = np.abs(p.x)
+    p.paint(
+        out=np.abs(p.y) / p.hy,
+        plate=np.abs(p.y),
+        seam=np.abs(p.x + 0.05),
+        wheel=np.abs(middle - 0.62 * p.hx),
+        door=np.abs(middle - 0.55 * p.hx),
+        middle=middle,
+        bay=p.s % 1.5,
+        slat=p.v * 8 % 1,
+        dots=dice(np.floor(p.s * 9), np.floor(p.v * 9), p.prim),
+        running=p.style[0] * p.weather.car_lights,
+    )
 
 
 def _cabin(p: Patch):
     """Windows all round, with pillars; roof in the body's colour."""
-    along = np.where(p.axis == 0, np.abs(p.y) / p.hy, np.abs(p.x) / (p.hx * (1 - 0.30 * p.v / p.tall)))
-    pillar = p.flank & (np.abs(p.x + 0.1) < 0.06)
-    p.set(
-        ~p.top & ~pillar & (along < 0.88) & (p.v > 0.07 * p.tall) & (p.v < 0.90 * p.tall),
-        (0.03, 0.035, 0.04),
-        "glass",
-    )
-
-
-def _bus(p: Patch):
-    """Window band with pillars, doors, windscreens, destination display, lamps. style: 1 running."""
-    running, up, out, ends = p.style[0] * p.weather.car_lights, p.b, np.abs(p.y) / p.hy, p.front | p.back
-    p.dim(~p.top & (up < 0.14), 0.2)
-    p.set(p.flank & (up > 0.30) & (up < 0.36), (0.75, 0.75, 0.72))
-    pane = p.flank & (up > 0.42) & (up < 0.80) & ((p.s % 1.5) > 0.12)
-    door = np.abs(p.x) - 0.55 * p.hx
-    pane |= p.flank & (door**2 < 0.36) & (np.abs(door) > 0.04) & (up > 0.12) & (up < 0.82)
-    screen = (p.front & (up > 0.36) & (up < 0.80) | p.back & (up > 0.52) & (up < 0.82)) & (out < 0.90)
-    p.set(pane | screen, (0.04, 0.05, 0.055), "glass", rgb(0.34, 0.32, 0.25) * (running * (p.flank | p.back)))
-    display = (ends & (out < 0.7) | (p.flank & (np.abs(p.x) < 1.0))) & (up > 0.84) & (up < 0.95)
-    p.set(display, (0.02, 0.02, 0.02), glow=(0, 0, 0))
-    text = display & (dice(np.floor(p.s * 9), np.floor(p.v * 9), p.prim) > 0.45) & (up > 0.86) & (up < 0.93)
-    p.set(text, (0.8, 0.45, 0.05), glow=(1.1, 0.6, 0.08))
-    p.set(
-        p.back & (out > 0.78) & (up > 0.22) & (up < 0.46),
-        (0.45, 0.02, 0.02),
-        glow=rgb(2.4, 0.05, 0.03) * running,
-    )
-    p.set(
-        p.front & (out > 0.6) & (up > 0.18) & (up < 0.28),
-        (0.75, 0.75, 0.7),
-        "glass",
-        rgb(8.0, 7.6, 6.6) * running,
-    )
-    p.set(p.back & (out < 0.6) & (up > 0.16) & (up < 0.4) & ((p.v * 8) % 1 < 0.4), (0.05, 0.05, 0.05))
+    along = np.where(p.ends, np.abs(p.y) / p.hy, np.abs(p.x) / (p.hx * (1 - 0.30 * p.v / p.tall)))
+    pane = p.sides & (along < 0.88) & within(p.v, 0.07 * p.tall, 0.90 * p.tall)
+    p.set(pane & ~(p.flank & (np.abs(p.x + 0.1) < 0.06)), (0.03, 0.035, 0.04), "glass")
 
 
 def _sign(p: Patch):
     """Traffic sign faces (both sides painted). style: 0 speed limit, 1 warning, 2 information, 3 direction
     board.
     """
-    limit, warning, information, board = (p.style[0] == kind for kind in range(4))
-    a, b = np.where(p.axis == 0, -p.y / p.hy, p.x / p.hx), p.z / p.hz  # a grows to the right of who drives by
-    edge, beside, height = np.maximum(np.abs(a), np.abs(b)), np.abs(a), np.abs(b)
-    white, black = (0.82, 0.82, 0.80), (0.03, 0.03, 0.03)
-    p.set(limit, white)
-    p.set(limit & (np.sqrt(a * a + b * b) > 0.70), (0.66, 0.03, 0.04))
+    a, b = np.where(p.ends, -p.y / p.hy, p.x / p.hx), p.z / p.hz  # a grows to the right of who drives by
+    beside, height, arrow = np.abs(a), np.abs(b), np.abs(a - 0.68)
     # two digits of 3 x 5 dots
-    left = a < 0
     col = np.floor((np.abs(a + (a < 0) * 0.56) - 0.04) / 0.16)
     row = np.floor((b + 0.40) / 0.16)
-    # 3, 5 or 7
+    # 3, 5 or 7, then 0
     first = np.array([0b111_001_111_001_111, 0b111_100_111_001_111, 0b111_001_001_001_001])[p.prim % 3]
-    dot = (
-        np.where(left, first, 0b111_101_101_101_111)
-        >> (np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)).astype(np.int64)
-        & 1
-    )
-    p.set(limit & (dot == 1) & (col >= 0) & (col < 3) & (row >= 0) & (row < 5) & (beside < 0.54), black)
-    p.set(warning, (0.85, 0.58, 0.03))
-    p.set(
-        warning & ((edge > 0.86) | (beside < 0.13) & (np.abs(b + 0.05) < 0.55) & (np.abs(b + 0.32) > 0.09)),
-        black,
-    )
-    p.set(information | board, (0.02, 0.16, 0.55))
-    p.set((information | board) & (edge > 0.90), white)
-    p.set(information & (beside < 0.5) & (height < 0.55) & ((beside > 0.28) | (height < 0.12)), white)
-    text = (
-        (np.abs(height - 0.38) < 0.16)
-        & (np.abs(a + 0.15) < 0.55)
-        & (dice(np.floor(a * 14), np.floor(b * 1.6), p.prim) > 0.35)
-    )
-    arrow = np.abs(a - 0.68)
-    p.set(
-        board
-        & (text | (arrow < 0.08) & (height < 0.6) | (arrow < 0.9 * (0.66 - b)) & (b > 0.45) & (b < 0.66)),
-        white,
+    place = np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)
+    dot = np.where(a < 0, first, 0b111_101_101_101_111) >> place.astype(np.int64) & 1
+    kinds = ("limit", "warning", "information", "board")
+    p.paint(
+        radius=np.sqrt(a * a + b * b),
+        edge=np.maximum(beside, height),
+        beside=beside,
+        height=height,
+        digit=dot & within(col, -1, 3) & within(row, -1, 5),
+        bar=np.abs(b + 0.05),
+        gap=np.abs(b + 0.32),
+        line=np.abs(height - 0.38),
+        text=np.abs(a + 0.15),
+        dots=dice(np.floor(a * 14), np.floor(b * 1.6), p.prim),
+        arrow=arrow,
+        head=arrow - 0.9 * (0.66 - b),
+        rise=b,
+        **{kind: p.style[0] == k for k, kind in enumerate(kinds)},
     )
 
 
 def _books(p: Patch):
     """Rows of spines of different tint, width and height."""
-    width, face = 0.038 + 0.02 * dice(p.prim, 0, 1), ~p.top
+    width, face = 0.038 + 0.02 * dice(p.prim, 0, 1), p.sides
     k = np.floor(p.s / width)
     tint, tone = dice(k, p.prim, 2), dice(k, p.prim, 9)
     palette = np.array([colour for _, colour in FINISHES["books"]], np.float32)
     p.set(face, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
-    p.set(p.top, (0.7, 0.67, 0.58))
+    p.set(~face, (0.7, 0.67, 0.58))
     p.dim(face & ((p.s / width) % 1 < 0.14), 0.35)
     p.dim(face & (p.v > p.tall * (0.78 + 0.22 * tone)), 0.10)
     p.set(face & (np.abs(p.b - 0.6) < 0.05) & (tone > 0.4), (0.75, 0.66, 0.4))
@@ -283,17 +240,13 @@ def _window(p: Patch):
     """
     a, b = p.a, p.b
     frame = (p.border() < 0.06) | (np.abs(a - 0.5) * p.wide < 0.03) | (np.abs(b - 0.7) * p.tall < 0.025)
-    out, light = p.weather.gradient(b * 1.2 - 0.3), channels(p.weather.outside)
+    light = channels(p.weather.outside)
     house = b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4)
     tree = (np.abs(a - 0.62) ** 2 * 5 + (b - 0.34) ** 2 * 4 < 0.16) | (b < 0.14)
     pinprick = house & (dice(np.floor(a * 22), np.floor(b * 22), p.prim) < 0.35 * p.weather.windows)
-    for mask, view in (
-        (house, rgb(0.42, 0.34, 0.29) * light),
-        (tree, rgb(0.09, 0.20, 0.06) * light),
-        (pinprick, rgb(1.0, 0.7, 0.35)),
-    ):
-        out = np.where(mask, view, out)
-    p.set(~frame, (0.04, 0.045, 0.05), "glass", out)
+    view = np.where(house, rgb(0.42, 0.34, 0.29) * light, p.weather.gradient(b * 1.2 - 0.3))
+    view = np.where(pinprick, rgb(1.0, 0.7, 0.35), np.where(tree, rgb(0.09, 0.20, 0.06) * light, view))
+    p.set(~frame, (0.04, 0.045, 0.05), "glass", view)
     p.set(frame, (0.80, 0.79, 0.76))
 
 
@@ -303,7 +256,7 @@ def _tv(p: Patch):
     p.set(border > -1, (0.015, 0.015, 0.017))
     show = np.stack([0.15 + 0.7 * dice(cell, np.floor(p.style[0] * 1000), k) for k in (31, 32, 33)])
     show = np.where(p.b < 0.3, rgb(0.08, 0.35, 0.12), show * rgb(0.6, 0.8, 1.1))
-    p.set((border > 0.025) & ~p.top, (0.02, 0.02, 0.025), glow=show * (0.6 * p.style[1]))
+    p.set((border > 0.025) & p.sides, (0.02, 0.02, 0.025), glow=show * (0.6 * p.style[1]))
 
 
 def _rug(p: Patch):
@@ -325,19 +278,14 @@ def _board(p: Patch):
     u, v = p.a * across % 1, p.b * high % 1
     cell_w, cell_h = p.wide / np.maximum(across, 1), p.tall / np.maximum(high, 1)
     seam = np.minimum(np.minimum(u, 1 - u) * cell_w, np.minimum(v, 1 - v) * cell_h)
-    p.dim(~p.top & (seam < 0.015), 0.35)
-    p.set(
-        ~p.top & (np.abs(u - 0.88) * cell_w < 0.02) & (np.abs(v - 0.5) * cell_h < 0.06),
-        (0.55, 0.52, 0.45),
-        "metal",
-    )
+    p.paint(seam=seam, across=np.abs(u - 0.88) * cell_w, up=np.abs(v - 0.5) * cell_h)
 
 
 RULES = {
     "facade": _facade,
-    "car": _car,
+    "car": _vehicle,
     "cabin": _cabin,
-    "bus": _bus,
+    "bus": _vehicle,
     "sign": _sign,
     "books": _books,
     "picture": _picture,

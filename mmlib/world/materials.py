@@ -6,32 +6,12 @@ consistent, not exact.
 """
 
 import csv
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-TEXTURES = "plain asphalt brick plank leaf grass slabs stone weave parquet plaster bark".split()
 SIDE = 256  # texels along a texture's side; levels of detail halve it
-
-
-@dataclass(frozen=True)
-class Material:
-    """A row of ``materials.csv``. The second colour of its texture is base * gain + shade."""
-
-    name: str
-    texture: str
-    tile: float  # metres that one tile of the texture covers
-    gain: float
-    shade: tuple[float, float, float]
-    gloss: float  # weight of the mirror reflection, 0..1
-    index: float  # refractive index
-    nir: float  # reflectance at 850 nm; negative: -nir times the visible one
-    retro: float  # LiDAR reflectance at 905 nm
-    emissivity: float  # in 8-14 um
-    warmth: float  # kelvin that full sun adds
-    keep: float  # share of that warmth left hours after
 
 
 @lru_cache
@@ -46,15 +26,24 @@ def _number(text: str):
         numbers = tuple(map(float, text.split()))
     except ValueError:
         return text
-    return numbers if len(numbers) > 1 else numbers[0]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
-MATERIALS = [Material(**row) for row in read_table("materials.csv")]
+# The columns of materials.csv:
+# texture, tile: the texture, and the metres that one tile of it covers
+# gain, shade: the texture's second colour is base * gain + shade
+# gloss: weight of the mirror reflection, 0..1
+# index: refractive index
+# nir: reflectance at 850 nm; negative: -nir times the visible one
+# retro: LiDAR reflectance at 905 nm
+# emissivity: in 8-14 um
+# warmth, keep: kelvin that full sun adds, and the share of it left hours after
+MATERIALS = read_table("materials.csv")
 # Finishes to pick from, by the name of the list: (material, linear reflectance (red, green, blue)).
 FINISHES: dict[str, list] = {}
 for _row in read_table("finishes.csv"):
     FINISHES.setdefault(_row["list"], []).append((_row["material"], _row["reflectance"]))
-MATERIAL = {m.name: k for k, m in enumerate(MATERIALS)}
+MATERIAL = {m["name"]: k for k, m in enumerate(MATERIALS)}
 PATTERNS = "none facade car cabin bus sign books picture window tv rug board stripes".split()
 PATTERN = {name: k for k, name in enumerate(PATTERNS)}
 
@@ -62,7 +51,7 @@ PATTERN = {name: k for k, name in enumerate(PATTERNS)}
 @lru_cache
 def column(field: str) -> np.ndarray:
     """One field of all materials as a float32 array, to be indexed with a material map."""
-    return np.array([getattr(m, field) for m in MATERIALS], np.float32)
+    return np.array([m[field] for m in MATERIALS], np.float32)
 
 
 # ---------------------------------------------------------------- textures
@@ -90,9 +79,9 @@ def _masonry(rng, courses, per_course, joint, paint, shift=0.5):
 
 
 @lru_cache(maxsize=1)
-def atlas() -> tuple[np.ndarray, np.ndarray]:
+def atlas() -> tuple[np.ndarray, ...]:
     """All textures with their levels of detail (SIDE, SIDE / 2, ..., 1 texels wide) as one flat float32 array
-    of weights 0..1 of the second colour, and where in it each level begins.
+    of weights 0..1 of the second colour, where in it each level begins, and the texture's number by material.
     """
     rng = np.random.default_rng(20240607)
     fine, mid, soft = _cloud(rng, 0.4), _cloud(rng, 1.0), _cloud(rng, 1.7)
@@ -116,24 +105,23 @@ def atlas() -> tuple[np.ndarray, np.ndarray]:
         "plaster": 0.8 * (soft - 0.15) + 0.3 * (fine - 0.5),
         "bark": mid[:, at * 5 % SIDE] * 1.2 - 0.1,
     }
-    levels = [np.stack([np.clip(fields[name], 0, 1).astype(np.float32) for name in TEXTURES])]
+    levels = [np.clip(list(fields.values()), 0, 1).astype(np.float32)]
     while n := levels[-1].shape[1] // 2:
         levels.append(levels[-1].reshape(-1, n, 2, n, 2).mean((2, 4)))
-    return np.concatenate([level.ravel() for level in levels]), np.cumsum(
-        [0] + [level.size for level in levels[:-1]]
-    )
+    first = np.cumsum([0] + [level.size for level in levels[:-1]])
+    which = np.array([list(fields).index(m["texture"]) for m in MATERIALS])
+    return np.concatenate([level.ravel() for level in levels]), first, which
 
 
 def texture(material, s, v, footprint):
     """Weight 0..1 of the second colour at points (N,) of materials (indices), at surface coordinates s, v
     (metres), where a pixel covers ``footprint`` metres.
     """
-    flat, first = atlas()
-    which = np.array([TEXTURES.index(m.texture) for m in MATERIALS])[material]
+    flat, first, which = atlas()
     per_metre = (SIDE / column("tile"))[material]
     level = np.clip(np.frexp(footprint * per_metre)[1], 0, 8)  # one texel of this level is about one pixel
     x, y = ((np.floor(place * per_metre).astype(np.int64) & (SIDE - 1)) >> level for place in (s, v))
-    return flat[first[level] + (((which << (8 - level)) + y) << (8 - level)) + x]
+    return flat[first[level] + (((which[material] << (8 - level)) + y) << (8 - level)) + x]
 
 
 @lru_cache(maxsize=1)
@@ -146,10 +134,8 @@ def cloud_cover(s, v) -> np.ndarray:
     field, s, v = _clouds(), s * SIDE, v * SIDE
     i, j = np.floor(v), np.floor(s)
     fi, fj = v - i, s - j
-    (i0, i1), (j0, j1) = (
-        (k.astype(np.int64) & (SIDE - 1), (k.astype(np.int64) + 1) & (SIDE - 1)) for k in (i, j)
-    )
-    top, bottom = (field[row, j0] * (1 - fj) + field[row, j1] * fj for row in (i0, i1))
+    rows, (left, right) = (np.add.outer((0, 1), k.astype(np.int64)) & (SIDE - 1) for k in (i, j))
+    top, bottom = (field[row, left] * (1 - fj) + field[row, right] * fj for row in rows)
     return top + (bottom - top) * fi
 
 

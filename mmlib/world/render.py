@@ -3,6 +3,7 @@
 import math
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..config import AtLeast, Between, check_value
 from ..modalities import SENSORS
 from . import room, sensors, street
 from .geometry import camera_view
-from .light import contact_shade, radiance, shadow, sunbeam
+from .light import contact_shade, radiance, shadow
 from .looks import surface_colour
 from .sensors import CASE_SENSOR, FAILURES
 from .surfaces import look
@@ -58,7 +59,8 @@ def render_frame(
         case: "" or a sensor failure: "motionblur", "overexposure", "underexposure" (rgb), "lidarjitter"
             (lidar), "eventlowres" (event).
         size: (height, width) in pixels.
-        modalities: which sensors to render; a sensor's image does not depend on the others asked for.
+        modalities: which sensors to render, none for the truth alone; a sensor's image does not depend on the
+            others asked for.
         supersample: rays per pixel and axis for the RGB picture (3 for figures); truth and the other sensors
             keep one ray per pixel.
 
@@ -72,64 +74,56 @@ def render_frame(
     check_value("size", size, Size)
     check_value("seed", seed, Annotated[int, AtLeast(0)])
     check_value("supersample", supersample, Annotated[int, Between(1, 8)])
-    if not modalities:
-        raise ValueError(f"modalities {modalities!r}: expected one or more of {', '.join(ALL)}")
-    size = height, width = int(size[0]), int(size[1])
-    wanted, n = set(modalities), height * width
+    size = height, width = tuple(map(int, size))
     world, air = SCENES[scene](int(seed)), weather(scene, condition, _generator("weather", seed))
-    shot = Shot(
-        world,
-        air,
-        size,
-        "event" in wanted,
-        "lidar" in wanted,
-        bool({"rgb", "event", "thermal", "nir"} & wanted),
-    )
-    light = shot.radiance() if {"rgb", "event", "nir"} & wanted else None
+    shot = Shot(world, air, size, "event" in modalities, "lidar" in modalities)
     # of the picture, without the earlier pose
-    hits = shot.hits.part(0, n)
-    colour = shot.colour[:, :n]
-    sun = shot.sun[:n]
-    broken = {name: case if CASE_SENSOR.get(case) == name else "" for name in ALL}
+    now = slice(height * width)
+    hits = shot.hits.part(0, height * width)
+    colour = shot.colour[:, now]
 
     def noise(name):
-        return _generator("noise", name, seed, condition, broken.get(name, ""))
+        failure = case if CASE_SENSOR.get(case) == name else ""
+        return _generator("noise", name, seed, condition, failure)
 
-    images = {}
-    if "rgb" in wanted:
-        picture = light[:, :n].reshape(3, *size)
-        if supersample > 1:
-            fine = Shot(world, air, (height * supersample, width * supersample)).radiance()
-            fine = np.minimum(fine.reshape(3, height, supersample, width, supersample), 12 / air.exposure)
-            picture = fine.mean((2, 4), dtype=np.float32)
-        images["rgb"] = sensors.rgb(picture, air, noise("rgb"), broken["rgb"])
-    if "depth" in wanted:
-        images["depth"] = sensors.depth(hits, size, air, world.indoor, noise("depth"))
-    if "event" in wanted:
-        now, before = (
-            sensors.log_intensity(part, air).reshape(size) for part in (light[:, :n], light[:, n:])
-        )
-        images["event"] = sensors.events(before, now, noise("event"), 0.002 * air.noise, broken["event"])
-    if "lidar" in wanted:
-        images["lidar"] = sensors.lidar(
-            sensors.scan(world, shot.echoes, air, noise("lidar"), broken["lidar"]), world.camera, size
-        )
-    if "thermal" in wanted:
-        images["thermal"] = sensors.thermal(
-            sensors.temperature(world, hits, air, sun).reshape(size), noise("thermal")
-        )
-    if "nir" in wanted:
-        nir = sensors.near_infrared(
-            world, hits, air, colour, light[:, :n], sun, shot.occlusion[:n], noise("nir")
-        )
-        images["nir"] = nir.reshape(*size, 1)
-    if {"dolp", "aolp"} & wanted:
+    @cache
+    def polarisation():
         s1, s2 = (s.reshape(size) for s in sensors.stokes(world, hits, air, colour))
-        images["dolp"], images["aolp"] = sensors.polarisation(
-            s1, s2, noise("polarisation"), 0.008 * air.noise
-        )
+        return sensors.polarisation(s1, s2, noise("polarisation"), 0.008 * air.noise)
+
+    def picture(name):
+        """The image of one sensor in physical units."""
+        match name:
+            case "rgb":
+                light = shot.radiance[:, now].reshape(3, *size)
+                if supersample > 1:
+                    fine = Shot(world, air, (height * supersample, width * supersample)).radiance
+                    fine = fine.reshape(3, height, supersample, width, supersample)
+                    light = np.minimum(fine, 12 / air.exposure).mean((2, 4), dtype=np.float32)
+                return sensors.rgb(light, air, noise(name), case)
+            case "depth":
+                return sensors.depth(hits, size, air, world.indoor, noise(name))
+            case "event":
+                poses = np.split(shot.radiance, 2, 1)
+                after, before = (sensors.log_intensity(light, air).reshape(size) for light in poses)
+                return sensors.events(before, after, noise(name), 0.002 * air.noise, case)
+            case "lidar":
+                points = sensors.scan(world, shot.echoes, air, noise(name), case)
+                return sensors.lidar(points, world.camera, size)
+            case "thermal":
+                heat = sensors.temperature(world, hits, air, shot.sun[now])
+                return sensors.thermal(heat.reshape(size), noise(name))
+            case "nir":
+                light, sun, occlusion = shot.radiance[:, now], shot.sun[now], shot.occlusion[now]
+                nir = sensors.near_infrared(world, hits, air, colour, light, sun, occlusion, noise(name))
+                return nir.reshape(*size, 1)
+            case "dolp":
+                return polarisation()[0]
+            case "aolp":
+                return polarisation()[1]
+
     return Frame(
-        {name: SENSORS[name].to_stored(images[name]) for name in modalities},
+        {name: SENSORS[name].to_stored(picture(name)) for name in modalities},
         hits.label.reshape(size),
         hits.t.reshape(size),
         np.ascontiguousarray(hits.normal.T).reshape(*size, 3),
@@ -146,40 +140,43 @@ def render_row(row, scene, size, modalities):
 
 
 class Shot:
-    """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go;
-    with the sunlight on it.
+    """The scene seen from one camera pose, or the event camera's two, and by the LiDAR, all traced in one go.
+    The light that falls on it is worked out when a sensor first asks for it.
     """
 
-    def __init__(self, world, air, size, two=False, lidar=False, sunlight=True):
-        self.world, self.air, self.size = world, air, size
+    def __init__(self, world, air, size, two=False, lidar=False):
+        self.size = size
         views = [camera_view(world.camera, size)]
         # the picture shows time 0; the event camera also saw the scene one step earlier, when it stood
         # further back
         if two:
             (forward, yaw), camera, ahead = world.motion, world.camera, world.camera.axes()[0]
             x, y, z = camera.position
-            back = replace(
-                camera, position=(x - forward * ahead[0], y - forward * ahead[1], z), yaw=camera.yaw - yaw
-            )
-            views.append(camera_view(back, size, -1.0))
+            position = x - forward * ahead[0], y - forward * ahead[1], z
+            views.append(camera_view(replace(camera, position=position, yaw=camera.yaw - yaw), size, -1.0))
         hits = look(world, views + [sensors.lidar_view(world)] * lidar)
         n = len(views) * size[0] * size[1]
         colour, glow = surface_colour(world, hits, 1 / (world.camera.focal * size[1]), air, n)
-        self.hits = hits.part(0, n)
-        self.echoes = hits.part(n, len(hits.t))
-        self.colour = colour[:, :n]
-        self.glow = glow[:, :n]
-        # shares of ambient and direct light that shadows leave
-        self.ambient = self.sun = np.ones(n, np.float32)
-        daylight = air.sunny or air.sun_now > 0
-        if sunlight and (daylight or world.indoor):
-            self.sun = shadow(world, self.hits, air, max(1.0, math.sqrt(size[0] * size[1] / 12288)))
-        if sunlight and world.indoor:
-            self.ambient = 0.5 + 0.5 * self.sun
-            if daylight:
-                self.sun = self.sun * sunbeam(world.window, air.sun_direction, self.hits.where)
+        self.hits, self.echoes = hits.part(0, n), hits.part(n, len(hits.t))
+        self.colour, self.glow, self.scene = colour[:, :n], glow[:, :n], (world, self.hits, air)
 
+    @cached_property
+    def sun(self):
+        """Share of the sun's light (N,) that arrives."""
+        return self.shares[1]
+
+    @cached_property
+    def shares(self):
+        """Shares of ambient and of direct light that arrive."""
+        detail = max(1.0, math.sqrt(self.size[0] * self.size[1] / 12288))
+        return shadow(*self.scene, detail)
+
+    @cached_property
+    def occlusion(self):
+        """Share of ambient light (N,) that arrives."""
+        return contact_shade(self.hits.t, self.size) * self.shares[0]
+
+    @cached_property
     def radiance(self):
-        """Visible radiance (3, N); remembers the ambient occlusion for other sensors."""
-        self.occlusion = contact_shade(self.hits.t, self.size) * self.ambient
-        return radiance(self.world, self.hits, self.air, self.colour, self.glow, self.sun, self.occlusion)
+        """Visible radiance (3, N)."""
+        return radiance(*self.scene, self.colour, self.glow, self.sun, self.occlusion)

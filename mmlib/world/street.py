@@ -36,8 +36,8 @@ def layout(seed: int) -> World:
     people(draw, road, verge, walk, zebra)
 
     grey, pave = draw(0.12, 0.20), draw.finish("pavings")
-    tones = {"asphalt": (grey * 1.02, grey, grey * 0.98), "paint": (0.78, 0.78, 0.74)}
-    tones |= draw.tint(pave), draw.tint("lawn")
+    tones = [("asphalt", (grey * 1.02, grey, grey * 0.98)), ("paint", (0.78, 0.78, 0.74))]
+    tones += draw.tint(pave), draw.tint("lawn")
     camera = Camera(
         (0.0, -LANE / 2 + draw(-0.5, 0.5), draw(1.5, 1.8)), draw(-0.12, 0.12), draw(-0.04, 0.03), 0.78
     )

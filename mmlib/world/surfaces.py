@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import CYLINDER, ELLIPSOID, FRUSTUM, View, World, dot, trace
+from .geometry import CYLINDER, ELLIPSOID, View, World, dot, trace
 
 FLOOR, CEILING, FRONT, BACK, RIGHT, LEFT = range(6)  # an indoor world's background surfaces, in this order
 GROUND, SKY = range(2)  # an outdoor world's
 INDOOR_NORMALS = np.array([(0, 0, 1), (0, 0, -1), (-1, 0, 0), (1, 0, 0), (0, 1, 0), (0, -1, 0)], np.float32)
+INDOOR_AXES = np.array([2, 2, 0, 0, 1, 1])  # outdoors the ground is a floor, too
 OUTDOOR_NORMALS = np.array([(0, 0, 1), (0, 0, 0)], np.float32)
 
 
@@ -48,8 +49,9 @@ def background(world: World, origin, dirs):
         tx, ty, tz = np.where(dirs > 0, high - origin, low - origin) / dirs
     t = np.minimum(np.minimum(tx, ty), tz)
     ahead, left, up = dirs > 0
-    side = np.where(tx <= ty, np.where(ahead, FRONT, BACK), np.where(left, LEFT, RIGHT))
-    return t, world.count + np.where(tz <= t, np.where(up, CEILING, FLOOR), side)
+    # the first of each pair of surfaces, or the one after it
+    side = np.where(tx <= ty, FRONT + ~ahead, RIGHT + left)
+    return t, world.count + np.where(tz <= t, FLOOR + up, side)
 
 
 def look(world: World, views: list[View]) -> Hits:
@@ -61,25 +63,20 @@ def look(world: World, views: list[View]) -> Hits:
     )
     behind = (prim < 0) | (back_t < t)
     t, prim = np.where(behind, back_t, t), np.where(behind, back, prim)
-    origin_x, origin_y, origin_z, time = np.array([(*v.origin, v.time) for v in views], np.float32).T
-    sizes = [v.rows * v.cols for v in views]
-    where = np.where(np.isfinite(t), t, np.float32(1)) * dirs
-    for k, origin in enumerate((origin_x, origin_y, origin_z)):
-        where[k] += np.repeat(origin, sizes)
+    poses = np.array([(*v.origin, v.time) for v in views], np.float32)
+    *origin, time = np.repeat(poses, [v.rows * v.cols for v in views], 0).T
+    where = np.where(np.isfinite(t), t, np.float32(1)) * dirs + origin
     label, material = world.label[prim], world.material[prim]
     world.paint(label, material, *where)
 
     solid, others = np.flatnonzero(prim < world.count), np.flatnonzero(prim >= world.count)
     normal, local, axis = np.empty_like(dirs), where.copy(), np.empty(len(t), np.int8)
-    normal[:, others] = np.take(
-        INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS, prim[others] - world.count, 0
-    ).T
-    axis[others] = np.where(normal[0, others] != 0, 0, np.where(normal[1, others] != 0, 1, 2))
-    on_normal, on_local, axis[solid] = _on_primitives(
-        world, prim[solid], np.take(where, solid, 1), np.repeat(time, sizes)[solid]
+    normals = INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS
+    normal[:, others] = normals[prim[others] - world.count].T
+    axis[others] = INDOOR_AXES[prim[others] - world.count]
+    normal[:, solid], local[:, solid], axis[solid] = _on_primitives(
+        world, prim[solid], np.take(where, solid, 1), time[solid]
     )
-    for k in range(3):
-        normal[k][solid], local[k][solid] = on_normal[k], on_local[k]
     direction = dirs / np.sqrt(dot(dirs, dirs))
     facing = np.clip(-dot(normal, direction), 0, 1)
     return Hits(t, prim, label, material, where, normal, local, axis, facing, direction)
@@ -90,30 +87,26 @@ def _on_primitives(world, prim, where, time):
     times they were seen.
     """
     kind = world.kind[prim]
-    flat, ball, pillar = kind <= FRUSTUM, kind == ELLIPSOID, kind == CYLINDER
     cx, cy, cz, hx, hy, hz, cos, sin, kx, ky, mx, my = np.take(world.shape, prim, 1)
     x, y, z = where[0] - cx - time * mx, where[1] - cy - time * my, where[2] - cz
     x, y = cos * x + sin * y, cos * y - sin * x
     bottom = z + hz
     # each -1..1 inside
-    q = (
-        x / (hx - kx * bottom + np.float32(1e-6)),
-        y / (hy - ky * bottom + np.float32(1e-6)),
-        z / hz,
+    q = np.stack(
+        [x / (hx - kx * bottom + np.float32(1e-6)), y / (hy - ky * bottom + np.float32(1e-6)), z / hz]
     )
-    ax, ay, az = (np.abs(place) for place in q)
+    ax, ay, az = np.abs(q)
     axis = np.where(az >= np.maximum(ax, ay), 2, np.where(ax >= ay, 0, 1))
-    cap = pillar & (az > 0.9995) & (q[0] * q[0] + q[1] * q[1] < 0.998)  # a cylinder's lid
-    wall = pillar & ~cap
+    lid = (az > 0.9995) & (q[0] * q[0] + q[1] * q[1] < 0.998)
+    ball, wall = kind == ELLIPSOID, (kind == CYLINDER) & ~lid
 
-    sign = [np.sign(place) for place in q]
-    nx = np.where(flat, np.where(axis == 0, sign[0], 0), q[0] / hx)
-    ny = np.where(flat, np.where(axis == 1, sign[1], 0), q[1] / hy)
-    nz = np.where(flat, np.where(axis == 2, sign[2], np.where(axis == 0, kx, ky)), q[2] / hz)
-    nx, ny, nz = np.where(cap, 0, nx), np.where(cap, 0, ny), np.where(cap, sign[2], np.where(wall, 0, nz))
-    length = 1 / np.sqrt(nx * nx + ny * ny + nz * nz + np.float32(1e-20))
-    nx, ny, nz = nx * length, ny * length, nz * length
-    axis = np.where(cap, 2, np.where(wall, 0, axis))
-    axis = np.where(ball, np.where(np.abs(nz) > 0.75, 2, np.where(np.abs(nx) > np.abs(ny), 0, 1)), axis)
+    lean = [np.zeros_like(kx), np.zeros_like(kx), np.where(axis == 0, kx, ky)]  # of a frustum's sides
+    own = np.arange(3)[:, None] == axis
+    q[2, wall] = 0
+    normal = np.where(ball | wall, q / (hx, hy, hz), np.where(own, np.sign(q), lean))
+    nx, ny, nz = normal * (1 / np.sqrt(dot(normal, normal) + np.float32(1e-20)))
+    axis = np.where(wall, 0, axis)
+    round_axis = np.where(np.abs(nz) > 0.75, 2, np.where(np.abs(nx) > np.abs(ny), 0, 1))
+    axis = np.where(ball, round_axis, axis)
     y = np.where(wall, np.arctan2(y, x, where=wall, out=np.zeros_like(y)) * hx, y)  # metres around the pillar
     return (cos * nx - sin * ny, sin * nx + cos * ny, nz), (x, y, z), axis
