@@ -21,7 +21,7 @@ FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-he
 
 def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
     """An <img> of a picture (H, W, 3) that fills its place without smoothing. Its size is stated, so that the
-    page does not jump when it changes. ``caption`` is HTML.
+    page does not jump when it changes. ``caption`` is HTML; what it takes from data is escaped by the caller.
     """
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG", compress_level=1)
@@ -54,7 +54,7 @@ def bar_table(
     for name, (colour, shares) in rows.items():
         html += f'<tr><th scope="row" style="{left}">{escape(name)}</th>'
         for share in shares:
-            fill = f'<div style="background:{colour};height:8px;width:{share or 0:.0f}%"></div>'
+            fill = f'<div style="background:{escape(colour)};height:8px;width:{share or 0:.0f}%"></div>'
             number = "–" if share is None else f"{share:.0f}{unit}"
             html += (
                 f'<td style="width:{width / len(shares):.0f}%;padding:0 4px">'
@@ -62,7 +62,7 @@ def bar_table(
                 f'<td style="white-space:nowrap;text-align:right;padding:0 4px">{number}</td>'
             )
         html += "</tr>"
-    caption = f'<caption style="caption-side:top;text-align:left">{caption}</caption>'
+    caption = f'<caption style="caption-side:top;text-align:left">{escape(caption)}</caption>'
     return f'<table style="{FAMILY};width:100%;border-collapse:collapse;margin:0">{caption}{html}</table>'
 
 

@@ -242,8 +242,8 @@ class SwitchboardPanel(Panel):
         if not on:
             return self._say(NOTHING_LEFT)
         chips = " ".join(
-            f'<span style="background:{modality.colour};color:white;padding:0 6px;border-radius:3px">'
-            f"{sensor_title(modality)}</span>"
+            f'<span style="background:{escape(modality.colour)};color:white;padding:0 6px;border-radius:3px">'
+            f"{escape(sensor_title(modality))}</span>"
             for modality in on.values()
         )
         scores = "; ".join(f"{escape(title)}: mIoU {v:.1f} %" for title, v in self._state["miou"].items())

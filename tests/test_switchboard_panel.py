@@ -4,7 +4,10 @@ import base64
 import io
 import re
 import time
+from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 import stub_world
@@ -391,3 +394,46 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
         pixels(panel.view["rgb"].value),
         figures.picture(SENSORS["rgb"], dataset.physical(0)[0]["rgb"]),
     )
+
+
+# ---- names and colours of a file that somebody else made ----
+
+SCRIPT = "<img src=x onerror=\"document.title='ran'\"><script>document.title='ran'</script>"
+
+
+def hostile_panel() -> WorldPanel:
+    """A panel whose classes, colours, network and case carry a script, past what descriptions check."""
+    network_, source = network(), StubSource()
+    classes = [f"{name} {SCRIPT}" for name in stub_world.CLASSES]
+    network_.classes = classes
+    for modality in network_.modalities.values():
+        object.__setattr__(modality, "colour", f'red"></div>{SCRIPT}')
+        object.__setattr__(modality, "name", f"{modality.name} {SCRIPT}")
+    source.description = SimpleNamespace(classes=classes, palette=stub_world.PALETTE)
+    source.cases = {"rgb": {"underexposure": SCRIPT}}
+    panel = WorldPanel({f"net {SCRIPT}": network_}, source)
+    panel.set(rgb={"case": "underexposure"})
+    return panel
+
+
+def html_of(widget) -> str:
+    """All HTML of a widget and of those inside it."""
+    own = widget.value if isinstance(widget, widgets.HTML) else ""
+    return own + "".join(map(html_of, getattr(widget, "children", ())))
+
+
+def test_names_and_colours_from_files_are_text():
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            assert tag in ("div", "img", "b", "br", "span", "table", "caption", "tr", "td", "th"), tag
+            assert not [name for name, _ in attributes if name.startswith("on")], attributes
+
+    panel = hostile_panel()
+    assert panel.state()["error"] == ""
+    html = html_of(panel)
+    assert html.count("onerror") > 20  # they are all shown, as text
+    Tags().feed(html)
+    panel._frames = lambda *_: {}[SCRIPT]  # nor does an error carry one
+    panel.refresh()
+    assert "onerror" in panel.state()["error"]
+    Tags().feed(panel.status.value)

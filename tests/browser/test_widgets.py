@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from test_switchboard_panel import SCRIPT, hostile_panel, html_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = Path(os.environ.get("MMLIB_BROWSER_NOTEBOOKS") or ROOT / "notebooks")
@@ -280,3 +281,15 @@ def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
 
 def test_a_notebook_with_a_panel_exists():
     assert PANELS, "the browser tests found nothing to open"
+
+
+def test_names_and_colours_from_files_run_nothing(page):
+    """What the panel writes as HTML, with a script in every name and colour, put into a page as it is."""
+    panel = hostile_panel()
+    page.set_content(html_of(panel))
+    page.wait_for_timeout(500)
+    assert page.title() == "" and page.locator("script").count() == 0
+    assert page.locator("img:not([src^='data:image/png'])").count() == 0
+    assert page.locator("th", has_text="onerror").count() > 5  # the names are there, as text
+    page.set_content(SCRIPT)  # without this the test could not fail
+    page.wait_for_function("() => document.title === 'ran'")
