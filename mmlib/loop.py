@@ -280,8 +280,9 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
 def check_same(
     out: Path, settings: dict, config: dict, begun: dict[str, str], inputs: dict[str, str]
 ) -> None:
-    """Raise ValueError, which says what differs, unless ``config`` and the digests ``inputs`` are the settings
-    and the digests with which the run in ``out`` was ``begun``. Digests that either lacks are not compared.
+    """Raise ValueError, which says what differs, unless the run in ``out`` was begun with the settings
+    ``config`` and on data of the digests ``inputs``: its own are ``settings`` and ``begun``. Digests that
+    either lacks are not compared.
     """
     for name, value in json.loads(json.dumps(config)).items():
         if name not in WITHOUT_EFFECT and settings.get(name) != value:
@@ -295,20 +296,4 @@ def check_same(
         raise ValueError(
             f"{out}: was begun on other data than there are now (changed: {', '.join(changed)}); choose "
             "another --out, or bring the data back as they were"
-        )
-
-
-def read_kept(path: Path, step: int) -> tuple[float, dict, int] | None:
-    """The best state up to ``step``: its value, weights and step. A later one is found again by the steps
-    that are repeated.
-
-    Raises:
-        ValueError: damaged, or another kind of file; names it.
-    """
-    if not path.exists():
-        return None
-    with reading(path, "the best state of a run"):
-        header = read_tensor_header(path)["kept"]
-        return (
-            (float(header["value"]), read_tensors(path), header["step"]) if header["step"] <= step else None
         )

@@ -95,7 +95,7 @@ def picture(grid=(4, 6)):
 def test_eicue_recovers_objects(colour):
     code, rgb, truth = picture()
     torch.manual_seed(0)
-    cue = b.EiCue(clusters=2)
+    cue = b.EiCue()
     cue.centres = torch.nn.Parameter(torch.tensor([[-1.0], [1.0]]))
     objects, loss = cue(code + 0.02 * randn(1, 2, 4, 6, dtype=torch.float32), rgb if colour else None)
     assert objects.shape == (1, 24) and torch.equal(
@@ -106,7 +106,7 @@ def test_eicue_recovers_objects(colour):
 
 def test_eicue_trains_its_centres_only():
     code, rgb, _ = picture()
-    code, cue = (code + 0.1).requires_grad_(), b.EiCue(clusters=5)
+    code, cue = (code + 0.1).requires_grad_(), b.EiCue()
     _, loss = cue(code, rgb)
     loss.backward()
     assert code.grad is None and cue.centres.grad.abs().sum() > 0

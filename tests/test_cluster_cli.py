@@ -102,8 +102,11 @@ CLUSTER = "cluster --data {toy} "
         ),
         (CLUSTER + "--size 4 40", "whole patches"),
         (CLUSTER + "--split test", "no sample in split 'test'; its splits are train, val"),
-        (CLUSTER + "--clusters 1", "1 clusters: expected 2 to 255; give --clusters"),
-        (CLUSTER + "--clusters 200 --kmeans-points 150 --method kmeans", "fewer than 200 clusters"),
+        (CLUSTER + "--clusters 1", "1 clusters: expected 2 to 255"),
+        (
+            CLUSTER + "--clusters 200 --kmeans-points 150 --method kmeans",
+            "200 clusters: expected 2 to 255, and not more than --kmeans-points 150",
+        ),
         (CLUSTER + "--guide sonar", "--guide sonar: expected one of rgb, depth, aolp"),
         (CLUSTER + "--steps 0", "--steps 0: expected 1 or more"),
         (CLUSTER + "--save-every 0", "--save-every 0: expected 1 or more"),

@@ -65,10 +65,11 @@ def test_inertia_never_rises_and_is_what_it_says(seed, clusters, restarts):
     codes = random_codes(40, 3, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(km, "CHUNK", 7)
-        result = km.kmeans(codes, clusters, restarts=restarts, seed=seed, tolerance=0)
-    generator = torch.Generator().manual_seed(seed)
-    for last, centroids in zip(result.inertia, result.restarts):
-        _, _, history = km.lloyd(codes, km.plus_plus(codes, clusters, generator), 100, 0)
+        patch.setattr(km, "TOLERANCE", 0)
+        result = km.kmeans(codes, clusters, restarts=restarts, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        histories = [km.lloyd(codes, km.plus_plus(codes, clusters, generator))[2] for _ in range(restarts)]
+    for last, centroids, history in zip(result.inertia, result.restarts, histories):
         assert all(later <= earlier + 1e-12 for earlier, later in zip(history, history[1:]))
         assert history[-1] == pytest.approx(last)
         assert last == pytest.approx(
@@ -80,12 +81,13 @@ def test_inertia_never_rises_and_is_what_it_says(seed, clusters, restarts):
     assert result.use.tolist() == pytest.approx([labels.count(k) / 40 for k in range(clusters)])
 
 
-def test_centroids_are_a_fixed_point():
+def test_centroids_are_a_fixed_point(monkeypatch):
     """At the end each centroid is the direction of the sum of its unit points: no other direction has a
     larger sum of cosines.
     """
     codes = random_codes(80, 5, 3)
-    result = km.kmeans(codes, 4, restarts=2, tolerance=0)
+    monkeypatch.setattr(km, "TOLERANCE", 0)
+    result = km.kmeans(codes, 4, restarts=2)
     labels = km.nearest_centroid(codes, result.centroids)[0].numpy()
     unit = codes.numpy() / np.linalg.norm(codes.numpy(), axis=1, keepdims=True)
     for k in range(4):
@@ -129,7 +131,7 @@ def test_an_empty_cluster_starts_again_at_the_farthest_point():
     assert labels.tolist() == [0, 0, 0, 0]
     moved = km.update_centroids(points, labels, similarity - torch.tensor([0, 0, 0, 1e-3]), 2)
     assert moved[1].tolist() == [0, 0, 1]
-    _, labels, history = km.lloyd(points, start, 50, 1e-6)
+    _, labels, history = km.lloyd(points, start)
     assert sorted(labels.unique().tolist()) == [0, 1] and history[-1] < history[0]
     assert all(later <= earlier + 1e-12 for earlier, later in zip(history, history[1:]))
 
@@ -140,13 +142,14 @@ def test_a_cluster_whose_points_cancel_starts_again():
     assert moved.tolist() == [[-1, 0, 0], [0, 1, 0]]
 
 
-def test_a_run_does_not_end_while_a_cluster_is_empty():
+def test_a_run_does_not_end_while_a_cluster_is_empty(monkeypatch):
     """Both empty clusters start again at twins, so one stays empty: a tolerance that any iteration meets must
     not end the run there.
     """
     points = torch.tensor([[1.0, 0, 0.1]] * 5 + [[1.0, 0.2, 0]] * 5 + [[0, 1.0, 0]] * 5, dtype=torch.float64)
     start = torch.tensor([[1.0, 0, 0], [-1, -1, -1], [-1, -1, -2]], dtype=torch.float64)
-    _, labels, history = km.lloyd(points, start, 50, 1.0)
+    monkeypatch.setattr(km, "TOLERANCE", 1.0)
+    _, labels, history = km.lloyd(points, start)
     assert len(labels.unique()) == 3 and len(history) == 3
 
 

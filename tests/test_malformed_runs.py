@@ -286,8 +286,8 @@ CONTENTS = [
     (RESUME, "a step in words", header("state", "progress", "step", value="ten"), "not a state"),
     (RESUME, "a step before the first", header("state", "progress", "step", value=-1), "not a state"),
     (RESUME, "a state in a list", header("state", value=[1]), "not a state"),
-    (KEPT, "no value", header("kept", "value", value=...), "not the best state"),
-    (KEPT, "a value in words", header("kept", "value", value="best"), "not the"),
+    (KEPT, "no step", header("kept", "step", value=...), "not the best state"),
+    (KEPT, "a step in words", header("kept", "step", value="ten"), "not the"),
     (KEPT, "NaN", tensor("net.head.linear.weight", broken), "NaN or infinite"),
     *(
         (

@@ -144,7 +144,9 @@ def test_other_settings_are_refused(data, tmp_path):
         searched(data, tmp_path, trials=1, options={"select_on_labels": True}),
         searched(data, tmp_path, trials=1, seed=5),
     ):
-        with pytest.raises(ValueError, match="holds a run of another configuration .* was .*; choose another"):
+        with pytest.raises(
+            ValueError, match="holds a run of another configuration .* was .*; choose another"
+        ):
             search(other)
 
 

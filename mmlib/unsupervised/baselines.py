@@ -77,9 +77,9 @@ class EiCue(nn.Module):
     carry no gradient. Give its parameters a learning rate of their own (EAGLE: 5e-5 to 5e-4).
     """
 
-    def __init__(self, clusters: int = 32):
+    def __init__(self):
         super().__init__()
-        self.centres = nn.Parameter(torch.randn(clusters, 3))
+        self.centres = nn.Parameter(torch.randn(32, 3))
 
     def forward(self, code: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """code (B, D, h, w), rgb (B, 3, h, w) in [0, 1] -> pseudo-objects (B, h·w) int64 in 0 … K_e - 1,

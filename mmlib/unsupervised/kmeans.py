@@ -15,6 +15,8 @@ from torch import Tensor
 
 CHUNK = 16384  # points that k-means compares with all centroids at once
 SAME_DIRECTION = 1e-12  # distances 1 − cosine below this are rounding: two codes of one direction
+# A run ends when an iteration lowers the inertia by less than this share of it, or after so many updates.
+TOLERANCE, UPDATES = 1e-6, 100
 
 
 @dataclass
@@ -90,9 +92,7 @@ def update_centroids(points: Tensor, labels: Tensor, similarity: Tensor, cluster
     return F.normalize(sums, dim=1)
 
 
-def lloyd(
-    points: Tensor, centroids: Tensor, iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor, list[float]]:
+def lloyd(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, list[float]]:
     """Alternate assignment and update -> centroids (K, D), labels (n,) and the inertia of each iteration,
     whose last value belongs to the returned centroids.
     """
@@ -100,23 +100,19 @@ def lloyd(
     while True:
         labels, similarity = nearest_centroid(points, centroids)
         history.append(float((1 - similarity).mean().clamp(min=0)))
-        converged = len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
-        if len(history) > iterations or (converged and len(labels.unique()) == clusters):
+        converged = len(history) > 1 and history[-2] - history[-1] <= TOLERANCE * history[-2]
+        if len(history) > UPDATES or (converged and len(labels.unique()) == clusters):
             return centroids, labels, history
         centroids = update_centroids(points, labels, similarity, clusters)
 
 
 @torch.no_grad()
-def kmeans(
-    codes: Tensor, clusters: int, *, restarts: int = 10, tolerance: float = 1e-6, seed: int = 0
-) -> KMeans:
+def kmeans(codes: Tensor, clusters: int, restarts: int = 10, seed: int = 0) -> KMeans:
     """Cosine (spherical) k-means with k-means++ seeds; the best of ``restarts`` runs by inertia.
 
     Args:
         codes: (n, D). Codes of length 0 are left out. For a split of millions of tokens give a random part of
             them.
-        tolerance: a run ends when an iteration lowers the inertia by less than this share of it, or after
-            100 updates.
 
     Raises:
         ValueError: NaN or infinite codes, fewer points than clusters, or fewer directions than
@@ -130,8 +126,7 @@ def kmeans(
             f"{len(points)} of {len(codes)} codes are not 0, fewer than {clusters} clusters; give more codes"
         )
     generator = torch.Generator().manual_seed(seed)
-    start = lambda: plus_plus(points, clusters, generator)
-    runs = [lloyd(points, start(), 100, tolerance) for _ in range(restarts)]
+    runs = [lloyd(points, plus_plus(points, clusters, generator)) for _ in range(restarts)]
     centroids, labels, histories = zip(*runs)
     inertia = [history[-1] for history in histories]
     best = inertia.index(min(inertia))

@@ -104,12 +104,9 @@ class Plan:
     loss: CorrespondenceConfig
 
     @property
-    def names(self) -> list[str]:
-        return list(dict.fromkeys(self.read + self.targets))
-
-    @property
     def extracted(self) -> list[str]:
-        return summands(self.names)
+        """Inputs that the backbone must see."""
+        return summands(self.read + self.targets)
 
 
 def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
@@ -187,7 +184,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     extract = partial(
         extract_tokens,
         backbone=backbone,
-        names=plan.names,
+        names=plan.extracted,
         settings=settings,
         device=device,
         progress=config.progress,

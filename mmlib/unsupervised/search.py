@@ -66,10 +66,14 @@ def flags(settings: dict) -> str:
     return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v))}" for k, v in values.items())
 
 
+def scores_of(report: dict) -> dict[str, float]:
+    return {name: report["scores"][name]["all"] for name in ("miou", "accuracy")}
+
+
 def objective(report: dict, on_labels: bool) -> float:
     """What the search maximises: a label-free criterion, or what the released search does."""
     if on_labels:
-        miou, accuracy = (report["scores"][name]["all"] for name in ("miou", "accuracy"))
+        miou, accuracy = scores_of(report).values()
         return 0.75 * miou + 0.25 * accuracy
     return report["criteria"][report["criterion"]]
 
@@ -184,8 +188,7 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
         remove_weights(folder)
     trial.set_user_attr("criteria", report["criteria"])
     if report["scores"]:
-        scores = {key: report["scores"][key]["all"] for key in ("miou", "accuracy")}
-        trial.set_user_attr("scores", scores)
+        trial.set_user_attr("scores", scores_of(report))
     return objective(report, config.select_on_labels)
 
 

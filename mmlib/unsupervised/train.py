@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from .. import loop
 from ..config import check_settings
 from ..modalities import IGNORE_INDEX
-from ..runtime import derived_seed, limit_threads, save_tensors, seed_everything
+from ..runtime import (
+    derived_seed,
+    limit_threads,
+    load_into,
+    read_tensor_header,
+    read_tensors,
+    reading,
+    save_tensors,
+    seed_everything,
+)
 from .baselines import DIVERGENCES, Eagle, depth_guidance, distillation_loss, second_view
 from .clustering import ClusterProbe, check_guide, save_clustering, write_label_maps
 from .correspondence import CorrespondenceConfig, Points, cmcs_loss, take_points
@@ -85,7 +94,7 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
     if len(prepared.neighbours):
         near = prepared.neighbours.numpy()
         every = np.concatenate([index, near[index, rng.integers(near.shape[1], size=len(index))]])
-    batch, points = tokens.batch(every, plan.names), plan.loss.points
+    batch, points = tokens.batch(every, plan.read + plan.targets), plan.loss.points
     # Where the network and the losses beside it work on each location alone, they need sampled tokens only.
     whole = plan.network.fusion == "cbam" or model.config.method in EXTRAS
     if points and plan.loss.sampling == "tokens" and not whole:
@@ -167,10 +176,11 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
     """Raise ValueError for what would otherwise fail, or mean nothing, only after training."""
     settings, data, scored = config.evaluation, prepared.data, prepared.scored
     check_guide(settings.guide, scored)
-    if not 2 <= clusters <= IGNORE_INDEX:
-        raise ValueError(f"{clusters} clusters: expected 2 to {IGNORE_INDEX}; give --clusters")
-    if settings.kmeans_points < clusters:
-        raise ValueError(f"--kmeans-points {settings.kmeans_points}: fewer than {clusters} clusters")
+    if not 2 <= clusters <= min(IGNORE_INDEX, settings.kmeans_points):
+        raise ValueError(
+            f"{clusters} clusters: expected 2 to {IGNORE_INDEX}, and not more than --kmeans-points "
+            f"{settings.kmeans_points}; give --clusters"
+        )
     if config.select != "last" and (config.method == "kmeans" or not config.eval_every):
         raise ValueError(
             f"--select {config.select} chooses among measured states of training: give --eval-every, or "
@@ -207,45 +217,8 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     plan = resolve_method(config, plan.sensors)
     clusters = config.evaluation.clusters or len(prepared.data.description.classes)
     refuse(config, prepared, clusters)
-    evaluation, progress, network, shifts, step = train_network(config, plan, prepared, clusters, stop)
-    # The clustering, its label maps and its report.
-    reads, backbone = {"sensors": plan.sensors, "read": plan.read}, prepared.backbone
-    settings = reads | {"backbone": backbone.key, "tokens": asdict(config.tokens)}
-    clustering = replace(evaluation.clustering, network=network, chain=prepared.chain, settings=settings)
-    out, scored = Path(config.out), prepared.scored
-    save_clustering(out / "clustering.safetensors", clustering)
-    # Label maps of the first images, as many as are asked for; of all where there are no labels.
-    maps = config.evaluation.maps if scored.labelled else -1
-    codes = evaluation.codes[: maps if maps >= 0 else None]
-    if len(codes):
-        write_label_maps(out / "maps", codes, scored, clustering, config.evaluation.guide)
-    selected_by = {
-        "last": "nothing: the state after the last step",
-        "criterion": "a label-free criterion on training images",
-        "labels": f"LABELS of the split {config.evaluation.split!r}, which is also scored",
-    }
-    weights = Path(config.tokens.backbone_weights).name  # names, no paths
-    return loop.write_report(
-        replace(config, tokens=replace(config.tokens, backbone_weights=weights)),
-        progress,
-        backbone={"name": backbone.name, "key": backbone.key},
-        plan=reads | {"targets": plan.targets},
-        **{"chosen by": selected_by[config.select]},
-        step=step,
-        parameters=sum(p.numel() for p in network.parameters()) if network else 0,
-        shifts=shifts,
-        **evaluation.report,
-    )
-
-
-def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, clusters: int, stop) -> tuple:
-    """Train, from the state in ``out`` if there is one; k-means takes no step.
-
-    Returns the state that the settings select, measured; progress, the network in this state, the shifts b
-    and the state's step.
-    """
     # The model, its optimizer and its loss, or those of the run that is resumed.
-    out, seed = Path(config.out), config.seed
+    out, scored, seed = Path(config.out), prepared.scored, config.seed
     begun, begun_cpu = time.perf_counter(), time.process_time()
     seed_everything(derived_seed(seed, "weights"))
     model = Model(config, plan, prepared.tokens.channels, clusters).to(prepared.tokens.device)
@@ -254,12 +227,8 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
         groups[name in PROBES]["params"].append(parameter)
     optimizer = torch.optim.Adam(groups)
     progress = loop.resume(config, model, optimizer, prepared.inputs)
-    best = loop.read_kept(out / "kept.safetensors", progress.step)
-    if best:  # a state of an earlier version does not know it
-        progress.best = max(progress.best, best[0])
-    loss = measure_shifts(model, prepared)
+    loss, evaluation = measure_shifts(model, prepared), None
     model.train()
-    evaluation = None
 
     def take_step(step: int):
         torch.manual_seed(derived_seed(seed, "step", step))  # dropout
@@ -282,32 +251,49 @@ def train_network(config: ClusterConfig, plan: Plan, prepared: Prepared, cluster
 
     def keep_best(done: int, line: dict, better: bool):
         if better and config.select != "last":
-            header = {"kept": {"value": progress.best, "step": done}}
-            save_tensors(out / "kept.safetensors", model.state_dict(), header)
+            save_tensors(best, model.state_dict(), {"kept": {"step": done}})
         if stop:
             stop(done, evaluation)
 
-    steps = config.steps if model.net else 0
-    if not progress.step:  # from its first step on a folder belongs to one run and its data
+    # Training; k-means takes no step. A folder belongs to one run and its data from the first step on.
+    steps, best = config.steps if model.net else 0, out / "kept.safetensors"
+    if not progress.step:
         loop.save_state(out / "resume.safetensors", model, optimizer, config, 1, progress)
-    loop.run_steps(
-        config,
-        model,
-        optimizer,
-        progress,
-        steps,
-        take_step=take_step,
-        measure=measure,
-        after_measure=keep_best,
-    )
+    events = {"take_step": take_step, "measure": measure, "after_measure": keep_best}
+    loop.run_steps(config, model, optimizer, progress, steps, **events)
     # The state that the settings select, measured unless it is the one measured last.
-    step, best = steps, loop.read_kept(out / "kept.safetensors", steps)
-    if best and best[2] != step:
-        model.load_state_dict(best[1])
-        evaluation, step = None, best[2]
-    if not evaluation:
+    step = steps
+    if best.exists():
+        with reading(best, "the best state of a run"):
+            step = int(read_tensor_header(best)["kept"]["step"])
+            load_into(model, read_tensors(best), best)
+    if not evaluation or step != steps:
         measure(step)
     if not steps:  # all that k-means computes
         progress.seconds = time.perf_counter() - begun
         progress.cpu_seconds = time.process_time() - begun_cpu
-    return evaluation, progress, model.net, loss.shifts.numbers, step
+    # The clustering, its label maps and its report.
+    reads = {"sensors": plan.sensors, "read": plan.read}
+    settings = reads | {"backbone": prepared.backbone.key, "tokens": asdict(config.tokens)}
+    clustering = replace(evaluation.clustering, network=model.net, chain=prepared.chain, settings=settings)
+    save_clustering(out / "clustering.safetensors", clustering)
+    # Label maps of the first images, as many as are asked for; of all where there are no labels.
+    maps = config.evaluation.maps if scored.labelled else -1
+    codes = evaluation.codes[: maps if maps >= 0 else None]
+    if len(codes):
+        write_label_maps(out / "maps", codes, scored, clustering, config.evaluation.guide)
+    selected_by = {
+        "last": "nothing: the state after the last step",
+        "criterion": "a label-free criterion on training images",
+        "labels": f"LABELS of the split {config.evaluation.split!r}, which is also scored",
+    }
+    weights = Path(config.tokens.backbone_weights).name  # names, no paths
+    return loop.write_report(
+        replace(config, tokens=replace(config.tokens, backbone_weights=weights)),
+        progress,
+        plan=reads | {"targets": plan.targets},
+        **{"chosen by": selected_by[config.select]},
+        step=step,
+        shifts=loss.shifts.numbers,
+        **evaluation.report,
+    )
