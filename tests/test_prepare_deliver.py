@@ -3,12 +3,13 @@ reader, bad files named.
 """
 
 import csv
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import script
 from PIL import Image
 
 from mmlib.data.prepared import PreparedDataset
@@ -378,18 +379,9 @@ def test_official_numbers():
     )
 
 
-def test_command_line_at_the_official_size(tmp_path):
-    def run(*arguments):
-        command = [
-            sys.executable,
-            str(SCRIPTS / "prepare_deliver.py"),
-            *map(str, arguments),
-            "--no-progress",
-            "--out",
-            str(tmp_path / "out"),
-        ]
-        return subprocess.run(command, capture_output=True, text=True)
-
+def test_command_line_at_the_official_size(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the official size and counts
+    run = partial(script.run, deliver, "--out", tmp_path / "out")
     raw = make(tmp_path / "data" / "DELIVER", FRAMES[:1], (1042, 1042), (521, 521))
     done = run(tmp_path / "data")
     assert (

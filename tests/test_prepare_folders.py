@@ -2,16 +2,15 @@
 all the way to clusters.
 """
 
-import io
 import re
 import shlex
 import sys
-from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -36,16 +35,7 @@ def undrawn(request, monkeypatch):
         monkeypatch.setattr(common, "contact_sheet", lambda root: "not drawn in this test")
 
 
-def run(*arguments):
-    """The script as a command, in this process: its exit code, output and error output."""
-    out, error, code = io.StringIO(), "", 0
-    with redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments), "--no-progress"])
-        try:
-            common.start(own.prepare, own.Options, own.__doc__)
-        except SystemExit as end:
-            error, code = str(end.code), int(end.code is not None)
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=error)
+run = partial(script.run, own)
 
 
 def convert(*arguments):
@@ -869,26 +859,10 @@ def test_from_folders_to_a_trained_evaluated_clustered_model(tmp_path, monkeypat
     short = {
         "train": ["--epochs", "1"],
         "evaluate": ["--device", "cpu"],
-        "cluster": [
-            "--steps",
-            "3",
-            "--backbone",
-            "descriptors",
-            "--dim",
-            "8",
-            "--neighbours",
-            "3",
-            "--batch-size",
-            "4",
-            "--repeats",
-            "1",
-            "--restarts",
-            "1",
-            "--points",
-            "12",
-            "--device",
-            "cpu",
-        ],
+        "cluster": (
+            "--steps 3 --backbone descriptors --dim 8 --neighbours 3 --batch-size 4 "
+            "--repeats 1 --restarts 1 --points 12 --device cpu"
+        ).split(),
     }
     for command in commands:
         cli.main([*command, *short[command[0]], "--no-progress"])

@@ -3,13 +3,13 @@ naive reader makes of it.
 """
 
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import script
 import torch
 from PIL import Image
 from test_images import png
@@ -473,11 +473,7 @@ def test_the_contact_sheet(tmp_path, monkeypatch):
 
 
 def test_the_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "prepare_mcubes.py", "--out", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-    )
+    done = script.run(mcubes, "--out", tmp_path / "out")
     assert done.returncode == 1 and done.stderr.startswith(
         "error: name the archive or the unpacked folder; '' is not found.\nMCubeS: multimodal_dataset.zip"
     )

@@ -3,12 +3,13 @@ reader, bad files named.
 """
 
 import csv
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import script
 from PIL import Image
 
 from mmlib.data.prepared import PreparedDataset
@@ -268,18 +269,9 @@ def test_official_numbers():
     assert OFFICIAL_TOTALS == {"day": 820, "night": 749} and OFFICIAL_SIZE == (480, 640)
 
 
-def test_command_line_at_the_official_size(tmp_path):
-    def run(*arguments):
-        command = [
-            sys.executable,
-            str(SCRIPTS / "prepare_mfnet.py"),
-            *map(str, arguments),
-            "--no-progress",
-            "--out",
-            str(tmp_path / "out"),
-        ]
-        return subprocess.run(command, capture_output=True, text=True)
-
+def test_command_line_at_the_official_size(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the official size and counts
+    run = partial(script.run, mfnet, "--out", tmp_path / "out")
     raw = make(tmp_path / "ir_seg_dataset", (480, 640))
     done = run(tmp_path / "ir_seg_dataset")
     assert (

@@ -4,9 +4,7 @@ reader, bad files named.
 
 import json
 import math
-import os
 import struct
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -16,6 +14,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+import script
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -627,19 +626,10 @@ def test_exposures_are_needed_for_motion(tmp_path):
         prepare(tmp_path / "muses", tmp_path / "out", motion_compensation=True)
 
 
-def test_from_the_command_line_at_full_size(tmp_path):
+def test_from_the_command_line_at_full_size(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the official size and counts
     raw = make(tmp_path / "muses", OFFICIAL_SIZE, SCENES[2:3], count=20_000)
-    command = [
-        sys.executable,
-        str(SCRIPTS / "prepare_muses.py"),
-        str(tmp_path / "muses"),
-        "--out",
-        str(tmp_path / "out"),
-        "--partial",
-    ]
-    done = subprocess.run(
-        [*command, "--no-progress"], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = script.run(muses, tmp_path / "muses", "--out", tmp_path / "out", "--partial")
     assert done.returncode == 0, done.stderr
     (name, scene), calib = next(iter(raw.items())), calibration(OFFICIAL_SIZE)
     images, label = stored(tmp_path / "out", name)

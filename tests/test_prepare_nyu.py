@@ -2,17 +2,16 @@
 bad input explained.
 """
 
-import io
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
+import script
 import tyro
 from PIL import Image
 from scipy.io import savemat
@@ -166,21 +165,7 @@ def write_tables(folder: Path, train, test) -> None:
     )
 
 
-def run(*arguments, process=False):
-    """The script as a command: its exit code, output and error output. In this process unless asked
-    otherwise, which takes seconds.
-    """
-    words = [str(SCRIPT), *map(str, arguments), *(["--no-progress"] if "--help" not in arguments else [])]
-    if process:
-        return subprocess.run([sys.executable, *words], capture_output=True, text=True)
-    out, error, code = io.StringIO(), "", 0
-    with redirect_stdout(out), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
-        try:
-            common.start(nyu.prepare, nyu.Options, nyu.__doc__)
-        except SystemExit as end:
-            error, code = str(end.code), int(end.code is not None)
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=error)
+run = partial(script.run, nyu)
 
 
 def convert(*arguments) -> None:
@@ -734,9 +719,10 @@ def test_bad_frames_are_named_and_nothing_is_taken_for_whole(tmp_path, damage, m
 
 def test_a_wrong_folder_is_explained(tmp_path):
     (tmp_path / "empty").mkdir()
-    done = run("--frames", tmp_path / "empty", "--out", tmp_path / "out", process=True)
+    command = [sys.executable, SCRIPT, "--frames", tmp_path / "empty", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "no sample found" in done.stderr
-    shown = run("--help", process=True)
+    shown = run("--help")
     assert shown.returncode == 0 and all(
         flag in shown.stdout for flag in ("--frames", "--download", "--raw-depth", "--val {blocks,none}")
     )
