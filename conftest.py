@@ -25,18 +25,23 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 # Seconds that the longest files take, roughly. A worker of pytest-xdist takes one file at a time, so the long
 # ones start first, and all workers end together.
 SECONDS = {
-    "notebooks": 20,  # every notebook that is not listed
-    "notebooks/03_regularized_segmenter.ipynb": 60,
-    "notebooks/06_unim2_clustering.ipynb": 60,
-    "tests/browser/test_widgets.py": 60,
+    "notebooks": 10,  # every notebook that is not listed
+    "notebooks/03_regularized_segmenter.ipynb": 40,
+    "notebooks/04_fisher_gap.ipynb": 15,
+    "notebooks/05_modality_switchboard.ipynb": 20,
+    "notebooks/06_unim2_clustering.ipynb": 35,
+    "notebooks/07_real_data_and_scale.ipynb": 35,
+    "tests/browser/test_widgets.py": 35,
     "tests/test_mutations.py": 30,
-    "tests/test_regularizer.py": 60,
-    "tests/test_scale.py": 60,
-    "tests/test_training.py": 50,
-    "tests/test_killed.py": 50,
-    "tests/test_prepare_nyu.py": 40,
-    "tests/test_export.py": 35,
-    "tests/test_cluster_cli.py": 30,
+    "tests/test_regularizer.py": 35,
+    "tests/test_scale.py": 40,
+    "tests/test_training.py": 25,
+    "tests/test_killed.py": 30,
+    "tests/test_export.py": 20,
+    "tests/test_search.py": 20,
+    "tests/test_cli.py": 15,
+    "tests/test_cluster_cli.py": 15,
+    "tests/test_cluster_training.py": 13,
 }
 SECONDS_PER_TEST = 0.1  # of a file that is not listed
 
