@@ -290,7 +290,7 @@ def test_depth_guidance_by_hand():
     a double loop.
     """
     depth, code = randn(2, 1, 3, 4).abs() + 0.6, randn(2, 5, 3, 4, seed=1).requires_grad_()
-    result = b.depth_guidance(depth, code, 0.3, torch.Generator().manual_seed(0), points=500)
+    result = b.depth_guidance(depth, code, torch.Generator().manual_seed(0), points=500)
     total = 0.0
     u = np.log(depth.numpy().reshape(2, 12) / 0.5) / np.log(160) * np.pi / 2
     unit = F.normalize(code.detach().flatten(2), dim=1).numpy()
@@ -299,7 +299,7 @@ def test_depth_guidance_by_hand():
     for i in range(2):
         for p in range(12):
             for q in range(12):
-                total -= (table[i, p, q] - 0.3) * max(0.0, float(unit[i, :, p] @ unit[i, :, q]))
+                total -= (table[i, p, q] - b.DEPTH_SHIFT) * max(0.0, float(unit[i, :, p] @ unit[i, :, q]))
     assert float(result) == pytest.approx(total / (2 * 144))
     result.backward()
     assert code.grad.abs().sum() > 0
@@ -312,15 +312,15 @@ def test_depth_guidance_uses_the_farthest_points_of_measured_cells():
     index = b.farthest_points(b.back_project(depth), 4, (depth > 0).flatten(1), seeded())
     f, c = b.depth_features(depth).flatten(2), code.flatten(2)
     f, c = (torch.stack([x[i][:, index[i]].T for i in range(2)]) for x in (f, c))
-    assert float(b.depth_guidance(depth, code, 0.2, seeded(), points=4)) == pytest.approx(
-        float(correlation_loss(f, f, c, c, 0.2))
+    assert float(b.depth_guidance(depth, code, seeded(), points=4)) == pytest.approx(
+        float(correlation_loss(f, f, c, c, b.DEPTH_SHIFT))
     )
 
 
 def test_images_without_depth_take_no_part():
     depth, code = randn(3, 1, 3, 4).abs() + 0.6, randn(3, 5, 3, 4, seed=1).requires_grad_()
     depth[1] = 0
-    guidance = lambda *maps: b.depth_guidance(*maps, 0.3, torch.Generator().manual_seed(0), points=6)
+    guidance = lambda *maps: b.depth_guidance(*maps, torch.Generator().manual_seed(0), points=6)
     result = guidance(depth, code)
     assert float(result) == pytest.approx(float(guidance(depth[[0, 2]], code[[0, 2]])))
     result.backward()

@@ -175,6 +175,8 @@ class Eagle(nn.Module):
 
 # ------------------------------------ depth guidance (in the manner of DepthG, Sick et al. 2024)
 
+DEPTH_SHIFT = 0.1  # b of this term, on the scale of ``depth_features``' cosines
+
 
 def depth_on_grid(depth: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mean measured depth per cell: (B, 1, H, W) metres, 0 or not finite = no measurement -> (B, 1, h, w).
@@ -221,22 +223,21 @@ def farthest_points(points: Tensor, count: int, valid: Tensor, generator) -> Ten
     start = torch.multinomial(valid.float().cpu(), 1, generator=generator)[:, 0].to(points.device)
     # distance of each point to the nearest point of the sample so far; −∞ = never taken
     sample, nearest = [start], torch.where(valid, torch.inf, -torch.inf).to(points.dtype)
-    rows = torch.arange(len(points), device=points.device)
     while len(sample) < count:
-        distance = (points - points[rows, sample[-1]][:, None]).square().sum(-1)
+        distance = (points - points.take_along_dim(sample[-1][:, None, None], 1)).square().sum(-1)
         nearest = torch.minimum(nearest, distance)
         sample.append(nearest.argmax(1))
     return torch.stack(sample, 1)
 
 
-def depth_guidance(depth: Tensor, code: Tensor, shift: float, generator, points: int = 121) -> Tensor:
+def depth_guidance(depth: Tensor, code: Tensor, generator, points: int = 121) -> Tensor:
     """Correlation loss between depth and code of the same image at points spread in 3-D: teaches that what
     lies at one depth is alike.
 
     Args:
         depth: (B, 1, h, w) metres, from ``depth_on_grid``, 0 = no measurement. Images without any measurement
             take no part.
-        code: (B, D, h, w). shift: b of this term, on the scale of ``depth_features``' cosines.
+        code: (B, D, h, w).
 
     DepthG adds this to STEGO's losses with estimated depth; here it is the sensed one. The network never sees
     depth.
@@ -248,7 +249,7 @@ def depth_guidance(depth: Tensor, code: Tensor, shift: float, generator, points:
     depth, code, valid = depth[images], code[images], valid[images]
     index = farthest_points(back_project(depth), min(points, valid.shape[1]), valid, generator)[:, :, None]
     f, c = (all_points(x).take_along_dim(index, 1) for x in (depth_features(depth), code))
-    return correlation_loss(f, f, c, c, shift)
+    return correlation_loss(f, f, c, c, DEPTH_SHIFT)
 
 
 # ------------------------------------ distillation of RGB into another sensor (paper, Table 1)

@@ -80,7 +80,7 @@ class Shifts:
         }
         return replace(self, numbers=numbers)
 
-    def shift(self, name: str, pair: str, f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor) -> float | Tensor:
+    def shift(self, name: str, pair: str, f1, f2, c1, c2) -> float | Tensor:
         """b of one pair type. EAGLE's, from unit points: |mean F − mean S − bias| for self and KNN pairs,
         else factor · (mean F + mean S − bias); as in its code, the gradient also goes through b.
         """
@@ -266,9 +266,7 @@ def derangement(count: int, generator=None) -> Tensor:
     return order
 
 
-def _pair_loss(
-    f1: Tensor, f2: Tensor, c1: Tensor, c2: Tensor, shift: float | Tensor, config: CorrespondenceConfig
-) -> Tensor:
+def _pair_loss(f1, f2, c1, c2, shift: float | Tensor, config: CorrespondenceConfig) -> Tensor:
     """Eq. 2 and 6 of unit vectors, whose scalar products are the cosines of Eq. 1."""
     low, high = (0.0 if config.clamp else -torch.inf), (0.8 if config.stabilize else torch.inf)
     f1, f2 = f1.to(c1.dtype), f2.to(c1.dtype)

@@ -54,7 +54,7 @@ def collapse(codes: Tensor, centroids: Tensor) -> dict[str, float]:
     draw = partial(torch.randint, size=(20000,), generator=torch.Generator().manual_seed(0))
     first = draw(0, len(unit))
     second = (first + draw(1, len(unit))) % len(unit)  # never itself
-    similarity = (unit[first.to(unit.device)] * unit[second.to(unit.device)]).sum(1)
+    similarity = (unit[first] * unit[second]).sum(1)
     best = (unit @ F.normalize(centroids.to(unit), dim=1).T).max(1)
     use = torch.bincount(best.indices, minlength=len(centroids)) / len(unit)
     return {
@@ -76,7 +76,7 @@ def agreement(clusterings: Sequence[Tensor]) -> float:
     stable and not semantic: clusters by illumination or by position, too few clusters, and two poles.
     """
     values = []
-    for first, second in combinations([ids.flatten().cpu().numpy() for ids in clusterings], 2):
+    for first, second in combinations([ids.flatten().numpy() for ids in clusterings], 2):
         counts = {len(np.unique(first)), len(np.unique(second))}
         trivial = counts in ({1}, {len(first)})
         values.append(np.nan if trivial else adjusted_rand_score(first, second))
@@ -101,15 +101,14 @@ def explained_correspondence(
     scores = {}
     for name, values in correspondence.items():
         values = values.double().flatten()
-        spread = values.std(correction=0) * same.std(correction=0)
-        if not values.std(correction=0) > 0:
+        deviation = values.std(correction=0)
+        if not deviation > 0:
             raise ValueError(
                 f"modality {name!r}: correspondences are constant or not finite; leave it out with "
                 "--modalities, or look at its files"
             )
-        scores[name] = (
-            float(((values * same).mean() - values.mean() * same.mean()) / spread) if spread > 0 else 0.0
-        )
+        covariance, spread = (values * same).mean() - values.mean() * same.mean(), same.std(correction=0)
+        scores[name] = float(covariance / (deviation * spread)) if spread > 0 else 0.0
     return float(np.mean(list(scores.values()))), scores
 
 

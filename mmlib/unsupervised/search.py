@@ -9,6 +9,7 @@ report then says so.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ def search(config: SearchConfig) -> dict:
             run_one = partial(run_trial, number=number, config=config, shared=shared)
             study.optimize(run_one, n_trials=1, catch=ValueError)
             bar.update()
-            if any(trial.state.name == "COMPLETE" for trial in study.trials):
+            with suppress(ValueError):  # no trial was completed so far
                 bar.set_postfix(best=f"{study.best_value:.4f}")
     return write_search_report(study, config, out)
 

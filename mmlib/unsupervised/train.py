@@ -41,8 +41,7 @@ from .networks import ClusterNet
 
 # Parameters that learn clusters of what the network makes, and their learning rate.
 PROBES, PROBE_LR = ("probe.clusters", "extra.eagle.cue.centres"), 5e-3
-# The depth term of depth guidance: its b, on the scale of ``depth_features``' cosines, and its weight.
-DEPTH_SHIFT, DEPTH_WEIGHT = 0.1, 0.5
+DEPTH_WEIGHT = 0.5  # of the depth term of depth guidance
 
 
 def entries(config: ClusterConfig, count: int, step: int) -> np.ndarray:
@@ -81,10 +80,11 @@ def seeded(*parts) -> torch.Generator:
 
 
 def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tuple:
-    """The training entries of a step; the tokens of these images, followed by those of one neighbour of each
-    where the loss has KNN pairs; the points of the loss among them (B, n, 2), n = 0 for all; and the random
-    generator of all that.
+    """The training entries of a step, and the tokens of these images, followed by those of one neighbour of
+    each where the loss has KNN pairs.
 
+    Also returns the points of the loss: a function that takes them from maps -> [those of the images, those
+    of the neighbours], and those of the frozen tokens of the targets; and the random generator of all that.
     Points are drawn once for all modalities, which then judge the same pairs of places: a difference between
     them is not one of the draw. The released code draws afresh for each; the expected loss is the same.
     """
@@ -103,13 +103,12 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
         sample = lambda x: x.flatten(2).take_along_dim(order.to(x.device), 2)[..., None]
         batch, points = {name: sample(x) for name, x in batch.items()}, 0
     coords = torch.rand(len(every), points, 2, generator=generator).to(tokens.device) * 2 - 1
-    return index, batch, coords, generator
 
+    def take(maps: Points) -> list[Points]:
+        parts = {name: x.split(len(index)) for name, x in take_points(maps, coords).items()}
+        return [dict(zip(parts, group)) for group in zip(*parts.values())]
 
-def take_groups(maps: Points, coords: Tensor, size: int) -> list[Points]:
-    """The points of ``size`` images, and those of their neighbours where ``maps`` hold them too."""
-    points = {name: x.split(size) for name, x in take_points(maps, coords).items()}
-    return [dict(zip(points, group)) for group in zip(*points.values())]
+    return index, batch, take, take({name: batch[name] for name in plan.targets}), generator
 
 
 def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
@@ -120,10 +119,8 @@ def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
 
     def batches():
         for step in range(8):
-            index, tokens, coords, _ = draw_tokens(model, prepared, step, "shifts")
-            targets = {name: tokens[name] for name in model.plan.targets}
-            groups = take_groups(targets, coords, len(index))
-            yield groups[0], groups[-1]
+            *_, frozen, _ = draw_tokens(model, prepared, step, "shifts")
+            yield frozen[0], frozen[-1]
 
     generator = seeded(model.config.seed, "shifts")
     return replace(loss, shifts=loss.shifts.measure(batches(), generator, loss.centre))
@@ -135,12 +132,11 @@ def step_loss(
     """Loss of one step and its parts by name."""
     config, plan = model.config, model.plan
     # The correspondence loss of all methods: CMCS for UniM2, with one target that of STEGO.
-    index, tokens, coords, generator = draw_tokens(model, prepared, step, "points")
+    index, tokens, take, frozen, generator = draw_tokens(model, prepared, step, "points")
     code = model(tokens)
     # The code as each target supervises it: s, or s^X = CMH(s) (Eq. 7).
-    frozen = {name: tokens[name] for name in plan.targets}
-    codes = {name: model.net.harmonized(code, name) for name in plan.targets}
-    images, *near = zip(*(take_groups(maps, coords, len(index)) for maps in (frozen, codes)))
+    codes = take({name: model.net.harmonized(code, name) for name in plan.targets})
+    images, *near = zip(frozen, codes)
     total, terms = cmcs_loss(*images, *near or [None], loss, generator)
     parts = {f"{name}/{pair}": float(value) for name, pairs in terms.items() for pair, value in pairs.items()}
     # What a baseline adds, on the images alone.
@@ -159,7 +155,7 @@ def step_loss(
         total = corresponding * total + contrasting * objects + lookup
         parts["objects"] = objects.item()
     if method == "depthg":
-        guidance = depth_guidance(picture, code, DEPTH_SHIFT, generator)
+        guidance = depth_guidance(picture, code, generator)
         total, parts["depth"] = total + DEPTH_WEIGHT * guidance, guidance.item()
     if method in DIVERGENCES:
         adapted = model.net.adapted(tokens)
