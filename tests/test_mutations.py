@@ -234,8 +234,8 @@ MUTATIONS = [
     Mutation(
         "inverted before the mean over samples",
         "term",
-        "torch.where(taken, whole, 0.0).sum(1) / taken.sum().clamp_min(1)",
-        "taken.sum() / torch.where(taken, 1 / whole, 0.0).sum(1)",
+        "torch.where(taken, whole, 0.0).sum(1) / count",
+        "count / torch.where(taken, 1 / whole, 0.0).sum(1)",
         of(REGULARIZER, "test_terms_are_the_information_combined"),
     ),
     Mutation(

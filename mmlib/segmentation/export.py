@@ -59,8 +59,9 @@ class PhysicalSegmenter(nn.Module):
 
     def forward(self, images: dict[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         network = self.network
-        stems = [network._stem(name, m.to_network(images[name])) for name, m in network.modalities.items()]
-        logits = network.head(network.encoder(torch.cat(stems))).unflatten(0, (len(stems), -1))
+        inputs = {name: m.to_network(images[name]) for name, m in network.modalities.items()}
+        features = network.encoder(network.stem_features(inputs))
+        logits = network.head(features).unflatten(0, (len(inputs), -1))
         there = (present > 0.5)[:, None, None, None, None]
         fused = torch.where(there, logits, torch.zeros_like(logits)).sum(0) / there.sum()
         size = next(iter(images.values())).shape[-2:]

@@ -171,8 +171,8 @@ def gat_information(
         target = network({name: _full(image.detach()) for name, image in images.items()}).softmax(1)
         f = F.cross_entropy(network(z), target)
         gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
-        energy = [gradient.square().sum(1).mean() for gradient in gradients]
-        values = torch.stack([e / (1 if variance else f) for e in energy])[:, None]
+        energy = torch.stack([gradient.square().sum(1).mean() for gradient in gradients])[:, None]
+        values = energy if variance else energy / f
         return values.nan_to_num(torch.inf, torch.inf), f[None]
 
 
@@ -192,8 +192,7 @@ def logit_information(logits: Tensors, label: Tensor, *, variance: bool = False)
     valid = small != IGNORE_INDEX
     pixels = valid.flatten(1).sum(1).to(stacked.dtype)
     log_p = stacked.log_softmax(2)
-    index = small.masked_fill(~valid, 0)[None, :, None].expand(len(stacked), -1, 1, -1, -1)
-    log_true = log_p.gather(2, index)[:, :, 0]
+    log_true = log_p.take_along_dim(small.masked_fill(~valid, 0)[None, :, None], 2)[:, :, 0]
     squared = log_p.exp().square().sum(2) - 2 * log_true.exp() + 1  # ‖p − onehot‖²
     f = (-log_true * valid).flatten(2).sum(2) / pixels.clamp_min(1)
     energy = (squared * valid).flatten(2).sum(2) / pixels.clamp_min(1)
@@ -261,8 +260,7 @@ def decoder_information(
     with torch.enable_grad(), exact(label.device):
         # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss
         # through the coarser ones is not the head's.
-        features = map(_full, features)
-        leaves = [(f if f.requires_grad else f.requires_grad_()).view_as(f) for f in features]
+        leaves = [feature.requires_grad_().view_as(feature) for feature in map(_full, features)]
         f, pixels = mean_cross_entropy(decode(leaves).unflatten(0, (count, -1)).mean(0), label)
         scales = leaves[-SCALES:]
         gradients = torch.autograd.grad(f.sum(), scales, create_graph=create_graph)
@@ -318,20 +316,21 @@ def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, 
     """
     whole = whole.detach()
     taken, own = usable(whole), usable(values)
+    count, some = taken.sum().clamp_min(1), taken.any()
     # ∫ … dμ_i is the mean over samples and noise, and is inverted after: E[1/I] would be larger (Jensen).
     # All by arithmetic: a branch on a value would make a GPU wait for it.
-    information = torch.where(taken, whole, 0.0).sum(1) / taken.sum().clamp_min(1)
-    share = torch.where(own, values, 0.0).sum(1) / taken.sum().clamp_min(1)
+    information = torch.where(taken, whole, 0.0).sum(1) / count
+    share = torch.where(own, values, 0.0).sum(1) / count
     information = information + (share - share.detach())  # adds 0, with the gradient of the own samples
-    information = torch.where(taken.any(), information, 1.0)
-    capped = torch.zeros_like(taken.any())
+    information = torch.where(some, information, 1.0)
+    capped = torch.zeros_like(some)
     if form == "gat":
         value = (1 / information).norm()
     else:
         value = combine(information + 1e-6 * information.detach().mean(), form)
         capped = value.detach() > cap
         value = value * (cap / value.detach().clamp_min(cap))
-    return torch.where(taken.any(), value, 0.0), information.detach(), capped
+    return torch.where(some, value, 0.0), information.detach(), capped
 
 
 def nearest(label: Tensor, size: torch.Size) -> Tensor:
@@ -346,7 +345,7 @@ def _full(value: Tensor) -> Tensor:
 def fisher_gap(information) -> float:
     """Largest over smallest information of the modalities (1 = balanced), from one value per modality."""
     values = np.asarray(information, float)
-    return float(values.max() / values.min()) if values.min() > 0 else float("inf")
+    return float(values.max() / values.min()) if values.min() > 0 else np.inf
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

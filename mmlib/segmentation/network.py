@@ -97,9 +97,7 @@ def pyramid_stem(template: nn.Module, channels: int) -> nn.Module:
     stem = deepcopy(template)
     old = stem.proj
     stem.proj = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-    with torch.no_grad():
-        stem.proj.weight.copy_(adapt_input_conv(channels, old.weight))
-        stem.proj.bias.copy_(old.bias)
+    stem.proj.load_state_dict({"weight": adapt_input_conv(channels, old.weight), "bias": old.bias})
     return stem
 
 
@@ -201,14 +199,18 @@ class Segmenter(nn.Module):
         embed_dim = config.embed_dim or (48 if config.encoder == "residual" else 256)
         self.head = MLPHead(self.encoder.widths, embed_dim, len(classes), config.dropout)
 
-    def _stem(self, name: str, image: Tensor) -> Tensor:
-        if self.config.stem == "shared":
-            if name in self.adapters:
-                image = self.adapters[name](image)
-            elif image.shape[1] < 3:  # 1 channel: repeated; 2 channels: a, b, a
-                image = image[:, [0, image.shape[1] - 1, 0]]
-            name = "shared"
-        return self.stems[name](image)
+    def stem_features(self, images: Tensors) -> Tensor:
+        """What the first layers make of the images, stacked along the batch dimension: (M·B, C, h, w)."""
+        features = []
+        for name, image in images.items():
+            if self.config.stem == "shared":
+                if name in self.adapters:
+                    image = self.adapters[name](image)
+                elif image.shape[1] < 3:  # 1 channel: repeated; 2 channels: a, b, a
+                    image = image[:, [0, image.shape[1] - 1, 0]]
+                name = "shared"
+            features.append(self.stems[name](image))
+        return torch.cat(features)
 
     def features(self, images: Tensors) -> list[Tensor]:
         """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of
@@ -232,23 +234,21 @@ class Segmenter(nn.Module):
             raise ValueError(f"modalities differ in batch or image size: {sizes}")
         if self.config.fusion == "centred":
             return self._centred(images)
-        return self.encoder(torch.cat([self._stem(name, image) for name, image in images.items()]))
+        return self.encoder(self.stem_features(images))
 
     def _centred(self, images: Tensors) -> list[Tensor]:
         """In the manner of CMNeXt: auxiliary sensors share an encoder, their strongest response at each place
         joins the main branch.
         """
-        centre = next(iter(self.modalities))
-        others = [name for name in images if name != centre]
-        added = None
+        centre, others, added = next(iter(self.modalities)), dict(images), None
+        image = others.pop(centre, None)
         if others:
-            stacked = self.auxiliary(torch.cat([self._stem(name, images[name]) for name in others]))
+            stacked = self.auxiliary(self.stem_features(others))
             added = [torch.stack(feature.chunk(len(others))).amax(0) for feature in stacked]
-        image = images.get(centre)
         if image is None:  # the branch runs on the training mean
-            first = images[others[0]]
+            first = next(iter(others.values()))
             image = first.new_zeros(len(first), self.modalities[centre].channels, *first.shape[2:])
-        return self.encoder(self._stem(centre, image), added)
+        return self.encoder(self.stem_features({centre: image}), added)
 
     def modality_logits(self, images: Tensors) -> Tensors:
         """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4

@@ -74,7 +74,7 @@ def resample(logits: Tensor, size: tuple[int, int], rows: np.ndarray, columns: n
     Separable: two small matrix products, so neither the full-size logits nor their gradient ever exist.
     """
 
-    def weights(length: int, target: int, places: np.ndarray) -> Tensor:
+    def weights(length, target, places):
         centre = np.clip((places + 0.5) * (length / target) - 0.5, 0, length - 1)
         # Hat functions: 1 at the own place, 0 from the next one on.
         return torch.from_numpy(np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(length)))).to(logits)
@@ -112,7 +112,7 @@ def subset_cross_entropy(
     scale = size[0] * size[1] / (len(rows) * len(columns))
     stacked = resample(stacked.flatten(0, 1), size, rows, columns).unflatten(0, (modalities, -1))
 
-    def cross_entropy(fused: Tensor) -> Tensor:  # Eq. 8: L_sup = CE(p, gt)
+    def cross_entropy(fused):  # Eq. 8: L_sup = CE(p, gt)
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
 
     if config.subsets == "selection" and modalities > 2:
@@ -140,7 +140,7 @@ def weighted_subsets(
     that it stands for.
     """
     rows = subset_matrix(count)
-    others = np.flatnonzero(rows.sum(1) == 1) if config.subsets == "singles" else np.arange(len(rows) - 1)
+    others = np.arange(count if config.subsets == "singles" else len(rows) - 1)  # single sensors come first
     weight = 1.0
     if config.subsets == "all-subsets" and 0 < config.subset_sample < len(others):
         weight = len(others) / config.subset_sample

@@ -141,7 +141,7 @@ def thinned(value: Tensor, positions: int) -> Tensor:
 # ---- gather ----
 
 
-def gather_tables(parts: Sequence[Tables], gather: Callable[[Tensor], Tensor]) -> Tables:
+def gather_tables(parts: Sequence[Tables], gather: Callable) -> Tables:
     """The tables of all samples of a step, without graph, from those of this process's micro-batches; samples
     are in the order of processes, then of micro-batches.
 
@@ -183,8 +183,8 @@ class Regularizer:
 
     def due(self, step: int, progress: float = 1.0) -> bool:
         """Whether this step has a probe of second order."""
-        probed = self.config.readings & PROBED
-        return bool(probed) and step % self.config.probe_every == 0 and self.strength(progress) > 0
+        lazy = not step % self.config.probe_every and self.strength(progress) > 0
+        return lazy and bool(self.config.readings & PROBED)
 
     def probe(
         self,
@@ -193,7 +193,7 @@ class Regularizer:
         label: Tensor,
         step: int,
         progress: float = 1.0,
-        gather: Callable[[Tensor], Tensor] = lambda table: table,
+        gather: Callable = lambda table: table,
     ) -> tuple[Tensor | float, Tensor | float]:
         """R_p and R_f of the readings that differentiate the network, on a crop of a few samples. A probe
         stands for ``probe_every`` steps.

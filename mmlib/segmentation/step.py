@@ -31,7 +31,7 @@ from ..data.transforms import Augment
 from ..loop import Progress, resume
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed, limit_threads, seed_everything
-from .network import NetworkConfig, Segmenter, Tensors
+from .network import NetworkConfig, Segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
 from .regularizer import PROBED, Regularizer, RegularizerConfig, gather_tables, read_outputs
 
@@ -114,7 +114,7 @@ def micro_batches(
     """
 
     @lru_cache(1)
-    def order(epoch: int) -> np.ndarray:
+    def order(epoch):
         return np.random.default_rng(derived_seed(config.seed, "order", epoch)).permutation(length)
 
     for micro in range(start * config.accumulate, steps * config.accumulate):
@@ -145,7 +145,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> int:
     """Number of optimizer steps."""
-    check_settings(config)
     return max(1, math.ceil(config.epochs * samples / (config.batch_size * config.accumulate * processes)))
 
 
@@ -303,12 +302,12 @@ def train_step(
     valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)])
     valid = accelerator.reduce(valid.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
 
-    def on_device(batch: dict) -> tuple[Tensors, Tensor]:
+    def on_device(batch):
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
         images = {name: to(batch["images"][name], memory_format=torch.channels_last) for name in names}
         return images, to(batch["label"])
 
-    def forward(net, images, m: int):
+    def forward(net, images, m):
         if config.accumulate > 1:  # the same dropout in both passes over a micro-batch
             torch.manual_seed(derived_seed(config.seed, "step", step, rank, m))
         with accelerator.autocast():

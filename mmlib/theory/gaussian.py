@@ -112,7 +112,7 @@ Measure = Factor | Mapping[str, Factor]
 
 def gaussian(sigma: float | np.ndarray = 1.0, mean: float | np.ndarray = 0.0) -> Gaussian:
     """N(mean, diag(σ²)); ``sigma``, ``mean``: a number, or one per coordinate. ValueError where σ is 0."""
-    sigma, mean = np.broadcast_arrays(np.asarray(sigma, np.float64), np.asarray(mean, np.float64))
+    sigma, mean = np.broadcast_arrays(sigma, mean)
     return Gaussian(mean, np.diag(np.atleast_1d(sigma**2)))
 
 
