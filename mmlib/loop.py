@@ -5,8 +5,6 @@ finite, and the report.
 that a run leaves on disk around that is written and read here.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -167,13 +165,13 @@ def open_history(config, progress: Progress) -> Iterator[Callable[[dict], None]]
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     begun, seconds = time.time() - progress.seconds, 0.0
 
-    def show(line: dict) -> None:
+    def show(line):
         nonlocal seconds
         seconds = line.get("seconds", seconds)
         for tag, value in scalars(line).items():
             writer.add_scalar(tag, value, line["step"], begun + seconds)
 
-    def record(line: dict) -> None:
+    def record(line):
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if writer:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from ..data.prepared import collate
 from ..loop import due
 from .information import measure_information
-from .step import TrainConfig, learning_rate, micro_batches, set_up, train_step
+from .step import TrainConfig, learning_rate, set_up, train_step
 from .train import validate
 
 aten = torch.ops.aten
@@ -101,11 +101,10 @@ def dry_run(config: TrainConfig) -> dict:
     """
     run = set_up(replace(config, network=replace(config.network, pretrained=False)), resumed=False)
     accelerator, device = run.accelerator, run.accelerator.device
-    processes, rank = accelerator.num_processes, accelerator.process_index
+    processes = accelerator.num_processes
 
     # Loading: the micro-batches of two steps, once from disk and once from the cache.
-    sampler = micro_batches(len(run.data), config, run.steps, 0, rank, processes)
-    entries = list(islice(sampler, 2 * config.accumulate))
+    entries = list(islice(run.loader(0).batch_sampler, 2 * config.accumulate))
     load = lambda batch: collate([run.data[entry] for entry in batch])
     decode = sum(seconds(device, load, batch) for batch in entries) / len(entries)
     again = sum(seconds(device, load, batch) for batch in entries) / len(entries) if config.cache else decode

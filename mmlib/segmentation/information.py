@@ -6,8 +6,6 @@ does not change when an image is tiled, when a modality is given in other units 
 when a batch grows. All of it runs in float32 (or float64), also under autocast.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import contextmanager
 

@@ -7,8 +7,6 @@ image. The other fusion, ``centred``, shows what the paper argues against: one s
 others are added to it. Training, scoring, prediction and export build and load it here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass

@@ -13,8 +13,6 @@ training step.
                  that mean (the rule ``selection`` of fusion at inference), and of the rest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

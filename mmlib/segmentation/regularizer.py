@@ -14,8 +14,6 @@ way information is read first; then it is gathered from all samples of a step, o
 processes; then it is averaged and inverted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -194,7 +192,7 @@ class Regularizer:
         step: int,
         progress: float = 1.0,
         gather: Callable = lambda table: table,
-    ) -> tuple[Tensor | float, Tensor | float]:
+    ) -> tuple[Tensor, Tensor]:
         """R_p and R_f of the readings that differentiate the network, on a crop of a few samples. A probe
         stands for ``probe_every`` steps.
         """
@@ -217,7 +215,7 @@ class Regularizer:
 
     def terms(
         self, own: Tables, whole: Tables, weight: float = 1.0, counting: bool = True
-    ) -> tuple[Tensor | float, Tensor | float]:
+    ) -> tuple[Tensor, Tensor]:
         """R_p (Eq. 4 or 6) and R_f (Eq. 7, the sum over scales), times λ_p and λ_f and ``weight``; 0.0 where
         there is none.
 

@@ -5,15 +5,13 @@ divided: cross-entropies are shares of one global mean, and information is avera
 step before it is inverted.
 """
 
-from __future__ import annotations
-
 import atexit
 import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -75,9 +73,9 @@ class TrainConfig:
     """Range of the random zoom; the paper's relatives use 0.5 2.0."""
     jitter: Annotated[float, Between(0, 1)] = 0.2
     """Largest relative change of brightness and contrast of colour images."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    regularizer: RegularizerConfig = RegularizerConfig()
     seed: int = 0
     """Seed of everything random."""
     precision: Literal["auto", "no", "bf16"] = "auto"
@@ -104,7 +102,7 @@ class TrainConfig:
 
 def micro_batches(
     length: int, config: TrainConfig, steps: int, start: int, rank: int, processes: int
-) -> Iterator[list[tuple[int, int]]]:
+) -> Iterator[list]:
     """Micro-batches of the steps ``start`` to ``steps``: lists of (index, augmentation seed), a function of
     (seed, position) alone.
 

@@ -5,8 +5,6 @@ Everything random is a function of (seed, step or epoch, sample), never of a gen
 killed and resumed is therefore the same run, and on a CPU the same to the last bit.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -42,7 +40,7 @@ def train(config: TrainConfig) -> dict:
     batches = iter(run.loader(progress.step))
     scores = information = None
 
-    def take_step(step: int):
+    def take_step(step):
         terms, norm, finite = train_step(run, step, [next(batches) for _ in range(config.accumulate)])
 
         def line() -> dict:
@@ -57,14 +55,14 @@ def train(config: TrainConfig) -> dict:
 
         return finite, line
 
-    def measure(done: int):
+    def measure(done):
         nonlocal scores, information
         scores, information = validate(network, run.val, config, accelerator)
         summary = scores.summary()
         line = {"epoch": round(done / per_epoch, 3), "val": summary, "miou": scores.miou()}
         return line | {"information": information}, summary["mean"]
 
-    def keep_best(done: int, line: dict, best: bool):
+    def keep_best(done, line, best):
         if best and main:
             save_segmenter(network, out / "best.safetensors", step=done, val=line["val"])
 

@@ -15,8 +15,6 @@ Arguments are the same everywhere: ``f`` and ``gradient`` take the points, one a
 non-finite f raises ValueError, which says where; 0 ln 0 = 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 

@@ -130,7 +130,7 @@ def log_concave(potential: Callable, low: float, high: float, count: int = 400) 
     """
     line, weights = roots_legendre(count)
     points = low + (high - low) * (np.concatenate([[-1], line, [1]]) + 1) / 2
-    heights = np.asarray(potential(points), np.float64)
+    heights = potential(points)
     density = np.exp(heights.min() - heights)
     if not density[[0, -1]].max() <= 1e-9:
         raise ValueError(
