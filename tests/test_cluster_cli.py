@@ -90,7 +90,7 @@ CLUSTER = "cluster --data {toy} "
         (CLUSTER + "--modalities rgb sonar", "unknown modality 'sonar'; {toy} has rgb, depth, aolp"),
         (CLUSTER + "--modalities rgb", "--method unim2 needs two sensors or more"),
         (CLUSTER + "--modalities rgb aolp --method depthg", "needs 'depth' among its sensors"),
-        (CLUSTER + "--method stego --lambda-x 2", "λ: a setting of unim2"),
+        (CLUSTER + "--method stego --lambda-x 2", "λ: stego has no such part"),
         (
             CLUSTER + "--method coral --combine image",
             "--combine image is for kmeans, stego and eagle",

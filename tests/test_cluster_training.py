@@ -81,12 +81,18 @@ def test_what_is_read_and_what_supervises(method, changes, read, targets):
                 "stego",
                 SENSORS,
                 {"network": ClusterNetConfig(**{k: v})},
-                f"--{k.replace('_', '-')}: a setting of unim2; stego has no such part",
+                f"--{k.replace('_', '-')}: stego has no such part; leave it out",
             )
             for k, v in (("anchor", "both"), ("shared_cmh", True), ("msn", False))
         ),
-        ("eagle", SENSORS, {"lambda_x": 0.5}, "λ: a setting of unim2; eagle"),
-        ("coral", SENSORS, {"loss": replace(SMALL, lambdas={"depth": 2.0})}, "λ: a setting of unim2; coral"),
+        (
+            "kmeans",
+            SENSORS,
+            {"network": ClusterNetConfig(fusion="mean")},
+            "--fusion: kmeans has no such part",
+        ),
+        ("eagle", SENSORS, {"lambda_x": 0.5}, "λ: eagle has no such part"),
+        ("coral", SENSORS, {"loss": replace(SMALL, lambdas={"depth": 2.0})}, "λ: coral has no such part"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(method, sensors, changes, message):

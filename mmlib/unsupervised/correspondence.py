@@ -206,8 +206,7 @@ def cmcs_loss(
         )
     loss, terms, first = 0.0, {}, next(iter(frozen.values()))
     # The same random partners for all modalities.
-    count = config.negatives if "random" in weights else 0
-    orders = [derangement(len(first), generator) for _ in range(count)]
+    orders = [derangement(len(first), generator) for _ in range(config.negatives * ("random" in weights))]
     with torch.autocast(first.device.type, enabled=False):
         for name in filter(lambdas.get, frozen):  # a modality of λ = 0 is not computed
             tokens = frozen[name].detach(), near_frozen[name].detach()

@@ -130,16 +130,15 @@ def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
             f"--combine {config.combine} is for kmeans, stego and eagle on several sensors, "
             f"not {method} on {len(sensors)}"
         )
-    usual = ClusterNetConfig()
-    if method == "kmeans" and network.fusion != usual.fusion:
-        raise ValueError(f"--fusion {network.fusion}: kmeans trains no network; join sensors with --combine")
     if method == "unim2":
         loss = replace(loss, lambdas=dict.fromkeys(sensors[1:], config.lambda_x) | loss.lambdas)
     else:
-        own = ("anchor", "shared_cmh", "msn")
+        usual, own = ClusterNetConfig(), ["anchor", "shared_cmh", "msn"] + ["fusion"] * (method == "kmeans")
         changed = [flag(name) for name in own if getattr(network, name) != getattr(usual, name)]
         if changed or config.lambda_x != 1.0 or loss.lambdas:
-            raise ValueError(f"{', '.join(changed) or 'λ'}: a setting of unim2; {method} has no such part")
+            raise ValueError(
+                f"{', '.join(changed) or 'λ'}: {method} has no such part; leave it out, or choose unim2"
+            )
         network = replace(network, msn=False, anchor="both")
         if method == "eagle" and loss == CorrespondenceConfig():
             loss = EAGLE_LOSS

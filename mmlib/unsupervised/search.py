@@ -153,8 +153,7 @@ def open_study(config: SearchConfig, inputs: dict[str, str], out: Path):
             storage=f"sqlite:///{out.resolve() / 'study.db'}",
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.PercentilePruner(50.0, n_startup_trials=5),
-        )
+        )  # its pruner compares with the median of the trials at the same step, from the sixth on
         saved = json.loads(study.user_attrs.get("settings", text))
         saved |= saved.pop("run", {})  # earlier versions kept those of a run apart
         begun = dict(study.user_attrs.get("inputs", {}))

@@ -255,8 +255,16 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     steps, best = config.steps if model.net else 0, out / "kept.safetensors"
     if not progress.step:
         loop.save_state(out / "resume.safetensors", model, optimizer, config, 1, progress)
-    events = {"take_step": take_step, "measure": measure, "after_measure": keep_best}
-    loop.run_steps(config, model, optimizer, progress, steps, **events)
+    loop.run_steps(
+        config,
+        model,
+        optimizer,
+        progress,
+        steps,
+        take_step=take_step,
+        measure=measure,
+        after_measure=keep_best,
+    )
     # The state that the settings select, measured unless it is the one measured last.
     step = steps
     if best.exists():
