@@ -67,7 +67,7 @@ def gradient(config: TrainConfig) -> dict[str, torch.Tensor]:
     run.optimizer.step = lambda: found.update(
         {n: p.grad.double().clone() for n, p in run.network.named_parameters() if p.grad is not None}
     )
-    train_step(run, 0, [next(batches) for _ in range(config.accumulate)], share=1.0)
+    train_step(run, 0, [next(batches) for _ in range(config.accumulate)], progress=1.0)
     return found
 
 
@@ -202,7 +202,8 @@ def test_bf16_computes_in_bfloat16_keeps_float32_weights_and_a_float32_regularis
     before = [p.detach().clone() for p in run.network.parameters()]
     batches = iter(run.loader(0))
     losses = [
-        float(train_step(run, step, [next(batches)], share=1.0)[0]["supervised"]) for step in range(run.steps)
+        float(train_step(run, step, [next(batches)], progress=1.0)[0]["supervised"])
+        for step in range(run.steps)
     ]
     assert seen[:4] == [torch.float32, torch.bfloat16, torch.bfloat16, torch.float32] and set(read) == {
         torch.float32

@@ -1,10 +1,11 @@
 """The segmenter (Eq. 5): one shared encoder for all modalities, an all-MLP head, predictions averaged over
 what is present.
 
-All modalities of a mini-batch are stacked along the batch dimension, so M sensors cost one forward pass of
-M·B images. A missing modality is left out of the stack: it costs nothing, and no zeros pretend to be an
-image. The other fusion, ``centred``, shows what the paper argues against: one sensor has the main branch, the
-others are added to it. Training, scoring, prediction and export build and load it here.
+All modalities of a mini-batch are stacked along the batch dimension, so that M sensors cost one forward pass
+of M·B images. A missing modality is left out of the stack: it costs no time, and the network never sees
+zeros in the place of an image. The other fusion, ``centred``, is what the paper argues against: one sensor
+has the main branch, and the features of the others are added to it. Training, scoring, prediction and export
+build and load the network here.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from ..evaluation.windows import sliding
 from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 
-Tensors = Mapping[str, Tensor]  # one of each modality, by name
+Tensors = Mapping[str, Tensor]  # name of a modality -> its tensor
 EncoderName = Literal[
     "residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"
 ]
@@ -41,36 +42,40 @@ class NetworkConfig:
     (the paper's size class).
     """
     stem: Literal["separate", "shared"] = "separate"
-    """separate: each modality has a first layer of its own; shared: one for all, as in the paper."""
+    """separate: each modality has its own first layer; shared: one first layer for all, as in the paper."""
     fusion: Literal["mean", "centred"] = "mean"
-    """mean: all sensors alike, predictions averaged; centred: the first sensor's branch, to whose features
-    the others' are added.
+    """mean: the predictions of all sensors are averaged; centred: the first sensor has the main branch, and
+    the features of the others are added to its own.
     """
     embed_dim: Annotated[int, AtLeast(0)] = 0
     """Width of the head; 0 = 48 for residual, 256 for pvt_v2."""
     dropout: Annotated[float, Between(0, 1)] = 0.1
-    """Dropout before the classifier."""
+    """Probability that a channel is dropped before the classifier."""
     pretrained: bool = False
     """Start pvt_v2 from ImageNet weights, fetched by timm from the Hugging Face hub."""
     checkpointing: bool = False
-    """Recompute pvt_v2 activations in the backward pass: less memory, about a third more time."""
+    """Recompute the activations of pvt_v2 in the backward pass: takes less memory and a third more time."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of 8 channels. Not BatchNorm: its statistics would mix modalities, and one sensor's loss would
-    change another's output.
+    """GroupNorm with groups of 8 channels. BatchNorm would compute its statistics over all modalities, so
+    that the loss of one sensor would change the output of another.
     """
     return nn.GroupNorm(max(1, channels // 8), channels)
 
 
 def conv_norm(channels_in: int, channels: int, size: int, stride: int) -> list[nn.Module]:
-    """A convolution without bias, which keeps the image's size but for the stride, and GroupNorm."""
+    """A convolution without bias and its GroupNorm. Padding keeps the size of the image, divided by the
+    stride.
+    """
     conv = nn.Conv2d(channels_in, channels, size, stride, size // 2, bias=False)
     return [conv, group_norm(channels)]
 
 
 class ResidualBlock(nn.Module):
-    """conv 3×3 of stride 2, GroupNorm, ReLU, conv 3×3, GroupNorm, plus the projected input, ReLU."""
+    """Two 3×3 convolutions, the first of stride 2, with GroupNorm after each and ReLU between them; then the
+    projected input is added, and a last ReLU applied.
+    """
 
     def __init__(self, channels_in: int, channels: int):
         super().__init__()
@@ -83,12 +88,13 @@ class ResidualBlock(nn.Module):
 
 
 def residual_stem(channels: int) -> nn.Module:
+    """The first layer of the residual encoder, for images of ``channels`` channels."""
     return nn.Sequential(*conv_norm(channels, 16, 5, 2), nn.ReLU(inplace=True))
 
 
 def pyramid_stem(template: nn.Module, channels: int) -> nn.Module:
-    """A copy of a pyramid transformer's first layer for ``channels`` inputs; pretrained colour filters are
-    adapted by timm's rule.
+    """A copy of the first layer of a pyramid transformer, for images of ``channels`` channels. Its pretrained
+    colour filters are adapted to that number by timm's rule.
     """
     from timm.models import adapt_input_conv
 
@@ -100,15 +106,15 @@ def pyramid_stem(template: nn.Module, channels: int) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """What a stem has made of an image -> features of several scales, fine to coarse.
+    """Turns the output of a stem into features at several scales, fine to coarse.
 
-    ``residual`` has strides 2 (the stem's own features), 4, 8, 16 and 32; timm's ``pvt_v2_b*`` strides 4, 8,
-    16 and 32 (Wang et al. 2022).
+    ``residual`` has the strides 2 (the output of the stem itself), 4, 8, 16 and 32. timm's ``pvt_v2_b*`` has
+    the strides 4, 8, 16 and 32 (Wang et al. 2022).
 
     Attributes:
-        widths: channels of each scale.
-        smallest: shortest image side, in pixels.
-        make_stem: number of channels of a modality -> a new first layer for it.
+        widths: number of channels at each scale.
+        smallest: smallest height or width of an image that it can take, in pixels.
+        make_stem: function that takes a modality's number of channels and returns a new first layer for it.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -123,13 +129,15 @@ class Encoder(nn.Module):
         model.set_grad_checkpointing(config.checkpointing)
         self.widths = [stage["num_chs"] for stage in model.feature_info]
         self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
-        self.make_stem = partial(pyramid_stem, model.patch_embed)  # a template, no parameter of the encoder
+        self.make_stem = partial(pyramid_stem, model.patch_embed)  # which is copied, and not trained itself
         self.stages = model.stages
 
     def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        """``added``: features of other sensors, one per scale, added before the next stage sees them."""
+        """Features of all scales. ``added``: features of other sensors, one tensor per scale, which are added
+        before the next stage is computed.
+        """
         features, stages = [], [*self.stages]
-        if len(stages) < len(self.widths):  # the stem's own features are the first scale
+        if len(stages) < len(self.widths):  # the output of the stem is the first scale
             stages.insert(0, nn.Identity())
         for j, stage in enumerate(stages):
             x = stage(x) if added is None else stage(x) + added[j]
@@ -140,10 +148,11 @@ class Encoder(nn.Module):
 class MLPHead(nn.Module):
     """SegFormer's all-MLP head with adjacent linear maps folded into one.
 
-    SegFormer maps each scale to E channels, upsamples, concatenates 4E channels and maps them back to E at
-    stride 4. No non-linearity stands between the two maps, and a 1×1 map commutes with upsampling, so one map
-    per scale at the scale's own resolution computes the same family of functions for about a twentieth of the
-    work at E = 256. Scales are upsampled coarse to fine, each onto the next.
+    SegFormer maps each scale to E channels, upsamples all of them to stride 4, concatenates them, and maps
+    the 4E channels back to E. There is no non-linearity between the two maps, and a 1×1 map commutes with
+    upsampling. One map per scale, at the resolution of that scale, therefore computes the same family of
+    functions; at E = 256 it takes about a twentieth of the work. From coarse to fine, each sum is upsampled
+    and added to the next scale.
     """
 
     def __init__(self, widths: list[int], embed_dim: int, classes: int, dropout: float):
@@ -161,11 +170,11 @@ class MLPHead(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Images of any non-empty subset of its modalities -> class logits.
+    """The network: it takes images of any non-empty subset of its modalities and returns class logits.
 
     Args:
-        modalities: name -> Modality (channels and statistics travel with the checkpoint).
-        classes, palette: K names and colours.
+        modalities: name -> Modality; a checkpoint keeps them, with their channels and statistics.
+        classes, palette: names and colours of the K classes.
     """
 
     def __init__(
@@ -176,7 +185,7 @@ class Segmenter(nn.Module):
         config: NetworkConfig = NetworkConfig(),
     ):
         super().__init__()
-        check_settings(config)  # timm knows more encoders, and names of some that it would fetch
+        check_settings(config)  # timm would also build other encoders, and download some
         self.modalities, self.classes, self.config = dict(modalities), list(classes), config
         self.palette = [tuple(colour) for colour in palette]
         self.encoder = Encoder(config)
@@ -189,7 +198,7 @@ class Segmenter(nn.Module):
                 {name: self.encoder.make_stem(m.channels) for name, m in modalities.items()}
             )
         else:
-            # Every modality is brought to three channels; those with more than three need weights for it.
+            # Every modality is brought to three channels; one with more than three needs weights for that.
             self.stems = nn.ModuleDict({"shared": self.encoder.make_stem(3)})
             self.adapters = nn.ModuleDict(
                 {name: nn.Conv2d(m.channels, 3, 1) for name, m in modalities.items() if m.channels > 3}
@@ -198,21 +207,21 @@ class Segmenter(nn.Module):
         self.head = MLPHead(self.encoder.widths, embed_dim, len(classes), config.dropout)
 
     def stem_features(self, images: Tensors) -> Tensor:
-        """What the first layers make of the images, stacked along the batch dimension: (M·B, C, h, w)."""
+        """Outputs of the first layers, all modalities stacked along the batch dimension: (M·B, C, h, w)."""
         features = []
         for name, image in images.items():
             if self.config.stem == "shared":
                 if name in self.adapters:
                     image = self.adapters[name](image)
-                elif image.shape[1] < 3:  # 1 channel: repeated; 2 channels: a, b, a
+                elif image.shape[1] < 3:  # one channel is repeated; two channels a, b become a, b, a
                     image = image[:, [0, image.shape[1] - 1, 0]]
                 name = "shared"
             features.append(self.stems[name](image))
         return torch.cat(features)
 
     def features(self, images: Tensors) -> list[Tensor]:
-        """Multi-scale features, fine to coarse: of all modalities given, stacked, (M·B, C_j, H_j, W_j); of
-        centred fusion (B, …).
+        """Features of each scale j, fine to coarse: (M·B, C_j, H_j, W_j), the given modalities stacked along
+        the batch dimension; for centred fusion (B, C_j, H_j, W_j).
 
         Raises:
             ValueError: no modality or an unknown one, wrong channels, or images of different sizes.
@@ -235,25 +244,25 @@ class Segmenter(nn.Module):
         return self.encoder(self.stem_features(images))
 
     def _centred(self, images: Tensors) -> list[Tensor]:
-        """In the manner of CMNeXt: auxiliary sensors share an encoder, their strongest response at each place
-        joins the main branch.
+        """Features of the main branch, in the manner of CMNeXt: the other sensors share a second encoder, and
+        the largest of their responses at each position is added to the main branch.
         """
         centre, others, added = next(iter(self.modalities)), dict(images), None
         image = others.pop(centre, None)
         if others:
             stacked = self.auxiliary(self.stem_features(others))
             added = [torch.stack(feature.chunk(len(others))).amax(0) for feature in stacked]
-        if image is None:  # the branch runs on the training mean
+        if image is None:  # zeros are the mean of the training images, because inputs are normalised
             first = next(iter(others.values()))
             image = first.new_zeros(len(first), self.modalities[centre].channels, *first.shape[2:])
         return self.encoder(self.stem_features({centre: image}), added)
 
     def modality_logits(self, images: Tensors) -> Tensors:
-        """Each modality's own logits (B, K, h, w) at the head's resolution; h = H/2 (residual) or H/4
-        (pvt_v2).
+        """Logits (B, K, h, w) of each modality alone, at the resolution of the head: h is H/2 for residual
+        and H/4 for pvt_v2.
 
         Raises:
-            ValueError: centred fusion, whose prediction is not a mean of single ones.
+            ValueError: the fusion is centred, so that single modalities have no logits.
         """
         if self.config.fusion == "centred":
             raise ValueError(
@@ -292,14 +301,14 @@ class Segmenter(nn.Module):
         return {"encode": encode, "fuse": None if fusion == "mean" else FUSIONS[fusion]}
 
     def forward(self, images: Tensors, fuse: bool = True):
-        """Fused logits (B, K, H, W): the mean over the modalities given.
+        """Fused logits (B, K, H, W): the mean over the given modalities.
 
-        Mean of logits, not of probabilities: its argmax is that of the sum, i.e. of the product of the
-        sensors' likelihoods, it is linear, so that every subset is a sum of cached logits, and it needs no
-        softmax.
+        Logits are averaged, not probabilities. The argmax of their mean is that of their sum, which is the
+        argmax of the product of the sensors' likelihoods. And the mean is linear, so that the prediction of
+        every subset is a sum of cached logits.
 
-        ``fuse=False``, for training: (name -> logits at the head's resolution, features as ``features``
-        returns them). Centred fusion has one entry, named after the main sensor.
+        With ``fuse=False``, for training, it returns (name -> logits at the resolution of the head, features
+        as ``features`` returns them). Centred fusion has one entry, named after the main sensor.
         """
         # Eq. 5: {f_i}, {p_i} = F({x_i}) for all modalities at once; the prediction is p = Mean(p_i)
         features = self.features(images)
@@ -312,9 +321,10 @@ class Segmenter(nn.Module):
 
 
 def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
-    """Write weights and everything needed to rebuild the network as one safetensors file, atomically.
+    """Write the weights, and all that is needed to rebuild the network, as one safetensors file. The file
+    appears whole or not at all.
 
-    ``notes`` are JSON values kept in the header (step, scores, provenance).
+    ``notes``: JSON values to keep in the header, such as step, scores and provenance.
     """
     header = {
         "config": asdict(segmenter.config),
@@ -327,10 +337,10 @@ def save_segmenter(segmenter: Segmenter, path: str | Path, **notes) -> None:
 
 
 def read_header(path: str | Path) -> dict:
-    """The JSON header written by ``save_segmenter``; runs no code from the file.
+    """The JSON header that ``save_segmenter`` wrote. Reading it runs no code from the file.
 
     Raises:
-        ValueError: missing, damaged, or not a segmenter.
+        ValueError: the file is missing, damaged, or no segmenter.
     """
     header = read_tensor_header(path)
     if "segmenter" not in header:
@@ -345,13 +355,13 @@ def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segm
     """Rebuild a segmenter from its file, in eval mode. Half-precision weights are brought to float32.
 
     Raises:
-        ValueError: the file is missing, damaged, or its weights do not fit its own description.
+        ValueError: the file is missing or damaged, or its weights do not fit its own description.
     """
     header = read_header(path)
     with reading(path, "a segmenter that this version can build"):
         config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
         modalities = {m["name"]: Modality(**m) for m in header["modalities"]}
-        # A description checks names, colours and modalities.
+        # Building a description checks the names of classes, the colours and the modalities.
         described = Description("of a checkpoint", header["classes"], header["palette"], modalities)
         segmenter = Segmenter(modalities, described.classes, described.palette, config)
     load_into(segmenter, read_tensors(path), path)

@@ -1,8 +1,8 @@
 """What a training is made of, and one step of it.
 
-A step is one gradient of one objective on ``batch_size × accumulate × processes`` samples, however they are
-divided: cross-entropies are shares of one global mean, and information is averaged over all samples of the
-step before it is inverted.
+A step takes one gradient of one objective on ``batch_size × accumulate × processes`` samples. The result does
+not depend on how these samples are divided over micro-batches and processes: each cross-entropy is a share of
+one global mean, and information is averaged over all samples of the step before it is inverted.
 """
 
 import atexit
@@ -43,24 +43,24 @@ class TrainConfig:
     world, rendered on first use.
     """
     out: str
-    """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run goes
-    on.
+    """Folder for checkpoints and history. If it holds an unfinished run of the same settings, that run is
+    continued.
     """
     modalities: tuple[str, ...] = ()
-    """Sensors to train on, by name; none = all that the data set has."""
+    """Names of the sensors to train on; none = all that the data set has."""
     epochs: Annotated[float, Above(0)] = 40.0
     """Passes over the training split."""
     batch_size: Annotated[int, AtLeast(1)] = 4
     """Samples per device and step."""
     accumulate: Annotated[int, AtLeast(1)] = 1
-    """Micro-batches per step: the same result as a batch so many times larger, in less memory. Closed-form
-    terms of the regulariser then cost one more forward pass; a probe of second order looks at samples of the
-    first micro-batch.
+    """Micro-batches per step. The result is that of a batch so many times larger, in less memory. Terms of
+    the regulariser in closed form then cost one more forward pass; a probe of second order uses samples of
+    the first micro-batch.
     """
     lr: Annotated[float, AtLeast(0)] = 0.0
     """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual (ours)."""
     weight_decay: Annotated[float, AtLeast(0)] = 0.01
-    """Weight decay; biases and norms have none (paper's relatives)."""
+    """Weight decay; biases and norms have none (as in related papers)."""
     warmup: Annotated[float, Between(0, 1)] = 0.05
     """Share of the steps with linear warm-up from a tenth of the peak; the paper's 10 of 200 epochs."""
     power: Annotated[float, AtLeast(0)] = 0.9
@@ -70,7 +70,7 @@ class TrainConfig:
     crop: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width of training crops; 0 0 = whole images."""
     scale: Annotated[tuple[float, float], Above(0)] = (1.0, 1.0)
-    """Range of the random zoom; the paper's relatives use 0.5 2.0."""
+    """Range of the random zoom; related papers use 0.5 2.0."""
     jitter: Annotated[float, Between(0, 1)] = 0.2
     """Largest relative change of brightness and contrast of colour images."""
     network: NetworkConfig = NetworkConfig()
@@ -103,12 +103,12 @@ class TrainConfig:
 def micro_batches(
     length: int, config: TrainConfig, steps: int, start: int, rank: int, processes: int
 ) -> Iterator[list]:
-    """Micro-batches of the steps ``start`` to ``steps``: lists of (index, augmentation seed), a function of
-    (seed, position) alone.
+    """Micro-batches of the steps from ``start`` to ``steps``: lists of (index of a sample, seed of its
+    augmentation). They depend on the seed of the run and on the position in the training alone.
 
-    A step's global batch is ``batch × accumulate × processes`` consecutive entries of an endless stream of
-    permutations; process ``rank`` takes its slice of each micro-batch. One process with a large batch thus
-    sees exactly what many see together.
+    All processes read one endless stream, a new permutation of the samples for each epoch. A step takes the
+    next ``batch_size × accumulate × processes`` entries, and process ``rank`` gets its part of each
+    micro-batch. One process with a large batch therefore sees the same samples as many processes together.
     """
 
     @lru_cache(1)
@@ -126,7 +126,9 @@ def micro_batches(
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Linear warm-up from 0.1 × to 1 × peak, times polynomial decay to zero. ``step`` counts from 0."""
+    """Linear warm-up from a tenth of the peak to the peak, times polynomial decay to zero. ``step`` counts
+    from 0.
+    """
     peak = config.lr or (3e-3 if config.network.encoder == "residual" else 6e-5)
     warm = config.warmup * steps
     ramp = 0.1 + 0.9 * step / warm if step < warm else 1.0
@@ -134,7 +136,9 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices and filters, none for 1-D parameters (biases, norms)."""
+    """Groups for the optimizer: weight decay for matrices and filters, none for parameters of one dimension
+    (biases and norms).
+    """
     groups = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
     for parameter in model.parameters():
         groups[parameter.ndim < 2]["params"].append(parameter)
@@ -142,25 +146,25 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 
 def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> int:
-    """Number of optimizer steps."""
+    """Number of optimizer steps of a training on so many samples."""
     return max(1, math.ceil(config.epochs * samples / (config.batch_size * config.accumulate * processes)))
 
 
 @dataclass
 class Run:
-    """All that a training works with."""
+    """The objects of one training, as ``set_up`` makes them and ``train_step`` uses them."""
 
     config: TrainConfig
     accelerator: Accelerator
     data: PreparedDataset
     val: PreparedDataset
-    model: torch.nn.Module  # wrapped for the exchange of gradients
-    network: Segmenter  # the same, bare
+    model: torch.nn.Module  # the network, wrapped for the exchange of gradients between processes
+    network: Segmenter  # the same network without its wrapper
     optimizer: torch.optim.Optimizer
     regularizer: Regularizer
     steps: int
     progress: Progress
-    probe: Tensor | float = 0.0  # what the latest probe added to the loss
+    probe: Tensor | float = 0.0  # value that the latest probe of the regulariser added to the loss
 
     @property
     def samples_per_step(self) -> int:
@@ -179,7 +183,7 @@ class Run:
         )
 
     def loader(self, start: int) -> DataLoader:
-        """Micro-batches of the steps from ``start``."""
+        """A loader of the micro-batches of this process, from step ``start`` on."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return DataLoader(
             self.data,
@@ -191,8 +195,8 @@ class Run:
 
 
 def set_up(config: TrainConfig, resumed: bool = True) -> Run:
-    """Check the settings, open the data, build network and optimizer, load the state of an unfinished run.
-    Writes nothing.
+    """Check the settings, open the data, build network and optimizer, and load the state of an unfinished
+    run, unless ``resumed`` is false. Nothing is written.
 
     Raises:
         ValueError, DataError: as ``train``.
@@ -211,9 +215,9 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     cuda, precision = torch.cuda.is_available(), config.precision
     if precision == "auto":
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
-    # A subset of the sensors leaves the other stems without gradient, which DDP must be told.
+    # With a subset of the sensors, the stems of the others get no gradient; DDP must know that this happens.
     unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
-    # The state of an earlier training here, or in the process from which a launcher forked this one.
+    # Forget the state of an earlier training in this process, or in the one from which it was forked.
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not cuda, kwargs_handlers=[unused])
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -244,31 +248,31 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
     progress = Progress()
     if resumed:
-        # By one process: copies of the data on other machines have their own times of change.
+        # One process compares the data: on other machines, copies of the same files have other times.
         inputs = data.digest() | val.digest() if accelerator.is_main_process else {}
         progress = resume(config, model, optimizer, inputs, processes)
-    stands = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
-    if (stands != stands[0]).any():
+    positions = accelerator.gather(torch.tensor([[progress.step, len(data)]], device=accelerator.device))
+    if (positions != positions[0]).any():
         raise ValueError(
             f"processes differ in the step at which {config.out} stands and the number of samples in "
-            f"{config.data}: {stands.tolist()}; all machines must see the same folders"
+            f"{config.data}: {positions.tolist()}; all machines must see the same folders"
         )
-    model.to(memory_format=torch.channels_last)  # a quarter faster on CPUs, and what tensor cores want
+    model.to(memory_format=torch.channels_last)  # a quarter faster on CPUs; GPUs have kernels for it too
     model, optimizer = accelerator.prepare(model, optimizer)
-    # Accelerate wraps ``forward`` in autocast; here autocast is entered where it is wanted, so that the
-    # regulariser can do without.
+    # Accelerate wraps ``forward`` in autocast. The bare network has none, so that the regulariser can compute
+    # in full precision; ``train_step`` enters autocast where it is wanted.
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     regularizer = Regularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank))
     regularizer.tallies |= progress.guards
-    progress.guards = regularizer.tallies  # saved as they stand
+    progress.guards = regularizer.tallies  # the same dictionary, so that a saved state has the counts
     return Run(config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress)
 
 
 def leave_group() -> None:
-    """Destroy the process group while the interpreter is whole: its threads may abort one that is being taken
-    down.
+    """Destroy the process group before the interpreter shuts down: the threads of the group could otherwise
+    abort the process.
 
-    Not after an exception: a process that waits for the others to leave would hide its traceback.
+    After an exception the group is left alone: waiting for the other processes would hide the traceback.
     """
     group = torch.distributed
     if group.is_available() and group.is_initialized() and not hasattr(sys, "last_value"):
@@ -276,28 +280,30 @@ def leave_group() -> None:
 
 
 def train_step(
-    run: Run, step: int, micro: list[dict], share: float | None = None
+    run: Run, step: int, batches: list[dict], progress: float | None = None
 ) -> tuple[dict[str, Tensor], Tensor, bool]:
-    """One optimizer step on this process's micro-batches.
+    """Take one optimizer step on the micro-batches of this process.
 
     Args:
-        share: share of the training that is done, on which the regulariser's strength depends; None = that of
-            ``step``.
+        batches: the micro-batches.
+        progress: share of the training that is done, from 0 to 1, on which the strength of the regulariser
+            depends; None = that of ``step``.
 
     Returns:
-        (this process's share of each term, the gradient's norm, whether it was finite; if not, the weights
-        stay as they were).
+        (this process's share of each term of the loss, norm of the gradient, whether that norm was finite).
+        If it was not, the weights stay as they were.
     """
     config, accelerator, regularizer = run.config, run.accelerator, run.regularizer
     rank, processes = accelerator.process_index, accelerator.num_processes
-    share = step / run.steps if share is None else share
+    progress = step / run.steps if progress is None else progress
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.steps, config)
-    # One subset per step for all processes, so that their gradients are those of one large batch.
+    # All processes draw the same subset, so that their gradients add up to that of one large batch.
     names = list(run.data.modalities)
     if config.objective.subsets == "dropout":
         names = draw_subset(names, np.random.default_rng(derived_seed(config.seed, "subset", step)))
-    valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in micro)])
+    # Number of labelled pixels in all micro-batches and processes: the cross-entropy is a mean over them.
+    valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in batches)])
     valid = accelerator.reduce(valid.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
 
     def on_device(batch):
@@ -306,35 +312,36 @@ def train_step(
         return images, to(batch["label"])
 
     def forward(net, images, m):
-        if config.accumulate > 1:  # the same dropout in both passes over a micro-batch
+        if config.accumulate > 1:  # a micro-batch that is computed twice must have the same dropout
             torch.manual_seed(derived_seed(config.seed, "step", step, rank, m))
         with accelerator.autocast():
             return net(images, fuse=False)
 
-    torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # dropout inside the network
-    strength = regularizer.strength(share)
+    torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # for dropout inside the network
+    strength = regularizer.strength(progress)
     regularized = config.regularizer.readings - PROBED and strength > 0
     if regularized and config.accumulate > 1:
-        # A pass ahead: information of all micro-batches is averaged before it is inverted.
+        # Information is averaged over all micro-batches before it is inverted, so that one forward pass over
+        # all of them comes first.
         parts = []
         with torch.no_grad():
-            for m, batch in enumerate(micro):
+            for m, batch in enumerate(batches):
                 images, label = on_device(batch)
                 parts.append(read_outputs(config.regularizer, *forward(run.network, images, m), label))
         whole = gather_tables(parts, accelerator.gather)  # information of all samples of the step
     terms = {}
-    for m, batch in enumerate(micro):
+    for m, batch in enumerate(batches):
         images, label = on_device(batch)
-        if m == 0 and regularizer.due(step, share):
-            # On the bare network and without a gradient exchange: that of the last micro-batch sends this
-            # share too.
+        if m == 0 and regularizer.due(step, progress):
+            # A probe differentiates the bare network. Its gradient is exchanged between processes together
+            # with that of the last micro-batch.
             with accelerator.no_sync(run.model):
-                R_p, R_f = regularizer.probe(run.network, images, label, step, share, accelerator.gather)
+                R_p, R_f = regularizer.probe(run.network, images, label, step, progress, accelerator.gather)
                 accelerator.backward((R_p + R_f) * processes)
             run.probe = (R_p + R_f).detach()
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
         last = m == config.accumulate - 1
-        with nullcontext() if last else accelerator.no_sync(run.model):  # one gradient exchange a step
+        with nullcontext() if last else accelerator.no_sync(run.model):  # gradients are exchanged once a step
             logits, features = forward(run.model, images, m)
             shares = subset_cross_entropy(logits, label, config.objective, valid, pixels)
             L_sup, R_p, R_f = shares["supervised"], 0.0, 0.0
@@ -344,16 +351,16 @@ def train_step(
                     whole = gather_tables([own], accelerator.gather)
                 R_p, R_f = regularizer.terms(own, whole, strength, counting=m == 0)
             loss = L_sup + R_p + R_f  # Eq. 8 and 9; R_p and R_f hold λ_p and λ_f
-            # DDP averages gradients over processes, but all terms are to be summed: each process has its own
-            # samples' share.
+            # DDP averages gradients over processes. Here they are to be summed, because each process has the
+            # share of its own samples; hence the factor.
             accelerator.backward(loss * processes)
-        if config.regularizer.readings:  # of the whole step, in every micro-batch and process
+        if config.regularizer.readings:  # every micro-batch and process has the value of the whole step
             shares["regularizer"] = (R_p + R_f) / (config.accumulate * processes)
         for name, value in shares.items():
             terms[name] = terms.get(name, 0) + torch.as_tensor(value, device=accelerator.device).detach()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)
     finite = bool(torch.isfinite(norm))  # here the processor waits for the device
-    if finite:  # never let a NaN into the weights
+    if finite:  # a NaN would destroy all weights
         run.optimizer.step()
     run.optimizer.zero_grad()
     return terms, norm, finite
