@@ -5,8 +5,6 @@ A script states what is particular to its data set: where it comes from, how its
 how many there are. It lists ``Sample``s, reads one into stored arrays, and hands both to ``run``.
 """
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -43,25 +41,19 @@ from mmlib.data.prepared import (
 )
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
-from mmlib.runtime import limit_threads, read_json
+from mmlib.runtime import limit_threads, one_line, read_json, writing
 
 # Images (H, W, C) by sensor, and the label (H, W), where there is one.
 Arrays = tuple[dict[str, ndarray], ndarray | None]
 
 
 def start(main: Callable, options: type, doc: str):
-    """Parse the command line and run ``main``; what a user can mend ends in one line and exit code 1.
-    MMLIB_DEBUG=1: a traceback.
-    """
+    """Parse the command line and run ``main``, alone in the folder that it writes."""
     limit_threads()
-    try:
-        main(tyro.cli(options, description=doc))
-    except (ValueError, OSError) as error:
-        if os.environ.get("MMLIB_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    with one_line():
+        given = tyro.cli(options, description=doc)
+        with writing("" if given.check else given.out, given.inputs()):
+            main(given)
 
 
 FACTS = Path(__file__).parent / "descriptions"  # of the public data sets

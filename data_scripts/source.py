@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from mmlib.config import AtLeast, check_settings
 from mmlib.data.images import DataError, read_image
-from mmlib.runtime import progress_bar
+from mmlib.runtime import check_output, progress_bar
 
 Size = tuple[int, int]  # height, width
 
@@ -77,8 +77,8 @@ def check_options(options: Options):
     """Check every setting against its bound, and that nothing which is read could be overwritten.
 
     Raises:
-        ValueError: names the flag.
-        DataError: no output folder, or one that is, holds or lies in an input.
+        ValueError: names the flag; among them, an output folder that is, holds or lies in an input, or is not
+            ours.
     """
     if not options.out:
         raise DataError("--out is missing: the folder to write, or with --check to read")
@@ -87,14 +87,8 @@ def check_options(options: Options):
         raise DataError(
             f"--size {'%d %d' % options.size}: give a height and a width, or 0 0 for the native size"
         )
-    out = Path(options.out).resolve()
-    for name in filter(None, [] if options.check else options.inputs()):
-        source = Path(name).resolve()
-        if out == source or out in source.parents or source in out.parents:
-            raise DataError(
-                f"--out {options.out}: is, holds or lies in the input {name}, whose files would be mixed "
-                "with what is written, or replaced by it; choose a folder beside it"
-            )
+    if not options.check:
+        check_output(options.out, options.inputs())
 
 
 def locate(options: Options, names: Iterable[str], how: str, packed: str = "") -> Path:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Union
 
-import torch
 import tyro
 
 from . import world
@@ -17,7 +16,7 @@ from .config import check_settings
 from .evaluation.sheets import cluster_sheet
 from .evaluation.statistics import estimate
 from .recipes import read_recipe
-from .runtime import read_json, reading
+from .runtime import one_line, read_json, reading
 from .segmentation.compare import CompareConfig, compare
 from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
@@ -198,19 +197,6 @@ def run_command(words: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line. Errors that a user can mend end in one line; set MMLIB_DEBUG=1 for the traceback."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if os.environ.get("MMLIB_DEBUG"):
-        return run_command(words)
-    try:
-        run_command(words)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what it has begun", file=sys.stderr)
-        sys.exit(130)  # as the shell numbers it
-    except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"error: the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double "
-            "--accumulate in training), or give --checkpointing or a smaller --crop"
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """The command line."""
+    with one_line():
+        run_command(sys.argv[1:] if arguments is None else arguments)

@@ -241,8 +241,6 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
     """
     out = Path(config.out)
     path = out / "resume.safetensors"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: a file; --out names the folder to write")
     if not path.exists():
         if (out / "last.safetensors").exists():
             raise ValueError(

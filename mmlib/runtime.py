@@ -16,15 +16,18 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, wraps
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from tqdm.auto import tqdm
+
+from .config import spelled
 
 
 def data_dir() -> Path:
@@ -72,6 +75,21 @@ def choose_device(device: str = "auto") -> torch.device:
             f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps"
         ) from error
 
+
+LOCK = ".mmlib.lock"  # in every folder that a command writes
+# A folder of ours has one of these; the others are of versions that had no lock.
+OURS = (
+    LOCK,
+    ".journal.jsonl",
+    "dataset.json",
+    "history.jsonl",
+    "clustering.safetensors",
+    "study.db",
+    "classes.json",
+    "ids.json",
+)
+# A file of ours holds one of these: the command that made it, or the head of a table of scores.
+MARKS = b'"command": "python -m mmlib', b"table,row,column,value"
 
 # Names this machine in temporary files: the number of a process says nothing on another one.
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
@@ -130,8 +148,9 @@ def atomic_path(path: str | Path):
 
 @contextlib.contextmanager
 def exclusive(path: str | Path):
-    """Hold the lock file ``path``. Another process that wants it waits, and says so, until this one has left
-    the block or has ended in whatever way: the system then frees the lock. The file itself stays.
+    """Hold the lock file ``path``. Another process that wants it says who has it and waits, until this one
+    has left the block or has ended in whatever way: the system then frees the lock. The file itself stays,
+    unless nothing else is in its folder.
 
     Raises:
         OSError: the lock cannot be had, whoever holds it, as on a disk that can only be read.
@@ -143,17 +162,104 @@ def exclusive(path: str | Path):
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"process {os.getpid()} waits for another that holds {path}", file=sys.stderr)
+            holder, since = path.read_text()[:20], datetime.fromtimestamp(path.stat().st_mtime)
+            print(
+                f"process {os.getpid()} waits for process {holder}, which has {path.parent} since "
+                f"{since:%Y-%m-%d %H:%M}; Ctrl-C ends the waiting",
+                file=sys.stderr,
+            )
             lock.acquire()
+        with contextlib.suppress(OSError):  # a full disk has room for the lock, though not for who has it
+            path.write_text(f"{os.getpid()}")
     except OSError as error:
         raise OSError(
-            f"{path}: cannot be locked ({error}); delete it, or set MMLIB_DATA to a folder that can be "
-            "written"
+            f"{path}: cannot be locked ({error}); choose a folder that can be written, for the cache by "
+            "MMLIB_DATA"
         ) from error
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if list(path.parent.iterdir()) == [path]:  # nothing was written beside it
+                shutil.rmtree(path.parent)
         lock.release()
+
+
+def check_output(out: str | Path, inputs: Iterable = (), folder: bool = True) -> None:
+    """Raise ValueError where writing ``out`` could replace a user's file, before anything is written.
+
+    Args:
+        out: the folder that a command writes, or with ``folder=False`` the file.
+        inputs: files and folders that it reads, none of which ``out`` may be, hold or lie in; "" is none.
+    """
+    target, kind = Path(out).resolve(), "folder" if folder else "file"
+    for name in filter(None, spelled(list(inputs))):
+        source = Path(name).resolve()
+        if target == source or target in source.parents or source in target.parents:
+            raise ValueError(
+                f"--out {out}: is, holds or lies in the input {name}, whose files would be mixed with what "
+                f"is written, or replaced by it; choose a {kind} beside it"
+            )
+    if folder:
+        empty = target.is_dir() and not any(target.glob("[!.]*"))
+        ours = empty or any((target / name).exists() for name in OURS)
+    else:
+        ours = target.is_file() and any(mark in target.read_bytes() for mark in MARKS)
+    if target.exists() and not ours:
+        raise ValueError(
+            f"--out {out}: is there already, and is no {kind} that this program made; choose another {kind} "
+            "to write, or move it away"
+        )
+
+
+@contextlib.contextmanager
+def writing(out: str | Path, inputs: Iterable = (), folder: bool = True):
+    """``check_output``, and a folder is this process's alone until the block is left. Of several processes of
+    one training, the first does this.
+    """
+    alone = out and os.environ.get("RANK", "0") == "0"
+    if alone:
+        check_output(out, inputs, folder)
+    with exclusive(Path(out) / LOCK) if alone and folder else contextlib.nullcontext():
+        yield
+
+
+def claims(*inputs: str, out: str = "out", folder: bool = True):
+    """For a command that takes a configuration: ``writing``, with the settings that name what it writes and
+    reads.
+    """
+
+    def decorate(command):
+        @wraps(command)
+        def claimed(config, *arguments, **named):
+            reads = [attrgetter(name)(config) for name in inputs]
+            with writing(attrgetter(out)(config), reads, folder):
+                return command(config, *arguments, **named)
+
+        return claimed
+
+    return decorate
+
+
+@contextlib.contextmanager
+def one_line():
+    """Around a command: what a user can mend ends it in one line and exit code 1, Ctrl-C in one and 130. Set
+    MMLIB_DEBUG=1 for the traceback.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; what --out holds is whole, and the same command goes on from it", file=sys.stderr)
+        sys.exit(130)  # as the shell numbers it
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        if os.environ.get("MMLIB_DEBUG"):
+            raise
+        if isinstance(error, torch.OutOfMemoryError):
+            error = (
+                f"the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double "
+                "--accumulate in training), or give --checkpointing or a smaller --crop"
+            )
+        sys.exit(f"error: {error}")
 
 
 def progress_bar(*arguments, progress: bool = True, **options) -> tqdm:
@@ -227,11 +333,9 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dic
         OSError: the disk is full or the folder cannot be written; names the file.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    content = save(tensors, {"mmlib": json.dumps(header, default=int)})  # tensors that count are no JSON
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, {"mmlib": json.dumps(header, default=int)})  # tensors that count
-        except SafetensorError as error:  # the library's own type hides that it is an input/output error
-            raise OSError(str(error)) from error
+        temporary.write_bytes(content)  # the library would write a file that nobody else may read
 
 
 def read_tensor_header(path: str | Path) -> dict:

@@ -176,6 +176,43 @@ def test_the_process_itself_ends_in_one_line_and_a_status(monkeypatch):
         mmlib("evaluate none.safetensors --data x")
 
 
+COMMANDS = (
+    ("train --data {input} --out {out}", True),
+    ("cluster --data {input} --out {out}", True),
+    ("search --data {input} --out {out}", True),
+    ("segment {input} --data none --out {out}", True),
+    ("segment none --data {input} --out {out}", True),
+    ("predict none --data {input} --out {out}", True),
+    ("predict {input}/a.safetensors --data none --out {out}", True),
+    ("predict none rgb={input} --out {out}", True),
+    ("evaluate {input}/a.safetensors --data none --out {out}", False),
+    ("evaluate none --data {input} --out {out}", False),
+    ("compare none {input} --out {out}", False),
+    ("export {input}/a.safetensors --out {out}", False),
+)
+
+
+@pytest.mark.parametrize("line, folder", COMMANDS)
+def test_no_command_overwrites_what_is_not_ours(tmp_path, monkeypatch, line, folder):
+    """Outputs that are, hold or lie in an input, also by links, and outputs that another program made."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine/in/a.safetensors", "mine/in/b.png", "other/a.json", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"an original")
+    (tmp_path / "link").symlink_to("mine/in")
+    (tmp_path / "other/up").symlink_to("../mine")
+    outs = ["mine/in/a.safetensors", "link/a.safetensors", "file", "other", "other/up/in/a.safetensors"]
+    if folder:
+        outs += ["mine/in", "mine", "link", "other/up", "mine/in/../in/"]
+        outs += ["mine/in/new", "link/new", "other/up/in/new"] * ("a.safetensors" not in line)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for given in ("mine/in", "link"):
+        for out in outs:
+            with pytest.raises(SystemExit, match="error: --out .*(is, holds or lies in|is there already)"):
+                mmlib(line, input=given, out=out)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_ctrl_c_ends_in_one_line(tmp_path, monkeypatch, capsys):
     def interrupted(config):
         raise KeyboardInterrupt
@@ -184,4 +221,7 @@ def test_ctrl_c_ends_in_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
     assert end.value.code == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on with what it has begun\n"
+    assert (
+        capsys.readouterr().err
+        == "interrupted; what --out holds is whole, and the same command goes on from it\n"
+    )

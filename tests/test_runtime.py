@@ -2,14 +2,18 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from mmlib import runtime
-from mmlib.runtime import exclusive, progress_bar
+from mmlib.data.images import write_image
+from mmlib.runtime import check_output, exclusive, progress_bar, save_tensors, write_json
 
 HOLD = """
 import sys, time
@@ -35,7 +39,12 @@ def test_a_second_process_waits_says_so_and_goes_on_when_the_first_is_killed(tmp
     assert first.stdout.readline() == "held\n"
     second = holder(lock, 0)
     said = second.stderr.readline()  # said before it waits
-    assert str(lock) in said and f"process {second.pid} waits" in said and second.poll() is None
+    assert f"process {second.pid} waits for process {first.pid}, which has {lock.parent} since 20" in said
+    assert second.poll() is None
+    third = holder(lock, 0)
+    assert "waits" in third.stderr.readline()
+    third.send_signal(signal.SIGINT)
+    assert third.wait(timeout=30) == -signal.SIGINT, "Ctrl-C ends the waiting"
     time.sleep(0.2)
     assert second.poll() is None
     first.kill()
@@ -45,12 +54,17 @@ def test_a_second_process_waits_says_so_and_goes_on_when_the_first_is_killed(tmp
     first.communicate()
 
 
-def test_a_lock_is_free_after_an_error_and_a_file_with_content_will_do(tmp_path, capsys):
-    (tmp_path / "lock").write_text("of something else")
+def test_a_lock_is_free_after_an_error(tmp_path, capsys):
+    (tmp_path / "lock").write_text("of an earlier process")
+    (tmp_path / "more").touch()
     for _ in range(2):
         with pytest.raises(KeyError), exclusive(tmp_path / "lock"):
             raise KeyError
-    assert (tmp_path / "lock").read_text() == "of something else" and capsys.readouterr().err == ""
+    assert (tmp_path / "lock").read_text() == f"{os.getpid()}" and capsys.readouterr().err == ""
+    (tmp_path / "more").unlink()
+    with exclusive(tmp_path / "lock"):
+        pass
+    assert not tmp_path.exists(), "nothing was written beside it"
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.mkdir(), lambda path: path.parent.chmod(0o500)])
@@ -60,10 +74,40 @@ def test_a_lock_that_cannot_be_had(tmp_path, spoil):
     spoil(lock)
     if os.access(lock.parent, os.W_OK) and not lock.exists():
         pytest.skip("this user may write everywhere")
-    with pytest.raises(OSError, match="lock: cannot be locked .*; delete it, or set MMLIB_DATA"):
+    with pytest.raises(OSError, match="lock: cannot be locked .*; choose a folder that can be written"):
         with exclusive(lock):
             pass
     lock.parent.chmod(0o700)
+
+
+def test_what_is_not_ours_is_not_overwritten(tmp_path):
+    (tmp_path / "runs").mkdir()
+    write_json(tmp_path / "runs/scores.json", {"provenance": runtime.provenance()})
+    (tmp_path / "runs/theirs.json").write_text('{"provenance": "of another program"}')
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for mark in runtime.OURS:
+        (tmp_path / mark).mkdir()
+        (tmp_path / mark / mark).touch()
+        check_output(tmp_path / mark)
+    for name, folder in (("runs/scores.json", False), ("new", True), ("new", False), ("empty", True)):
+        check_output(tmp_path / name, folder=folder)
+    for name, folder in (("runs", True), ("runs", False), ("runs/scores.json", True), ("pipe", False)):
+        with pytest.raises(ValueError, match=f"{name}: is there already, and is no (file|folder) that this"):
+            check_output(tmp_path / name, folder=folder)
+    with pytest.raises(ValueError, match="theirs.json: is there already"):
+        check_output(tmp_path / "runs/theirs.json", folder=False)
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {})
+        save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)}, {})
+        write_image(tmp_path / "a.png", np.zeros((2, 2, 1), np.uint8))
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o640"}
 
 
 class Terminal(io.StringIO):

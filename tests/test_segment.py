@@ -86,7 +86,7 @@ def test_names_may_be_given_anew_on_the_split_that_is_scored(room, tmp_path):
 
 def test_what_does_not_fit_is_refused(room, tmp_path):
     with pytest.raises(ValueError, match="clustering.safetensors: no such file"):
-        segment(SegmentConfig(str(tmp_path), str(room), str(tmp_path / "maps"), progress=False))
+        segment(SegmentConfig(str(tmp_path / "none"), str(room), str(tmp_path / "maps"), progress=False))
     run(room, tmp_path / "run")
     other = world.render_dataset(tmp_path / "colour", "room", 1, 1, 1, (32, 48), ("rgb",), progress=False)
     with pytest.raises(ValueError, match="thermal"):

@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import default_collate
 
 from ..modalities import IGNORE_INDEX, Modality
-from ..runtime import atomic_path, digest_files, reading, write_json
+from ..runtime import atomic_path, check_output, digest_files, reading, write_json
 from .description import JOURNAL, Description, is_finished, read_description
 from .images import DataError, read_image, write_image
 
@@ -105,6 +105,7 @@ class Writer:
         self.root, self.description = Path(root), description
         self._journal_path = self.root / JOURNAL
         self.rows: dict[str, dict] = {}
+        check_output(root)
         if is_finished(self.root):
             raise DataError(
                 f"{self.root}: already holds a finished data set; use it, delete it, or choose another folder"

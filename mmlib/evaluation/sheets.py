@@ -7,6 +7,7 @@ Its caption names what the numbers depend on: split, protocol, fusion, windows. 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime import atomic_path
+from ..runtime import atomic_path, provenance
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def write_sheets(stem: str | Path, sheets: Sequence[Sheet]) -> list[Path]:
     """``stem``.md with all tables, ``stem``.csv with one line a number: table, row, column, value."""
     paths = [Path(f"{stem}.md"), Path(f"{stem}.csv")]
     with atomic_path(paths[0]) as temporary:
-        temporary.write_text("\n\n".join(sheet.markdown() for sheet in sheets) + "\n", encoding="utf-8")
+        origin = f"<!-- {json.dumps(provenance())} -->"
+        tables = [sheet.markdown() for sheet in sheets]
+        temporary.write_text("\n\n".join([*tables, origin]) + "\n", encoding="utf-8")
     with atomic_path(paths[1]) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["table", "row", "column", "value"])

@@ -17,7 +17,7 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.sheets import cluster_sheets, subset_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
 from ..loop import WITHOUT_EFFECT, read_history
-from ..runtime import progress_bar, provenance, read_json, reading, write_json
+from ..runtime import claims, progress_bar, provenance, read_json, reading, write_json
 from .information import fisher_gap, measure_information
 from .score import ScoringConfig, begin, open_checkpoint, print_sheets, score
 
@@ -88,6 +88,7 @@ def check_same_data(data: PreparedDataset, first: PreparedDataset, folder: Path)
         )
 
 
+@claims("runs", "data", folder=False)
 def compare(config: CompareConfig) -> dict:
     """Score finished runs, print and write how groups of them differ; returns the record.
 

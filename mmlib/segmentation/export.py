@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor, nn
 
 from ..config import AtLeast
-from ..runtime import atomic_path, limit_threads
+from ..runtime import atomic_path, claims, limit_threads, provenance
 from .network import Segmenter, load_segmenter
 
 TOLERANCE = 1e-4  # largest difference from torch that is passed, as a share of the largest logit (at least 1)
@@ -69,6 +69,7 @@ class PhysicalSegmenter(nn.Module):
         return fused, fused.argmax(1).to(torch.uint8)
 
 
+@claims("checkpoint", folder=False)
 def export(config: ExportConfig) -> dict:
     """Write ``config.out`` if, and only if, onnxruntime computes what torch does; returns the comparison.
 
@@ -182,6 +183,7 @@ def _metadata(network: Segmenter) -> dict[str, str]:
         "palette": network.palette,
         "present": list(network.modalities),
         "modalities": [modality.to_dict() for modality in network.modalities.values()],
+        "provenance": provenance(),
         "note": "inputs: physical values = stored * scale + offset, (B, C, H, W); the graph normalises. "
         "present: 1 = the sensor is there",
     }

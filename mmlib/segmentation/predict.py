@@ -28,7 +28,9 @@ from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import upsampled
 from ..modalities import Modality
 from ..runtime import (
+    check_output,
     choose_device,
+    claims,
     digest_files,
     limit_threads,
     progress_bar,
@@ -281,6 +283,7 @@ def network_input(
     return result
 
 
+@claims("checkpoint", "data")
 @torch.no_grad()
 def predict(config: PredictConfig) -> Source:
     """Predict every sample and write the folder ``config.out``; returns what was predicted.
@@ -295,6 +298,7 @@ def predict(config: PredictConfig) -> Source:
             images; names the file.
     """
     check_settings(config)
+    check_output(config.out, [entry.partition("=")[2] for entry in config.sensors])
     if bool(config.sensors) == bool(config.data):
         raise ValueError("give images either as SENSOR=PATH or by --data, one of them")
     if any(config.size) and not all(config.size):

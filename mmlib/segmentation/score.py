@@ -21,7 +21,7 @@ from ..evaluation.fusion import FUSIONS
 from ..evaluation.sheets import Sheet, write_sheets
 from ..evaluation.statistics import rounded
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
-from ..runtime import choose_device, limit_threads, provenance, write_json
+from ..runtime import check_output, choose_device, claims, limit_threads, provenance, write_json
 from .information import evenly_spaced
 from .network import Segmenter, load_segmenter
 
@@ -138,12 +138,12 @@ def begin(config: ScoringConfig) -> torch.device:
     """Check the settings, and give the device that scores.
 
     Raises:
-        ValueError: wrong settings, among them, before hours of scoring, an ``out`` that is a folder.
+        ValueError: wrong settings, among them, before hours of scoring, a ``layout`` of files that are not
+            ours.
     """
     check_settings(config)
-    if config.out and Path(config.out).is_dir():
-        example = Path(config.out) / "scores.json"
-        raise ValueError(f"{config.out}: a folder; --out names the JSON file to write, such as {example}")
+    for ending in (".md", ".csv") if config.layout else ():
+        check_output(f"{config.layout}{ending}", folder=False)
     limit_threads()
     return choose_device(config.device)
 
@@ -182,6 +182,7 @@ def print_sheets(sheets: list[Sheet], stem: str = "") -> None:
         print(f"\n{' and '.join(map(str, write_sheets(stem, sheets)))}")
 
 
+@claims("checkpoint", "data", folder=False)
 def evaluate(config: EvaluateConfig) -> dict:
     """Score one checkpoint, print its tables and write what ``config.out`` asks for; returns that record.
 

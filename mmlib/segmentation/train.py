@@ -14,11 +14,13 @@ from accelerate.state import AcceleratorState
 from ..data.prepared import PreparedDataset
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..loop import run_steps, write_report
+from ..runtime import claims
 from .information import measure_information
 from .network import Segmenter, save_segmenter
 from .step import TrainConfig, learning_rate, set_up, train_step
 
 
+@claims("data")
 def train(config: TrainConfig) -> dict:
     """Run or resume a training; returns the final report (also ``out/report.json``), on the main process; {}
     on the others.

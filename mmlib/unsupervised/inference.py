@@ -19,7 +19,7 @@ from ..config import AtLeast, check_settings
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
 from ..modalities import IGNORE_INDEX
-from ..runtime import choose_device, derived_seed, limit_threads, provenance, reading, write_json
+from ..runtime import choose_device, claims, derived_seed, limit_threads, provenance, reading, write_json
 from . import clustering, diagnostics
 from .backbone import load_backbone
 from .clustering import Clustering, check_guide, load_clustering, upsample, write_label_maps
@@ -278,6 +278,7 @@ class SegmentConfig:
     """Show progress bars."""
 
 
+@claims("run", "data")
 def segment(config: SegmentConfig) -> ClusterScores | None:
     """Write ``out/<id>.png`` for every image, ids.json, and scores.json where there are labels; returns the
     scores.

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from ..config import AtLeast, check_settings
 from ..loop import check_same
-from ..runtime import derived_seed, progress_bar, provenance, reading, write_json
+from ..runtime import claims, derived_seed, progress_bar, provenance, reading, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .train import cluster
@@ -79,6 +79,7 @@ def objective(report: dict, on_labels: bool) -> float:
     return report["criteria"][report["criterion"]]
 
 
+@claims("run.data", "run.tokens.backbone_weights", out="run.out")
 def search(config: SearchConfig) -> dict:
     """Run or resume a search; returns its report (also ``out/report.json``), with every trial and the best
     settings.

@@ -22,6 +22,7 @@ from .. import loop
 from ..config import check_settings
 from ..modalities import IGNORE_INDEX
 from ..runtime import (
+    claims,
     derived_seed,
     limit_threads,
     load_into,
@@ -190,6 +191,7 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
         raise ValueError("--criterion agreement compares two runs of k-means or more; give --repeats")
 
 
+@claims("data", "tokens.backbone_weights")
 def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None, stop=None) -> dict:
     """Run or resume a clustering; returns its report (also ``out/report.json``).
 

@@ -17,7 +17,7 @@ import tyro
 from ..config import AtLeast, Between, check_settings
 from ..data.prepared import Description, Writer, is_finished
 from ..modalities import SENSORS
-from ..runtime import data_dir, exclusive, progress_bar
+from ..runtime import claims, data_dir, exclusive, progress_bar
 from .props import CLASSES, PALETTES
 from .render import ALL, SCENE_CONDITIONS, Size, render_row
 from .sensors import CASE_SENSOR, FAILURES
@@ -98,6 +98,7 @@ def ensure(*settings, **named) -> Path:
     return render(RenderConfig(*settings, **named))
 
 
+@claims()
 def render(config: RenderConfig) -> Path:
     """Render ``config`` into its folder, or into the cache; returns the folder."""
     check_settings(config)
