@@ -52,7 +52,8 @@ def start(main: Callable, options: type, doc: str):
     limit_threads()
     with one_line():
         given = tyro.cli(options, description=doc)
-        with writing("" if given.check else given.out, given.inputs()):
+        check_options(given)
+        with writing("" if given.check else given.out):
             main(given)
 
 

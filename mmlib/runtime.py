@@ -78,16 +78,7 @@ def choose_device(device: str = "auto") -> torch.device:
 
 LOCK = ".mmlib.lock"  # in every folder that a command writes
 # A folder of ours has one of these; the others are of versions that had no lock.
-OURS = (
-    LOCK,
-    ".journal.jsonl",
-    "dataset.json",
-    "history.jsonl",
-    "clustering.safetensors",
-    "study.db",
-    "classes.json",
-    "ids.json",
-)
+OURS = LOCK, ".journal.jsonl", "dataset.json", "history.jsonl", "study.db", "classes.json", "ids.json"
 # A file of ours holds one of these: the command that made it, or the head of a table of scores.
 MARKS = b'"command": "python -m mmlib', b"table,row,column,value"
 

@@ -369,7 +369,7 @@ def test_every_method_runs_and_leaves_a_complete_record(data, tmp_path, monkeypa
             f"{name}/{pair}" for name in plan.targets for pair in ("self", "random")
         }
         assert set(report["shifts"]) == set(plan.targets)
-    assert {p.name for p in tmp_path.iterdir()} == files | {"maps"}
+    assert {p.name for p in tmp_path.glob("[!.]*")} == files | {"maps"}
     assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == ["ids.json", "val_000.png", "val_001.png"]
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["config"]["method"] == method and again["split"] == "val" and "nothing" in again["chosen by"]
@@ -527,9 +527,9 @@ def test_a_run_killed_between_states_ends_in_the_same_bits(data, tmp_path, monke
 
 
 def test_a_folder_of_other_settings_is_refused(data, tmp_path):
-    config = configured(data, tmp_path)
+    config = configured(data, tmp_path / "run")
     cluster(config)
-    before = (tmp_path / "report.json").read_bytes()
+    before = (tmp_path / "run" / "report.json").read_bytes()
     for other, message in (
         (replace(config, lr=0.1), "lr was 0.001, is 0.1"),
         (replace(config, method="stego"), "method was 'unim2'"),
@@ -545,7 +545,7 @@ def test_a_folder_of_other_settings_is_refused(data, tmp_path):
     turned = relabelled(data, tmp_path / "turned", lambda label: label[::-1])
     with pytest.raises(ValueError, match="was begun on other data .*changed: images of train, images of val"):
         cluster(replace(config, data=turned))
-    assert (tmp_path / "report.json").read_bytes() == before
+    assert (tmp_path / "run" / "report.json").read_bytes() == before
 
 
 def test_one_seed_is_one_result_and_prepared_tokens_are_shared(data, tmp_path, shared):
