@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -283,6 +284,42 @@ def test_any_changed_image_is_noticed_and_the_others_stay_cached(data, tmp_path,
     assert (
         same == [i != place for i in range(7)] and after.arrays["aolp"].files == before.arrays["aolp"].files
     )
+
+
+def test_images_are_read_again_only_where_their_size_or_times_changed(data, monkeypatch):
+    """To open what is cached takes no reading of images. A touched image keeps its tokens, an edited one gets
+    new ones, even where its size stays and its time of change was put back.
+    """
+    digested, genuine, age = [], extraction.digest_files, [10]
+    count = lambda root, paths: digested.append(paths) or genuine(root, paths)
+    monkeypatch.setattr(extraction, "digest_files", count)
+    genuine_time = time.time
+    monkeypatch.setattr(extraction, "time", SimpleNamespace(time=lambda: genuine_time() + age[0]))
+
+    def opened(**options):
+        """How many images were read, and how many were extracted."""
+        digested.clear()
+        extract(data, backbone := MeanColour(), ["rgb", "aolp"], **options)
+        return len(digested), len(backbone.seen)
+
+    assert opened() == (14, 14) and opened() == (0, 0)
+    os.utime(data.files(1)["rgb"][0])
+    assert opened() == (1, 0) and opened() == (0, 0)
+    edited = data.files(2)["aolp"][0]
+    status = edited.stat()
+    np.save(edited, 255 - np.load(edited))
+    os.utime(edited, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (edited.stat().st_size, edited.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert opened() == (1, 1) and opened() == (0, 0)
+    assert opened(crops=5) == (0, 70)
+    # Of an image that changed just now a second change within a tick of the disk's clock would not be seen.
+    (memory,) = (Path(os.environ["MMLIB_DATA"]) / "tokens").glob("*.json")
+    memory.unlink()
+    age[0] = -(10**6)
+    assert opened() == (14, 0) and opened() == (14, 0) and not memory.exists()
+    age[0] = 10
+    memory.write_text("{")
+    assert opened() == (14, 0) and opened() == (0, 0)
 
 
 def test_data_without_labels_has_tokens(tmp_path, monkeypatch):

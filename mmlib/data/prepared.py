@@ -48,7 +48,7 @@ def sample_files(
     if labelled:
         kinds["label"] = "uint8", 1
     return {
-        name: (root / name / f"{sample_id}.{'png' if kind in AS_PNG else 'npy'}", *kind)
+        name: (root / f"{name}/{sample_id}.{'png' if kind in AS_PNG else 'npy'}", *kind)
         for name, kind in kinds.items()
     }
 

@@ -7,9 +7,11 @@ transformer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,7 +24,15 @@ from torch import Tensor
 from ..config import AtLeast, check_settings
 from ..data.images import map_npy, write_image
 from ..data.prepared import PreparedDataset
-from ..runtime import data_dir, digest_files, exclusive, progress_bar, reading
+from ..runtime import (
+    data_dir,
+    digest_files,
+    exclusive,
+    progress_bar,
+    read_json,
+    reading,
+    write_json,
+)
 from . import pictures
 from .backbone import Backbone, BackboneName, check_size
 from .pictures import DepthForm, as_picture, five_crop, resize_picture
@@ -111,6 +121,37 @@ class Shards:
         return [index for index, actual in enumerate(lengths) if actual != length]
 
 
+def digests_of(data: PreparedDataset) -> list[dict[str, str]]:
+    """For each sample, sensor -> digest of its file's name and content.
+
+    A file is read only where its size or times differ from those that its digest was kept with. What changed
+    less than two seconds ago is not kept: some disks count no finer, and would hide a second change.
+
+    Raises:
+        ValueError: a file is missing; names it.
+    """
+    place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:16]
+    memory, known, kept, digests = data_dir() / "tokens" / f"{place}.json", {}, {}, []
+    with contextlib.suppress(ValueError):  # not there yet, or damaged
+        known = read_json(memory, "digests of images")
+    for index in range(len(data)):
+        digests.append({})
+        for sensor, (path, *_) in data.files(index).items():
+            with reading(path, "an image"):
+                status = path.stat()
+            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            *before, digest = known.get(f"{sensor}/{path.name}", [""])
+            if before != state:
+                digest = digest_files(data.root, [path])
+            if time.time() - status.st_ctime > 2:
+                kept[f"{sensor}/{path.name}"] = [*state, digest]
+            digests[-1][sensor] = digest
+    if known | kept != known:
+        with contextlib.suppress(OSError):  # of a cache that can only be read
+            write_json(memory, known | kept)
+    return digests
+
+
 def extract_tokens(
     dataset: PreparedDataset,
     backbone: Backbone,
@@ -146,23 +187,24 @@ def extract_tokens(
     # Only the sensors that are needed are read, and no label.
     reader = PreparedDataset(dataset.root, dataset.split, list(dict.fromkeys("+".join(names).split("+"))))
     reader.rows, reader.labelled = dataset.rows, False
+    reader.modalities = {sensor: dataset.modalities[sensor] for sensor in reader.modalities}
     native = reader.stored(0)[1].shape
     height, width = size if any(size) else (side // (2 if crops == 5 else 1) for side in native)
     check_size((height, width), backbone.patch, f"{reader.root}, --crops {crops}")
     shape = (crops, backbone.channels, height // backbone.patch, width // backbone.patch)
     folder = data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{height}x{width}-{crops}"
 
-    def key_of(index: int) -> str:
-        """What the picture of one image depends on: the files, and all that makes a picture of them."""
-        keys = []
-        for sensor, (path, *_) in reader.files(index).items():
-            modality = reader.modalities[sensor]
-            looks = {name: getattr(modality, name) for name in PICTURED}
-            if modality.picture == "range" and modality.channels == 1:
-                looks["form"] = settings.depth_form
-            file = digest_files(reader.root, [path])
-            keys.append(json.dumps([file, pictures.VERSION, looks], sort_keys=True))
-        return " + ".join(keys)
+    keys = {}  # sensor -> what its picture depends on: the digest of the file, and all that makes a picture
+    for sensor, modality in reader.modalities.items():
+        looks = {name: getattr(modality, name) for name in PICTURED}
+        if modality.picture == "range" and modality.channels == 1:
+            looks["form"] = settings.depth_form
+        keys[sensor] = json.dumps(["DIGEST", pictures.VERSION, looks], sort_keys=True)
+
+    def shard_path(name: str, digests: dict[str, str]) -> Path:
+        """The file of one image's tokens."""
+        key = " + ".join(keys[sensor].replace("DIGEST", digests[sensor]) for sensor in name.split("+"))
+        return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
 
     def picture_of(index: int) -> Tensor:
         """(crops, 3, height, width) of one image: the mean picture of the sensors that are read."""
@@ -199,11 +241,10 @@ def extract_tokens(
                     )
                 write_image(shards.files[index], own.numpy())
 
-    arrays = {}
+    arrays, digests = {}, digests_of(reader)
     for name in names:
         reader.modalities = {sensor: dataset.modalities[sensor] for sensor in name.split("+")}
-        digests = (hashlib.sha256(key_of(i).encode()).hexdigest()[:24] for i in range(len(reader)))
-        arrays[name] = Shards([folder / f"{name}-{digest}.npy" for digest in digests], shape)
+        arrays[name] = Shards([shard_path(name, each) for each in digests], shape)
         if arrays[name].missing():
             with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
                 fill(arrays[name], f"tokens of {name}")

@@ -101,13 +101,13 @@ def sample_codes(model, names, tokens: Tokens, points: int, entries, seed: int) 
     """
     patches = tokens.grid[0] * tokens.grid[1]
     places = np.random.default_rng(seed).permutation(len(tokens) * patches)[:points]
-    ascending, drawn, whole = np.sort(places), [], []
+    ascending, samples, whole = np.sort(places), [], []
     for part, codes in code_batches(model, names, tokens):
         inside = ascending[np.isin(ascending // patches, part)] - part[0] * patches
-        drawn.append(codes.movedim(1, -1).flatten(0, -2)[inside])
+        samples.append(codes.movedim(1, -1).flatten(0, -2)[inside])
         whole.append(codes[np.isin(part, entries)])
     # In the order of the draw.
-    return torch.cat(drawn)[np.searchsorted(ascending, places)], torch.cat(whole)
+    return torch.cat(samples)[np.searchsorted(ascending, places)], torch.cat(whole)
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     }
     # Codes of the scored split, which is assigned to clusters image by image, and scored where it has labels.
     scored_codes = codes_of(model, plan.read, prepared.scored_tokens)
-    named = Clustering(means.centroids)
+    result = Clustering(means.centroids)
     if scored.labelled:
         classes = scored.description.classes
         summary = lambda scores: {"miou": scores.miou(), "accuracy": scores.accuracy()}
@@ -159,11 +159,11 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
             report["online_probe"] = summary(scores_of(model.probe.centroids.cpu()))
         if settings.linear_steps:
             report["linear_probe"] = summary(linear_probe(codes, scored_codes, prepared, settings))
-        named = Clustering(means.centroids, scores.mapping.tolist(), classes, scored.description.palette)
+        result = Clustering(means.centroids, scores.mapping.tolist(), classes, scored.description.palette)
         line = {name: round(value, 3) for name, value in summary(scores).items()} | line
         if config.select == "labels":
             score = scores.miou()
-    return Evaluation(named, scored_codes, score, line, report)
+    return Evaluation(result, scored_codes, score, line, report)
 
 
 def criteria_pairs(count: int) -> np.ndarray:
