@@ -161,7 +161,7 @@ def content(folder: Path) -> dict:
         if path.is_dir() or ".tmp/" in name:
             found[name] = b""
         elif path.match("tokens/*.json"):
-            continue  # digests of images that are some seconds old: what it holds depends on when it was written
+            continue  # digests of images that are some seconds old: it depends on when it was written
         elif path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text()))
         elif name.endswith("history.jsonl"):

@@ -31,6 +31,7 @@ from ..runtime import (
     progress_bar,
     read_json,
     reading,
+    remove_strays,
     write_json,
 )
 from . import pictures
@@ -132,6 +133,7 @@ def digests_of(data: PreparedDataset) -> list[dict[str, str]]:
     """
     place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:16]
     memory, known, kept, digests = data_dir() / "tokens" / f"{place}.json", {}, {}, []
+    remove_strays(memory.parent)
     with contextlib.suppress(ValueError):  # not there yet, or damaged
         known = read_json(memory, "digests of images")
     for index in range(len(data)):
