@@ -132,25 +132,26 @@ def digests_of(data: PreparedDataset) -> list[dict[str, str]]:
         ValueError: a file is missing; names it.
     """
     place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:16]
-    memory, known, kept, digests = data_dir() / "tokens" / f"{place}.json", {}, {}, []
-    remove_strays(memory.parent)
+    path = data_dir() / "tokens" / f"{place}.json"
+    memory, new, digests = {}, {}, []
+    remove_strays(path.parent)
     with contextlib.suppress(ValueError):  # not there yet, or damaged
-        known = read_json(memory, "digests of images")
+        memory = read_json(path, "digests of images")
     for index in range(len(data)):
         digests.append({})
-        for sensor, (path, *_) in data.files(index).items():
-            with reading(path, "an image"):
-                status = path.stat()
-            state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            *before, digest = known.get(f"{sensor}/{path.name}", [""])
+        for sensor, (image, *_) in data.files(index).items():
+            with reading(image, "an image"):
+                status = image.stat()
+            name, state = f"{sensor}/{image.name}", [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            *before, digest = memory.get(name, [""])
             if before != state:
-                digest = digest_files(data.root, [path])
-            if time.time() - status.st_ctime > 2:
-                kept[f"{sensor}/{path.name}"] = [*state, digest]
+                digest = digest_files(data.root, [image])
+                if time.time() - status.st_ctime > 2:
+                    new[name] = [*state, digest]
             digests[-1][sensor] = digest
-    if known | kept != known:
+    if new:
         with contextlib.suppress(OSError):  # of a cache that can only be read
-            write_json(memory, known | kept)
+            write_json(path, memory | new)
     return digests
 
 
