@@ -25,6 +25,7 @@ from .runtime import (
     read_tensors,
     reading,
     save_tensors,
+    without_paths,
     write_json,
 )
 
@@ -278,9 +279,10 @@ def check_same(
 ) -> None:
     """Raise ValueError, which says what differs, unless the run in ``out`` was begun with the settings
     ``config`` and on data of the digests ``inputs``: its own are ``settings`` and ``begun``. Digests that
-    either lacks are not compared.
+    either lacks are not compared; of absolute paths the names are.
     """
-    for name, value in json.loads(json.dumps(config)).items():
+    settings = without_paths(settings)  # those of an earlier version have them
+    for name, value in without_paths(config).items():
         if name not in WITHOUT_EFFECT and settings.get(name) != value:
             raise ValueError(
                 f"{out}: holds a run of another configuration ({name} was {settings.get(name)!r}, is "

@@ -311,20 +311,35 @@ def read_json(path: str | Path, what: str) -> dict:
         return {**json.loads(Path(path).read_text(encoding="utf-8"))}  # a list, or a number, raises here
 
 
+def without_paths(value):
+    """A JSON value as others may see it: of an absolute path, also after a flag and "=", the name alone."""
+    if isinstance(value, dict):
+        return {key: without_paths(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(inside) for inside in value]
+    if isinstance(value, str):
+        start, equals, path = value.rpartition("=")
+        return start + equals + Path(path).name if Path(path).is_absolute() else value
+    return value
+
+
 def write_json(path: str | Path, value) -> None:
+    """Write a JSON file, atomically, ``without_paths``."""
     with atomic_path(path) as temporary:
-        text = json.dumps(value, indent=1, ensure_ascii=False)
+        text = json.dumps(without_paths(value), indent=1, ensure_ascii=False)
         temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
-    """Write named tensors and a JSON header as one safetensors file, atomically.
+    """Write named tensors and a JSON header, ``without_paths``, as one safetensors file, atomically.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; names the file.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    content = save(tensors, {"mmlib": json.dumps(header, default=int)})  # tensors that count are no JSON
+    content = save(
+        tensors, {"mmlib": json.dumps(without_paths(header), default=int)}
+    )  # tensors that count are no JSON
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)  # the library would write a file that nobody else may read
 
@@ -382,7 +397,7 @@ def provenance(command: str = "", seed: int | None = None) -> dict:
     import timm
 
     return {
-        "command": command or " ".join(["python -m mmlib", *sys.argv[1:]]),
+        "command": command or " ".join(["python -m mmlib", *without_paths(sys.argv[1:])]),
         "seed": seed,
         "python": platform.python_version(),
         "torch": torch.__version__,

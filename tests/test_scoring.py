@@ -189,7 +189,7 @@ def test_compare_prints_clusterings_in_the_layout_of_their_tables(tmp_path, caps
     ]
     cli.main(["compare", *folders, "--layout", str(tmp_path / "table"), "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
-    assert f"| {folders[0]} | 31.30 | 50.00 |" in printed and "| stego | 20.00 | – | 20.00 |" in printed
+    assert "| a/unim2 | 31.30 | 50.00 |" in printed and "| stego | 20.00 | – | 20.00 |" in printed
     assert (tmp_path / "table.md").read_text().count("| stego |") == 2
     assert json.loads((tmp_path / "out.json").read_text())["scores"]["stego"]["miou"]["all"] == 20.0
     cli.main(["compare", folders[2]])

@@ -5,6 +5,7 @@ The command ``compare``. Runs of the unsupervised part are printed as they were 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.sheets import cluster_sheets, subset_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
 from ..loop import WITHOUT_EFFECT, read_history
-from ..runtime import claims, progress_bar, provenance, read_json, reading, write_json
+from ..runtime import claims, data_dir, progress_bar, provenance, read_json, reading, write_json
 from .information import fisher_gap, measure_information
 from .score import ScoringConfig, begin, open_checkpoint, print_sheets, score
 
@@ -43,8 +44,10 @@ class CompareConfig(ScoringConfig):
     """Samples on which each sensor's Fisher information is measured; 0 = none."""
 
 
-def read_run(folder: Path) -> tuple[dict, dict]:
-    """(report, settings) of a finished run of 'train' or 'cluster'. ValueError: unfinished or damaged."""
+def read_run(folder: Path) -> tuple[dict, str]:
+    """(report, data set) of a finished run of 'train' or 'cluster'. Of an absolute path a run keeps the name:
+    its data lie there, beside the run, or in the cache. ValueError: unfinished or damaged.
+    """
     path, what = folder / "report.json", "the report of a finished run of 'train'"
     with reading(path, what):
         report = read_json(path, what)
@@ -52,9 +55,9 @@ def read_run(folder: Path) -> tuple[dict, dict]:
             _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
     path, what = folder / "config.json", "the settings of a run"
     with reading(path, what):
-        settings = read_json(path, what)
-        _ = settings["data"]
-    return report, settings
+        name = read_json(path, what)["data"]
+        places = Path(name), folder.parent / name, data_dir() / "world" / name
+    return report, str(next((place for place in places if place.exists()), name))
 
 
 def telling(report: Mapping) -> dict:
@@ -111,7 +114,7 @@ def compare(config: CompareConfig) -> dict:
     first, same, ways = None, {}, {}
     every = [telling(report) for _, report, _ in runs]
     bar = progress_bar(runs, "compare", progress=config.progress)
-    for (folder, report, settings), own in zip(bar, every):
+    for (folder, report, trained_on), own in zip(bar, every):
         # The run's group, and that it belongs there.
         name, seed = group_name(folder, own, every), report["config"]["seed"]
         of_first = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
@@ -126,7 +129,7 @@ def compare(config: CompareConfig) -> dict:
                 f"{folder}: a second run of '{name}' with seed {seed}; name each run once, "
                 "and compare data sets one at a time"
             )
-        path, root = folder / f"{config.checkpoint}.safetensors", config.data or settings["data"]
+        path, root = folder / f"{config.checkpoint}.safetensors", config.data or trained_on
         network, data = open_checkpoint(path, root, config.split, device, config.progress)
         first = first or data
         check_same_data(data, first, folder)
@@ -182,9 +185,12 @@ def compare_clusters(runs: list, config: CompareConfig) -> dict:
     """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own
     split.
     """
-    names, reports = [folder.name for folder, *_ in runs], {}
-    for folder, report, _ in runs:
-        reports[folder.name if names.count(folder.name) == 1 else str(folder)] = report
+    # Runs of one name are told apart by their folders below the one that holds all runs.
+    folders = [folder.resolve() for folder, *_ in runs]
+    names, reports = [folder.name for folder in folders], {}
+    for folder, (_, report, _) in zip(folders, runs):
+        within = os.path.relpath(folder, os.path.commonpath(folders))
+        reports[folder.name if names.count(folder.name) == 1 else within] = report
     print_sheets(cluster_sheets(reports), config.layout)
     scores = {name: report["scores"] for name, report in reports.items()}
     record = {"provenance": provenance(), "scores": scores}

@@ -266,6 +266,8 @@ class SegmentConfig:
     """Folder for the label maps and ids.json, which names and colours their ids."""
     split: str = "test"
     """Whose images."""
+    backbone_weights: str = ""
+    """Where the run's own weights of the backbone lie now; empty = where they lay."""
     guide: str = ""
     """Refine edges by this sensor's picture (guided filter); empty = off."""
     rematch: bool = False
@@ -295,11 +297,14 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
         key, values = clusters.settings["backbone"], clusters.settings["tokens"]
         settings = TokenConfig(**values)
         check_settings(settings)
-    backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
+    weights = config.backbone_weights or settings.backbone_weights
+    if weights not in ("", "random") and not Path(weights).exists():
+        raise ValueError(f"{weights}: not found, the weights of this run's backbone; give --backbone-weights")
+    backbone = load_backbone(settings.backbone, weights, device)
     if backbone.key != key:
         raise ValueError(
             f"{run} was made with other weights or another version of the backbone {backbone.name}; train "
-            "it again, or give the weights it was made with at the same place"
+            "it again, or give --backbone-weights that it was made with"
         )
     data = PreparedDataset(config.data, config.split, sensors, cache=True)
     check_guide(config.guide, data)

@@ -168,7 +168,7 @@ class Prepared:
     scored_tokens: Tokens
     neighbours: Tensor
     chain: TokenChain
-    inputs: dict[str, str]  # digests of both splits
+    inputs: dict[str, str]  # digests of both splits and of the backbone
 
 
 def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
@@ -197,7 +197,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
         groups = torch.arange(len(tokens)) if config.same_image else tokens.image
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
-    inputs = data.digest() | scored.digest()
+    inputs = data.digest() | scored.digest() | {"weights of the backbone": backbone.key}
     in_memory = tokens.in_memory(), scored_tokens.in_memory()
     return plan, Prepared(data, scored, backbone, *in_memory, neighbours, chain, inputs)
 

@@ -19,7 +19,15 @@ from scipy.stats import spearmanr
 
 from ..config import AtLeast, check_settings
 from ..loop import check_same
-from ..runtime import claims, derived_seed, progress_bar, provenance, reading, write_json
+from ..runtime import (
+    claims,
+    derived_seed,
+    progress_bar,
+    provenance,
+    reading,
+    without_paths,
+    write_json,
+)
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .train import cluster
@@ -147,7 +155,7 @@ def open_study(config: SearchConfig, inputs: dict[str, str], out: Path):
     settings = asdict(config)
     settings |= settings.pop("run")
     del settings["trials"]  # a finished search may be asked for more
-    text = json.dumps(settings)
+    text = json.dumps(without_paths(settings))
     with reading(out / "study.db", "Optuna's storage of a search"):
         study = optuna.create_study(
             study_name="search",

@@ -293,9 +293,8 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         "criterion": "a label-free criterion on training images",
         "labels": f"LABELS of the split {config.evaluation.split!r}, which is also scored",
     }
-    weights = Path(config.tokens.backbone_weights).name  # names, no paths
     return loop.write_report(
-        replace(config, tokens=replace(config.tokens, backbone_weights=weights)),
+        config,
         progress,
         plan=reads | {"targets": plan.targets},
         **{"chosen by": selected_by[config.select]},
