@@ -26,8 +26,10 @@ from course.cluster_panel import load_panel
 
 from mmlib import cli
 from mmlib.data.prepared import PreparedDataset
+from mmlib.loop import check_same
+from mmlib.runtime import read_tensor_header, save_tensors
 from mmlib.segmentation.network import load_segmenter
-from mmlib.unsupervised.backbone import load_backbone
+from mmlib.unsupervised.backbone import PatchViT, load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -337,3 +339,51 @@ def test_jupyterlab_keeps_its_token_and_listens_on_localhost_only(command, tmp_p
         except subprocess.TimeoutExpired:
             lab.kill()
             lab.wait()
+
+
+# ---- what a command leaves tells nothing of the machine ----
+
+
+def test_no_file_that_a_command_leaves_holds_a_path_of_the_machine(tmp_path, monkeypatch):
+    """Settings, provenance, states and checkpoints have names only; runs go on, and are compared, all the
+    same.
+    """
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "cache"))
+    root, out, weights = (str(tmp_path / name) for name in ("data", "out", "weights.safetensors"))
+    toy.make(root, 6, 3)
+    save_tensors(weights, PatchViT(24, 1).state_dict(), {"vit": {"channels": 24, "depth": 1}})
+    cluster = f"--data={root} --modalities rgb depth --backbone vit --backbone-weights {weights} --steps 2"
+    cluster += " --batch-size 2 --maps 1 --repeats 1 --restarts 1 --points 8 --neighbours 2 --no-progress"
+    for command in (
+        f"train --data {root} --out {out}/run --epochs 1 --batch-size 2 --embed-dim 8 --no-progress",
+        f"train --data {root} --out {out}/run --epochs 1 --batch-size 2 --embed-dim 8 --no-progress",
+        f"evaluate {out}/run/last.safetensors --data {root} --out={out}/scores.json --no-progress",
+        f"predict {out}/run/last.safetensors --data {root} --split val --out {out}/masks --no-progress",
+        f"cluster {cluster} --out {out}/clusters",
+        f"cluster {cluster} --out {out}/clusters",
+        f"segment {out}/clusters --data {root} --split val --out {out}/maps --backbone-weights {weights}",
+        f"search {cluster} --out {out}/search --trials 1",
+    ):
+        monkeypatch.setattr(sys, "argv", ["mmlib", *command.split()])
+        cli.main()
+    (tmp_path / "data").rename(tmp_path / "out" / "data")  # beside the run
+    cli.main(["compare", f"{out}/run", "--split", "val", "--out", f"{out}/compared.json"])
+    with pytest.raises(SystemExit, match="weights.safetensors: not found.*give --backbone-weights"):
+        cli.main(["segment", f"{out}/clusters", "--data", f"{out}/data", "--out", f"{out}/other"])
+    files = [path for path in Path(out).rglob("*") if path.is_file()]
+    assert len(files) > 25
+    assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []
+    header = read_tensor_header(f"{out}/clusters/clustering.safetensors")["clustering"]
+    assert header["settings"]["tokens"]["backbone_weights"] == "weights.safetensors"
+
+
+def test_a_run_of_other_weights_of_one_name_is_refused_and_an_earlier_state_goes_on(tmp_path):
+    settings = {"tokens": {"backbone_weights": "/a/x.safetensors", "crops": 1}}
+    moved = {"tokens": {"backbone_weights": "/b/x.safetensors", "crops": 1}}
+    check_same(tmp_path, settings, moved, {"weights of the backbone": "1"}, {"weights of the backbone": "1"})
+    with pytest.raises(ValueError, match="changed: weights of the backbone"):
+        check_same(
+            tmp_path, settings, moved, {"weights of the backbone": "1"}, {"weights of the backbone": "2"}
+        )
+    with pytest.raises(ValueError, match="another configuration"):
+        check_same(tmp_path, settings, {"tokens": {"backbone_weights": "y", "crops": 1}}, {}, {})
