@@ -337,9 +337,8 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dic
         OSError: the disk is full or the folder cannot be written; names the file.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    content = save(
-        tensors, {"mmlib": json.dumps(without_paths(header), default=int)}
-    )  # tensors that count are no JSON
+    # Tensors that count are no JSON.
+    content = save(tensors, {"mmlib": json.dumps(without_paths(header), default=int)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)  # the library would write a file that nobody else may read
 
