@@ -594,7 +594,6 @@ LINES = [
     ("train --data data --out new --crop -8 -8", "crop"),
     ("train --data data --out new --crop 8 0", "crop"),
     ("train --data data --out new --scale 0 1", "scale"),
-    ("train --data data --out new --scale 2 1", "scale"),
     ("train --data data --out new --jitter -1", "jitter"),
     ("train --data data --out new --workers -1", "workers"),
     ("train --data data --out new --eval-every -1", "eval.every"),

@@ -69,11 +69,13 @@ class Augment:
         zoom = float(np.exp(np.log(low) + zoom * np.log(high / low)))
         scaled = tuple(max(1, round(length * zoom)) for length in size)
         top, left = (int(u * (max(0, have - want) + 1)) for u, have, want in zip((y, x), scaled, crop))
-        # What lies outside the image is filled; a negative edge is cut off.
-        right, below = left + crop[1] - scaled[1], top + crop[0] - scaled[0]
 
         def moved(image: Tensor, sparse: bool, fill: float) -> Tensor:
-            return F.pad(resize(image, scaled, sparse), (-left, right, -top, below), value=fill)
+            # What lies outside the image is filled. A crop inside the image stays a view of it: the mean in
+            # the jitter below adds up in the order of memory, and would differ in its last bits for a copy.
+            part = resize(image, scaled, sparse)[..., top : top + crop[0], left : left + crop[1]]
+            below, right = crop[0] - part.shape[-2], crop[1] - part.shape[-1]
+            return F.pad(part, (0, right, 0, below), value=fill) if below or right else part
 
         images = {name: moved(image, modalities[name].sparse, 0.0) for name, image in images.items()}
         label = moved(label[None].float(), True, IGNORE_INDEX)[0].long()
