@@ -8,6 +8,7 @@ how many there are. It lists ``Sample``s, reads one into stored arrays, and hand
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from os.path import commonpath
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,14 @@ from mmlib.data.prepared import (
     Description,
     PreparedDataset,
     Writer,
+    differences,
     is_finished,
     read_description,
     read_index,
 )
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
-from mmlib.runtime import limit_threads, one_line, read_json, writing
+from mmlib.runtime import digest_files, limit_threads, one_line, read_json, writing
 
 # Images (H, W, C) by sensor, and the label (H, W), where there is one.
 Arrays = tuple[dict[str, ndarray], ndarray | None]
@@ -97,7 +99,6 @@ def resized(
 
 def prepared_samples(options: Options) -> list[Sample]:
     """What the index of the prepared folder lists."""
-    check_options(options)
     rows = read_index(options.out)
     return [Sample(row["id"], row["split"], row["condition"], row["case"]) for row in rows]
 
@@ -128,17 +129,34 @@ def run(
     description = replace(description, extra=description.extra | {"options": options.recorded()})
     if options.check:
         return check(options, description, expected)
+    # What one source began no other one may continue: its files by name, size and time.
+    sources = [Path(name).resolve() for name in options.inputs() if name]
+    files = [file for path in sources for file in (path, *path.rglob("*")) if file.is_file()]
+    description.extra["source digest"] = digest_files(commonpath(files or "/"), files, 0)
     planned = {sample.id: (sample.split, sample.condition, sample.case) for sample in samples}
     if len(planned) < len(samples):
         id = Counter(sample.id for sample in samples).most_common(1)[0][0]
         raise DataError(f"{options.source}: {id!r} is listed twice; take the lists from the archive")
     verify_counts(samples, expected, options, options.source)
+
+    def match(rows: Iterable[Mapping]):
+        """Every sample that was written must be planned, with its split, condition and case."""
+        for row in rows:
+            before, now = (row["split"], row["condition"], row["case"]), planned.get(row["id"])
+            if before != now:
+                raise DataError(
+                    f"{options.out}: holds other samples ({row['id']!r} was {before}, is {now}); delete it, "
+                    "or choose another folder"
+                )
+
     if not samples:
         raise DataError(f"{options.source}: no sample found")
-    if is_finished(options.out) and {row["id"] for row in read_index(options.out)} == set(planned):
+    if is_finished(options.out):
         same(options.out, description)
-        print(f"{options.out} is prepared already; --check reads it all back")
-        return report(options)
+        match(rows := read_index(options.out))
+        if len(rows) == len(planned):
+            print(f"{options.out} is prepared already; --check reads it all back")
+            return report(options)
 
     with Writer(options.out, description) as writer:
 
@@ -146,12 +164,7 @@ def run(
             images, label = resized(*read(sample), description.modalities, options.size)
             writer.add(sample.id, sample.split, images, label, sample.condition, sample.case)
 
-        for id, row in writer.rows.items():
-            if planned.get(id) != (row["split"], row["condition"], row["case"]):
-                raise DataError(
-                    f"{options.out}: an unfinished data set of other samples ({id!r}); delete it, or choose "
-                    "another folder"
-                )
+        match(writer.rows.values())
         waiting = [sample for sample in samples if sample.id not in writer.rows]
         list(in_threads(convert, waiting, "prepare", options))
     return report(options)
@@ -162,20 +175,17 @@ def same(root: str | Path, description: Description):
     statistics aside, modalities.
     """
 
-    def facts(each: Description) -> dict:
+    def facts(each: Description, other: Description) -> dict:
         plain = {f"modality {name}": replace(m, mean=(), std=()) for name, m in each.modalities.items()}
-        return (each.extra.get("options") or {}) | plain | {"class names": list(each.classes)}
+        plain["class names"] = list(each.classes)
+        # With --check there is no source, and an earlier version kept nothing of it.
+        plain["digest of the source"] = (other.extra | each.extra).get("source digest")
+        return (each.extra.get("options") or {}) | plain
 
-    have, want = facts(read_description(root)), facts(description)
-    differ = [
-        f"{name} {have.get(name)}, not {want.get(name)}"
-        for name in have | want
-        if have.get(name) != want.get(name)
-    ]
-    if differ:
+    have = read_description(root)
+    if differ := differences(facts(have, description), facts(description, have)):
         raise DataError(
-            f"{root}: prepared with other options ({'; '.join(differ)}); give the same ones, or choose "
-            "another folder"
+            f"{root}: prepared with other options ({differ}); give the same ones, or choose another folder"
         )
 
 
@@ -232,7 +242,7 @@ def report(options: Options):
     else:
         print("no labels")
     for name, modality in description.modalities.items():
-        unit = ("log(1 + |x|) of " if modality.compress else "") + (modality.unit or "no unit")
+        unit = "log(1 + |x|) of " * modality.compress + (modality.unit or "no unit")
         mean, std = (
             ", ".join(f"{value:.4g}" for value in values) or "not measured"
             for values in (modality.mean, modality.std)
@@ -255,6 +265,6 @@ def contact_sheet(root: str | Path) -> Path:
             panels["label"] = label_picture(label, data.description.palette)
         pictures.append(panels)
         titles.append(f"{row['split']} {row['condition']}\n{row['case']}".strip())
-    figure, path = picture_grid(pictures, titles), Path(root) / "contact_sheet.png"
-    save_figure(figure, path, 80)
+    path = Path(root) / "contact_sheet.png"
+    save_figure(picture_grid(pictures, titles), path, 80)
     return path

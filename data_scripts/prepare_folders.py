@@ -279,7 +279,6 @@ def prepare(options: Options):
     Raises:
         DataError: what is wrong with a word, a file or a table, and how to mend it.
     """
-    common.check_options(options)
     if options.check and not options.source:
         return common.check(options, read_description(options.out))
     folders = [scan(folder, options.recursive) for folder in parse(options.source)]

@@ -343,7 +343,6 @@ def prepare(options: Options):
     Raises:
         DataError: the source does not look as documented, or a file is unreadable.
     """
-    common.check_options(options)
     if options.frames:
         return prepare_extracted(options)
     if not options.depth or len(set(options.depth)) != len(options.depth):

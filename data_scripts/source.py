@@ -101,7 +101,6 @@ def locate(options: Options, names: Iterable[str], how: str, packed: str = "") -
     Raises:
         DataError: no such source, or nothing in it that looks as documented; repeats ``how``.
     """
-    check_options(options)
     source = Path(options.source)
     if not options.source or not source.exists():
         raise DataError(f"name the archive or the unpacked folder; {options.source!r} is not found.\n{how}")

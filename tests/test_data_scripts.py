@@ -1,6 +1,8 @@
 """What the data scripts share: ids and sizes, the source, and a conversion that resumes, checks and reports."""
 
 import importlib
+import json
+import os
 import random
 import shutil
 import sys
@@ -109,7 +111,6 @@ def test_the_source_is_found(tmp_path):
     ) == Path(f"{out}-source/x")
     shutil.move(archive, tmp_path / "source" / "one" / "set.zip")
     for source, to, message in [
-        (deep, "", "--out is missing"),
         ("", out, r"name the archive or the unpacked folder; '' is not found.\nHOW"),
         ("nowhere", out, r"name the archive or the unpacked folder; 'nowhere' is not found.\nHOW"),
         (deep / "rgb", out, "no folder in it holds rgb, gt"),
@@ -206,6 +207,7 @@ def test_every_pixel_and_every_row_comes_through(whole):
                 np.array_equal(images[name], want[name]) for name in want
             )
     found = read_description(whole)
+    assert found.extra.pop("source digest")
     assert found.extra == {"void": "none", "options": {"size": [0, 0]}}
     train = (
         np.concatenate([toy.sample(i, (16, 24))[0]["rgb"].reshape(-1, 3) for i in range(16) if i % 4 < 2])
@@ -284,8 +286,10 @@ def test_one_folder_holds_one_setting(whole, tmp_path):
                 DESCRIPTION, modalities=toy.MODALITIES | {"rgb": replace(toy.MODALITIES["rgb"], scale=1.0)}
             ),
         )
-    with pytest.raises(DataError, match="already holds a finished data set"):
+    with pytest.raises(DataError, match="holds other samples .'s15' was .*, is None"):
         prepare(whole, SAMPLES[:-1], partial=True)
+    with pytest.raises(DataError, match="holds other samples .'s00' was .'train', 'day', 'broken'., is"):
+        prepare(whole, [replace(SAMPLES[0], condition="dusk"), *SAMPLES[1:]])
 
     def stop(sample):
         if sample.id == "s08":
@@ -294,7 +298,7 @@ def test_one_folder_holds_one_setting(whole, tmp_path):
 
     with pytest.raises(DataError, match="stop"):
         prepare(tmp_path, read=stop, workers=1)
-    with pytest.raises(DataError, match="unfinished data set with another description"):
+    with pytest.raises(DataError, match="with another description .size .0, 0., not .8, 12"):
         prepare(tmp_path, size=(8, 12))
     moved = [
         replace(SAMPLES[0], split="val"),
@@ -302,10 +306,40 @@ def test_one_folder_holds_one_setting(whole, tmp_path):
         *SAMPLES[1:2],
         *SAMPLES[3:],
     ]
-    with pytest.raises(DataError, match="unfinished data set of other samples \\('s00'\\)"):
+    with pytest.raises(DataError, match="holds other samples \\('s00' was .*'train'"):
         prepare(tmp_path, moved)
     prepare(tmp_path)
     assert contents(tmp_path) == contents(whole)
+
+
+def test_one_folder_holds_one_source(tmp_path, monkeypatch, no_sheet):
+    """Begun with one source and continued, or asked for again, with another; one without a memory of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a.txt").write_text("one")
+
+    def stop(sample):
+        raise DataError("stop")
+
+    with pytest.raises(DataError, match="stop"):
+        prepare("out", read=stop, workers=1)
+    (tmp_path / "source").rename("first")
+    shutil.copytree("first", "source")
+    os.utime("source/a.txt", (1, 1))
+    with pytest.raises(DataError, match="unfinished data set with another description .source digest"):
+        prepare("out")
+    shutil.rmtree("source")
+    (tmp_path / "first").rename("source")
+    prepare("out")
+    prepare("out")
+    (tmp_path / "source/b.txt").write_text("two")
+    with pytest.raises(DataError, match="other options .digest of the source"):
+        prepare("out")
+    prepare("out", check=True)
+    description = json.loads((tmp_path / "out/dataset.json").read_text())
+    del description["extra"]["source digest"]
+    (tmp_path / "out/dataset.json").write_text(json.dumps(description))
+    prepare("out")
 
 
 def test_another_size(tmp_path, no_sheet):

@@ -169,7 +169,9 @@ run = partial(script.run, nyu)
 
 
 def convert(*arguments) -> None:
-    nyu.prepare(tyro.cli(nyu.Options, args=[*map(str, arguments), "--no-progress"]))
+    options = tyro.cli(nyu.Options, args=[*map(str, arguments), "--no-progress"])
+    common.check_options(options)  # as ``common.start`` does
+    nyu.prepare(options)
 
 
 SMALL, CUT = (20, 28), 3

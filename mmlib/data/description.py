@@ -64,6 +64,18 @@ class Description:
         return {"format": FORMAT} | values | {"modalities": list(values["modalities"].values())}
 
 
+def differences(before: dict, now: dict) -> str:
+    """Which values of two descriptions differ, in words."""
+    parts = []
+    for name in before | now:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            parts.append(differences(old, new))
+        elif old != new:
+            parts.append(f"{name} {str(old)[:200]}, not {str(new)[:200]}")
+    return "; ".join(filter(None, parts))
+
+
 def is_finished(root: str | Path) -> bool:
     """Whether ``root`` holds a whole data set: a description, and no journal of a writer at work."""
     return (Path(root) / "dataset.json").exists() and not (Path(root) / JOURNAL).exists()

@@ -32,7 +32,7 @@ from torch.utils.data import default_collate
 
 from ..modalities import IGNORE_INDEX, Modality
 from ..runtime import atomic_path, check_output, digest_files, reading, write_json
-from .description import JOURNAL, Description, is_finished, read_description
+from .description import JOURNAL, Description, differences, is_finished, read_description
 from .images import DataError, read_image, write_image
 
 COLUMNS = ("id", "split", "condition", "case")
@@ -117,9 +117,11 @@ class Writer:
         first, *lines = self._journal.read().split("\n")
         if not header.startswith(first):  # what a kill left of it will do
             self._journal.close()
+            with reading(self._journal_path, "the journal of a data set", DataError):
+                before = {**json.loads(first)}
             raise DataError(
-                f"{self.root}: holds an unfinished data set with another description; choose another folder "
-                "or delete it"
+                f"{self.root}: holds an unfinished data set with another description "
+                f"({differences(before, json.loads(header))}); choose another folder or delete it"
             )
         # A line that was being written when a process died is cut short: it does not count, and ends here.
         for line in lines:
