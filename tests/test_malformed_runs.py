@@ -321,10 +321,10 @@ CONTENTS = [
     (CLUSTERS, "no palette", header("clustering", "palette", value=...), "0 colours: expected"),
     (CLUSTERS, "colours of two", header("clustering", "palette", value=[[0, 0]] * 3), "not a clustering"),
     (CLUSTERS, "more", header("clustering", "more", value=1), "not a clustering"),
-    (VIT, "5 channels", header("vit", "channels", value=5), "do not fit|can build"),
-    (VIT, "no width", header("vit", "channels", value=0), "can build"),
-    (VIT, "an unknown setting", header("vit", "width", value=5), "can build"),
-    (VIT, "a number", header("vit", value=5), "can build"),
+    (VIT, "5 channels", header("vit", "channels", value=5), "weights of the small transformer"),
+    (VIT, "no width", header("vit", "channels", value=0), "weights of the small transformer"),
+    (VIT, "an unknown setting", header("vit", "width", value=5), "weights of the small transformer"),
+    (VIT, "a number", header("vit", value=5), "weights of the small transformer"),
 ]
 
 
@@ -641,7 +641,7 @@ LINES = [
             ("--lr inf", "lr"),
             ("--dim 0", "dim 0"),
             ("--dropout 1", "dropout 1.0"),
-            ("--neighbours 99", "k=99"),
+            ("--neighbours 99", "neighbours 99"),
             ("--neighbours 0", "neighbours 0"),
             ("--lambda-x nan", "lambda"),
             ("--lambda-x -1", "lambda"),

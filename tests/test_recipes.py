@@ -68,7 +68,7 @@ def test_recipes_are_valid_and_every_value_has_a_source(path, section):
 PAPER_A = dict(lr=6e-5, epochs=200, power=0.9, lambda_p=0.3, lambda_f=0.02, subsets="dropout")
 PAPER_B = dict(lr=5e-4, batch_size=32, crops=5)
 SHIFTS = {  # b of random, KNN and self pairs
-    "nyu": {"rgb": (0.5664, 0.6222, 0.7199), "depth": (0.2440, 0.4318, 0.1328)},
+    "nyu": {"rgb": (0.5664, 0.6222, 0.7199), "hha": (0.2440, 0.4318, 0.1328)},
     "mfnet": {"rgb": (0.7760, 0.7800, 0.9607), "thermal": (0.5540, 0.2864, 0.0096)},
     "mcubes": {"rgb": (0.6375, 0.2830, 0.7865), "aolp": (0.3037, 0.6230, 0.4694)},
 }
