@@ -7,6 +7,7 @@ Python get the same message.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
@@ -84,6 +85,11 @@ def check_settings(config, where: str = "") -> None:
         check_value(where + name if where else flag(name), value, kind)
 
 
+def printable(text) -> str:
+    """Text without control characters, with which a file could write over what a terminal shows."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text))
+
+
 SCALARS = {
     bool: (bool, "true or false"),
     str: (str | PathLike, "text"),
@@ -102,8 +108,8 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
 
     def require(condition: bool, expected) -> None:
         if not condition:
-            shown = " ".join(" ".join(spelled(value)).split())
-            raise ValueError(f"{name} {shown[:200]}: expected {expected}")
+            shown = printable(" ".join(spelled(value)))[:200]
+            raise ValueError(f"{name} {shown}: expected {expected}")
 
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -126,6 +132,8 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
         accepted, expected = SCALARS.get(kind, (kind, f"a {kind.__name__}"))
         number = kind in (int, float)
         require(isinstance(value, accepted) and not (number and isinstance(value, bool)), expected)
+        if kind is str:
+            require(printable(value) == str(value), "text without control characters")
         if number:
             require(abs(value) <= sys.float_info.max, "a finite number")
             require(value in bound, bound)

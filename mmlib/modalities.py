@@ -10,6 +10,7 @@ An image travels through three spaces, and this file is the only place that know
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from .config import Above, AtLeast, Between, check_settings
+from .config import Between, check_settings
 
 IGNORE_INDEX = 255  # label of a pixel that is neither trained nor scored
+FLOAT32 = Between(-1e30, 1e30)  # products of two such numbers with pixel values stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,18 @@ class Modality:
 
     name: str
     symbol: str
-    channels: Annotated[int, AtLeast(1)]
+    channels: Annotated[int, Between(1, 64)]
     unit: str = ""
     low: float = 0.0
     high: float = 1.0
     colour: str = "#444444"
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
-    scale: Annotated[float, Between(without=(0,), why="not 0")] = 1.0
-    offset: float = 0.0
+    scale: Annotated[float, FLOAT32] = 1.0
+    offset: Annotated[float, FLOAT32] = 0.0
     compress: bool = False
     sparse: bool = False
-    mean: tuple[float, ...] = ()
-    std: Annotated[tuple[float, ...], Above(0)] = ()
+    mean: Annotated[tuple[float, ...], FLOAT32] = ()
+    std: Annotated[tuple[float, ...], Between(1e-30, 1e30)] = ()
     flip_negates: tuple[int, ...] = ()
     picture: Literal["colour", "grey", "heat", "range", "events", "angle"] = "grey"
     channel_names: tuple[str, ...] = ()
@@ -68,19 +70,35 @@ class Modality:
     def __post_init__(self):
         for field in ("mean", "std", "flip_negates", "channel_names"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        where = f"modality {self.name!r}:"
-        check_settings(self, f"{where} ")
-        if not self.name.isidentifier() or not self.name.islower():
-            raise ValueError(f"{where} expected a lower-case identifier such as 'rgb' or 'depth'")
-        if len(self.symbol) != 1 or not self.symbol.isupper():
-            raise ValueError(f"{where} symbol {self.symbol!r}; expected one capital letter")
-        for values in (self.mean, self.std):
-            if values and len(values) != self.channels:
-                raise ValueError(f"{where} {len(values)} statistics for {self.channels} channels")
-        if not self.low < self.high:
-            raise ValueError(f"{where} low {self.low} is not below high {self.high}")
-        if not set(self.flip_negates) <= set(range(self.channels)):
-            raise ValueError(f"{where} flip_negates {self.flip_negates}; channels count from 0")
+        where = f"modality {self.name!r}: "
+        check_settings(self, where)
+        lengths = {len(values) for values in (self.mean, self.std, self.channel_names) if values}
+        for unusable, problem in (
+            (
+                not self.name.isidentifier() or not self.name.islower(),
+                "expected a lower-case identifier such as 'rgb' or 'depth'",
+            ),
+            (
+                len(self.symbol) != 1 or not self.symbol.isupper(),
+                f"symbol {self.symbol!r}; expected one capital letter",
+            ),
+            (
+                not re.fullmatch("#[0-9a-fA-F]{6}", self.colour),
+                f"colour {self.colour!r}; expected #rrggbb, such as #0072b2",
+            ),
+            (abs(self.scale) < 1e-30, f"scale {self.scale}; expected a number that is not 0 in float32"),
+            (
+                lengths - {self.channels},
+                f"mean, std and channel_names of {sorted(lengths)} values for {self.channels} channels",
+            ),
+            (not self.low < self.high, f"low {self.low} is not below high {self.high}"),
+            (
+                not set(self.flip_negates) <= set(range(self.channels)),
+                f"flip_negates {self.flip_negates}; channels count from 0",
+            ),
+        ):
+            if unusable:
+                raise ValueError(where + problem)
 
     def to_physical(self, stored: np.ndarray) -> np.ndarray:
         """Stored array of any shape -> float32 array of physical values."""

@@ -79,7 +79,8 @@ def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:
             raise ValueError(f"{path}: unknown key {name!r} in {section!r}; do you mean {close!r}?")
         if not isinstance(entry, dict) or set(entry) != {"value", "source"}:
             raise ValueError(f'{where}: expected {{"value": …, "source": …}}, found {json.dumps(entry)}')
-        if not isinstance(entry["source"], str) or not entry["source"].startswith(SOURCES):
+        check_value(f"{where}: source", entry["source"], str)
+        if not entry["source"].startswith(SOURCES):
             beginnings = ", ".join(map(repr, SOURCES))
             raise ValueError(f"{where}: source {entry['source']!r} must begin with one of {beginnings}")
         check_value(where, entry["value"], kinds[name])

@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from .config import spelled
+from .config import printable, spelled
 
 
 def data_dir() -> Path:
@@ -250,7 +250,7 @@ def one_line():
                 f"the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double "
                 "--accumulate in training), or give --checkpointing or a smaller --crop"
             )
-        sys.exit(f"error: {error}")
+        sys.exit(printable(f"error: {error}"))
 
 
 def progress_bar(*arguments, progress: bool = True, **options) -> tqdm:
@@ -264,9 +264,11 @@ def progress_bar(*arguments, progress: bool = True, **options) -> tqdm:
 @contextlib.contextmanager
 def reading(path: str | Path, what: str, kind: type[ValueError] = ValueError):
     """Whatever a damaged or foreign file makes the block raise becomes one line: a ``kind`` that names
-    ``path`` and what was expected.
+    ``path`` and what was expected. What is neither a file nor a folder is not read: a pipe has no end.
     """
     try:
+        if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+            raise TypeError("a pipe or a device")
         yield
     except FileNotFoundError as error:
         raise kind(
@@ -308,7 +310,10 @@ def read_json(path: str | Path, what: str) -> dict:
     file.
     """
     with reading(path, what):
-        return {**json.loads(Path(path).read_text(encoding="utf-8"))}  # a list, or a number, raises here
+        text = Path(path).read_text(encoding="utf-8")
+        if re.search(r"\\u00([0189]|7f)", text, re.IGNORECASE):
+            raise ValueError("it holds control characters")
+        return {**json.loads(text)}  # a list, or a number, raises here
 
 
 def without_paths(value):
@@ -362,11 +367,12 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """
     with reading(path, "a file of tensors"), safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{path}: {name} has NaN or infinite values; use another checkpoint, or train again"
-            )
+        for name, tensor in tensors.items():
+            # as float32, for eight bits cannot be asked, and 64 may hold more
+            if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                raise ValueError(
+                    f"{path}: {name} has NaN or infinite values; use another checkpoint, or train again"
+                )
     return tensors
 
 

@@ -30,14 +30,10 @@ def listing(root: Path) -> dict:
     """What lies below ``root``: the bytes of small files; size and time of large ones."""
 
     def what(path: Path):
-        stat = path.stat()
-        return (
-            "folder"
-            if path.is_dir()
-            else path.read_bytes()
-            if stat.st_size < 10**5
-            else (stat.st_size, stat.st_mtime_ns)
-        )
+        stat = path.lstat()
+        if not path.is_file():
+            return stat.st_mode
+        return path.read_bytes() if stat.st_size < 10**5 else (stat.st_size, stat.st_mtime_ns)
 
     return {str(path.relative_to(root)): what(path) for path in root.rglob("*")}
 
@@ -74,6 +70,28 @@ def becomes_a_folder(path: Path):
 
 def goes(path: Path):
     path.unlink()
+
+
+def becomes_a_pipe(path: Path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def links_to(target: str):
+    def change(path):
+        path.unlink()
+        path.symlink_to(target)
+
+    return change
+
+
+def links_to_itself(path: Path):
+    links_to(path.name)(path)
+
+
+def grown(change, size: int = 2**40):
+    """A file that is sparse from where it ended before."""
+    return lambda path: (change(path), os.truncate(path, size))
 
 
 def saved(array: np.ndarray, pickled: bool = False):
@@ -196,9 +214,14 @@ DESCRIPTION = [
     ("null", holds(b"null"), DAMAGED),
     ("a million brackets", holds(b"[" * 10**6), DAMAGED),
     ("gone", goes, "not a prepared data set"),
+    ("a pipe", becomes_a_pipe, "a pipe or a device"),
+    ("a device", links_to("/dev/zero"), "a pipe or a device"),
+    ("a link to itself", links_to_itself, "not a prepared data set"),
     ("another format", edited(format=2), "reads format 1"),
     ("no format", edited(format=...), "reads format 1"),
     ("no classes", edited(classes=...), "classes"),
+    ("an escape sequence in a class", edited(classes=["a\x1b[2J", "b", "c"]), "without control characters"),
+    ("an escape sequence in a unit", edited(modality_unit="\x9b2J"), "without control characters"),
     ("classes in a word", edited(classes="abc"), "classes"),
     ("a class that is a number", edited(classes=["a", "b", 3]), "classes"),
     ("too few colours", edited(palette=[[0, 0, 0]]), "3 classes"),
@@ -215,7 +238,24 @@ DESCRIPTION = [
     ("a number for a name", edited(modality_name=3), DAMAGED),
     ("no name", edited(modality_name=...), "name"),
     ("an unknown field", edited(modality_gamma=2.2), "gamma"),
+    *(
+        (f"a modality called {name}", edited(modality_name=name), f"cannot be called {name}")
+        for name in ("keys", "type", "float", "forward", "training")
+    ),
     ("no channel", edited(modality_channels=0), "channels"),
+    ("65 channels", edited(modality_channels=65), "channels 65: expected 1 or more, at most 64"),
+    ("10^12 channels", edited(modality_channels=10**12), "at most 64"),
+    ("a number of 400 digits", edited(modality_channels=10**400), "expected a finite number"),
+    ("a word for false", edited(modality_compress="false"), "compress false: expected true or false"),
+    ("a number for true", edited(modality_sparse=1), "sparse 1: expected true or false"),
+    ("a colour by name", edited(modality_colour="red"), "expected #rrggbb"),
+    ("a script for a colour", edited(modality_colour="#123456'><script>"), "expected #rrggbb"),
+    ("two names of three channels", edited(modality_channel_names=["a", "b"]), "channel_names"),
+    ("scale 1e-300", edited(modality_scale=1e-300), "scale 1e-300; expected a number that is not 0"),
+    ("scale 1e39", edited(modality_scale=1e39), "scale"),
+    ("offset -1e39", edited(modality_offset=-1e39), "offset"),
+    ("mean 1e39", edited(modality_mean=[0, 0, 1e39]), "mean"),
+    ("std 1e-60", edited(modality_std=[1, 1, 1e-60]), "std"),
     ("half a channel", edited(modality_channels=2.5), "channels"),
     ("channels in words", edited(modality_channels="three"), "channels|not a valid"),
     ("float64", edited(modality_dtype="float64"), "dtype"),
@@ -254,6 +294,9 @@ INDEX = [
     ("a quote that stays open", replaced("t0,train,,", '"t0,train,,'), DAMAGED + "|a safe id"),
     ("a row without a split", replaced("t0,train", "t0,"), "split"),
     ("an id that has no files", replaced("t0", "t9"), "t9.*no such file"),
+    ("an escape sequence in a condition", replaced("t0,train,", "t0,train,\x1b[2J"), "all printable"),
+    ("a pipe", becomes_a_pipe, "a pipe or a device"),
+    ("a link to itself", links_to_itself, "Too many levels of symbolic links"),
     ("a field of a megabyte", replaced("t0,train", "t0," + "x" * 10**6), DAMAGED),
 ]
 RGB, DEPTH, AOLP, GAS, LABEL = "rgb/t0.png", "depth/t0.png", "aolp/t0.npy", "gas/t0.npy", "label/t0.png"
@@ -264,6 +307,10 @@ FILES = [
     (RGB, "a header alone", cut(0.1), "cannot be read"),
     (RGB, "text", holds(b"P6 but not really"), "cannot be read"),
     (RGB, "a folder", becomes_a_folder, "cannot be read"),
+    (RGB, "a pipe", becomes_a_pipe, "a pipe or a device"),
+    (RGB, "a device", links_to("/dev/zero"), "a pipe or a device"),
+    (RGB, "a link to itself", links_to_itself, "Too many levels of symbolic links"),
+    (RGB, "of a terabyte, sparse", grown(lambda path: None), "an image of 1.1e.03 GB"),
     (RGB, "grey", drawn("L"), "uint8 with 3 channels"),
     (RGB, "with alpha", drawn("RGBA"), "uint8 with 3 channels"),
     (RGB, "of a palette", drawn("P"), "uint8 with 3 channels"),
@@ -295,6 +342,7 @@ FILES = [
     (AOLP, "of objects", saved(np.array([{}], object), pickled=True), "cannot be read"),
     (AOLP, "of records", saved(np.zeros((HEIGHT, WIDTH, 2), [("a", "u1")])), "expected numbers"),
     (AOLP, "of 10 TB, it says", announced((10**7, 10**6, 1)), "cannot be read"),
+    (AOLP, "of 1 TB, sparse", grown(announced((10**6, 10**6, 1))), "an image of 1.1e.03 GB"),
     (AOLP, "of 2^70 values, it says", announced((2**70,)), "cannot"),
     (AOLP, "of a negative size", announced((-1, WIDTH, 2)), "cannot be read"),
     (AOLP, "a zip", lambda path: zipfile.ZipFile(path, "w").close(), "cannot|uint8"),
@@ -316,6 +364,7 @@ FILES = [
         lambda path: Image.new("L", (WIDTH, HEIGHT), 3).save(path),
         "label id 3 out of range",
     ),
+    ("label", "a link to itself", lambda path: (shutil.rmtree(path), path.symlink_to("label")), "Too many"),
     ("label", "a file", lambda path: (shutil.rmtree(path), path.write_text("")), "label"),
 ]
 

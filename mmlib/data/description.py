@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
+
 from ..config import Between, check_settings
 from ..modalities import IGNORE_INDEX, Modality
 from ..runtime import reading
@@ -37,10 +39,16 @@ class Description:
         where = f"data set {self.name!r}: "
         check_settings(self, where)
         self.palette = [tuple(map(int, colour)) for colour in self.palette]
+        taken = ["label", *dir(torch.nn.ModuleDict())]
+        reserved = ", ".join(name for name in self.modalities if name in taken)
         symbols = [modality.symbol for modality in self.modalities.values()]
         for unusable, problem in (
             (not self.modalities, "no modality"),
-            ("label" in self.modalities, "the folder label/ holds the labels; name the modality otherwise"),
+            (
+                reserved,
+                f"a modality cannot be called {reserved}: label/ holds the labels, and networks have "
+                "attributes of the other names",
+            ),
             (len(set(symbols)) < len(symbols), f"two modalities share a symbol ({' '.join(symbols)})"),
             (
                 len(self.classes) != len(self.palette),

@@ -7,6 +7,7 @@ prepared layout, ``predict`` and the scripts of ``data_scripts/`` read with it.
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -99,7 +100,8 @@ def _opened(path: Path, file) -> tuple[Header, np.ndarray | Image.Image]:
     else:
         stored = Image.open(file, formats=(FORMATS[ending],))
         header = _picture_header(path, stored)
-    gigabytes = np.prod((*header.size, header.channels, max(8, header.bits)), dtype=float) / 8e9
+    decoded = np.prod((*header.size, header.channels, max(8, header.bits)), dtype=float) / 8
+    gigabytes = max(decoded, os.fstat(file.fileno()).st_size) / 1e9
     if gigabytes > MAX_GIGABYTES:
         raise DataError(f"{path}: an image of {gigabytes:.3g} GB; at most {MAX_GIGABYTES:.3g} are read")
     return header, stored

@@ -23,6 +23,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from os.path import lexists
 from pathlib import Path
 from threading import Lock
 
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from ..config import printable
 from ..modalities import IGNORE_INDEX, Modality
 from ..runtime import atomic_path, check_output, digest_files, reading, write_json
 from .description import JOURNAL, Description, differences, is_finished, read_description
@@ -232,11 +234,11 @@ def read_index(root: str | Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)} and at least one row")
     ids = set()
     for row in rows:
-        name, whole = row["id"], None not in row and None not in row.values()
+        name, whole = row["id"], None not in row and all(value == printable(value) for value in row.values())
         if not whole or not row["split"] or not _SAFE_ID.fullmatch(name) or name in ids:
             raise DataError(
-                f"{path}: the row of {name!r} is not one of a value for each column, with a split and a safe "
-                "id that no other row has"
+                f"{path}: the row of {name!r} is not one of a value for each column, all printable, with a "
+                "split and a safe id that no other row has"
             )
         ids.add(name)
     return rows
@@ -277,7 +279,7 @@ class PreparedDataset:
         if not self.rows:
             splits = ", ".join(sorted({row["split"] for row in rows}))
             raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
-        self.labelled = (self.root / "label").exists()
+        self.labelled = lexists(self.root / "label")  # also as a link to nowhere
         self.cache, self._cache = cache, {}
 
     def __len__(self) -> int:
