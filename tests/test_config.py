@@ -59,7 +59,7 @@ class Outer:
         ("seed", float("inf"), "--seed inf: expected a whole number"),
         ("seed", 1.0, "--seed 1.0: expected a whole number"),
         ("out", None, "--out None: expected text"),
-        ("out", "a\nb", None),
+        ("out", "a\x1b[2J", "--out a [2J: expected text without control characters"),
         ("inner", None, "--inner None: expected a Inner"),
         ("inner", Inner(warm_up=1.5), "--warm-up 1.5: expected 0 or more, at most 1"),
         ("inner", Inner({"rgb": (1.0, float("inf"))}), "--weights rgb inf: expected a finite number"),

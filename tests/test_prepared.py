@@ -325,7 +325,7 @@ def test_descriptions_refuse_nonsense():
         )
     with pytest.raises(ValueError, match="one capital letter"):
         Modality("rgb", "RR", 3)
-    with pytest.raises(ValueError, match="std 0.0: expected above 0"):
+    with pytest.raises(ValueError, match="std 0.0: expected 1e-30 or more"):
         Modality("rgb", "R", 1, mean=(0.0,), std=(0.0,))
     with pytest.raises(ValueError, match="no statistics"):
         SENSORS["rgb"].to_network(torch.zeros(3, 2, 2))
