@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -28,9 +29,9 @@ from mmlib import cli
 from mmlib.data.prepared import PreparedDataset
 from mmlib.loop import check_same
 from mmlib.runtime import read_tensor_header, save_tensors
-from mmlib.segmentation.network import load_segmenter
+from mmlib.segmentation.network import load_segmenter, save_segmenter
 from mmlib.unsupervised.backbone import PatchViT, load_backbone
-from mmlib.unsupervised.clustering import load_clustering
+from mmlib.unsupervised.clustering import Clustering, load_clustering, save_clustering
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -387,3 +388,42 @@ def test_a_run_of_other_weights_of_one_name_is_refused_and_an_earlier_state_goes
         )
     with pytest.raises(ValueError, match="another configuration"):
         check_same(tmp_path, settings, {"tokens": {"backbone_weights": "y", "crops": 1}}, {}, {})
+
+
+# ---- names that would steer a terminal ----
+
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"
+
+
+def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path, capsys):
+    """Refused where a file is read; an error that quotes one has it replaced."""
+    root = toy.make(tmp_path / "data", 2, 1)
+    network = toy.untrained(PreparedDataset(root, "val"))
+    checkpoint, recipe = tmp_path / "last.safetensors", tmp_path / "recipe.json"
+    evaluate = ["evaluate", str(checkpoint), "--data", str(root)]
+    save_segmenter(network, checkpoint)
+    cli.main(evaluate)
+    capsys.readouterr()
+    recipe.write_text(json.dumps({"train": {"lr": {"value": 1e-3, "source": f"ours{ESCAPE}"}}}))
+    refused = [["train", "--data", "a", "--out", "b", "--recipe", str(recipe)]]
+    for file, old in (("dataset.json", '"square"'), ("dataset.json", '"toy"'), ("index.csv", ",day,")):
+        folder = shutil.copytree(root, tmp_path / str(len(refused)))
+        text = (folder / file).read_text()
+        new = json.dumps(old[1:-1] + ESCAPE) if file.endswith("json") else f",day{ESCAPE},"
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+        refused.append([*evaluate[:-1], str(folder)])
+    network.classes = [name + ESCAPE for name in network.classes]
+    save_segmenter(network, checkpoint)
+    refused += [
+        evaluate,
+        ["segment", str(tmp_path / "run"), "--data", str(root), "--out", str(tmp_path / "x")],
+    ]
+    clustering = Clustering(torch.ones(1, 2), [0], [f"a{ESCAPE}"], [(1, 2, 3)])
+    save_clustering(tmp_path / "run" / "clustering.safetensors", clustering)
+    refused.append(["evaluate", str(tmp_path / f"none{ESCAPE}"), "--data", str(root)])
+    for words in refused:
+        with pytest.raises(SystemExit, match="error: ") as error:
+            cli.main(words)
+        said = capsys.readouterr()
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", f"{error.value}{said.out}{said.err}"), words

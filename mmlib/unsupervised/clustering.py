@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from ..config import check_value
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix
 from ..modalities import IGNORE_INDEX
@@ -222,6 +223,7 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
             weights = {k.removeprefix("network."): x for k, x in tensors.items() if k.startswith("network.")}
             load_into(net, weights, path)
             net.eval().to(device)
+        check_value("classes", values["classes"], tuple[str, ...])
         chain = TokenChain(**values.pop("chain")).with_tensors(tensors)
         clustering = Clustering(tensors["centroids"], network=net, chain=chain, **values)
         clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
