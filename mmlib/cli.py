@@ -149,7 +149,7 @@ def run_segment(config: SegmentConfig) -> None:
     scene = ClusterConfig(config.data, config.out, modalities=sensors, progress=config.progress)
     scores = segment(replace(config, data=find_sensors(scene).data))
     if scores:
-        print(scores.table())
+        print(cluster_sheet(scores, f"in %; clusters named by: {scores['rule']}").text())
     print(f"label maps in {config.out}")
 
 

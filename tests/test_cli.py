@@ -97,7 +97,7 @@ def test_from_rendering_to_comparison(tmp_path, capsys):
     )
     compared = json.loads((tmp_path / "compared.json").read_text())
     assert list(compared["groups"]) == ["full", "all-subsets"]
-    with pytest.raises(SystemExit, match="a second run of 'full' with seed 0"):
+    with pytest.raises(SystemExit, match="of the name 'full', or a second one of seed 0"):
         mmlib(compare + "{run} {run}", run=run)
     group = compared["groups"]["full"]
     sensors = {"rgb", "depth", "event", "lidar"}

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from mmlib.data.missing import FAULTS, SEVERITIES, faulty
 from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation import failures
-from mmlib.evaluation.counts import confusion_matrix, miou
-from mmlib.evaluation.failures import FailureScores, evaluate_failures
+from mmlib.evaluation.counts import confusion_matrix
+from mmlib.evaluation.failures import evaluate_failures, failure_scores, failure_table
 from mmlib.evaluation.fusion import FUSIONS, RULES, fuse, weights
-from mmlib.modalities import SENSORS
+from mmlib.evaluation.subsets import Variants
 from mmlib.runtime import derived_seed
 
 NAMES = "abcde"
@@ -175,7 +175,7 @@ def test_numbers_that_are_none(bad):
     logits = draw(4)
     logits["b"][1, 0, 0, 0] = bad
     for rule in set(RULES) - {"agreement"}:
-        with pytest.raises(ValueError, match="logits of b are not finite"):
+        with pytest.raises(ValueError, match="image 1 of the batch: logits of b are not finite"):
             fuse(logits, rule)
     share, fused = weights(logits, "agreement"), fuse(logits, "agreement")
     without = {name: value[1:] for name, value in logits.items() if name != "b"}
@@ -186,7 +186,7 @@ def test_numbers_that_are_none(bad):
     )
     for value in logits.values():
         value[1] = bad
-    with pytest.raises(ValueError, match="image 1 of the batch: no sensor of a, b, c, d has finite logits"):
+    with pytest.raises(ValueError, match="image 1 of the batch: logits of a, b, c, d are not finite"):
         fuse(logits, "agreement")
 
 
@@ -220,6 +220,18 @@ def trial(tmp_path_factory):
     return data, toy.untrained(data)
 
 
+@pytest.fixture
+def count_failures(monkeypatch):
+    """``evaluate_failures`` that gives the confusion matrices behind its scores."""
+
+    def count(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(failures, "failure_scores", lambda rules, faults, counts: {"counts": counts})
+            return evaluate_failures(*arguments, **options)["counts"]
+
+    return count
+
+
 def naive(network, data, rule, fault, severity, broken, seed):
     """One sample, one fault, one fusion at a time."""
     counts, names = torch.zeros(3, 3, dtype=torch.long), list(data.modalities)
@@ -248,24 +260,23 @@ def naive(network, data, rule, fault, severity, broken, seed):
     return counts.numpy()
 
 
-def test_one_pass_equals_one_forward_per_fault_and_rule(trial):
+def test_one_pass_equals_one_forward_per_fault_and_rule(trial, count_failures):
     data, network = trial
     rules = {rule: FUSIONS[rule] for rule in ("mean", "agreement")}
-    scores = evaluate_failures(network.modality_logits, rules, data, batch_size=3)
+    scores = count_failures(network.modality_logits, rules, data, batch_size=3)
     pairs = ["".join(p) for p in itertools.combinations("RDA", 2)]
-    assert scores.broken(1) == ["R", "D", "A"] and scores.broken(2) == pairs and scores.samples == 5
     kinds = [(fault, severity) for fault in FAULTS for severity in SEVERITIES]
     every = {(rule, *kind, b) for rule in rules for kind in kinds for b in (*"RDA", *pairs)}
     plain = {(rule, "clean", "") for rule in rules} | {("oracle", "removed", b) for b in (*"RDA", *pairs)}
-    assert set(scores.counts) == {(r, f"{f} {s}", b) for r, f, s, b in every} | plain
-    assert {int(c.sum()) for c in scores.counts.values()} == {5 * (32 * 48 - 1)}
+    assert set(scores) == {(r, f"{f} {s}", b) for r, f, s, b in every} | plain
+    assert {int(c.sum()) for c in scores.values()} == {5 * (32 * 48 - 1)}
     symbol = {m.symbol: name for name, m in data.modalities.items()}
     with torch.no_grad():
         for rule, fault, severity, broken in sorted(every)[:: len(every) // 12]:
             expected = naive(network, data, rule, fault, severity, [symbol[b] for b in broken], 0)
             # the batch of an encoder pass may change the last bit of a logit, and with it a pixel that is
             # tied
-            assert np.abs(scores.counts[rule, f"{fault} {severity}", broken] - expected).sum() <= 8, (
+            assert np.abs(scores[rule, f"{fault} {severity}", broken] - expected).sum() <= 8, (
                 rule,
                 fault,
                 severity,
@@ -279,7 +290,7 @@ def test_one_pass_equals_one_forward_per_fault_and_rule(trial):
                 ).numpy()
                 for i in range(5)
             )
-            assert np.abs(scores.counts["oracle", "removed", broken] - expected).sum() <= 8
+            assert np.abs(scores["oracle", "removed", broken] - expected).sum() <= 8
 
 
 def test_nothing_is_encoded_twice(trial):
@@ -302,68 +313,63 @@ def test_nothing_is_encoded_twice(trial):
     assert len(fused) == len(data) * (2 + 6 * 9) and fused.count(3) == len(data) * (2 + 6 * 8)
 
 
-def test_batch_size_workers_and_choice_of_samples_change_nothing(trial):
+def test_batch_size_workers_and_choice_of_samples_change_nothing(trial, count_failures):
     data, network = trial
     options = {"faults": ["noise", "other"], "pairs": False}
     first, again, small = (
-        evaluate_failures(
+        count_failures(
             network.modality_logits, {"mean": FUSIONS["mean"]}, data, batch_size=b, workers=w, **options
         )
         for b, w in ((8, 0), (8, 1), (2, 0))
     )
     parts = [
-        evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, indices=i, **options)
+        count_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, indices=i, **options)
         for i in ([0, 3], [1, 2, 4])
     ]
-    for key, counts in first.counts.items():
-        assert np.array_equal(counts, again.counts[key]) and np.abs(counts - small.counts[key]).sum() <= 8
-        assert np.array_equal(counts, parts[0].counts[key] + parts[1].counts[key])
-    assert first.broken(2) == [] and "double mild" not in first.summary()["mean"]
+    for key, counts in first.items():
+        assert np.array_equal(counts, again[key]) and np.abs(counts - small[key]).sum() <= 8
+        assert np.array_equal(counts, parts[0][key] + parts[1][key])
+    assert max(len(sensors) for *_, sensors in first) == 1
+    scores = evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, **options)
+    assert scores["samples"] == 5 and "double mild" not in scores["summary"]["mean"]
 
 
-def test_a_network_that_is_no_fusion_of_single_predictions(trial):
+def test_a_network_that_is_no_fusion_of_single_predictions(trial, count_failures):
     data, network = trial
     options = {"faults": ["blank", "other"]}
-    whole = evaluate_failures(lambda images: images, {"network": network}, data, **options)
-    parts = evaluate_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, **options)
-    assert len(whole.counts) == len(parts.counts)
-    for (rule, *key), counts in whole.counts.items():
-        assert np.abs(counts - parts.counts["mean" if rule == "network" else rule, *key]).sum() <= 20
+    whole = count_failures(lambda images: images, {"network": network}, data, **options)
+    parts = count_failures(network.modality_logits, {"mean": FUSIONS["mean"]}, data, **options)
+    assert len(whole) == len(parts)
+    for (rule, *key), counts in whole.items():
+        assert np.abs(counts - parts["mean" if rule == "network" else rule, *key]).sum() <= 20
 
 
 def test_averages_by_hand():
     """Accuracy-like matrices: c of 8 pixels of each of two classes right, so IoU = c / (16 - c)."""
-    modalities = {name: SENSORS[name] for name in ("rgb", "depth", "event")}
-    scores = FailureScores(modalities, ["mean"], ["dark", "blur"], 1)
     right = {("mean", "clean", ""): 8}
     for i, broken in enumerate(("R", "D", "E", "RD", "RE", "DE")):
         right["oracle", "removed", broken] = 7
         for j, fault in enumerate(("dark", "blur")):
             for severity in ("mild", "gross"):
                 right["mean", f"{fault} {severity}", broken] = 1 + i + j if severity == "mild" else 4
-    scores.counts = {key: np.array([[c, 8 - c], [8 - c, c]]) for key, c in right.items()}
+    counts = {key: np.array([[c, 8 - c], [8 - c, c]]) for key, c in right.items()}
+    scores = failure_scores(["mean"], ["dark", "blur"], counts) | {"samples": 1, "rules": ["mean"]}
     percent = lambda c: 100 * c / (16 - c)  # noqa: E731
-    found = scores.summary()
+    found = scores["summary"]
     assert found["mean"]["clean"] == 100 == found["oracle"]["clean"] and found["oracle"][
         "single mild"
     ] == pytest.approx(percent(7))
     assert found["mean"]["single mild"] == pytest.approx(np.mean([percent(c) for c in (1, 2, 2, 3, 3, 4)]))
     assert found["mean"]["double mild"] == pytest.approx(np.mean([percent(c) for c in (4, 5, 5, 6, 6, 7)]))
     assert found["mean"]["double gross"] == pytest.approx(percent(4))
-    assert scores.by_fault()["mild"]["blur"]["mean"] == pytest.approx(
+    assert scores["by_fault"]["mild"]["blur"]["mean"] == pytest.approx(
         np.mean([percent(c) for c in (2, 3, 4)])
     )
-    record = scores.to_dict()
-    assert (
-        record["miou"]["mean"]["dark mild"]["DE"] == round(percent(6), 4)
-        and record["miou"]["mean"]["clean"]["none"] == 100
-    )
-    assert (
-        record["miou"]["oracle"]["removed"]["R"] == round(percent(7), 4)
-        and record["summary"]["mean"]["clean"] == 100
-    )
-    assert f"{percent(4):.1f}" in scores.table() and "told which sensors are broken" in scores.table()
-    assert 100 * miou(scores.counts["mean", "dark mild", "R"]) == scores.miou("mean", "dark mild", "R")
+    by_kind = scores["miou"]["mean"]
+    assert by_kind["dark mild"]["DE"] == pytest.approx(percent(6)) and by_kind["clean"]["none"] == 100
+    assert scores["miou"]["oracle"]["removed"]["R"] == pytest.approx(percent(7))
+    table = failure_table(scores)
+    assert f"{percent(4):.1f}" in table and "told which sensors are broken" in table
 
 
 def test_what_can_not_be_scored(tmp_path, trial):
@@ -386,11 +392,11 @@ def test_what_can_not_be_scored(tmp_path, trial):
 
 def test_other_shows_a_scene_of_its_own_to_each_sensor(trial):
     data, _ = trial
-    variants = failures._Variants(data, [("other", "gross")])
+    variants = Variants(data, faults=[("other", "gross")])
     for index in range(len(data)):
         shown = []
         for name, modality in data.modalities.items():
-            image = variants[index][0][name][1]
+            image = variants[index]["images"][name][1]
             shown += [
                 i
                 for i in range(len(data))

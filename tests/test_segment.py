@@ -50,8 +50,8 @@ def test_the_scored_split_again_gives_the_same_scores(room, tmp_path, method):
     scores = segment(
         SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "val", progress=False)
     )
-    assert scores.to_dict()["counts"] == report["scores"]["counts"]
-    assert scores.mapping.tolist() == report["scores"]["mapping"]
+    assert scores["counts"] == report["scores"]["counts"]
+    assert scores["mapping"] == report["scores"]["mapping"]
     assert (
         json.loads((tmp_path / "maps/scores.json").read_text())["scores"]["miou"] == report["scores"]["miou"]
     )
@@ -80,8 +80,8 @@ def test_names_may_be_given_anew_on_the_split_that_is_scored(room, tmp_path):
         )
         for k in (False, True)
     )
-    assert (own.rule, anew.rule) == ("given", "hungarian")
-    assert anew.accuracy() >= own.accuracy()  # Hungarian matching maximises exactly that
+    assert (own["rule"], anew["rule"]) == ("given", "hungarian")
+    assert anew["accuracy"]["all"] >= own["accuracy"]["all"]  # Hungarian matching maximises exactly that
 
 
 def test_what_does_not_fit_is_refused(room, tmp_path):
@@ -111,4 +111,4 @@ def test_a_run_of_an_earlier_version_is_mended_by_its_own_command(room, tmp_path
     with pytest.raises(ValueError, match="no such file; .* run again the command that writes it"):
         segment(command)
     assert run(room, tmp_path / "run")["scores"] == report["scores"]
-    assert segment(command).to_dict()["counts"] == report["scores"]["counts"]
+    assert segment(command)["counts"] == report["scores"]["counts"]

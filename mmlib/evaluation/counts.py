@@ -7,7 +7,6 @@ counts predicted classes, part B counts clusters, which get the names of classes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..modalities import IGNORE_INDEX
-from .sheets import cluster_sheet
-from .statistics import rounded
 
 UNMATCHED = -1
 
@@ -111,56 +108,7 @@ def many_to_one(counts) -> np.ndarray:
 RULES = {"hungarian": hungarian, "many-to-one": many_to_one}
 
 
-@dataclass
-class ClusterScores:
-    """Counts of every group of images, and the classes that the clusters stand for.
-
-    Attributes:
-        classes: K names.
-        counts: group -> (K, C) int64; groups are "all", "condition=night", …
-        mapping: (C,) class of each cluster, -1 = none. One mapping for all groups.
-        rule: where it comes from: "hungarian", "many-to-one" or "given".
-    """
-
-    classes: list[str]
-    counts: dict[str, np.ndarray]
-    mapping: np.ndarray
-    rule: str
-
-    def confusion(self, group: str = "all") -> np.ndarray:
-        """(K + 1, K + 1) counts after matching; the last column holds pixels of clusters without a class, the
-        last row is 0.
-        """
-        of_cluster = np.eye(len(self.classes) + 1, dtype=np.int64)[self.mapping]  # -1 is the last row
-        return np.pad(self.counts[group] @ of_cluster, ((0, 1), (0, 0)))
-
-    def miou(self, group: str = "all") -> float:
-        """Mean IoU in per cent over the classes that have true pixels in the group; NaN where none has."""
-        return 100 * float(miou(self.confusion(group)))
-
-    def accuracy(self, group: str = "all") -> float:
-        """Labelled pixels on their own class, in per cent."""
-        return 100 * float(accuracy(self.confusion(group)))
-
-    def iou(self, group: str = "all") -> dict[str, float]:
-        """Class -> IoU in per cent; NaN where the class has no true pixel, 0 where it has some but no
-        cluster.
-        """
-        return dict(zip(self.classes, (100 * iou(self.confusion(group))[:-1]).tolist()))
-
-    def to_dict(self) -> dict:
-        """JSON values: the mapping, each group's scores in per cent (None = no true pixel), the counts."""
-        record = {"rule": self.rule, "mapping": self.mapping.tolist()}
-        for score in (self.miou, self.accuracy, self.iou):
-            record[score.__name__] = rounded({group: score(group) for group in self.counts})
-        return record | {"counts": {group: counts.tolist() for group, counts in self.counts.items()}}
-
-    def table(self) -> str:
-        """A plain-text table: mIoU, accuracy and the IoU of each class, one column for each group."""
-        return cluster_sheet(self.to_dict(), f"in %; clusters named by: {self.rule}").text()
-
-
-def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapping=None) -> ClusterScores:
+def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapping=None) -> dict:
     """Name the clusters by ``rule`` on the group "all", or by a ``mapping`` (C,) from elsewhere, and score
     every group.
 
@@ -168,13 +116,25 @@ def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapp
     ``mapping`` made on another split is not.
 
     Args:
-        counts: (K, C) integers, or a dict of them by group that has "all".
+        counts: (K, C) integers, or a dict of them by group: "all", "condition=night", …
         rule: "hungarian" or "many-to-one".
+
+    Returns:
+        {"rule": "hungarian", "many-to-one" or "given", "mapping": class of each cluster, -1 = none, one
+        mapping for all groups; "miou", "accuracy": group -> per cent, "iou": group -> class -> per cent,
+        "counts": group -> K rows}. NaN where a class has no true pixel, 0 where it has some but no cluster.
     """
     groups = counts if isinstance(counts, Mapping) else {"all": counts}
     if mapping is None:
         mapping = RULES[rule](groups["all"])
     else:
         rule = "given"
-    groups = {group: np.asarray(value) for group, value in groups.items()}
-    return ClusterScores(list(classes), groups, np.asarray(mapping), rule)
+    scores = {"rule": rule, "mapping": np.asarray(mapping).tolist(), "miou": {}, "accuracy": {}, "iou": {}}
+    for group, pixels in groups.items():
+        # (K + 1, K + 1) after matching: the last column holds pixels of clusters without a class.
+        of_cluster = np.eye(len(classes) + 1, dtype=np.int64)[mapping]  # -1 is the last row
+        confusion = np.pad(pixels @ of_cluster, ((0, 1), (0, 0)))
+        scores["miou"][group] = 100 * float(miou(confusion))
+        scores["accuracy"][group] = 100 * float(accuracy(confusion))
+        scores["iou"][group] = dict(zip(classes, (100 * iou(confusion)).tolist()))
+    return scores | {"counts": {group: np.asarray(pixels).tolist() for group, pixels in groups.items()}}

@@ -9,111 +9,74 @@ encodings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, combinations, product
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ..data.missing import FAULTS, SEVERITIES, faulty
+from ..data.missing import FAULTS, SEVERITIES
 from ..data.prepared import PreparedDataset
-from ..modalities import Modality
-from ..runtime import derived_seed, progress_bar
 from .counts import miou
 from .fusion import Encode, Fuse
 from .sheets import Sheet
-from .statistics import rounded
-from .subsets import count_trials
+from .subsets import Variants, count_trials
 
 CLEAN, REMOVED, ORACLE = "clean", "removed", "oracle"
 
 
-@dataclass
-class FailureScores:
-    """Confusion matrices of every rule, kind of failure and set of broken sensors.
+def failure_scores(rules: Sequence[str], faults: Sequence[str], counts: Mapping[tuple, np.ndarray]) -> dict:
+    """mIoU in per cent under failures, and its averages.
 
-    Attributes:
-        modalities: name -> Modality, in order.
+    Args:
         rules: names of the fusion rules; the rule "oracle" is the first of them over the sound sensors alone.
         faults: faults (mmlib.data.missing), each mild and gross.
-        samples: how many samples were scored.
-        counts: (rule, kind such as "dark mild", broken sensors by their symbols) -> (K, K) int64. Sound:
-            (rule, "clean", ""). Broken sensors taken out: ("oracle", "removed", sensors).
+        counts: (rule, kind such as "dark mild", broken sensors by their symbols) -> (K, K) of all samples.
+            Sound: (rule, "clean", ""). Broken sensors taken out: ("oracle", "removed", sensors).
+
+    Returns:
+        {"summary": rule and "oracle" -> clean, single mild, single gross, and double mild, double gross where
+        pairs were scored; "by_fault": severity -> fault -> rule and "oracle", one sensor broken, the mean
+        over which one; "miou": rule -> kind -> sensors}.
     """
+    every: dict[str, dict] = {}
+    for (rule, kind, sensors), confusion in counts.items():
+        score = 100 * float(miou(confusion))
+        every.setdefault(rule, {}).setdefault(kind, {})[sensors or "none"] = score
 
-    modalities: dict[str, Modality]
-    rules: list[str]
-    faults: list[str]
-    samples: int
-    counts: dict[tuple[str, str, str], np.ndarray] = field(default_factory=dict)
-
-    def broken(self, size: int) -> list[str]:
-        """The sets of ``size`` broken sensors that were scored: "R", "D", … or "RD", …."""
-        return list(dict.fromkeys(sensors for *_, sensors in self.counts if len(sensors) == size))
-
-    def miou(self, rule: str, kind: str = CLEAN, sensors: str = "") -> float:
-        """mIoU in per cent, over one confusion matrix for all samples."""
-        return 100 * float(miou(self.counts[rule, kind, sensors]))
-
-    def mean(self, rule: str, severity: str, size: int, faults: Sequence[str] = ()) -> float:
-        """Mean of ``miou`` over the faults (all by default) and over the sets of ``size`` broken sensors."""
-        kinds = [REMOVED] if rule == ORACLE else [f"{fault} {severity}" for fault in faults or self.faults]
-        return float(np.mean([self.miou(rule, *trial) for trial in product(kinds, self.broken(size))]))
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Rule (and "oracle") -> clean, single mild, single gross, and double mild, double gross where pairs
-        were scored.
-        """
-        rows = {rule: {CLEAN: self.miou(rule)} for rule in self.rules}
-        rows[ORACLE] = {**rows[self.rules[0]]}
-        for size, count in enumerate(("single", "double"), 1):
-            for rule, severity in product(rows, SEVERITIES if self.broken(size) else ()):
-                rows[rule][f"{count} {severity}"] = self.mean(rule, severity, size)
-        return rows
-
-    def by_fault(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Severity -> fault -> rule (and "oracle") -> mIoU in per cent, one sensor broken, the mean over
-        which one.
-        """
-        return {
-            severity: {
-                fault: {rule: self.mean(rule, severity, 1, [fault]) for rule in (*self.rules, ORACLE)}
-                for fault in self.faults
-            }
-            for severity in SEVERITIES
-        }
-
-    def to_dict(self) -> dict:
-        """JSON values: ``summary`` and ``by_fault`` as above, and ``miou``: rule -> kind -> sensors -> per
-        cent.
-        """
-        every: dict[str, dict] = {}
-        for key in self.counts:
-            rule, kind, sensors = key
-            every.setdefault(rule, {}).setdefault(kind, {})[sensors or "none"] = self.miou(*key)
-        record = {name: getattr(self, name) for name in ("rules", "faults", "samples")}
-        scores = {"summary": self.summary(), "by_fault": self.by_fault(), "miou": every}
-        return rounded({"modalities": list(self.modalities)} | record | scores)
-
-    def table(self) -> str:
-        """Plain text: every rule's averages, then each fault with one sensor broken."""
-        caption = (
-            f"mIoU in %, {self.samples} samples; sensors that fail unannounced, mean over faults and sensors"
-            f"; {ORACLE}: '{self.rules[0]}', told which sensors are broken"
+    def mean(rule: str, severity: str, size: int, faults: Sequence[str]) -> float:
+        """Over the faults and the sets of ``size`` broken sensors."""
+        kinds = [REMOVED] if rule == ORACLE else [f"{fault} {severity}" for fault in faults]
+        scores = [every[rule][kind] for kind in kinds]
+        return float(
+            np.mean([score[sensors] for score in scores for sensors in score if len(sensors) == size])
         )
-        averages = Sheet(caption, self.summary(), "rule")
-        rows = {
-            f"{fault} {severity}": row
-            for severity, faults in self.by_fault().items()
-            for fault, row in faults.items()
-        }
-        by_fault = Sheet("one sensor broken, mean over which one", rows, "fault")
-        return averages.text() + "\n\n" + by_fault.text()
+
+    summary = {rule: {CLEAN: every[rule][CLEAN]["none"]} for rule in rules}
+    summary[ORACLE] = {**summary[rules[0]]}
+    for size, count in enumerate(("single", "double")[: max(map(len, every[ORACLE][REMOVED]))], 1):
+        for rule, severity in product(summary, SEVERITIES):
+            summary[rule][f"{count} {severity}"] = mean(rule, severity, size, faults)
+    by_fault = {
+        severity: {fault: {rule: mean(rule, severity, 1, [fault]) for rule in summary} for fault in faults}
+        for severity in SEVERITIES
+    }
+    return {"summary": summary, "by_fault": by_fault, "miou": every}
 
 
-@torch.no_grad()
+def failure_table(scores: Mapping) -> str:
+    """Plain text: every rule's averages, then each fault with one sensor broken."""
+    caption = (
+        f"mIoU in %, {scores['samples']} samples; sensors that fail unannounced, mean over faults and sensors"
+        f"; {ORACLE}: '{scores['rules'][0]}', told which sensors are broken"
+    )
+    rows = {
+        f"{fault} {severity}": row
+        for severity, faults in scores["by_fault"].items()
+        for fault, row in faults.items()
+    }
+    by_fault = Sheet("one sensor broken, mean over which one", rows, "fault")
+    return f"{Sheet(caption, scores['summary'], 'rule').text()}\n\n{by_fault.text()}"
+
+
 def evaluate_failures(
     encode: Encode,
     rules: Mapping[str, Fuse],
@@ -123,10 +86,8 @@ def evaluate_failures(
     pairs: bool = True,
     indices: Sequence[int] | None = None,
     batch_size: int = 8,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-    progress: bool = False,
-) -> FailureScores:
+    **loading,
+) -> dict:
     """Score ``rules`` while each sensor, then each pair of sensors, suffers each fault, mild and gross.
 
     Both sensors of a pair suffer the same kind of fault. For "other", each shows a scene of its own.
@@ -141,66 +102,39 @@ def evaluate_failures(
         pairs: whether to break pairs too; needs three sensors or more.
         indices: which samples to score; None = all. "other" draws from the whole split in any case.
         batch_size: images per sensor that are encoded at a time.
+        loading: device, workers, progress, as for ``mmlib.evaluation.subsets.count_trials``.
 
     Every result is a function of the arguments alone: noise depends on the sample and the sensor.
+
+    Returns:
+        {"modalities", "rules", "faults", "samples": their number} and those of ``failure_scores``.
 
     Raises:
         ValueError: no labels, or fewer than two sensors or samples.
     """
-    dataset.require_labels()
     if min(len(dataset.modalities), len(dataset)) < 2:
         raise ValueError(
             f"{dataset.root}: {len(dataset.modalities)} sensor(s), {len(dataset)} sample(s); expected two or "
             "more of each: something sound beside the broken, and another scene in its place"
         )
     indices = range(len(dataset)) if indices is None else list(indices)
-    scores = FailureScores(dataset.modalities, list(rules), list(faults), len(indices))
-
     # All sensors are sound, variant 0 of their images, or some show another variant, or are taken out.
     sound = dict.fromkeys(dataset.modalities, 0)
-    variants = list(product(faults, SEVERITIES))
+    kinds = list(product(faults, SEVERITIES))
     trials = [((rule, CLEAN, ""), fuse, sound) for rule, fuse in rules.items()]
     sizes = (1, 2) if pairs and len(sound) > 2 else (1,)
     for broken in chain.from_iterable(combinations(sound, size) for size in sizes):
         symbols = "".join(dataset.modalities[name].symbol for name in broken)
         rest = {name: 0 for name in sound if name not in broken}
-        trials.append(((ORACLE, REMOVED, symbols), rules[scores.rules[0]], rest))
-        for v, (fault, severity) in enumerate(variants, 1):
+        trials.append(((ORACLE, REMOVED, symbols), next(iter(rules.values())), rest))
+        for v, kind in enumerate(kinds, 1):
             shown = sound | dict.fromkeys(broken, v)
-            trials += [((rule, f"{fault} {severity}", symbols), fuse, shown) for rule, fuse in rules.items()]
+            trials += [((rule, " ".join(kind), symbols), fuse, shown) for rule, fuse in rules.items()]
 
-    loader = DataLoader(_Variants(dataset, variants), None, sampler=indices, num_workers=workers)
-    for images, label in progress_bar(loader, "failures", progress=progress, leave=False):
-        # Each sensor is encoded once: sound, and in every variant.
-        encodings = []
-        for start in range(0, len(variants) + 1, batch_size):
-            part = {name: image[start : start + batch_size].to(device) for name, image in images.items()}
-            part = encode(part)
-            encodings += [dict(zip(part, one)) for one in zip(*(value.split(1) for value in part.values()))]
-        classes = len(dataset.description.classes)
-        for key, _, pixels in count_trials(trials, encodings, label[None].to(device), classes):
-            scores.counts[key] = scores.counts.get(key, 0) + pixels
-    return scores
-
-
-@dataclass
-class _Variants:
-    """Sample -> (images name -> (1 + V, C, H, W) in network space: sound, then as each of V (fault,
-    severity); label (H, W)).
-    """
-
-    dataset: PreparedDataset
-    variants: list[tuple[str, str]]
-
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
-        images, label = self.dataset.physical(index)
-        seed, count = derived_seed(0, self.dataset.rows[index]["id"]), len(self.dataset)
-        stacks = {}
-        for m, (name, modality) in enumerate(self.dataset.modalities.items()):
-            # Half a split away, never the sample itself, and not the same scene for each sensor.
-            away = 1 + (count // 2 + m - 1) % (count - 1)
-            other = self.dataset.physical((index + away) % count)[0][name]
-            views = [images[name]]
-            views += [faulty(views[0], modality, *variant, other, seed) for variant in self.variants]
-            stacks[name] = modality.to_network(torch.stack(views))
-        return stacks, label
+    variants, options = Variants(dataset, faults=kinds), loading | {"together": batch_size}
+    counts: dict[tuple, np.ndarray] = {}
+    for key, _, pixels in count_trials(encode, variants, trials, indices, 1, "failures", **options):
+        counts[key] = counts.get(key, 0) + pixels
+    scores = failure_scores(list(rules), faults, counts)
+    names = {"modalities": list(sound), "rules": list(rules), "faults": list(faults)}
+    return names | {"samples": len(indices)} | scores

@@ -112,16 +112,15 @@ def _shares(logits: Mapping[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
         )
     stack = torch.stack([value.float() for value in logits.values()])
     finite = _finite(stack)
-    if rule != "agreement" and not finite.all():
-        broken = [name for name, row in zip(logits, finite) if not row.all()]
+    usable = finite.any(0) if rule == "agreement" else finite.all(0)
+    if not usable.all():
+        image = usable.tolist().index(False)
+        broken = ", ".join(name for name, row in zip(logits, finite) if not row.all())
         raise ValueError(
-            f"logits of {', '.join(broken)} are not finite, and fusion {rule!r} would spread that over every "
-            "sensor; look for NaN in its images, leave the sensor out, or use 'agreement', which does so by "
-            "itself"
+            f"image {image} of the batch: logits of {broken} are not finite; fusion {rule!r} would spread "
+            "this. Look for NaN or huge values in its images, leave the sensor out, or use 'agreement', "
+            "which does so while another one remains"
         )
-    if not finite.any(0).all():
-        image = finite.any(0).tolist().index(False)
-        raise ValueError(f"image {image} of the batch: no sensor of {', '.join(logits)} has finite logits")
     return stack, RULES[rule](stack)
 
 

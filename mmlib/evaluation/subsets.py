@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data.missing import remove
+from ..data.missing import faulty, remove
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
 from ..runtime import derived_seed, progress_bar
@@ -188,18 +188,15 @@ def subset_probabilities(count: int, absent: float) -> np.ndarray:
     return chances / chances.sum()
 
 
-@torch.no_grad()
 def evaluate_subsets(
     encode: Encode,
     dataset: PreparedDataset,
     *,
     fuse: Fuse | None = None,
     batch_size: int = 8,
-    device: torch.device | str = "cpu",
     protocol: str = "drop",
-    workers: int = 0,
-    progress: bool = False,
     shard: tuple[int, int] = (0, 1),
+    **loading,
 ) -> SubsetScores:
     """Score all subsets of ``dataset``'s sensors.
 
@@ -214,84 +211,122 @@ def evaluate_subsets(
             more.
         shard: (rank, processes): score every processes-th sample; the counts of all shards add up to those of
             the whole.
+        loading: device, workers, progress, as for ``count_trials``.
 
     Raises:
         ValueError: the data set has no labels, or the logits have another number of classes than it.
     """
-    dataset.require_labels()
     # A sensor outside a subset takes part by what replaces it, variant 1 of its images; "drop" has none.
-    names, classes = list(dataset.modalities), dataset.description.classes
     trials = [
-        (s, fuse, {name: int(name not in subset) for name in names})
-        for s, subset in enumerate(subsets(names))
+        (s, fuse, {name: int(name not in subset) for name in dataset.modalities})
+        for s, subset in enumerate(subsets(dataset.modalities))
     ]
     groups = ["all"]
     for key in ("condition", "case"):
         groups += sorted({f"{key}={row[key]}" for row in dataset.rows if row[key]})
+    classes = dataset.description.classes
     counts = {group: np.zeros((len(trials), len(classes), len(classes)), np.int64) for group in groups}
+    indices = range(shard[0], len(dataset), shard[1])
+    variants = Variants(dataset, protocol)
+    for s, row, pixels in count_trials(encode, variants, trials, indices, batch_size, "evaluate", **loading):
+        # A sample without a condition or case is in no such group.
+        for group in counts.keys() & {"all", f"condition={row['condition']}", f"case={row['case']}"}:
+            counts[group][s] += pixels
+    return SubsetScores(dataset.modalities, classes, protocol, counts)
 
+
+@dataclass
+class Variants:
+    """The samples of a data set with each sensor's image as often as it may be seen: "images" by name
+    (V, C, H, W) in network space, "label" (H, W), "index".
+
+    Variant 0 is sound. Then comes what an absent sensor delivers by ``protocol``, unless that is "drop", and
+    each (fault, severity) of ``faults`` (mmlib.data.missing).
+    """
+
+    dataset: PreparedDataset
+    protocol: str = "drop"
+    faults: Sequence[tuple[str, str]] = ()
+
+    def __getitem__(self, index: int) -> dict:
+        data, stacks = self.dataset, {}
+        (images, label), name_of_sample, count = data.physical(index), data.rows[index]["id"], len(data)
+        for m, (name, modality) in enumerate(data.modalities.items()):
+            views = [images[name]]
+            if self.faults:
+                # Half a split away, never the sample itself, and not the same scene for each sensor.
+                away = 1 + (count // 2 + m - 1) % (count - 1)
+                other, seed = data.physical((index + away) % count)[0][name], derived_seed(0, name_of_sample)
+                views += [faulty(views[0], modality, *fault, other, seed) for fault in self.faults]
+            stacks[name] = modality.to_network(torch.stack(views))
+        if self.protocol != "drop":
+            # Noise is drawn for each sample by its id: it depends on neither batch size nor order.
+            absent = remove(stacks, stacks, self.protocol, data.modalities, derived_seed(name_of_sample))
+            stacks = {name: torch.cat([stacks[name], absent[name]]) for name in stacks}
+        return {"images": stacks, "label": label, "index": index}
+
+
+@torch.no_grad()
+def count_trials(
+    encode: Encode,
+    variants: Variants,
+    trials: Sequence[tuple],
+    indices: Sequence[int],
+    batch_size: int,
+    title: str,
+    *,
+    together: int = 1,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    progress: bool = False,
+) -> Iterator[tuple]:
+    """Yield (key of the trial, row of the sample, its confusion matrix) for every trial and sample.
+
+    Args:
+        trials: (key, rule that fuses, sensor -> number of the variant that it shows; a sensor without such a
+            variant is left out). The rule None is the mean by the fast path, and then that of all trials.
+        indices: which samples.
+        batch_size: samples at a time.
+        together: variants that are encoded at a time.
+        workers: loader processes.
+
+    Raises:
+        ValueError: no labels, or logits of another number of classes.
+    """
+    dataset = variants.dataset
+    dataset.require_labels()
     loader = DataLoader(
-        dataset,
+        variants,
         batch_size,
-        sampler=range(shard[0], len(dataset), shard[1]),
+        sampler=indices,
         num_workers=workers,
         collate_fn=_collate_by_size,
         pin_memory=torch.device(device).type == "cuda",
     )
-    for batch in chain.from_iterable(progress_bar(loader, "evaluate", progress=progress, leave=False)):
-        images = {name: image.to(device, non_blocking=True) for name, image in batch["images"].items()}
+    classes, fast = len(dataset.description.classes), trials[0][1] is None
+    for batch in chain.from_iterable(progress_bar(loader, title, progress=progress, leave=False)):
         label = batch["label"].to(device)
-        variants = [encode(images)]
-        if protocol != "drop":
-            variants.append(encode(_replaced(images, batch["id"], protocol, dataset)))
-        for s, b, pixels in count_trials(trials, variants, label, len(classes)):
-            # A sample without a condition or case is in no such group.
-            its_groups = {"all", f"condition={batch['condition'][b]}", f"case={batch['case'][b]}"}
-            for group in its_groups & counts.keys():
-                counts[group][s] += pixels
-    return SubsetScores(dataset.modalities, classes, protocol, counts)
-
-
-def _replaced(
-    images: dict[str, Tensor], ids: list[str], protocol: str, dataset: PreparedDataset
-) -> dict[str, Tensor]:
-    """What every sensor of a batch delivers when it is absent, (B, C, H, W) by name.
-
-    Noise is drawn for each sample by its id, so that it depends on neither the batch size nor the order.
-    """
-    samples = []
-    for b, sample_id in enumerate(ids):
-        one = {name: image[b : b + 1] for name, image in images.items()}
-        samples.append(remove(one, one, protocol, dataset.modalities, derived_seed(sample_id)))
-    return {name: torch.cat([sample[name] for sample in samples]) for name in images}
-
-
-def count_trials(
-    trials: Sequence[tuple], variants: Sequence[dict[str, Tensor]], label: Tensor, classes: int
-) -> Iterator[tuple]:
-    """Yield (key of the trial, image, its confusion matrix) for every trial and image of a batch.
-
-    Args:
-        trials: (key, rule that fuses, sensor -> number of its variant, and without such a variant the sensor
-            is left out). The rule None is the mean by the fast path, and then that of all trials.
-        variants: encodings of the batch by sensor, for each state in which a sensor may be.
-        label: (B, H, W).
-    """
-    fast = trials[0][1] is None
-    # Of logits at full size, those of one image exist at a time.
-    step = 1 if fast else len(label)
-    for first in range(0, len(label), step):
-        parts = [{name: value[first : first + step] for name, value in part.items()} for part in variants]
-        if fast:
-            # A sum may be upsampled before it is formed: once for each sensor instead of once for each
-            # subset. Its argmax is that of the mean.
-            size = label.shape[1:]
-            parts = [{name: upsampled(value, size) for name, value in part.items()} for part in parts]
-        for key, fuse, shown in trials:
-            votes = {name: parts[v][name] for name, v in shown.items() if v < len(parts)}
-            fused = fuse(votes) if fuse else sum(votes.values())
-            for b, logits in enumerate(fused.split(1), first):
-                yield key, b, count_pixels(logits, label[b], classes)
+        count, size = len(label), label.shape[1:]
+        # Each variant of every image is encoded once.
+        images = {name: image.transpose(0, 1).flatten(0, 1) for name, image in batch["images"].items()}
+        encoded = []
+        for part in zip(*(image.split(together * count) for image in images.values())):
+            encoded.append(encode({n: x.to(device, non_blocking=True) for n, x in zip(images, part)}))
+        encodings = {name: torch.cat([part[name] for part in encoded]).split(count) for name in images}
+        # Of logits at full size, those of one image exist at a time.
+        step = 1 if fast else count
+        for first in range(0, count, step):
+            parts = {name: [x[first : first + step] for x in encodings[name]] for name in images}
+            if fast:
+                # A sum may be upsampled before it is formed: once for each sensor instead of once for each
+                # subset. Its argmax is that of the mean.
+                parts = {name: [upsampled(x, size) for x in part] for name, part in parts.items()}
+            for key, fuse, shown in trials:
+                votes = {name: parts[name][v] for name, v in shown.items() if v < len(parts[name])}
+                fused = fuse(votes) if fuse else sum(votes.values())
+                for b, logits in enumerate(fused.split(1), first):
+                    row = dataset.rows[int(batch["index"][b])]
+                    yield key, row, count_pixels(logits, label[b], classes)
 
 
 def upsampled(logits: Tensor, size) -> Tensor:

@@ -119,15 +119,10 @@ def compare(config: CompareConfig) -> dict:
         name, seed = group_name(folder, own, every), report["config"]["seed"]
         of_first = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
         group = groups.setdefault(name, {"config": of_first, "steps": report["steps"], "seeds": []})
-        if same.setdefault(name, own) != own:
+        if same.setdefault(name, own) != own or seed in group["seeds"]:
             raise ValueError(
-                f"{folder}: other settings than the runs before it of the name '{name}'; "
-                "give it another folder name"
-            )
-        if seed in group["seeds"]:
-            raise ValueError(
-                f"{folder}: a second run of '{name}' with seed {seed}; name each run once, "
-                "and compare data sets one at a time"
+                f"{folder}: other settings than the runs before it of the name '{name}', or a second one of "
+                f"seed {seed}; give other settings another folder name, and each run once"
             )
         path, root = folder / f"{config.checkpoint}.safetensors", config.data or trained_on
         network, data = open_checkpoint(path, root, config.split, device, config.progress)
@@ -137,18 +132,16 @@ def compare(config: CompareConfig) -> dict:
         # Its scores, its Fisher information and its course of training.
         scores, failures, how = score(network, data, config)
         ways[how] = name
-        entry = {"seeds": seed} | {key: report[key] for key in ("seconds", "cpu_seconds")}
-        record = scores.to_dict()
-        entry |= {"guards": report.get("guards", {})} | {
-            key: record[key] for key in ("summary", "miou", "iou")
-        }
+        record = {"seeds": seed, "guards": {}} | report | scores.to_dict()
+        kept = ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
+        entry = {key: record[key] for key in kept}
         if config.information_samples:
             entry["information"] = measure_information(
                 network, data, samples=config.information_samples, device=device
             )
             entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))
         if failures:
-            entry["failures"] = failures.to_dict()
+            entry["failures"] = rounded(failures)
         entry["curves"] = [
             {"epoch": line["epoch"], **line["val"], "miou": line["miou"]}
             | {"information": line.get("information", {})}
@@ -158,11 +151,9 @@ def compare(config: CompareConfig) -> dict:
 
     print_comparison(groups, config)
     if config.layout:
-        means = {}
-        for name, group in groups.items():
-            means[name] = {s: sum(values) / len(values) for s, values in group["miou"]["all"].items()}
         how = f"{config.split}, {config.checkpoint} checkpoint, {' or '.join(ways)}"
         caption = f"mIoU in % on {how}; means over seeds; Std: population, over subsets"
+        means = {name: mean_scores(group) for name, group in groups.items()}
         print_sheets([subset_sheet(means, caption)], config.layout)
     record = {"provenance": provenance()}
     record |= {name: getattr(config, name) for name in ("split", "protocol", "checkpoint")}
@@ -199,6 +190,11 @@ def compare_clusters(runs: list, config: CompareConfig) -> dict:
     return record
 
 
+def mean_scores(group: dict) -> dict[str, float]:
+    """Subset -> mIoU in per cent, the mean over a group's runs."""
+    return {subset: sum(values) / len(values) for subset, values in group["miou"]["all"].items()}
+
+
 def print_comparison(groups: dict, config: CompareConfig) -> None:
     """Each group's means and spread over seeds, and its difference to the first group where seeds agree."""
     reference = next(iter(groups))
@@ -212,8 +208,7 @@ def print_comparison(groups: dict, config: CompareConfig) -> None:
         print(f"\n{name}  (seeds {', '.join(map(str, seeds))}; {group['steps']} steps, {cost:.0f} CPU s)")
         keys = [key for key in ("full", "mean", "min", "std", "gap") if key in summary]
         print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in keys))
-        subsets = group["miou"]["all"].items()
-        print("  " + "  ".join(f"{subset} {sum(values) / len(values):.1f}" for subset, values in subsets))
+        print("  " + "  ".join(f"{subset} {value:.1f}" for subset, value in mean_scores(group).items()))
         if name == reference or seeds != groups[reference]["seeds"] or len(seeds) == 1:
             continue
         for key in ("full", "mean"):

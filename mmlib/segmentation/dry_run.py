@@ -28,9 +28,11 @@ from .train import validate
 aten = torch.ops.aten
 # Attention kernels of the CPU, which torch's table of formulas leaves out, and what they compute.
 ON_CPU = {
-    getattr(aten, f"{name}_for_cpu{way}"): getattr(aten, name + way)
-    for name in ("_scaled_dot_product_flash_attention",)
-    for way in ("", "_backward")
+    getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{way}"): kernel
+    for way, kernel in (
+        ("", aten._scaled_dot_product_flash_attention),
+        ("_backward", aten._scaled_dot_product_flash_attention_backward),
+    )
 }
 
 
@@ -115,22 +117,17 @@ def dry_run(config: TrainConfig) -> dict:
     # Steps without and with a probe. A subset of the sensors that is drawn anew for each step has its own
     # cost, so that more steps are needed for a mean.
     count = 8 if config.objective.subsets == "dropout" else 3
-    probed = [run.regularizer.due(step, 1.0) for step in range(run.steps)]
-    numbers = {
-        name: [step for step in range(run.steps) if probed[step] == (name == "probed")][:count]
-        for name in ("plain", "probed")
-    }
-    numbers = {name: steps for name, steps in numbers.items() if steps}
     flops, times = {}, {}
-    for name, steps in numbers.items():
-        with FlopCounter() as counter:
-            for step in steps:
-                train_step(run, step, micro, 1.0)
-        flops[name] = counter.flops / len(steps)
     high_water(device, reset=True)
-    for name, steps in numbers.items():
-        spent = [seconds(device, train_step, run, step, micro, 1.0) for step in steps]
-        times[name] = sum(spent) / len(steps)
+    for name, probed in (("plain", False), ("probed", True)):
+        steps = [step for step in range(run.steps) if run.regularizer.due(step, 1.0) == probed][:count]
+        if steps:
+            with FlopCounter() as counter:
+                for step in steps:
+                    train_step(run, step, micro, 1.0)
+            flops[name] = counter.flops / len(steps)
+            spent = [seconds(device, train_step, run, step, micro, 1.0) for step in steps]
+            times[name] = sum(spent) / len(steps)
     step_memory = high_water(device)
 
     # One batch of an evaluation, and the information of one sample.

@@ -16,7 +16,7 @@ import tyro
 from .. import world
 from ..config import AtLeast, Between, check_settings
 from ..data.prepared import PreparedDataset
-from ..evaluation.failures import FailureScores, evaluate_failures
+from ..evaluation.failures import evaluate_failures, failure_table
 from ..evaluation.fusion import FUSIONS
 from ..evaluation.sheets import Sheet, write_sheets
 from ..evaluation.statistics import rounded
@@ -150,7 +150,7 @@ def begin(config: ScoringConfig) -> torch.device:
 
 def score(
     network: Segmenter, data: PreparedDataset, config: ScoringConfig
-) -> tuple[SubsetScores, FailureScores | None, str]:
+) -> tuple[SubsetScores, dict | None, str]:
     """Scores of every subset, scores under unannounced failures where they are asked for, and how both were
     made: "fusion mean, whole images; absent sensors: drop".
     """
@@ -161,11 +161,10 @@ def score(
     failures = None
     if config.failures:
         # Every rule sees the same encodings; a network without logits of single sensors has one rule only.
-        rules = {rule: FUSIONS[rule] for rule in ("mean", "agreement", "selection", "entropy")}
+        rules = {rule: fuse for rule, fuse in FUSIONS.items() if rule != "total"}
         if name == "centred":
             rules = {"network": options["fuse"]}
-        count = config.failures if config.failures > 0 else len(data)
-        indices = evenly_spaced(len(data), count)
+        indices = evenly_spaced(len(data), config.failures if config.failures > 0 else len(data))
         failures = evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
 
     pieces = f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images"
@@ -211,8 +210,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         rows = {name: dict(zip(sheet.columns, row.values())) for name, row in sheet.rows.items()}
         record["failure_probability"] = {"protocol": config.protocol, "miou": rounded(rows)}
     if failures:
-        print(f"\n{failures.table()}")
-        record["failures"] = failures.to_dict()
+        print(f"\n{failure_table(failures)}")
+        record["failures"] = rounded(failures)
     if config.out:
         write_json(config.out, record)
     return record

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..config import AtLeast, check_settings
 from ..data.prepared import PreparedDataset
-from ..evaluation.counts import ClusterScores, confusion_matrix, score_clusters
+from ..evaluation.counts import confusion_matrix, score_clusters
+from ..evaluation.statistics import rounded
 from ..modalities import IGNORE_INDEX
 from ..runtime import choose_device, claims, derived_seed, limit_threads, provenance, reading, write_json
 from . import clustering, diagnostics
@@ -144,25 +145,25 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     result = Clustering(means.centroids)
     if scored.labelled:
         classes = scored.description.classes
-        summary = lambda scores: {"miou": scores.miou(), "accuracy": scores.accuracy()}
+        summary = lambda scores: {name: scores[name]["all"] for name in ("miou", "accuracy")}
 
-        def scores_of(centroids: Tensor) -> ClusterScores:
+        def scores_of(centroids: Tensor) -> dict:
             return score_clusters(clustering.count(scored_codes, scored, centroids, settings.guide), classes)
 
         scores_of_runs = [scores_of(run.centroids) for run in runs]
         for entry, scores in zip(repeats, scores_of_runs):
             entry |= summary(scores)
         scores = scores_of_runs[best]
-        report["scores"] = scores.to_dict()
-        report["many_to_one"] = summary(score_clusters(scores.counts, classes, "many-to-one"))
+        report["scores"] = rounded(scores)
+        report["many_to_one"] = summary(score_clusters(scores["counts"], classes, "many-to-one"))
         if model:
             report["online_probe"] = summary(scores_of(model.probe.centroids.cpu()))
         if settings.linear_steps:
             report["linear_probe"] = summary(linear_probe(codes, scored_codes, prepared, settings))
-        result = Clustering(means.centroids, scores.mapping.tolist(), classes, scored.description.palette)
+        result = Clustering(means.centroids, scores["mapping"], classes, scored.description.palette)
         line = {name: round(value, 3) for name, value in summary(scores).items()} | line
         if config.select == "labels":
-            score = scores.miou()
+            score = scores["miou"]["all"]
     return Evaluation(result, scored_codes, score, line, report)
 
 
@@ -223,7 +224,7 @@ def histograms(tokens: Tokens, plan, loss) -> dict[str, dict]:
     return result
 
 
-def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> ClusterScores:
+def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: EvaluationConfig) -> dict:
     """Scores of a linear map from finished codes to classes, trained with the labels of the training split,
     whose images are whole: how much of the classes a linear map can read.
 
@@ -281,7 +282,7 @@ class SegmentConfig:
 
 
 @claims("run", "data")
-def segment(config: SegmentConfig) -> ClusterScores | None:
+def segment(config: SegmentConfig) -> dict | None:
     """Write ``out/<id>.png`` for every image, ids.json, and scores.json where there are labels; returns the
     scores.
 
@@ -322,9 +323,9 @@ def segment(config: SegmentConfig) -> ClusterScores | None:
         counts = clustering.count(codes, data, clusters.centroids, config.guide)
         scores = score_clusters(counts, classes, mapping=None if config.rematch else clusters.mapping)
         record = {"provenance": provenance(), "run": run.name, "split": config.split}
-        write_json(out / "scores.json", record | {"scores": scores.to_dict()})
+        write_json(out / "scores.json", record | {"scores": rounded(scores)})
         clusters = replace(
-            clusters, mapping=scores.mapping.tolist(), classes=classes, palette=data.description.palette
+            clusters, mapping=scores["mapping"], classes=classes, palette=data.description.palette
         )
     write_label_maps(out, codes, data, clusters, config.guide)
     return scores

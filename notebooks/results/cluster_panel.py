@@ -189,10 +189,11 @@ def _clustered(
             count(shown, prepared.scored, means.centroids),
             prepared.scored.description.classes,
         )
-        found["miou"][(*place, k)], found["accuracy"][(*place, k)] = scores.miou(), scores.accuracy()
+        for score in ("miou", "accuracy"):
+            found[score][(*place, k)] = scores[score]["all"]
         criteria = label_free(codes[criteria_pairs(len(codes))], plan, prepared, means, [means])
         found["explained"][(*place, k)] = criteria["explained"]
-        found["mapping"][(*place, k)][:clusters] = scores.mapping
+        found["mapping"][(*place, k)][:clusters] = scores["mapping"]
         found["maps"][(*place, k)] = assign(shown[frames], means.centroids, found["maps"].shape[-2:]).numpy()
     measured = diagnostics.collapse(points, points[: config.clusters[0]])
     return measured["effective_rank"], measured["mean_similarity"]
