@@ -133,8 +133,8 @@ def compare(config: CompareConfig) -> dict:
         scores, failures, how = score(network, data, config)
         ways[how] = name
         record = {"seeds": seed, "guards": {}} | report | scores.to_dict()
-        kept = ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
-        entry = {key: record[key] for key in kept}
+        names = ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
+        entry = {name: record[name] for name in names}
         if config.information_samples:
             entry["information"] = measure_information(
                 network, data, samples=config.information_samples, device=device
