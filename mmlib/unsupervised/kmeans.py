@@ -61,10 +61,10 @@ def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tens
         ValueError: fewer distinct directions than clusters.
     """
     draw = lambda: float(torch.rand((), generator=generator, dtype=torch.float64))
-    seeds = [int(draw() * len(points))]
-    distance = 1 - nearest_centroid(points, points[seeds])[1]
+    seeds, distance = [int(draw() * len(points))], torch.tensor(torch.inf, dtype=torch.float64)
     while len(seeds) < clusters:
-        distance = torch.where(distance > SAME_DIRECTION, distance, 0)
+        latest = 1 - nearest_centroid(points, points[seeds[-1:]])[1]
+        distance = distance.minimum(latest.where(latest > SAME_DIRECTION, 0))
         edges = distance.cumsum(0)
         if not edges[-1] > 0:
             raise ValueError(
@@ -73,7 +73,6 @@ def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tens
             )
         index = torch.searchsorted(edges, draw() * edges[-1], right=True)
         seeds.append(min(int(index), len(points) - 1))
-        distance = torch.minimum(distance, 1 - nearest_centroid(points, points[seeds[-1:]])[1])
     return _unit(points[seeds])
 
 
