@@ -6,6 +6,7 @@ that a run leaves on disk around that is written and read here.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,7 +33,9 @@ from .runtime import (
 # Settings that may change between a run and its continuation, because they do not change its result.
 WITHOUT_EFFECT = ("out", "data", "workers", "cache", "progress", "save_every", "tensorboard", "device")
 LOG_EVERY = 20  # steps between lines of the history
-PATIENCE = 20  # steps in a row without a finite gradient after which a run ends
+# A run ends after so many steps in a row without a finite gradient, or as soon as more than this share of all
+# its steps were without one; it warns of a smaller share.
+PATIENCE, MOST_SKIPPED, MANY_SKIPPED = 20, 0.1, 0.01
 
 
 @dataclass
@@ -84,7 +87,7 @@ def run_steps(
         main: whether this process writes.
 
     Raises:
-        ValueError: too many steps in a row without a finite gradient.
+        ValueError: too many steps without a finite gradient.
     """
     out, without_gradient = Path(config.out), 0
     # Times of a resumed run go on from those of its state.
@@ -92,17 +95,18 @@ def run_steps(
     history = open_history(config, progress) if main else nullcontext(lambda line: None)
     shows = main and config.progress
     bar = progress_bar(total=steps, initial=progress.step, desc=out.name, leave=False, progress=shows)
+    skips = lambda: (
+        f"{out}: {progress.skipped} of {progress.step} steps had no finite gradient and were skipped; "
+        "lower --lr, or look for constant images and for values that are out of range"
+    )
     with history as record, bar:
         for step in range(progress.step, steps):
             finite, make_line = take_step(step)
-            without_gradient = 0 if finite else without_gradient + 1
-            if without_gradient == PATIENCE:
-                raise ValueError(
-                    f"step {step}: no finite gradient for {PATIENCE} steps; lower --lr, or check the data "
-                    "for constant or NaN images"
-                )
             done = progress.step = step + 1
+            without_gradient = 0 if finite else without_gradient + 1
             progress.skipped += not finite
+            if without_gradient == PATIENCE or progress.skipped > MOST_SKIPPED * steps:
+                raise ValueError(skips())
             progress.seconds = time.perf_counter() - begun
             progress.cpu_seconds = time.process_time() - begun_cpu
             bar.update()
@@ -118,6 +122,8 @@ def run_steps(
                 after_measure(done, line, better)
             if main and due(done, steps, config.save_every * epoch):
                 save_state(out / "resume.safetensors", model, optimizer, config, processes, progress)
+    if main and progress.skipped > MANY_SKIPPED * steps:
+        print(f"warning: {skips()}", file=sys.stderr)
 
 
 def write_report(config, progress: Progress, **entries) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from killing import in_a_process
 from pairs import Pair, together
 from safetensors.torch import load_file
 
+from mmlib.data.images import read_image, write_image
 from mmlib.loop import read_history
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
@@ -187,19 +189,46 @@ def test_a_run_does_not_go_on_with_more_or_fewer_samples(tmp_path):
     assert (out / "resume.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["rgb", "label"])
-def test_a_run_does_not_go_on_with_other_data_of_equal_count(tmp_path, folder):
+def swapped(folder):
+    def change(root):
+        first, second = sorted((root / folder).glob("train_*"))[:2]
+        first.write_bytes(second.read_bytes())
+
+    return change
+
+
+def described(change):
+    """dataset.json, changed."""
+
+    def apply(root):
+        description = json.loads((root / "dataset.json").read_text())
+        change(description)
+        (root / "dataset.json").write_text(json.dumps(description))
+
+    return apply
+
+
+def test_a_finished_run_belongs_to_its_data(tmp_path):
+    """Other images, labels, statistics or class names: it is neither continued nor reported again."""
     data, out = toy.make(tmp_path / "data", train=4, val=2), tmp_path / "out"
     config = TrainConfig(str(data), str(out), epochs=1, **QUIET)
     train(config)
     before = (out / "report.json").read_bytes()
-    first, second = sorted((data / folder).glob("train_*"))[:2]
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    with pytest.raises(ValueError, match=r"out: was begun on other data .*\(changed: images of train\)"):
-        train(config)
-    assert (out / "report.json").read_bytes() == before
-    first.write_bytes(content)
+    both = "{0} of train, {0} of val"
+    for change, changed in (
+        (swapped("rgb"), "images of train"),
+        (swapped("label"), "images of train"),
+        (described(lambda d: d["classes"].reverse()), both.format("classes")),
+        (described(lambda d: d["modalities"][0].update(std=[9.0] * 3)), both.format("sensors")),
+        (described(lambda d: d["modalities"][1].update(scale=1.0)), both.format("sensors")),
+    ):
+        shutil.copytree(data, tmp_path / "sound")
+        change(data)
+        with pytest.raises(ValueError, match=rf"out: was begun on other data .*\(changed: {changed}\)"):
+            train(config)
+        assert (out / "report.json").read_bytes() == before
+        shutil.rmtree(data)
+        (tmp_path / "sound").rename(data)
     train(config)
 
 
@@ -293,31 +322,48 @@ def test_sensors_are_chosen_by_name(data, tmp_path):
         train(TrainConfig(data, str(tmp_path / "x"), modalities=("sonar",), **QUIET))
 
 
-def test_infinite_gradients_never_reach_the_weights(data, tmp_path, monkeypatch):
-    genuine, calls = stepping.subset_cross_entropy, 0
+def test_steps_without_a_finite_gradient_are_skipped_and_counted(data, tmp_path, monkeypatch, capsys):
+    genuine, calls, skipped = stepping.subset_cross_entropy, 0, {3}
 
     def poisoned(*args):
         nonlocal calls
         calls += 1
         terms = genuine(*args)
-        return terms | {"supervised": terms["supervised"] * (float("nan") if calls == 3 else 1)}
+        return terms | {"supervised": terms["supervised"] * (float("nan") if calls in skipped else 1)}
 
     monkeypatch.setattr(stepping, "subset_cross_entropy", poisoned)
-    train(TrainConfig(data, str(tmp_path / "once"), epochs=2, **QUIET))
+    once = TrainConfig(data, str(tmp_path / "once"), epochs=4, **QUIET)
+    train(once)
     assert all(bool(torch.isfinite(value).all()) for value in weights(tmp_path / "once").values())
     assert read_history(tmp_path / "once" / "history.jsonl")[0][-1]["skipped"] == 1
+    # One of twelve steps is too many to be silent about, also where the finished run is reported again.
+    said = "once: 1 of 12 steps had no finite gradient and were skipped; lower --lr"
+    assert said in capsys.readouterr().err
+    train(once)
+    assert said in capsys.readouterr().err
+    # Two of twelve are too many for a result.
+    calls, skipped = 0, {3, 8}
+    with pytest.raises(ValueError, match="twice: 2 of [0-9]+ steps had no finite gradient"):
+        train(replace(once, out=str(tmp_path / "twice")))
+    assert not (tmp_path / "twice" / "report.json").exists()
     monkeypatch.setattr(
         stepping,
         "subset_cross_entropy",
         lambda *args: {"supervised": genuine(*args)["supervised"] * float("inf")},
     )
-    with pytest.raises(ValueError, match="no finite gradient for 20 steps"):
-        train(TrainConfig(data, str(tmp_path / "always"), epochs=40, **QUIET))
+    with pytest.raises(ValueError, match="always: 20 of 20 steps had no finite gradient"):
+        train(TrainConfig(data, str(tmp_path / "always"), epochs=80, **QUIET))
 
 
-def test_unlabelled_data_can_not_train_a_segmenter(tmp_path):
-    with pytest.raises(ValueError, match="no labels"):
-        train(TrainConfig(str(toy.make(tmp_path / "toy", labels=False)), str(tmp_path / "out"), **QUIET))
+@pytest.mark.parametrize("split", ["train", "val", "all"])
+def test_data_without_a_labelled_pixel_are_refused_before_training(tmp_path, split):
+    """Labels that are all 255, in the split that trains or in the one that is scored; or no labels at all."""
+    root = toy.make(tmp_path / "toy", labels=split != "all")
+    for path in root.glob(f"label/{split}_*.png"):
+        write_image(path, np.full_like(read_image(path, "uint8", 1), 255))
+    with pytest.raises(ValueError, match=f"toy has no labels in its split '{split.replace('all', 'train')}'"):
+        train(TrainConfig(str(root), str(tmp_path / "out"), **QUIET))
+    assert not (tmp_path / "out" / "history.jsonl").exists()
 
 
 def train_without_room(config: TrainConfig):

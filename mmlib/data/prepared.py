@@ -286,9 +286,13 @@ class PreparedDataset:
         return len(self.rows)
 
     def require_labels(self) -> None:
-        """Raise ValueError unless there are labels."""
-        if not self.labelled:
-            raise ValueError(f"{self.root} has no labels, so nothing can be scored")
+        """Raise ValueError unless a pixel of the split has a class. Samples are read until one has."""
+        samples = range(len(self) if self.labelled else 0)
+        if not any((self.stored(index)[1] != IGNORE_INDEX).any() for index in samples):
+            raise ValueError(
+                f"{self.root} has no labels in its split {self.split!r}, or all of them are {IGNORE_INDEX} "
+                "(ignore), so nothing can be trained or scored on it; unlabelled data are for part B"
+            )
 
     def files(self, index: int) -> dict[str, tuple[Path, str, int]]:
         """File, type and channels of a sample's images by modality, and of "label" where there are labels."""
@@ -311,11 +315,12 @@ class PreparedDataset:
 
     def digest(self) -> dict[str, str]:
         """Digests of what a run reads here, so that it is continued, scored and compared on the same data.
-        For the split "train": "description of train" (classes and modalities), "index of train" (the rows)
-        and "images of train" (the files of the modalities and the labels).
+        For the split "train": "classes of train" (their names), "sensors of train" (what they are, and their
+        statistics), "index of train" (the rows) and "images of train" (the files of the modalities and the
+        labels).
         """
-        looks = [self.description.classes, [modality.to_dict() for modality in self.modalities.values()]]
-        parts = {"description": looks, "index": self.rows}
+        sensors = [modality.to_dict() for modality in self.modalities.values()]
+        parts = {"classes": self.description.classes, "sensors": sensors, "index": self.rows}
         digests = {
             f"{name} of {self.split}": hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest()
             for name, part in parts.items()

@@ -365,8 +365,7 @@ def measure_information(
 
     The measuring instrument of the Fisher gap; it trains nothing and always uses the reading ``input``.
     """
-    if not dataset.labelled:
-        raise ValueError(f"{dataset.root} has no labels; the information is that of the cross-entropy to one")
+    dataset.require_labels()
     total, used = np.zeros(len(dataset.modalities)), 0
     for index in evenly_spaced(len(dataset), samples):
         # One by one: samples may differ in size, and memory stays small.

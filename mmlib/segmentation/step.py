@@ -235,11 +235,8 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     augment = Augment(config.crop if any(config.crop) else None, config.scale, jitter=config.jitter)
     data = PreparedDataset(config.data, "train", config.modalities or None, augment, cache=config.cache)
     val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
-    if not data.labelled:
-        raise ValueError(
-            f"{config.data} has no labels, so a segmenter cannot be trained on it; unlabelled data are for "
-            "part B"
-        )
+    for part in (data, val):
+        part.require_labels()
     steps = count_steps(config, len(data), processes)
 
     # Network and optimizer, with the state of an unfinished run on the same data.
