@@ -19,9 +19,10 @@ import toy
 from killing import SERVER
 from PIL import Image
 
+from mmlib import cli
 from mmlib.data.prepared import Description, PreparedDataset, Writer
 from mmlib.modalities import SENSORS, Modality
-from mmlib.runtime import write_json
+from mmlib.runtime import read_json, write_json
 
 HEIGHT, WIDTH = 32, 40
 
@@ -392,6 +393,16 @@ def test_indices(data, change, message):
 def test_images_and_labels(data, file, change, message):
     change(data / file)
     refused(lambda: read(data), message, data, Path(file).stem, file.split("/")[0], around=data.parent)
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path):
+    report = tmp_path / "report.json"
+    write_json(report, {"data": "\x1b[2J"})
+    refused(lambda: read_json(report, "a report"), "control characters", report, around=tmp_path)
+    with pytest.raises(SystemExit, match="^error: [^\x1b\n]+$"):
+        cli.main(["compare", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: --data  \[2J: expected text without control characters"):
+        cli.main(["train", "--data", "\x1b[2J", "--out", "new"])
 
 
 def read_unreadable(answer, folder: str, file: str) -> None:

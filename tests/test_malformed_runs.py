@@ -20,7 +20,16 @@ import toy
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_runs import configured
-from test_malformed import becomes_a_folder, cut, goes, holds, listing, named, refused
+from test_malformed import (
+    becomes_a_folder,
+    becomes_a_pipe,
+    cut,
+    goes,
+    holds,
+    listing,
+    named,
+    refused,
+)
 
 from mmlib import cli, world
 from mmlib.data.prepared import PreparedDataset
@@ -115,6 +124,13 @@ def resaved(change):
     return apply
 
 
+def of_eight_bits(tensors):
+    """Floats with a sign, four bits of exponent and three of fraction, all NaN."""
+    return {
+        name: torch.full_like(value, torch.nan, dtype=torch.float8_e4m3fn) for name, value in tensors.items()
+    }
+
+
 def pickled(path: Path):
     path.write_bytes(pickle.dumps(Bomb(path.with_name("sprung"))))
 
@@ -155,6 +171,8 @@ BYTES = [
     ("of another kind", resaved(lambda tensors, header: (tensors, {"other": 1})), "not|holds no"),
     ("a pickle", pickled, "not a file"),
     ("a pickle of torch", saved_by_torch, "not a file"),
+    ("a pipe", becomes_a_pipe, "a pipe or a device"),
+    ("of eight bits, not numbers", resaved(lambda tensors, header: (of_eight_bits(tensors), header)), "NaN"),
 ]
 
 
@@ -169,7 +187,7 @@ READERS = {
 
 # All of them open a file by the same function: every reader meets some kinds of damage, and every kind one
 # reader.
-BY_ALL = ("half", "of another kind", "a pickle")
+BY_ALL = ("half", "of another kind", "a pickle", "a pipe", "of eight bits, not numbers")
 DAMAGED = [
     (file, *damage)
     for number, damage in enumerate(BYTES)
@@ -319,6 +337,8 @@ CONTENTS = [
     (CLUSTERS, "of class 99", header("clustering", "mapping", value=[0, 1, 99]), "mapping"),
     (CLUSTERS, "a class in words", header("clustering", "mapping", value=[0, 1, "sky"]), "mapping"),
     (CLUSTERS, "no palette", header("clustering", "palette", value=...), "0 colours: expected"),
+    (CLUSTERS, "a colour of 300", header("clustering", "palette", 0, 0, value=300), "palette 300"),
+    (CLUSTERS, "an escape sequence", header("clustering", "classes", 0, value="\x1b[2J"), "control char"),
     (CLUSTERS, "colours of two", header("clustering", "palette", value=[[0, 0]] * 3), "not a clustering"),
     (CLUSTERS, "more", header("clustering", "more", value=1), "not a clustering"),
     (VIT, "5 channels", header("vit", "channels", value=5), "weights of the small transformer"),

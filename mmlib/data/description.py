@@ -18,6 +18,7 @@ from ..runtime import reading
 from .images import DataError
 
 FORMAT = 1
+Palette = tuple[Annotated[tuple[int, int, int], Between(0, 255)], ...]
 JOURNAL = ".journal.jsonl"  # of the writer of a data set; gone when the data set is finished
 
 
@@ -29,7 +30,7 @@ class Description:
 
     name: str
     classes: tuple[str, ...]
-    palette: tuple[Annotated[tuple[int, int, int], Between(0, 255)], ...]
+    palette: Palette
     modalities: dict[str, Modality]
     source: str = ""
     licence: str = ""

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import check_value
+from ..data.description import Palette
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix
 from ..modalities import IGNORE_INDEX
@@ -226,6 +227,7 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
         check_value("classes", values["classes"], tuple[str, ...])
         chain = TokenChain(**values.pop("chain")).with_tensors(tensors)
         clustering = Clustering(tensors["centroids"], network=net, chain=chain, **values)
+        check_value("palette", clustering.palette, Palette)
         clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
         (clusters, dim), classes = clustering.centroids.shape, len(clustering.classes)
         mapping = [-1] * clusters if clustering.mapping is None else clustering.mapping
