@@ -224,6 +224,22 @@ def test_unlabelled_data_can_not_be_scored(tmp_path):
         evaluate_subsets(lambda images: images, data)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("fuse", [None, FUSIONS["agreement"], lambda votes: next(iter(votes.values()))])
+def test_logits_that_are_not_finite_are_no_class(scored, value, fuse):
+    """One pixel is enough, in whatever way the sensors are fused."""
+    data, network = scored
+
+    def encode(images):
+        logits = network.modality_logits(images)
+        for name in logits:
+            logits[name][:, :, 1, 2] = value
+        return logits
+
+    with pytest.raises(ValueError, match="'val_000': its logits are not finite|no sensor .* finite logits"):
+        evaluate_subsets(encode, data, fuse=fuse)
+
+
 def test_subset_matrix_lists_every_subset_once():
     rows = {tuple(row) for row in subset_matrix(4)}
     assert rows == set(itertools.product([0.0, 1.0], repeat=4)) - {(0.0,) * 4}

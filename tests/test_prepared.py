@@ -376,9 +376,7 @@ def test_digests_say_what_changed(tmp_path):
     assert changed(edit("rgb/val_001.png")) == changed(edit("rgb/train_006.png"), "train", ["depth"]) == set()
     assert changed(replaced("index.csv", "train_004,train,day", "train_004,train,dusk")) == {"index of train"}
     name = toy.CLASSES[1]
-    assert changed(replaced("dataset.json", json.dumps(name), json.dumps(name + "s"))) == {
-        "classes of train"
-    }
+    assert changed(replaced("dataset.json", json.dumps(name), json.dumps(name + "s"))) == {"classes of train"}
     (root / "rgb/train_006.png").unlink()
     with pytest.raises(ValueError, match="rgb/train_006.png: no such file"):
         PreparedDataset(root).digest()

@@ -326,7 +326,7 @@ def count_trials(
                 fused = fuse(votes) if fuse else sum(votes.values())
                 for b, logits in enumerate(fused.split(1), first):
                     row = dataset.rows[int(batch["index"][b])]
-                    yield key, row, count_pixels(logits, label[b], classes)
+                    yield key, row, count_pixels(logits, label[b], classes, row["id"])
 
 
 def upsampled(logits: Tensor, size) -> Tensor:
@@ -337,19 +337,24 @@ def upsampled(logits: Tensor, size) -> Tensor:
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
-def count_pixels(logits: Tensor, label: Tensor, classes: int) -> np.ndarray:
+def count_pixels(logits: Tensor, label: Tensor, classes: int, sample: str) -> np.ndarray:
     """Fused logits (1, K, h, w) and the label (H, W) of one image -> its confusion matrix (K, K).
 
     Raises:
-        ValueError: K is not the number of classes that is scored.
+        ValueError: K is not the number of classes that is scored, or logits of the sample are not finite.
     """
     if logits.ndim != 4 or logits.shape[1] != classes:
         raise ValueError(
             f"fused logits {tuple(logits.shape)}; expected (B, {classes}, h, w), one map for each class"
         )
-    # On a CPU four times as fast as argmax over this dimension.
-    prediction = upsampled(logits, label.shape).max(1).indices[0]
-    return confusion_matrix(prediction, label, classes).cpu().numpy()
+    # On a CPU four times as fast as argmax over this dimension. A NaN counts as larger than any number.
+    largest, prediction = upsampled(logits, label.shape).max(1)
+    if not largest.isfinite().all():
+        raise ValueError(
+            f"sample {sample!r}: its logits are not finite, and name no class; look for values out of range "
+            "in its images, or use another checkpoint"
+        )
+    return confusion_matrix(prediction[0], label, classes).cpu().numpy()
 
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:

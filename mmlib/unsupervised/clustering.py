@@ -107,6 +107,10 @@ def assign(code: Tensor, centroids: Tensor, size: tuple[int, int], guide: Tensor
     before the largest is taken; its radius of 8 pixels is about one token.
     """
     code, centroids = code.float(), F.normalize(centroids.float(), dim=1).to(code.device)
+    if not code.isfinite().all():
+        raise ValueError(
+            "codes are not finite, and belong to no cluster; look for values out of range in images"
+        )
     # Up-sampling and products with centroids are linear and commute, and the length of a code does not move
     # its argmax.
     products = upsample(torch.einsum("bdhw,kd->bkhw", code, centroids), size)
