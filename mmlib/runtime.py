@@ -59,10 +59,8 @@ def derived_seed(*parts) -> int:
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """'auto' = a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: an unknown device, or one that this machine or this build of torch does not have.
+    """'auto' = a GPU where there is one, else the CPU. Raises ValueError: an unknown device, or one that this
+    machine or this build of torch does not have.
     """
     if device == "auto":
         without_cuda = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -141,10 +139,8 @@ def atomic_path(path: str | Path):
 def exclusive(path: str | Path):
     """Hold the lock file ``path``. Another process that wants it says who has it and waits, until this one
     has left the block or has ended in whatever way: the system then frees the lock. The file itself stays,
-    unless nothing else is in its folder.
-
-    Raises:
-        OSError: the lock cannot be had, whoever holds it, as on a disk that can only be read.
+    unless nothing else is in its folder. Raises OSError: the lock cannot be had, whoever holds it, as on a
+    disk that can only be read.
     """
     path = Path(path)
     lock = FileLock(path)
@@ -336,10 +332,8 @@ def write_json(path: str | Path, value) -> None:
 
 
 def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict) -> None:
-    """Write named tensors and a JSON header, ``without_paths``, as one safetensors file, atomically.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; names the file.
+    """Write named tensors and a JSON header, ``without_paths``, as one safetensors file, atomically. Raises
+    OSError: the disk is full or the folder cannot be written; names the file.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # Tensors that count are no JSON.
@@ -349,21 +343,16 @@ def save_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dic
 
 
 def read_tensor_header(path: str | Path) -> dict:
-    """The JSON header of a file written by ``save_tensors``; runs no code from the file.
-
-    Raises:
-        ValueError: missing, damaged, or another kind of file; names the file.
+    """The JSON header of a file written by ``save_tensors``; runs no code from the file. Raises ValueError:
+    missing, damaged, or another kind of file; names the file.
     """
     with reading(path, "a file of this library"), safe_open(path, "pt") as file:
         return {**json.loads(file.metadata()["mmlib"])}  # a list, or a number, raises here
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file by name; runs no code from the file.
-
-    Raises:
-        ValueError: missing, damaged, another kind of file, or a tensor with NaN or infinite values; names the
-            file.
+    """All tensors of a safetensors file by name; runs no code from the file. Raises ValueError: missing,
+    damaged, another kind of file, or a tensor with NaN or infinite values; names the file.
     """
     with reading(path, "a file of tensors"), safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -377,10 +366,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_into(module: torch.nn.Module, tensors: dict, path: str | Path) -> None:
-    """Copy the tensors of ``path`` into ``module``, half precision as float32.
-
-    Raises:
-        ValueError: another set of names, another shape, or integers for weights; names the file.
+    """Copy the tensors of ``path`` into ``module``, half precision as float32. Raises ValueError: another set
+    of names, another shape, or integers for weights; names the file.
     """
     try:
         for name, own in module.state_dict().items():
