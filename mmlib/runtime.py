@@ -10,10 +10,9 @@ import json
 import os
 import platform
 import random
-import re
 import shutil
 import sys
-import time
+import tempfile
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import lru_cache, wraps
@@ -80,8 +79,7 @@ OURS = LOCK, ".journal.jsonl", "dataset.json", "history.jsonl", "study.db", "cla
 # A file of ours holds one of these: the command that made it, or the head of a table of scores.
 MARKS = b'"command": "python -m mmlib', b"table,row,column,value"
 
-# Names this machine in temporary files: the number of a process says nothing on another one.
-_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+TEMPORARY = ".mmlib.tmp"  # ends the names of folders that hold a file while it is written
 
 
 @lru_cache(maxsize=None)
@@ -89,19 +87,23 @@ def remove_strays(folder: Path) -> None:
     """Delete what processes that were killed left of files they were writing into ``folder``. Once per
     process and folder.
 
-    A temporary is a stray if its process no longer runs on this machine, or after a day: on a shared disk it
-    may be another machine's.
+    A temporary is a stray if nobody holds its lock. The system frees the lock of a process that has ended in
+    whatever way, and it tells the same in every container, which the number of a process does not.
     """
-    import psutil  # slow to import, and asks for what not every system has
+    for stray in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError), FileLock(stray / LOCK, timeout=0):
+            shutil.rmtree(stray)
 
-    for path in folder.glob(".*.tmp"):
-        writer = re.fullmatch(r"\..+\.([0-9a-f]{8})-(\d{1,18})\.tmp", path.name)
-        with contextlib.suppress(OSError):  # another process may have removed it first
-            if writer and (
-                (writer[1] == _MACHINE and not psutil.pid_exists(int(writer[2])))
-                or time.time() - path.stat().st_mtime > 86400
-            ):
-                shutil.rmtree(path)
+
+def _own_folder(path: Path) -> tuple[Path, FileLock]:
+    """A new folder beside ``path`` for its temporary, and its lock, held by this process."""
+    folder = Path(tempfile.mkdtemp(TEMPORARY, f".{path.name}.", path.parent))
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire()
+    except FileNotFoundError:  # another process has just taken it for a stray
+        return _own_folder(path)
+    return folder, lock
 
 
 @contextlib.contextmanager
@@ -116,14 +118,16 @@ def atomic_path(path: str | Path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_strays(path.parent)
-    folder = path.with_name(f".{path.name}.{_MACHINE}-{os.getpid()}.tmp")
-    temporary = folder / path.name
     try:
-        folder.mkdir(exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        folder, lock = _own_folder(path)
+        try:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
     except OSError as error:
-        if error.filename in (None, str(temporary), str(folder)):
+        if TEMPORARY in str(error.filename or TEMPORARY):
             free = shutil.disk_usage(path.parent).free / 1e6
             reason = f"{error.strerror or error}, {free:.1f} MB free on its disk"
             raise OSError(
@@ -131,8 +135,6 @@ def atomic_path(path: str | Path):
                 "another folder"
             ) from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

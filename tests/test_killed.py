@@ -24,7 +24,7 @@ from small_runs import configured
 
 from mmlib import world
 from mmlib.data.prepared import Description, PreparedDataset, Writer, is_finished
-from mmlib.runtime import _MACHINE, atomic_path, write_json
+from mmlib.runtime import atomic_path, write_json
 from mmlib.unsupervised.inference import EvaluationConfig
 
 # ---- the commands: each runs in a process and a folder of its own, and goes on where an earlier process was
@@ -158,7 +158,7 @@ def content(folder: Path) -> dict:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or ".tmp/" in name:
+        if path.is_dir() or ".tmp/" in name or path.suffix == ".lock":  # a lock says who had it last
             found[name] = b""
         elif path.match("tokens/*.json"):
             continue  # digests of images that are some seconds old: it depends on when it was written
@@ -320,34 +320,39 @@ def test_two_processes_at_once_go_on_where_one_was_killed(job, data, undisturbed
     assert content(tmp_path) == whole
 
 
+def write_slowly(path, begun, end):
+    with atomic_path(path) as temporary:
+        temporary.write_text("1")
+        begun.set()
+        end.wait(60)
+
+
 def test_temporaries_of_the_dead_are_removed_and_no_others(tmp_path):
-    dead = SERVER.Process(target=os.getpid)
-    dead.start()
-    dead.join()
-    strays = [
-        f".a.json.{_MACHINE}-{dead.pid}.tmp",
-        f".b.{_MACHINE}-{dead.pid}.tmp",
-        ".old.json.0123abcd-7.tmp",
-        f".old.json.{_MACHINE}-{os.getpid()}.tmp",
+    """A writer is told by the lock it holds: a number of a process says nothing in another container."""
+    killed, living = [(SERVER.Event(), SERVER.Event()) for _ in range(2)]
+    writers = [
+        SERVER.Process(target=write_slowly, args=(tmp_path / name, *events))
+        for name, events in (("a.json", killed), ("b", living))
     ]
-    others = [
-        f".a.json.{_MACHINE}-{os.getpid()}.tmp",
-        f".b.{_MACHINE}-1.tmp",
-        ".new.json.0123abcd-7.tmp",
-        ".mine.tmp",
-        f"{dead.pid}.tmp",
-    ]
-    for name in strays + others:
+    for writer, (begun, _) in zip(writers, (killed, living)):
+        writer.start()
+        assert begun.wait(60)
+    writers[0].kill()
+    writers[0].join()
+    (theirs,) = tmp_path.glob(".b.*")
+    others = [".mine.tmp", ".a.json.tmp", "1.mmlib.tmp", theirs.name]
+    for name in others[:-1]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.json").touch()
-    long_ago = time.time() - 90_000
-    for name in (*strays[2:], ".mine.tmp"):
-        os.utime(tmp_path / name, (long_ago, long_ago))
+    (tmp_path / ".old.12345678.mmlib.tmp").mkdir()  # killed before it had its lock
     with atomic_path(tmp_path / "c.json") as temporary:
         assert temporary.name == "c.json" and temporary.parent.parent == tmp_path
         temporary.write_text("1")
         assert not (tmp_path / "c.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "c.json"])
+    living[1].set()
+    writers[1].join()
+    assert (tmp_path / "b").read_text() == "1" and not theirs.exists()
 
 
 def write(folder, numbers):
