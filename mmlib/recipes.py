@@ -83,7 +83,6 @@ def read_recipe(path: str | Path, section: str, kind: type) -> Recipe:
         if not entry["source"].startswith(SOURCES):
             beginnings = ", ".join(map(repr, SOURCES))
             raise ValueError(f"{where}: source {entry['source']!r} must begin with one of {beginnings}")
-        check_value(f"{where}: source", entry["source"], str)
         check_value(where, entry["value"], kinds[name])
     return Recipe(str(path), section, entries)
 
