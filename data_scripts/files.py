@@ -1,5 +1,5 @@
-"""Files from outside: a download that goes on where it stopped and is checked, and unpacking that cannot
-escape its folder.
+"""Files from outside: a download that goes on where it stopped and is checked, unpacking that cannot escape
+its folder, and HDF5 files that lead to no other file.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ ARCHIVE = (
 # ---- archives ----
 
 
-def unpack(archives: Iterable[Path], target: Path, progress: bool = True) -> Path:
+def unpack(archives: Iterable[Path], target: Path, progress: bool = True, gigabytes: float = 200.0) -> Path:
     """Unpack zip or tar archives into ``target``; returns it. Goes on where an earlier call was interrupted.
 
     All names are looked at before anything is written. ``__MACOSX`` folders, which hold no data, are left
     out. Every file gets the time of its archive: a file of that time and of its size is whole already.
 
     Raises:
-        DataError: no archive, damaged, encrypted, too large for the disk, or a member that is a link or
-            device or would land outside.
+        DataError: no archive, damaged, encrypted, larger than ``gigabytes`` when it is unpacked or too large
+            for the disk, or a member that is a link or device or would land outside.
     """
     for archive in map(Path, archives):
         time = archive.stat().st_mtime_ns
@@ -42,12 +42,16 @@ def unpack(archives: Iterable[Path], target: Path, progress: bool = True) -> Pat
             continue
         with reading(archive, ARCHIVE, DataError):
             zipped = zipfile.is_zipfile(archive)
-            if progress and not zipped:
-                print(f"reading the names in {archive}")
             file = zipfile.ZipFile(archive) if zipped else tarfile.open(archive, tarinfo=_Member)
         with file:
-            waiting = []
-            for name, size, member in _members(file, archive):
+            waiting, members = [], _members(file, archive)
+            total = sum(size for _, size, _ in members) / 1e9
+            if total > gigabytes:
+                raise DataError(
+                    f"{archive}: {total:.1f} GB when it is unpacked, more than --unpacked-gb {gigabytes:g}; "
+                    "nothing was unpacked; if you trust the archive, give a larger number"
+                )
+            for name, size, member in members:
                 status = (target / name).stat() if (target / name).is_file() else None
                 if not status or (status.st_size, status.st_mtime_ns) != (size, time):
                     waiting.append((name, size, member))
@@ -126,6 +130,20 @@ def _members(file: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> list[tup
     return list(members.values())
 
 
+def check_alone(file):
+    """Raise ValueError where an open HDF5 file leads to other files, by a link or by where an array lies:
+    what they hold would be copied into the data set.
+    """
+
+    def outside(name: str, link):  # what is not None ends the visit
+        item = None if hasattr(link, "path") else file[name]
+        if not item or getattr(item, "external", None) or getattr(item, "is_virtual", False):
+            return name
+
+    if name := file.visititems_links(outside):
+        raise ValueError(f"{name} leads out of the file")
+
+
 def _check_room(need: int, folder: Path, what: str, to_do: str):
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -152,6 +170,10 @@ def fetch(url: str, path: Path, size: int = 0, sha256: str = "", progress: bool 
         if _differs(path, size, sha256):
             raise DataError(f"{path}: not the file that {url} gives, of {size} bytes; remove it")
         return path
+    if not sha256:
+        print(
+            f"{url}: no sha256 of it is known, so nothing tells whether the file that comes is the original"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(f"{path}.part")
     have = part.stat().st_size if sha256 and part.exists() else 0

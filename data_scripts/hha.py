@@ -89,12 +89,11 @@ def hha(depth: ndarray, intrinsics, up=None) -> ndarray:
     lowest point). Pixels without depth or normal are 0 0 0.
 
     Args:
-        depth: (H, W) metres, 0 = no measurement. up: unit vector in the camera's frame; None = estimated from
-            this image (``gravity``).
+        depth: (H, W) float64 metres, 0 = no measurement. up: unit vector in the camera's frame; None = estimated
+            from this image (``gravity``).
     """
-    depth = np.asarray(depth, np.float64)
     normal = normals(depth, intrinsics, 3)
-    up = gravity(normals(depth, intrinsics, 10)[::4, ::4]) if up is None else np.asarray(up, np.float64)
+    up = gravity(normals(depth, intrinsics, 10)[::4, ::4]) if up is None else up
     x, y = rays(depth.shape, intrinsics)
     height = depth * (x * up[0] + y * up[1] + up[2])
     valid = (depth > 0) & (normal != 0).any(-1)

@@ -33,7 +33,7 @@ import common
 import numpy as np
 import tyro
 from common import Arrays, Sample, Size
-from files import fetch
+from files import check_alone, fetch
 from hha import LEVEL, hha
 from numpy import ndarray
 from PIL import Image
@@ -47,13 +47,10 @@ from mmlib.runtime import reading
 OFFICIAL = {classes: common.read_official(f"nyu{classes}") for classes in (13, 40)}
 MODALITIES = OFFICIAL[13].modalities
 DEPTH = {"metres": "depth", "inverse": "inverse_depth", "hha": "hha"}  # names of --depth's choices
-# Class of the 13, from 1, for each of the 40: class13Mapping.mat.
-TO_13 = [
-    int(word)
-    for word in (
-        "12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7 7 7 6 7 7 7 7 7 7 6 7"
-    ).split()
-]
+# Class of the 13, from 1, for each of the 40: class13Mapping.mat of the same repository.
+TO_13 = np.array(
+    "12 5 6 1 4 9 10 12 13 6 8 6 13 10 6 13 6 7 7 5 7 3 2 6 11 7 7 7 7 7 7 6 7 7 7 7 7 7 6 7".split(), int
+)
 FRAMES, RAW_IDS, COUNTS = 1449, 894, {"train": 795, "test": 654}
 SIZE = (480, 640)
 # fx, fy, cx, cy of the colour camera, to which the depth is registered.
@@ -63,7 +60,7 @@ BORDER = 8
 BLOCK = 15
 
 MAT, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
-MAP40, MAP13 = "classMapping40.mat", "class13Mapping.mat"
+MAP40 = "classMapping40.mat"
 # Address, bytes and sha256; 0 and "": not known, the content is checked when it is read.
 FILES = common.read_facts("nyu_files")
 HOW = f"""NYU-Depth-v2: open, no registration. --download fetches into the folder named what is not
@@ -71,8 +68,6 @@ there yet; or fetch by hand:
   {FILES[MAT]["url"]}   (3.0 GB)
   {FILES[SPLITS]["url"]}
   {FILES[MAP40]["url"]}
-  {FILES[MAP13]["url"]}
-({MAP13} is optional: its table is known here, and compared where the file is.)
 Licence: none stated by the authors; research use."""
 
 
@@ -169,11 +164,9 @@ def read_mat(path: Path, name: str) -> ndarray:
     from scipy.io import loadmat
 
     with reading(path, f"a MATLAB 5 file with whole numbers {name}", DataError):
-        array = loadmat(path, simplify_cells=True)[name]
-        while isinstance(array, dict):  # a struct: its first field
-            array = next(iter(array.values()))
-        numbers = np.ravel(array).astype(np.int64)
-        if not np.array_equal(numbers, np.ravel(array)):
+        array = np.ravel(loadmat(path)[name])
+        numbers = array.astype(np.int64)
+        if not np.array_equal(numbers, array):
             raise ValueError("not whole numbers")
     return numbers
 
@@ -197,6 +190,7 @@ def open_arrays(path: Path, wanted: dict, what: str):
     cache = 1 << 20
     with reading(path, f"MATLAB 7.3 (HDF5), {what} (fetch it again)", DataError):
         with h5py.File(path) as file:
+            check_alone(file)
             count = len(file[next(iter(wanted))])
             for name, (shape, dtype) in wanted.items():
                 array = file[name]
@@ -242,9 +236,7 @@ def class_table(folder: Path, names: list[str], classes: int) -> ndarray:
             f"{folder / MAP40}: maps {wrong[0]!r} to another class than its own; the file belongs to other "
             "labels"
         )
-    if (folder / MAP13).exists() and read_mat(folder / MAP13, "classMapping13").tolist() != TO_13:
-        raise DataError(f"{folder / MAP13}: another table than the official one; delete the file to use that")
-    final = to40 if classes == 40 else np.array(TO_13)[to40 - 1]
+    final = to40 if classes == 40 else TO_13[to40 - 1]
     return np.concatenate([[IGNORE_INDEX], final - 1]).astype(np.uint8)
 
 

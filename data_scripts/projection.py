@@ -7,10 +7,10 @@ metres. The images are taken as undistorted.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from files import check_alone
 from numpy import ndarray
 
 from mmlib.data.images import DataError
@@ -46,8 +46,8 @@ def read_calibration(path: Path, cameras: Iterable[str], transforms: Iterable[st
             value = value.get(key) if isinstance(value, dict) else None
         kinds = (
             "a 3 × 3 camera matrix [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, or a 4 × 4 rigid "
+            "transform, a rotation and a shift in m above the row 0 0 0 1"
         )
-        kinds += "transform, a rotation and a shift in m above the row 0 0 0 1"
         with reading(f"{path}, {place}", kinds, DataError):
             matrix = np.array(value, np.float64)
             turn = matrix[:3, :3]
@@ -99,18 +99,10 @@ def read_points(path: Path) -> ndarray:
     return points
 
 
-@dataclass(frozen=True)
-class Motion:
-    """How the car moves while the LiDAR scans: along its own x axis, turning at a constant rate about its own
-    axes (x forward, z down).
-    """
-
-    speed: float  # m/s
-    rates: ndarray  # (3,) rad/s
-
-
-def read_motion(path: Path) -> Motion:
-    """Speed over ground and angular rates of the first line of a GNSS file.
+def read_motion(path: Path) -> tuple[float, ndarray]:
+    """Speed over ground (m/s) and angular rates (3,) (rad/s) of the first line of a GNSS file: how the car
+    moves while the LiDAR scans, along its own x axis, turning at a constant rate about its own axes (x
+    forward, z down).
 
     Raises:
         DataError: missing, or other than 28 integers; names the file.
@@ -119,14 +111,14 @@ def read_motion(path: Path) -> Motion:
         with open(path, encoding="utf-8") as file:
             fields = dict(zip(GNSS, map(int, file.readline().split()), strict=True))
     rates = np.array([fields[f"angular_rate_{axis}"] for axis in ("roll", "pitch", "heading")])
-    return Motion(fields["gSpeed"] / 1e3, np.deg2rad(rates / 1e5))
+    return fields["gSpeed"] / 1e3, np.deg2rad(rates / 1e5)
 
 
 def compensate(
-    points: ndarray, exposure: float, motion: Motion, lidar2car: ndarray, where="points"
+    points: ndarray, exposure: float, motion: tuple, lidar2car: ndarray, where="points"
 ) -> ndarray:
     """Points (N, 6) -> the same, each moved to where it would be measured from the car at the time
-    ``exposure`` (s).
+    ``exposure`` (s). ``motion``: speed and rates (``read_motion``).
 
     In the car's frame, with w the rates, v the velocity and t = time of the point - exposure: p' = exp([w] t)
     p + ∫ exp([w] s) v ds over [0, t], the exact motion on an arc. Static surroundings are assumed.
@@ -141,11 +133,12 @@ def compensate(
             f"{where}: a point lies {apart:.3g} s from the exposure; expected less than {CLOCK:g} s, both on "
             "one clock"
         )
-    velocity, rate = np.array([motion.speed, 0, 0]), np.linalg.norm(motion.rates)
+    speed, rates = motion
+    velocity, rate = np.array([speed, 0, 0]), np.linalg.norm(rates)
     place = points[:, :3] @ lidar2car[:3, :3].T + lidar2car[:3, 3]
     t = seconds[:, None]
     if rate > 1e-9:
-        axis, angle = motion.rates / rate, rate * t
+        axis, angle = rates / rate, rate * t
         along = axis * (place @ axis)[:, None]
         place = along + (place - along) * np.cos(angle) + np.cross(axis, place) * np.sin(angle)
         forward = axis * (velocity @ axis)
@@ -206,19 +199,17 @@ def nearest(pixel: ndarray, distance: ndarray, size: Size, enlarge: int = 1) -> 
     return hit, point[order[first]]
 
 
-def lidar_returns(
-    points: ndarray, camera: ndarray, lidar2camera: ndarray, size: Size, enlarge: int = 1, near: float = 1.0
-):
+def lidar_returns(points: ndarray, camera: ndarray, lidar2camera: ndarray, size: Size, enlarge: int = 1):
     """What the camera sees of LiDAR points (N, 6): flat pixels (m,) and (m, 3) float64 range in m, intensity,
     height in m.
 
-    Range and height are the LiDAR's own, measured from it. Points nearer than ``near`` m are the car itself
-    and left out.
+    Range and height are the LiDAR's own, measured from it. Points nearer than 1 m are the car itself and left
+    out.
     """
     places = points[:, :3]
     distance = np.sqrt(np.einsum("ij,ij->i", places, places))
     index, pixel = visible(places, camera, lidar2camera, size)
-    far = distance[index] >= near
+    far = distance[index] >= 1
     index, pixel = index[far], pixel[far]
     pixel, front = nearest(pixel, distance[index], size, enlarge)
     index = index[front]
@@ -240,6 +231,7 @@ def read_events(path: Path, window: int) -> tuple:
     except ImportError as error:
         raise ValueError(f'{path}: event files need {error.name}; pip install -e ".[data]"') from error
     with reading(path, "HDF5 with events/x, y, t, p", DataError), h5py.File(path, "r") as file:
+        check_alone(file)
         rows = x, y, t, p = [file[f"events/{name}"] for name in "xytp"]
         if not {row.dtype.kind for row in rows} <= set("biuf") or {row.shape for row in rows} != {(t.size,)}:
             raise TypeError("expected four rows of numbers, one length")

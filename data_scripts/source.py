@@ -3,7 +3,6 @@
 ``common`` offers all of it to the scripts.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,9 +16,9 @@ import tyro
 from files import unpack
 from numpy import ndarray
 
-from mmlib.config import AtLeast, check_settings
+from mmlib.config import Above, AtLeast, check_settings
 from mmlib.data.images import DataError, read_image
-from mmlib.runtime import check_output, progress_bar
+from mmlib.runtime import check_output, progress_bar, without_paths
 
 Size = tuple[int, int]  # height, width
 
@@ -29,7 +28,7 @@ class Options:
     """Options of every script; a script may add its own."""
 
     # Options that do not decide what is written.
-    unrecorded = ("source", "out", "check", "partial", "workers", "progress")
+    unrecorded = ("source", "out", "unpacked_gb", "check", "partial", "workers", "progress")
 
     source: tyro.conf.Positional[str] = ""
     """Unpacked folder, or archive (zip, tar, tar.gz), which is unpacked into OUT-source first."""
@@ -37,6 +36,8 @@ class Options:
     """Folder to write, or with --check to read."""
     size: Annotated[Size, AtLeast(0)] = (0, 0)
     """Height and width to resize to; 0 0 = the native size."""
+    unpacked_gb: Annotated[float, Above(0)] = 200.0
+    """The most that an archive may hold when it is unpacked, in gigabytes."""
     check: bool = False
     """Only check the prepared folder OUT: every file, size, type and class id, the counts, the report, the
     contact sheet.
@@ -49,11 +50,11 @@ class Options:
     """Show progress bars."""
 
     def recorded(self) -> dict:
-        """The options that decide what is written, as JSON: kept in the description, so that no folder mixes
-        two settings.
+        """The options that decide what is written, as JSON without paths: kept in the description, so that no
+        folder mixes two settings.
         """
         values = {name: value for name, value in vars(self).items() if name not in self.unrecorded}
-        return json.loads(json.dumps(values, default=str))
+        return without_paths(values)
 
     def inputs(self) -> list[str]:
         """Files and folders that are read."""
@@ -106,7 +107,8 @@ def locate(options: Options, names: Iterable[str], how: str, packed: str = "") -
         raise DataError(f"name the archive or the unpacked folder; {options.source!r} is not found.\n{how}")
     archives = [source] if source.is_file() else sorted(source.glob(packed)) if packed else []
     if archives:
-        source = unpack(archives, Path(f"{options.out.rstrip('/')}-source"), options.progress)
+        target = Path(f"{options.out.rstrip('/')}-source")
+        source = unpack(archives, target, options.progress, options.unpacked_gb)
     first, *others = names
     for depth in range(4):
         for path in sorted(source.glob("*/" * depth + first)):
@@ -170,8 +172,7 @@ def nearest(array: ndarray, size: Size) -> ndarray:
 
 def spread(listed: list, count: int) -> list:
     """``count`` entries spread evenly over a list, both ends among them; all of a shorter one."""
-    places = np.linspace(0, len(listed) - 1, min(count, len(listed)))
-    return [listed[place] for place in np.unique(places.astype(int))]
+    return [listed[int(place)] for place in np.linspace(0, len(listed) - 1, min(count, len(listed)))]
 
 
 def verify_counts(samples: list[Sample], expected: Mapping, options: Options, where):

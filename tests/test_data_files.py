@@ -141,6 +141,17 @@ def test_encrypted_twice_named_and_empty_archives(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_an_archive_that_grows_too_large_is_refused_before_anything_is_written(tmp_path, suffix):
+    bomb = pack(tmp_path / f"bomb{suffix}", {"a.bin": bytes(10**7), "b.bin": bytes(10**7)})
+    assert bomb.stat().st_size < 10**5
+    with pytest.raises(DataError, match="bomb.*: 0.0 GB when it is unpacked, more than --unpacked-gb 0.015"):
+        files.unpack([bomb], tmp_path / "out", False, 0.015)
+    assert not (tmp_path / "out").exists()
+    files.unpack([bomb], tmp_path / "out", False, 0.02)
+    assert (tmp_path / "out" / "b.bin").stat().st_size == 10**7
+
+
 def test_what_is_no_archive_is_named(tmp_path):
     for name, content in (
         ("a.zip", b""),
@@ -364,6 +375,13 @@ def test_a_download_is_the_file(server, tmp_path):
         with pytest.raises(DataError, match="set.zip: not the file that"):
             files.fetch(server.url, path, progress=False, **wrong)
     assert path.read_bytes() == plan.content
+
+
+def test_a_download_that_cannot_be_checked_says_so(server, tmp_path, capsys):
+    files.fetch(server.url, tmp_path / "a.zip", 0, server.plan.sha256, False)
+    assert "sha256" not in capsys.readouterr().out
+    files.fetch(server.url, tmp_path / "b.zip", progress=False)
+    assert f"{server.url}: no sha256 of it is known" in capsys.readouterr().out
 
 
 def test_a_broken_download_goes_on(server, tmp_path):

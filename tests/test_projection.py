@@ -221,7 +221,7 @@ def test_points_measured_on_a_circle_are_brought_back_to_the_exposure():
     world, seconds = rng.uniform(-40, 40, (50, 3)), rng.uniform(-0.1, 0.1, 50)
     points = measured(world, seconds, curve(15.0, 0.5))
     expected = measured(world, np.zeros(50), curve(15.0, 0.5))
-    motion = projection.Motion(15.0, np.array([0, 0, 0.5]))
+    motion = 15.0, np.array([0, 0, 0.5])
     found = projection.compensate(points, 100.0, motion, CAR)
     assert np.abs(points - expected)[:, :3].max() > 1  # metres to mend
     assert np.allclose(found[:, :3], expected[:, :3], atol=1e-9) and np.array_equal(
@@ -237,14 +237,14 @@ def test_any_steady_motion_is_the_exponential_of_its_twist(rates):
     twist[:3, :3], twist[:3, 3] = [[0, -c, b], [c, 0, -a], [-b, a, 0]], velocity
     world, seconds = rng.uniform(-30, 30, (20, 3)), rng.uniform(-0.2, 0.2, 20)
     points = measured(world, seconds, lambda t: expm(twist * t))
-    found = projection.compensate(points, 100.0, projection.Motion(12.0, np.array(rates, float)), CAR)
+    found = projection.compensate(points, 100.0, (12.0, np.array(rates, float)), CAR)
     assert np.allclose(found[:, :3], measured(world, np.zeros(20), lambda t: np.eye(4))[:, :3], atol=1e-8)
 
 
 def test_points_of_another_clock_are_an_error():
     points = cloud()
     with pytest.raises(DataError, match=r"scan.bin: a point lies 5e\+03 s from the exposure"):
-        projection.compensate(points, 5000.0, projection.Motion(1.0, np.zeros(3)), CAR, "scan.bin")
+        projection.compensate(points, 5000.0, (1.0, np.zeros(3)), CAR, "scan.bin")
 
 
 def test_gnss_line(tmp_path):
@@ -259,7 +259,7 @@ def test_gnss_line(tmp_path):
     }
     (tmp_path / "gnss.txt").write_text(" ".join(map(str, values.values())) + "\n")
     motion = projection.read_motion(tmp_path / "gnss.txt")
-    assert motion.speed == 13.9 and np.allclose(np.rad2deg(motion.rates), [1, -2, 45])
+    assert motion[0] == 13.9 and np.allclose(np.rad2deg(motion[1]), [1, -2, 45])
     for text, message in (
         ("1 2 3", "28 integers"),
         ("", "28 integers"),
@@ -425,6 +425,44 @@ def test_event_files_of_another_kind_are_named(tmp_path, change, message):
     with h5py.File(path, "r+") as file:
         change(file)
     with pytest.raises(DataError, match=f"bad.h5: .*{message}"):
+        projection.read_events(path, 30_000)
+
+
+def lead_elsewhere(file: h5py.File, name: str, kind: str, secret: Path) -> None:
+    """Replace the array ``name`` by one that looks the same and whose values lie in another file."""
+    shape, dtype = file[name].shape, file[name].dtype
+    group, _, last = name.rpartition("/")
+    copy = secret.with_suffix(".h5")
+    with h5py.File(copy, "w") as other:
+        file.copy(group or name, other)
+    secret.write_bytes(bytes(file[name].nbytes))
+    if kind == "external group":
+        del file[group]
+        file[group] = h5py.ExternalLink(copy, group)
+        return
+    del file[name]
+    if kind == "external storage":
+        file.create_dataset(name, shape, dtype, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[...] = h5py.VirtualSource(copy, name, shape)
+        file.create_virtual_dataset(name, layout)
+    else:
+        link = h5py.SoftLink("/elsewhere/" + last)
+        file["elsewhere"] = h5py.ExternalLink(copy, group)
+        file[name] = h5py.ExternalLink(copy, name) if kind == "external link" else link
+
+
+@pytest.mark.parametrize(
+    "kind", ["external storage", "external link", "external group", "soft link", "virtual"]
+)
+def test_event_files_that_lead_to_other_files_are_refused(tmp_path, kind):
+    path = write_events(tmp_path / "bad.h5", *burst())
+    with h5py.File(path, "r+") as file:
+        lead_elsewhere(file, "events/p", kind, tmp_path / "secret")
+    with h5py.File(path) as file:
+        assert file["events/p"][()].shape == (500,)  # without the check it would be read
+    with pytest.raises(DataError, match="bad.h5: .*leads out of the file"):
         projection.read_events(path, 30_000)
 
 
