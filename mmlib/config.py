@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from math import inf
 from numbers import Integral, Real
 from os import PathLike
+from types import UnionType
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 
@@ -100,7 +101,8 @@ SCALARS = {
 
 def check_value(name: str, value, kind, bound: Between = Between()) -> None:
     """Check one value against a type as configurations have them: numbers, text, booleans, choices, tuples
-    and dictionaries. Where a float is expected a whole number will do; a boolean is no number.
+    and dictionaries, and ``X | None``. Where a float is expected a whole number will do; a boolean is no
+    number.
 
     Raises:
         ValueError: begins with ``name``.
@@ -118,6 +120,9 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
     elif origin is Literal:
         same = any(choice == value and type(choice) is type(value) for choice in inside)
         require(same, "one of " + ", ".join(map(str, inside)))
+    elif origin is UnionType:
+        if value is not None:
+            check_value(name, value, inside[0], bound)
     elif origin is tuple:
         require(isinstance(value, tuple | list), "a list of values")
         kinds = inside[:1] * len(value) if inside[-1] is ... else inside

@@ -338,7 +338,7 @@ def test_a_clustering_is_saved_whole(tmp_path):
     for mapping in (None, [1, -1, 0]):
         for parts in ({}, {"chain": chain}, {"network": net, "chain": chain}):
             saved = cl.Clustering(
-                torch.randn(3, 7), mapping, ["a", "b"], [(1, 2, 3), (4, 5, 6)], **parts, settings={"seed": 3}
+                torch.randn(3, 7), mapping, ["a", "b"], [[1, 2, 3], [4, 5, 6]], **parts, settings={"seed": 3}
             )
             cl.save_clustering(path, saved)
             again = cl.load_clustering(path)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import check_value
+from ..config import check_settings
 from ..data.description import Palette
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix
@@ -178,12 +178,14 @@ class Clustering:
         network: makes codes of tokens; None = the tokens themselves were clustered (k-means).
         chain: what happens to tokens before the network, with the statistics of the training tokens.
         settings: which sensors and tokens it reads and how they are made; JSON values.
+
+    Lists will do for tuples.
     """
 
     centroids: Tensor
-    mapping: list[int] | None = None
-    classes: list[str] = field(default_factory=list)
-    palette: list[tuple[int, int, int]] = field(default_factory=list)
+    mapping: tuple[int, ...] | None = None
+    classes: tuple[str, ...] = ()
+    palette: Palette = ()
     network: ClusterNet | None = None
     chain: TokenChain = TokenChain()
     settings: dict = field(default_factory=dict)
@@ -221,22 +223,20 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
         values = header["clustering"]
         network, standardized = values.pop("network"), values.pop("standardized")
         net = None
+        weights = {k.removeprefix("network."): x for k, x in tensors.items() if k.startswith("network.")}
         if network:
             config, adapters = ClusterNetConfig(**network.pop("config")), network.pop("adapters")
             net = ClusterNet(**network, config=config)
             net.add_adapters(adapters)
-            weights = {k.removeprefix("network."): x for k, x in tensors.items() if k.startswith("network.")}
             load_into(net, weights, path)
             net.eval().to(device)
-        check_value("classes", values["classes"], tuple[str, ...])
         chain = TokenChain(**values.pop("chain")).with_tensors(tensors)
         clustering = Clustering(tensors["centroids"], network=net, chain=chain, **values)
-        check_value("palette", clustering.palette, Palette)
-        clustering.palette = [(r, g, b) for r, g, b in clustering.palette]
+        check_settings(clustering, "its ")
         (clusters, dim), classes = clustering.centroids.shape, len(clustering.classes)
         mapping = [-1] * clusters if clustering.mapping is None else clustering.mapping
         if (
-            bool(chain.statistics) != standardized
+            (bool(chain.statistics), bool(weights)) != (standardized, bool(net))
             or not clustering.centroids.is_floating_point()
             or (net and dim != net.config.dim)
             or len(mapping) != clusters
@@ -246,7 +246,8 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
             raise ValueError(
                 f"{clustering.centroids.dtype} centroids of length {dim}, mapping {mapping}, "
                 f"{len(clustering.palette)} colours: expected floats, D of the codes, a class or -1 for each "
-                f"of {clusters} clusters, a colour for each of {classes} classes, and statistics of tokens"
+                f"of {clusters} clusters, a colour for each of {classes} classes, and the tensors of its "
+                "tokens and network"
             )
     return clustering
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AtLeast, check_settings
+from ..config import AtLeast, Between, check_settings
 from ..data.images import map_npy, write_image
 from ..data.prepared import PreparedDataset
 from ..runtime import (
@@ -64,7 +64,7 @@ class TokenConfig:
     """Divide each channel by its spread over the training tokens; auto = for all but DINOv3."""
     smooth: Literal["auto", "on", "off"] = "auto"
     """Average each token with its eight neighbours; auto = for all but DINOv3."""
-    centre_images: Annotated[float, AtLeast(-1)] = -1.0
+    centre_images: Annotated[float, Between(-1, 1)] = -1.0
     """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the
     others.
     """

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from ..config import AtLeast, check_settings
+from ..config import AtLeast, check_settings, check_value
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix, score_clusters
 from ..evaluation.statistics import rounded
@@ -298,6 +298,7 @@ def segment(config: SegmentConfig) -> dict | None:
         key, values = clusters.settings["backbone"], clusters.settings["tokens"]
         settings = TokenConfig(**values)
         check_settings(settings)
+        check_value("inputs", [*sensors, *read], tuple[str, ...])
     weights = config.backbone_weights or settings.backbone_weights
     if weights not in ("", "random") and not Path(weights).exists():
         raise ValueError(f"{weights}: not found, the weights of this run's backbone; give --backbone-weights")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..config import Between
 
 CLIP = 3.0  # standard deviations beyond which a standardised token is cut off
 
@@ -30,7 +33,7 @@ class TokenChain:
 
     statistics: dict[str, Tensor] = field(default_factory=dict)
     smooth: bool = False
-    centre: float = 0.0
+    centre: Annotated[float, Between(0, 1)] = 0.0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """Raw tokens (B, C, h, w) of modality ``name`` -> the same shape, processed."""
