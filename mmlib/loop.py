@@ -136,6 +136,7 @@ def write_report(config, progress: Progress, **entries) -> dict:
         "config": settings | {"data": Path(config.data).name},
         "seconds": round(progress.seconds, 1),
         "cpu_seconds": round(progress.cpu_seconds, 1),
+        "inputs": progress.inputs,
         **entries,
     }
     write_json(Path(config.out) / "report.json", report)

@@ -20,6 +20,7 @@ from mmlib.data.missing import remove
 from mmlib.data.prepared import PreparedDataset, collate
 from mmlib.evaluation import subsets as subsets_module
 from mmlib.evaluation.counts import accuracy, confusion_matrix, iou, miou
+from mmlib.evaluation.failures import evaluate_failures
 from mmlib.evaluation.fusion import FUSIONS
 from mmlib.evaluation.sheets import Sheet, cluster_sheets, subset_sheet, write_sheets
 from mmlib.evaluation.statistics import estimate, paired_difference
@@ -192,6 +193,31 @@ def test_logits_of_other_classes_are_refused(scored):
         evaluate_subsets(lambda images: images, data)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [None, "mean", "entropy", "agreement", "own"])
+def test_logits_that_are_not_finite_are_of_no_class(scored, value, rule):
+    """One pixel is enough, in whatever way the sensors are fused; the error names the sample. The agreement
+    rule leaves a sensor out, but not all of them.
+    """
+    data, network = scored
+    fuse = FUSIONS.get(rule) or (rule and (lambda logits: sum(logits.values())))
+
+    def encode(images):
+        logits = network.modality_logits(images)
+        broken = (images["depth"] == data[2]["images"]["depth"]).flatten(1).all(1)
+        for name in logits if rule == "agreement" else ["depth"]:
+            logits[name][broken, 1, 3, 5] = value
+        return logits
+
+    for size in (1, 5):
+        with pytest.raises(ValueError, match="val_002.*: .*logits.* are not finite"):
+            evaluate_subsets(encode, data, fuse=fuse, batch_size=size)
+    rules = {"rule": fuse or FUSIONS["mean"]}
+    if rule != "agreement":
+        with pytest.raises(ValueError, match="val_002: .*logits.* are not finite"):
+            evaluate_failures(encode, rules, data, faults=["blank"])
+
+
 def test_shards_add_up(scored):
     data, network = scored
     whole = evaluate_subsets(network.modality_logits, data, batch_size=1)
@@ -222,22 +248,6 @@ def test_unlabelled_data_can_not_be_scored(tmp_path):
     data = PreparedDataset(toy.make(tmp_path, labels=False), "val")
     with pytest.raises(ValueError, match="no labels"):
         evaluate_subsets(lambda images: images, data)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("fuse", [None, FUSIONS["agreement"], lambda votes: next(iter(votes.values()))])
-def test_logits_that_are_not_finite_are_no_class(scored, value, fuse):
-    """One pixel is enough, in whatever way the sensors are fused."""
-    data, network = scored
-
-    def encode(images):
-        logits = network.modality_logits(images)
-        for name in logits:
-            logits[name][:, :, 1, 2] = value
-        return logits
-
-    with pytest.raises(ValueError, match="logits (of rgb )?are not finite"):
-        evaluate_subsets(encode, data, fuse=fuse)
 
 
 def test_subset_matrix_lists_every_subset_once():

@@ -317,6 +317,49 @@ def test_other_images_under_the_same_names_are_predicted_anew(trained, tmp_path,
         assert np.array_equal(fresh, again)
 
 
+@pytest.mark.parametrize("options", [{}, {"fusion": "agreement"}, {"window": (32, 32)}])
+def test_logits_that_are_not_finite_are_of_no_class(trained, tmp_path, options):
+    """Finite weights, whose logits overflow: no mask is written, and the error names the samples."""
+    network = load_segmenter(trained / "net.safetensors")
+    with torch.no_grad():
+        network.head.classify.weight *= 1e37
+    save_segmenter(network, tmp_path / "net.safetensors")
+    run = replace(configured(trained, tmp_path / "out", *NAMES, **options), batch_size=1)
+    with pytest.raises(ValueError, match="val_000: .*logits.* not finite"):
+        predict(replace(run, checkpoint=str(tmp_path / "net.safetensors")))
+    assert not (tmp_path / "out" / "masks").exists()
+    with pytest.raises(SystemExit, match="error: val_000.*logits.* not finite"):
+        cli.main(
+            f"evaluate {tmp_path}/net.safetensors --data {trained}/toy --no-progress --device cpu".split()
+        )
+
+
+@pytest.mark.parametrize("kind", ["files", "data"])
+def test_images_unlike_those_of_the_training_are_pointed_out(trained, tmp_path, kind, capsys):
+    """Depth of files, and of a data set, that are a thousandth of what they were: another unit."""
+    if kind == "files":
+        shutil.copytree(trained / "files", tmp_path / "files")
+        for file in (tmp_path / "files" / "depth").iterdir():
+            write_image(file, (np.array(Image.open(file)) // 1000)[..., None])
+        where = [f"{name}={tmp_path}/files/{name}" for name in NAMES]
+    else:
+        shutil.copytree(trained / "toy", tmp_path / "toy")
+        description = json.loads((tmp_path / "toy" / "dataset.json").read_text())
+        description["modalities"][1]["scale"] /= 1000
+        (tmp_path / "toy" / "dataset.json").write_text(json.dumps(description))
+        where = ["--data", str(tmp_path / "toy"), "--split", "val"]
+    command = ["predict", str(trained / "net.safetensors"), *where, "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="error: depth has values of 0 to .* m, in training .* to "):
+        cli.main([*command, "--strict"])
+    assert not (tmp_path / "out" / "masks").exists()
+    cli.main(command)
+    assert "warning: depth has values of " in capsys.readouterr().err
+    cli.main(
+        [*command[:2], *(f"{n}={trained}/files/{n}" for n in NAMES), "--out", f"{tmp_path}/b", "--strict"]
+    )
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("writes", [1, 2, 3, 5])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(trained, tmp_path, monkeypatch, writes):
     run, plain, count = configured(trained, tmp_path / "out", *NAMES), Image.Image.save, []

@@ -198,13 +198,14 @@ def test_compare_prints_clusterings_in_the_layout_of_their_tables(tmp_path, caps
         cli.main(["compare", clustered(tmp_path / "none", 1.0, labelled=False)])
 
 
-def finished(trained, folder, network, seed=0, data=None, **settings):
+def finished(trained, folder, network, seed=0, data=None, inputs=(), **settings):
     """A folder as 'train' leaves it, with this network as its last checkpoint."""
     folder.mkdir(parents=True)
     save_segmenter(network, folder / "last.safetensors")
     (folder / "config.json").write_text(json.dumps({"seed": seed, "data": str(data or trained / "toy")}))
     config = {"seed": seed, "data": "toy", "lr": 0.1, "save_every": 1.0} | settings
     report = {"config": config, "steps": 1, "seconds": 1.0, "cpu_seconds": 1.0}
+    report |= {"inputs": inputs} if inputs else {}
     (folder / "report.json").write_text(json.dumps(report))
     (folder / "history.jsonl").write_text("")
     return str(folder)
@@ -281,6 +282,53 @@ def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
         with pytest.raises(SystemExit, match=f"{name}-1: is scored on .* differs in {what}; give --data"):
             cli.main(["compare", first, runs[name], *COMPARE])
     cli.main(["compare", first, runs["image"], *COMPARE, "--data", str(trained / "toy")])
+
+
+def test_runs_that_were_trained_on_different_data_are_not_compared(trained, tmp_path):
+    """What they read is in their reports; those of other sensors have other images."""
+    network, runs = load_segmenter(trained / "net.safetensors"), {}
+    inputs = {"index of train": "1", "images of train": "2"}
+    for seed, (name, changes) in enumerate(
+        {
+            "first": {},
+            "same": {},
+            "images": {"images of train": "3"},
+            "index": {"index of train": "4"},
+        }.items()
+    ):
+        runs[name] = finished(trained, tmp_path / f"{name}-{seed}", network, seed, inputs=inputs | changes)
+    cli.main(["compare", runs["first"], runs["same"], *COMPARE])
+    for name in ("images", "index"):
+        message = f"{name}-.: was trained on other data than .*first-0, which differ in the {name} of train"
+        with pytest.raises(SystemExit, match=message):
+            cli.main(["compare", runs["first"], runs[name], *COMPARE, "--data", str(trained / "toy")])
+    other = finished(
+        trained,
+        tmp_path / "other-4",
+        network,
+        inputs=inputs | {"images of train": "5"},
+        modalities=["rgb", "depth"],
+    )
+    cli.main(["compare", runs["first"], other, *COMPARE])
+
+
+def test_evaluate_and_compare_point_out_data_unlike_those_of_the_training(trained, tmp_path, capsys):
+    """The same metres, but one folder holds them a thousand times too large."""
+    shutil.copytree(trained / "toy", tmp_path / "toy")
+    description = json.loads((tmp_path / "toy" / "dataset.json").read_text())
+    description["modalities"][1]["scale"] *= 1000
+    (tmp_path / "toy" / "dataset.json").write_text(json.dumps(description))
+    shutil.copy(trained / "net.safetensors", tmp_path)
+    evaluate(tmp_path)
+    assert re.match("warning: depth has values of 0 to 1e.04 m, in training ", capsys.readouterr().err)
+    with pytest.raises(SystemExit, match="error: depth has values of 0 to 1e.04 m, in training "):
+        evaluate(tmp_path, "--strict")
+    run = finished(
+        trained, tmp_path / "a-0", load_segmenter(trained / "net.safetensors"), 0, tmp_path / "toy"
+    )
+    with pytest.raises(SystemExit, match="error: depth has values"):
+        cli.main(["compare", run, *COMPARE, "--strict"])
+    evaluate(trained, "--strict")
 
 
 @pytest.mark.parametrize(

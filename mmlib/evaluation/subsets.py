@@ -321,12 +321,15 @@ def count_trials(
                 # A sum may be upsampled before it is formed: once for each sensor instead of once for each
                 # subset. Its argmax is that of the mean.
                 parts = {name: [upsampled(x, size) for x in part] for name, part in parts.items()}
+            rows = [dataset.rows[int(index)] for index in batch["index"][first : first + step]]
             for key, fuse, shown in trials:
                 votes = {name: parts[name][v] for name, v in shown.items() if v < len(parts[name])}
-                fused = fuse(votes) if fuse else sum(votes.values())
-                for b, logits in enumerate(fused.split(1), first):
-                    row = dataset.rows[int(batch["index"][b])]
-                    yield key, row, count_pixels(logits, label[b], classes, row["id"])
+                try:
+                    fused = fuse(votes) if fuse else sum(votes.values())
+                except ValueError as error:
+                    raise ValueError(f"{', '.join(row['id'] for row in rows)}: {error}") from error
+                for row, logits, truth in zip(rows, fused.split(1), label[first : first + step]):
+                    yield key, row, count_pixels(logits, truth, classes, row["id"])
 
 
 def upsampled(logits: Tensor, size) -> Tensor:
@@ -337,24 +340,34 @@ def upsampled(logits: Tensor, size) -> Tensor:
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
+def largest(logits: Tensor, size, sample: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused logits (1, K, h, w) of one image -> at full size, float32: all of them (K, H, W), the largest of
+    each pixel and its class, (H, W).
+
+    Raises:
+        ValueError: they are not finite, so that no class is the largest; names the sample.
+    """
+    logits = upsampled(logits, size)[0]
+    if not logits.sum().isfinite():
+        raise ValueError(
+            f"{sample}: its logits are not finite, so they name no class; look for extreme values in its "
+            "images, or use another checkpoint"
+        )
+    # On a CPU four times as fast as argmax over this dimension.
+    return logits, *logits.max(0)
+
+
 def count_pixels(logits: Tensor, label: Tensor, classes: int, sample: str) -> np.ndarray:
     """Fused logits (1, K, h, w) and the label (H, W) of one image -> its confusion matrix (K, K).
 
     Raises:
-        ValueError: K is not the number of classes that is scored, or logits of the sample are not finite.
+        ValueError: K is not the number of classes that is scored, or the logits are not finite.
     """
     if logits.ndim != 4 or logits.shape[1] != classes:
         raise ValueError(
             f"fused logits {tuple(logits.shape)}; expected (B, {classes}, h, w), one map for each class"
         )
-    # On a CPU four times as fast as argmax over this dimension. A NaN counts as larger than any number.
-    largest, prediction = upsampled(logits, label.shape).max(1)
-    if not largest.isfinite().all():
-        raise ValueError(
-            f"sample {sample!r}: its logits are not finite, and name no class; look for values out of range "
-            "in its images, or use another checkpoint"
-        )
-    return confusion_matrix(prediction[0], label, classes).cpu().numpy()
+    return confusion_matrix(largest(logits, label.shape, sample)[2], label, classes).cpu().numpy()
 
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:

@@ -53,6 +53,7 @@ def read_run(folder: Path) -> tuple[dict, str]:
         report = read_json(path, what)
         if "plan" not in report:  # a run of 'train'
             _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
+            report["inputs"] = {**report.get("inputs", {})}  # earlier versions wrote none
     path, what = folder / "config.json", "the settings of a run"
     with reading(path, what):
         name = read_json(path, what)["data"]
@@ -77,6 +78,22 @@ def group_name(folder: Path, settings: dict, others: list[dict]) -> str:
         return stem
     differing = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
     return ", ".join(f"{key.replace('_', ' ')} {settings[key]}" for key in differing) or "all runs"
+
+
+def check_same_training(runs: list[tuple[Path, dict, str]]) -> None:
+    """Raise ValueError, saying what differs, unless all runs with the same sensors were trained on the same
+    data.
+    """
+    digests: dict[tuple, tuple] = {}
+    for folder, report, _ in runs:
+        for part, digest in report["inputs"].items():
+            key = part, *report["config"].get("modalities", ())
+            before, expected = digests.setdefault(key, (folder, digest))
+            if digest != expected:
+                raise ValueError(
+                    f"{folder}: was trained on other data than {before}, which differ in the {part}; compare "
+                    "runs of one data set at a time"
+                )
 
 
 def check_same_data(data: PreparedDataset, first: PreparedDataset, folder: Path) -> None:
@@ -110,6 +127,7 @@ def compare(config: CompareConfig) -> dict:
             f"{folder} is a run of 'cluster', others are of 'train'; compare each kind by itself"
         )
 
+    check_same_training(runs)
     groups: dict[str, dict] = {}
     first, same, ways = None, {}, {}
     every = [telling(report) for _, report, _ in runs]

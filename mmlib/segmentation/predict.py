@@ -22,10 +22,11 @@ from torch import Tensor
 from ..config import AtLeast, check_settings
 from ..data.drawing import overlay, picture
 from ..data.images import FORMATS, DataError, read_image, write_image
+from ..data.plausible import check_plausible
 from ..data.prepared import read_description, to_physical
 from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
-from ..evaluation.subsets import upsampled
+from ..evaluation.subsets import largest
 from ..modalities import Modality
 from ..runtime import (
     check_output,
@@ -313,6 +314,7 @@ def predict(config: PredictConfig) -> Source:
     else:
         source = list_data(find_data(config.data, config.progress), config.split, network)
     stems, stale, record = plan_folder(config, network, source)
+    check_plausible(source.modalities, stems, source.read, config.strict)
     count = len(source.files)
     bar = progress_bar(
         total=count, initial=count - len(stems), desc="predict", progress=config.progress, leave=False
@@ -332,11 +334,10 @@ def predict(config: PredictConfig) -> Source:
                 record = {}
             for logits, (stem, images) in zip(fused, batch.items()):
                 name, image = next(iter(images.items()))
-                logits = upsampled(logits[None], image.shape[1:])[0]
-                best = logits.max(0)
-                mask = best.indices.to(torch.uint8).cpu().numpy()
+                logits, values, ids = largest(logits[None], image.shape[1:], stem)
+                mask = ids.to(torch.uint8).cpu().numpy()
                 blended = overlay(picture(source.modalities[name], image), mask, network.palette)
-                probability = (best.values - logits.logsumexp(0)).double().exp()
+                probability = (values - logits.logsumexp(0)).double().exp()
                 confidence = (65535 * probability).round().cpu().numpy().astype(np.uint16)
                 for path, array in zip(outputs(out, stem), (mask, blended, confidence)):
                     write_image(path, np.atleast_3d(array))

@@ -15,6 +15,7 @@ import tyro
 
 from .. import world
 from ..config import AtLeast, Between, check_settings
+from ..data.plausible import check_plausible
 from ..data.prepared import PreparedDataset
 from ..evaluation.failures import evaluate_failures, failure_table
 from ..evaluation.fusion import FUSIONS
@@ -38,6 +39,10 @@ class ApplyConfig:
     """Largest step between windows; 0 0 = two thirds of the window."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    strict: bool = False
+    """Stop, instead of a warning, where a sensor's values lie far from those in training: another unit,
+    swapped folders, another exposure.
+    """
     progress: bool = True
     """Show a progress bar."""
 
@@ -154,6 +159,7 @@ def score(
     """Scores of every subset, scores under unannounced failures where they are asked for, and how both were
     made: "fusion mean, whole images; absent sensors: drop".
     """
+    check_plausible(data.modalities, range(len(data)), lambda index: data.physical(index)[0], config.strict)
     loading = {name: getattr(config, name) for name in ("batch_size", "workers", "progress")}
     loading["device"] = next(network.parameters()).device
     options, name = network.scoring(config.fusion, config.window, config.stride), fusion_name(network, config)
