@@ -128,11 +128,8 @@ def _facade(p: Patch):
     p.set(shutter, [0.12 + 0.3 * hue, 0.20 + 0.1 * hue, 0.26 - 0.18 * hue])
     shop = shops & within(v, 0.45, 2.6) & within(fu, 0.06, 0.94)
     sign = shops & within(v, 2.7, 3.3) & within(fu, 0.03, 0.97)
-    letters = sign & within(v, 2.85, 3.15) & within(fu, 0.2, 0.8)
     board = channels((0.15, 0.12, 0.12)) + channels((0.55, 0.4, 0.5)) * (tint * channels((3, 7, 11)) % 1)
     p.set(sign, board, glow=board * (0.6 * p.weather.lamps))
-    letters &= dice(np.floor(p.s * 5), p.prim, 5) > 0.4
-    p.set(letters, (0.85, 0.85, 0.8), glow=rgb(0.9, 0.85, 0.7) * p.weather.lamps)
     middle = np.abs(fu - 0.5) * p.wide / n  # metres from the middle of the bay
     door = wall & ~shops & (i == np.floor(n / 2)) & (middle < 0.6) & (v < 2.3)
     p.set(door, [0.10 + 0.25 * hue, 0.09 + 0.06 * hue, 0.10 + 0.1 * (1 - hue)], "wood")
@@ -146,7 +143,8 @@ def _facade(p: Patch):
     glow = (warm * curtain + cool * (1 - curtain) * 0.7) * inside
     glass = [0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]
     p.set((pane | shop) & ~door & ~mullion, glass, "glass", glow)
-    p.set(mullion, (0.55, 0.53, 0.5), "render")
+    letters = dice(np.floor(p.s * 5), p.prim, 5)
+    p.paint(sign=sign, fu=fu, letters=letters, mullion=mullion, lamps=p.weather.lamps)
 
 
 def _vehicle(p: Patch):
@@ -172,7 +170,7 @@ def _cabin(p: Patch):
     """Windows all round, with pillars; roof in the body's colour."""
     along = np.where(p.ends, np.abs(p.y) / p.hy, np.abs(p.x) / (p.hx * (1 - 0.30 * p.v / p.tall)))
     pane = p.sides & (along < 0.88) & within(p.v, 0.07 * p.tall, 0.90 * p.tall)
-    p.set(pane & ~(p.flank & (np.abs(p.x + 0.1) < 0.06)), (0.03, 0.035, 0.04), "glass")
+    p.paint(pane=pane & ~(p.flank & (np.abs(p.x + 0.1) < 0.06)))
 
 
 def _sign(p: Patch):
@@ -209,15 +207,13 @@ def _sign(p: Patch):
 
 def _books(p: Patch):
     """Rows of spines of different tint, width and height."""
-    width, face = 0.038 + 0.02 * dice(p.prim, 0, 1), p.sides
-    k = np.floor(p.s / width)
+    place = p.s / (0.038 + 0.02 * dice(p.prim, 0, 1))
+    k = np.floor(place)
     tint, tone = dice(k, p.prim, 2), dice(k, p.prim, 9)
     palette = np.array([colour for _, colour in FINISHES["books"]], np.float32)
-    p.set(face, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
-    p.set(~face, (0.7, 0.67, 0.58))
-    p.dim(face & ((p.s / width) % 1 < 0.14), 0.35)
-    p.dim(face & (p.v > p.tall * (0.78 + 0.22 * tone)), 0.10)
-    p.set(face & (np.abs(p.b - 0.6) < 0.05) & (tone > 0.4), (0.75, 0.66, 0.4))
+    p.set(p.sides, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
+    above = p.v - p.tall * (0.78 + 0.22 * tone)
+    p.paint(paper=~p.sides, edge=place % 1, above=above, line=np.abs(p.b - 0.6), tone=tone)
 
 
 def _picture(p: Patch):
@@ -247,7 +243,7 @@ def _window(p: Patch):
     view = np.where(house, rgb(0.42, 0.34, 0.29) * light, p.weather.gradient(b * 1.2 - 0.3))
     view = np.where(pinprick, rgb(1.0, 0.7, 0.35), np.where(tree, rgb(0.09, 0.20, 0.06) * light, view))
     p.set(~frame, (0.04, 0.045, 0.05), "glass", view)
-    p.set(frame, (0.80, 0.79, 0.76))
+    p.paint(frame=frame)
 
 
 def _tv(p: Patch):
@@ -264,7 +260,7 @@ def _rug(p: Patch):
     a, b = np.abs(p.x) / p.hx, np.abs(p.y) / p.hy
     edge, diamond = np.maximum(a, b), a + b
     p.set((edge > 0.82) & (edge < 0.93) | (diamond < 0.62) & (diamond > 0.35), p.style[:3])
-    p.dim((edge < 0.8) & (diamond > 0.72) & (np.floor(p.x * 9) % 2 == 0), 0.7)
+    p.paint(whole=edge > -1, edge=edge, diamond=diamond, stripe=np.floor(p.x * 9) % 2)
 
 
 def _stripes(p: Patch):
