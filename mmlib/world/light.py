@@ -118,18 +118,18 @@ def sky(weather: Weather, direction) -> np.ndarray:
     """Radiance (3, n) of the sky along unit directions (3, n)."""
     x, y, z = direction
     up = np.clip(z, 0, 1)
-    out, sun = weather.gradient(np.sqrt(up + np.float32(1e-4)) * 1.25), channels(weather.sun)
+    out = weather.gradient(np.sqrt(up + np.float32(1e-4)) * 1.25)
     if weather.clouds > 0:
         flat = 1 / (up + np.float32(0.12))
         cover = cloud_cover(x * flat * 0.30 + weather.clouds * 31, y * flat * 0.22)
         cover = np.clip((cover - (0.85 - 0.55 * weather.clouds)) * 2.6, 0, 1) * np.clip(up * 6, 0, 1)
-        bright = channels(weather.horizon) * 0.75 + sun * 0.35 + channels(weather.ambient) * 0.25
+        bright = weather.horizon * 0.75 + weather.sun * 0.35 + weather.ambient * 0.25
         out += (bright - out) * (cover * np.float32(0.8))
     if weather.sunny:
         near = np.clip(dot(direction, weather.sun_direction), 0, 1)
         near2 = near * near
         near8 = near2 * near2 * near2 * near2
-        out += sun * (0.35 * near8 + 0.8 * near8**8 + 12 * (near > 0.9992))  # halo and disc
+        out += weather.sun * (0.35 * near8 + 0.8 * near8**8 + 12 * (near > 0.9992))  # halo and disc
     return out
 
 
@@ -149,11 +149,11 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
     occlusion: share of ambient light (N,) 0..1."""
     f32 = np.float32
     solid = np.isfinite(hits.t)
-    ambient, eye, heading = channels(weather.ambient), world.camera.position, world.camera.axes()[0]
+    eye, heading = world.camera.position, world.camera.axes()[0]
     low, high = (0.92, 0.08) if world.indoor else (0.72, 0.28)  # more light comes from above
-    light = ambient * ((low + high * hits.normal[2]) * occlusion)
+    light = weather.ambient * ((low + high * hits.normal[2]) * occlusion)
     if weather.sunny:
-        light = light + channels(weather.sun) * (sun_cosine(hits, weather) * sun)
+        light = light + weather.sun * (sun_cosine(hits, weather) * sun)
     # daylight from the window, a small area light a little into the room
     if world.indoor and world.window:
         k, outward = _facing_window(world.window)
@@ -161,7 +161,7 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
         place[k] -= 0.1 * outward
         towards, inv, inv2, cosine = _from_point(hits, place, 0.4, 0.10)
         cosine = cosine * np.clip(0.15 - towards[k] * outward * inv, 0, 1)
-        light = light + channels(weather.outside) * (1.5 * cosine * inv2 * occlusion)
+        light = light + weather.outside * (1.5 * cosine * inv2 * occlusion)
     if weather.lamps > 0:
         by_colour = {}  # lamps of one colour are summed before they are coloured: three times less work
         for *place, r, g, b, downward in world.lights:
@@ -188,18 +188,18 @@ def radiance(world, hits, weather: Weather, colour, glow, sun, occlusion) -> np.
     out = colour * light + glow
     shiny = np.flatnonzero((column("gloss")[hits.material] > 0.08) & solid)
     if len(shiny):
-        out[:, shiny] += _mirrored(world, hits, weather, shiny, ambient, sun)
+        out[:, shiny] += _mirrored(world, hits, weather, shiny, sun)
     if not world.indoor:
         far = np.flatnonzero(~solid)
         out[:, far] = sky(weather, hits.direction[:, far])
         through = np.exp(-weather.haze * np.where(solid, hits.t, np.inf))
         if weather.haze < 0.01:  # in clear air the sky is itself; only solid things fade
             through[far] = 1
-        out = out * through + channels(weather.horizon) * f32(0.92) * (1 - through)
+        out = out * through + weather.horizon * f32(0.92) * (1 - through)
     return out
 
 
-def _mirrored(world, hits, weather, shiny, ambient, sun):
+def _mirrored(world, hits, weather, shiny, sun):
     """What glossy surfaces (indices ``shiny``) add by reflection: ambient light indoors; sky, houses opposite
     and sun outdoors.
     """
@@ -207,11 +207,12 @@ def _mirrored(world, hits, weather, shiny, ambient, sun):
     mirror = hits.direction[:, shiny] + 2 * cosine * hits.normal[:, shiny]
     fresnel = 0.05 + 0.95 * (1 - cosine) ** 5
     if world.indoor:
-        reflected = ambient * np.float32(0.7)
+        reflected = weather.ambient * np.float32(0.7)
     else:
         above = weather.gradient(np.sqrt(np.abs(mirror[2])) * 1.2)
-        reflected = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, ambient * np.float32(0.38))
+        below = weather.ambient * np.float32(0.38)
+        reflected = np.where(mirror[2] > 0.10 + 0.10 * np.abs(mirror[1]), above, below)
         if weather.sunny:
             glint = np.clip(dot(mirror, weather.sun_direction), 0, 1) ** 60
-            reflected = reflected + channels(weather.sun) * (glint * sun[shiny] * 3)
+            reflected = reflected + weather.sun * (glint * sun[shiny] * 3)
     return reflected * (fresnel * column("gloss")[hits.material[shiny]] * np.float32(1.6))

@@ -236,12 +236,13 @@ def _window(p: Patch):
     """
     a, b = p.a, p.b
     frame = (p.border() < 0.06) | (np.abs(a - 0.5) * p.wide < 0.03) | (np.abs(b - 0.7) * p.tall < 0.025)
-    light = channels(p.weather.outside)
     house = b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4)
     tree = (np.abs(a - 0.62) ** 2 * 5 + (b - 0.34) ** 2 * 4 < 0.16) | (b < 0.14)
     pinprick = house & (dice(np.floor(a * 22), np.floor(b * 22), p.prim) < 0.35 * p.weather.windows)
-    view = np.where(house, rgb(0.42, 0.34, 0.29) * light, p.weather.gradient(b * 1.2 - 0.3))
-    view = np.where(pinprick, rgb(1.0, 0.7, 0.35), np.where(tree, rgb(0.09, 0.20, 0.06) * light, view))
+    view = np.where(house, rgb(0.42, 0.34, 0.29) * p.weather.outside, p.weather.gradient(b * 1.2 - 0.3))
+    view = np.where(
+        pinprick, rgb(1.0, 0.7, 0.35), np.where(tree, rgb(0.09, 0.20, 0.06) * p.weather.outside, view)
+    )
     p.set(~frame, (0.04, 0.045, 0.05), "glass", view)
     p.paint(frame=frame)
 

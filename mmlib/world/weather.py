@@ -23,14 +23,14 @@ def channels(colour) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Weather:
-    """All that a condition changes; the values stand in ``weather.csv``."""
+    """All that a condition changes; the values stand in ``weather.csv``. Colours are ``channels``."""
 
     sun_direction: tuple  # unit vector towards the sun (indoors: towards the sun seen through the window)
     # visible light
-    sun: tuple  # radiance that direct light adds to a white surface facing it
-    ambient: tuple  # sky or room light on a white surface
-    zenith: tuple
-    horizon: tuple
+    sun: np.ndarray  # radiance that direct light adds to a white surface facing it
+    ambient: np.ndarray  # sky or room light on a white surface
+    zenith: np.ndarray
+    horizon: np.ndarray
     clouds: float
     haze: float  # extinction, 1/m (visibility is about 3 / haze)
     lamps: float  # street lamps, shop signs, room lamps: 0 off .. 1 on
@@ -39,7 +39,7 @@ class Weather:
     headlights: float  # the camera car's own
     exposure: float
     noise: float  # multiplies the camera's noise (sensor gain)
-    outside: tuple  # light on what a room's window shows
+    outside: np.ndarray  # light on what a room's window shows
     # near infrared, 850 nm
     nir_sun: float
     nir_sky: float
@@ -53,13 +53,11 @@ class Weather:
 
     @property
     def sunny(self) -> bool:
-        return max(self.sun) > 0
+        return bool(self.sun.any())
 
     def gradient(self, height) -> np.ndarray:
         """Radiance (3, n) of the clear sky at heights (n,) from 0, the horizon, to 1."""
-        return channels(self.horizon) + (channels(self.zenith) - channels(self.horizon)) * np.clip(
-            height, 0, 1
-        )
+        return self.horizon + (self.zenith - self.horizon) * np.clip(height, 0, 1)
 
 
 def weather(scene: str, condition: str, rng) -> Weather:
@@ -75,7 +73,8 @@ def weather(scene: str, condition: str, rng) -> Weather:
     values = {row["field"]: row[f"{scene} {condition}"] for row in read_table("weather.csv")}
     for name in ("clouds", "haze", "exposure"):  # these differ between frames of one condition
         values[name] += values.pop(f"{name} vary") * vary
-    return Weather(sun_direction, **values)
+    colours = {name: channels(value) for name, value in values.items() if isinstance(value, tuple)}
+    return Weather(sun_direction, **values | colours)
 
 
 def _street_sun(condition: str, azimuth: float, height: float, vary: float) -> tuple:
