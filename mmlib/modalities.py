@@ -20,6 +20,7 @@ import numpy as np
 
 from .config import Between, check_settings
 
+MOST_SENSORS = 14  # whose subsets are scored: 16,383 of them
 IGNORE_INDEX = 255  # label of a pixel that is neither trained nor scored
 FLOAT32 = Between(-1e30, 1e30)  # products of two such numbers with pixel values stay finite in float32
 
@@ -162,5 +163,14 @@ SENSORS: dict[str, Modality] = {
 
 
 def subsets(names) -> list[tuple]:
-    """All 2^M − 1 non-empty subsets of M names: single sensors first, the full set last."""
+    """All 2^M − 1 non-empty subsets of M names: single sensors first, the full set last.
+
+    Raises:
+        ValueError: more names than have subsets that can be listed and scored in a reasonable time.
+    """
+    if len(names) > MOST_SENSORS:
+        raise ValueError(
+            f"{len(names)} sensors have {2 ** len(names) - 1} subsets, more than can be scored; name at most "
+            f"{MOST_SENSORS} of them with --modalities"
+        )
     return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]

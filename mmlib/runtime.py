@@ -241,13 +241,17 @@ def one_line():
     except KeyboardInterrupt:
         print("interrupted; what --out holds is whole, and the same command goes on from it", file=sys.stderr)
         sys.exit(130)  # as the shell numbers it
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        if os.environ.get("MMLIB_DEBUG"):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        # Of errors at run time, those of torch's allocators on a GPU and on a CPU.
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        full = gpu or isinstance(error, MemoryError) or "CPUAllocator" in str(error)
+        if os.environ.get("MMLIB_DEBUG") or (isinstance(error, RuntimeError) and not full):
             raise
-        if isinstance(error, torch.OutOfMemoryError):
+        if full:
+            reason, *_ = str(error).splitlines() or ["no reason given"]
             error = (
-                f"the GPU's memory is full ({str(error).splitlines()[0]}); halve --batch-size (and double "
-                "--accumulate in training), or give --checkpointing or a smaller --crop"
+                f"the {'GPU' if gpu else 'machine'}'s memory does not suffice ({reason}); halve --batch-size "
+                "(and double --accumulate in training), or give --checkpointing or a smaller --crop"
             )
         sys.exit(printable(f"error: {error}"))
 

@@ -443,7 +443,7 @@ def test_a_full_gpu_is_one_line(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cli, "train", full)
     with pytest.raises(
-        SystemExit, match="error: the GPU's memory is full .*2.00 GiB.*halve --batch-size"
+        SystemExit, match="error: the GPU's memory does not suffice .*2.00 GiB.*halve --batch-size"
     ) as end:
         cli.main(["train", "--data", data, "--out", str(tmp_path)])
     assert "\n" not in end.value.code

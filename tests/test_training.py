@@ -6,8 +6,10 @@ import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import toy
@@ -15,12 +17,23 @@ from killing import in_a_process
 from pairs import Pair, together
 from safetensors.torch import load_file
 
+from mmlib import cli
+from mmlib.data.description import Description
 from mmlib.data.images import read_image, write_image
+from mmlib.data.prepared import Writer
 from mmlib.loop import read_history
+from mmlib.modalities import Modality
 from mmlib.segmentation import step as stepping
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter
-from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.step import TrainConfig, count_steps, learning_rate, micro_batches, parameter_groups
+from mmlib.segmentation.objective import ObjectiveConfig, weighted_subsets
+from mmlib.segmentation.step import (
+    TrainConfig,
+    count_steps,
+    learning_rate,
+    micro_batches,
+    parameter_groups,
+    set_up,
+)
 from mmlib.segmentation.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,6 +366,63 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(data, tmp_path,
     )
     with pytest.raises(ValueError, match="always: 20 of 20 steps had no finite gradient"):
         train(TrainConfig(data, str(tmp_path / "always"), epochs=80, **QUIET))
+
+
+def test_a_step_for_which_memory_does_not_suffice_is_refused_before_it(data, tmp_path, monkeypatch, capsys):
+    """And where an allocation fails all the same, that is one line too."""
+    words = ["train", "--data", data, "--out", str(tmp_path / "out"), "--no-progress"]
+    free = SimpleNamespace(available=10**6)
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: free)
+        with pytest.raises(
+            SystemExit, match=r"does not suffice \(a training step takes 0.0 GB or more, and 0.0 .* --crop"
+        ):
+            cli.main(words)
+        free.available = 10**9
+        train(TrainConfig(data, str(tmp_path / "fits"), epochs=0.1, **QUIET))
+    for error in (
+        lambda: torch.empty(2**62, dtype=torch.uint8),
+        lambda: np.empty(2**62, np.uint8),
+        lambda: [0] * 2**62,
+    ):
+        monkeypatch.setattr(stepping, "subset_cross_entropy", lambda *arguments: error())
+        with pytest.raises(SystemExit, match="the machine's memory does not suffice") as end:
+            cli.main(words)
+        assert "\n" not in end.value.code
+
+
+def sensors(root, count):
+    """A data set of so many sensors."""
+    modalities = {f"s{i}": Modality(f"s{i}", chr(65 + i), 1) for i in range(count)}
+    with Writer(root, Description("many", ["a", "b"], [(0, 0, 0), (9, 9, 9)], modalities)) as writer:
+        for split in ("train", "val"):
+            images = {name: np.full((8, 8, 1), i, np.uint8) for i, name in enumerate(modalities)}
+            writer.add(split, split, images, np.eye(8, dtype=np.uint8))
+    return str(root)
+
+
+def test_many_sensors_are_sampled_or_refused_at_the_start(tmp_path):
+    config = TrainConfig(sensors(tmp_path / "11", 11), str(tmp_path / "out"), **QUIET)
+    assert "float32; each step draws 256 of 2046 subsets of the sensors" in str(set_up(config))
+    few = replace(config, modalities=tuple(f"s{i}" for i in range(10)))
+    assert str(set_up(few)).endswith("float32")  # all 1022
+    begun = time.process_time()
+    for options in ({}, {"subsets": "dropout"}):
+        many = TrainConfig(sensors(tmp_path / f"26{options}", 26), str(tmp_path / "out"), **QUIET)
+        with pytest.raises(
+            ValueError, match="26 sensors have 67108863 subsets.* at most 14 of them with --mod"
+        ):
+            train(replace(many, objective=ObjectiveConfig(**options)))
+    assert time.process_time() - begun < 5 and not (tmp_path / "out" / "history.jsonl").exists()
+
+
+def test_a_sample_of_subsets_stands_for_all():
+    config, rng = ObjectiveConfig(full_weight=4.0), np.random.default_rng(0)
+    rows, weights = weighted_subsets(11, config, rng)
+    assert rows.shape == (257, 11) and rows[-1].all() and len(np.unique(rows, axis=0)) == 257
+    assert weights[:-1].sum() == pytest.approx(2046) and weights[-1] == 4.0
+    assert len(weighted_subsets(10, config, rng)[0]) == 1023
+    assert len(weighted_subsets(11, replace(config, subsets="singles"), rng)[0]) == 12
 
 
 @pytest.mark.parametrize("split", ["train", "val", "all"])

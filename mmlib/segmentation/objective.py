@@ -39,12 +39,19 @@ class ObjectiveConfig:
     evidence: Literal["sum", "mean"] = "sum"
     """all-subsets and singles: whether a subset's logits are added up or averaged during training."""
     subset_sample: Annotated[int, AtLeast(0)] = 0
-    """all-subsets: how many subsets besides the full set to draw per step, for many sensors; 0 = all 2^M − 2
-    of them.
+    """all-subsets: how many subsets besides the full set to draw at each step; 0 = all 2^M − 2 of them, or
+    256 with more than 10 sensors.
     """
     pixels: Annotated[float, Between(0, 1, without=(0,))] = 0.25
     """Share of the pixels, drawn anew at each step, on which the cross-entropy is computed; 1 = all of them.
     """
+
+    def drawn(self, modalities: int) -> int:
+        """Number of subsets, besides the full set, that a step draws; 0 = it takes all of them. Each sensor
+        more doubles their number, so that with many a sample has to do.
+        """
+        sample = self.subset_sample or 256 * (modalities > 10)
+        return sample if self.subsets == "all-subsets" and sample < 2**modalities - 2 else 0
 
 
 def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
@@ -140,7 +147,7 @@ def weighted_subsets(
     rows = subset_matrix(count)
     others = np.arange(count if config.subsets == "singles" else len(rows) - 1)  # single sensors come first
     weight = 1.0
-    if config.subsets == "all-subsets" and 0 < config.subset_sample < len(others):
-        weight = len(others) / config.subset_sample
-        others = np.sort(rng.choice(others, config.subset_sample, replace=False))
+    if sample := config.drawn(count):
+        weight = len(others) / sample
+        others = np.sort(rng.choice(others, sample, replace=False))
     return rows[[*others, len(rows) - 1]], np.array([weight] * len(others) + [config.full_weight])

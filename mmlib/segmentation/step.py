@@ -27,7 +27,7 @@ from ..config import Above, AtLeast, Between, check_settings
 from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..loop import Progress, resume
-from ..modalities import IGNORE_INDEX
+from ..modalities import IGNORE_INDEX, subsets
 from ..runtime import derived_seed, limit_threads, seed_everything
 from .network import NetworkConfig, Segmenter
 from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
@@ -177,10 +177,12 @@ class Run:
     def __str__(self) -> str:
         devices, kind = self.accelerator.num_processes, self.accelerator.device.type
         precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "float32"
+        modalities = len(self.data.modalities)
+        drawn = self.config.objective.drawn(modalities)
         return (
             f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} "
             f"samples ({devices} {kind} × {self.config.batch_size} × {self.config.accumulate}), {precision}"
-        )
+        ) + f"; each step draws {drawn} of {2**modalities - 2} subsets of the sensors" * bool(drawn)
 
     def loader(self, start: int) -> DataLoader:
         """A loader of the micro-batches of this process, from step ``start`` on."""
@@ -237,6 +239,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
     for part in (data, val):
         part.require_labels()
+    subsets(data.modalities)  # which an evaluation scores; too many sensors are refused here
     steps = count_steps(config, len(data), processes)
 
     # Network and optimizer, with the state of an unfinished run on the same data.

@@ -5,8 +5,11 @@ Everything random is a function of (seed, step or epoch, sample), never of a gen
 killed and resumed is therefore the same run, and on a CPU the same to the last bit.
 """
 
+import copy
 from pathlib import Path
 
+import numpy as np
+import psutil  # comes with accelerate
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -17,7 +20,8 @@ from ..loop import run_steps, write_report
 from ..runtime import claims
 from .information import measure_information
 from .network import Segmenter, save_segmenter
-from .step import TrainConfig, learning_rate, set_up, train_step
+from .objective import subset_cross_entropy
+from .step import Run, TrainConfig, learning_rate, set_up, train_step
 
 
 @claims("data")
@@ -30,13 +34,16 @@ def train(config: TrainConfig) -> dict:
     report.json, event files if asked for.
 
     Raises:
-        ValueError: settings that cannot work, an ``out`` folder of other settings, or 20 steps in a row
-            without finite gradients.
+        ValueError: settings that cannot work, an ``out`` folder of other settings or other data, data without
+            labels, or too many steps without a finite gradient.
         DataError: unreadable data.
+        MemoryError: a step takes more memory than is free.
     """
     run = set_up(config)
     out, accelerator, network, progress = Path(config.out), run.accelerator, run.network, run.progress
     main, per_epoch = accelerator.is_main_process, len(run.data) / run.samples_per_step
+    if accelerator.device.type == "cpu":  # on a GPU, torch raises an error where memory does not suffice
+        check_memory(run)
     if main and config.progress:
         print(run)
     batches = iter(run.loader(progress.step))
@@ -103,6 +110,39 @@ def train(config: TrainConfig) -> dict:
     # So that a notebook can start several processes after a training in its own.
     AcceleratorState._reset_state(True)
     return report
+
+
+def check_memory(run: Run) -> None:
+    """Raise MemoryError where this machine has less free memory than a training step takes at the very least.
+    Otherwise the system might end the process without a word.
+
+    What the backward pass keeps is counted on the device "meta", where tensors have a shape and no values.
+    """
+    config, free, kept = run.config, psutil.virtual_memory().available, {}
+    size = config.crop if any(config.crop) else run.data[0]["label"].shape
+    with torch.device("meta"):
+        images = {
+            n: torch.empty(config.batch_size, m.channels, *size) for n, m in run.data.modalities.items()
+        }
+        label, valid = torch.zeros(config.batch_size, *size, dtype=torch.long), torch.ones(())
+    if 2000 * sum(image.nbytes for image in images.values()) < free:
+        return  # enough for any network
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # tensors may share one
+        return tensor
+
+    network = copy.deepcopy(run.network).to("meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits, _ = network(images, fuse=False)
+        loss = subset_cross_entropy(logits, label, config.objective, valid, np.random.default_rng(0))
+    needed = sum(kept.values()) + 3 * 4 * run.parameters  # gradients, and two moments of the optimizer
+    del logits, loss  # they hold what was counted
+    if needed > free:
+        raise MemoryError(
+            f"a training step takes {needed / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free"
+        )
 
 
 def validate(
