@@ -87,8 +87,10 @@ def check_settings(config, where: str = "") -> None:
 
 
 def printable(text) -> str:
-    """Text without control characters, with which a file could write over what a terminal shows."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text))
+    """Text without control characters, with which a file could write over what a terminal shows, and without
+    bytes of names that are no UTF-8, which no terminal and no record can show.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", " ", str(text))
 
 
 SCALARS = {

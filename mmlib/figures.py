@@ -36,6 +36,10 @@ FUSED = "#444444"  # bars that belong to several sensors at once
 STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
+# Figures that name a user's files and classes, in which a $ is a $ and begins no formula.
+as_written = plt.rc_context({"text.parse_math": False})
+
+
 def use_style() -> None:
     """Set matplotlib to the course's style; once, at the top of a notebook."""
     plt.style.use(STYLE)
@@ -73,12 +77,13 @@ def put_picture(axis, image: np.ndarray, title: str = "", size: float = 10) -> N
         axis.set_title(title, loc="center", fontsize=size, fontweight="normal", color=colour, pad=3)
 
 
+@as_written
 def picture_grid(
     rows: Sequence[Mapping[str, np.ndarray]], names: Sequence[str] = (), title: str = "", width: float = WIDTH
 ) -> Figure:
     """Rows of pictures {title: (H, W, 3)}; equal titles stand in one column and are written once, above it.
 
-    ``names``: what to write to the left of each row.
+    ``names``: what to write to the left of each row; long ones are cut.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shape = next(iter(rows[0].values())).shape
@@ -89,7 +94,7 @@ def picture_grid(
             if key in row:
                 put_picture(axis, row[key], key if r == 0 else "", 10 if len(columns) < 7 else 8.5)
     for axis, name in zip(axes[:, 0], names):
-        axis.set_ylabel(name, fontsize=10)
+        axis.set_ylabel(name[:60], fontsize=10)
     if title:
         fig.suptitle(title, x=0.01, ha="left")
     return fig
@@ -147,11 +152,12 @@ def save_figure(figure: Figure, path: str | Path, dpi: float | str = "figure") -
     plt.close(figure)
 
 
+@as_written
 def class_legend(fig: Figure, classes: Sequence[str], palette: Sequence[Sequence[int]], present=None) -> None:
-    """A legend of the classes below the figure; ``present``: the ids that it names, all of them if None."""
+    """A legend of the classes below the figure; long names are cut. ``present``: the ids that it names, all of them if None."""
     present = range(len(classes)) if present is None else present
     handles = [
-        Patch(facecolor=np.array(palette[k]) / 255, edgecolor=INK, linewidth=0.4, label=name)
+        Patch(facecolor=np.array(palette[k]) / 255, edgecolor=INK, linewidth=0.4, label=name[:60])
         for k, name in enumerate(classes)
         if k in present
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .figures import FUSED, INK, STYLE
+from .figures import FUSED, INK, STYLE, as_written
 from .loop import read_history
 from .modalities import SENSORS
 from .runtime import read_json
@@ -42,6 +42,7 @@ def shift_histogram(entries: Mapping[str, Mapping], ax, title: str) -> None:
     ax.legend(loc="upper left", fontsize=8, handlelength=1.2, frameon=True, framealpha=0.9, edgecolor="none")
 
 
+@as_written
 def run_figure(folder: str | Path) -> Figure:
     """How a run went: loss terms, effective rank, mean S and share of S < 0 over its steps; cluster use; F'
     with b.

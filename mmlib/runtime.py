@@ -98,7 +98,7 @@ def remove_strays(folder: Path) -> None:
 
 def _own_folder(path: Path) -> tuple[Path, FileLock]:
     """A new folder beside ``path`` for its temporary, and its lock, held by this process."""
-    folder = Path(tempfile.mkdtemp(TEMPORARY, f".{path.name}.", path.parent))
+    folder = Path(tempfile.mkdtemp(TEMPORARY, f".{path.name[:40]}.", path.parent))
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire()
@@ -299,7 +299,7 @@ def digest_files(root: str | Path, paths: Iterable[Path], limit: int = 2**30) ->
             statuses[path] = path.stat()
     large = sum(status.st_size for status in statuses.values()) > limit
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in statuses):
-        digest.update(f"{name}\0".encode())
+        digest.update(os.fsencode(f"{name}\0"))
         if large:
             digest.update(f"{statuses[path].st_size, statuses[path].st_mtime_ns}\0".encode())
             continue

@@ -15,6 +15,7 @@ import torch
 from course import charts
 from course.world_source import physical_images
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 from PIL import Image
 
 from mmlib import figures
@@ -140,6 +141,16 @@ def test_the_contact_sheet_names_sensors_and_the_classes_that_occur(sample):
         assert word in written
     assert "car" not in written
     assert fig.get_figwidth() == figures.WIDTH
+
+
+def test_names_are_drawn_as_they_are_written_and_cut_to_their_place(tmp_path):
+    names, white = ["$x_1$", "$\\frac{", "n" * 50_000], np.full((8, 8, 3), 255, np.uint8)
+    figure = figures.picture_grid([{"$\\frac{": white}] * 3, names, "$\\sqrt{")
+    figures.class_legend(figure, names, [(1, 2, 3)] * 3)
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    assert {"$x_1$", "$\\frac{", "$\\sqrt{", "n" * 60} <= texts
+    figures.save_figure(figure, tmp_path / "a.png")  # a formula that is none would raise
+    assert max(Image.open(tmp_path / "a.png").size) < 4000
 
 
 def test_a_grid_leaves_a_gap_where_a_row_has_no_picture(sample):

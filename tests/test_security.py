@@ -427,3 +427,42 @@ def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path, capsys):
             cli.main(words)
         said = capsys.readouterr()
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", f"{error.value}{said.out}{said.err}"), words
+
+
+# ---- names are only names ----
+
+
+def test_file_names_with_formulas_and_of_any_length_are_predicted(tmp_path):
+    root = toy.make(tmp_path / "data", 1, 1)
+    save_segmenter(toy.untrained(PreparedDataset(root, "val")), tmp_path / "last.safetensors")
+    names = ["a" * 250, "$x_1$", "$\\frac{", "%s {0} & <b>", "ä" * 100]
+    (tmp_path / "rgb").mkdir()
+    for name in names:
+        shutil.copy(root / "rgb" / "val_000.png", tmp_path / "rgb" / f"{name}.png")
+    words = ["predict", str(tmp_path / "last.safetensors"), f"rgb={tmp_path}/rgb", "--sheet", "9", "--out"]
+    cli.main([*words, str(tmp_path / "out")])
+    assert {path.stem for path in (tmp_path / "out" / "masks").iterdir()} == set(names)
+    assert (tmp_path / "out" / "sheet.png").exists()
+    try:
+        shutil.copy(root / "rgb" / "val_000.png", os.fsencode(tmp_path / "rgb") + b"/caf\xe9.png")
+    except OSError:
+        return  # a disk that takes text only
+    with pytest.raises(SystemExit, match="caf .png: a name that is no text"):
+        cli.main([*words, str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_split_that_climbs_out_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "cache"))
+    root = toy.make(tmp_path / "data", 2, 1)
+    save_segmenter(toy.untrained(PreparedDataset(root, "val")), tmp_path / "last.safetensors")
+    before = {path for path in tmp_path.rglob("*")}
+    (tmp_path / "x").write_text("mine")
+    for command in ("evaluate", "predict", "cluster"):
+        words = [command] + [str(tmp_path / "last.safetensors")] * (command != "cluster")
+        words += ["--data", str(root), "--split", "../../x", "--out", str(tmp_path / "out" / "deep")]
+        with pytest.raises(SystemExit, match="no sample in split '../../x'"):
+            cli.main(words)
+    assert (tmp_path / "x").read_text() == "mine"
+    left = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*") if path not in before}
+    assert left <= {"x", "out", "cache"}

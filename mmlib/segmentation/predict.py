@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..config import AtLeast, check_settings
+from ..config import AtLeast, check_settings, printable
 from ..data.drawing import overlay, picture
 from ..data.images import FORMATS, DataError, read_image, write_image
 from ..data.plausible import check_plausible
@@ -145,6 +145,10 @@ def images_at(path: Path) -> dict[str, Path]:
     for file in [path] if path.is_file() else sorted(path.glob("*")):
         if file.suffix.lower() not in FORMATS or file.name.startswith("."):
             continue
+        if printable(file.name) != file.name:
+            raise DataError(
+                f"{printable(file)}: a name that is no text, or has control characters; rename it"
+            )
         if file.stem in files:
             raise DataError(
                 f"{path}: {files[file.stem].name} and {file.name} are one sample's name twice; keep one"
