@@ -43,7 +43,8 @@ from mmlib.data.prepared import (
 )
 from mmlib.data.transforms import resize
 from mmlib.modalities import IGNORE_INDEX, Modality
-from mmlib.runtime import digest_files, limit_threads, one_line, read_json, writing
+from mmlib.outputs import writing
+from mmlib.runtime import digest_files, limit_threads, one_line, read_json
 
 # Images (H, W, C) by sensor, and the label (H, W), where there is one.
 Arrays = tuple[dict[str, ndarray], ndarray | None]
@@ -53,10 +54,10 @@ def start(main: Callable, options: type, doc: str):
     """Parse the command line and run ``main``, alone in the folder that it writes."""
     limit_threads()
     with one_line():
-        given = tyro.cli(options, description=doc)
-        check_options(given)
-        with writing("" if given.check else given.out):
-            main(given)
+        settings = tyro.cli(options, description=doc)
+        check_options(settings)
+        with writing("" if settings.check else settings.out):
+            main(settings)
 
 
 FACTS = Path(__file__).parent / "descriptions"  # of the public data sets
@@ -180,7 +181,7 @@ def same(root: str | Path, description: Description):
         plain["class names"] = list(each.classes)
         # With --check there is no source, and an earlier version kept nothing of it.
         plain["digest of the source"] = (other.extra | each.extra).get("source digest")
-        return (each.extra.get("options") or {}) | plain
+        return each.extra.get("options", {}) | plain
 
     have = read_description(root)
     if differ := differences(facts(have, description), facts(description, have)):
@@ -248,10 +249,11 @@ def report(options: Options):
             for values in (modality.mean, modality.std)
         )
         print(f"{name} ({modality.channels} × {modality.dtype}, {unit}): mean {mean}; std {std}")
-    print(f"contact sheet: {contact_sheet(root)}")
+    contact_sheet(root)
+    print(f"contact sheet: {root}/contact_sheet.png")
 
 
-def contact_sheet(root: str | Path) -> Path:
+def contact_sheet(root: str | Path):
     """``root/contact_sheet.png``: every sensor and the labels of six samples spread evenly over the index."""
     from mmlib.figures import label_picture, picture, picture_grid, save_figure, use_style
 
@@ -265,6 +267,4 @@ def contact_sheet(root: str | Path) -> Path:
             panels["label"] = label_picture(label, data.description.palette)
         pictures.append(panels)
         titles.append(f"{row['split']} {row['condition']}\n{row['case']}".strip())
-    path = Path(root) / "contact_sheet.png"
-    save_figure(picture_grid(pictures, titles), path, 80)
-    return path
+    save_figure(picture_grid(pictures, titles), Path(root) / "contact_sheet.png", 80)

@@ -18,7 +18,8 @@ from numpy import ndarray
 
 from mmlib.config import Above, AtLeast, check_settings
 from mmlib.data.images import DataError, read_image
-from mmlib.runtime import check_output, progress_bar, without_paths
+from mmlib.outputs import check_output
+from mmlib.runtime import progress_bar, without_paths
 
 Size = tuple[int, int]  # height, width
 

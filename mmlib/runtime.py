@@ -16,8 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from functools import lru_cache, wraps
-from operator import attrgetter
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from .config import printable, spelled
+from .config import printable
 
 
 def data_dir() -> Path:
@@ -73,12 +72,6 @@ def choose_device(device: str = "auto") -> torch.device:
             f"device {device!r} cannot be used here ({reason}); give auto, cpu, cuda, cuda:1 or mps"
         ) from error
 
-
-LOCK = ".mmlib.lock"  # in every folder that a command writes
-# A folder of ours has one of these; the others are of versions that had no lock.
-OURS = LOCK, ".journal.jsonl", "dataset.json", "history.jsonl", "study.db", "classes.json", "ids.json"
-# A file of ours holds one of these: the command that made it, or the head of a table of scores.
-MARKS = b'"command": "python -m mmlib', b"table,row,column,value"
 
 TEMPORARY = ".mmlib.tmp"  # ends the names of folders that hold a file while it is written
 
@@ -158,6 +151,11 @@ def exclusive(path: str | Path):
                 f"{since:%Y-%m-%d %H:%M}; Ctrl-C ends the waiting",
                 file=sys.stderr,
             )
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # the other one wrote nothing, and took the folder away
+                lock.acquire()
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         with contextlib.suppress(OSError):  # a full disk has room for the lock, though not for who has it
             path.write_text(f"{os.getpid()}")
@@ -172,63 +170,7 @@ def exclusive(path: str | Path):
         with contextlib.suppress(OSError):
             if list(path.parent.iterdir()) == [path]:  # nothing was written beside it
                 shutil.rmtree(path.parent)
-        lock.release()
-
-
-def check_output(out: str | Path, inputs: Iterable = (), folder: bool = True) -> None:
-    """Raise ValueError where writing ``out`` could replace a user's file, before anything is written.
-
-    Args:
-        out: the folder that a command writes, or with ``folder=False`` the file.
-        inputs: files and folders that it reads, none of which ``out`` may be, hold or lie in; "" is none.
-    """
-    target, kind = Path(out).resolve(), "folder" if folder else "file"
-    for name in filter(None, spelled(list(inputs))):
-        source = Path(name).resolve()
-        if target == source or target in source.parents or source in target.parents:
-            raise ValueError(
-                f"--out {out}: is, holds or lies in the input {name}, whose files would be mixed with what "
-                f"is written, or replaced by it; choose a {kind} beside it"
-            )
-    if folder:
-        empty = target.is_dir() and not any(target.glob("[!.]*"))
-        ours = empty or any((target / name).exists() for name in OURS)
-    else:
-        ours = target.is_file() and any(mark in target.read_bytes() for mark in MARKS)
-    if target.exists() and not ours:
-        raise ValueError(
-            f"--out {out}: is there already, and is no {kind} that this program made; choose another {kind} "
-            "to write, or move it away"
-        )
-
-
-@contextlib.contextmanager
-def writing(out: str | Path, inputs: Iterable = (), folder: bool = True):
-    """``check_output``, and a folder is this process's alone until the block is left. Of several processes of
-    one training, the first does this.
-    """
-    alone = out and os.environ.get("RANK", "0") == "0"
-    if alone:
-        check_output(out, inputs, folder)
-    with exclusive(Path(out) / LOCK) if alone and folder else contextlib.nullcontext():
-        yield
-
-
-def claims(*inputs: str, out: str = "out", folder: bool = True):
-    """For a command that takes a configuration: ``writing``, with the settings that name what it writes and
-    reads.
-    """
-
-    def decorate(command):
-        @wraps(command)
-        def claimed(config, *arguments, **named):
-            reads = [attrgetter(name)(config) for name in inputs]
-            with writing(attrgetter(out)(config), reads, folder):
-                return command(config, *arguments, **named)
-
-        return claimed
-
-    return decorate
+        lock.release(force=True)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,14 @@ one line.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from mmlib import cli
+from mmlib.outputs import writing
 
 
 def run(
@@ -211,6 +213,19 @@ def test_no_command_overwrites_what_is_not_ours(tmp_path, monkeypatch, line, fol
             with pytest.raises(SystemExit, match="error: --out .*(is, holds or lies in|is there already)"):
                 mmlib(line, input=given, out=out)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_process_waits_until_ctrl_c(tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "--data", str(tmp_path / "none"), "--out", str(out)]
+    with writing(out):
+        (out / "history.jsonl").touch()
+        second = subprocess.Popen([sys.executable, "-m", "mmlib", *words], stderr=subprocess.PIPE, text=True)
+        said = second.stderr.readline()
+        assert f"waits for process {os.getpid()}, which has {out} since 20" in said
+        second.send_signal(signal.SIGINT)
+        left = second.communicate(timeout=60)[1]
+    assert second.returncode == 130 and left.startswith("interrupted;") and left.count("\n") == 1
 
 
 def test_ctrl_c_ends_in_one_line(tmp_path, monkeypatch, capsys):

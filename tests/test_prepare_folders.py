@@ -619,7 +619,7 @@ CASES = {
         lambda r: (r / "empty").mkdir(),
         "rgb=empty: no such folder, or no image",
     ),
-    "scale 0": (["rgb=rgb", "rgb:scale=0"], None, "scale 0.0: expected"),
+    "scale 0": (["rgb=rgb", "rgb:scale=0"], None, "scale 0.0; expected"),
     "sparse with offset": (
         ["rgb=rgb", "rgb:sparse,offset=-273.15"],
         None,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmlib import runtime
+from mmlib import outputs, runtime
 from mmlib.data.images import write_image
-from mmlib.runtime import check_output, exclusive, progress_bar, save_tensors, write_json
+from mmlib.outputs import check_output
+from mmlib.runtime import exclusive, progress_bar, save_tensors, write_json
 
 HOLD = """
 import sys, time
@@ -54,6 +55,15 @@ def test_a_second_process_waits_says_so_and_goes_on_when_the_first_is_killed(tmp
     first.communicate()
 
 
+def test_a_folder_into_which_nothing_was_written_is_gone_also_for_who_waits(tmp_path):
+    lock = tmp_path / "new" / "lock"
+    with exclusive(lock):
+        second = holder(lock, 0)
+        assert "waits" in second.stderr.readline()
+    assert second.communicate(timeout=30) == ("held\n", "") and second.returncode == 0
+    assert not lock.parent.exists()
+
+
 def test_a_lock_is_free_after_an_error(tmp_path, capsys):
     (tmp_path / "lock").write_text("of an earlier process")
     (tmp_path / "more").touch()
@@ -86,7 +96,7 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path):
     (tmp_path / "runs/theirs.json").write_text('{"provenance": "of another program"}')
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for mark in runtime.OURS:
+    for mark in outputs.OURS:
         (tmp_path / mark).mkdir()
         (tmp_path / mark / mark).touch()
         check_output(tmp_path / mark)

@@ -33,7 +33,8 @@ from torch.utils.data import default_collate
 
 from ..config import printable
 from ..modalities import IGNORE_INDEX, Modality
-from ..runtime import atomic_path, check_output, digest_files, reading, write_json
+from ..outputs import check_output
+from ..runtime import atomic_path, digest_files, reading, write_json
 from .description import JOURNAL, Description, differences, is_finished, read_description
 from .images import DataError, read_image, write_image
 

@@ -18,7 +18,8 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.sheets import cluster_sheets, subset_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
 from ..loop import WITHOUT_EFFECT, read_history
-from ..runtime import claims, data_dir, progress_bar, provenance, read_json, reading, write_json
+from ..outputs import claims
+from ..runtime import data_dir, progress_bar, provenance, read_json, reading, write_json
 from .information import fisher_gap, measure_information
 from .score import ScoringConfig, begin, open_checkpoint, print_sheets, score
 

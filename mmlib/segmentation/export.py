@@ -23,7 +23,8 @@ import tyro
 from torch import Tensor, nn
 
 from ..config import AtLeast
-from ..runtime import atomic_path, claims, limit_threads, provenance
+from ..outputs import claims
+from ..runtime import atomic_path, limit_threads, provenance
 from .network import Segmenter, load_segmenter
 
 TOLERANCE = 1e-4  # largest difference from torch that is passed, as a share of the largest logit (at least 1)

@@ -28,17 +28,8 @@ from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import largest
 from ..modalities import Modality
-from ..runtime import (
-    check_output,
-    choose_device,
-    claims,
-    digest_files,
-    limit_threads,
-    progress_bar,
-    read_json,
-    reading,
-    write_json,
-)
+from ..outputs import check_output, claims
+from ..runtime import choose_device, digest_files, limit_threads, progress_bar, read_json, reading, write_json
 from .network import Segmenter, load_segmenter
 from .score import ApplyConfig, find_data, fusion_name, open_data
 

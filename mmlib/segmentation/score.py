@@ -22,7 +22,8 @@ from ..evaluation.fusion import FUSIONS
 from ..evaluation.sheets import Sheet, write_sheets
 from ..evaluation.statistics import rounded
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
-from ..runtime import check_output, choose_device, claims, limit_threads, provenance, write_json
+from ..outputs import check_output, claims
+from ..runtime import choose_device, limit_threads, provenance, write_json
 from .information import evenly_spaced
 from .network import Segmenter, load_segmenter
 

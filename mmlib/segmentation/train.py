@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from ..data.prepared import PreparedDataset
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..loop import run_steps, write_report
-from ..runtime import claims
+from ..outputs import claims
 from .information import measure_information
 from .network import Segmenter, save_segmenter
 from .objective import subset_cross_entropy

@@ -20,7 +20,8 @@ from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix, score_clusters
 from ..evaluation.statistics import rounded
 from ..modalities import IGNORE_INDEX
-from ..runtime import choose_device, claims, derived_seed, limit_threads, provenance, reading, write_json
+from ..outputs import claims
+from ..runtime import choose_device, derived_seed, limit_threads, provenance, reading, write_json
 from . import clustering, diagnostics
 from .backbone import load_backbone
 from .clustering import Clustering, check_guide, load_clustering, upsample, write_label_maps

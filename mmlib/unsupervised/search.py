@@ -19,15 +19,8 @@ from scipy.stats import spearmanr
 
 from ..config import AtLeast, check_settings
 from ..loop import check_same
-from ..runtime import (
-    claims,
-    derived_seed,
-    progress_bar,
-    provenance,
-    reading,
-    without_paths,
-    write_json,
-)
+from ..outputs import claims
+from ..runtime import derived_seed, progress_bar, provenance, reading, without_paths, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .train import cluster

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from .. import loop
 from ..config import check_settings
 from ..modalities import IGNORE_INDEX
+from ..outputs import claims
 from ..runtime import (
-    claims,
     derived_seed,
     limit_threads,
     load_into,

@@ -17,7 +17,8 @@ import tyro
 from ..config import AtLeast, Between, check_settings
 from ..data.prepared import Description, Writer, is_finished
 from ..modalities import SENSORS
-from ..runtime import claims, data_dir, exclusive, progress_bar
+from ..outputs import claims
+from ..runtime import data_dir, exclusive, progress_bar
 from .props import CLASSES, PALETTES
 from .render import ALL, SCENE_CONDITIONS, Size, render_row
 from .sensors import CASE_SENSOR, FAILURES
