@@ -13,9 +13,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from .config import spelled
-from .runtime import exclusive
+from .runtime import LOCK, exclusive
 
-LOCK = ".mmlib.lock"  # in every folder that a command writes
 # A folder of ours has one of these; the others are of versions that had no lock.
 OURS = LOCK, ".journal.jsonl", "dataset.json", "history.jsonl", "study.db", "classes.json", "ids.json"
 # A file of ours holds one of these: the command that made it, or the head of a table of scores.

@@ -73,6 +73,7 @@ def choose_device(device: str = "auto") -> torch.device:
         ) from error
 
 
+LOCK = ".mmlib.lock"  # in every folder that a command writes
 TEMPORARY = ".mmlib.tmp"  # ends the names of folders that hold a file while it is written
 
 
@@ -151,9 +152,8 @@ def exclusive(path: str | Path):
                 f"{since:%Y-%m-%d %H:%M}; Ctrl-C ends the waiting",
                 file=sys.stderr,
             )
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # the other one wrote nothing, and took the folder away
+            # If the other one has written nothing, it takes the folder away.
+            with contextlib.suppress(FileNotFoundError):
                 lock.acquire()
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
