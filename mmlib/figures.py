@@ -154,7 +154,10 @@ def save_figure(figure: Figure, path: str | Path, dpi: float | str = "figure") -
 
 @as_written
 def class_legend(fig: Figure, classes: Sequence[str], palette: Sequence[Sequence[int]], present=None) -> None:
-    """A legend of the classes below the figure; long names are cut. ``present``: the ids that it names, all of them if None."""
+    """A legend of the classes below the figure; long names are cut.
+
+    ``present``: the ids that it names, all of them if None.
+    """
     present = range(len(classes)) if present is None else present
     handles = [
         Patch(facecolor=np.array(palette[k]) / 255, edgecolor=INK, linewidth=0.4, label=name[:60])

@@ -430,6 +430,12 @@ def test_clusters_are_printed_by_score_and_by_class():
         cluster_sheets({"v": {"scores": None}})
 
 
+def test_a_tag_in_a_name_is_text_in_markdown():
+    tag = "<img src=x onerror=alert(1)>"
+    text = Sheet(f"on {tag}", {tag: {f"condition={tag}": 1.0}}, tag).markdown()
+    assert "<" not in text and text.count("&lt;img src=x") == 4
+
+
 def test_tables_are_written_as_they_are(tmp_path):
     sheets = [Sheet("one, two", {"x": {"a": 1.23456, "b": np.nan}}), Sheet("next", {"y": {"c": 2.0}})]
     markdown, table = write_sheets(tmp_path / "runs" / "v1.5", sheets)

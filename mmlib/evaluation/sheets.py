@@ -50,10 +50,11 @@ class Sheet:
         return "\n".join([self.caption, *table])
 
     def markdown(self) -> str:
-        """A Markdown table with two decimals."""
+        """A Markdown table with two decimals; what looks like a tag in a name is text."""
         head, *lines = self.lines(2)
         lines = [head, ["---"] + ["---:"] * len(self.columns), *lines]
-        return f"{self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{self.caption}\n\n{table}".replace("<", "&lt;")
 
 
 def transposed(columns: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -51,7 +51,9 @@ class TokenConfig:
     backbone: BackboneName = "descriptors+vit"
     """Frozen feature extractor; the first three need no download."""
     backbone_weights: str = ""
-    """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub)."""
+    """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub, which no
+    digest checks; the report has theirs).
+    """
     size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width to which training pictures are resized, multiples of the patch; 0 0 = as they are."""
     eval_size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
