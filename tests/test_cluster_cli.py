@@ -9,6 +9,7 @@ import pytest
 import toy
 
 from mmlib import cli
+from mmlib.unsupervised import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -112,7 +113,10 @@ CLUSTER = "cluster --data {toy} "
         (CLUSTER + "--save-every 0", "--save-every 0: expected 1 or more"),
         (CLUSTER + "--lr 0", "--lr 0.0: expected"),
         (CLUSTER + "--select labels", "--select labels chooses among measured states"),
-        (CLUSTER + "--linear-steps 9 --crops 5", "a linear probe (--linear-steps) needs a labelled"),
+        (
+            CLUSTER + "--linear-steps 9 --crops 5",
+            "a linear probe (--linear-steps) needs whole training images",
+        ),
         (
             CLUSTER + "--backbone vit --backbone-weights no.safetensors",
             "no.safetensors: no such file",
@@ -182,3 +186,33 @@ def test_a_scene_is_segmented_with_the_sensors_of_the_run(tmp_path, monkeypatch,
     assert rendered[0] == rendered[1] and set(sensors) <= set(rendered[0])
     with pytest.raises(SystemExit, match="nowhere/report.json: no such file"):
         cli.main(["segment", "nowhere", "--data", "street", "--out", "maps"])
+
+
+@pytest.mark.parametrize(
+    "command, last, repeated",
+    [("cluster --save-every 2", 4, [2, 3]), ("search --trials 2", 7, [0, 1, 2, 0, 1, 2, 3])],
+)
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
+    data, tmp_path, monkeypatch, capfd, command, last, repeated
+):
+    command += " --data {data} --steps 4 --out {out}"
+    run(command, data=data, out=tmp_path / "whole")
+    genuine, steps = train.step_loss, []
+
+    def interrupted(*args):
+        steps.append(args[-1])
+        if len(steps) == last:
+            raise KeyboardInterrupt
+        return genuine(*args)
+
+    monkeypatch.setattr(train, "step_loss", interrupted)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run(command, data=data, out=tmp_path / "cut")
+    error = capfd.readouterr().err
+    assert end.value.code == 130 and error.count("\n") == 1 and "same command" in error
+    run(command, data=data, out=tmp_path / "cut")
+    assert steps[4:] == repeated  # from the saved state; of a search the trial that was interrupted
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]
+    for key in ("trials", "best", "criteria", "scores"):
+        assert reports[0].get(key) == reports[1].get(key)

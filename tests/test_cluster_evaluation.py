@@ -222,8 +222,11 @@ def test_a_linear_probe_learns_from_the_training_split_and_is_not_matched(data, 
     ]
     assert found[0]["linear_probe"]["accuracy"] > 75 and found[1]["linear_probe"]["accuracy"] < 20
     assert found[0]["scores"] == found[1]["scores"]
-    for crops, root in ((5, data), (1, str(toy.make(tmp_path / "none", labels=False)))):
-        with pytest.raises(ValueError, match="linear probe .*needs a labelled training split and --crops 1"):
+    for crops, root, message in (
+        (5, data, "linear probe .*needs whole training images: give --crops 1"),
+        (1, str(toy.make(tmp_path / "none", labels=False)), "has no labels in its split 'train'"),
+    ):
+        with pytest.raises(ValueError, match=message):
             cluster(
                 configured(
                     root, tmp_path / "c", tokens=TokenConfig("descriptors", crops=crops), evaluation=settings
@@ -283,7 +286,7 @@ def test_without_labels_there_are_maps_and_no_scores(tmp_path):
         for entry in listed:
             assert (colours[ids == entry["id"]] == entry["colour"]).all()
     assert len(seen) > 1 and load_clustering(tmp_path / "run" / "clustering.safetensors").mapping is None
-    with pytest.raises(ValueError, match="no labels, so they cannot choose"):
+    with pytest.raises(ValueError, match="has no labels in its split"):
         cluster(configured(root, tmp_path / "x", select="labels", eval_every=2))
 
 

@@ -5,6 +5,7 @@ resumption.
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -554,3 +555,51 @@ def test_one_seed_is_one_result_and_prepared_tokens_are_shared(data, tmp_path, s
     cluster(replace(first, out=str(tmp_path / "b")), shared())
     cluster(replace(first, out=str(tmp_path / "c"), seed=1))
     assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c", part="network.")
+
+
+def renamed(data, root) -> str:
+    """A copy of the data set with another name for its last class."""
+    shutil.copytree(data, root)
+    description = json.loads((root / "dataset.json").read_text())
+    description["classes"][-1] = "another"
+    (root / "dataset.json").write_text(json.dumps(description))
+    return str(root)
+
+
+@pytest.mark.parametrize("method", ["unim2", "kmeans"])
+@pytest.mark.parametrize("steps", [4, 2], ids=["finished", "unfinished"])
+def test_a_run_belongs_to_its_data(data, tmp_path, monkeypatch, method, steps):
+    """Resumed, or reported once more, on edited labels or with other class names: refused, nothing changes."""
+    config = configured(data, tmp_path / "run", method, save_every=2)
+    if steps < config.steps:  # killed after its first saved state; k-means before its clusters
+        kill = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+        genuine = train.step_loss
+        monkeypatch.setattr(train, "step_loss", lambda *args: (kill if args[-1] >= steps else genuine)(*args))
+        if method == "kmeans":
+            monkeypatch.setattr(train, "evaluate_clustering", kill)
+        with pytest.raises(KeyboardInterrupt):
+            cluster(config)
+    else:
+        cluster(config)
+    content = lambda: {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = content()
+    for other, changed in (
+        (relabelled(data, tmp_path / "turned", lambda label: label[::-1], "val"), "images of val"),
+        (renamed(data, tmp_path / "renamed"), "classes of train, classes of val"),
+    ):
+        with pytest.raises(ValueError, match=f"was begun on other data than .*changed: {changed}\\)"):
+            cluster(replace(config, data=other))
+    assert content() == before
+
+
+@pytest.mark.parametrize("method", ["unim2", "kmeans"])
+def test_labels_that_are_all_ignored_are_refused_before_training(data, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(train.loop, "run_steps", None)  # would fail if it were called
+    blank = relabelled(data, tmp_path / "blank", lambda label: np.full_like(label, 255), "val")
+    with pytest.raises(ValueError, match="has no labels in its split 'val', or all of them are 255"):
+        cluster(configured(blank, tmp_path / "run", method))
+    blank = relabelled(data, tmp_path / "train", lambda label: np.full_like(label, 255), "train")
+    probe = replace(QUICK, linear_steps=5)
+    with pytest.raises(ValueError, match="has no labels in its split 'train', or all of them are 255"):
+        cluster(configured(blank, tmp_path / "run", method, evaluation=probe))
+    assert not (tmp_path / "run" / "report.json").exists()

@@ -341,6 +341,30 @@ CONTENTS = [
     (CLUSTERS, "an escape sequence", header("clustering", "classes", 0, value="\x1b[2J"), "control char"),
     (CLUSTERS, "colours of two", header("clustering", "palette", value=[[0, 0]] * 3), "not a clustering"),
     (CLUSTERS, "more", header("clustering", "more", value=1), "not a clustering"),
+    (
+        CLUSTERS,
+        "a class in numbers",
+        header("clustering", "classes", 0, value=5),
+        "its classes 5: expected text",
+    ),
+    (
+        CLUSTERS,
+        "a share in words",
+        header("clustering", "chain", "centre", value="x"),
+        "its centre x: expected",
+    ),
+    (
+        CLUSTERS,
+        "a share of 1e30",
+        header("clustering", "chain", "centre", value=10**30),
+        "its centre .*at most 1",
+    ),
+    (
+        CLUSTERS,
+        "weights of no network",
+        header("clustering", "network", value=None),
+        "tensors of its tokens and",
+    ),
     (VIT, "5 channels", header("vit", "channels", value=5), "weights of the small transformer"),
     (VIT, "no width", header("vit", "channels", value=0), "weights of the small transformer"),
     (VIT, "an unknown setting", header("vit", "width", value=5), "weights of the small transformer"),
@@ -398,9 +422,11 @@ SEGMENTED = [
         (CLUSTERS, what, header("clustering", *keys, value=value), message)
         for what, keys, value, message in (
             ("no settings", ["settings"], ..., "says how it was made"),
-            ("settings in a list", ["settings"], [1], "says how it was made"),
+            ("settings in a list", ["settings"], [1], "its settings 1: expected a dict"),
             ("no sensors", ["settings", "sensors"], ..., "says how it was made"),
             ("sensors in numbers", ["settings", "sensors"], 1, "says how it was made"),
+            ("a sensor in a list", ["settings", "sensors"], [["rgb"]], "inputs .*: expected text"),
+            ("an input in numbers", ["settings", "read", 0], 7, "inputs 7: expected text"),
             ("of another backbone", ["settings", "backbone"], "abc", "other weights or another version"),
             ("no backbone", ["settings", "backbone"], ..., "says how it was made"),
             ("no tokens", ["settings", "tokens"], ..., "says how it was made"),

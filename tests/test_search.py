@@ -30,6 +30,12 @@ def searched(data, out, method="unim2", trials=2, options=(), **changes) -> Sear
     )
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The report of a search that nothing interrupted."""
+    return search(searched(data, tmp_path_factory.mktemp("whole"), trials=4))
+
+
 def values(report) -> list[tuple]:
     return [(row["number"], row["value"], row["lr"], row["dim"]) for row in report["trials"]]
 
@@ -112,7 +118,7 @@ def test_labels_choose_only_when_asked_to(data, tmp_path):
             0.75 * row["scores"]["miou"] + 0.25 * row["scores"]["accuracy"], abs=1e-3
         )
     none = str(toy.make(tmp_path / "none", labels=False))
-    with pytest.raises(ValueError, match="no labels, so they cannot choose; leave out --select-on-labels"):
+    with pytest.raises(ValueError, match="has no labels in its split"):
         search(searched(none, tmp_path / "n", options={"select_on_labels": True}))
     report = search(searched(none, tmp_path / "n"))
     assert (
@@ -170,30 +176,67 @@ def test_failed_trials_are_told_and_do_not_end_a_search(data, tmp_path, monkeypa
         search(searched(data, tmp_path / "none", trials=1))
 
 
-def test_a_search_that_was_interrupted_equals_one_that_was_not(data, tmp_path, monkeypatch):
+class Killed(BaseException):
+    """Optuna does not see the end of the trial, as when the process is killed."""
+
+
+@pytest.mark.parametrize(
+    "end, trial, when",
+    [
+        (KeyboardInterrupt, 0, "before"),
+        (Killed, 1, "before"),
+        (KeyboardInterrupt, 1, "after"),
+        (Killed, 3, "after"),
+    ],
+)
+def test_a_search_that_was_interrupted_equals_one_that_was_not(
+    data, tmp_path, monkeypatch, whole, end, trial, when
+):
     """The interrupted trial is run again with the same settings, and so are all after it."""
     calls = []
 
     def interrupted(*args):
         calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return cluster(*args)
+        last = len(calls) == trial + 1
+        if last and when == "before":
+            raise end
+        report = cluster(*args)
+        if last:
+            raise end
+        return report
 
-    whole = search(searched(data, tmp_path / "whole", trials=4))
     monkeypatch.setattr(module, "cluster", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        search(searched(data, tmp_path / "cut", trials=4))
-    assert len(calls) == 2
-    report = search(searched(data, tmp_path / "cut", trials=4))
+    with pytest.raises(end):
+        search(searched(data, tmp_path, trials=4))
+    assert len(calls) == trial + 1
+    report = search(searched(data, tmp_path, trials=4))
     assert report["trials"] == whole["trials"] and len(calls) == 5
     assert (report["finished"], report["pruned or failed"]) == (4, 0)
-    assert [p.name for p in sorted((tmp_path / "cut" / "trials").iterdir())] == [
-        "0000",
-        "0001",
-        "0002",
-        "0003",
-    ]
+    names = [path.name for path in sorted((tmp_path / "trials").iterdir())]
+    assert names == ["0000", "0001", "0002", "0003"] and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_search_belongs_to_its_data(data, tmp_path):
+    """Asked for more trials, or for its report once more, on edited labels: refused, nothing changes."""
+    search(searched(data, tmp_path / "run", trials=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
+    other = relabelled(data, tmp_path / "other", lambda label: label[::-1], "val")
+    for trials in (1, 2):
+        with pytest.raises(ValueError, match=r"was begun on other data .*changed: images of val\)"):
+            search(searched(other, tmp_path / "run", trials=trials))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == before
+
+
+def test_what_no_trial_could_do_is_refused_before_the_first(data, tmp_path):
+    blank = relabelled(data, tmp_path / "blank", lambda label: np.full_like(label, 255), "val")
+    for root, evaluation, message in (
+        (blank, ONCE, "has no labels in its split 'val', or all of them are 255"),
+        (data, replace(ONCE, clusters=300), "300 clusters: expected 2 to 255"),
+        (data, replace(ONCE, guide="sonar"), "--guide sonar: expected one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search(searched(root, tmp_path / "run", evaluation=evaluation))
+    assert not (tmp_path / "run" / "trials").exists()
 
 
 def test_the_reference_of_a_trial_is_that_of_a_run(data, tmp_path):

@@ -23,7 +23,7 @@ from ..outputs import claims
 from ..runtime import derived_seed, progress_bar, provenance, reading, without_paths, write_json
 from .correspondence import PAIRS, Shifts
 from .methods import ClusterConfig, Plan, Prepared, prepare
-from .train import cluster
+from .train import cluster, count_clusters
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ def search(config: SearchConfig) -> dict:
         )
     # Every trial weighs KNN pairs, whatever the weights of the run: find neighbours.
     shared = prepare(replace(run, loss=replace(run.loss, weights=(1.0, 1.0, 1.0))))
-    if config.select_on_labels and not shared[1].scored.labelled:
-        raise ValueError(f"{run.data} has no labels, so they cannot choose; leave out --select-on-labels")
+    count_clusters(run, shared[1])  # what no trial could do is refused before the first one
+    if config.select_on_labels:
+        shared[1].scored.require_labels()
     study = open_study(config, shared[1].inputs, out)
     done = sum(map(is_over, study.trials))
     with progress_bar(
@@ -143,7 +144,7 @@ def open_study(config: SearchConfig, inputs: dict[str, str], out: Path):
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails would print its traceback
     out.mkdir(parents=True, exist_ok=True)
     settings = asdict(config)
     settings |= settings.pop("run")

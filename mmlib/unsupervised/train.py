@@ -169,9 +169,12 @@ def step_loss(
     return total + model.probe(code), parts
 
 
-def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
-    """Raise ValueError for what would otherwise fail, or mean nothing, only after training."""
+def count_clusters(config: ClusterConfig, prepared: Prepared) -> int:
+    """The number of clusters. Raises ValueError for what would otherwise fail, or mean nothing, only after
+    training.
+    """
     settings, data, scored = config.evaluation, prepared.data, prepared.scored
+    clusters = settings.clusters or len(data.description.classes)
     check_guide(settings.guide, scored)
     if not 2 <= clusters <= min(IGNORE_INDEX, settings.kmeans_points):
         raise ValueError(
@@ -183,12 +186,15 @@ def refuse(config: ClusterConfig, prepared: Prepared, clusters: int) -> None:
             f"--select {config.select} chooses among measured states of training: give --eval-every, or "
             "--select last"
         )
-    if config.select == "labels" and not scored.labelled:
-        raise ValueError(f"{config.data} has no labels, so they cannot choose; give --select last")
-    if settings.linear_steps and not (data.labelled and len(prepared.tokens) == len(data)):
-        raise ValueError("a linear probe (--linear-steps) needs a labelled training split and --crops 1")
+    if scored.labelled or config.select == "labels":
+        scored.require_labels()
+    if settings.linear_steps:
+        data.require_labels()
+        if len(prepared.tokens) != len(data):
+            raise ValueError("a linear probe (--linear-steps) needs whole training images: give --crops 1")
     if settings.criterion == "agreement" and settings.restarts * settings.repeats < 2:
         raise ValueError("--criterion agreement compares two runs of k-means or more; give --repeats")
+    return clusters
 
 
 @claims("data", "tokens.backbone_weights")
@@ -213,8 +219,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     plan, prepared = prepared or prepare(config)
     # The tokens may be shared; what is done with them is this run's own.
     plan = resolve_method(config, plan.sensors)
-    clusters = config.evaluation.clusters or len(prepared.data.description.classes)
-    refuse(config, prepared, clusters)
+    clusters = count_clusters(config, prepared)
     # The model, its optimizer and its loss, or those of the run that is resumed.
     out, scored, seed = Path(config.out), prepared.scored, config.seed
     begun, begun_cpu = time.perf_counter(), time.process_time()
