@@ -79,11 +79,8 @@ TEMPORARY = ".mmlib.tmp"  # ends the names of folders that hold a file while it 
 
 @lru_cache(maxsize=None)
 def remove_strays(folder: Path) -> None:
-    """Delete what processes that were killed left of files they were writing into ``folder``. Once per
-    process and folder.
-
-    A temporary is a stray if nobody holds its lock. The system frees the lock of a process that has ended in
-    whatever way, and it tells the same in every container, which the number of a process does not.
+    """Delete what processes that were killed left of files they were writing into ``folder``: temporaries
+    whose lock nobody holds. Once per process and folder. Locks tell the same in every container.
     """
     for stray in folder.glob(f".*{TEMPORARY}"):
         with contextlib.suppress(OSError), FileLock(stray / LOCK, timeout=0):
