@@ -3,6 +3,8 @@ refusal.
 """
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from mmlib import world
 from mmlib.data.prepared import PreparedDataset
+from mmlib.unsupervised import inference
 from mmlib.unsupervised.clustering import load_clustering, save_clustering
 from mmlib.unsupervised.inference import EvaluationConfig, SegmentConfig, segment
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig
@@ -101,6 +104,46 @@ def test_what_does_not_fit_is_refused(room, tmp_path):
     save_clustering(tmp_path / "run/clustering.safetensors", saved)
     with pytest.raises(ValueError, match="other weights"):
         segment(SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), progress=False))
+
+
+def test_images_are_taken_as_those_of_the_training(room, tmp_path, capsys, monkeypatch):
+    """Another unit is refused, values far from those of the training are pointed out, and other bounds of a
+    sensor's range in the new data change nothing.
+    """
+    report, split = run(room, tmp_path / "run"), "val"
+    command = SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), split, progress=False)
+
+    def other(**changes):
+        """The same images, of which dataset.json says something else of the thermal ones."""
+        root = tmp_path / "-".join(changes)
+        shutil.copytree(room, root)
+        description = json.loads((root / "dataset.json").read_text())
+        (thermal,) = (m for m in description["modalities"] if m["name"] == "thermal")
+        thermal |= changes
+        (root / "dataset.json").write_text(json.dumps(description))
+        return replace(command, data=str(root), out=str(tmp_path / f"maps-{root.name}"))
+
+    offset = PreparedDataset(room).modalities["thermal"].offset
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="trained on 1 channel.s. in °C, .* in K"),
+    ):
+        patch.setattr(inference, "extract_tokens", None)  # before anything is extracted
+        segment(other(unit="K"))
+    with pytest.raises(ValueError, match=r"thermal has values of .* °C, in training .*: check units"):
+        segment(replace(other(offset=offset + 100), strict=True))
+    assert not list(tmp_path.glob("maps-*"))
+    assert "warning" not in capsys.readouterr().err
+    segment(replace(command, data=str(tmp_path / "offset"), out=str(tmp_path / "warned")))
+    assert "warning: thermal has values of" in capsys.readouterr().err
+    for same in (other(low=-300.0, high=900.0), replace(command, strict=True)):
+        assert segment(same)["counts"] == report["scores"]["counts"]
+    assert not capsys.readouterr().err
+    path = tmp_path / "run/clustering.safetensors"
+    saved = load_clustering(path)
+    del saved.settings["modalities"]  # as an earlier version saved it
+    save_clustering(path, saved)
+    assert segment(replace(command, out=str(tmp_path / "again")))["counts"] == report["scores"]["counts"]
 
 
 def test_a_run_of_an_earlier_version_is_mended_by_its_own_command(room, tmp_path):

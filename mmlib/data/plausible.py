@@ -7,7 +7,8 @@ Every command that applies a trained network calls ``check_plausible`` before it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,9 +16,33 @@ import torch
 from torch import Tensor
 
 from ..modalities import Modality
+from .prepared import PreparedDataset
 
 SAMPLES, STEP = 16, 7  # how many samples are looked at, and at every which of their pixels
 FAR = 9.0  # of ``distance``: the sensor world by night, in fog or badly exposed comes to 5, one image to 7
+
+
+def open_data(
+    trained: Mapping[str, Modality], root: str, split: str, sensors: Iterable[str], **options
+) -> PreparedDataset:
+    """A split whose images are read as they are stored; all else of a sensor, such as its statistics and its
+    range, is what it was in training.
+
+    Raises:
+        ValueError: a sensor is missing, or has other channels or another unit than that of its name in
+            training.
+    """
+    dataset = PreparedDataset(root, split, sensors, **options)
+    for name, theirs in dataset.modalities.items():
+        ours = trained.get(name, theirs)
+        if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
+            before, now = (f"{m.channels} channel(s) in {m.unit or 'no unit'}" for m in (ours, theirs))
+            raise ValueError(
+                f"{name}: the network was trained on {before}, {root} has {now}; prepare the data in the "
+                "same unit"
+            )
+        dataset.modalities[name] = replace(ours, dtype=theirs.dtype, scale=theirs.scale, offset=theirs.offset)
+    return dataset
 
 
 def distance(values: Tensor, modality: Modality) -> float:

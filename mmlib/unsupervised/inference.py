@@ -16,10 +16,10 @@ import tyro
 from torch import Tensor, nn
 
 from ..config import AtLeast, check_settings, check_value
-from ..data.prepared import PreparedDataset
+from ..data.plausible import check_plausible, open_data
 from ..evaluation.counts import confusion_matrix, score_clusters
 from ..evaluation.statistics import rounded
-from ..modalities import IGNORE_INDEX
+from ..modalities import IGNORE_INDEX, Modality
 from ..outputs import claims
 from ..runtime import choose_device, derived_seed, limit_threads, provenance, reading, write_json
 from . import clustering, diagnostics
@@ -276,6 +276,8 @@ class SegmentConfig:
     """Name clusters by Hungarian matching on this split instead of the run's own names: the custom of the
     field, and optimistic.
     """
+    strict: bool = False
+    """Stop, instead of a warning, where a sensor's values lie far from those of the run's training images."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     progress: bool = True
@@ -297,6 +299,8 @@ def segment(config: SegmentConfig) -> dict | None:
     with reading(run / "clustering.safetensors", "a clustering that says how it was made"):
         sensors, read = (list(clusters.settings[name]) for name in ("sensors", "read"))
         key, values = clusters.settings["backbone"], clusters.settings["tokens"]
+        modalities = clusters.settings.get("modalities", {})  # an earlier version did not save them
+        modalities = {name: Modality(**fields) for name, fields in modalities.items()}
         settings = TokenConfig(**values)
         check_settings(settings)
         check_value("inputs", [*sensors, *read], tuple[str, ...])
@@ -309,19 +313,21 @@ def segment(config: SegmentConfig) -> dict | None:
             f"{run} was made with other weights or another version of the backbone {backbone.name}; train "
             "it again, or give --backbone-weights that it was made with"
         )
-    data = PreparedDataset(config.data, config.split, sensors, cache=True)
+    data = open_data(modalities, config.data, config.split, sensors, cache=True)
     check_guide(config.guide, data)
+    classes = data.description.classes
+    if data.labelled and clusters.classes and [*clusters.classes] != [*classes]:
+        raise ValueError(
+            f"{run} names its clusters by {', '.join(clusters.classes)}; {config.data} has "
+            f"{', '.join(classes)}"
+        )
+    if modalities and all(modality.mean for modality in modalities.values()):
+        check_plausible(modalities, range(len(data)), lambda index: data.physical(index)[0], config.strict)
     options = {"train": False, "device": device, "progress": config.progress}
     tokens = extract_tokens(data, backbone, read, settings, **options)
     codes = codes_of(clusters.network, read, replace(tokens, chain=clusters.chain))
     scores = None
     if data.labelled:
-        classes = data.description.classes
-        if clusters.classes and clusters.classes != classes:
-            raise ValueError(
-                f"{run} names its clusters by {', '.join(clusters.classes)}; {config.data} has "
-                f"{', '.join(classes)}"
-            )
         counts = clustering.count(codes, data, clusters.centroids, config.guide)
         scores = score_clusters(counts, classes, mapping=None if config.rematch else clusters.mapping)
         record = {"provenance": provenance(), "run": run.name, "split": config.split}

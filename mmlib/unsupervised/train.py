@@ -285,8 +285,11 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         progress.cpu_seconds = time.process_time() - begun_cpu
     # The clustering, its label maps and its report.
     reads = {"sensors": plan.sensors, "read": plan.read}
-    settings = reads | {"backbone": prepared.backbone.key, "tokens": asdict(config.tokens)}
-    clustering = replace(evaluation.clustering, network=model.net, chain=prepared.chain, settings=settings)
+    modalities = {name: modality.to_dict() for name, modality in prepared.data.modalities.items()}
+    settings = {"modalities": modalities, "backbone": prepared.backbone.key, "tokens": asdict(config.tokens)}
+    clustering = replace(
+        evaluation.clustering, network=model.net, chain=prepared.chain, settings=reads | settings
+    )
     save_clustering(out / "clustering.safetensors", clustering)
     # Label maps of the first images, as many as are asked for; of all where there are no labels.
     maps = config.evaluation.maps if scored.labelled else -1
