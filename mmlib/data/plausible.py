@@ -7,7 +7,7 @@ Every command that applies a trained network calls ``check_plausible`` before it
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -23,18 +23,29 @@ FAR = 9.0  # of ``distance``: the sensor world by night, in fog or badly exposed
 
 
 def open_data(
-    trained: Mapping[str, Modality], root: str, split: str, sensors: Iterable[str], **options
+    modalities: Mapping[str, Modality], classes: Sequence[str], root: str, split: str, sensors, **options
 ) -> PreparedDataset:
     """A split whose images are read as they are stored; all else of a sensor, such as its statistics and its
     range, is what it was in training.
 
+    Args:
+        modalities: those of the training; others are taken as they are.
+        classes: of the training, and of the labels, where there are both.
+        sensors, options: of ``PreparedDataset``.
+
     Raises:
-        ValueError: a sensor is missing, or has other channels or another unit than that of its name in
-            training.
+        ValueError: a sensor is missing, has other channels or another unit than that of its name in training,
+            or other classes.
     """
     dataset = PreparedDataset(root, split, sensors, **options)
+    theirs = dataset.description.classes
+    if dataset.labelled and classes and [*classes] != [*theirs]:
+        raise ValueError(
+            f"{root} has {len(theirs)} classes ({', '.join(theirs)}), in training there were {len(classes)} "
+            f"({', '.join(classes)})"
+        )
     for name, theirs in dataset.modalities.items():
-        ours = trained.get(name, theirs)
+        ours = modalities.get(name, theirs)
         if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
             before, now = (f"{m.channels} channel(s) in {m.unit or 'no unit'}" for m in (ours, theirs))
             raise ValueError(

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import AtLeast, check_settings, printable
 from ..data.drawing import overlay, picture
 from ..data.images import FORMATS, DataError, read_image, write_image
-from ..data.plausible import check_plausible
+from ..data.plausible import check_plausible, open_data
 from ..data.prepared import read_description, to_physical
 from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
@@ -31,7 +31,7 @@ from ..modalities import Modality
 from ..outputs import check_output, claims
 from ..runtime import choose_device, digest_files, limit_threads, progress_bar, read_json, reading, write_json
 from .network import Segmenter, load_segmenter
-from .score import ApplyConfig, find_data, fusion_name, open_data
+from .score import ApplyConfig, find_data, fusion_name
 
 OUTPUTS = ("masks", "overlays", "confidence")
 NOTES = {  # in classes.json, for its reader
@@ -187,7 +187,7 @@ def list_data(root: str, split: str, network: Segmenter) -> Source:
     names = [name for name in network.modalities if name in read_description(root).modalities]
     if not names:
         raise DataError(f"{root}: has none of the network's sensors ({', '.join(network.modalities)})")
-    dataset = open_data(network, root, split, names)
+    dataset = open_data(network.modalities, (), root, split, names)
     dataset.labelled = False  # labels are not read
     files = {}
     for index, row in enumerate(dataset.rows):

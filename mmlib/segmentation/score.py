@@ -5,8 +5,7 @@ The command ``evaluate``; ``compare`` scores and ``predict`` opens checkpoints a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +14,7 @@ import tyro
 
 from .. import world
 from ..config import AtLeast, Between, check_settings
-from ..data.plausible import check_plausible
+from ..data.plausible import check_plausible, open_data
 from ..data.prepared import PreparedDataset
 from ..evaluation.failures import evaluate_failures, failure_table
 from ..evaluation.fusion import FUSIONS
@@ -104,35 +103,8 @@ def open_checkpoint(
         ValueError: unreadable checkpoint or data, or the two differ in classes or sensors.
     """
     network = load_segmenter(path, device)
-    dataset = open_data(network, find_data(data, progress), split, network.modalities)
-    if dataset.description.classes != network.classes:
-        ours, theirs = (", ".join(names[:3]) for names in (network.classes, dataset.description.classes))
-        raise ValueError(
-            f"{path} predicts {len(network.classes)} classes ({ours}, …), {data} has "
-            f"{len(dataset.description.classes)} ({theirs}, …)"
-        )
-    return network, dataset
-
-
-def open_data(network: Segmenter, root: str, split: str, sensors: Iterable[str]) -> PreparedDataset:
-    """A split whose images are read as they are stored, and normalised by the statistics that the network was
-    trained with.
-
-    Raises:
-        ValueError: a sensor is missing, or has other channels or another unit than that of its name in
-            training.
-    """
-    dataset = PreparedDataset(root, split, sensors)
-    for name, theirs in dataset.modalities.items():
-        ours = network.modalities[name]
-        if (ours.channels, ours.unit) != (theirs.channels, theirs.unit):
-            before, now = (f"{m.channels} channel(s) in {m.unit or 'no unit'}" for m in (ours, theirs))
-            raise ValueError(
-                f"{name}: the network was trained on {before}, {root} has {now}; prepare the data in the "
-                "same unit"
-            )
-        dataset.modalities[name] = replace(ours, dtype=theirs.dtype, scale=theirs.scale, offset=theirs.offset)
-    return dataset
+    root, modalities = find_data(data, progress), network.modalities
+    return network, open_data(modalities, network.classes, root, split, modalities)
 
 
 def fusion_name(network: Segmenter, config) -> str:

@@ -313,14 +313,8 @@ def segment(config: SegmentConfig) -> dict | None:
             f"{run} was made with other weights or another version of the backbone {backbone.name}; train "
             "it again, or give --backbone-weights that it was made with"
         )
-    data = open_data(modalities, config.data, config.split, sensors, cache=True)
+    data = open_data(modalities, clusters.classes, config.data, config.split, sensors, cache=True)
     check_guide(config.guide, data)
-    classes = data.description.classes
-    if data.labelled and clusters.classes and [*clusters.classes] != [*classes]:
-        raise ValueError(
-            f"{run} names its clusters by {', '.join(clusters.classes)}; {config.data} has "
-            f"{', '.join(classes)}"
-        )
     if modalities and all(modality.mean for modality in modalities.values()):
         check_plausible(modalities, range(len(data)), lambda index: data.physical(index)[0], config.strict)
     options = {"train": False, "device": device, "progress": config.progress}
@@ -328,6 +322,7 @@ def segment(config: SegmentConfig) -> dict | None:
     codes = codes_of(clusters.network, read, replace(tokens, chain=clusters.chain))
     scores = None
     if data.labelled:
+        classes = data.description.classes
         counts = clustering.count(codes, data, clusters.centroids, config.guide)
         scores = score_clusters(counts, classes, mapping=None if config.rematch else clusters.mapping)
         record = {"provenance": provenance(), "run": run.name, "split": config.split}
