@@ -47,6 +47,7 @@ class Progress:
     skipped: int = 0  # steps without a finite gradient
     seconds: float = 0.0
     guards: dict[str, int] = field(default_factory=dict)  # what the regulariser left out or capped
+    probed: dict = field(default_factory=dict)  # entries of its latest probe in the history
     cpu_seconds: float = 0.0  # of the main process: wall time says little on a shared machine
     inputs: dict[str, str] = field(default_factory=dict)  # digests of the data, by what they are of
 

@@ -2,6 +2,7 @@
 loop.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -368,8 +369,11 @@ def test_two_processes_train_with_probe_dropout_and_accumulation(data, tmp_path)
 
 
 def test_resumed_run_is_the_same_run(data, tmp_path):
-    """With probes: their noise, crops and counts belong to the step."""
-    options = dict(regularizer=RegularizerConfig(prediction="input", features="kl", delay=0.0, probe_every=2))
+    """With probes: their noise, crops and counts belong to the step. The history names the latest probe, also
+    where that was before the run was stopped.
+    """
+    term = RegularizerConfig(prediction="input", features="kl", delay=0.0, probe_every=10)
+    options = dict(regularizer=term, epochs=3, save_every=2)
     whole = train(settings_for(data, tmp_path / "whole", **options))
     from mmlib import loop
 
@@ -393,6 +397,10 @@ def test_resumed_run_is_the_same_run(data, tmp_path):
         and parts["information"] == whole["information"]
         and parts["guards"] == whole["guards"]
     )
+    steps = [read_history(tmp_path / name / "history.jsonl")[0] for name in ("whole", "parts")]
+    for line in itertools.chain(*steps):
+        del line["seconds"]
+    assert steps[0] == steps[1] and {"input", "kl scale 1"} <= set(steps[0][-1]["regularized"])
 
 
 def test_accumulated_closed_form_is_the_mean_over_micro_batches(data, tmp_path):

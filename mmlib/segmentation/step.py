@@ -164,7 +164,6 @@ class Run:
     regularizer: Regularizer
     steps: int
     progress: Progress
-    probe: Tensor | float = 0.0  # value that the latest probe of the regulariser added to the loss
 
     @property
     def samples_per_step(self) -> int:
@@ -338,7 +337,8 @@ def train_step(
             with accelerator.no_sync(run.model):
                 R_p, R_f = regularizer.probe(run.network, images, label, step, progress, accelerator.gather)
                 accelerator.backward((R_p + R_f) * processes)
-            run.probe = (R_p + R_f).detach()
+            tables = {name: values.tolist() for name, values in regularizer.information.items()}
+            run.progress.probed = {"probe": float((R_p + R_f).detach()), "regularized": tables}
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
         last = m == config.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(run.model):  # gradients are exchanged once a step

@@ -58,8 +58,8 @@ def train(config: TrainConfig) -> dict:
             entry |= {name: float(accelerator.reduce(value, "sum")) for name, value in terms.items()}
             entry |= {"grad_norm": float(norm), "skipped": progress.skipped}
             if config.regularizer.readings:
-                entry |= {"probe": float(run.probe), "guards": run.regularizer.counts}  # the latest probe
-                entry["regularized"] = {k: v.tolist() for k, v in run.regularizer.information.items()}
+                entry |= {"probe": 0.0, "regularized": {}, "guards": run.regularizer.counts} | progress.probed
+                entry["regularized"] |= {k: v.tolist() for k, v in run.regularizer.information.items()}
             return entry
 
         return finite, line
