@@ -299,7 +299,7 @@ def test_runs_that_were_trained_on_different_data_are_not_compared(trained, tmp_
         runs[name] = finished(trained, tmp_path / f"{name}-{seed}", network, seed, inputs=inputs | changes)
     cli.main(["compare", runs["first"], runs["same"], *COMPARE])
     for name in ("images", "index"):
-        message = f"{name}-.: was trained on other data than .*first-0, which differ in the {name} of train"
+        message = f"{name}-.: was trained on other data than .*first-0: {name} of train differs"
         with pytest.raises(SystemExit, match=message):
             cli.main(["compare", runs["first"], runs[name], *COMPARE, "--data", str(trained / "toy")])
     other = finished(

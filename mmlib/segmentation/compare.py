@@ -54,7 +54,9 @@ def read_run(folder: Path) -> tuple[dict, str]:
         report = read_json(path, what)
         if "plan" not in report:  # a run of 'train'
             _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
-            report["inputs"] = {**report.get("inputs", {})}  # earlier versions wrote none
+            # Digests of the training's data, by part and sensors; earlier versions wrote none.
+            sensors = report["config"].get("modalities", ())
+            report["inputs"] = {(part, *sensors): it for part, it in report.get("inputs", {}).items()}
     path, what = folder / "config.json", "the settings of a run"
     with reading(path, what):
         name = read_json(path, what)["data"]
@@ -88,11 +90,10 @@ def check_same_training(runs: list[tuple[Path, dict, str]]) -> None:
     digests: dict[tuple, tuple] = {}
     for folder, report, _ in runs:
         for part, digest in report["inputs"].items():
-            key = part, *report["config"].get("modalities", ())
-            before, expected = digests.setdefault(key, (folder, digest))
+            before, expected = digests.setdefault(part, (folder, digest))
             if digest != expected:
                 raise ValueError(
-                    f"{folder}: was trained on other data than {before}, which differ in the {part}; compare "
+                    f"{folder}: was trained on other data than {before}: {part[0]} differs; compare "
                     "runs of one data set at a time"
                 )
 
