@@ -52,7 +52,7 @@ class NetworkConfig:
     dropout: Annotated[float, Between(0, 1)] = 0.1
     """Probability that a channel is dropped before the classifier."""
     pretrained: bool = False
-    """Start pvt_v2 from ImageNet weights, which timm fetches from the Hugging Face hub; nothing checks them."""
+    """Start pvt_v2 from ImageNet weights, that timm fetches, unchecked, from the Hugging Face hub."""
     checkpointing: bool = False
     """Recompute the activations of pvt_v2 in the backward pass: takes less memory and a third more time."""
 
