@@ -17,7 +17,7 @@ from .data.missing import degrade, faulty
 from .data.prepared import PreparedDataset
 from .evaluation.counts import accuracy, confusion_matrix, iou, miou
 from .evaluation.fusion import RULES, fuse, weights
-from .evaluation.subsets import upsampled
+from .evaluation.subsets import largest
 from .figures import error_picture, label_picture, picture, sensor_title
 from .panel import Panel, bar_table, image_html
 from .segmentation.network import Segmenter
@@ -260,7 +260,7 @@ class SwitchboardPanel(Panel):
             reason = f"no prediction: {title} was not trained on any sensor that is on."
             return image_html(grey, reason, f"{name}<br>no prediction")
         symbols, rule = self._state["present"], self._state["fusion"]
-        prediction = upsampled(fuse(logits, rule), label.shape)[0].argmax(0)
+        prediction = largest(fuse(logits, rule), label.shape, title)[2]
         counts = confusion_matrix(prediction, label, len(self.classes))
         score, right = 100 * float(miou(counts)), 100 * float(accuracy(counts))
         values = {

@@ -19,7 +19,7 @@ from mmlib.evaluation import failures
 from mmlib.evaluation.counts import confusion_matrix
 from mmlib.evaluation.failures import evaluate_failures, failure_scores, failure_table
 from mmlib.evaluation.fusion import FUSIONS, RULES, fuse, weights
-from mmlib.evaluation.subsets import Variants
+from mmlib.evaluation.subsets import Variants, largest
 from mmlib.runtime import derived_seed
 
 NAMES = "abcde"
@@ -171,23 +171,17 @@ def test_two_sensors_have_no_majority():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none(bad):
+@pytest.mark.parametrize("rule", RULES)
+def test_numbers_that_are_none(bad, rule):
+    """By no rule do they count for nothing: the image has no prediction. The other image keeps its own."""
     logits = draw(4)
+    plain = fuse(logits, rule)
     logits["b"][1, 0, 0, 0] = bad
-    for rule in set(RULES) - {"agreement"}:
-        with pytest.raises(ValueError, match="image 1 of the batch: logits of b are not finite"):
-            fuse(logits, rule)
-    share, fused = weights(logits, "agreement"), fuse(logits, "agreement")
-    without = {name: value[1:] for name, value in logits.items() if name != "b"}
-    assert share[1, 1] == 0 and torch.allclose(share[[0, 2, 3], 1], weights(without, "agreement")[:, 0])
-    assert torch.allclose(fused[1:], fuse(without, "agreement"), atol=1e-4)
-    assert torch.allclose(fused[:1], fuse(draw(4), "agreement")[:1], atol=1e-4), (
-        "the other image keeps its four"
-    )
-    for value in logits.values():
-        value[1] = bad
-    with pytest.raises(ValueError, match="image 1 of the batch: logits of a, b, c, d are not finite"):
-        fuse(logits, "agreement")
+    fused = fuse(logits, rule)
+    assert torch.equal(fused[0], plain[0]) and fused[1].isnan().all()
+    assert torch.allclose(largest(fused[:1], (2, 3), "x")[0], plain[0])
+    with pytest.raises(ValueError, match="^second: its logits are not finite"):
+        largest(fused[1:], (2, 3), "second")
 
 
 def test_what_can_not_be_fused():

@@ -95,10 +95,10 @@ def check_plausible(
     for a, b in far:
         if a == b and far[a, a] > FAR:
             # The middle 95 % here, and two standard deviations on both sides of the mean in training.
-            trained = modalities[a].from_network(torch.tensor([[[-2.0, 2.0]]]))
+            trained = modalities[a].from_network(torch.tensor([[[-2.0, 2.0]]])).numpy()
             here, there = (
-                f"{low:.3g} to {high:.3g}"
-                for low, high in (np.quantile(values[a], (0.025, 0.975)), (trained.min(), trained.max()))
+                f"{part.min():.3g} to {part.max():.3g}"
+                for part in (np.quantile(values[a], (0.025, 0.975)), trained)
             )
             problems.append(f"{a} has values of {here} {modalities[a].unit}, in training {there}")
         # Of two sensors that are alike, both may be nearer to the other in training than to themselves.

@@ -48,13 +48,6 @@ def disagreement(stack: Tensor) -> Tensor:
 
 def _agreement(stack: Tensor) -> Tensor:
     """w = softmax over the sensors of −τ · KL(p_i ‖ p_others)."""
-    # A sensor that yields no numbers has left the vote of that image: the others vote without it.
-    finite = _finite(stack)
-    if not finite.all():
-        share = torch.zeros_like(finite, dtype=stack.dtype)
-        for image, members in enumerate(finite.T):
-            share[members, image] = _agreement(stack[members, image : image + 1])[:, 0, 0, 0]
-        return share[..., None, None]
     if len(stack) < 3:
         return _constant(stack, 1 / len(stack))
     return (-TAU * disagreement(stack)).softmax(0)[..., None, None]
@@ -84,11 +77,6 @@ def _constant(stack: Tensor, share: float) -> Tensor:
     return stack.new_full((*stack.shape[:2], 1, 1), share)
 
 
-def _finite(stack: Tensor) -> Tensor:
-    """(n, B, K, h, w) logits -> (n, B): whether all of a sensor's logits of an image are numbers."""
-    return stack.isfinite().flatten(2).all(2)
-
-
 # Rule -> function of the stacked logits (n, B, K, h, w) that gives the weights (n, B, 1, 1) or, pixel by
 # pixel, (n, B, h, w).
 RULES = {
@@ -111,16 +99,9 @@ def _shares(logits: Mapping[str, Tensor], rule: str) -> tuple[Tensor, Tensor]:
             "sensor"
         )
     stack = torch.stack([value.float() for value in logits.values()])
-    finite = _finite(stack)
-    usable = finite.any(0) if rule == "agreement" else finite.all(0)
-    if not usable.all():
-        image = usable.tolist().index(False)
-        broken = ", ".join(name for name, row in zip(logits, finite) if not row.all())
-        raise ValueError(
-            f"image {image} of the batch: logits of {broken} are not finite; fusion {rule!r} would spread "
-            "this. Look for NaN or huge values in its images, leave the sensor out, or use 'agreement', "
-            "which does so while another one remains"
-        )
+    # Not finite anywhere: NaN everywhere, so that no rule passes over the sensor that yields no numbers.
+    finite = stack.isfinite().all(0).flatten(1).all(1)[:, None, None, None]
+    stack = torch.where(finite, stack, torch.nan)
     return stack, RULES[rule](stack)
 
 
@@ -137,16 +118,14 @@ def weights(logits: Mapping[str, Tensor], rule: str = "mean") -> Tensor:
 
 
 def fuse(logits: Mapping[str, Tensor], rule: str = "mean") -> Tensor:
-    """Sensor name -> (B, K, h, w) logits, to fused logits (B, K, h, w), float32.
+    """Sensor name -> (B, K, h, w) logits, to fused logits (B, K, h, w), float32: NaN in an image of which any
+    logits are not finite, and ``mmlib.evaluation.subsets.largest`` refuses that.
 
     Raises:
-        ValueError: unknown rule, no sensor, shapes that differ, or logits that are not finite. The agreement
-            rule alone leaves such a sensor out of that image (its weight is 0), as long as another one
-            remains.
+        ValueError: unknown rule, no sensor, or shapes that differ.
     """
     stack, share = _shares(logits, rule)
-    share = share[:, :, None]
-    return (torch.where(share > 0, stack, 0.0) * share).sum(0)
+    return (stack * share[:, :, None]).sum(0)
 
 
 # Rule -> function of the logits alone, for ``evaluate_subsets(fuse=...)`` and

@@ -324,10 +324,7 @@ def count_trials(
             rows = [dataset.rows[int(index)] for index in batch["index"][first : first + step]]
             for key, fuse, shown in trials:
                 votes = {name: parts[name][v] for name, v in shown.items() if v < len(parts[name])}
-                try:
-                    fused = fuse(votes) if fuse else sum(votes.values())
-                except ValueError as error:
-                    raise ValueError(f"{', '.join(row['id'] for row in rows)}: {error}") from error
+                fused = fuse(votes) if fuse else sum(votes.values())
                 for row, logits, truth in zip(rows, fused.split(1), label[first : first + step]):
                     yield key, row, count_pixels(logits, truth, classes, row["id"])
 
