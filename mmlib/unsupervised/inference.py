@@ -112,6 +112,11 @@ def sample_codes(model, names, tokens: Tokens, points: int, entries, seed: int) 
     return torch.cat(samples)[np.searchsorted(ascending, places)], torch.cat(whole)
 
 
+def summary(scores: dict) -> dict[str, float]:
+    """mIoU and accuracy of all images."""
+    return {name: scores[name]["all"] for name in ("miou", "accuracy")}
+
+
 @torch.no_grad()
 def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None) -> Evaluation:
     """Cluster the codes of the training split, assign the scored split, measure. Labels are read last, and
@@ -146,7 +151,6 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     result = Clustering(means.centroids)
     if scored.labelled:
         classes = scored.description.classes
-        summary = lambda scores: {name: scores[name]["all"] for name in ("miou", "accuracy")}
 
         def scores_of(centroids: Tensor) -> dict:
             return score_clusters(clustering.count(scored_codes, scored, centroids, settings.guide), classes)

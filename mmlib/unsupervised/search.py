@@ -22,6 +22,7 @@ from ..loop import check_same
 from ..outputs import claims
 from ..runtime import derived_seed, progress_bar, provenance, reading, without_paths, write_json
 from .correspondence import PAIRS, Shifts
+from .inference import summary
 from .methods import ClusterConfig, Plan, Prepared, prepare
 from .train import cluster, count_clusters
 
@@ -68,14 +69,10 @@ def flags(settings: dict) -> str:
     return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v))}" for k, v in values.items())
 
 
-def scores_of(report: dict) -> dict[str, float]:
-    return {name: report["scores"][name]["all"] for name in ("miou", "accuracy")}
-
-
 def objective(report: dict, on_labels: bool) -> float:
     """What the search maximises: a label-free criterion, or what the released search does."""
     if on_labels:
-        miou, accuracy = scores_of(report).values()
+        miou, accuracy = summary(report["scores"]).values()
         return 0.75 * miou + 0.25 * accuracy
     return report["criteria"][report["criterion"]]
 
@@ -191,7 +188,7 @@ def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prep
         remove_weights(folder)
     trial.set_user_attr("criteria", report["criteria"])
     if report["scores"]:
-        trial.set_user_attr("scores", scores_of(report))
+        trial.set_user_attr("scores", summary(report["scores"]))
     return objective(report, config.select_on_labels)
 
 
