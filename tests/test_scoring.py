@@ -278,8 +278,10 @@ def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
     index = (tmp_path / "index" / "index.csv").read_text().splitlines()
     last = max(k for k, line in enumerate(index) if line.startswith("val_"))
     (tmp_path / "index" / "index.csv").write_text("\n".join(index[:last] + index[last + 1 :]) + "\n")
-    for name, what in (("image", "images of val"), ("index", "index of val, images of val")):
-        with pytest.raises(SystemExit, match=f"{name}-1: is scored on .* differs in {what}; give --data"):
+    for name, what in (("image", "images of val"), ("index", "index of val")):
+        with pytest.raises(
+            SystemExit, match=f"{name}-1: {what} differs from that of .*first-0.* give --data"
+        ):
             cli.main(["compare", first, runs[name], *COMPARE])
     cli.main(["compare", first, runs["image"], *COMPARE, "--data", str(trained / "toy")])
 
@@ -299,7 +301,7 @@ def test_runs_that_were_trained_on_different_data_are_not_compared(trained, tmp_
         runs[name] = finished(trained, tmp_path / f"{name}-{seed}", network, seed, inputs=inputs | changes)
     cli.main(["compare", runs["first"], runs["same"], *COMPARE])
     for name in ("images", "index"):
-        message = f"{name}-.: was trained on other data than .*first-0: {name} of train differs"
+        message = f"{name}-.: {name} of train differs from that of .*first-0; only runs that were trained on"
         with pytest.raises(SystemExit, match=message):
             cli.main(["compare", runs["first"], runs[name], *COMPARE, "--data", str(trained / "toy")])
     other = finished(

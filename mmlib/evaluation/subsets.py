@@ -120,15 +120,13 @@ class SubsetScores:
         accuracies = dict(zip(self.names, (100 * accuracy(self.counts["all"])).tolist()))
         rows = {f"{name} mIoU": self.miou(), f"{name} accuracy": accuracies}
         sheets = [subset_sheet(rows, f"In % {caption}; Std: population")]
-        if len(self.counts) == 1:
-            return sheets
 
         what = f"mIoU in %, all sensors ({self.names[-1]}), {caption}"
         columns = {group: counts[-1] for group, counts in self.counts.items()}
         all_counts = columns.pop("all")
         conditions = [group for group in columns if group.startswith("condition=")]
         parts = {group: re.split("[-_/ ]", group.removeprefix("condition=")) for group in conditions}
-        if parts and all(len(part) == 2 for part in parts.values()):
+        if {*map(len, parts.values())} == {2}:
             firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts.values()))
             if len(firsts) > 2 and len(seconds) > 2:
                 table = {second: {first: 0 * all_counts for first in firsts} for second in seconds}

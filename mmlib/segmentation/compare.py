@@ -21,7 +21,7 @@ from ..loop import WITHOUT_EFFECT, read_history
 from ..outputs import claims
 from ..runtime import data_dir, progress_bar, provenance, read_json, reading, write_json
 from .information import fisher_gap, measure_information
-from .score import ScoringConfig, begin, open_checkpoint, print_sheets, score
+from .score import ScoringConfig, begin, find_data, open_checkpoint, print_sheets, score
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def read_run(folder: Path) -> tuple[dict, str]:
         report = read_json(path, what)
         if "plan" not in report:  # a run of 'train'
             _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
-            # Digests of the training's data, by part and sensors; earlier versions wrote none.
-            sensors = report["config"].get("modalities", ())
-            report["inputs"] = {(part, *sensors): it for part, it in report.get("inputs", {}).items()}
+            report["sensors"] = [*map(str, report["config"].get("modalities", ()))]  # none = all
+            report["inputs"] = {**report.get("inputs", {})}  # earlier versions wrote none
     path, what = folder / "config.json", "the settings of a run"
     with reading(path, what):
         name = read_json(path, what)["data"]
@@ -83,31 +82,23 @@ def group_name(folder: Path, settings: dict, others: list[dict]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {settings[key]}" for key in differing) or "all runs"
 
 
-def check_same_training(runs: list[tuple[Path, dict, str]]) -> None:
-    """Raise ValueError, saying what differs, unless all runs with the same sensors were trained on the same
-    data.
+def check_same_data(runs: list[tuple[Path, dict, str]], split: str) -> None:
+    """Raise ValueError, saying what differs, unless all runs of the same sensors were trained on the same
+    data, and are scored on the same.
     """
-    digests: dict[tuple, tuple] = {}
-    for folder, report, _ in runs:
-        for part, digest in report["inputs"].items():
-            before, expected = digests.setdefault(part, (folder, digest))
+    first: dict[tuple, tuple] = {}
+    scored: dict[tuple, dict] = {}
+    for folder, report, root in runs:
+        place = root, *report["sensors"]
+        if place not in scored:
+            scored[place] = PreparedDataset(root, split, report["sensors"] or None).digest()
+        for part, digest in (report["inputs"] | scored[place]).items():
+            before, expected = first.setdefault((part, *report["sensors"]), (folder, digest))
             if digest != expected:
                 raise ValueError(
-                    f"{folder}: was trained on other data than {before}: {part[0]} differs; compare "
-                    "runs of one data set at a time"
+                    f"{folder}: {part} differs from that of {before}; only runs that were trained on the "
+                    "same data are compared, and scored on the same: give --data for the latter"
                 )
-
-
-def check_same_data(data: PreparedDataset, first: PreparedDataset, folder: Path) -> None:
-    """Raise ValueError, saying what differs, unless two runs are scored on the same samples."""
-    if data.root.resolve() == first.root.resolve():
-        return
-    ours, theirs = data.digest(), first.digest()
-    if differing := [part for part in ours if ours[part] != theirs[part]]:
-        raise ValueError(
-            f"{folder}: is scored on {data.root}, the runs before it on {first.root}, which differs in "
-            f"{', '.join(differing)}; give --data to score all runs on one data set"
-        )
 
 
 @claims("runs", "data", folder=False)
@@ -129,12 +120,13 @@ def compare(config: CompareConfig) -> dict:
             f"{folder} is a run of 'cluster', others are of 'train'; compare each kind by itself"
         )
 
-    check_same_training(runs)
+    runs = [(*run, find_data(config.data or root, config.progress)) for *run, root in runs]
+    check_same_data(runs, config.split)
     groups: dict[str, dict] = {}
-    first, same, ways = None, {}, {}
+    same, ways = {}, {}
     every = [telling(report) for _, report, _ in runs]
     bar = progress_bar(runs, "compare", progress=config.progress)
-    for (folder, report, trained_on), own in zip(bar, every):
+    for (folder, report, root), own in zip(bar, every):
         # The run's group, and that it belongs there.
         name, seed = group_name(folder, own, every), report["config"]["seed"]
         of_first = {key: value for key, value in report["config"].items() if key not in ("seed", "data")}
@@ -144,10 +136,8 @@ def compare(config: CompareConfig) -> dict:
                 f"{folder}: other settings than the runs before it of the name '{name}', or a second one of "
                 f"seed {seed}; give other settings another folder name, and each run once"
             )
-        path, root = folder / f"{config.checkpoint}.safetensors", config.data or trained_on
+        path = folder / f"{config.checkpoint}.safetensors"
         network, data = open_checkpoint(path, root, config.split, device, config.progress)
-        first = first or data
-        check_same_data(data, first, folder)
 
         # Its scores, its Fisher information and its course of training.
         scores, failures, how = score(network, data, config)

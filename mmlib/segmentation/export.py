@@ -9,7 +9,6 @@ cannot leave a branch out, though: an absent sensor costs as much time as a pres
 
 from __future__ import annotations
 
-import importlib
 import json
 import warnings
 from dataclasses import dataclass
@@ -81,13 +80,12 @@ def export(config: ExportConfig) -> dict:
         ValueError: the extra ``export`` is not installed, fusion is not a mean, the exporter refuses, or the
             results differ.
     """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f'ONNX export needs the package {module} ({error}); run: pip install -e ".[export]"'
-            ) from error
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f'ONNX export lacks a package ({error}); run: pip install -e ".[export]"') from error
     limit_threads()
     network = load_segmenter(config.checkpoint)
     if network.config.fusion != "mean":
