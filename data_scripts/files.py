@@ -44,14 +44,8 @@ def unpack(archives: Iterable[Path], target: Path, progress: bool = True, gigaby
             zipped = zipfile.is_zipfile(archive)
             file = zipfile.ZipFile(archive) if zipped else tarfile.open(archive, tarinfo=_Member)
         with file:
-            waiting, members = [], _members(file, archive)
-            total = sum(size for _, size, _ in members) / 1e9
-            if total > gigabytes:
-                raise DataError(
-                    f"{archive}: {total:.1f} GB when it is unpacked, more than --unpacked-gb {gigabytes:g}; "
-                    "nothing was unpacked; if you trust the archive, give a larger number"
-                )
-            for name, size, member in members:
+            waiting = []
+            for name, size, member in _members(file, zipped, archive, gigabytes):
                 status = (target / name).stat() if (target / name).is_file() else None
                 if not status or (status.st_size, status.st_mtime_ns) != (size, time):
                     waiting.append((name, size, member))
@@ -95,36 +89,40 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"no member and no end at byte {file.offset}: {error}") from error
 
 
-def _members(file: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> list[tuple]:
-    """(name, bytes, member) of every regular file; raises where a name or a kind is not safe."""
+def _members(file, zipped: bool, archive: Path, gigabytes: float) -> list[tuple]:
+    """(name, bytes, member) of every regular file of an open archive; raises where a name, a kind or the size of all is not
+    safe, of a tar as soon as it is read that far.
+    """
+    members, total = {}, 0
     with reading(archive, ARCHIVE, DataError):
-        if isinstance(file, zipfile.ZipFile):
-            entries = [
+        if zipped:
+            entries = (
                 # The type of file stands in the upper half, in archives that were made on Unix.
                 (m.filename, m.file_size, m.is_dir(), stat.S_IFMT(m.external_attr >> 16), m.flag_bits & 1, m)
                 for m in file.infolist()
-            ]
+            )
         else:
-            entries = [(m.name, m.size, m.isdir(), 0 if m.isfile() else stat.S_IFLNK, 0, m) for m in file]
-            while file.fileobj.read(BLOCK):
-                pass  # the checksum of a compressed tar stands at its end
-    members = {}
-    for name, size, folder, kind, encrypted, member in entries:
-        path, problem = PurePosixPath(name.replace("\\", "/")), ""
-        drive = name[1:2] == ":"  # C: of Windows
-        if path.is_absolute() or ".." in path.parts or drive or any(ord(letter) < 32 for letter in name):
-            problem = "would be written outside the target folder"
-        elif folder or name.endswith("\\") or "__MACOSX" in path.parts:
-            continue
-        elif kind not in (0, stat.S_IFREG):
-            problem = "is a link or a device, not a file"
-        elif encrypted:
-            problem = "is encrypted; unpack it with its password and name the folder instead"
-        elif str(path) in members or not path.parts:
-            problem = "is there twice, or has no name"
-        if problem:
-            raise DataError(f"{archive}: member {name!r} {problem}; nothing was unpacked")
-        members[str(path)] = (str(path), size, member)
+            entries = ((m.name, m.size, m.isdir(), 0 if m.isfile() else stat.S_IFLNK, 0, m) for m in file)
+        for name, size, folder, kind, encrypted, member in entries:
+            path, problem, total = PurePosixPath(name.replace("\\", "/")), "", total + size
+            drive = name[1:2] == ":"  # C: of Windows
+            if path.is_absolute() or ".." in path.parts or drive or any(ord(letter) < 32 for letter in name):
+                problem = "would be written outside the target folder"
+            elif folder or name.endswith("\\") or "__MACOSX" in path.parts:
+                continue
+            elif kind not in (0, stat.S_IFREG):
+                problem = "is a link or a device, not a file"
+            elif encrypted:
+                problem = "is encrypted; unpack it with its password and name the folder instead"
+            elif str(path) in members or not path.parts:
+                problem = "is there twice, or has no name"
+            elif total > 1e9 * gigabytes:
+                problem = f"makes it larger than --unpacked-gb {gigabytes:g}; give more if you trust it"
+            if problem:
+                raise DataError(f"{archive}: member {name!r} {problem}; nothing was unpacked")
+            members[str(path)] = (str(path), size, member)
+        while not zipped and file.fileobj.read(BLOCK):
+            pass  # the checksum of a compressed tar stands at its end
     if not members:
         raise DataError(f"{archive}: holds no file")
     return list(members.values())

@@ -89,8 +89,8 @@ def hha(depth: ndarray, intrinsics, up=None) -> ndarray:
     lowest point). Pixels without depth or normal are 0 0 0.
 
     Args:
-        depth: (H, W) float64 metres, 0 = no measurement. up: unit vector in the camera's frame; None = estimated
-            from this image (``gravity``).
+        depth: (H, W) float64 metres, 0 = no measurement. up: unit vector in the camera's frame; None =
+            estimated from this image (``gravity``).
     """
     normal = normals(depth, intrinsics, 3)
     up = gravity(normals(depth, intrinsics, 10)[::4, ::4]) if up is None else up
