@@ -434,8 +434,19 @@ def test_bad_settings_are_named_before_training(data, tmp_path, changes, message
     assert message in str(error.value) and not (tmp_path / "clustering.safetensors").exists()
 
 
-def test_infinite_losses_end_the_run(data, tmp_path, monkeypatch):
-    genuine = train.step_loss
-    monkeypatch.setattr(train, "step_loss", lambda *args: (genuine(*args)[0], {"loss": float("nan")}))
-    with pytest.raises(ValueError, match="step 0: the loss is not finite"):
-        cluster(configured(data, tmp_path))
+def test_steps_of_infinite_losses_are_skipped_and_end_the_run_where_they_are_many(
+    data, tmp_path, monkeypatch, capsys
+):
+    genuine, nan = train.step_loss, float("nan")
+
+    def spoilt(*args):
+        total, parts = genuine(*args)
+        return (total * nan, {"loss": nan}) if args[-1] in broken else (total, parts)
+
+    monkeypatch.setattr(train, "step_loss", spoilt)
+    broken = [3]
+    cluster(configured(data, tmp_path / "few", steps=20))
+    assert "warning: " in (error := capsys.readouterr().err) and "1 of 20 steps had no finite" in error
+    broken = range(2, 20)
+    with pytest.raises(ValueError, match="3 of 5 steps had no finite gradient"):
+        cluster(configured(data, tmp_path / "many", steps=20))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from functools import partial
+from itertools import pairwise, permutations
 from typing import Annotated, Literal
 
 import torch
@@ -55,9 +56,7 @@ class ClusterNetConfig:
     """
 
 
-def pointwise(channels_in: int, channels: int) -> nn.Conv2d:
-    """A linear map of the channels, the same at every location."""
-    return nn.Conv2d(channels_in, channels, 1)
+pointwise = partial(nn.Conv2d, kernel_size=1)  # a linear map of the channels, the same at every location
 
 
 def two_layers(channels_in: int, hidden: int, channels: int) -> nn.Sequential:
@@ -90,7 +89,7 @@ class ConvFusion(nn.Module):
         if count == 2:
             widths = [2 * channels, 3 * channels // 2, channels]
         layers = [pointwise(*widths[:2])]
-        for a, b in zip(widths[1:], widths[2:]):
+        for a, b in pairwise(widths[1:]):
             layers += [nn.BatchNorm2d(a)] * (count > 2) + [nn.ReLU(), pointwise(a, b)]
         self.body = nn.Sequential(*layers)
 
@@ -116,8 +115,8 @@ class CBAMFusion(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         x = torch.cat(maps, 1)
-        x = x * torch.sigmoid(self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True)))
-        x = x * torch.sigmoid(self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)))
+        x = x * (self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))).sigmoid()
+        x = x * self.spatial(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
         return self.project(x)
 
 

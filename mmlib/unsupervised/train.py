@@ -238,13 +238,10 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         total, parts = step_loss(model, prepared, loss, step)
         optimizer.zero_grad()
         total.backward()
-        if not all(map(isfinite, parts.values())):
-            raise ValueError(
-                f"step {step}: the loss is not finite ({parts}); lower --lr, or look for constant or NaN "
-                "images"
-            )
-        optimizer.step()
-        return True, lambda: parts
+        finite = all(map(isfinite, parts.values()))
+        if finite:
+            optimizer.step()
+        return finite, lambda: parts
 
     def measure(done: int):
         nonlocal evaluation
