@@ -28,9 +28,9 @@ def check_output(out: str | Path, inputs: Iterable = (), folder: bool = True) ->
         out: the folder that a command writes, or with ``folder=False`` the file.
         inputs: files and folders that it reads, none of which ``out`` may be, hold or lie in; "" is none.
     """
-    target, kind = Path(out).resolve(), "folder" if folder else "file"
+    target, kind = Path(os.path.realpath(out)), "folder" if folder else "file"
     for name in filter(None, spelled(list(inputs))):
-        source = Path(name).resolve()
+        source = Path(os.path.realpath(name))  # which a loop of links does not stop
         if target == source or target in source.parents or source in target.parents:
             raise ValueError(
                 f"--out {out}: is, holds or lies in the input {name}, whose files would be mixed with what "

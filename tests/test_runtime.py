@@ -107,6 +107,10 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path):
             check_output(tmp_path / name, folder=folder)
     with pytest.raises(ValueError, match="theirs.json: is there already"):
         check_output(tmp_path / "runs/theirs.json", folder=False)
+    (tmp_path / "loop").symlink_to("loop")
+    check_output(tmp_path / "new", [tmp_path / "loop"])
+    with pytest.raises(OSError, match="loop.*cannot be locked"), outputs.writing(tmp_path / "loop"):
+        pass
 
 
 def test_files_have_the_mode_that_the_umask_gives(tmp_path):
