@@ -61,7 +61,7 @@ class SwitchboardPanel(Panel):
     that predicts miou, accuracy, iou of each class (per cent) and the sensors' weights.
 
     Raises:
-        ValueError: no segmenter, or one that predicts other classes or needs sensors that the frames lack.
+        ValueError: a segmenter that predicts other classes or needs sensors that the frames lack.
     """
 
     cases: Mapping[str, dict] = {}
@@ -70,10 +70,6 @@ class SwitchboardPanel(Panel):
         super().__init__("1100px")
         self.segmenters, self.dataset = dict(segmenters), dataset
         self.classes, self.palette = dataset.description.classes, dataset.description.palette
-        if not self.segmenters:
-            raise ValueError(
-                "SwitchboardPanel needs at least one segmenter: {'trained': load_segmenter(path)}"
-            )
         modalities = {}
         for name, segmenter in self.segmenters.items():
             modalities |= segmenter.modalities

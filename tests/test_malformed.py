@@ -22,7 +22,7 @@ from PIL import Image
 from mmlib import cli
 from mmlib.data.prepared import Description, PreparedDataset, Writer
 from mmlib.modalities import SENSORS, Modality
-from mmlib.runtime import read_json, write_json
+from mmlib.runtime import LOCK, read_json, write_json
 
 HEIGHT, WIDTH = 32, 40
 
@@ -36,7 +36,8 @@ def listing(root: Path) -> dict:
             return stat.st_mode
         return path.read_bytes() if stat.st_size < 10**5 else (stat.st_size, stat.st_mtime_ns)
 
-    return {str(path.relative_to(root)): what(path) for path in root.rglob("*")}
+    paths = [path for path in root.rglob("*") if path.name != LOCK]
+    return {str(path.relative_to(root)): what(path) for path in paths}
 
 
 def refused(call, message: str, *names, around: Path) -> str:

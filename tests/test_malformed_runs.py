@@ -652,7 +652,7 @@ LINES = [
     ("train --data data --out new --modalities sonar", "'sonar'"),
     ("train --data nowhere --out new", "nowhere"),
     ("train --data data/index.csv --out new", "data/index.csv"),
-    ("train --data data --out data/index.csv", "data/index.csv: a file"),
+    ("train --data data --out data/index.csv", "data/index.csv: is, holds or lies in the input data"),
     ("train --data data --out data/index.csv/new", "index.csv"),
     ("train --data data --out cluster", "cluster"),
     ("train --data runs --out new", "runs"),

@@ -171,7 +171,7 @@ def test_missing_protocols_differ_and_are_exact():
         remove(images, ["rgb", "depth"], "drop", modalities)
     with pytest.raises(ValueError, match="expected one of drop, zero, black, noise"):
         remove(images, ["rgb"], "blank", modalities)
-    with pytest.raises(ValueError, match="unknown modality lidar"):
+    with pytest.raises(KeyError, match="lidar"):
         remove(images, ["lidar"], "zero", modalities)
 
 

@@ -87,12 +87,9 @@ def remove(
     ``protocol``.
 
     Raises:
-        ValueError: unknown protocol or sensor, or "drop" would leave no sensor.
+        ValueError: unknown protocol, or "drop" would leave no sensor. KeyError: an unknown sensor.
     """
     check_value("protocol", protocol, Literal[PROTOCOLS])
-    unknown = set(missing) - set(images)
-    if unknown:
-        raise ValueError(f"unknown modality {', '.join(sorted(unknown))}; there are {', '.join(images)}")
     result = dict(images)
     for name in missing:
         image = torch.zeros_like(images[name])
