@@ -211,8 +211,8 @@ def read_lines(path: str | Path) -> list[dict]:
     """
     with reading(path, "a history, one JSON object with a step on each line"):
         lines = [json.loads(text) for text in Path(path).read_text(encoding="utf-8").split("\n")[:-1] if text]
-        if not all(isinstance(line["step"], int) for line in lines):
-            raise TypeError("a step is not a whole number")
+        if not all(isinstance(line["step"], int) and isinstance(line.get("val", {}), dict) for line in lines):
+            raise TypeError("a step is no whole number, or what was measured is no object")
     return lines
 
 

@@ -385,6 +385,7 @@ HISTORY = [
     ("a list", holds(b"[1]\n"), "not a history"),
     ("a line without a step", holds(b'{"loss": 1}\n'), "not a history"),
     ("a step in words", holds(b'{"step": "ten"}\n'), "not a history"),
+    ("a measurement in words", holds(b'{"step": 1, "val": "good"}\n'), "not a history"),
     ("a million brackets", holds(b"[" * 10**6 + b"\n"), "not a history"),
     ("a folder", becomes_a_folder, "not a history"),
 ]
@@ -411,8 +412,8 @@ def test_histories(runs, change, message):
 
 
 def test_a_history_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
-    (tmp_path / "history.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "val": 1}\n{"step": 3, "lo')
-    assert read_history(tmp_path / "history.jsonl") == ([{"step": 1}], [{"step": 2, "val": 1}])
+    (tmp_path / "history.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "val": {"full": 1}}\n{"step": 3, "lo')
+    assert read_history(tmp_path / "history.jsonl") == ([{"step": 1}], [{"step": 2, "val": {"full": 1}}])
     with pytest.raises(ValueError, match="history.jsonl: no such file"):
         read_history(tmp_path / "nowhere" / "history.jsonl")
 

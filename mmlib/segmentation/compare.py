@@ -53,7 +53,8 @@ def read_run(folder: Path) -> tuple[dict, str]:
     with reading(path, what):
         report = read_json(path, what)
         if "plan" not in report:  # a run of 'train'
-            _ = report["config"]["seed"], report["steps"], report["seconds"], report["cpu_seconds"]
+            for number in report["config"]["seed"], *map(report.get, ("steps", "seconds", "cpu_seconds")):
+                float(number)  # what is none raises here
             report["sensors"] = [*map(str, report["config"].get("modalities", ()))]  # none = all
             report["inputs"] = {**report.get("inputs", {})}  # earlier versions wrote none
     path, what = folder / "config.json", "the settings of a run"

@@ -42,15 +42,16 @@ def train(config: TrainConfig) -> dict:
     run = set_up(config)
     out, accelerator, network, progress = Path(config.out), run.accelerator, run.network, run.progress
     main, per_epoch = accelerator.is_main_process, len(run.data) / run.samples_per_step
-    if accelerator.device.type == "cpu":  # on a GPU, torch raises an error where memory does not suffice
-        check_memory(run)
     if main and config.progress:
         print(run)
-    batches = iter(run.loader(progress.step))
+    start, batches = progress.step, iter(run.loader(progress.step))
     scores = information = None
 
     def take_step(step):
-        terms, norm, finite = train_step(run, step, [next(batches) for _ in range(config.accumulate)])
+        micro = [next(batches) for _ in range(config.accumulate)]
+        if step == start and accelerator.device.type == "cpu":  # a GPU whose memory does not suffice says so
+            check_memory(run, micro[0])
+        terms, norm, finite = train_step(run, step, micro)
 
         def line() -> dict:
             # Each process has its own samples' share of every term.
@@ -112,33 +113,28 @@ def train(config: TrainConfig) -> dict:
     return report
 
 
-def check_memory(run: Run) -> None:
-    """Raise MemoryError where this machine has less free memory than a training step takes at the very least.
-    Otherwise the system might end the process without a word.
+def check_memory(run: Run, batch: dict) -> None:
+    """Raise MemoryError where this machine has less free memory than a training step on ``batch`` takes at
+    the very least. Otherwise the system might end the process without a word.
 
     What the backward pass keeps is counted on the device "meta", where tensors have a shape and no values.
     """
-    config, free, kept = run.config, psutil.virtual_memory().available, {}
-    size = config.crop if any(config.crop) else run.data[0]["label"].shape
-    with torch.device("meta"):
-        images = {
-            n: torch.empty(config.batch_size, m.channels, *size) for n, m in run.data.modalities.items()
-        }
-        label, valid = torch.zeros(config.batch_size, *size, dtype=torch.long), torch.ones(())
-    if 2000 * sum(image.nbytes for image in images.values()) < free:
-        return  # enough for any network
+    free, kept = psutil.virtual_memory().available, {}
+    if 2000 * sum(image.nbytes for image in batch["images"].values()) < free:
+        return  # this is enough for any network
 
     def keep(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()  # tensors may share one
+        storage = tensor.untyped_storage()  # several tensors may share one
+        kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    network = copy.deepcopy(run.network).to("meta")
+    network, label = copy.deepcopy(run.network).to("meta"), batch["label"].to("meta")
+    images = {name: image.to("meta") for name, image in batch["images"].items()}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits, _ = network(images, fuse=False)
-        loss = subset_cross_entropy(logits, label, config.objective, valid, np.random.default_rng(0))
-    needed = sum(kept.values()) + 3 * 4 * run.parameters  # gradients, and two moments of the optimizer
-    del logits, loss  # they hold what was counted
+        terms = subset_cross_entropy(logits, label, run.config.objective, 1, np.random.default_rng(0))
+    needed = sum(kept.values()) + 12 * run.parameters  # gradients and the two moments of AdamW
+    del terms  # it held what was counted
     if needed > free:
         raise MemoryError(
             f"a training step takes {needed / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free"
