@@ -90,8 +90,8 @@ class _Member(tarfile.TarInfo):
 
 
 def _members(file, zipped: bool, archive: Path, gigabytes: float) -> list[tuple]:
-    """(name, bytes, member) of every regular file of an open archive; raises where a name, a kind or the size of all is not
-    safe, of a tar as soon as it is read that far.
+    """(name, bytes, member) of every regular file of an open archive; raises where a name, a kind or the size
+    of all is not safe, of a tar as soon as it is read that far.
     """
     members, total = {}, 0
     with reading(archive, ARCHIVE, DataError):
