@@ -129,9 +129,7 @@ def run_steps(
 
 def write_report(config, progress: Progress, **entries) -> dict:
     """``out``/report.json: provenance, settings and times, and what the part adds; also returned."""
-    # Reports and published files name no machine's paths.
-    hidden = ("out", "tensorboard", "progress", "device")
-    settings = {key: value for key, value in asdict(config).items() if key not in hidden}
+    settings = {key: value for key, value in asdict(config).items() if key not in WITHOUT_EFFECT}
     report = {
         "provenance": provenance(seed=config.seed),
         "config": settings | {"data": Path(config.data).name},

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from course.closed_forms import bump, coupling, exponential, square
+from course.closed_forms import bump, coupling, exponential, log_concave, square
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -23,7 +23,7 @@ from mmlib.theory.entropy import (
     sample_entropy,
     variance,
 )
-from mmlib.theory.gaussian import Discrete, Gaussian, gaussian, log_concave, uniform
+from mmlib.theory.gaussian import Discrete, Gaussian, gaussian, uniform
 
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 STANDARD_PAIR = {"x": gaussian(), "y": gaussian()}

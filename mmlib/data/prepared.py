@@ -292,7 +292,7 @@ class PreparedDataset:
         if not any((self.stored(index)[1] != IGNORE_INDEX).any() for index in samples):
             raise ValueError(
                 f"{self.root} has no labels in its split {self.split!r}, or all of them are {IGNORE_INDEX} "
-                "(ignore), so nothing can be trained or scored on it; part B clusters it without a folder label/"
+                "(ignore): nothing can be trained or scored on it; part B clusters it without a folder label/"
             )
 
     def files(self, index: int) -> dict[str, tuple[Path, str, int]]:

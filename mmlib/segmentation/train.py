@@ -123,18 +123,14 @@ def check_memory(run: Run, batch: dict) -> None:
     if 2000 * sum(image.nbytes for image in batch["images"].values()) < free:
         return  # this is enough for any network
 
-    def keep(tensor):
-        storage = tensor.untyped_storage()  # several tensors may share one
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
     network, label = copy.deepcopy(run.network).to("meta"), batch["label"].to("meta")
     images = {name: image.to("meta") for name, image in batch["images"].items()}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    keep = lambda tensor: kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # several may share one
+    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
         logits, _ = network(images, fuse=False)
-        terms = subset_cross_entropy(logits, label, run.config.objective, 1, np.random.default_rng(0))
-    needed = sum(kept.values()) + 12 * run.parameters  # gradients and the two moments of AdamW
-    del terms  # it held what was counted
+        subset_cross_entropy(logits, label, run.config.objective, 1, np.random.default_rng(0))
+    needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    needed += 12 * run.parameters  # gradients and the two moments of AdamW
     if needed > free:
         raise MemoryError(
             f"a training step takes {needed / 1e9:.1f} GB or more, and {free / 1e9:.1f} GB are free"

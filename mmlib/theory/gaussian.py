@@ -8,11 +8,10 @@ float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import roots_legendre
 
 REACH = 13.0  # standard deviations that quadrature covers: e^{ax} moves the mass by aσ of them
 
@@ -119,23 +118,3 @@ def gaussian(sigma: float | np.ndarray = 1.0, mean: float | np.ndarray = 0.0) ->
 def uniform(points) -> Discrete:
     """Equal probability on each of ``points`` (n,) or (n, d): the empirical distribution of n data."""
     return Discrete(points, np.full(len(points), 1 / len(points)))
-
-
-def log_concave(potential: Callable, low: float, high: float, count: int = 400) -> Discrete:
-    """The density proportional to e^{-V} on the line, by Gauss-Legendre quadrature on [low, high];
-    ``potential``: V, (n,) to (n,).
-
-    ValueError where e^{-V} at an end is more than 1e-9 of its largest value, so that part of the measure
-    would be cut off.
-    """
-    line, weights = roots_legendre(count)
-    points = low + (high - low) * (np.concatenate([[-1], line, [1]]) + 1) / 2
-    heights = potential(points)
-    density = np.exp(heights.min() - heights)
-    if not density[[0, -1]].max() <= 1e-9:
-        raise ValueError(
-            f"e^-V at an end of [{low:g}, {high:g}] is still {density[[0, -1]].max():.1g} of its maximum; "
-            f"widen the interval"
-        )
-    mass = weights * density[1:-1]
-    return Discrete(points[1:-1], mass / mass.sum())

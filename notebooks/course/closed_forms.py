@@ -1,15 +1,16 @@
-"""Functions whose entropy is known in closed form: what notebooks 01 and 02 compare the numbers of
-``mmlib.theory`` with, and its tests too. Everything is float64.
+"""Functions whose entropy is known in closed form, with which notebooks 01 and 02 and the tests compare the
+numbers of ``mmlib.theory``; and the measures e^-V of notebook 02. Everything is float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import digamma
+from scipy.special import digamma, roots_legendre
 
-from mmlib.theory.gaussian import Gaussian
+from mmlib.theory.gaussian import Discrete, Gaussian
 
 
 class ClosedForm(NamedTuple):
@@ -60,3 +61,23 @@ def coupling(c: float) -> ClosedForm:
     return ClosedForm(
         rest**-0.5, float(c**2 * rest**-1.5 + rest**-0.5 * np.log(rest) / 2), 2 * c**2 * rest**-1.5
     )
+
+
+def log_concave(potential: Callable, low: float, high: float, count: int = 400) -> Discrete:
+    """The density proportional to e^{-V} on the line, by Gauss-Legendre quadrature on [low, high];
+    ``potential``: V, (n,) to (n,).
+
+    ValueError where e^{-V} at an end is more than 1e-9 of its largest value, so that part of the measure
+    would be cut off.
+    """
+    line, weights = roots_legendre(count)
+    points = low + (high - low) * (np.concatenate([[-1], line, [1]]) + 1) / 2
+    heights = potential(points)
+    density = np.exp(heights.min() - heights)
+    if not density[[0, -1]].max() <= 1e-9:
+        raise ValueError(
+            f"e^-V at an end of [{low:g}, {high:g}] is still {density[[0, -1]].max():.1g} of its maximum; "
+            f"widen the interval"
+        )
+    mass = weights * density[1:-1]
+    return Discrete(points[1:-1], mass / mass.sum())
