@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from small_runs import QUICK, SENSORS, SMALL, configured, lines, relabelled, same
 
 from mmlib import loop
+from mmlib.data.prepared import Description, Writer
 from mmlib.evaluation.counts import score_clusters
 from mmlib.loop import read_history
 from mmlib.unsupervised import train
@@ -603,3 +604,26 @@ def test_labels_that_are_all_ignored_are_refused_before_training(data, tmp_path,
     with pytest.raises(ValueError, match="has no labels in its split 'train', or all of them are 255"):
         cluster(configured(blank, tmp_path / "run", method, evaluation=probe))
     assert not (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.parametrize("method", ["unim2", "kmeans"])
+def test_twenty_sensors_are_clustered_like_two(tmp_path, method):
+    """Nothing grows with the number of subsets; what could fail for so many sensors would fail at the start."""
+    names = [f"s{i}" for i in range(20)]
+    description = Description(
+        "many",
+        toy.CLASSES,
+        toy.PALETTE,
+        {name: replace(toy.MODALITIES["rgb"], name=name, symbol=chr(65 + i)) for i, name in enumerate(names)},
+    )
+    rng = np.random.default_rng(0)
+    with Writer(tmp_path / "many", description) as writer:
+        for i in range(6):
+            shape, label = (16, 24, 3), toy.sample(i, (16, 24))[1]
+            images = {name: rng.integers(0, 255, shape).astype(np.uint8) for name in names}
+            writer.add(f"f{i}", "train" if i < 4 else "val", images, label)
+    changes = dict(steps=2, neighbours=1, evaluation=replace(QUICK, maps=1))
+    if method == "unim2":
+        changes["network"] = ClusterNetConfig(dim=8, fusion="mean")
+    report = cluster(configured(tmp_path / "many", tmp_path / "run", method, **changes))
+    assert report["plan"]["sensors"] == tuple(names) and report["scores"]["miou"]["all"] > 0
