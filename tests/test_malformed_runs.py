@@ -431,6 +431,7 @@ SEGMENTED = [
             ("of another backbone", ["settings", "backbone"], "abc", "other weights or another version"),
             ("no backbone", ["settings", "backbone"], ..., "says how it was made"),
             ("no tokens", ["settings", "tokens"], ..., "says how it was made"),
+            ("reads less", ["settings", "read"], ["rgb"], "needs a sensor that it does not read"),
             ("an unknown setting", ["settings", "tokens"], {"patches": 3}, "says how it was made"),
             ("an unknown backbone", ["settings", "tokens", "backbone"], "resnet", "resnet: expected one of"),
         )

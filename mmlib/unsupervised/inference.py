@@ -308,6 +308,8 @@ def segment(config: SegmentConfig) -> dict | None:
         settings = TokenConfig(**values)
         check_settings(settings)
         check_value("inputs", [*sensors, *read], tuple[str, ...])
+        if clusters.network and not {*clusters.network.inputs} <= {*read}:
+            raise ValueError("its network needs a sensor that it does not read")
     weights = config.backbone_weights or settings.backbone_weights
     if weights not in ("", "random") and not Path(weights).exists():
         raise ValueError(f"{weights}: not found, the weights of this run's backbone; give --backbone-weights")
