@@ -290,7 +290,7 @@ def test_depth_guidance_by_hand():
     a double loop.
     """
     depth, code = randn(2, 1, 3, 4).abs() + 0.6, randn(2, 5, 3, 4, seed=1).requires_grad_()
-    result = b.depth_guidance(depth, code, torch.Generator().manual_seed(0), points=500)
+    result = b.depth_guidance(depth, code, torch.Generator().manual_seed(0))
     total = 0.0
     u = np.log(depth.numpy().reshape(2, 12) / 0.5) / np.log(160) * np.pi / 2
     unit = F.normalize(code.detach().flatten(2), dim=1).numpy()
@@ -306,13 +306,13 @@ def test_depth_guidance_by_hand():
 
 
 def test_depth_guidance_uses_the_farthest_points_of_measured_cells():
-    depth, code = randn(2, 1, 4, 4).abs() + 0.6, randn(2, 5, 4, 4, seed=1)
+    depth, code = randn(2, 1, 14, 14).abs() + 0.6, randn(2, 5, 14, 14, seed=1)
     depth[0, 0, :2] = 0
     seeded = lambda: torch.Generator().manual_seed(0)
-    index = b.farthest_points(b.back_project(depth), 4, (depth > 0).flatten(1), seeded())
+    index = b.farthest_points(b.back_project(depth), 121, (depth > 0).flatten(1), seeded())
     f, c = b.depth_features(depth).flatten(2), code.flatten(2)
     f, c = (torch.stack([x[i][:, index[i]].T for i in range(2)]) for x in (f, c))
-    assert float(b.depth_guidance(depth, code, seeded(), points=4)) == pytest.approx(
+    assert float(b.depth_guidance(depth, code, seeded())) == pytest.approx(
         float(correlation_loss(f, f, c, c, b.DEPTH_SHIFT))
     )
 
@@ -320,7 +320,7 @@ def test_depth_guidance_uses_the_farthest_points_of_measured_cells():
 def test_images_without_depth_take_no_part():
     depth, code = randn(3, 1, 3, 4).abs() + 0.6, randn(3, 5, 3, 4, seed=1).requires_grad_()
     depth[1] = 0
-    guidance = lambda *maps: b.depth_guidance(*maps, torch.Generator().manual_seed(0), points=6)
+    guidance = lambda *maps: b.depth_guidance(*maps, torch.Generator().manual_seed(0))
     result = guidance(depth, code)
     assert float(result) == pytest.approx(float(guidance(depth[[0, 2]], code[[0, 2]])))
     result.backward()

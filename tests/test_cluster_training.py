@@ -570,7 +570,7 @@ def renamed(data, root) -> str:
 @pytest.mark.parametrize("method", ["unim2", "kmeans"])
 @pytest.mark.parametrize("steps", [4, 2], ids=["finished", "unfinished"])
 def test_a_run_belongs_to_its_data(data, tmp_path, monkeypatch, method, steps):
-    """Resumed, or reported once more, on edited labels or with other class names: refused, nothing changes."""
+    """Resumed or reported again, on edited labels or with other class names: refused, nothing changes."""
     config = configured(data, tmp_path / "run", method, save_every=2)
     if steps < config.steps:  # killed after its first saved state; k-means before its clusters
         kill = lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -608,7 +608,7 @@ def test_labels_that_are_all_ignored_are_refused_before_training(data, tmp_path,
 
 @pytest.mark.parametrize("method", ["unim2", "kmeans"])
 def test_twenty_sensors_are_clustered_like_two(tmp_path, method):
-    """Nothing grows with the number of subsets; what could fail for so many sensors would fail at the start."""
+    """Nothing grows with the number of subsets, so that there is nothing to refuse."""
     names = [f"s{i}" for i in range(20)]
     description = Description(
         "many",

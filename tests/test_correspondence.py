@@ -22,7 +22,6 @@ from mmlib.unsupervised.correspondence import (
     cosine,
     derangement,
     sample_points,
-    take_points,
 )
 
 FORMS = [
@@ -549,13 +548,12 @@ def test_all_modalities_are_sampled_at_the_same_places():
     frozen = {"rgb": ramps(), "depth": ramps(h=5, w=5)}
     codes = {"rgb": ramps(h=2, w=2), "depth": ramps(scale=-1.0)}
     coords = torch.rand(3, 50, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    f, c = take_points(frozen, coords), take_points(codes, coords)
+    f, c = ({name: sample_points(x, coords) for name, x in maps.items()} for maps in (frozen, codes))
     for other in (f["depth"], c["rgb"], -c["depth"]):
         torch.testing.assert_close(f["rgb"], other, atol=1e-6, rtol=0)
     assert not torch.equal(f["rgb"][0], f["rgb"][1])  # each image has places of its own
     assert f["rgb"].abs().max() > 0.9 and f["rgb"].mean().abs() < 0.2
-    whole = take_points(frozen, coords[:, :0])
-    assert all(torch.equal(whole[name], all_points(maps)) for name, maps in frozen.items())
+    assert all(torch.equal(sample_points(x, coords[:, :0]), all_points(x)) for x in frozen.values())
 
 
 def test_derangements_are_uniform():

@@ -230,7 +230,7 @@ def farthest_points(points: Tensor, count: int, valid: Tensor, generator) -> Ten
     return torch.stack(sample, 1)
 
 
-def depth_guidance(depth: Tensor, code: Tensor, generator, points: int = 121) -> Tensor:
+def depth_guidance(depth: Tensor, code: Tensor, generator) -> Tensor:
     """Correlation loss between depth and code of the same image at points spread in 3-D: teaches that what
     lies at one depth is alike.
 
@@ -247,7 +247,7 @@ def depth_guidance(depth: Tensor, code: Tensor, generator, points: int = 121) ->
     if not images.any():
         return code.sum() * 0.0
     depth, code, valid = depth[images], code[images], valid[images]
-    index = farthest_points(back_project(depth), min(points, valid.shape[1]), valid, generator)[:, :, None]
+    index = farthest_points(back_project(depth), min(121, valid.shape[1]), valid, generator)[:, :, None]
     f, c = (all_points(x).take_along_dim(index, 1) for x in (depth_features(depth), code))
     return correlation_loss(f, f, c, c, DEPTH_SHIFT)
 

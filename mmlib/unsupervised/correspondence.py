@@ -6,7 +6,7 @@ both.
 
 over all pairs of a point of one image and a point of another. f are frozen tokens, s the codes to be
 learned, F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its
-nearest neighbours (KNN), and with random others. Points (B, P, C) come from ``take_points``: a few random
+nearest neighbours (KNN), and with random others. Points (B, P, C) come from ``sample_points``: a few random
 ones, as in the released code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q)
 tensor: loss and gradient come from one pass over tiles of rows, because centring needs row means only, f1_p
 · mean_q f2_q, and the gradient is ∂loss/∂s1_p = −Σ_q [S > 0] (F' − b) s2_q / N. The largest temporary is B
@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -230,18 +229,12 @@ def cmcs_loss(
     return loss, terms
 
 
-def take_points(maps: Points, coords: Tensor) -> Points:
-    """Points (B, n, C) of the maps of all modalities at the same ``coords`` (B, n, 2); all tokens where n is
-    0.
-    """
-    take = partial(sample_points, coords=coords) if coords.numel() else all_points
-    return {name: take(x) for name, x in maps.items()}
-
-
 def sample_points(maps: Tensor, coords: Tensor) -> Tensor:
     """Bilinear samples (B, n, C) of maps (B, C, h, w) at ``coords`` (B, n, 2), x before y, −1 and 1 = first
-    and last token's centre.
+    and last token's centre; all tokens where n is 0.
     """
+    if not coords.numel():
+        return all_points(maps)
     maps = at_least_float32(maps)
     grid = coords.to(maps.dtype)[:, :, None]
     return F.grid_sample(maps, grid, "bilinear", "border", align_corners=True)[..., 0].mT

@@ -34,7 +34,7 @@ from ..runtime import (
 )
 from .baselines import DIVERGENCES, Eagle, depth_guidance, distillation_loss, second_view
 from .clustering import ClusterProbe, check_guide, save_clustering, write_label_maps
-from .correspondence import CorrespondenceConfig, Points, cmcs_loss, take_points
+from .correspondence import CorrespondenceConfig, Points, cmcs_loss, sample_points
 from .diagnostics import collapse
 from .inference import evaluate_clustering
 from .methods import EXTRAS, ClusterConfig, Plan, Prepared, on_grid, prepare, resolve_method
@@ -106,7 +106,7 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
     coords = torch.rand(len(every), points, 2, generator=generator).to(tokens.device) * 2 - 1
 
     def take(maps: Points) -> list[Points]:
-        parts = {name: x.split(len(index)) for name, x in take_points(maps, coords).items()}
+        parts = {name: sample_points(x, coords).split(len(index)) for name, x in maps.items()}
         return [dict(zip(parts, group)) for group in zip(*parts.values())]
 
     return index, batch, take, take({name: batch[name] for name in plan.targets}), generator

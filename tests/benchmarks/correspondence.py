@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from mmlib.runtime import limit_threads
-from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts, cmcs_loss, take_points
+from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts, cmcs_loss, sample_points
 
 NAMES = ("rgb", "depth")
 SHIFTS = Shifts("absolute", numbers={name: (0.1, 0.1, 0.1) for name in NAMES})
@@ -123,8 +123,9 @@ def measure(options: Options, grid: int) -> None:
             torch.rand(options.batch, config.points, 2, generator=generator).to(device) * 2 - 1
             for _ in range(2)
         )
-        f, c = take_points(frozen, coords), take_points(codes, coords)
-        near = take_points(near_frozen, near_coords), take_points(near_codes, near_coords)
+        take = lambda maps, places: {name: sample_points(x, places) for name, x in maps.items()}
+        f, c = take(frozen, coords), take(codes, coords)
+        near = take(near_frozen, near_coords), take(near_codes, near_coords)
         inputs = [*frozen.values(), *near_frozen.values(), *leaves]
         return cmcs_loss(f, c, near, config, generator)[0], inputs
 
