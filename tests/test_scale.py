@@ -363,7 +363,8 @@ def test_a_dry_run_foretells_what_the_run_writes_and_writes_nothing(data, tmp_pa
         found["sample"] == 32 * 48 * (3 + 2 + 2 + 1) and found["cache"] == 12 * found["sample"]
     )  # colour, depth, angle, label
     report = train(config)
-    assert report["parameters"] == found["parameters"] and report["steps"] == found["steps"]
+    assert f"{report['parameters'] / 1e6:.2f} M parameters" in found["summary"]
+    assert report["steps"] == found["steps"]
     for name, size in found["files"].items():
         assert (
             size < (tmp_path / "out" / f"{name}.safetensors").stat().st_size < 1.02 * size + 40_000

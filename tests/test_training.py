@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mmlib import cli
 from mmlib.data.description import Description
 from mmlib.data.images import read_image, write_image
-from mmlib.data.prepared import Writer
+from mmlib.data.prepared import PreparedDataset, Writer
 from mmlib.loop import read_history
 from mmlib.modalities import Modality
 from mmlib.segmentation import step as stepping
@@ -326,6 +326,8 @@ def test_biases_and_norms_are_not_decayed(data):
 
 def test_sensors_are_chosen_by_name(data, tmp_path):
     report = train(TrainConfig(data, str(tmp_path), modalities=("depth", "rgb"), epochs=1, **QUIET))
+    digests = [PreparedDataset(data, split, ["depth", "rgb"]).digest() for split in ("train", "val")]
+    assert report["inputs"] == digests[0] | digests[1]
     assert report["scores"]["modalities"] == ["depth", "rgb"] and set(report["scores"]["miou"]["all"]) == {
         "D",
         "R",

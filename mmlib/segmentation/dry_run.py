@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import psutil  # comes with accelerate
 import torch
@@ -108,11 +109,11 @@ def dry_run(config: TrainConfig) -> dict:
     # Loading: the micro-batches of two steps, once from disk and once from the cache.
     entries = list(islice(run.loader(0).batch_sampler, 2 * config.accumulate))
     load = lambda batch: collate([run.data[entry] for entry in batch])
-    decode = sum(seconds(device, load, batch) for batch in entries) / len(entries)
-    again = sum(seconds(device, load, batch) for batch in entries) / len(entries) if config.cache else decode
+    decode = fmean(seconds(device, load, batch) for batch in entries)
+    again = fmean(seconds(device, load, batch) for batch in entries) if config.cache else decode
     micro = [load(batch) for batch in entries[: config.accumulate]]
     stored = [run.data.stored(index) for index in {index for batch in entries for index, _ in batch}]
-    sample = sum(nbytes(images.values()) + label.nbytes for images, label in stored) / len(stored)
+    sample = fmean(nbytes([label, *images.values()]) for images, label in stored)
 
     # Steps without and with a probe. A subset of the sensors that is drawn anew for each step has its own
     # cost, so that more steps are needed for a mean.
@@ -126,8 +127,7 @@ def dry_run(config: TrainConfig) -> dict:
                 for step in steps:
                     train_step(run, step, micro, 1.0)
             flops[name] = counter.flops / len(steps)
-            spent = [seconds(device, train_step, run, step, micro, 1.0) for step in steps]
-            times[name] = sum(spent) / len(steps)
+            times[name] = fmean(seconds(device, train_step, run, step, micro, 1.0) for step in steps)
     step_memory = high_water(device)
 
     # One batch of an evaluation, and the information of one sample.
@@ -160,7 +160,6 @@ def dry_run(config: TrainConfig) -> dict:
     return {
         "summary": str(run),
         "device": device.type,
-        "parameters": run.parameters,
         "steps": run.steps,
         "steps an epoch": per_epoch,
         "peak lr": max(learning_rate(step, run.steps, config) for step in range(run.steps)),
