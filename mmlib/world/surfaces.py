@@ -26,7 +26,7 @@ class Hits:
     where: np.ndarray  # world position (sky: the ray's direction from the origin, 1 m away)
     normal: np.ndarray  # unit, outward
     local: np.ndarray  # position in the primitive's own frame
-    axis: np.ndarray  # face of a box: 0 x, 1 y, 2 z (int8); other shapes: the normal's largest component
+    axis: np.ndarray  # face of a box: 0 x, 1 y, 2 z; other shapes: the normal's largest component
     facing: np.ndarray  # cosine between normal and the direction to the eye, 0..1
     direction: np.ndarray  # unit ray directions
 
@@ -36,8 +36,7 @@ class Hits:
 
 
 def background(world: World, origin, dirs):
-    """Analytic surfaces that enclose the scene: t (N,) and table row (N,)."""
-    origin = np.array(origin, np.float32)[:, None]
+    """Analytic surfaces that enclose the scene: t (N,) and table row (N,) for rays from origins (3, N)."""
     with np.errstate(all="ignore"):
         if not world.indoor:
             t = -origin[2] / dirs[2]
@@ -58,22 +57,20 @@ def look(world: World, views: list[View]) -> Hits:
     """Trace all views (not parallel ones) and describe what their rays meet, views one after another."""
     t, prim = trace(world, views)
     dirs = np.concatenate([v.dirs for v in views], 1)
-    back_t, back = (
-        np.concatenate(parts) for parts in zip(*(background(world, v.origin, v.dirs) for v in views))
-    )
-    behind = (prim < 0) | (back_t < t)
-    t, prim = np.where(behind, back_t, t), np.where(behind, back, prim)
     poses = np.array([(*v.origin, v.time) for v in views], np.float32)
     *origin, time = np.repeat(poses, [v.rows * v.cols for v in views], 0).T
+    back_t, back = background(world, origin, dirs)
+    behind = (prim < 0) | (back_t < t)
+    t, prim = np.where(behind, back_t, t), np.where(behind, back, prim)
     where = np.where(np.isfinite(t), t, np.float32(1)) * dirs + origin
     label, material = world.label[prim], world.material[prim]
     world.paint(label, material, *where)
 
-    solid, others = np.flatnonzero(prim < world.count), np.flatnonzero(prim >= world.count)
-    normal, local, axis = np.empty_like(dirs), where.copy(), np.empty(len(t), np.int8)
+    # as of the background; then what lies on primitives
+    surface = np.maximum(prim - world.count, 0)
     normals = INDOOR_NORMALS if world.indoor else OUTDOOR_NORMALS
-    normal[:, others] = normals[prim[others] - world.count].T
-    axis[others] = INDOOR_AXES[prim[others] - world.count]
+    normal, local, axis = np.take(normals.T, surface, 1), where.copy(), INDOOR_AXES[surface]
+    solid = np.flatnonzero(prim < world.count)
     normal[:, solid], local[:, solid], axis[solid] = _on_primitives(
         world, prim[solid], np.take(where, solid, 1), time[solid]
     )
