@@ -4,7 +4,7 @@
     python data_scripts/prepare_folders.py rgb=DIR depth=DIR depth:scale=0.001,unit=m,sparse --out DIR
 
 The images of one moment have one name in all folders (0001.png, 0001.tif, 0001.npy), show one view, and are
-png, jpg, tif or npy (height, width, planes) with any number of planes of uint8, uint16 or floats. Values are
+png, jpg, tif or npy (height, width, planes) with up to 64 planes of uint8, uint16 or floats. Values are
 kept as they are; NAME:setting,... says what they mean:
 
     scale=0.01 offset=-273.15 unit=°C   physical value = stored * scale + offset; 1/4095 is a number, too

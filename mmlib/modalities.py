@@ -32,11 +32,11 @@ class Modality:
     Attributes:
         name: lower-case identifier; also the name of the sensor's folder on disk.
         symbol: one capital letter, used in the names of modality subsets ("RDE").
-        channels: number of channels C.
+        channels: number of channels C, 1 to 64.
         unit: physical unit of the values.
         low, high: usual range of the physical values; used to picture them and to bound noise, never to clip
             data.
-        colour: the modality's colour in every figure, slider and table.
+        colour: the modality's colour in every figure, slider and table, as #rrggbb.
         dtype: how values are stored ("uint8", "uint16" or "float32").
         scale, offset: physical = stored * scale + offset.
         compress: whether the network sees sign(x)·log(1 + |x|) instead of x (long-tailed ranges and counts).

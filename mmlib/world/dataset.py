@@ -105,23 +105,18 @@ def render(config: RenderConfig) -> Path:
     check_settings(config)
     if not config.train + config.val + config.test or not config.modalities:
         raise ValueError("train, val and test are all 0, or no modality is named; ask for at least one frame")
-    names = tuple(dict.fromkeys(config.modalities))
-    config = replace(config, modalities=names, size=tuple(config.size))
-    if config.out:
-        return _render(Path(config.out), config)
-    symbols = "".join(SENSORS[name].symbol for name in names)
-    counts = f"{config.train}-{config.val}-{config.test}"
-    name = f"{config.scene}-{config.size[0]}x{config.size[1]}-{symbols}-{counts}-{RENDERER}"
-    root = data_dir() / "world" / name
-    if is_finished(root):  # also on a disk that can only be read
+    scene, size, names = config.scene, tuple(config.size), tuple(dict.fromkeys(config.modalities))
+    if not config.out:
+        symbols = "".join(SENSORS[name].symbol for name in names)
+        counts = f"{config.train}-{config.val}-{config.test}"
+        name = f"{scene}-{size[0]}x{size[1]}-{symbols}-{counts}-{RENDERER}"
+        root = data_dir() / "world" / name
+        if not is_finished(root):  # what is finished may lie on a disk that can only be read
+            # Two notebooks that start together render it once: the second waits for the first.
+            with exclusive(f"{root}.lock"):
+                if not is_finished(root):
+                    render(replace(config, out=str(root)))
         return root
-    # Two notebooks that start together render it once: the second waits for the first.
-    with exclusive(f"{root}.lock"):
-        return root if is_finished(root) else _render(root, config)
-
-
-def _render(root: Path, config: RenderConfig) -> Path:
-    scene, size, names = config.scene, config.size, config.modalities
     description = Description(
         f"sensor world, {scene}",
         CLASSES[scene],
@@ -134,7 +129,7 @@ def _render(root: Path, config: RenderConfig) -> Path:
     rows = [row for split in SEEDS for row in samples(scene, split, getattr(config, split), names)]
     workers = config.workers
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
-    with pool or nullcontext(), Writer(root, description) as writer:
+    with pool or nullcontext(), Writer(config.out, description) as writer:
         todo = [row for row in rows if row["id"] not in writer.rows]
         draw = partial(render_row, scene=scene, size=size, modalities=names)
         bar = progress_bar(
@@ -147,4 +142,4 @@ def _render(root: Path, config: RenderConfig) -> Path:
         )
         for row, images, label in bar:
             writer.add(row["id"], row["split"], images, label, row["condition"], row["case"])
-    return root
+    return Path(config.out)
