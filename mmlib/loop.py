@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from torch import nn
 
 from .config import AtLeast, check_settings
@@ -272,7 +273,11 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
                 index, key = rest.split(".")
                 states.setdefault(int(index), {})[key] = value
         shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        fits = [v.shape in ((), shapes[i]) for i, state in states.items() for v in state.values()]
+        fits = [
+            v.shape in ((), shapes[i]) and v.dtype == torch.float32
+            for i, state in states.items()
+            for v in state.values()
+        ]
         if not all(fits) or len(set(map(frozenset, states.values()))) > 1:
             raise ValueError("its optimizer state is incomplete, or of another network")
     load_into(model, weights, path)

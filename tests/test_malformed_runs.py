@@ -293,6 +293,7 @@ CONTENTS = [
         )
     ),
     (RESUME, "a moment of another shape", tensor(MOMENT, torch.zeros(3)), "optimizer state"),
+    (RESUME, "a moment of integers", tensor(MOMENT, lambda tensor: tensor.int()), "optimizer state"),
     (RESUME, "a moment less", tensor(MOMENT, ...), "optimizer"),
     (RESUME, "a moment of nothing", tensor("optimizer.9999.exp_avg", torch.zeros(1)), "not a state"),
     (RESUME, "a tensor of no name", tensor("optimizer", torch.zeros(1)), "not a state"),
@@ -632,6 +633,7 @@ LINES = [
     ("train --data data --out new --epochs -1", "epochs -1.0"),
     ("train --data data --out new --epochs nan", "epochs"),
     ("train --data data --out new --epochs inf", "epochs"),
+    ("train --data data --out new --epochs 1e308", "epochs 1e.308: expected above 0, at most 1e.06"),
     ("train --data data --out new --batch-size 0", "batch-size 0"),
     ("train --data data --out new --batch-size -4", "batch-size -4"),
     ("train --data data --out new --accumulate 0", "accumulate 0"),

@@ -48,7 +48,7 @@ class TrainConfig:
     """
     modalities: tuple[str, ...] = ()
     """Names of the sensors to train on; none = all that the data set has."""
-    epochs: Annotated[float, Above(0)] = 40.0
+    epochs: Annotated[float, Between(0, 1e6, without=(0,))] = 40.0
     """Passes over the training split."""
     batch_size: Annotated[int, AtLeast(1)] = 4
     """Samples per device and step."""
