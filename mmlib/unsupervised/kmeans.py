@@ -85,9 +85,8 @@ def update_centroids(points: Tensor, labels: Tensor, similarity: Tensor, cluster
         # a product, not index_add: the same sum on every run
         sums += F.one_hot(ids, clusters).double().T @ _unit(part)
     empty = sums.norm(dim=1) < 1e-9
-    if empty.any():
-        farthest = similarity.topk(int(empty.sum()), largest=False).indices
-        sums[empty] = _unit(points[farthest])
+    farthest = similarity.topk(int(empty.sum()), largest=False).indices
+    sums[empty] = _unit(points[farthest])
     return F.normalize(sums, dim=1)
 
 
