@@ -11,6 +11,7 @@ import pytest
 from course import cluster_panel
 from course.cluster_panel import LAYOUT, ClusterPanel, load_panel, save_panel
 from PIL import Image
+from test_switchboard_panel import SCRIPT, Tags, html_of
 
 from mmlib.unsupervised.clustering import cluster_palette
 
@@ -224,3 +225,11 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, file, arrays):
     with pytest.raises(ValueError, match="9 clusters, and 'mapping' names 4"):
         save_panel(tmp_path / "x.npz", arrays | {"clusters": np.int16([3, 9])}, NOTES)
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_names_in_the_file_are_text(arrays, tmp_path):
+    names = {key: [f"{name} {SCRIPT}" for name in NOTES[key]] for key in ("classes", "sensors", "conditions")}
+    path = save_panel(tmp_path / "panel.npz", arrays, NOTES | names | {"split": SCRIPT})
+    html = html_of(ClusterPanel(path))
+    assert html.count("onerror") > 8
+    Tags().feed(html)

@@ -420,12 +420,16 @@ def html_of(widget) -> str:
     return own + "".join(map(html_of, getattr(widget, "children", ())))
 
 
-def test_names_and_colours_from_files_are_text():
-    class Tags(HTMLParser):
-        def handle_starttag(self, tag, attributes):
-            assert tag in ("div", "img", "b", "br", "span", "table", "caption", "tr", "td", "th"), tag
-            assert not [name for name, _ in attributes if name.startswith("on")], attributes
+class Tags(HTMLParser):
+    """Refuses elements and attributes that no panel writes."""
 
+    def handle_starttag(self, tag, attributes):
+        assert tag in ("div", "img", "b", "br", "span", "table", "caption", "tr", "td", "th"), tag
+        assert not [name for name, _ in attributes if name.startswith("on")], attributes
+        assert dict(attributes).get("src", "data:image/png").startswith("data:image/png")
+
+
+def test_names_and_colours_from_files_are_text():
     panel = hostile_panel()
     assert panel.state()["error"] == ""
     html = html_of(panel)
