@@ -119,17 +119,18 @@ def check_memory(run: Run, batch: dict) -> None:
 
     What the backward pass keeps is counted on the device "meta", where tensors have a shape and no values.
     """
-    free, kept = psutil.virtual_memory().available, {}
+    free, activations = psutil.virtual_memory().available, {}
     if 2000 * sum(image.nbytes for image in batch["images"].values()) < free:
         return  # this is enough for any network
 
     network, label = copy.deepcopy(run.network).to("meta"), batch["label"].to("meta")
     images = {name: image.to("meta") for name, image in batch["images"].items()}
-    keep = lambda tensor: kept.setdefault(tensor.untyped_storage()._cdata, tensor)  # several may share one
+    # Several tensors may share one storage.
+    keep = lambda tensor: activations.setdefault(tensor.untyped_storage()._cdata, tensor)
     with torch.autograd.graph.saved_tensors_hooks(keep, keep):
         logits, _ = network(images, fuse=False)
         subset_cross_entropy(logits, label, run.config.objective, 1, np.random.default_rng(0))
-    needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    needed = sum(tensor.untyped_storage().nbytes() for tensor in activations.values())
     needed += 12 * run.parameters  # gradients and the two moments of AdamW
     if needed > free:
         raise MemoryError(
