@@ -312,6 +312,12 @@ def test_other_images_under_the_same_names_are_predicted_anew(trained, tmp_path,
     predict(run)
     changed = {name for name, time in times(tmp_path / "out").items() if before[name] != time}
     assert changed == {f"{folder}/val_003.png" for folder in ("masks", "overlays", "confidence")}
+    if kind == "data":  # the same files, read by another scale
+        path = tmp_path / "toy" / "dataset.json"
+        path.write_text(path.read_text().replace("0.00390625", "0.005"))
+        before = times(tmp_path / "out")
+        predict(run)
+        assert not set(before.items()) & set(times(tmp_path / "out").items())
     predict(replace(run, out=str(tmp_path / "fresh")))
     for fresh, again in zip(read(tmp_path / "fresh", "val_003"), read(tmp_path / "out", "val_003")):
         assert np.array_equal(fresh, again)

@@ -60,6 +60,10 @@ class SubsetScores:
         """Class -> IoU in per cent, NaN where the class is absent."""
         return dict(zip(self.classes, (100 * iou(self.counts[group][self.names.index(subset)])).tolist()))
 
+    def by_class(self) -> dict[str, dict[str, float]]:
+        """All sensors, and each by itself -> class -> IoU in per cent."""
+        return {subset: self.iou(subset) for subset in (self.names[-1], *self.names[: len(self.modalities)])}
+
     def lowered(self, group: str = "all") -> tuple[int, int]:
         """(how often adding one sensor to a subset lowers mIoU, how many such inclusions there are)."""
         scores = {frozenset(name): value for name, value in self.miou(group).items()}
@@ -87,14 +91,13 @@ class SubsetScores:
 
     def to_dict(self) -> dict:
         """JSON values in per cent: every subset and group, the IoU of single sensors and of all."""
-        full, single = self.names[-1], self.names[: len(self.modalities)]
         scores = {
             "protocol": self.protocol,
             "modalities": list(self.modalities),
             "summary": {group: self.summary(group) for group in self.counts},
             "miou": {group: self.miou(group) for group in self.counts},
-            "iou": {subset: self.iou(subset) for subset in (*single, full)},
-            "confusion": {full: self.counts["all"][-1].tolist()},
+            "iou": self.by_class(),
+            "confusion": {self.names[-1]: self.counts["all"][-1].tolist()},
         }
         return rounded(scores)
 
@@ -104,9 +107,8 @@ class SubsetScores:
         lowered, inclusions = (rows.pop(name)["all"] for name in ("lowered", "inclusions"))
         by_subset = Sheet(f"mIoU in %; absent sensors: {self.protocol}", rows, "subset")
 
-        full, single = self.names[-1], self.names[: len(self.modalities)]
-        rows = transposed({subset: self.iou(subset) for subset in (full, *single)})
-        by_class = Sheet(f"IoU of each class in %, {full} and single sensors", rows, "class")
+        rows = transposed(self.by_class())
+        by_class = Sheet(f"IoU of each class in %, {self.names[-1]} and single sensors", rows, "class")
 
         verdict = f"adding one sensor lowers mIoU in {lowered} of {inclusions} cases"
         return "\n\n".join([by_subset.text(), by_class.text(), verdict])

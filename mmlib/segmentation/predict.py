@@ -38,7 +38,7 @@ NOTES = {  # in classes.json, for its reader
     "masks": "class ids",
     "confidence": "value / 65535 = probability that the network gives the class in masks/",
     "protocol": "drop: absent sensors are left out",
-    "digest": "of each image: other images under the same names are predicted anew",
+    "digest": "of each image, its scale and offset: other images under the same names are predicted anew",
 }
 
 
@@ -219,11 +219,12 @@ def plan_folder(
         "fusion": fusion_name(network, config),
     }
     settings |= {name: list(getattr(config, name)) for name in ("window", "stride", "size")}
+    scales = {name: (modality.scale, modality.offset) for name, modality in source.modalities.items()}
     samples = {
         stem: {
             "sensors": list(files),
             "absent": [name for name in network.modalities if name not in files],
-            "digest": {name: digest_files(file.parent, [file]) for name, file in files.items()},
+            "digest": {n: [digest_files(file.parent, [file]), *scales[n]] for n, file in files.items()},
         }
         for stem, files in source.files.items()
     }
