@@ -350,7 +350,7 @@ def test_a_configuration_written_as_a_recipe_is_read_back(tmp_path_factory, sect
     for name in drawn.draw(st.lists(st.sampled_from(sorted(changed)), max_size=8)):
         if type(changed[name]) in (int, float):
             changed[name] = type(changed[name])(drawn.draw(st.integers(2, 5)))
-    shares = ("dropout", "pixels", "warmup", "jitter", "probe_crop", "delay")
+    shares = ("dropout", "pixels", "warmup", "jitter", "probe_crop", "delay", "centre_images")
     changed |= {name: 0.25 for name in shares if name in changed}
     tables = {"lambdas": {"rgb": -0.0, "depth": 2.5}, "numbers": {"rgb": (-1e-7, 1.0, 2.0)}, "crops": 5}
     changed |= {name: value for name, value in tables.items() if name in changed}
