@@ -22,6 +22,7 @@ from ..config import check_settings
 from ..data.description import Palette
 from ..data.prepared import PreparedDataset
 from ..evaluation.counts import confusion_matrix
+from ..evaluation.subsets import upsampled
 from ..modalities import IGNORE_INDEX
 from ..runtime import (
     atomic_path,
@@ -60,10 +61,6 @@ class ClusterProbe(nn.Module):
 
 
 # ---------------------------------------------------------------- the cluster of every pixel
-
-
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 def _window_mean(x: Tensor, radius: int) -> Tensor:
@@ -113,11 +110,11 @@ def assign(code: Tensor, centroids: Tensor, size: tuple[int, int], guide: Tensor
         )
     # Up-sampling and products with centroids are linear and commute, and the length of a code does not move
     # its argmax.
-    products = upsample(torch.einsum("bdhw,kd->bkhw", code, centroids), size)
+    products = upsampled(torch.einsum("bdhw,kd->bkhw", code, centroids), size)
     if guide is None:
         return products.argmax(1)
     # Memberships need cosines, hence the length of every up-sampled code.
-    length = upsample(code, size).norm(dim=1, keepdim=True)
+    length = upsampled(code, size).norm(dim=1, keepdim=True)
     memberships = (products / length.clamp(min=1e-12) / 0.1).softmax(1)
     return guided_filter(memberships, guide.to(code.device)).argmax(1)
 

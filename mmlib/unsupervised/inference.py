@@ -19,12 +19,13 @@ from ..config import AtLeast, check_settings, check_value
 from ..data.plausible import check_plausible, open_data
 from ..evaluation.counts import confusion_matrix, score_clusters
 from ..evaluation.statistics import rounded
+from ..evaluation.subsets import upsampled
 from ..modalities import IGNORE_INDEX, Modality
 from ..outputs import claims
 from ..runtime import choose_device, derived_seed, limit_threads, provenance, reading, write_json
 from . import clustering, diagnostics
 from .backbone import load_backbone
-from .clustering import Clustering, check_guide, load_clustering, upsample, write_label_maps
+from .clustering import Clustering, check_guide, load_clustering, write_label_maps
 from .correspondence import PAIRS, all_points, centred, cosine
 from .extraction import TokenConfig, extract_tokens
 from .kmeans import KMeans, kmeans, nearest_centroid
@@ -238,7 +239,7 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
     classes = prepared.data.description.classes
     torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
     probe = nn.Conv2d(codes.shape[1], len(classes), 1)
-    logits_of = lambda codes, label: upsample(probe(F.normalize(codes, dim=1)), label.shape[-2:])
+    logits_of = lambda codes, label: upsampled(probe(F.normalize(codes, dim=1)), label.shape[-2:])
     optimizer = torch.optim.Adam(probe.parameters(), lr=5e-3)
     rng = np.random.default_rng(settings.kmeans_seed)
     with torch.enable_grad():
