@@ -15,6 +15,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -152,12 +153,12 @@ class Descriptors(nn.Module):
     def __init__(self):
         super().__init__()
         grid = torch.arange(-4.0, 5.0, dtype=torch.float64)
-        window = torch.exp(-(grid[:, None] ** 2 + grid[None] ** 2) / 8)
+        window = torch.exp(-(grid[:, None] ** 2 + grid**2) / 8)
         filters = []
         for k in range(4):
             angle = math.pi * k / 4
             # A wavelength of 4 pixels along the direction.
-            phase = (math.cos(angle) * grid[None] + math.sin(angle) * grid[:, None]) * (math.pi / 2)
+            phase = (math.cos(angle) * grid + math.sin(angle) * grid[:, None]) * (math.pi / 2)
             even, odd = window * phase.cos(), window * phase.sin()
             even -= window * (even.sum() / window.sum())  # a constant picture has no answer
             # Unit norm: white noise answers alike in every direction.
@@ -206,11 +207,10 @@ class PatchViT(nn.Module):
 
         super().__init__()
         self.channels = channels
-        widths = (3, channels // 4, channels // 2, channels)
-        layers = [nn.Conv2d(widths[0], widths[1], 3, 2, 1)]
-        for before, after in zip(widths[1:], widths[2:]):
+        layers = []
+        for before, after in pairwise((3, channels // 4, channels // 2, channels)):
             layers += [nn.GroupNorm(1, before), nn.GELU(), nn.Conv2d(before, after, 3, 2, 1)]
-        self.stem = nn.Sequential(*layers)
+        self.stem = nn.Sequential(*layers[2:])  # a picture goes into the first convolution as it is
         self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.blocks = nn.Sequential(*(Block(channels, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(channels)

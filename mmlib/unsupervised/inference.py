@@ -300,13 +300,13 @@ def segment(config: SegmentConfig) -> dict | None:
     """
     limit_threads()
     run, out, device = Path(config.run), Path(config.out), choose_device(config.device)
-    clusters = load_clustering(run / "clustering.safetensors", device)
-    with reading(run / "clustering.safetensors", "a clustering that says how it was made"):
+    path = run / "clustering.safetensors"
+    clusters = load_clustering(path, device)
+    with reading(path, "a clustering that says how it was made"):
         sensors, read = (list(clusters.settings[name]) for name in ("sensors", "read"))
-        key, values = clusters.settings["backbone"], clusters.settings["tokens"]
         modalities = clusters.settings.get("modalities", {})  # an earlier version did not save them
         modalities = {name: Modality(**fields) for name, fields in modalities.items()}
-        settings = TokenConfig(**values)
+        key, settings = clusters.settings["backbone"], TokenConfig(**clusters.settings["tokens"])
         check_settings(settings)
         check_value("inputs", [*sensors, *read], tuple[str, ...])
         if clusters.network and not {*clusters.network.inputs} <= {*read}:
