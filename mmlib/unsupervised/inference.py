@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..config import AtLeast, check_settings, check_value
 from ..data.plausible import check_plausible, open_data
-from ..evaluation.counts import confusion_matrix, score_clusters
+from ..evaluation.counts import score_clusters
 from ..evaluation.statistics import rounded
-from ..evaluation.subsets import upsampled
+from ..evaluation.subsets import count_pixels, upsampled
 from ..modalities import IGNORE_INDEX, Modality
 from ..outputs import claims
 from ..runtime import choose_device, derived_seed, limit_threads, provenance, reading, write_json
@@ -239,7 +239,7 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
     classes = prepared.data.description.classes
     torch.manual_seed(derived_seed(settings.kmeans_seed, "linear") % 2**31)
     probe = nn.Conv2d(codes.shape[1], len(classes), 1)
-    logits_of = lambda codes, label: upsampled(probe(F.normalize(codes, dim=1)), label.shape[-2:])
+    logits_of = lambda codes: probe(F.normalize(codes, dim=1))
     optimizer = torch.optim.Adam(probe.parameters(), lr=5e-3)
     rng = np.random.default_rng(settings.kmeans_seed)
     with torch.enable_grad():
@@ -247,16 +247,14 @@ def linear_probe(codes: Tensor, scored_codes: Tensor, prepared, settings: Evalua
             index = rng.choice(len(codes), min(16, len(codes)), replace=False)
             label = torch.stack([prepared.data.physical(i)[1] for i in index])
             optimizer.zero_grad()
-            loss = F.cross_entropy(
-                logits_of(codes[index], label), label, ignore_index=IGNORE_INDEX, reduction="sum"
-            )
+            logits = upsampled(logits_of(codes[index]), label.shape[-2:])
+            loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
             (loss / (label != IGNORE_INDEX).sum().clamp(min=1)).backward()
             optimizer.step()
     counts = 0
     for index, code in enumerate(scored_codes):
-        label = prepared.scored.physical(index)[1]
-        logits = logits_of(code[None], label)
-        counts += confusion_matrix(logits.argmax(1)[0], label, len(classes)).numpy()
+        label, sample = prepared.scored.physical(index)[1], prepared.scored.rows[index]["id"]
+        counts += count_pixels(logits_of(code[None]), label, len(classes), sample)
     return score_clusters(counts, classes, mapping=np.arange(len(classes)))
 
 
