@@ -147,9 +147,7 @@ def compare(config: CompareConfig) -> dict:
         names = ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
         entry = {name: record[name] for name in names}
         if config.information_samples:
-            entry["information"] = measure_information(
-                network, data, samples=config.information_samples, device=device
-            )
+            entry["information"] = measure_information(network, data, config.information_samples)
             entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))
         if failures:
             entry["failures"] = rounded(failures)

@@ -135,7 +135,7 @@ def dry_run(config: TrainConfig) -> dict:
     part.rows = run.val.rows[: processes * config.batch_size]
     quiet = replace(config, information_samples=0, workers=0)
     scoring = lambda: validate(run.network, part, quiet, accelerator)
-    informing = lambda: measure_information(run.network, part, samples=1, device=device)
+    informing = lambda: measure_information(run.network, part, 1)
     high_water(device, reset=True)
     for _ in range(1 + (device.type == "cuda")):  # the first time on a GPU its libraries choose their kernels
         scored = seconds(device, scoring)

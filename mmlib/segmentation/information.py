@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.prepared import PreparedDataset, collate
@@ -351,15 +351,7 @@ def evenly_spaced(length: int, count: int) -> list[int]:
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
-def measure_information(
-    network,
-    dataset: PreparedDataset,
-    *,
-    samples: int = 16,
-    sigma: float = 0.1,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> dict[str, float]:
+def measure_information(network: nn.Module, dataset: PreparedDataset, samples: int = 16) -> dict[str, float]:
     """Input information of each modality, averaged over up to ``samples`` evenly spaced samples of
     ``dataset``, all sensors present.
 
@@ -367,12 +359,13 @@ def measure_information(
     """
     dataset.require_labels()
     total, used = np.zeros(len(dataset.modalities)), 0
+    device = next(network.parameters()).device
     for index in evenly_spaced(len(dataset), samples):
         # One by one: samples may differ in size, and memory stays small.
         batch = collate([dataset[index]])
         images = {name: image.to(device) for name, image in batch["images"].items()}
-        label, own_seed = batch["label"].to(device), derived_seed(seed, index)
-        values, _ = input_information(network, images, label, sigma=sigma, seed=own_seed)
+        label, seed = batch["label"].to(device), derived_seed(0, index)
+        values, _ = input_information(network, images, label, seed=seed)
         if torch.isfinite(values).all():
             total, used = total + values[:, 0].detach().double().cpu().numpy(), used + 1
     return dict(zip(dataset.modalities, (total / max(1, used)).tolist()))

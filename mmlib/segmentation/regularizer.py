@@ -208,7 +208,7 @@ class Regularizer:
             noise |= {"sigma": config.sigma, "reading": config.prediction}
             own[config.prediction], _ = input_information(network, images, label, **noise)
         if "decoder" in readings:
-            features = network.features(dict(images))
+            features = network.features(images)
             scales, _ = decoder_information(network.head, features, label, len(images), **options)
             own |= {f"decoder scale {j}": values for j, values in enumerate(scales, 1)}
         return self.terms(own, gather_tables([own], gather), self.strength(progress) * config.probe_every)

@@ -122,7 +122,6 @@ def check_memory(run: Run, batch: dict) -> None:
     free, activations = psutil.virtual_memory().available, {}
     if 2000 * sum(image.nbytes for image in batch["images"].values()) < free:
         return  # this is enough for any network
-
     network, label = copy.deepcopy(run.network).to("meta"), batch["label"].to("meta")
     images = {name: image.to("meta") for name, image in batch["images"].items()}
     # Several tensors may share one storage.
@@ -159,6 +158,6 @@ def validate(
         scores.counts[group] = counts.cpu().numpy()
     information, samples = {}, config.information_samples
     if samples and accelerator.is_main_process:
-        information = measure_information(network, data, samples=samples, device=accelerator.device)
+        information = measure_information(network, data, samples)
     network.train()
     return scores, information
