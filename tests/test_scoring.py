@@ -280,7 +280,7 @@ def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
     (tmp_path / "index" / "index.csv").write_text("\n".join(index[:last] + index[last + 1 :]) + "\n")
     for name, what in (("image", "images of val"), ("index", "index of val")):
         with pytest.raises(
-            SystemExit, match=f"{name}-1: {what} differs from that of .*first-0.* give --data"
+            SystemExit, match=f"{name}-1: {what} now differs from that of .*first-0.* give --data"
         ):
             cli.main(["compare", first, runs[name], *COMPARE])
     cli.main(["compare", first, runs["image"], *COMPARE, "--data", str(trained / "toy")])
@@ -289,24 +289,25 @@ def test_runs_are_compared_on_the_same_samples_only(trained, tmp_path):
 def test_runs_that_were_trained_on_different_data_are_not_compared(trained, tmp_path):
     """What they read is in their reports; those of other sensors have other images."""
     network, runs = load_segmenter(trained / "net.safetensors"), {}
-    inputs = {"index of train": "1", "images of train": "2"}
+    inputs = {"index of train": "1", "images of train": "2", "images of val": "5"}
     for seed, (name, changes) in enumerate(
         {
             "first": {},
             "same": {},
             "images": {"images of train": "3"},
             "index": {"index of train": "4"},
+            "val": {"images of val": "6"},
         }.items()
     ):
         runs[name] = finished(trained, tmp_path / f"{name}-{seed}", network, seed, inputs=inputs | changes)
     cli.main(["compare", runs["first"], runs["same"], *COMPARE])
-    for name in ("images", "index"):
-        message = f"{name}-.: {name} of train differs from that of .*first-0; only runs that were trained on"
+    for name, part in (("images", "images of train"), ("index", "index of train"), ("val", "images of val")):
+        message = f"{name}-.: {part} differs from that of .*first-0; only runs that were trained on"
         with pytest.raises(SystemExit, match=message):
             cli.main(["compare", runs["first"], runs[name], *COMPARE, "--data", str(trained / "toy")])
     other = finished(
         trained,
-        tmp_path / "other-4",
+        tmp_path / "other-5",
         network,
         inputs=inputs | {"images of train": "5"},
         modalities=["rgb", "depth"],
