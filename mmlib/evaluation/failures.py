@@ -133,7 +133,7 @@ def evaluate_failures(
 
     variants, options = Variants(dataset, faults=kinds), loading | {"together": batch_size}
     counts: dict[tuple, np.ndarray] = {}
-    for key, _, pixels in count_trials(encode, variants, trials, indices, 1, "failures", **options):
+    for key, _, pixels in count_trials(encode, variants, trials, indices, 1, **options):
         counts[key] = counts.get(key, 0) + pixels
     scores = failure_scores(list(rules), faults, counts)
     names = {"modalities": list(sound), "rules": list(rules), "faults": list(faults)}

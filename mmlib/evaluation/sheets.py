@@ -91,8 +91,9 @@ def cluster_sheets(reports: Mapping[str, Mapping]) -> list[Sheet]:
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(reports)}: scored on different splits or classes; print them apart")
 
-    rules = ", ".join(sorted({report["scores"]["rule"] for report in reports.values()}))
-    choices = ", ".join(sorted({report["chosen by"] for report in reports.values()}))
+    listed = lambda values: ", ".join(sorted(set(values)))
+    rules = listed(report["scores"]["rule"] for report in reports.values())
+    choices = listed(report["chosen by"] for report in reports.values())
     how = f"on {next(iter(kinds))[0]}; clusters named by: {rules}; state chosen by {choices}"
     both, by_class = {}, {}
     for name, report in reports.items():

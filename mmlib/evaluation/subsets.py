@@ -228,7 +228,7 @@ def evaluate_subsets(
     counts = {group: np.zeros((len(trials), len(classes), len(classes)), np.int64) for group in groups}
     indices = range(shard[0], len(dataset), shard[1])
     variants = Variants(dataset, protocol)
-    for s, row, pixels in count_trials(encode, variants, trials, indices, batch_size, "evaluate", **loading):
+    for s, row, pixels in count_trials(encode, variants, trials, indices, batch_size, **loading):
         # A sample without a condition or case is in no such group.
         for group in counts.keys() & {"all", f"condition={row['condition']}", f"case={row['case']}"}:
             counts[group][s] += pixels
@@ -273,7 +273,6 @@ def count_trials(
     trials: Sequence[tuple],
     indices: Sequence[int],
     batch_size: int,
-    title: str,
     *,
     together: int = 1,
     device: torch.device | str = "cpu",
@@ -304,7 +303,7 @@ def count_trials(
         pin_memory=torch.device(device).type == "cuda",
     )
     classes, fast = len(dataset.description.classes), trials[0][1] is None
-    for batch in chain.from_iterable(progress_bar(loader, title, progress=progress, leave=False)):
+    for batch in chain.from_iterable(progress_bar(loader, "score", progress=progress, leave=False)):
         label = batch["label"].to(device)
         count, size = len(label), label.shape[1:]
         # Each variant of every image is encoded once.
