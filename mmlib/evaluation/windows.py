@@ -33,8 +33,10 @@ def positions(length: int, window: int, stride: int = 0, align: int = ALIGN) -> 
             window.
     """
     if window < align or window % align:
+        nearest = max(align, round(window / align) * align)
         raise ValueError(
-            f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid"
+            f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid; "
+            f"give {nearest}"
         )
     stride = stride or max(align, 2 * window // 3)
     if not align <= stride <= window:
