@@ -131,16 +131,16 @@ def person(draw, label, x, y, z, yaw):
     trousers = draw.tint("trousers")
     skin = draw.finish("skin")
     stride, at, (c, s) = draw(0.06, 0.2), frame(x, y, yaw), turn(yaw)
-    parts = []  # finish, ahead, left, up, half sizes, kelvin above the air
-    for leg in (1, -1):
-        parts.append((trousers, leg * stride, leg * 0.10, 0.43, (0.105, 0.10, 0.46 * h), 6.0))
-        parts.append((coat, -leg * stride * 0.6, leg * 0.235, 1.10, (0.065, 0.055, 0.30 * h), 7.0))
-    parts += [
-        (coat, 0, 0, 1.10, (0.15, 0.205, 0.36 * h), 8.0),
-        (coat, 0, 0, 1.34, (0.12, 0.25, 0.13), 8.0),
-        (skin, 0.02, 0, 1.62, (0.115, 0.10, 0.145), 14.0),
-        ("hair", -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0),
-    ]
-    for finish, ahead, left, up, half, heat in parts:
+
+    def part(finish, ahead, left, up, half, heat):
+        """An ellipsoid of these half sizes, so far ahead, left and up; ``heat``: kelvin above the air."""
         centre = (*at(ahead, left), z + up * h)
         draw.ellipsoid(label, finish, centre, half, yaw, move=(0.05 * c, 0.05 * s, 0), heat=heat)
+
+    for leg in (1, -1):
+        part(trousers, leg * stride, leg * 0.10, 0.43, (0.105, 0.10, 0.46 * h), 6.0)
+        part(coat, -leg * stride * 0.6, leg * 0.235, 1.10, (0.065, 0.055, 0.30 * h), 7.0)
+    part(coat, 0, 0, 1.10, (0.15, 0.205, 0.36 * h), 8.0)
+    part(coat, 0, 0, 1.34, (0.12, 0.25, 0.13), 8.0)
+    part(skin, 0.02, 0, 1.62, (0.115, 0.10, 0.145), 14.0)
+    part("hair", -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0)
