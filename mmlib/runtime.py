@@ -238,12 +238,11 @@ def digest_files(root: str | Path, paths: Iterable[Path], limit: int = 2**30) ->
             statuses[path] = path.stat()
     large = sum(status.st_size for status in statuses.values()) > limit
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in statuses):
-        digest.update(os.fsencode(f"{name}\0"))
         if large:
-            digest.update(f"{statuses[path].st_size, statuses[path].st_mtime_ns}\0".encode())
-            continue
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
+            content = f"{statuses[path].st_size, statuses[path].st_mtime_ns}\0".encode()
+        else:
+            content = hashlib.blake2b(path.read_bytes()).digest()
+        digest.update(os.fsencode(f"{name}\0") + content)
     return digest.hexdigest()
 
 

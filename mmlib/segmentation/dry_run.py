@@ -5,7 +5,6 @@ disk. The command ``train --dry-run`` calls ``dry_run`` and prints ``described``
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ import psutil  # comes with accelerate
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from tqdm import tqdm
 
 from ..data.prepared import collate
 from ..loop import due
@@ -29,11 +29,10 @@ from .train import validate
 aten = torch.ops.aten
 # Attention kernels of the CPU, which torch's table of formulas leaves out, and what they compute.
 ON_CPU = {
-    getattr(aten, f"_scaled_dot_product_flash_attention_for_cpu{way}"): kernel
-    for way, kernel in (
-        ("", aten._scaled_dot_product_flash_attention),
-        ("_backward", aten._scaled_dot_product_flash_attention_backward),
-    )
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        aten._scaled_dot_product_flash_attention_backward
+    ),
 }
 
 
@@ -104,7 +103,6 @@ def dry_run(config: TrainConfig) -> dict:
     """
     run = set_up(replace(config, network=replace(config.network, pretrained=False)), resumed=False)
     accelerator, device = run.accelerator, run.accelerator.device
-    processes = accelerator.num_processes
 
     # Loading: the micro-batches of two steps, once from disk and once from the cache.
     entries = list(islice(run.loader(0).batch_sampler, 2 * config.accumulate))
@@ -132,7 +130,7 @@ def dry_run(config: TrainConfig) -> dict:
 
     # One batch of an evaluation, and the information of one sample.
     part = copy.copy(run.val)
-    part.rows = run.val.rows[: processes * config.batch_size]
+    part.rows = run.val.rows[: accelerator.num_processes * config.batch_size]
     quiet = replace(config, information_samples=0, workers=0)
     scoring = lambda: validate(run.network, part, quiet, accelerator)
     informing = lambda: measure_information(run.network, part, 1)
@@ -187,7 +185,8 @@ def dry_run(config: TrainConfig) -> dict:
 
 def described(cost: dict) -> str:
     """The report of a dry run, a line or two for each subject."""
-    size = lambda name: f"{_si(cost[name])}B"
+    digits = tqdm.format_sizeof  # three and a prefix: 1234567 -> "1.23M"
+    size = lambda name: digits(cost[name], "B")
     lines = [
         f"training    {cost['summary']}",
         f"            {cost['steps an epoch']:.1f} steps an epoch, learning rate up to {cost['peak lr']:.3g}",
@@ -195,15 +194,15 @@ def described(cost: dict) -> str:
     for name, flops in cost["flops"].items():
         step = "a step" if name == "plain" else f"a step with a probe, every {cost['probe every']}th"
         spent = cost["seconds"][name]
-        speed = f"{1000 * spent:.0f} ms, {_si(flops / spent)}FLOP/s"
-        lines.append(f"work        {_si(flops)}FLOP {step}, on each device: {speed}")
+        speed = f"{1000 * spent:.0f} ms, {digits(flops / spent)}FLOP/s"
+        lines.append(f"work        {digits(flops)}FLOP {step}, on each device: {speed}")
     kind = "allocated on the device" if cost["device"] == "cuda" else "high-water mark of the process"
     again = f", {1000 * cost['load again']:.0f} ms from memory" if cost["cached"] else ""
     copies = f"{cost['copies']} loader process{'es' * (cost['copies'] > 1)}"
     place = f"{'kept in' if cost['cached'] else 'not kept in'} {size('machine')} of memory"
     if cost["cached"] and cost["cache"] * cost["copies"] > 0.8 * cost["machine"]:
         place += ": TOO MUCH, give --no-cache"
-    files = ", ".join(f"{name} {_si(count)}B" for name, count in cost["files"].items())
+    files = ", ".join(f"{name} {digits(count)}B" for name, count in cost["files"].items())
     lines += [
         f"memory      {size('step memory')} in a step, {size('evaluation memory')} in an evaluation ({kind})",
         f"loading     {1000 * cost['decode']:.0f} ms a micro-batch in one process{again}",
@@ -215,12 +214,6 @@ def described(cost: dict) -> str:
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
-
-
-def _si(value: float) -> str:
-    """Three digits and a prefix: 1234567 -> "1.23 M"."""
-    power = min(5, int(math.log10(max(value, 1)) // 3))
-    return f"{value / 1000**power:.3g} {' kMGTP'[power].strip()}"
 
 
 def _duration(seconds: float) -> str:
