@@ -8,9 +8,8 @@ over all pairs of a point of one image and a point of another. f are frozen toke
 learned, F' is F after pointwise centring, b a shift. An image is paired with itself, with one of its
 nearest neighbours (KNN), and with random others. Points (B, P, C) come from ``sample_points``: a few random
 ones, as in the released code, or all tokens. With ``tile`` > 0 the latter is exact without a (B, P, Q)
-tensor: loss and gradient come from one pass over tiles of rows, because centring needs row means only, f1_p
-· mean_q f2_q, and the gradient is ∂loss/∂s1_p = −Σ_q [S > 0] (F' − b) s2_q / N. The largest temporary is B
-· tile · Q.
+tensor: the loss is a sum over tiles of rows, because centring needs row means only, f1_p · mean_q f2_q,
+and the backward pass computes each tile again. The largest temporaries are B · tile · Q.
 Interpolated points are smoother and so more alike than tokens: a b tuned on samples does not fit all
 tokens. Autocast is ignored.
 """
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from ..config import AtLeast, Between, check_settings
 
@@ -262,45 +261,21 @@ def _pair_loss(f1, f2, c1, c2, shift: float | Tensor, config: CorrespondenceConf
     """Eq. 2 and 6 of unit vectors, whose scalar products are the cosines of Eq. 1."""
     low, high = (0.0 if config.clamp else -torch.inf), (0.8 if config.stabilize else torch.inf)
     f1, f2 = f1.to(c1.dtype), f2.to(c1.dtype)
-    offset = _offset(f1, f2, config.centre)
-    if config.tile:
-        shift = torch.as_tensor(shift, dtype=c1.dtype, device=c1.device)
-        total = _TiledLoss.apply(f1, f2, c1, c2, offset, shift, low, high, config.tile)
-    else:
+
+    def sum_of_pairs(f1: Tensor, c1: Tensor, offset: Tensor) -> Tensor:
+        """Of some rows: points of the first image, with all points of the second."""
         f = f1 @ f2.mT  # Eq. 3: F = cos(f1, f2), of each modality's own tokens
         s = c1 @ c2.mT  # Eq. 4: S = cos(s1, s2); Eq. 8: S^X = cos(s1^X, s2^X), where the codes are CMH(s)
-        total = -(s.clamp(low, high) * (f - offset - shift)).sum()  # Eq. 2, 6: L = −Σ (F − b) · max(S, 0)
+        return -(s.clamp(low, high) * (f - offset - shift)).sum()  # Eq. 2, 6: L = −Σ (F − b) · max(S, 0)
+
+    rows = f1, c1, _offset(f1, f2, config.centre)
+    if config.tile:
+        # The backward pass computes each tile again, instead of keeping its tensors.
+        tiles = zip(*(x.split(config.tile, 1) for x in rows))
+        total = sum(checkpoint(sum_of_pairs, *tile, use_reentrant=False) for tile in tiles)
+    else:
+        total = sum_of_pairs(*rows)
     return total / (len(f1) * (f1.shape[1] * f2.shape[1] if config.reduction == "mean" else 1))
-
-
-class _TiledLoss(torch.autograd.Function):
-    """The sum of Eq. 6, −Σ (F − offset − shift) · clamp(S, low, high), over all pairs of unit points, in
-    tiles of rows, with gradients for c1, c2 and the shift.
-    """
-
-    @staticmethod
-    def forward(ctx, f1, f2, c1, c2, offset, shift, low, high, tile):
-        total, similarity = c1.new_zeros(2)
-        gradient1, gradient2 = torch.zeros_like(c1), torch.zeros_like(c2)
-        for start in range(0, c1.shape[1], tile):
-            rows = slice(start, start + tile)
-            s = c1[:, rows] @ c2.mT  # Eq. 4, 8
-            f = torch.baddbmm(offset[:, rows] + shift, f1[:, rows], f2.mT, beta=-1)  # Eq. 3: F' − b
-            passes = (s >= low).logical_and_(s <= high)
-            similarity += s.clamp_(low, high).sum()
-            total -= s.mul_(f).sum()
-            if any(ctx.needs_input_grad):
-                f.mul_(passes)
-                gradient1[:, rows] = torch.bmm(f, c2).neg_()
-                gradient2.baddbmm_(f.mT, c1[:, rows], alpha=-1)
-        ctx.save_for_backward(gradient1, gradient2, similarity)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        gradient1, gradient2, similarity = (gradient * saved for saved in ctx.saved_tensors)
-        return None, None, gradient1, gradient2, None, similarity, None, None, None
 
 
 def _offset(f1: Tensor, f2: Tensor, centre: bool) -> Tensor:
