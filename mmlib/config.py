@@ -1,7 +1,7 @@
 """Bounds of settings, written beside them, and the one check of a configuration.
 
-A setting declares its bound in its type: ``lr: Annotated[float, Above(0)] = 1e-3``. Every public function
-that takes a configuration calls ``check_settings`` first, so that the command line, a recipe and a caller in
+A setting declares its bound in its type: ``lr: Annotated[float, Above(0)] = 1e-3``. Every command
+(``outputs.claims``) calls ``check_settings`` first, so that the command line, a recipe and a caller in
 Python get the same message.
 """
 

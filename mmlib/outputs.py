@@ -12,7 +12,7 @@ from functools import wraps
 from operator import attrgetter
 from pathlib import Path
 
-from .config import spelled
+from .config import check_settings, spelled
 from .runtime import LOCK, exclusive
 
 # A folder of ours has one of these; the others are of versions that had no lock.
@@ -61,13 +61,14 @@ def writing(out: str | Path, inputs: Iterable = (), folder: bool = True):
 
 
 def claims(*inputs: str, out: str = "out", folder: bool = True):
-    """For a command that takes a configuration: ``writing``, with the settings that name what it writes and
-    reads.
+    """For a command that takes a configuration: its settings are checked, then ``writing``, with those that
+    name what it writes and reads.
     """
 
     def decorate(command):
         @wraps(command)
         def claimed(config, *arguments, **named):
+            check_settings(config)
             reads = [attrgetter(name)(config) for name in inputs]
             with writing(attrgetter(out)(config), reads, folder):
                 return command(config, *arguments, **named)

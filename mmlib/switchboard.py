@@ -113,25 +113,26 @@ class SwitchboardPanel(Panel):
 
     def _cards(self) -> widgets.Widget:
         """A card for each sensor: its switch, picture, sliders, failure and weights."""
-        self.controls = {key: {} for key in UNTOUCHED}
-        self.switch, self.gain, self.noise, self.case = self.controls.values()
-        self.view, self.weight, cards = {}, {}, []
+        self.controls, self.view, self.weight, cards = {}, {}, {}, []
         share = {"max": 1, "step": 0.05, "continuous_update": False}
         for name, modality in self.sensors.items():
             title, use = f"{sensor_title(modality)} on", f"pass {name} on to the network"
-            self.switch[name] = _control(widgets.Checkbox, title, use, value=True, indent=False)
             gain = f"{name} gain: 1 = untouched, 0 = black"
-            self.gain[name] = _control(widgets.FloatSlider, "gain", gain, value=1.0, **share)
             noise = f"{name} noise: standard deviation as a share of the range"
-            self.noise[name] = _control(widgets.FloatSlider, "noise", noise, **share)
             cases = {"": "none"} | self.cases.get(name, {}) | FAULTS
             options = [(words, case) for case, words in cases.items()]
-            self.case[name] = _control(widgets.Dropdown, "failure", f"how {name} fails", options=options)
-            self._follow(**{f"{name} {key}": controls[name] for key, controls in self.controls.items()})
+            self.controls[name] = controls = {
+                "on": _control(widgets.Checkbox, title, use, value=True, indent=False),
+                "gain": _control(widgets.FloatSlider, "gain", gain, value=1.0, **share),
+                "noise": _control(widgets.FloatSlider, "noise", noise, **share),
+                "case": _control(widgets.Dropdown, "failure", f"how {name} fails", options=options),
+            }
+            self._follow(**{f"{name} {key}": control for key, control in controls.items()})
             self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
-            parts = (self.switch, self.view, self.gain, self.noise, self.case, self.weight)
+            switch, *others = controls.values()
+            parts = [switch, self.view[name], *others, self.weight[name]]
             layout = {"border_top": f"4px solid {modality.colour}", "padding": "2px", "min_width": "0"}
-            cards.append(widgets.VBox([part[name] for part in parts], layout=layout))
+            cards.append(widgets.VBox(parts, layout=layout))
         columns = f"repeat({min(4, len(cards))}, minmax(0, 1fr))"
         return widgets.GridBox(cards, layout={"grid_template_columns": columns, "grid_gap": "8px"})
 
@@ -194,7 +195,7 @@ class SwitchboardPanel(Panel):
     def _refresh(self) -> None:
         place, rule, classes = self._place(), self.fusion.value, self.classes
         where = f"scene {', '.join(map(str, place))}"
-        on = {name: modality for name, modality in self.sensors.items() if self.switch[name].value}
+        on = {name: modality for name, modality in self.sensors.items() if self.controls[name]["on"].value}
         symbols = "".join(modality.symbol for modality in on.values())
         self._state = {"scene": place[0], "fusion": rule, "present": symbols, "error": ""}
         self._state |= {"miou": {}, "accuracy": {}}
@@ -203,7 +204,7 @@ class SwitchboardPanel(Panel):
         # Each sensor's picture, pale where it is off; the logits of those that are on.
         logits = {title: {} for title in self.segmenters}
         for name, modality in self.sensors.items():
-            gain, noise, case = (self.controls[key][name] for key in ("gain", "noise", "case"))
+            _, gain, noise, case = self.controls[name].values()
             image, outputs = self._looks(place, name, case.value, gain.value, noise.value)
             if name in on:
                 for title, output in outputs.items():

@@ -89,7 +89,7 @@ def test_a_slider_changes_picture_prediction_and_numbers(panel):
         pixels(panel.view["rgb"].value),
         pixels(panel.prediction["first"].value),
     )
-    panel.gain["rgb"].value = 0.0
+    panel.controls["rgb"]["gain"].value = 0.0
     after = panel.state()
     assert pixels(panel.view["rgb"].value).max() == 0, "gain 0 is black"
     assert seen.max() > 100 and (pixels(panel.prediction["first"].value) != predicted).any()
@@ -99,10 +99,10 @@ def test_a_slider_changes_picture_prediction_and_numbers(panel):
 
 def test_noise_scene_light_and_failure_follow_too(panel):
     for change in [
-        lambda: setattr(panel.noise["depth"], "value", 0.5),
+        lambda: setattr(panel.controls["depth"]["noise"], "value", 0.5),
         lambda: setattr(panel.scene, "value", 2),
         lambda: setattr(panel.condition, "value", "night"),
-        lambda: setattr(panel.case["rgb"], "value", "underexposure"),
+        lambda: setattr(panel.controls["rgb"]["case"], "value", "underexposure"),
     ]:
         before = panel.state(), panel.prediction["first"].value
         change()
@@ -233,22 +233,22 @@ def test_errors_instead_of_classes(panel):
 
 
 def test_a_switched_off_sensor_takes_no_part(panel):
-    panel.switch["lidar"].value = False
+    panel.controls["lidar"]["on"].value = False
     alone = panel.state()
-    panel.gain["lidar"].value = 0.3
+    panel.controls["lidar"]["gain"].value = 0.3
     assert panel.state() == alone and alone["present"] == "RDE"
     assert "L lidar" not in panel.status.value and alt(panel.view["lidar"].value).count("off, gain 0.30") == 1
 
 
 def test_no_sensor_left_is_a_sentence_and_not_an_error(panel):
     for name in NAMES:
-        panel.switch[name].value = False
+        panel.controls[name]["on"].value = False
     assert panel.state()["present"] == "" and panel.state()["miou"] == {} and panel.state()["error"] == ""
     assert panels.NOTHING_LEFT in panel.status.value and "no prediction" in alt(
         panel.prediction["first"].value
     )
     assert len(np.unique(pixels(panel.prediction["first"].value))) == 1
-    panel.switch["lidar"].value = True
+    panel.controls["lidar"]["on"].value = True
     assert "was not trained on any sensor that is on" in alt(panel.prediction["second"].value), (
         "it knows RGB and depth only"
     )
@@ -279,13 +279,13 @@ def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
     panel = WorldPanel(segmenters, StubSource())
     assert len(encoded) == 6, "four sensors for the first network, two for the second"
     encoded.clear()
-    panel.gain["event"].value = 0.5
+    panel.controls["event"]["gain"].value = 0.5
     assert encoded == [("event",)]
-    panel.switch["event"].value = False
-    panel.gain["event"].value = 1.0
-    panel.switch["event"].value = True
+    panel.controls["event"]["on"].value = False
+    panel.controls["event"]["gain"].value = 1.0
+    panel.controls["event"]["on"].value = True
     assert encoded == [("event",)], "what was seen before is remembered"
-    panel.case["lidar"].value = "lidarjitter"
+    panel.controls["lidar"]["case"].value = "lidarjitter"
     assert panel.dataset.rendered[-1] == (0, "day", "lidarjitter", ("lidar",)), (
         "a failure renders its own sensor only"
     )
@@ -294,7 +294,7 @@ def test_only_the_sensor_that_changed_is_encoded_again(segmenters, monkeypatch):
 
 def test_memory_stays_bounded(panel):
     for step in range(120):
-        panel.noise["rgb"].value = step / 120
+        panel.controls["rgb"]["noise"].value = step / 120
     looks, frames = panel._looks.cache_info(), panel._frames.cache_info()
     assert looks.misses > 120 and looks.currsize == looks.maxsize == 24 * len(NAMES)
     assert frames.misses == frames.currsize == 1 and frames.maxsize == 64
@@ -302,7 +302,7 @@ def test_memory_stays_bounded(panel):
 
 def test_its_text_form_is_constant_and_short(panel):
     text = repr(panel)
-    panel.gain["rgb"].value = 0.2
+    panel.controls["rgb"]["gain"].value = 0.2
     assert repr(panel) == text == "WorldPanel(sensors=RDEL, networks=first | second)" and len(text) < 110
 
 
@@ -361,7 +361,7 @@ def test_an_event_is_answered_at_once(segmenters):
     times = []
     for value in (0.9, 0.7, 0.5, 0.3, 0.1):
         start = time.perf_counter()
-        panel.gain["depth"].value = value
+        panel.controls["depth"]["gain"].value = value
         times.append(time.perf_counter() - start)
     print(f"a slider event takes {1000 * sorted(times)[2]:.0f} ms")
     assert sorted(times)[2] < 1.0
@@ -381,12 +381,12 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
     panel = panels.SwitchboardPanel(segmenters, dataset)
     assert all(
         case.options == (("none", ""), *((words, case) for case, words in panels.FAULTS.items()))
-        for case in panel.case.values()
+        for case in (controls["case"] for controls in panel.controls.values())
     )
     before = panel.state()
     panel.scene.value = 2
     assert panel.state()["error"] == "" and panel.state()["miou"] != before["miou"]
-    panel.case["rgb"].value = "other"
+    panel.controls["rgb"]["case"].value = "other"
     assert panel.state()["error"] == "" and "another scene" in alt(panel.view["rgb"].value)
     assert np.array_equal(
         pixels(panel.view["rgb"].value),

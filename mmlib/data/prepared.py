@@ -92,6 +92,11 @@ def to_physical(modality: Modality, stored: np.ndarray, where: str) -> np.ndarra
     return physical
 
 
+def physical_image(modality: Modality, stored: np.ndarray, where: str) -> torch.Tensor:
+    """``to_physical`` as a tensor (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(to_physical(modality, stored, where).transpose(2, 0, 1)))
+
+
 class Writer:
     """Write a prepared data set sample by sample; resumable; measures statistics over the split "train".
 
@@ -332,10 +337,10 @@ class PreparedDataset:
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Physical values (C, H, W) float32 by name, and the label (H, W) int64."""
         images, label = self.stored(index)
-        physical = {}
-        for name, modality in self.modalities.items():
-            values = to_physical(modality, images[name], f"{self.root}, sample {self.rows[index]['id']!r}")
-            physical[name] = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+        where = f"{self.root}, sample {self.rows[index]['id']!r}"
+        physical = {
+            name: physical_image(modality, images[name], where) for name, modality in self.modalities.items()
+        }
         return physical, torch.from_numpy(label.astype(np.int64))
 
     def __getitem__(self, key) -> dict:

@@ -19,9 +19,9 @@ from ..evaluation.sheets import cluster_sheets, subset_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
 from ..loop import WITHOUT_EFFECT, read_history
 from ..outputs import claims
-from ..runtime import data_dir, progress_bar, provenance, read_json, reading, write_json
+from ..runtime import data_dir, progress_bar, read_json, reading
 from .information import fisher_gap, measure_information
-from .score import ScoringConfig, begin, find_data, open_checkpoint, print_sheets, score
+from .score import ScoringConfig, begin, find_data, open_checkpoint, print_sheets, save_record, score
 
 
 @dataclass(frozen=True)
@@ -160,18 +160,17 @@ def compare(config: CompareConfig) -> dict:
         ]
         append(group, entry)
 
-    print_comparison(groups, config)
+    means = {
+        name: {subset: sum(values) / len(values) for subset, values in group["miou"]["all"].items()}
+        for name, group in groups.items()
+    }
+    print_comparison(groups, means, config)
     if config.layout:
         how = f"{config.split}, {config.checkpoint} checkpoint, {' or '.join(ways)}"
         caption = f"mIoU in % on {how}; means over seeds; Std: population, over subsets"
-        means = {name: mean_scores(group) for name, group in groups.items()}
         print_sheets([subset_sheet(means, caption)], config.layout)
-    record = {"provenance": provenance()}
-    record |= {name: getattr(config, name) for name in ("split", "protocol", "checkpoint")}
-    record["groups"] = rounded(groups, significant=5)
-    if config.out:
-        write_json(config.out, record)
-    return record
+    record = {name: getattr(config, name) for name in ("split", "protocol", "checkpoint")}
+    return save_record(config, record | {"groups": rounded(groups, significant=5)})
 
 
 def append(group: dict, entry: dict) -> None:
@@ -194,20 +193,14 @@ def compare_clusters(runs: list, config: CompareConfig) -> dict:
         within = os.path.relpath(folder, os.path.commonpath(folders))
         reports[folder.name if names.count(folder.name) == 1 else within] = report
     print_sheets(cluster_sheets(reports), config.layout)
-    scores = {name: report["scores"] for name, report in reports.items()}
-    record = {"provenance": provenance(), "scores": scores}
-    if config.out:
-        write_json(config.out, record)
-    return record
+    return save_record(config, {"scores": {name: report["scores"] for name, report in reports.items()}})
 
 
-def mean_scores(group: dict) -> dict[str, float]:
-    """Subset -> mIoU in per cent, the mean over a group's runs."""
-    return {subset: sum(values) / len(values) for subset, values in group["miou"]["all"].items()}
+def print_comparison(groups: dict, means: dict, config: CompareConfig) -> None:
+    """Each group's means and spread over seeds, and its difference to the first group where seeds agree.
 
-
-def print_comparison(groups: dict, config: CompareConfig) -> None:
-    """Each group's means and spread over seeds, and its difference to the first group where seeds agree."""
+    ``means``: group -> subset -> mIoU in per cent.
+    """
     reference = next(iter(groups))
     print(
         f"mIoU in % on {config.split}, {config.checkpoint} checkpoint, absent sensors: {config.protocol}; "
@@ -219,7 +212,7 @@ def print_comparison(groups: dict, config: CompareConfig) -> None:
         print(f"\n{name}  (seeds {', '.join(map(str, seeds))}; {group['steps']} steps, {cost:.0f} CPU s)")
         keys = [key for key in ("full", "mean", "min", "std", "gap") if key in summary]
         print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in keys))
-        print("  " + "  ".join(f"{subset} {value:.1f}" for subset, value in mean_scores(group).items()))
+        print("  " + "  ".join(f"{subset} {value:.1f}" for subset, value in means[name].items()))
         if name == reference or seeds != groups[reference]["seeds"] or len(seeds) == 1:
             continue
         for key in ("full", "mean"):

@@ -93,7 +93,8 @@ def export(config: ExportConfig) -> dict:
             f"{config.checkpoint}: its fusion is {network.config.fusion}; only the mean can mask absent "
             "sensors in one graph"
         )
-    if any(config.size) and min(config.size) < network.encoder.smallest:
+    fixed = any(config.size)
+    if fixed and min(config.size) < network.encoder.smallest:
         raise ValueError(
             f"--size {config.size[0]} {config.size[1]}: {network.config.encoder} needs "
             f"{network.encoder.smallest} or more a side"
@@ -101,7 +102,6 @@ def export(config: ExportConfig) -> dict:
     if config.opset and config.opset < 18:
         raise ValueError(f"--opset {config.opset}: expected 18 or more, or 0 for the exporter's choice")
     torch.manual_seed(0)
-    fixed = any(config.size)
     size = config.size if fixed else (64, 96)
     free = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
     try:

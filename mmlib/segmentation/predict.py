@@ -19,11 +19,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..config import AtLeast, check_settings, printable
+from ..config import AtLeast, printable
 from ..data.drawing import overlay, picture
 from ..data.images import FORMATS, DataError, read_image, write_image
 from ..data.plausible import check_plausible, open_data
-from ..data.prepared import read_description, to_physical
+from ..data.prepared import physical_image, read_description
 from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import largest
@@ -94,8 +94,11 @@ class Source:
         Raises:
             DataError: an image is not stored as its modality says, or the sizes differ; names the files.
         """
-        files = self.files[stem]
-        images = {name: read_file(file, self.modalities[name]) for name, file in files.items()}
+        files, images = self.files[stem], {}
+        for name, file in files.items():
+            modality = self.modalities[name]
+            stored = read_image(file, modality.dtype, modality.channels)
+            images[name] = physical_image(modality, stored, str(file))
         sizes = {str(files[name]): tuple(image.shape[1:]) for name, image in images.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(f"{stem}: sizes differ: {sizes}; bring the sensors to one view and size first")
@@ -114,16 +117,6 @@ class Source:
                 line += f"; no {', '.join(lacking)}: {', '.join(stems[:5])}{', …' * (len(stems) > 5)}"
             lines.append(line)
         return "\n".join(lines)
-
-
-def read_file(path: Path, modality: Modality) -> Tensor:
-    """One sensor's image, stored as its modality says, as physical values (C, H, W) float32.
-
-    Raises:
-        DataError: unreadable, another type or number of channels, NaN or a negative range; names the file.
-    """
-    physical = to_physical(modality, read_image(path, modality.dtype, modality.channels), str(path))
-    return torch.from_numpy(np.ascontiguousarray(physical.transpose(2, 0, 1)))
 
 
 def images_at(path: Path) -> dict[str, Path]:
@@ -294,7 +287,6 @@ def predict(config: PredictConfig) -> Source:
         ValueError: no images, wrong options, or an ``out`` folder of other settings. DataError: unreadable
             images; names the file.
     """
-    check_settings(config)
     check_output(config.out, [entry.partition("=")[2] for entry in config.sensors])
     if bool(config.sensors) == bool(config.data):
         raise ValueError("give images either as SENSOR=PATH or by --data, one of them")

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from .. import world
-from ..config import AtLeast, Between, check_settings
+from ..config import AtLeast, Between
 from ..data.plausible import check_plausible, open_data
 from ..data.prepared import PreparedDataset
 from ..evaluation.failures import evaluate_failures, failure_table
@@ -119,7 +119,6 @@ def begin(config: ScoringConfig) -> torch.device:
         ValueError: wrong settings, among them, before hours of scoring, a ``layout`` of files that are not
             ours.
     """
-    check_settings(config)
     for ending in (".md", ".csv") if config.layout else ():
         check_output(f"{config.layout}{ending}", folder=False)
     limit_threads()
@@ -160,6 +159,14 @@ def print_sheets(sheets: list[Sheet], stem: str = "") -> None:
         print(f"\n{' and '.join(map(str, write_sheets(stem, sheets)))}")
 
 
+def save_record(config: ScoringConfig, record: dict) -> dict:
+    """``record`` with its provenance; also written, where the settings name a file."""
+    record = {"provenance": provenance()} | record
+    if config.out:
+        write_json(config.out, record)
+    return record
+
+
 @claims("checkpoint", "data", folder=False)
 def evaluate(config: EvaluateConfig) -> dict:
     """Score one checkpoint, print its tables and write what ``config.out`` asks for; returns that record.
@@ -173,7 +180,6 @@ def evaluate(config: EvaluateConfig) -> dict:
     path, how = Path(config.checkpoint), f"on {config.split}, {len(data)} samples, {how}"
     print(f"{path.name} {how.rpartition(';')[0]}; {scores.table()}")
     record = {
-        "provenance": provenance(),
         "split": config.split,
         "samples": len(data),
         "fusion": fusion_name(network, config),
@@ -191,6 +197,4 @@ def evaluate(config: EvaluateConfig) -> dict:
     if failures:
         print(f"\n{failure_table(failures)}")
         record["failures"] = rounded(failures)
-    if config.out:
-        write_json(config.out, record)
-    return record
+    return save_record(config, record)

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from scipy.stats import spearmanr
 
-from ..config import AtLeast, check_settings
+from ..config import AtLeast
 from ..loop import check_same
 from ..outputs import claims
 from ..runtime import derived_seed, progress_bar, provenance, reading, without_paths, write_json
@@ -95,7 +95,6 @@ def search(config: SearchConfig) -> dict:
         raise ValueError(
             "the search needs Optuna: pip install 'mmlib[search]' (or pip install optuna)"
         ) from error
-    check_settings(config)
     run, out = config.run, Path(config.run.out)
     if run.method in ("kmeans", "eagle"):
         raise ValueError(

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import loop
-from ..config import check_settings
 from ..modalities import IGNORE_INDEX
 from ..outputs import claims
 from ..runtime import (
@@ -215,7 +214,6 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
             DataError: unreadable data.
     """
     limit_threads()
-    check_settings(config)
     plan, prepared = prepared or prepare(config)
     # The tokens may be shared; what is done with them is this run's own.
     plan = resolve_method(config, plan.sensors)

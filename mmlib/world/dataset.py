@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..config import AtLeast, Between, check_settings
+from ..config import AtLeast, Between
 from ..data.prepared import Description, Writer, is_finished
 from ..modalities import SENSORS
 from ..outputs import claims
@@ -102,7 +102,6 @@ def ensure(*settings, **named) -> Path:
 @claims()
 def render(config: RenderConfig) -> Path:
     """Render ``config`` into its folder, or into the cache; returns the folder."""
-    check_settings(config)
     if not config.train + config.val + config.test or not config.modalities:
         raise ValueError("train, val and test are all 0, or no modality is named; ask for at least one frame")
     scene, size, names = config.scene, tuple(config.size), tuple(dict.fromkeys(config.modalities))
