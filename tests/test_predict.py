@@ -21,7 +21,7 @@ from mmlib.data.images import write_image
 from mmlib.data.prepared import Description, PreparedDataset, Writer
 from mmlib.modalities import subsets
 from mmlib.segmentation.network import load_segmenter, save_segmenter
-from mmlib.segmentation.predict import PredictConfig, network_input, outputs, predict, read_file
+from mmlib.segmentation.predict import PredictConfig, Source, network_input, outputs, predict
 
 NAMES = ["rgb", "depth", "aolp"]
 
@@ -545,6 +545,10 @@ def test_wrong_arguments_end_in_one_line(trained, tmp_path, arguments, message):
     assert (
         end.value.code.startswith("error: ") and message in end.value.code and not (tmp_path / "out").exists()
     )
+
+
+def read_file(path, modality):
+    return Source({"x": {"depth": path}}, {"depth": modality}).read("x")["depth"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
