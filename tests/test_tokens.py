@@ -38,6 +38,7 @@ class MeanColour:
     name, channels = "mean-colour", 3
 
     def __init__(self, patch=8, key="0", gain=1.0, fail_after=None, pause=0.0):
+        self.device = "cpu"
         self.patch, self.key, self.gain, self.fail_after, self.pause = patch, key, gain, fail_after, pause
         self.seen = []
 
@@ -483,10 +484,11 @@ def random_tokens(seed=0, n=9, channels=5, grid=(4, 6), **options):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_statistics_are_those_of_numpy(chunk):
+def test_statistics_are_those_of_numpy(monkeypatch, chunk):
+    monkeypatch.setattr("mmlib.unsupervised.tokens.CHUNK", chunk)
     tokens = random_tokens()
     tokens.arrays["depth"][:, 2] = 7.0  # a constant channel
-    found = TokenChain().fit(tokens, chunk)
+    found = TokenChain().fit(tokens)
     for name, array in tokens.arrays.items():
         expected = array.astype(np.float64).transpose(1, 0, 2, 3).reshape(5, -1)
         mean, std = found.statistics[name]
@@ -569,7 +571,7 @@ def test_bad_requests_are_refused():
         replace(tokens, chain=other).batch([0])
     tokens.arrays["depth"][5, 0, 0, 0] = np.inf
     with pytest.raises(ValueError, match="depth: a token is not finite"):
-        TokenChain().fit(tokens, 4)
+        TokenChain().fit(tokens)
 
 
 # ---- neighbours ----
@@ -581,7 +583,9 @@ def test_neighbours_are_those_of_brute_force(seed, n, k, grouped, chunk):
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((n, 6))
     group = np.arange(n) // 2 if grouped else np.arange(n)
-    found = nearest_neighbours(torch.from_numpy(features).float(), k, group, chunk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmlib.unsupervised.tokens.ROWS", chunk)
+        found = nearest_neighbours(torch.from_numpy(features).float(), k, group)
     assert found.shape == (n, k) and found.dtype == torch.int64
     for i in range(n):
         cosine = [
@@ -605,9 +609,10 @@ def test_neighbours_that_do_not_exist():
         nearest_neighbours(features[:1], 1, np.arange(1))
 
 
-def test_image_means_ignore_centring():
+def test_image_means_ignore_centring(monkeypatch):
+    monkeypatch.setattr("mmlib.unsupervised.tokens.CHUNK", 4)
     tokens = random_tokens(chain=TokenChain(smooth=True, centre=1.0))
-    found = image_means(tokens, ("rgb", "depth"), chunk=4)
+    found = image_means(tokens, ("rgb", "depth"))
     means = [tokens.arrays[n].astype(np.float64).mean((2, 3)) for n in ("rgb", "depth")]
     expected = np.concatenate([m / np.linalg.norm(m, axis=1, keepdims=True) for m in means], 1)
     assert np.allclose(found, expected, atol=1e-5)

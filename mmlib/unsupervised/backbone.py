@@ -9,8 +9,6 @@
   library. A stand-in to learn with, in no way a match for DINOv3.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass
@@ -111,10 +109,17 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
             network = DINOv3(name, str(weights))
         elif name == "descriptors":
             network = Descriptors()
+        elif str(weights) == "random":
+            network = PatchViT()
         else:
-            network = _load_vit(weights)
-            if name != "vit":
-                network = Beside(Descriptors(), network)
+            path = Path(weights or SHIPPED)
+            with reading(
+                path, "weights of the small transformer (a vit.safetensors of notebooks/results/pretrain.py)"
+            ):
+                network = PatchViT(**read_tensor_header(path)["vit"])
+            load_into(network, read_tensors(path), path)
+        if name == "descriptors+vit":
+            network = Beside(Descriptors(), network)
     network = network.eval().requires_grad_(False).to(device)
     digest = hashlib.sha256(f"{name} {VERSION}".encode())
     for key, value in sorted(network.state_dict().items()):
@@ -226,15 +231,3 @@ class PatchViT(nn.Module):
         tokens = tokens + self.position(tokens)
         rows = self.norm(self.blocks(tokens.flatten(2).transpose(1, 2)))
         return rows.transpose(1, 2).reshape(tokens.shape)
-
-
-def _load_vit(weights: str | Path) -> PatchViT:
-    if str(weights) == "random":
-        return PatchViT()
-    path = Path(weights or SHIPPED)
-    with reading(
-        path, "weights of the small transformer (a vit.safetensors of notebooks/results/pretrain.py)"
-    ):
-        network = PatchViT(**read_tensor_header(path)["vit"])
-    load_into(network, read_tensors(path), path)
-    return network

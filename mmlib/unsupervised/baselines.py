@@ -6,8 +6,6 @@ Fusions of baselines (CBAM, StitchFusion-style) stand in ``networks.py``, EAGLE'
 docstring says "ours".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -168,8 +166,8 @@ class Eagle(nn.Module):
         for own in (0, 1):
             objects, loss = self.cue(codes[own], rgb)
             weight = correspondence_weight(tokens[own])
-            contrast = contrast + object_contrast(z[own], z[1 - own], objects.flatten(), weight)
-            lookup = lookup + loss
+            contrast += object_contrast(z[own], z[1 - own], objects.flatten(), weight)
+            lookup += loss
         return 0.85 * contrast, lookup / 2
 
 

@@ -5,8 +5,6 @@ Clusters carry no names; ``mmlib.evaluation.counts`` names them where there are 
 draws them without.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field

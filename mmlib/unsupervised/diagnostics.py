@@ -6,8 +6,6 @@ The loss does not show collapse: it falls nicely while all codes become one. ``c
 hyper-parameters and checkpoints; each says what fools it, and none stands alone. ``inference`` calls them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations

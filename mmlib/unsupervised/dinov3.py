@@ -4,8 +4,6 @@
 library.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -32,7 +30,7 @@ class DINOv3(nn.Module):
 
     patch = 16
 
-    def __init__(self, name: str, weights: str = ""):
+    def __init__(self, name: str, weights: str):
         super().__init__()
         self.vit = _load_dinov3(name, weights)
         self.channels = self.vit.num_features

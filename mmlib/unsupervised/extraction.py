@@ -5,8 +5,6 @@ backbone, so their tokens never change, and a training step reads them instead o
 transformer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -164,7 +162,6 @@ def extract_tokens(
     settings: TokenConfig = TokenConfig(),
     *,
     train: bool = True,
-    device="cpu",
     progress: bool = True,
 ) -> Tokens:
     """Tokens of every image (or five crops of it) of ``dataset``, from the cache or through ``backbone``.
@@ -178,7 +175,6 @@ def extract_tokens(
         names: sensors; None = the data set's. "rgb+thermal" = image addition: the mean of the two pictures.
         settings: size, crops (entry 5 i + k is crop k of image i), form of depth, pictures at once.
         train: as one trains on them; else as they are scored: whole images, of ``settings.eval_size``.
-        device: of the batches of the result.
 
     Raises:
         ValueError: an unknown modality or form; a size that does not fit the patches; tokens that are not
@@ -253,4 +249,4 @@ def extract_tokens(
         if arrays[name].missing():
             with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
                 fill(arrays[name], f"tokens of {name}")
-    return Tokens(arrays, crops, device=device)
+    return Tokens(arrays, crops, device=backbone.device)

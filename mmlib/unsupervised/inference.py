@@ -2,10 +2,9 @@
 criteria; and ``segment``, which applies a finished clustering to new images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -153,9 +152,8 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     if scored.labelled:
         classes = scored.description.classes
 
-        def scores_of(centroids: Tensor) -> dict:
-            return score_clusters(clustering.count(scored_codes, scored, centroids, settings.guide), classes)
-
+        count = partial(clustering.count, scored_codes, scored, guide=settings.guide)
+        scores_of = lambda centroids: score_clusters(count(centroids), classes)
         scores_of_runs = [scores_of(run.centroids) for run in runs]
         for entry, scores in zip(repeats, scores_of_runs):
             entry |= summary(scores)
@@ -322,8 +320,7 @@ def segment(config: SegmentConfig) -> dict | None:
     check_guide(config.guide, data)
     if modalities and all(modality.mean for modality in modalities.values()):
         check_plausible(modalities, range(len(data)), lambda index: data.physical(index)[0], config.strict)
-    options = {"train": False, "device": device, "progress": config.progress}
-    tokens = extract_tokens(data, backbone, read, settings, **options)
+    tokens = extract_tokens(data, backbone, read, settings, train=False, progress=config.progress)
     codes = codes_of(clusters.network, read, replace(tokens, chain=clusters.chain))
     scores = None
     if data.labelled:

@@ -5,8 +5,6 @@ A code is a vector of D numbers of which only the direction counts. Codes lie on
 and in a fixed order, so that one seed gives the same clusters on every run.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

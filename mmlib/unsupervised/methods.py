@@ -2,8 +2,6 @@
 that all runs share. ``train``, ``search`` and ``segment`` call it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Annotated, Literal
@@ -185,7 +183,6 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
         backbone=backbone,
         names=plan.extracted,
         settings=settings,
-        device=device,
         progress=config.progress,
     )
     tokens, scored_tokens = extract(data), extract(scored, train=False)

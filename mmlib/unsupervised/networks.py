@@ -7,8 +7,6 @@ released code decides: MSN is a bottleneck without a shortcut, and the maps that
 each location.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -5,8 +5,6 @@ the sensor's fixed physical range: released code often stretches each image from
 maximum, which hides that this wall is warmer than the one in the next image.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

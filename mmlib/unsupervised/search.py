@@ -6,8 +6,6 @@ label-free criterion on training images decides; ``select_on_labels`` does it th
 report then says so.
 """
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -119,8 +117,7 @@ def search(config: SearchConfig) -> dict:
             # search was stopped in between or not.
             study.sampler = optuna.samplers.TPESampler(seed=derived_seed(config.search_seed, number) % 2**32)
             # A trial whose codes collapse has no clusters: a failed trial, not a failed search.
-            run_one = partial(run_trial, number=number, config=config, shared=shared)
-            study.optimize(run_one, n_trials=1, catch=ValueError)
+            study.optimize(partial(run_trial, number, config, shared), n_trials=1, catch=ValueError)
             bar.update()
             with suppress(ValueError):  # no trial was completed so far
                 bar.set_postfix(best=f"{study.best_value:.4f}")
@@ -162,7 +159,7 @@ def open_study(config: SearchConfig, inputs: dict[str, str], out: Path):
     return study
 
 
-def run_trial(trial, number: int, config: SearchConfig, shared: tuple[Plan, Prepared]) -> float:
+def run_trial(number: int, config: SearchConfig, shared: tuple[Plan, Prepared], trial) -> float:
     """The objective of one clustering; its weights are deleted, because hundreds of trials would fill a disk.
     Its criteria and scores, or why it failed, are kept with the trial.
     """

@@ -4,8 +4,6 @@
 them through the one ``TokenChain``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Annotated
@@ -18,6 +16,8 @@ from torch import Tensor
 from ..config import Between
 
 CLIP = 3.0  # standard deviations beyond which a standardised token is cut off
+CHUNK = 64  # entries that are read at once
+ROWS = 1024  # entries that are compared with all others at once: memory is ROWS x n floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,9 @@ class TokenChain:
             x = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
         return x - self.centre * x.mean((2, 3), keepdim=True) if self.centre else x
 
-    def fit(self, tokens: Tokens, chunk: int = 64) -> TokenChain:
+    def fit(self, tokens: "Tokens") -> "TokenChain":
         """This chain with the statistics of ``tokens``, the training split's, summed in float64 over
-        ``chunk`` entries at a time. A constant channel has std 1.
+        ``CHUNK`` entries at a time. A constant channel has std 1.
 
         Raises:
             ValueError: a token is not finite.
@@ -56,8 +56,8 @@ class TokenChain:
         statistics = {}
         for name, array in tokens.arrays.items():
             total = square = 0.0
-            for start in range(0, len(tokens), chunk):
-                part = np.asarray(array[start : start + chunk], np.float64)
+            for start in range(0, len(tokens), CHUNK):
+                part = np.asarray(array[start : start + CHUNK], np.float64)
                 total, square = total + part.sum((0, 2, 3)), square + (part**2).sum((0, 2, 3))
             if not np.isfinite(square).all():
                 raise ValueError(f"{name}: a token is not finite; delete the cached tokens and run again")
@@ -76,7 +76,7 @@ class TokenChain:
             for part, value in zip(("mean", "std"), pair)
         }
 
-    def with_tensors(self, tensors: dict[str, Tensor]) -> TokenChain:
+    def with_tensors(self, tensors: dict[str, Tensor]) -> "TokenChain":
         """This chain with the statistics that ``to_tensors`` has saved; other tensors of the file are left
         alone.
 
@@ -158,7 +158,7 @@ class Tokens:
         parts |= {name: sum(parts[part] for part in name.split("&")) for name in names if "&" in name}
         return {name: parts[name] for name in names}
 
-    def in_memory(self) -> Tokens:
+    def in_memory(self) -> "Tokens":
         """The same tokens, sent through the chain once and kept as float32 in memory, if that takes at most 2
         GB; else these.
         """
@@ -169,7 +169,7 @@ class Tokens:
         return replace(self, arrays=arrays, chain=TokenChain())
 
 
-def image_means(tokens: Tokens, names=("rgb",), chunk: int = 64) -> Tensor:
+def image_means(tokens: Tokens, names) -> Tensor:
     """(n, C · len(names)): the mean token of each entry, of length 1 per modality; "rgb" alone is what
     released code compares.
 
@@ -177,19 +177,18 @@ def image_means(tokens: Tokens, names=("rgb",), chunk: int = 64) -> Tensor:
     """
     tokens = replace(tokens, chain=replace(tokens.chain, centre=0.0, smooth=False))
     means = []
-    for entries in torch.arange(len(tokens)).split(chunk):
+    for entries in torch.arange(len(tokens)).split(CHUNK):
         batch = tokens.batch(entries, names)
         means.append(torch.cat([F.normalize(maps.mean((2, 3)), dim=1) for maps in batch.values()], 1))
     return torch.cat(means)
 
 
-def nearest_neighbours(features: Tensor, k: int, groups, chunk: int = 1024) -> Tensor:
+def nearest_neighbours(features: Tensor, k: int, groups) -> Tensor:
     """(n, C) -> (n, k) int64: the k most similar entries by cosine, best first, none of them of the entry's
     own group.
 
     Args:
         groups: (n,) integers, such as ``tokens.image``: entries of one image are no neighbours.
-        chunk: rows compared at once; memory is chunk x n floats.
 
     Raises:
         ValueError: not enough entries for k neighbours.
@@ -202,8 +201,8 @@ def nearest_neighbours(features: Tensor, k: int, groups, chunk: int = 1024) -> T
             f"{available}, or use more images"
         )
     group, unit, neighbours = group.to(features.device), F.normalize(features.float(), dim=1), []
-    for start in range(0, n, chunk):
-        similarity = unit[start : start + chunk] @ unit.T
-        similarity.masked_fill_(group[start : start + chunk, None] == group, -torch.inf)
+    for start in range(0, n, ROWS):
+        similarity = unit[start : start + ROWS] @ unit.T
+        similarity.masked_fill_(group[start : start + ROWS, None] == group, -torch.inf)
         neighbours.append(similarity.topk(k, dim=1).indices)
     return torch.cat(neighbours)

@@ -7,8 +7,6 @@ score them; they decide nothing, unless ``select = "labels"`` asks for the paper
 says so.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, replace
 from math import isfinite, prod
@@ -50,8 +48,8 @@ def entries(config: ClusterConfig, count: int, step: int) -> np.ndarray:
     """
     batch = min(config.batch_size, count)
     per_epoch = count // batch
-    rng = np.random.default_rng(derived_seed(config.seed, "order", step // per_epoch))
-    order = rng.permutation(count)
+    seed = derived_seed(config.seed, "order", step // per_epoch)
+    order = np.random.default_rng(seed).permutation(count)
     return order[step % per_epoch * batch :][:batch]
 
 
@@ -117,13 +115,10 @@ def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
     if loss.shifts.rule != "quantile" or not model.net:
         return loss
 
-    def batches():
-        for step in range(8):
-            *_, frozen, _ = draw_tokens(model, prepared, step, "shifts")
-            yield frozen[0], frozen[-1]
-
+    drawn = (draw_tokens(model, prepared, step, "shifts")[3] for step in range(8))
+    pairs = ((frozen[0], frozen[-1]) for frozen in drawn)
     generator = seeded(model.config.seed, "shifts")
-    return replace(loss, shifts=loss.shifts.measure(batches(), generator, loss.centre))
+    return replace(loss, shifts=loss.shifts.measure(pairs, generator, loss.centre))
 
 
 def step_loss(

@@ -85,7 +85,7 @@ def main(options: Options) -> None:
         data = PreparedDataset(root, "train")
         start = clock()
         settings = TokenConfig(size=tuple(options.size), crops=options.crops)
-        tokens = extract_tokens(data, backbone, settings=settings, device=options.device)
+        tokens = extract_tokens(data, backbone, settings=settings)
         extraction = clock() - start
         start = clock()
         extract_tokens(data, backbone, settings=settings, progress=False)
