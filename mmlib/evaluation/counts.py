@@ -6,7 +6,7 @@ counts predicted classes, part B counts clusters, which get the names of classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,6 +81,11 @@ def _ratio(part: np.ndarray, whole: np.ndarray, valid: np.ndarray) -> np.ndarray
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=valid)
 
 
+def per_cent(names: Iterable[str], shares: np.ndarray) -> dict[str, float]:
+    """Name -> its share in per cent; further shares have no name."""
+    return dict(zip(names, (100 * shares).tolist()))
+
+
 def hungarian(counts) -> np.ndarray:
     """(K, C) counts -> (C,) class of each cluster, one to one, so that as many pixels as possible fall on
     their own class; -1 = no class left.
@@ -129,12 +134,14 @@ def score_clusters(counts, classes: Sequence[str], rule: str = "hungarian", mapp
         mapping = RULES[rule](groups["all"])
     else:
         rule = "given"
-    scores = {"rule": rule, "mapping": np.asarray(mapping).tolist(), "miou": {}, "accuracy": {}, "iou": {}}
-    for group, pixels in groups.items():
-        # (K + 1, K + 1) after matching: the last column holds pixels of clusters without a class.
-        of_cluster = np.eye(len(classes) + 1, dtype=np.int64)[mapping]  # -1 is the last row
-        confusion = np.pad(pixels @ of_cluster, ((0, 1), (0, 0)))
-        scores["miou"][group] = 100 * float(miou(confusion))
-        scores["accuracy"][group] = 100 * float(accuracy(confusion))
-        scores["iou"][group] = dict(zip(classes, (100 * iou(confusion)).tolist()))
-    return scores | {"counts": {group: np.asarray(pixels).tolist() for group, pixels in groups.items()}}
+    # (K + 1, K + 1) after matching: the last column holds pixels of clusters without a class.
+    of_cluster = np.eye(len(classes) + 1, dtype=np.int64)[mapping]  # -1 is the last row
+    confusions = [np.pad(pixels @ of_cluster, ((0, 1), (0, 0))) for pixels in groups.values()]
+    return {
+        "rule": rule,
+        "mapping": np.asarray(mapping).tolist(),
+        "miou": per_cent(groups, miou(confusions)),
+        "accuracy": per_cent(groups, accuracy(confusions)),
+        "iou": {group: per_cent(classes, shares) for group, shares in zip(groups, iou(confusions))},
+        "counts": {group: np.asarray(pixels).tolist() for group, pixels in groups.items()},
+    }

@@ -131,10 +131,8 @@ def evaluate_failures(
             shown = sound | dict.fromkeys(broken, v)
             trials += [((rule, " ".join(kind), symbols), fuse, shown) for rule, fuse in rules.items()]
 
-    variants, options = Variants(dataset, faults=kinds), loading | {"together": batch_size}
-    counts: dict[tuple, np.ndarray] = {}
-    for key, _, pixels in count_trials(encode, variants, trials, indices, 1, **options):
+    variants, counts = Variants(dataset, faults=kinds), {}
+    for key, _, pixels in count_trials(encode, variants, trials, indices, 1, together=batch_size, **loading):
         counts[key] = counts.get(key, 0) + pixels
-    scores = failure_scores(list(rules), faults, counts)
-    names = {"modalities": list(sound), "rules": list(rules), "faults": list(faults)}
-    return names | {"samples": len(indices)} | scores
+    of_what = {"modalities": list(sound), "rules": list(rules), "faults": list(faults)}
+    return of_what | {"samples": len(indices)} | failure_scores(of_what["rules"], faults, counts)

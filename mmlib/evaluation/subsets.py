@@ -21,7 +21,7 @@ from ..data.missing import faulty, remove
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
 from ..runtime import derived_seed, progress_bar
-from .counts import accuracy, confusion_matrix, iou, miou
+from .counts import accuracy, confusion_matrix, iou, miou, per_cent
 from .fusion import Encode, Fuse
 from .sheets import Sheet, subset_sheet, transposed
 from .statistics import rounded
@@ -54,30 +54,29 @@ class SubsetScores:
 
     def miou(self, group: str = "all") -> dict[str, float]:
         """Subset -> mIoU in per cent."""
-        return dict(zip(self.names, (100 * miou(self.counts[group])).tolist()))
+        return per_cent(self.names, miou(self.counts[group]))
 
     def iou(self, subset: str, group: str = "all") -> dict[str, float]:
         """Class -> IoU in per cent, NaN where the class is absent."""
-        return dict(zip(self.classes, (100 * iou(self.counts[group][self.names.index(subset)])).tolist()))
+        return per_cent(self.classes, iou(self.counts[group][self.names.index(subset)]))
 
     def by_class(self) -> dict[str, dict[str, float]]:
         """All sensors, and each by itself -> class -> IoU in per cent."""
         return {subset: self.iou(subset) for subset in (self.names[-1], *self.names[: len(self.modalities)])}
 
-    def lowered(self, group: str = "all") -> tuple[int, int]:
-        """(how often adding one sensor to a subset lowers mIoU, how many such inclusions there are)."""
+    def summary(self, group: str = "all") -> dict[str, float]:
+        """full, mean, min and (population) std over the subsets, in per cent; how often adding one sensor to a
+        subset lowers mIoU, and how many such inclusions there are.
+        """
         scores = {frozenset(name): value for name, value in self.miou(group).items()}
         pairs = [(scores[s - {one}], scores[s]) for s in scores if len(s) > 1 for one in s]
-        return sum(after < before for before, after in pairs), len(pairs)
-
-    def summary(self, group: str = "all") -> dict[str, float]:
-        """full, mean, min and (population) std over the subsets, in per cent, and the inclusions that lower
-        mIoU.
-        """
-        values = np.array(list(self.miou(group).values()))
-        scores = {name: float(getattr(values, name)()) for name in ("mean", "min", "std")}
-        counts = dict(zip(("lowered", "inclusions"), self.lowered(group)))
-        return {"full": float(values[-1])} | scores | counts
+        values = [*scores.values()]
+        return {
+            "full": values[-1],
+            **{name: float(getattr(np, name)(values)) for name in ("mean", "min", "std")},
+            "lowered": sum(after < before for before, after in pairs),
+            "inclusions": len(pairs),
+        }
 
     def failing(self, probability: float, group: str = "all") -> np.ndarray:
         """(K, K) expected counts if each sensor of each sample is absent independently with ``probability``,
@@ -119,7 +118,7 @@ class SubsetScores:
 
         Conditions that are all named in two parts ("fog-night") become a table of two directions.
         """
-        accuracies = dict(zip(self.names, (100 * accuracy(self.counts["all"])).tolist()))
+        accuracies = per_cent(self.names, accuracy(self.counts["all"]))
         rows = {f"{name} mIoU": self.miou(), f"{name} accuracy": accuracies}
         sheets = [subset_sheet(rows, f"In % {caption}; Std: population")]
 
@@ -136,9 +135,9 @@ class SubsetScores:
                     for row, column in product((second, "all"), (first, "all")):
                         table[row][column] += columns[group]
                     del columns[group]
-                sheets.append(Sheet(what, {row: _per_cent(cells) for row, cells in table.items()}))
+                sheets.append(Sheet(what, {row: _miou(cells) for row, cells in table.items()}))
         if columns:
-            sheets.append(Sheet(what, {name: _per_cent(columns | {"all": all_counts})}))
+            sheets.append(Sheet(what, {name: _miou(columns | {"all": all_counts})}))
         return sheets
 
     def failure_sheet(self, probabilities: Sequence[float], caption: str) -> Sheet:
@@ -148,19 +147,17 @@ class SubsetScores:
         rows = {}
         for p in probabilities:
             chances = subset_probabilities(len(self.modalities), p)
-            counts, means = (
-                f"p = {p:g}, mIoU of the expected counts",
-                f"p = {p:g}, mean of the subsets' mIoU by chance",
-            )
-            rows[counts] = _per_cent({group: self.failing(p, group) for group in self.counts})
-            rows[means] = {group: 100 * float(chances @ miou(c)) for group, c in self.counts.items()}
+            expected = {group: self.failing(p, group) for group in self.counts}
+            rows[f"p = {p:g}, mIoU of the expected counts"] = _miou(expected)
+            means = {group: 100 * float(chances @ miou(c)) for group, c in self.counts.items()}
+            rows[f"p = {p:g}, mean of the subsets' mIoU by chance"] = means
         what = f"mIoU in %, each sensor of each sample absent with probability p, never all, {caption}"
         return Sheet(what, rows)
 
 
-def _per_cent(cells: dict[str, np.ndarray]) -> dict[str, float]:
+def _miou(cells: dict[str, np.ndarray]) -> dict[str, float]:
     """Name -> (K, K) counts, to name -> mIoU in per cent; NaN where there are none."""
-    return {name: 100 * float(miou(counts)) for name, counts in cells.items()}
+    return per_cent(cells, miou([*cells.values()]))
 
 
 def subset_matrix(count: int) -> np.ndarray:
@@ -227,8 +224,8 @@ def evaluate_subsets(
     classes = dataset.description.classes
     counts = {group: np.zeros((len(trials), len(classes), len(classes)), np.int64) for group in groups}
     indices = range(shard[0], len(dataset), shard[1])
-    variants = Variants(dataset, protocol)
-    for s, row, pixels in count_trials(encode, variants, trials, indices, batch_size, **loading):
+    counted = count_trials(encode, Variants(dataset, protocol), trials, indices, batch_size, **loading)
+    for s, row, pixels in counted:
         # A sample without a condition or case is in no such group.
         for group in counts.keys() & {"all", f"condition={row['condition']}", f"case={row['case']}"}:
             counts[group][s] += pixels
@@ -331,9 +328,9 @@ def count_trials(
 def upsampled(logits: Tensor, size) -> Tensor:
     """(B, K, h, w) -> (B, K, H, W) float32."""
     logits = logits.float()
-    if tuple(logits.shape[-2:]) == tuple(size):
+    if logits.shape[-2:] == tuple(size):
         return logits
-    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(logits, size, mode="bilinear")
 
 
 def largest(logits: Tensor, size, sample: str) -> tuple[Tensor, Tensor, Tensor]:
