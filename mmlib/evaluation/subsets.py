@@ -65,8 +65,8 @@ class SubsetScores:
         return {subset: self.iou(subset) for subset in (self.names[-1], *self.names[: len(self.modalities)])}
 
     def summary(self, group: str = "all") -> dict[str, float]:
-        """full, mean, min and (population) std over the subsets, in per cent; how often adding one sensor to a
-        subset lowers mIoU, and how many such inclusions there are.
+        """full, mean, min and (population) std over the subsets, in per cent; how often adding one sensor to
+        a subset lowers mIoU, and how many such inclusions there are.
         """
         scores = {frozenset(name): value for name, value in self.miou(group).items()}
         pairs = [(scores[s - {one}], scores[s]) for s in scores if len(s) > 1 for one in s]

@@ -20,34 +20,34 @@ from .fusion import Encode
 ALIGN = 32  # the coarsest stride of our encoders
 
 
-def positions(length: int, window: int, stride: int = 0, align: int = ALIGN) -> list[int]:
-    """Where windows start along one side of an image: 0 to the first multiple of ``align`` from which the end
+def positions(length: int, window: int, stride: int = 0) -> list[int]:
+    """Where windows start along one side of an image: 0 to the first multiple of ``ALIGN`` from which the end
     is reached, spread evenly.
 
     Args:
         length, window: pixels. An image no longer than the window is one piece.
-        stride: largest step; 0 = two thirds of the window. Rounded down to a multiple of ``align``.
+        stride: largest step; 0 = two thirds of the window. Rounded down to a multiple of ``ALIGN``.
 
     Raises:
-        ValueError: a window that is no positive multiple of ``align``, or a stride outside ``align`` …
+        ValueError: a window that is no positive multiple of ``ALIGN``, or a stride outside ``ALIGN`` …
             window.
     """
-    if window < align or window % align:
-        nearest = max(align, round(window / align) * align)
+    if window < ALIGN or window % ALIGN:
+        nearest = max(ALIGN, round(window / ALIGN) * ALIGN)
         raise ValueError(
-            f"--window {window}: expected a multiple of {align}, so that windows lie on the network's grid; "
+            f"--window {window}: expected a multiple of {ALIGN}, so that windows lie on the network's grid; "
             f"give {nearest}"
         )
-    stride = stride or max(align, 2 * window // 3)
-    if not align <= stride <= window:
+    stride = stride or max(ALIGN, 2 * window // 3)
+    if not ALIGN <= stride <= window:
         raise ValueError(
-            f"--stride {stride}: expected {align} to {window}; a larger step would leave pixels out"
+            f"--stride {stride}: expected {ALIGN} to {window}; a larger step would leave pixels out"
         )
     if length <= window:
         return [0]
-    last = -(-(length - window) // align)
-    steps = -(-last // (stride // align))
-    return [align * (i * last // steps) for i in range(steps + 1)]
+    last = -(-(length - window) // ALIGN)
+    steps = -(-last // (stride // ALIGN))
+    return [ALIGN * (i * last // steps) for i in range(steps + 1)]
 
 
 def _tent(cells: int, device) -> Tensor:
@@ -56,12 +56,7 @@ def _tent(cells: int, device) -> Tensor:
     return torch.minimum(place, cells - place)
 
 
-def sliding(
-    encode: Encode,
-    window: tuple[int, int],
-    stride: tuple[int, int] = (0, 0),
-    align: int = ALIGN,
-) -> Encode:
+def sliding(encode: Encode, window: tuple[int, int], stride: tuple[int, int] = (0, 0)) -> Encode:
     """``encode`` on overlapping windows: a function of the same kind, for images of any size.
 
     Logits are averaged with weights that fall linearly from a window's centre to its edges. A pixel at an
@@ -74,22 +69,23 @@ def sliding(
 
     Args:
         encode: images name -> (B, C, H, W) to logits name -> (B, K, ⌈H/s⌉, ⌈W/s⌉), for an s that divides
-            ``align``; also one that returns fused logits under one name.
+            ``ALIGN``; also one that returns fused logits under one name.
         window, stride: (height, width) in pixels; see ``positions``. Images no larger than the window go
             through ``encode`` whole.
-        align: windows start at its multiples, so that the network's grids on every scale are those of the
-            whole image.
+
+    Windows start at multiples of ``ALIGN``, so that the network's grids on every scale are those of the whole
+    image.
 
     Raises:
         ValueError: a window or stride that does not fit; logits of a window that are no grid of a whole
             stride.
     """
     for extent, step in zip(window, stride):
-        positions(1, extent, step, align)  # complains at once, not at the first image
+        positions(1, extent, step)  # complains at once, not at the first image
 
     def encode_windows(images: dict[str, Tensor]) -> dict[str, Tensor]:
         size = next(iter(images.values())).shape[-2:]
-        starts = [positions(length, side, step, align) for length, side, step in zip(size, window, stride)]
+        starts = [positions(length, side, step) for length, side, step in zip(size, window, stride)]
         if max(map(len, starts)) == 1:
             return encode(images)
         extent = [min(length, side) for length, side in zip(size, window)]
@@ -103,7 +99,7 @@ def sliding(
                 if any(start * n % side for start, n, side in zip(corner, cells, extent)):
                     raise ValueError(
                         f"{name}: logits of {tuple(cells)} for a window of {extent}; expected a stride that "
-                        f"divides {align}"
+                        f"divides {ALIGN}"
                     )
                 if name not in blended:  # the last plane sums the weights
                     grid = [begin[-1] * n // side + n for begin, side, n in zip(starts, extent, cells)]
