@@ -174,9 +174,9 @@ def run_command(words: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     path = parser.parse_known_args(words)[0].recipe
-    has_recipe = path and words[0] in WITH_RECIPE
-    recipe = read_recipe(path, words[0], WITH_RECIPE[words[0]]) if has_recipe else None
-    if recipe:
+    recipe = None
+    if path and words[0] in WITH_RECIPE:
+        recipe = read_recipe(path, words[0], WITH_RECIPE[words[0]])
         if {"-h", "--help"} & set(words):
             print(recipe.described())
         words = [words[0], *recipe.words, *words[1:]]

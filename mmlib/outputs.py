@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from .config import check_settings, spelled
-from .runtime import LOCK, exclusive
+from .runtime import LOCK, exclusive, limit_threads
 
 # A folder of ours has one of these; the others are of versions that had no lock.
 OURS = LOCK, ".journal.jsonl", "dataset.json", "history.jsonl", "study.db", "classes.json", "ids.json"
@@ -61,14 +61,15 @@ def writing(out: str | Path, inputs: Iterable = (), folder: bool = True):
 
 
 def claims(*inputs: str, out: str = "out", folder: bool = True):
-    """For a command that takes a configuration: its settings are checked, then ``writing``, with those that
-    name what it writes and reads.
+    """For a command that takes a configuration: its settings are checked, threads limited, then ``writing``,
+    with those that name what it writes and reads.
     """
 
     def decorate(command):
         @wraps(command)
         def claimed(config, *arguments, **named):
             check_settings(config)
+            limit_threads()
             reads = [attrgetter(name)(config) for name in inputs]
             with writing(attrgetter(out)(config), reads, folder):
                 return command(config, *arguments, **named)

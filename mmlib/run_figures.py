@@ -104,8 +104,8 @@ def run_figure(folder: str | Path) -> Figure:
         for axis, (target, entries) in zip(histograms, targets.items()):
             shift_histogram(entries, axis, f"F' of {target}")
 
-        scores, explained = report["scores"], report["criteria"]["explained"]
+        scores = report["scores"]
         result = f"mIoU {scores['miou']['all']:.1f} % on {report['split']}" if scores else "no labels"
-        words = f"{report['config']['method']} · {result} · explained correspondence {explained:.3f}"
-        fig.suptitle(words, x=0.01, ha="left")
+        explained = f"explained correspondence {report['criteria']['explained']:.3f}"
+        fig.suptitle(f"{report['config']['method']} · {result} · {explained}", x=0.01, ha="left")
     return fig

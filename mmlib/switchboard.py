@@ -96,8 +96,14 @@ class SwitchboardPanel(Panel):
 
     def _bar(self) -> widgets.Widget:
         """What concerns the whole scene. A slider reports when it is let go: a drag queues up no redraws."""
-        last, which = len(self.dataset) - 1, "which scene to look at"
-        self.scene = _control(widgets.IntSlider, "scene", which, "300px", max=last, continuous_update=False)
+        self.scene = _control(
+            widgets.IntSlider,
+            "scene",
+            "which scene to look at",
+            "300px",
+            max=len(self.dataset) - 1,
+            continuous_update=False,
+        )
         rules = [rule for rule in RULES if rule != "total"]
         how = "how the predictions of the sensors are put together"
         self.fusion = _control(widgets.Dropdown, "fusion", how, "170px", options=rules)
@@ -130,9 +136,8 @@ class SwitchboardPanel(Panel):
             self._follow(**{f"{name} {key}": control for key, control in controls.items()})
             self.view[name], self.weight[name] = widgets.HTML(), widgets.HTML()
             switch, *others = controls.values()
-            parts = [switch, self.view[name], *others, self.weight[name]]
             layout = {"border_top": f"4px solid {modality.colour}", "padding": "2px", "min_width": "0"}
-            cards.append(widgets.VBox(parts, layout=layout))
+            cards.append(widgets.VBox([switch, self.view[name], *others, self.weight[name]], layout=layout))
         columns = f"repeat({min(4, len(cards))}, minmax(0, 1fr))"
         return widgets.GridBox(cards, layout={"grid_template_columns": columns, "grid_gap": "8px"})
 
@@ -246,8 +251,8 @@ class SwitchboardPanel(Panel):
         scores = "; ".join(f"{escape(title)}: mIoU {v:.1f} %" for title, v in self._state["miou"].items())
         too_few = rule == "agreement" and len(on) < 3
         note = " Fewer than three sensors have no majority: this is their mean." * too_few
-        how = f"Fused by {rule}, {len(on)} of {len(self.sensors)} sensors"
-        self._say(f"{how}: {chips} &nbsp; <b>{scores}</b>{note}")
+        count = f"{len(on)} of {len(self.sensors)} sensors"
+        self._say(f"Fused by {rule}, {count}: {chips} &nbsp; <b>{scores}</b>{note}")
 
     def _predict(self, title: str, logits: dict, label: torch.Tensor, where: str) -> str:
         """The fused prediction's picture; its scores and the sensors' weights go into the state."""
@@ -256,7 +261,7 @@ class SwitchboardPanel(Panel):
             grey = np.full((*label.shape, 3), 235, np.uint8)
             reason = f"no prediction: {title} was not trained on any sensor that is on."
             return image_html(grey, reason, f"{name}<br>no prediction")
-        symbols, rule = self._state["present"], self._state["fusion"]
+        rule = self._state["fusion"]
         prediction = largest(fuse(logits, rule), label.shape, title)[2]
         counts = confusion_matrix(prediction, label, len(self.classes))
         score, right = 100 * float(miou(counts)), 100 * float(accuracy(counts))
@@ -272,5 +277,5 @@ class SwitchboardPanel(Panel):
         image, what = label_picture(prediction, self.palette), "classes predicted where"
         if self.show.value == "errors":
             image, what = error_picture(prediction, label), "pixels that are wrong (orange) where"
-        alt = f"{what} {title} fuses {symbols} by {rule} in {where}: {', '.join(numbers)}"
+        alt = f"{what} {title} fuses {self._state['present']} by {rule} in {where}: {', '.join(numbers)}"
         return image_html(image, alt, "<br>".join([name, *numbers]))

@@ -309,8 +309,7 @@ class PreparedDataset:
         if index in self._cache:
             return self._cache[index]
         images = {name: read_image(*file) for name, file in self.files(index).items()}
-        where = f"{self.root}, sample {self.rows[index]['id']!r}"
-        check_sample(images, len(self.description.classes), where)
+        check_sample(images, len(self.description.classes), f"{self.root}, sample {self.rows[index]['id']!r}")
         if self.labelled:
             label = images.pop("label")[..., 0]
         else:
@@ -331,7 +330,7 @@ class PreparedDataset:
             f"{name} of {self.split}": hashlib.blake2b(json.dumps(part).encode(), digest_size=16).hexdigest()
             for name, part in parts.items()
         }
-        files = [path for index in range(len(self)) for path, *_ in self.files(index).values()]
+        files = (path for index in range(len(self)) for path, *_ in self.files(index).values())
         return digests | {f"images of {self.split}": digest_files(self.root, files)}
 
     def physical(self, index: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -139,8 +139,9 @@ def compare(config: CompareConfig) -> dict:
                 f"{folder}: other settings than the runs before it of the name '{name}', or a second one of "
                 f"seed {seed}; give other settings another folder name, and each run once"
             )
-        path = folder / f"{config.checkpoint}.safetensors"
-        network, data = open_checkpoint(path, root, config.split, device, config.progress)
+        network, data = open_checkpoint(
+            folder / f"{config.checkpoint}.safetensors", root, config.split, device, config.progress
+        )
 
         # Its scores, its Fisher information and its course of training.
         scores, failures, how = score(network, data, config)
@@ -154,8 +155,12 @@ def compare(config: CompareConfig) -> dict:
         if failures:
             entry["failures"] = rounded(failures)
         entry["curves"] = [
-            {"epoch": line["epoch"], **line["val"], "miou": line["miou"]}
-            | {"information": line.get("information", {})}
+            {
+                "epoch": line["epoch"],
+                **line["val"],
+                "miou": line["miou"],
+                "information": line.get("information", {}),
+            }
             for line in read_history(folder / "history.jsonl")[1]
         ]
         append(group, entry)
@@ -210,8 +215,14 @@ def print_comparison(groups: dict, means: dict, config: CompareConfig) -> None:
         summary, seeds = group["summary"]["all"], group["seeds"]
         cost = sum(group["cpu_seconds"]) / len(seeds)
         print(f"\n{name}  (seeds {', '.join(map(str, seeds))}; {group['steps']} steps, {cost:.0f} CPU s)")
-        keys = [key for key in ("full", "mean", "min", "std", "gap") if key in summary]
-        print("  " + "   ".join(f"{key} {estimate(summary[key])}" for key in keys))
+        print(
+            "  "
+            + "   ".join(
+                f"{key} {estimate(summary[key])}"
+                for key in ("full", "mean", "min", "std", "gap")
+                if key in summary
+            )
+        )
         print("  " + "  ".join(f"{subset} {value:.1f}" for subset, value in means[name].items()))
         if name == reference or seeds != groups[reference]["seeds"] or len(seeds) == 1:
             continue

@@ -132,15 +132,16 @@ def dry_run(config: TrainConfig) -> dict:
     part = copy.copy(run.val)
     part.rows = run.val.rows[: accelerator.num_processes * config.batch_size]
     quiet = replace(config, information_samples=0, workers=0)
-    scoring = lambda: validate(run.network, part, quiet, accelerator)
-    informing = lambda: measure_information(run.network, part, 1)
+    informed = 0.0
     high_water(device, reset=True)
     for _ in range(1 + (device.type == "cuda")):  # the first time on a GPU its libraries choose their kernels
-        scored = seconds(device, scoring)
-        informed = seconds(device, informing) if config.information_samples else 0.0
+        scored = seconds(device, validate, run.network, part, quiet, accelerator)
+        if config.information_samples:
+            informed = seconds(device, measure_information, run.network, part, 1)
     evaluation_memory = high_water(device)
-    per_evaluation = scored * len(run.val) / len(part.rows)
-    per_evaluation += informed * min(config.information_samples, len(run.val))
+    per_evaluation = scored * len(run.val) / len(part.rows) + informed * min(
+        config.information_samples, len(run.val)
+    )
 
     # The mean step: a probe every so many steps; loader processes work while the device does.
     mean = times.get("plain", times.get("probed"))
@@ -151,8 +152,7 @@ def dry_run(config: TrainConfig) -> dict:
     per_epoch = len(run.data) / run.samples_per_step
     evaluations = sum(due(done, run.steps, config.eval_every * per_epoch) for done in range(1, run.steps + 1))
     weights = nbytes(run.network.state_dict().values())
-    states = run.optimizer.state_dict()["state"].values()
-    moments = sum(nbytes(state.values()) for state in states)
+    moments = sum(nbytes(state.values()) for state in run.optimizer.state_dict()["state"].values())
     out = Path(config.out).absolute()
     accelerator.wait_for_everyone()
     return {

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..config import AtLeast
 from ..outputs import claims
-from ..runtime import atomic_path, limit_threads, provenance
+from ..runtime import atomic_path, provenance
 from .network import Segmenter, load_segmenter
 
 TOLERANCE = 1e-4  # largest difference from torch that is passed, as a share of the largest logit (at least 1)
@@ -86,7 +86,6 @@ def export(config: ExportConfig) -> dict:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f'ONNX export lacks a package ({error}); run: pip install -e ".[export]"') from error
-    limit_threads()
     network = load_segmenter(config.checkpoint)
     if network.config.fusion != "mean":
         raise ValueError(
@@ -133,8 +132,8 @@ def export(config: ExportConfig) -> dict:
                 f"{result['logit']:.2g}, by more than {result['tolerance']:.2g}; nothing was written. Try "
                 "another --opset"
             )
-    megabytes = Path(config.out).stat().st_size / 1e6
-    return result | {"opset": program.model.opset_imports[""], "megabytes": megabytes}
+    result["megabytes"] = Path(config.out).stat().st_size / 1e6
+    return result | {"opset": program.model.opset_imports[""]}
 
 
 def compare(path: str | Path, network: Segmenter, sizes: list[tuple[int, int]]) -> dict[str, float]:
@@ -159,8 +158,13 @@ def compare(path: str | Path, network: Segmenter, sizes: list[tuple[int, int]]) 
             inputs["present"] = np.float32([name in subset for name in names])
             gaps.append(np.abs(session.run(["logits"], inputs)[0] - expected.numpy()).max())
             largest.append(expected.abs().max())
-    result = {"difference": float(np.max(gaps)), "logit": float(np.max(largest)), "subsets": len(subsets)}
-    return result | {"tolerance": TOLERANCE * max(1.0, result["logit"])}
+    logit = float(np.max(largest))
+    return {
+        "difference": float(np.max(gaps)),
+        "logit": logit,
+        "subsets": len(subsets),
+        "tolerance": TOLERANCE * max(1.0, logit),
+    }
 
 
 def _images(network: Segmenter, batch: int, size: tuple[int, int]) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import largest
 from ..modalities import Modality
 from ..outputs import check_output, claims
-from ..runtime import choose_device, digest_files, limit_threads, progress_bar, read_json, reading, write_json
+from ..runtime import choose_device, digest_files, progress_bar, read_json, reading, write_json
 from .network import Segmenter, load_segmenter
 from .score import ApplyConfig, find_data, fusion_name
 
@@ -182,9 +182,10 @@ def list_data(root: str, split: str, network: Segmenter) -> Source:
         raise DataError(f"{root}: has none of the network's sensors ({', '.join(network.modalities)})")
     dataset = open_data(network.modalities, (), root, split, names)
     dataset.labelled = False  # labels are not read
-    files = {}
-    for index, row in enumerate(dataset.rows):
-        files[row["id"]] = {name: path for name, (path, *_) in dataset.files(index).items()}
+    files = {
+        row["id"]: {name: path for name, (path, *_) in dataset.files(index).items()}
+        for index, row in enumerate(dataset.rows)
+    }
     return Source(files, dataset.modalities)
 
 
@@ -204,11 +205,15 @@ def plan_folder(
     """
     # What all predictions of a folder share, and what each sample was predicted from.
     out, checkpoint = Path(config.out), Path(config.checkpoint)
-    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    classes = enumerate(zip(network.classes, network.palette))
     settings = {
-        "classes": [{"id": k, "name": name, "colour": list(colour)} for k, (name, colour) in classes],
-        "checkpoint": {"file": checkpoint.name, "sha256": sha256},
+        "classes": [
+            {"id": k, "name": name, "colour": list(colour)}
+            for k, (name, colour) in enumerate(zip(network.classes, network.palette))
+        ],
+        "checkpoint": {
+            "file": checkpoint.name,
+            "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        },
         "fusion": fusion_name(network, config),
     }
     settings |= {name: list(getattr(config, name)) for name in ("window", "stride", "size")}
@@ -292,7 +297,6 @@ def predict(config: PredictConfig) -> Source:
         raise ValueError("give images either as SENSOR=PATH or by --data, one of them")
     if any(config.size) and not all(config.size):
         raise ValueError(f"--size {config.size[0]} {config.size[1]}: expected two numbers above 0, or 0 0")
-    limit_threads()
     device, out = choose_device(config.device), Path(config.out)
     network = load_segmenter(config.checkpoint, device)
     options = network.scoring(config.fusion, config.window, config.stride)

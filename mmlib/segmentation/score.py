@@ -22,7 +22,7 @@ from ..evaluation.sheets import Sheet, write_sheets
 from ..evaluation.statistics import rounded
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..outputs import check_output, claims
-from ..runtime import choose_device, limit_threads, provenance, write_json
+from ..runtime import choose_device, provenance, write_json
 from .information import evenly_spaced
 from .network import Segmenter, load_segmenter
 
@@ -121,7 +121,6 @@ def begin(config: ScoringConfig) -> torch.device:
     """
     for ending in (".md", ".csv") if config.layout else ():
         check_output(f"{config.layout}{ending}", folder=False)
-    limit_threads()
     return choose_device(config.device)
 
 

@@ -21,7 +21,7 @@ from ..evaluation.statistics import rounded
 from ..evaluation.subsets import count_pixels, upsampled
 from ..modalities import IGNORE_INDEX, Modality
 from ..outputs import claims
-from ..runtime import choose_device, derived_seed, limit_threads, provenance, reading, write_json
+from ..runtime import choose_device, derived_seed, provenance, reading, write_json
 from . import clustering, diagnostics
 from .backbone import load_backbone
 from .clustering import Clustering, check_guide, load_clustering, write_label_maps
@@ -294,7 +294,6 @@ def segment(config: SegmentConfig) -> dict | None:
         ValueError: no finished run, another backbone than the run's, or data without its sensors or with
             other classes.
     """
-    limit_threads()
     run, out, device = Path(config.run), Path(config.out), choose_device(config.device)
     path = run / "clustering.safetensors"
     clusters = load_clustering(path, device)

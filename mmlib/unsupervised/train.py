@@ -21,7 +21,6 @@ from ..modalities import IGNORE_INDEX
 from ..outputs import claims
 from ..runtime import (
     derived_seed,
-    limit_threads,
     load_into,
     read_tensor_header,
     read_tensors,
@@ -208,7 +207,6 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         ValueError: settings that cannot work, an ``out`` of other settings, too few images, collapsed codes.
             DataError: unreadable data.
     """
-    limit_threads()
     plan, prepared = prepared or prepare(config)
     # The tokens may be shared; what is done with them is this run's own.
     plan = resolve_method(config, plan.sensors)
