@@ -89,7 +89,7 @@ def render_dataset(root: str | Path, *settings, **named) -> Path:
     Raises:
         ValueError: a setting is not allowed. DataError: the folder holds another data set.
     """
-    return render(RenderConfig(*settings, **named, out=str(root)))
+    return ensure(*settings, **named, out=str(root))
 
 
 def ensure(*settings, **named) -> Path:

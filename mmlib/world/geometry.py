@@ -230,7 +230,7 @@ def intersect(kind, o, d, h, taper=None):
                 t_in = np.maximum(t_in, np.where(rate < 0, t, -np.inf))
                 t_out = np.minimum(t_out, np.where(rate < 0, np.inf, t))
     elif kind != BOX:  # quadratic equation; a cylinder is an ellipsoid without end along z
-        reach = h[0], h[1], np.float32(np.inf) if kind == CYLINDER else h[2]
+        reach = h[0], h[1], np.inf if kind == CYLINDER else h[2]
         oh, dh = ([a / b for a, b in zip(vector, reach)] for vector in (o, d))
         a, b, c = dot(dh, dh), dot(oh, dh), oh[0] * oh[0] + oh[1] * oh[1] - 1 + oh[2] * oh[2]
         root, inv = np.sqrt(b * b - a * c), 1 / a
@@ -294,6 +294,6 @@ def _keep_nearest(key, shape, kind, block, rays, parallel):
         x, y = c * x + s * y, c * y - s * x
     o, d = ((x, y, z), shared) if parallel else (shared, (x, y, z))
     t_in, t_out = intersect(kind, o, d, each(3, 4, 5), each(8, 9) if kind == FRUSTUM else None)
-    good = np.flatnonzero((t_in <= t_out) & (t_in > np.float32(NEAR)))
+    good = np.flatnonzero((t_in <= t_out) & (t_in > NEAR))
     packed = t_in[good].view(np.int32).astype(np.int64) << 32 | prim[pick[good]]
     np.minimum.at(key, ray[good], packed)

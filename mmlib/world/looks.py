@@ -29,7 +29,7 @@ def surface_colour(world, hits, pixel, weather, textured):
     pictured = hits.part(0, textured)
     axis, material, (x, y, z) = pictured.axis, pictured.material, pictured.local
     # no two things show the same piece of a texture
-    shift = (pictured.prim % 17).astype(np.float32) * np.float32(0.37)
+    shift = (pictured.prim % 17).astype(np.float32) * 0.37
     s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
     footprint = pictured.t * np.float32(pixel) / np.maximum(pictured.facing, 0.2)
     weight = texture(material, s, v, footprint)  # of the sky, which is far away, 0 at any level of detail
@@ -38,9 +38,9 @@ def surface_colour(world, hits, pixel, weather, textured):
     return colour, glow
 
 
-def rgb(red, green, blue):
+def rgb(*colour):
     """One colour as a (3, 1) array, to be multiplied with one number per hit."""
-    return np.array([[red], [green], [blue]])
+    return np.array(colour)[:, None]
 
 
 def within(place, low, high):
@@ -80,7 +80,7 @@ class Patch:
             self.material[index] = MATERIAL[material]
 
     def dim(self, mask, factor):
-        self.colour[:, self.index[mask]] *= np.float32(factor)
+        self.colour[:, self.index[mask]] *= factor
 
     def paint(self, **places):
         """The marks that ``marks.csv`` lists for this pattern, one over the other.

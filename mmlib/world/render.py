@@ -117,10 +117,8 @@ def render_frame(
                 light, sun, occlusion = shot.radiance[:, now], shot.sun[now], shot.occlusion[now]
                 nir = sensors.near_infrared(world, hits, air, colour, light, sun, occlusion, noise(name))
                 return nir.reshape(*size, 1)
-            case "dolp":
-                return polarisation()[0]
-            case "aolp":
-                return polarisation()[1]
+            case "dolp" | "aolp":
+                return polarisation()[name == "aolp"]
 
     return Frame(
         {name: SENSORS[name].to_stored(picture(name)) for name in modalities},

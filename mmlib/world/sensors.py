@@ -26,8 +26,8 @@ FAILURES = tuple(CASE_SENSOR)
 f32 = np.float32
 LUMA = np.array([0.2126, 0.7152, 0.0722], f32)
 # display gamma, then a little contrast
-_TONE = np.linspace(0, 1, 4097, dtype=f32) ** f32(1 / 2.2)
-_TONE += f32(0.35) * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
+_TONE = np.linspace(0, 1, 4097, dtype=f32) ** (1 / 2.2)
+_TONE += 0.35 * (_TONE * _TONE * (3 - 2 * _TONE) - _TONE)
 
 
 def _enlarged(image, factor, size):
@@ -129,7 +129,7 @@ def scan(world, hits, weather, rng, case="") -> np.ndarray:
     direction = hits.direction
     if case == "lidarjitter":
         sway = np.radians(rng.standard_normal(view.rows) * 1.2 + rng.standard_normal() * 1.5).astype(f32)
-        tip = f32(math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1))
+        tip = math.radians(1.0 + rng.random()) * (1 if rng.random() > 0.5 else -1)
         (x, y, z), c, s = direction, *np.repeat([np.cos(sway), np.sin(sway)], view.cols, 1)
         direction = np.stack([c * x - s * y, s * x + c * y, z + tip])
         measured = measured + 0.10 * rng.standard_normal(n, f32)
