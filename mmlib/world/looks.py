@@ -20,7 +20,7 @@ def surface_colour(world, hits, pixel, weather, textured):
     bare = (hits.prim == world.count) | (world.material[hits.prim] == MATERIAL["paving"])
     for name, tone in world.tones:
         colour[:, np.flatnonzero(bare & (hits.material == MATERIAL[name]))] = channels(tone)
-    glow = colour * world.glow[hits.prim] * np.float32(weather.lamps)
+    glow = colour * world.glow[hits.prim] * weather.lamps
     pattern = world.pattern[hits.prim]
     for name, rule in RULES.items():
         index = np.flatnonzero(pattern == PATTERN[name])
@@ -31,7 +31,7 @@ def surface_colour(world, hits, pixel, weather, textured):
     # no two things show the same piece of a texture
     shift = (pictured.prim % 17).astype(np.float32) * 0.37
     s, v = np.where(axis == 0, y, x) + shift, np.where(axis == 2, y, z) + shift
-    footprint = pictured.t * np.float32(pixel) / np.maximum(pictured.facing, 0.2)
+    footprint = pictured.t * pixel / np.maximum(pictured.facing, 0.2)
     weight = texture(material, s, v, footprint)  # of the sky, which is far away, 0 at any level of detail
     colour[:, :textured] *= 1 + (column("gain") - 1)[material] * weight
     colour[:, :textured] += np.take(column("shade").T, material, 1) * weight
@@ -137,7 +137,7 @@ def _facade(p: Patch):
     chance = dice(p.prim, i, j + 11)
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
     curtain = 0.55 + 0.45 * ((chance * 37) % 1)  # warm, or cool light
-    bright = 0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - np.float32(0.6)))
+    bright = 0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - 0.6))
     inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * bright, 0)
     warm, cool = channels((1.0, 0.72, 0.38)), channels((0.75, 0.88, 1.0))
     glow = (warm * curtain + cool * (1 - curtain) * 0.7) * inside

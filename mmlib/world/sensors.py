@@ -54,7 +54,7 @@ def rgb(radiance, weather, rng, case="") -> np.ndarray:
         light = light + halo + _enlarged(wide, 2, size) * 0.22
     if case == "motionblur":
         light = _smear(light, rng)
-    light = light * f32({"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0))
+    light = light * {"overexposure": 5.0, "underexposure": 0.07}.get(case, 1.0)
     gain = math.sqrt(weather.noise) * (2.5 if case == "underexposure" else 1)
     sigma = np.sqrt(light * 0.0009 + 1.6e-5) * gain
     light = np.maximum(light + sigma * rng.standard_normal(light.shape, f32), 0)
@@ -205,7 +205,7 @@ def temperature(world, hits, weather, sun) -> np.ndarray:
     ahead = np.clip(0.5 + hits.local[0] / np.maximum(world.shape[3], 1e-3)[hits.prim], 0, 1)
     own = np.where(engine, own * (0.25 + 0.75 * ahead), own)
     pane = (m == MATERIAL["glass"]) & ((pattern == PATTERN["facade"]) | (pattern == PATTERN["window"]))
-    surface = surface + own + pane * f32(0.35) * f32(leak)
+    surface = surface + own + pane * f32(0.35) * leak
     around = air + (cold_sky - air) * np.clip(hits.normal[2] + 0.3, 0, 1)
     emissivity = column("emissivity")[m]
     apparent = emissivity * surface + (1 - emissivity) * around
