@@ -42,12 +42,11 @@ class Between:
         return text + f"; {self.why}" * bool(self.why)
 
 
+AtLeast = Between  # with one bound alone, the lower one
+
+
 def Above(low: float, why: str = "") -> Between:
     return Between(low, without=(low,), why=why)
-
-
-def AtLeast(low: float, why: str = "") -> Between:
-    return Between(low, why=why)
 
 
 def flag(name: str) -> str:

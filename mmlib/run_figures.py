@@ -58,7 +58,7 @@ def run_figure(folder: str | Path) -> Figure:
     ]
     x, values = [c["step"] for c in codes], lambda key: [c[key] for c in codes]
     # "rgb/self" and "rgb/random" are histograms of one target.
-    targets: dict[str, dict] = {}
+    targets = {}
     for name, entry in report["histograms"].items():
         target, pair = name.rsplit("/", 1)
         targets.setdefault(target, {})[pair] = entry

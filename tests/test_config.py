@@ -26,7 +26,7 @@ class Outer:
     out: str = "x"
     rate: Annotated[float, Above(0)] = 1e-3
     size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    powers: tuple[Annotated[float, AtLeast(1, "a root would shrink it")], ...] = ()
+    powers: tuple[Annotated[float, AtLeast(1, why="a root would shrink it")], ...] = ()
     keep: Annotated[float, Between(0, 1, without=(1,))] = 0.0
     crops: Literal[1, 5] = 1
     names: tuple[str, ...] = ()

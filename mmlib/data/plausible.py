@@ -81,7 +81,7 @@ def check_plausible(
     Raises:
         ValueError: with ``strict``; names each sensor, its values and those of the training.
     """
-    pixels: dict[str, list[Tensor]] = {}
+    pixels = {}
     for place in np.linspace(0, len(samples) - 1, min(SAMPLES, len(samples))).astype(int):
         for name, image in read(samples[place]).items():
             pixels.setdefault(name, []).append(image.flatten(1)[:, ::STEP])

@@ -111,8 +111,7 @@ class Writer:
 
     def __init__(self, root: str | Path, description: Description):
         self.root, self.description = Path(root), description
-        self._journal_path = self.root / JOURNAL
-        self.rows: dict[str, dict] = {}
+        self.rows, self._journal_path = {}, self.root / JOURNAL
         check_output(root)
         if is_finished(self.root):
             raise DataError(

@@ -37,7 +37,7 @@ def failure_scores(rules: Sequence[str], faults: Sequence[str], counts: Mapping[
         pairs were scored; "by_fault": severity -> fault -> rule and "oracle", one sensor broken, the mean
         over which one; "miou": rule -> kind -> sensors}.
     """
-    every: dict[str, dict] = {}
+    every = {}
     for (rule, kind, sensors), confusion in counts.items():
         score = 100 * float(miou(confusion))
         every.setdefault(rule, {}).setdefault(kind, {})[sensors or "none"] = score

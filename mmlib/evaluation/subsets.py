@@ -365,7 +365,7 @@ def count_pixels(logits: Tensor, label: Tensor, classes: int, sample: str) -> np
 
 def _collate_by_size(samples: list[dict]) -> list[dict]:
     """One batch per image size: samples at their native sizes need not agree."""
-    by_size: dict[torch.Size, list] = {}
+    by_size = {}
     for sample in samples:
         by_size.setdefault(sample["label"].shape, []).append(sample)
     return [collate(group) for group in by_size.values()]

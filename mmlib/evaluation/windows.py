@@ -91,7 +91,7 @@ def sliding(encode: Encode, window: tuple[int, int], stride: tuple[int, int] = (
         extent = [min(length, side) for length, side in zip(size, window)]
         below, right = (begin[-1] + side - length for begin, side, length in zip(starts, extent, size))
         padded = {name: F.pad(image, (0, right, 0, below)) for name, image in images.items()}
-        blended: dict[str, Tensor] = {}
+        blended = {}
         for corner in product(*starts):
             rows, columns = (slice(start, start + side) for start, side in zip(corner, extent))
             for name, logits in encode({n: image[..., rows, columns] for n, image in padded.items()}).items():

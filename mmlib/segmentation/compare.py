@@ -87,8 +87,7 @@ def check_same_data(runs: list[tuple[Path, dict, str]], split: str) -> None:
     """Raise ValueError, saying what differs, unless all runs of the same sensors were trained on the same
     data, and are scored on the same.
     """
-    first: dict[tuple, tuple] = {}
-    scored: dict[tuple, dict] = {}
+    first, scored = {}, {}
     for folder, report, root in runs:
         place = root, *report["sensors"]
         if place not in scored:
@@ -125,8 +124,7 @@ def compare(config: CompareConfig) -> dict:
 
     runs = [(*run, find_data(config.data or root, config.progress)) for *run, root in runs]
     check_same_data(runs, config.split)
-    groups: dict[str, dict] = {}
-    same, ways = {}, {}
+    groups, same, ways = {}, {}, {}
     every = [telling(report) for _, report, _ in runs]
     bar = progress_bar(runs, "compare", progress=config.progress)
     for (folder, report, root), own in zip(bar, every):

@@ -125,7 +125,7 @@ def images_at(path: Path) -> dict[str, Path]:
     Raises:
         DataError: no image, or two files of one name.
     """
-    files: dict[str, Path] = {}
+    files = {}
     for file in [path] if path.is_file() else sorted(path.glob("*")):
         if file.suffix.lower() not in FORMATS or file.name.startswith("."):
             continue
@@ -152,7 +152,7 @@ def list_files(entries: tuple[str, ...], network: Segmenter) -> Source:
         DataError: no such path, a folder without images or with two files of one stem, folders that share no
             stem.
     """
-    paths: dict[str, Path] = {}
+    paths = {}
     for entry in entries:
         name, _, path = entry.partition("=")
         if not path or name not in network.modalities or name in paths:
@@ -162,7 +162,7 @@ def list_files(entries: tuple[str, ...], network: Segmenter) -> Source:
             )
         paths[name] = Path(path)
 
-    files: dict[str, dict[str, Path]] = {}
+    files = {}
     single = all(path.is_file() for path in paths.values())
     for name in [name for name in network.modalities if name in paths]:
         for stem, file in images_at(paths[name]).items():

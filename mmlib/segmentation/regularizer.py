@@ -62,9 +62,9 @@ class RegularizerConfig:
     """
     variance: bool = False
     """Poincaré form: squared gradients that are not divided by f."""
-    lambda_p: Annotated[float, AtLeast(0, "a negative one would reward imbalance")] = 0.3
+    lambda_p: Annotated[float, AtLeast(0, why="a negative one would reward imbalance")] = 0.3
     """Weight of R_p (paper: 0.3)."""
-    lambda_f: Annotated[float, AtLeast(0, "a negative one would reward imbalance")] = 0.02
+    lambda_f: Annotated[float, AtLeast(0, why="a negative one would reward imbalance")] = 0.02
     """Weight of R_f (paper: 0.02)."""
     sigma: Annotated[float, Above(0, "without noise there is no measure to take entropy over")] = 0.1
     """Standard deviation of the input noise, as a share of each modality's own."""

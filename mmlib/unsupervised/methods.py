@@ -62,7 +62,7 @@ class ClusterConfig:
     """
     steps: Annotated[int, AtLeast(1)] = 300
     """Optimizer steps."""
-    batch_size: Annotated[int, AtLeast(2, "each image is also compared with another one")] = 16
+    batch_size: Annotated[int, AtLeast(2, why="each image is also compared with another one")] = 16
     """Images per step; each brings one neighbour (the papers: 32)."""
     lr: Annotated[float, Above(0)] = 1e-3
     """Learning rate of Adam, constant (the papers: 5e-4); the online probe has 5e-3."""

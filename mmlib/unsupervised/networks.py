@@ -27,7 +27,7 @@ STATIC_FUSIONS = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}  # Ta
 class ClusterNetConfig:
     """What the trained network is made of."""
 
-    dim: Annotated[int, AtLeast(1, "the paper uses 70 to 320")] = 70
+    dim: Annotated[int, AtLeast(1, why="the paper uses 70 to 320")] = 70
     """Length D of the code at each location."""
     fusion: Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"] = "conv"
     """conv: the paper's Ψ; sum, mean, max: Table 7; cbam, stitch: baselines; none: the reference alone is
