@@ -95,8 +95,8 @@ def run_steps(
     # Times of a resumed run go on from those of its state.
     begun, begun_cpu = time.perf_counter() - progress.seconds, time.process_time() - progress.cpu_seconds
     history = open_history(config, progress) if main else nullcontext(lambda line: None)
-    shows = main and config.progress
-    bar = progress_bar(total=steps, initial=progress.step, desc=out.name, leave=False, progress=shows)
+    options = {"leave": False, "progress": main and config.progress}
+    bar = progress_bar(total=steps, initial=progress.step, desc=out.name, **options)
     skips = lambda: (
         f"{out}: {progress.skipped} of {progress.step} steps had no finite gradient and were skipped; "
         "lower --lr, or look for constant images and for values that are out of range"
@@ -176,17 +176,16 @@ def open_history(config, progress: Progress) -> Iterator[Callable[[dict], None]]
     def show(line):
         nonlocal seconds
         seconds = line.get("seconds", seconds)
-        for tag, value in scalars(line).items():
+        for tag, value in scalars(line).items() if writer else ():
             writer.add_scalar(tag, value, line["step"], begun + seconds)
 
     def record(line):
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if writer:
-            show(line)
+        show(line)
 
     with writer or nullcontext():
-        for line in lines if writer else ():
+        for line in lines:
             show(line)
         yield record
 
@@ -273,12 +272,12 @@ def resume(config, model: nn.Module, optimizer, inputs: dict[str, str], processe
                 index, key = rest.split(".")
                 states.setdefault(int(index), {})[key] = value
         shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
-        fits = [
+        fits = all(
             v.shape in ((), shapes[i]) and v.dtype == torch.float32
             for i, state in states.items()
             for v in state.values()
-        ]
-        if not all(fits) or len(set(map(frozenset, states.values()))) > 1:
+        )
+        if not fits or len(set(map(frozenset, states.values()))) > 1:
             raise ValueError("its optimizer state is incomplete, or of another network")
     load_into(model, weights, path)
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

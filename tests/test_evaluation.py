@@ -355,7 +355,7 @@ def test_subsets_are_printed_in_the_papers_order():
     assert (
         sheet.columns
         == [*table.columns, "Mean", "Std"]
-        == [*SubsetScores(four, ["a"], "drop").names, "Mean", "Std"]
+        == [*SubsetScores(four, ["a"], "drop", {}).names, "Mean", "Std"]
     )
     values = [float(cell) for cell in table.cells("MAGIC")]
     assert [*sheet.rows["MAGIC"].values()][-2:] == [

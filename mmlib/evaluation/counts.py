@@ -4,8 +4,6 @@ Counts of images add up, so a whole split is one matrix, and every score is one 
 counts predicted classes, part B counts clusters, which get the names of classes here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

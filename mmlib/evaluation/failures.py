@@ -6,8 +6,6 @@ For every sample, each sensor is encoded once as it is and once for each fault a
 encodings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import chain, combinations, product
 

@@ -16,8 +16,6 @@ where the weights come from.
   sensor that is sure of itself, as a broken one can be: an idea that looks good and does not work.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -4,8 +4,6 @@ Its caption names what the numbers depend on: split, protocol, fusion, windows. 
 ``failures`` and ``counts`` and the commands that score print themselves through ``Sheet``.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

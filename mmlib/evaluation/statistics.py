@@ -3,8 +3,6 @@
 Commands that compare runs and the figures of records call it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

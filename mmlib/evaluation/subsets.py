@@ -4,11 +4,9 @@ Each modality is encoded once. Where fusion is linear, the logits of all 2^M −
 cached ones; another fusion is called once for each subset. Training and the commands that score call it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, product
 
 import numpy as np
@@ -42,7 +40,7 @@ class SubsetScores:
     modalities: dict[str, Modality]
     classes: list[str]
     protocol: str
-    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: dict[str, np.ndarray]
 
     @property
     def names(self) -> list[str]:
@@ -90,15 +88,16 @@ class SubsetScores:
 
     def to_dict(self) -> dict:
         """JSON values in per cent: every subset and group, the IoU of single sensors and of all."""
-        scores = {
-            "protocol": self.protocol,
-            "modalities": list(self.modalities),
-            "summary": {group: self.summary(group) for group in self.counts},
-            "miou": {group: self.miou(group) for group in self.counts},
-            "iou": self.by_class(),
-            "confusion": {self.names[-1]: self.counts["all"][-1].tolist()},
-        }
-        return rounded(scores)
+        return rounded(
+            {
+                "protocol": self.protocol,
+                "modalities": list(self.modalities),
+                "summary": {group: self.summary(group) for group in self.counts},
+                "miou": {group: self.miou(group) for group in self.counts},
+                "iou": self.by_class(),
+                "confusion": {self.names[-1]: self.counts["all"][-1].tolist()},
+            }
+        )
 
     def table(self) -> str:
         """Plain text: every subset and group of conditions, the IoU of each class, what lowers mIoU."""
@@ -125,8 +124,11 @@ class SubsetScores:
         what = f"mIoU in %, all sensors ({self.names[-1]}), {caption}"
         columns = {group: counts[-1] for group, counts in self.counts.items()}
         all_counts = columns.pop("all")
-        conditions = [group for group in columns if group.startswith("condition=")]
-        parts = {group: re.split("[-_/ ]", group.removeprefix("condition=")) for group in conditions}
+        parts = {
+            group: re.split("[-_/ ]", group.removeprefix("condition="))
+            for group in columns
+            if group.startswith("condition=")
+        }
         if {*map(len, parts.values())} == {2}:
             firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts.values()))
             if len(firsts) > 2 and len(seconds) > 2:
@@ -305,9 +307,10 @@ def count_trials(
         count, size = len(label), label.shape[1:]
         # Each variant of every image is encoded once.
         images = {name: image.transpose(0, 1).flatten(0, 1) for name, image in batch["images"].items()}
-        encoded = []
-        for part in zip(*(image.split(together * count) for image in images.values())):
-            encoded.append(encode({n: x.to(device, non_blocking=True) for n, x in zip(images, part)}))
+        encoded = [
+            encode({n: x.to(device, non_blocking=True) for n, x in zip(images, part)})
+            for part in zip(*(image.split(together * count) for image in images.values()))
+        ]
         encodings = {name: torch.cat([part[name] for part in encoded]).split(count) for name in images}
         # Of logits at full size, those of one image exist at a time.
         step = 1 if fast else count

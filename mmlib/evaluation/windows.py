@@ -7,8 +7,6 @@ less memory, upsampling does not meet window borders, and the result has the sha
 the whole image, so that fusion and scoring need not know of windows.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import torch

@@ -130,7 +130,7 @@ def input_information(
                 losses.append(loss)
             f, total = torch.stack(losses).mean(0), sum(map(torch.sum, losses))
         # Samples do not mix, so that the gradient of a sum holds each sample's own.
-        gradients = torch.autograd.grad(total, list(z.values()), create_graph=create_graph)
+        gradients = torch.autograd.grad(total, [*z.values()], create_graph=create_graph)
         rows = []
         for loss, gradient in zip(losses, gradients):
             energy = sigma**2 * pixels * gradient.flatten(1).square().sum(1)  # σ² N ‖∇_{x_i} f‖²
@@ -168,7 +168,7 @@ def gat_information(
         # The target is not detached in their code either.
         target = network({name: _full(image.detach()) for name, image in images.items()}).softmax(1)
         f = F.cross_entropy(network(z), target)
-        gradients = torch.autograd.grad(f, list(z.values()), create_graph=create_graph)
+        gradients = torch.autograd.grad(f, [*z.values()], create_graph=create_graph)
         energy = torch.stack([gradient.square().sum(1).mean() for gradient in gradients])[:, None]
         values = energy if variance else energy / f
         return values.nan_to_num(torch.inf, torch.inf), f[None]
@@ -333,7 +333,7 @@ def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, 
 
 def nearest(label: Tensor, size: torch.Size) -> Tensor:
     """(B, H, W) labels at another size, each the nearest pixel's."""
-    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
+    return F.interpolate(label[:, None].float(), size, mode="nearest-exact")[:, 0].long()
 
 
 def _full(value: Tensor) -> Tensor:

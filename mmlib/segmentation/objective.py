@@ -108,7 +108,7 @@ def subset_cross_entropy(
         {"supervised": total} and, where several subsets are trained, {"full": cross-entropy of the full set's
         mean} for the log.
     """
-    size, modalities = tuple(label.shape[-2:]), len(logits)
+    size, modalities = label.shape[-2:], len(logits)
     stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
     rows, columns = pixel_grid(size, config.pixels, rng)
     label = label[:, rows[:, None], columns]

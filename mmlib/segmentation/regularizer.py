@@ -227,7 +227,10 @@ class Regularizer:
         for name, values in own.items():
             form = "gat" if name == "gat" else self.config.form
             R, self.information[name], capped = term(values, whole[name], form, self.config.cap)
-            R_p, R_f = (R_p + R, R_f) if name == self.config.prediction else (R_p, R_f + R)
+            if name == self.config.prediction:
+                R_p = R_p + R
+            else:
+                R_f = R_f + R
             if counting:
                 empty = whole[name].isnan().all(0)
                 self.tallies["empty"] += empty.sum()

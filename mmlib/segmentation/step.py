@@ -174,13 +174,14 @@ class Run:
         return sum(p.numel() for p in self.network.parameters())
 
     def __str__(self) -> str:
-        devices, kind = self.accelerator.num_processes, self.accelerator.device.type
-        precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "float32"
+        accelerator = self.accelerator
+        precision = "bf16" if accelerator.mixed_precision == "bf16" else "float32"
         modalities = len(self.data.modalities)
         drawn = self.config.objective.drawn(modalities)
         return (
             f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} "
-            f"samples ({devices} {kind} × {self.config.batch_size} × {self.config.accumulate}), {precision}"
+            f"samples ({accelerator.num_processes} {accelerator.device.type} × {self.config.batch_size} × "
+            f"{self.config.accumulate}), {precision}"
         ) + f"; each step draws {drawn} of {2**modalities - 2} subsets of the sensors" * bool(drawn)
 
     def loader(self, start: int) -> DataLoader:
@@ -337,8 +338,10 @@ def train_step(
             with accelerator.no_sync(run.model):
                 R_p, R_f = regularizer.probe(run.network, images, label, step, progress, accelerator.gather)
                 accelerator.backward((R_p + R_f) * processes)
-            tables = {name: values.tolist() for name, values in regularizer.information.items()}
-            run.progress.probed = {"probe": float((R_p + R_f).detach()), "regularized": tables}
+            run.progress.probed = {
+                "probe": float((R_p + R_f).detach()),
+                "regularized": {name: values.tolist() for name, values in regularizer.information.items()},
+            }
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
         last = m == config.accumulate - 1
         with nullcontext() if last else accelerator.no_sync(run.model):  # gradients are exchanged once a step

@@ -156,8 +156,8 @@ def validate(
     for group, counts in scores.counts.items():
         counts = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum")
         scores.counts[group] = counts.cpu().numpy()
-    information, samples = {}, config.information_samples
-    if samples and accelerator.is_main_process:
-        information = measure_information(network, data, samples)
+    information = {}
+    if config.information_samples and accelerator.is_main_process:
+        information = measure_information(network, data, config.information_samples)
     network.train()
     return scores, information

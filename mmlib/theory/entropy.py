@@ -1,7 +1,7 @@
 """Functional entropy (Eq. 1), the log-Sobolev bound (Eq. 2) and tensorisation (Eq. 3) on the measures of
 ``gaussian``.
 
-Integrals are quadrature on ``nodes`` points in each Gaussian direction (None: as many as fit), exact to many
+Integrals are quadrature on ``nodes`` points in each Gaussian direction (0: as many as fit), exact to many
 digits in up to three or four dimensions. Functions that end in ``_mc`` are Monte Carlo, with a standard
 error.
 
@@ -40,7 +40,7 @@ def factors(measure: Measure) -> dict[str, Factor]:
     return dict(measure) if isinstance(measure, Mapping) else {"x": measure}
 
 
-def _grid(measure: Measure, nodes: int | None) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
+def _grid(measure: Measure, nodes: int) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
     """Points of the product grid, one (N, ...) array per modality; weights (N,); and each modality's own
     weights (n_i,).
     """
@@ -144,7 +144,7 @@ def _mean(weights: np.ndarray, terms: np.ndarray) -> float:
     return float(weights @ terms)
 
 
-def entropy(f: Callable, measure: Measure, nodes: int | None = None) -> float:
+def entropy(f: Callable, measure: Measure, nodes: int = 0) -> float:
     """Ent f = E[f ln f] - E f ln E f (Eq. 1), in nats times the unit of f.
 
     Computed as E[f ln(f/m) - f + m] with m = E f, the same number as a mean of terms that are never negative.
@@ -154,7 +154,7 @@ def entropy(f: Callable, measure: Measure, nodes: int | None = None) -> float:
     return float(weights @ kl_div(values, _mean(weights, values)))
 
 
-def variance(f: Callable, measure: Measure, nodes: int | None = None) -> float:
+def variance(f: Callable, measure: Measure, nodes: int = 0) -> float:
     """Var f = E[(f - E f)²]; f may be negative."""
     points, weights, _ = _grid(measure, nodes)
     values = _values(f, points, signed=True)
@@ -163,7 +163,7 @@ def variance(f: Callable, measure: Measure, nodes: int | None = None) -> float:
 
 
 def information(
-    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None
+    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int = 0
 ) -> dict[str, float]:
     """Functional Fisher information of each modality, E[∇_i fᵀ Σ_i ∇_i f / f], in the unit of f.
 
@@ -177,7 +177,7 @@ def information(
 
 
 def log_sobolev_bound(
-    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None
+    f: Callable, gradient: Callable, measure: Measure, rho: float | None = None, nodes: int = 0
 ) -> float:
     """Half the information, summed over modalities: an upper bound of Ent f (Eq. 2).
 
@@ -186,15 +186,13 @@ def log_sobolev_bound(
     return 0.5 * sum(information(f, gradient, measure, rho, nodes).values())
 
 
-def poincare_bound(
-    gradient: Callable, measure: Measure, rho: float | None = None, nodes: int | None = None
-) -> float:
+def poincare_bound(gradient: Callable, measure: Measure, rho: float | None = None, nodes: int = 0) -> float:
     """E[∇fᵀ Σ ∇f], an upper bound of Var f; with ``rho``, E‖∇f‖²/ρ."""
     points, weights, _ = _grid(measure, nodes)
     return _mean(weights, sum(_energies(gradient, points, measure, rho)))
 
 
-def conditional_entropies(f: Callable, measure: Measure, nodes: int | None = None) -> dict[str, float]:
+def conditional_entropies(f: Callable, measure: Measure, nodes: int = 0) -> dict[str, float]:
     """E[Ent_{μ_i} f(·, x_{-i})] of each modality: the entropy in x_i with the others fixed, averaged
     over them.
 
@@ -211,7 +209,7 @@ def conditional_entropies(f: Callable, measure: Measure, nodes: int | None = Non
     return result
 
 
-def marginal_entropies(f: Callable, measure: Measure, nodes: int | None = None) -> dict[str, float]:
+def marginal_entropies(f: Callable, measure: Measure, nodes: int = 0) -> dict[str, float]:
     """Ent_{μ_i} of E[f | x_i] for each modality: the right-hand side printed in Eq. 3. Their sum bounds
     nothing in general.
     """

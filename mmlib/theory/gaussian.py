@@ -6,8 +6,6 @@ the modalities are independent. A function on a measure takes one array per moda
 float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +32,7 @@ class Gaussian:
         self.mean = mean = np.asarray(self.mean, np.float64)
         self.covariance = covariance = np.asarray(self.covariance, np.float64)
         shapes_fit = mean.ndim <= 1 and mean.size > 0 and covariance.shape == (mean.size, mean.size)
-        if not shapes_fit or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        if not (shapes_fit and np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(
                 f"mean {mean.shape}, covariance {covariance.shape}; expected finite numbers of shapes () or "
                 f"(d,), and (d, d)"
@@ -48,7 +46,7 @@ class Gaussian:
                 f"needs some spread"
             )
 
-    def nodes(self, count: int) -> Discrete:
+    def nodes(self, count: int) -> "Discrete":
         """An even grid of ``count`` nodes in each direction, as a discrete measure: the trapezoidal rule.
 
         For smooth f it is as exact as Gauss-Hermite quadrature, and where f oscillates or touches 0 much
@@ -98,7 +96,7 @@ class Discrete:
                 f"{weights.sum():g}"
             )
 
-    def nodes(self, count: int) -> Discrete:
+    def nodes(self, count: int) -> "Discrete":
         return self
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
