@@ -221,32 +221,29 @@ def extract_tokens(
             each.append(resize_picture(five_crop(picture) if crops == 5 else picture[None], (height, width)))
         return sum(each) / len(each)
 
-    def fill(shards: Shards, title: str) -> None:
-        """Extract the files that are missing, some images at a time."""
-        missing, step = shards.missing(), max(1, settings.extract_batch // crops)
-        folder.mkdir(parents=True, exist_ok=True)
-        needed = 2 * prod(shape) * len(missing)
-        if needed > shutil.disk_usage(folder).free:
-            raise OSError(
-                f"{folder}: no room for {needed / 1e6:.1f} MB of tokens; make room, ask for a smaller size, "
-                "or set MMLIB_DATA to a folder on a larger disk"
-            )
-        for start in progress_bar(range(0, len(missing), step), desc=title, progress=progress):
-            indices = missing[start : start + step]
-            tokens = backbone.extract(torch.cat([picture_of(index) for index in indices])).cpu().half()
-            for index, own in zip(indices, tokens.split(crops)):
-                if not torch.isfinite(own).all():
-                    raise ValueError(
-                        f"{title}, image {reader.rows[index]['id']!r}: not finite in float16 (limit 65504); "
-                        "check the backbone's weights and that image"
-                    )
-                write_image(shards.files[index], own.numpy())
-
-    arrays, digests = {}, digests_of(reader)
+    arrays, digests, step = {}, digests_of(reader), max(1, settings.extract_batch // crops)
     for name in names:
         reader.modalities = {sensor: dataset.modalities[sensor] for sensor in name.split("+")}
-        arrays[name] = Shards([shard_path(name, each) for each in digests], shape)
-        if arrays[name].missing():
-            with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
-                fill(arrays[name], f"tokens of {name}")
+        shards = arrays[name] = Shards([shard_path(name, each) for each in digests], shape)
+        if not shards.missing():
+            continue
+        with exclusive(f"{folder}.lock"):  # the second of two processes waits for the first
+            missing, title = shards.missing(), f"tokens of {name}"
+            folder.mkdir(parents=True, exist_ok=True)
+            needed = 2 * prod(shape) * len(missing)
+            if needed > shutil.disk_usage(folder).free:
+                raise OSError(
+                    f"{folder}: no room for {needed / 1e6:.1f} MB of tokens; make room, ask for a smaller "
+                    "size, or set MMLIB_DATA to a folder on a larger disk"
+                )
+            for start in progress_bar(range(0, len(missing), step), desc=title, progress=progress):
+                indices = missing[start : start + step]
+                tokens = backbone.extract(torch.cat([picture_of(index) for index in indices])).cpu().half()
+                for index, own in zip(indices, tokens.split(crops)):
+                    if not torch.isfinite(own).all():
+                        raise ValueError(
+                            f"{title}, image {reader.rows[index]['id']!r}: not finite in float16 (limit "
+                            "65504); check the backbone's weights and that image"
+                        )
+                    write_image(shards.files[index], own.numpy())
     return Tokens(arrays, crops, device=backbone.device)

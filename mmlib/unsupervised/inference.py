@@ -5,6 +5,7 @@ criteria; and ``segment``, which applies a finished clustering to new images.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,7 +102,7 @@ def sample_codes(model, names, tokens: Tokens, points: int, entries, seed: int) 
     some entries, numbers that increase. Nothing else is kept: the codes of all crops of a large data set do
     not fit into memory.
     """
-    patches = tokens.grid[0] * tokens.grid[1]
+    patches = prod(tokens.grid)
     places = np.random.default_rng(seed).permutation(len(tokens) * patches)[:points]
     ascending, samples, whole = np.sort(places), [], []
     for part, codes in code_batches(model, names, tokens):

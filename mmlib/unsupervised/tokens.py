@@ -147,13 +147,12 @@ class Tokens:
         Raises:
             ValueError: an unknown name, or one without statistics. IndexError: an index out of range.
         """
-        index = np.asarray(indices)
         names = list(names or self.arrays)
         parts = {}
         for name in summands(names):
             if name not in self.arrays:
                 raise ValueError(f"tokens: unknown modality {name!r}; there are {', '.join(self.arrays)}")
-            raw = torch.from_numpy(np.ascontiguousarray(self.arrays[name][index]))
+            raw = torch.from_numpy(np.ascontiguousarray(self.arrays[name][np.asarray(indices)]))
             parts[name] = self.chain(name, raw.to(self.device).float())
         parts |= {name: sum(parts[part] for part in name.split("&")) for name in names if "&" in name}
         return {name: parts[name] for name in names}
