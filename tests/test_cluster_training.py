@@ -25,7 +25,7 @@ from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts
 from mmlib.unsupervised.inference import codes_of
 from mmlib.unsupervised.methods import EAGLE_LOSS, on_grid, prepare, resolve_method
-from mmlib.unsupervised.networks import ClusterNetConfig
+from mmlib.unsupervised.networks import ClusterNet, ClusterNetConfig
 from mmlib.unsupervised.train import Model, cluster, entries, step_loss
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -221,9 +221,9 @@ def test_the_loss_of_the_reference_does_not_see_the_harmonizers(shared):
 def test_inference_does_not_need_the_harmonizers(shared):
     model, _, _ = one_step(shared)
     plan, prepared = shared()
-    before = codes_of(model, plan.read, prepared.tokens)
+    before = codes_of(model.net, plan.read, prepared.tokens)
     model.net.harmonizers = torch.nn.ModuleDict()
-    assert torch.equal(before, codes_of(model, plan.read, prepared.tokens)) and not model.training
+    assert torch.equal(before, codes_of(model.net, plan.read, prepared.tokens)) and not model.net.training
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(shared):
@@ -261,9 +261,9 @@ def test_sampled_tokens_are_all_that_is_computed(shared, monkeypatch):
     are interpolated.
     """
     weights, sizes = (1.0, 1.0, 0.0), []  # random pairs would be drawn anew
-    genuine = Model.forward
+    genuine = ClusterNet.forward
     monkeypatch.setattr(
-        Model,
+        ClusterNet,
         "forward",
         lambda self, tokens: (sizes.append(tokens["rgb"].shape[2:]), genuine(self, tokens))[1],
     )
@@ -310,7 +310,7 @@ def test_fusions_reach_the_network(shared, method, fusion):
     assert ("aolp/self" in parts) == (method == "unim2")  # none: what is not read still supervises
     tokens = shared(method)[1].tokens.batch([0], SENSORS)
     model.eval()
-    codes = [model(x) for x in (tokens, tokens | {"aolp": -tokens["aolp"]})]
+    codes = [model.net(x) for x in (tokens, tokens | {"aolp": -tokens["aolp"]})]
     assert torch.equal(*codes) == (fusion == "none")
 
 
@@ -347,7 +347,7 @@ def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
     tokens = shared("cosine")[1].tokens.batch([0, 1], SENSORS)
     model.eval()
     students = {name: adapters[name](x) if name in adapters else x for name, x in tokens.items()}
-    through = model(tokens)
+    through = model.net(tokens)
     model.net.adapters = torch.nn.ModuleDict()
     assert torch.equal(through, model.net(students)) and not torch.equal(through, model.net(tokens))
 

@@ -75,6 +75,25 @@ def test_sinkhorn_uses_prototypes_that_nobody_prefers():
     assert torch.isfinite(sinkhorn(scores * 1e4, 0.05)).all()
 
 
+def test_a_mask_hides_what_is_below_it():
+    torch.manual_seed(0)
+    network = recipe.Assigner(configured("data", "out")).eval()
+    images = torch.rand(1, 3, 64, 64)
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, 2:6, 2:6] = True
+    changed = images.clone()
+    changed[..., 28:36, 28:36] = (
+        0.0  # deep inside: the stem's receptive field of 15 pixels does not reach a visible token
+    )
+    with torch.no_grad():
+        # GroupNorm sees the whole picture, so only its statistics pass the mask; without it nothing does.
+        for layer in network.vit.stem:
+            if isinstance(layer, torch.nn.GroupNorm):
+                layer.forward = lambda x: x
+        assert torch.equal(network(images, mask)[1], network(changed, mask)[1])
+        assert not torch.allclose(network(images)[1], network(changed)[1], atol=1e-3)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_masks_have_exactly_their_share(h, w, share, seed):

@@ -189,7 +189,7 @@ def by_hand(data, name, index, patch=8):
 def test_tokens_are_what_the_backbone_says(data):
     found = extract(data, MeanColour(), ["rgb", "aolp", "rgb+aolp"])
     assert (list(found.arrays), found.shape) == (["rgb", "aolp", "rgb+aolp"], (7, 3, 4, 6))
-    assert found.image.tolist() == list(range(7))
+    assert found.crops == 1
     batch = found.batch([4, 0, 4])
     for position, index in enumerate((4, 0, 4)):
         rgb, aolp = by_hand(data, "rgb", index), by_hand(data, "aolp", index)
@@ -201,7 +201,7 @@ def test_tokens_are_what_the_backbone_says(data):
 def test_crops_are_numbered_five_i_plus_k_and_resized(data):
     backbone = MeanColour(patch=4)
     found = extract(data, backbone, ["rgb"], size=(8, 12), crops=5, extract_batch=1000)
-    assert len(found) == 35 and found.image.tolist() == [i for i in range(7) for _ in range(5)]
+    assert len(found) == 35 and found.crops == 5
     for i in (0, 3):
         image = torch.from_numpy(data.stored(i)[0]["rgb"].transpose(2, 0, 1) / 255).float()
         for k, crop in enumerate(tv.five_crop(image, (16, 24))):

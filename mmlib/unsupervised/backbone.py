@@ -219,15 +219,12 @@ class PatchViT(nn.Module):
         self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.blocks = nn.Sequential(*(Block(channels, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(channels)
+        # what pre-training puts in the place of the stem's output where a patch is masked
         self.mask_token = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, C, H/8, W/8); where ``mask`` (N, H/8, W/8) is true, the token starts
-        from the mask token.
-        """
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, C, H/8, W/8)."""
         tokens = self.stem(images * 4 - 2)
-        if mask is not None:
-            tokens = torch.where(mask[:, None], self.mask_token[:, None, None], tokens)
         tokens = tokens + self.position(tokens)
         rows = self.norm(self.blocks(tokens.flatten(2).transpose(1, 2)))
         return rows.transpose(1, 2).reshape(tokens.shape)

@@ -124,11 +124,12 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
     only to score.
     """
     settings, tokens, scored = config.evaluation, prepared.tokens, prepared.scored
+    net = model and model.net
     # Codes of the training split: points for k-means; entries for the criteria, or all for a linear probe.
     pairs = criteria_pairs(len(tokens))
     entries = np.arange(len(tokens)) if settings.linear_steps else np.unique(pairs)
     seed = derived_seed(settings.kmeans_seed, "points")
-    points, codes = sample_codes(model, plan.read, tokens, settings.kmeans_points, entries, seed)
+    points, codes = sample_codes(net, plan.read, tokens, settings.kmeans_points, entries, seed)
     seeds = (derived_seed(settings.kmeans_seed, "kmeans", r) % 2**31 for r in range(settings.repeats))
     runs = [kmeans(points, clusters, restarts=settings.restarts, seed=seed) for seed in seeds]
     repeats = [{"inertia": min(run.inertia)} for run in runs]
@@ -148,7 +149,7 @@ def evaluate_clustering(model, plan, prepared, clusters: int, config, loss=None)
         "histograms": histograms(tokens, plan, loss) if model else {},
     }
     # Codes of the scored split, which is assigned to clusters image by image, and scored where it has labels.
-    scored_codes = codes_of(model, plan.read, prepared.scored_tokens)
+    scored_codes = codes_of(net, plan.read, prepared.scored_tokens)
     result = Clustering(means.centroids)
     if scored.labelled:
         classes = scored.description.classes

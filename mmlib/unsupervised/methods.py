@@ -192,7 +192,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     neighbours = torch.empty(0)
     if plan.loss.weights[1] and config.method != "kmeans":
         compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
-        groups = torch.arange(len(tokens)) if config.same_image else tokens.image
+        groups = torch.arange(len(tokens)) // (1 if config.same_image else tokens.crops)
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()
     inputs = data.digest() | scored.digest() | {"weights of the backbone": backbone.key}
     in_memory = tokens.in_memory(), scored_tokens.in_memory()

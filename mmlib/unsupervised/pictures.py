@@ -53,7 +53,18 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
     if modality.picture == "range":
         if modality.high <= NEAR:
             raise ValueError(f"{expected} distances beyond {NEAR} m, got a high end of {modality.high}")
-        planes = _range_planes(modality, physical, depth_form if modality.channels == 1 else "inverse")
+        images = physical.reshape(-1, *physical.shape[-3:])
+        # Fill holes with the mean of the measured neighbours.
+        has_value = (images[:, :1] > 0).float()
+        share = F.avg_pool2d(has_value, 3, 1, 1).clamp(min=0.01)
+        images = torch.where(has_value > 0, images, F.avg_pool2d(images * has_value, 3, 1, 1) / share)
+        distance, others = images.tensor_split([1], 1)
+        clipped = distance.clamp(min=NEAR)
+        nearness = NEAR / clipped
+        if depth_form == "log" and modality.channels == 1:
+            nearness = 1 - torch.log(clipped / NEAR) / math.log(modality.high / NEAR)
+        further = others.clamp(min=0).log1p() / math.log1p(modality.high)
+        planes = torch.cat([torch.where(distance > 0, nearness, 0.0), further], 1).reshape(physical.shape)
     else:
         ends = physical.new_tensor([modality.low, modality.high])
         low, high = modality.compressed(ends).tolist()
@@ -62,23 +73,6 @@ def as_picture(modality: Modality, physical: Tensor, depth_form: DepthForm = "in
             planes = planes.flip(-3)
     channels = {1: (0, 0, 0), 2: (0, 1, 0), 3: (0, 1, 2)}[planes.shape[-3]]
     return planes[..., channels, :, :].clamp(0, 1)
-
-
-def _range_planes(modality: Modality, physical: Tensor, form: DepthForm) -> Tensor:
-    """Distance in the first channel, others behind it -> planes (..., 1 to 3, H, W) of ``as_picture``."""
-    images = physical.reshape(-1, *physical.shape[-3:])
-    # Fill holes with the mean of the measured neighbours.
-    has_value = (images[:, :1] > 0).float()
-    share = F.avg_pool2d(has_value, 3, 1, 1).clamp(min=0.01)
-    images = torch.where(has_value > 0, images, F.avg_pool2d(images * has_value, 3, 1, 1) / share)
-    distance, others = images.tensor_split([1], 1)
-    clipped = distance.clamp(min=NEAR)
-    nearness = NEAR / clipped
-    if form == "log":
-        nearness = 1 - torch.log(clipped / NEAR) / math.log(modality.high / NEAR)
-    further = others.clamp(min=0).log1p() / math.log1p(modality.high)
-    planes = torch.cat([torch.where(distance > 0, nearness, 0.0), further], 1)
-    return planes.reshape(*physical.shape[:-3], -1, *physical.shape[-2:])
 
 
 def five_crop(image: Tensor) -> Tensor:

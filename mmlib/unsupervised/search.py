@@ -208,12 +208,11 @@ def write_search_report(study, config: SearchConfig, out: Path) -> dict:
         for trial in trials
     ]
     settings = config.run.evaluation
-    what = f"the label-free criterion {settings.criterion!r} on training images"
-    if config.select_on_labels:
-        what = f"LABELS of the split {settings.split!r}"
+    on_labels = f"LABELS of the split {settings.split!r}"
+    without = f"the label-free criterion {settings.criterion!r} on training images"
     report = {
         "provenance": provenance(seed=config.search_seed),
-        "chosen by": what,
+        "chosen by": on_labels if config.select_on_labels else without,
         "method": config.run.method,
         "finished": len(trials),
         "pruned or failed": sum(map(is_over, study.trials)) - len(trials),

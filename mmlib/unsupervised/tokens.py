@@ -133,11 +133,6 @@ class Tokens:
     def grid(self) -> tuple[int, int]:
         return self.shape[2:]
 
-    @property
-    def image(self) -> np.ndarray:
-        """(n,) number of each entry's image."""
-        return np.arange(len(self)) // self.crops
-
     def batch(self, indices, names=None) -> dict[str, Tensor]:
         """Entries ``indices`` (B integers) -> name -> (B, C, h, w) float32 behind the chain.
 
@@ -187,7 +182,8 @@ def nearest_neighbours(features: Tensor, k: int, groups) -> Tensor:
     own group.
 
     Args:
-        groups: (n,) integers, such as ``tokens.image``: entries of one image are no neighbours.
+        groups: (n,) integers, such as the numbers of the entries' images, which are then no neighbours of
+            themselves.
 
     Raises:
         ValueError: not enough entries for k neighbours.

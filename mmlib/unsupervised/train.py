@@ -66,10 +66,6 @@ class Model(nn.Module):
         if config.method in DIVERGENCES:
             self.net.add_adapters(plan.sensors[1:])
 
-    def forward(self, tokens: Points) -> Tensor:
-        """Tokens of all that is read -> code (B, D, h, w)."""
-        return self.net(tokens)
-
 
 def seeded(*parts) -> torch.Generator:
     """Random numbers of one purpose: they depend on ``parts`` alone."""
@@ -127,7 +123,7 @@ def step_loss(
     config, plan = model.config, model.plan
     # The correspondence loss of all methods: CMCS for UniM2, with one target that of STEGO.
     index, tokens, take, frozen, generator = draw_tokens(model, prepared, step, "points")
-    code = model(tokens)
+    code = model.net(tokens)
     # The code as each target supervises it: s, or s^X = CMH(s) (Eq. 7).
     codes = take({name: model.net.harmonized(code, name) for name in plan.targets})
     images, *near = zip(frozen, codes)
@@ -143,7 +139,7 @@ def step_loss(
     if method == "eagle":
         view = second_view({name: tokens[name] for name in read}, generator)
         views = [tokens[read[0]], view[read[0]]]
-        objects, lookup = model.extra["eagle"]([code, model(view)], views, picture)
+        objects, lookup = model.extra["eagle"]([code, model.net(view)], views, picture)
         # Correspondence alone for the first 200 of EAGLE's some 10,000 steps, here at most a tenth of them.
         corresponding, contrasting = (1.0, 0.0) if step < min(200, config.steps // 10) else (0.1, 0.9)
         total = corresponding * total + contrasting * objects + lookup

@@ -16,6 +16,7 @@ import math
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -109,7 +110,12 @@ class Assigner(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, 64))
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        tokens = self.vit(images, mask).permute(0, 2, 3, 1).flatten(0, 2)
+        def cover(stem, inputs, tokens):
+            """The stem's output, with the mask token where ``mask`` (N, h, w) is true."""
+            return torch.where(mask[:, None], self.vit.mask_token[:, None, None], tokens)
+
+        with nullcontext() if mask is None else self.vit.stem.register_forward_hook(cover):
+            tokens = self.vit(images).permute(0, 2, 3, 1).flatten(0, 2)
         return F.normalize(self.head(tokens), dim=1) @ F.normalize(self.prototypes, dim=1).T, tokens
 
 
