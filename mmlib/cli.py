@@ -109,13 +109,12 @@ def run_cluster(command: ClusterCommand) -> None:
 
 def print_clusters(report: dict) -> None:
     if report["scores"]:
-        repeats = estimate([entry["miou"] for entry in report["kmeans"]])
         caption = (
             f"in % on {report['split']}, state chosen by {report['chosen by']}; clusters named by Hungarian "
             "matching on the same split"
         )
         print(cluster_sheet(report["scores"], caption).text())
-        print(f"k-means repeated with other seeds: mIoU {repeats}")
+        print("k-means repeated with other seeds: mIoU", estimate([k["miou"] for k in report["kmeans"]]))
     collapse = report["collapse"]
     print(
         f"effective rank {collapse['effective_rank']:.1f}, "

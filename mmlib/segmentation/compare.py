@@ -145,8 +145,10 @@ def compare(config: CompareConfig) -> dict:
         scores, failures, how = score(network, data, config)
         ways[how] = name
         record = {"seeds": seed, "guards": {}} | report | scores.to_dict()
-        names = ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
-        entry = {name: record[name] for name in names}
+        entry = {
+            name: record[name]
+            for name in ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
+        }
         if config.information_samples:
             entry["information"] = measure_information(network, data, config.information_samples)
             entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))

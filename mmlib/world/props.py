@@ -27,8 +27,7 @@ class Draw:
 
     def __init__(self, *key):
         self.rng = np.random.default_rng(key)
-        self.rows: list[tuple] = []
-        self.lights: list[tuple] = []
+        self.rows, self.lights = [], []
         self.box, self.frustum, self.ellipsoid, self.background = (
             partial(self.add, kind) for kind in (BOX, FRUSTUM, ELLIPSOID, BACKGROUND)
         )
