@@ -148,10 +148,10 @@ def test_terms_are_the_information_combined():
         name: value[..., 1::2, 1::2] for name, value in logits.items()
     }  # 32 x 24 positions, every second row and column
     expected = 0.5 * combine(
-        logit_information(thin, nearest(label, (32, 24))[..., 1::2, 1::2])[0].mean(1), "balance"
+        logit_information(thin, nearest(label, (32, 24))[..., 1::2, 1::2]).mean(1), "balance"
     )
     maps = [features[-4][..., 1::2, 1::2], *features[-3:]]
-    for values in feature_information(maps, 3)[0]:
+    for values in feature_information(maps, 3):
         expected = expected + 0.25 * combine(values.mean(1), "balance")
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 

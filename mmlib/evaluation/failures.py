@@ -115,7 +115,8 @@ def evaluate_failures(
             f"{dataset.root}: {len(dataset.modalities)} sensor(s), {len(dataset)} sample(s); expected two or "
             "more of each: something sound beside the broken, and another scene in its place"
         )
-    indices = range(len(dataset)) if indices is None else list(indices)
+    if indices is None:
+        indices = range(len(dataset))
     # All sensors are sound, variant 0 of their images, or some show another variant, or are taken out.
     sound = dict.fromkeys(dataset.modalities, 0)
     kinds = list(product(faults, SEVERITIES))

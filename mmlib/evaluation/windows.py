@@ -104,8 +104,7 @@ def sliding(encode: Encode, window: tuple[int, int], stride: tuple[int, int] = (
                     blended[name] = logits.new_zeros(
                         (len(logits), logits.shape[1] + 1, *grid), dtype=torch.float32
                     )
-                down, across = (_tent(n, logits.device) for n in cells)
-                weight = down[:, None] * across
+                weight = torch.outer(*(_tent(n, logits.device) for n in cells))
                 top, left = (start * n // side for start, n, side in zip(corner, cells, extent))
                 place = blended[name][..., top : top + cells[0], left : left + cells[1]]
                 place[:, :-1] += weight * logits.float()

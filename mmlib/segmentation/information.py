@@ -145,7 +145,7 @@ def gat_information(
     seed: int = 0,
     variance: bool = False,
     create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Gat et al.'s information as their public code computes it, with one noise sample, and softmax for their
     multi-label sigmoid.
 
@@ -155,7 +155,7 @@ def gat_information(
     Nothing is normalised: information is about 1e-9, and their λ is 1e-10.
 
     Returns:
-        (information (M, 1), f (1,)).
+        information (M, 1).
 
     Raises:
         ValueError: a batch of one sample, whose spread is zero.
@@ -171,10 +171,10 @@ def gat_information(
         gradients = torch.autograd.grad(f, [*z.values()], create_graph=create_graph)
         energy = torch.stack([gradient.square().sum(1).mean() for gradient in gradients])[:, None]
         values = energy if variance else energy / f
-        return values.nan_to_num(torch.inf, torch.inf), f[None]
+        return values.nan_to_num(torch.inf, torch.inf)
 
 
-def logit_information(logits: Tensors, label: Tensor, *, variance: bool = False) -> tuple[Tensor, Tensor]:
+def logit_information(logits: Tensors, label: Tensor, *, variance: bool = False) -> Tensor:
     """Information of each modality's logits in closed form: mean over pixels of ‖softmax − onehot‖², divided
     by CE.
 
@@ -183,7 +183,7 @@ def logit_information(logits: Tensors, label: Tensor, *, variance: bool = False)
     (softmax − onehot) / M for every one, and can not tell them apart.
 
     Returns:
-        (information (M, B), f (M, B)); NaN where a sample has no labelled pixel.
+        information (M, B); NaN where a sample has no labelled pixel.
     """
     stacked = torch.stack([_full(value) for value in logits.values()])  # (M, B, K, h, w)
     small = nearest(label, stacked.shape[-2:])
@@ -194,12 +194,12 @@ def logit_information(logits: Tensors, label: Tensor, *, variance: bool = False)
     squared = log_p.exp().square().sum(2) - 2 * log_true.exp() + 1  # ‖p − onehot‖²
     f = (-log_true * valid).flatten(2).sum(2) / pixels.clamp_min(1)
     energy = (squared * valid).flatten(2).sum(2) / pixels.clamp_min(1)
-    return _information(energy, f, pixels, variance), f
+    return _information(energy, f, pixels, variance)
 
 
 def feature_information(
     features: list[Tensor], count: int, *, reading: str = "kl", variance: bool = False
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Eq. 7 in closed form: channel softmax q_i of modality i's features against that of their mean, which
     gets no gradient.
 
@@ -213,9 +213,9 @@ def feature_information(
         count: M.
 
     Returns:
-        (information (scales, M, B), f (scales, M, B)).
+        information (scales, M, B).
     """
-    values, losses = [], []
+    values = []
     for feature in features:
         # Channels last, where a softmax over them is fastest: (M, B, h w, C).
         stacked = _full(feature).flatten(2).transpose(1, 2).unflatten(0, (count, -1)).contiguous()
@@ -229,8 +229,7 @@ def feature_information(
         if reading == "kl":
             energy = energy * (stacked.shape[3] / 2)
         values.append(_information(energy, f, torch.ones_like(f), variance))
-        losses.append(f)
-    return torch.stack(values), torch.stack(losses)
+    return torch.stack(values)
 
 
 def decoder_information(
@@ -241,7 +240,7 @@ def decoder_information(
     *,
     variance: bool = False,
     create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Eq. 7 through the head: f = CE(mean of the decoded features, label), differentiated by each modality's
     features at the four scales of the encoder's stages; a fifth, finer one is the stem's.
 
@@ -253,7 +252,7 @@ def decoder_information(
         features: what ``decode`` takes, fine to coarse; of more than four the last four are scales.
 
     Returns:
-        (information (scales, M, B), f (B,)); NaN where a sample has no labelled pixel.
+        information (scales, M, B); NaN where a sample has no labelled pixel.
     """
     with torch.enable_grad(), exact(label.device):
         # Views: the encoder makes each scale from the one before, and the way from a fine scale to the loss
@@ -267,7 +266,7 @@ def decoder_information(
             variances = feature.detach().unflatten(0, (count, -1)).flatten(2).var(2, correction=0)  # (M, B)
             energy = gradient.unflatten(0, (count, -1)).flatten(2).square().sum(2) * variances * pixels
             values.append(_information(energy, f, pixels, variance))
-        return torch.stack(values), f
+        return torch.stack(values)
 
 
 def combine(information: Tensor, form: str) -> Tensor:
@@ -364,8 +363,8 @@ def measure_information(network: nn.Module, dataset: PreparedDataset, samples: i
         # One by one: samples may differ in size, and memory stays small.
         batch = collate([dataset[index]])
         images = {name: image.to(device) for name, image in batch["images"].items()}
-        label, seed = batch["label"].to(device), derived_seed(0, index)
-        values, _ = input_information(network, images, label, seed=seed)
+        label = batch["label"].to(device)
+        values, _ = input_information(network, images, label, seed=derived_seed(0, index))
         if torch.isfinite(values).all():
             total, used = total + values[:, 0].detach().double().cpu().numpy(), used + 1
     return dict(zip(dataset.modalities, (total / max(1, used)).tolist()))

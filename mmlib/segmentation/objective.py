@@ -114,7 +114,7 @@ def subset_cross_entropy(
     label = label[:, rows[:, None], columns]
     # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over
     # all pixels.
-    scale = size[0] * size[1] / (len(rows) * len(columns))
+    scale = size.numel() / (len(rows) * len(columns))
     stacked = resample(stacked.flatten(0, 1), size, rows, columns).unflatten(0, (modalities, -1))
 
     def cross_entropy(fused):  # Eq. 8: L_sup = CE(p, gt)

@@ -101,7 +101,7 @@ def read_outputs(
     if config.prediction in readings:
         if logits is None:
             raise ValueError(f"{config.prediction!r} needs logits=: a dict of each modality's own logits")
-        tables[config.prediction], _ = logit_information(
+        tables[config.prediction] = logit_information(
             {name: thinned(value, LOGITS) for name, value in logits.items()},
             thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS),
             variance=config.variance,
@@ -112,7 +112,7 @@ def read_outputs(
         count = len(features[0]) // len(label)
         if count > 1:  # a modality alone is its own mean: nothing to compare
             maps = [thinned(feature, FEATURES) for feature in features[-SCALES:]]
-            scales, _ = feature_information(maps, count, reading=config.features, variance=config.variance)
+            scales = feature_information(maps, count, reading=config.features, variance=config.variance)
             tables |= {f"{config.features} scale {j}": values for j, values in enumerate(scales, 1)}
     return tables
 
@@ -132,7 +132,7 @@ def crop(config: RegularizerConfig, images: Tensors, label: Tensor, seed: int) -
 
 def thinned(value: Tensor, positions: int) -> Tensor:
     """About ``positions`` evenly spaced pixels of a map (..., h, w)."""
-    stride = max(1, round((value.shape[-2] * value.shape[-1] / positions) ** 0.5))
+    stride = max(1, round((value.shape[-2:].numel() / positions) ** 0.5))
     return value[..., stride // 2 :: stride, stride // 2 :: stride]
 
 
@@ -203,13 +203,13 @@ class Regularizer:
         options = {"variance": config.variance, "create_graph": True}
         noise = {"seed": derived_seed(self.seed, "probe", step)} | options
         if "gat" in readings:
-            own["gat"], _ = gat_information(network, images, **noise)
+            own["gat"] = gat_information(network, images, **noise)
         elif config.prediction in readings:
             noise |= {"sigma": config.sigma, "reading": config.prediction}
             own[config.prediction], _ = input_information(network, images, label, **noise)
         if "decoder" in readings:
             features = network.features(images)
-            scales, _ = decoder_information(network.head, features, label, len(images), **options)
+            scales = decoder_information(network.head, features, label, len(images), **options)
             own |= {f"decoder scale {j}": values for j, values in enumerate(scales, 1)}
         return self.terms(own, gather_tables([own], gather), self.strength(progress) * config.probe_every)
 

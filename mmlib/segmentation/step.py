@@ -186,13 +186,14 @@ class Run:
 
     def loader(self, start: int) -> DataLoader:
         """A loader of the micro-batches of this process, from step ``start`` on."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        accelerator = self.accelerator
+        place = accelerator.process_index, accelerator.num_processes
         return DataLoader(
             self.data,
-            batch_sampler=micro_batches(len(self.data), self.config, self.steps, start, rank, processes),
+            batch_sampler=micro_batches(len(self.data), self.config, self.steps, start, *place),
             num_workers=self.config.workers,
             collate_fn=collate,
-            pin_memory=self.accelerator.device.type == "cuda",
+            pin_memory=accelerator.device.type == "cuda",
         )
 
 

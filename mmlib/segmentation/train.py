@@ -104,8 +104,13 @@ def train(config: TrainConfig) -> dict:
             information=information,
             guards=run.regularizer.counts,
         )
-        notes = {"val": scores.summary(), "provenance": report["provenance"]}
-        save_segmenter(network, out / "last.safetensors", step=run.steps, **notes)
+        save_segmenter(
+            network,
+            out / "last.safetensors",
+            step=run.steps,
+            val=scores.summary(),
+            provenance=report["provenance"],
+        )
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     # So that a notebook can start several processes after a training in its own.
