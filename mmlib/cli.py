@@ -1,7 +1,5 @@
 """``python -m mmlib``: one command for each thing to do; dataclasses become flags."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -5,8 +5,6 @@ A setting declares its bound in its type: ``lr: Annotated[float, Above(0)] = 1e-
 Python get the same message.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

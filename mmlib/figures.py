@@ -4,8 +4,6 @@ Each modality has one colour and one symbol (``mmlib.modalities``), and class pa
 ``predict``, the data scripts, the switchboard and all notebooks draw with these functions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

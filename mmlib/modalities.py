@@ -7,8 +7,6 @@ An image travels through three spaces, and this file is the only place that know
 * **network** — physical values, log-compressed where ``compress`` is set, minus ``mean``, divided by ``std``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import asdict, dataclass

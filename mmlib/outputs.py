@@ -3,8 +3,6 @@
 A command states with ``claims`` which of its settings name what it reads and writes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable

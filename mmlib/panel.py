@@ -5,8 +5,6 @@ what went wrong is written where the result would stand. It is built from widget
 that it can be tested without a browser and compares stably in a notebook.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping

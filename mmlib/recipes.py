@@ -9,8 +9,6 @@ A key is a flag's name with underscores. A source begins with "paper" (the paper
 before the user's own, which therefore win.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 from dataclasses import dataclass

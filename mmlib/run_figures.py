@@ -3,8 +3,6 @@
 ``python -m mmlib cluster`` writes ``run_figure`` into the run's folder; notebooks call both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

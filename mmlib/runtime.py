@@ -2,8 +2,6 @@
 written whole or not at all. Nothing here knows of images or networks.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

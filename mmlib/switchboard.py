@@ -3,8 +3,6 @@
 A person points it at their own networks (``load_segmenter``) and prepared data set (``PreparedDataset``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import lru_cache
 from html import escape

@@ -3,8 +3,6 @@
 ``prepared`` writes and reads it; figures, runs and reports take names and colours from it.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -3,8 +3,6 @@
 Fast enough to follow a slider. ``figures`` builds its figures of them, ``predict`` writes its overlays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 

@@ -4,8 +4,6 @@
 prepared layout, ``predict`` and the scripts of ``data_scripts/`` read with it.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

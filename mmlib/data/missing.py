@@ -23,8 +23,6 @@ images.
 one).
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

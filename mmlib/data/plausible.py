@@ -4,8 +4,6 @@ millimetres in the place of metres, another exposure.
 Every command that applies a trained network calls ``check_plausible`` before it begins.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -15,8 +15,6 @@ it, and a journal remembers finished samples, so that a writer which is killed o
 where it stopped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib
@@ -137,7 +135,7 @@ class Writer:
                 self.rows[row["id"]] = row
         print("" if first else header, file=self._journal, flush=True)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:

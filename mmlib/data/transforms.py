@@ -1,7 +1,5 @@
 """Joint augmentation: every modality and the label move together, in physical space, before normalisation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

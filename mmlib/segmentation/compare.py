@@ -3,8 +3,6 @@
 The command ``compare``. Runs of the unsupervised part are printed as they were reported.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -2,8 +2,6 @@
 disk. The command ``train --dry-run`` calls ``dry_run`` and prints ``described``.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import shutil

@@ -7,8 +7,6 @@ modalities. Fusion is a mean, so masking the absent logits gives exactly the pre
 cannot leave a branch out, though: an absent sensor costs as much time as a present one.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from dataclasses import dataclass

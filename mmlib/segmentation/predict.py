@@ -5,8 +5,6 @@ The command ``predict`` calls it. What an output folder holds already is not pre
 images have changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

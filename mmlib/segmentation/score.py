@@ -3,8 +3,6 @@
 The command ``evaluate``; ``compare`` scores and ``predict`` opens checkpoints and fuses as it does.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

@@ -14,8 +14,6 @@ Interpolated points are smoother and so more alike than tokens: a b tuned on sam
 tokens. Autocast is ignored.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -56,7 +54,7 @@ class Shifts:
     @torch.no_grad()
     def measure(
         self, batches: Iterable[tuple[Points, Points]], generator=None, centre: bool = True, limit=2**20
-    ) -> Shifts:
+    ) -> "Shifts":
         """These shifts with ``numbers`` set to quantiles of the correspondences in ``batches``; from then on
         b is fixed.
 
