@@ -164,7 +164,8 @@ def exclusive(path: str | Path):
     finally:
         with contextlib.suppress(OSError):
             if list(path.parent.iterdir()) == [path]:  # nothing was written beside it
-                shutil.rmtree(path.parent)
+                path.unlink()
+                path.parent.rmdir()  # refuses where another process has written since
         lock.release(force=True)
 
 
@@ -190,7 +191,7 @@ def one_line():
                 f"the {'GPU' if gpu else 'machine'}'s memory does not suffice ({reason}); halve --batch-size "
                 "(and double --accumulate in training), or give --checkpointing or a smaller --crop"
             )
-        sys.exit(printable(f"error: {error}"))
+        sys.exit("\n".join(map(printable, f"error: {error}".split("\n"))))
 
 
 def progress_bar(*arguments, progress: bool = True, **options) -> tqdm:
