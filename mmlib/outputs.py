@@ -19,12 +19,15 @@ OURS = LOCK, ".journal.jsonl", "dataset.json", "history.jsonl", "study.db", "cla
 MARKS = b'"command": "python -m mmlib', b"table,row,column,value"
 
 
-def check_output(out: str | Path, inputs: Iterable = (), folder: bool = True) -> None:
+def check_output(
+    out: str | Path, inputs: Iterable = (), folder: bool = True, overwrite: bool = False
+) -> None:
     """Raise ValueError where writing ``out`` could replace a user's file, before anything is written.
 
     Args:
         out: the folder that a command writes, or with ``folder=False`` the file.
         inputs: files and folders that it reads, none of which ``out`` may be, hold or lie in; "" is none.
+        overwrite: whether a file that this program made may be replaced. A folder of ours is gone on with.
     """
     target, kind = Path(os.path.realpath(out)), "folder" if folder else "file"
     for name in filter(None, spelled(list(inputs))):
@@ -44,16 +47,18 @@ def check_output(out: str | Path, inputs: Iterable = (), folder: bool = True) ->
             f"--out {out}: is there already, and is no {kind} that this program made; choose another {kind} "
             "to write, or move it away"
         )
+    if target.is_file() and not overwrite:
+        raise ValueError(f"--out {out}: is there already; give --overwrite to replace it, or another file")
 
 
 @contextlib.contextmanager
-def writing(out: str | Path, inputs: Iterable = (), folder: bool = True):
+def writing(out: str | Path, inputs: Iterable = (), folder: bool = True, overwrite: bool = False):
     """``check_output``, and a folder is this process's alone until the block is left. Of several processes of
     one training, the first does this.
     """
     alone = out and os.environ.get("RANK", "0") == "0"
     if alone:
-        check_output(out, inputs, folder)
+        check_output(out, inputs, folder, overwrite)
     with exclusive(Path(out) / LOCK) if alone and folder else contextlib.nullcontext():
         yield
 
@@ -69,7 +74,8 @@ def claims(*inputs: str, out: str = "out", folder: bool = True):
             check_settings(config)
             limit_threads()
             reads = [attrgetter(name)(config) for name in inputs]
-            with writing(attrgetter(out)(config), reads, folder):
+            overwrite = getattr(config, "overwrite", False)
+            with writing(attrgetter(out)(config), reads, folder, overwrite):
                 return command(config, *arguments, **named)
 
         return claimed

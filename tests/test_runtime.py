@@ -101,12 +101,14 @@ def test_what_is_not_ours_is_not_overwritten(tmp_path):
         (tmp_path / mark / mark).touch()
         check_output(tmp_path / mark)
     for name, folder in (("runs/scores.json", False), ("new", True), ("new", False), ("empty", True)):
-        check_output(tmp_path / name, folder=folder)
+        check_output(tmp_path / name, folder=folder, overwrite=True)
+    with pytest.raises(ValueError, match="scores.json: is there already; give --overwrite to replace it"):
+        check_output(tmp_path / "runs/scores.json", folder=False)
     for name, folder in (("runs", True), ("runs", False), ("runs/scores.json", True), ("pipe", False)):
         with pytest.raises(ValueError, match=f"{name}: is there already, and is no (file|folder) that this"):
-            check_output(tmp_path / name, folder=folder)
+            check_output(tmp_path / name, folder=folder, overwrite=True)
     with pytest.raises(ValueError, match="theirs.json: is there already"):
-        check_output(tmp_path / "runs/theirs.json", folder=False)
+        check_output(tmp_path / "runs/theirs.json", folder=False, overwrite=True)
     (tmp_path / "loop").symlink_to("loop")
     check_output(tmp_path / "new", [tmp_path / "loop"])
     with pytest.raises(OSError, match="loop.*cannot be locked"), outputs.writing(tmp_path / "loop"):

@@ -77,7 +77,7 @@ def test_evaluate_names_what_it_did_everywhere(trained, tmp_path, capsys):
 def test_whole_images_and_windows_give_different_scores_and_say_so(trained, tmp_path):
     found = []
     for options in ([], ["--window", "32", "32"], ["--window", "32", "64"]):
-        evaluate(trained, *options, "--out", str(tmp_path / "scores.json"))
+        evaluate(trained, *options, "--out", str(tmp_path / "scores.json"), "--overwrite")
         record = json.loads((tmp_path / "scores.json").read_text())
         found.append((record["window"], record["scores"]["confusion"]["RDA"]))
     assert [window for window, _ in found] == [[0, 0], [32, 32], [32, 64]]
@@ -249,7 +249,10 @@ def test_runs_that_differ_in_what_changes_no_result_are_one_group(trained, tmp_p
     with pytest.raises(SystemExit, match="mine-2: other settings than the runs before it of the name 'mine'"):
         cli.main(["compare", plain, other, *COMPARE])
     unnamed = [finished(trained, tmp_path / f"run{lr}", network, lr=lr, workers=9 * lr) for lr in (1, 2)]
-    cli.main(["compare", *unnamed, *COMPARE, "--out", str(tmp_path / "out.json")])
+    again = ["compare", *unnamed, *COMPARE, "--out", str(tmp_path / "out.json")]
+    with pytest.raises(SystemExit, match="out.json: is there already; give --overwrite to replace it"):
+        cli.main(again)
+    cli.main([*again, "--overwrite"])
     assert list(json.loads((tmp_path / "out.json").read_text())["groups"]) == ["lr 1", "lr 2"]
 
 

@@ -35,6 +35,8 @@ class ExportConfig:
     """A best.safetensors or last.safetensors written by 'train'."""
     out: str
     """File to write, such as model.onnx."""
+    overwrite: bool = False
+    """Replace the file, if this program made it."""
     size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """Height and width of the images, fixed in the graph; 0 0 = any. The number of images is always free."""
     opset: Annotated[int, AtLeast(0)] = 0

@@ -63,6 +63,8 @@ class ScoringConfig(ApplyConfig):
     """
     out: str = ""
     """JSON file for the scores; empty = print the table only."""
+    overwrite: bool = False
+    """Replace the files of --out and --layout, if this program made them."""
     batch_size: Annotated[int, AtLeast(1)] = 8
     """Samples at a time."""
     workers: Annotated[int, AtLeast(0)] = 0
@@ -118,7 +120,7 @@ def begin(config: ScoringConfig) -> torch.device:
             ours.
     """
     for ending in (".md", ".csv") if config.layout else ():
-        check_output(f"{config.layout}{ending}", folder=False)
+        check_output(f"{config.layout}{ending}", folder=False, overwrite=config.overwrite)
     return choose_device(config.device)
 
 

@@ -149,7 +149,8 @@ def runs(group: str, data: str, kinds: dict[str, str], extra: str, seeds: int, j
 
 
 def compare(folders: list[str], record: str, *extra: str) -> None:
-    call("-m", "mmlib", "compare", *folders, "--out", str(RESULTS / record), "--no-progress", *extra)
+    out = "--out", str(RESULTS / record), "--overwrite"
+    call("-m", "mmlib", "compare", *folders, *out, "--no-progress", *extra)
 
 
 def street(jobs: int) -> None:
