@@ -97,11 +97,6 @@ def run_cluster(command: ClusterCommand) -> None:
     config = find_sensors(command.config)
     report = cluster(config)
     print_clusters(report)
-    if config.method != "kmeans":
-        from .figures import save_figure
-        from .run_figures import run_figure
-
-        save_figure(run_figure(config.out), Path(config.out) / "diagnostics.png")
     print(f"{config.out}/report.json")
 
 

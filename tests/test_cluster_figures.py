@@ -3,6 +3,7 @@ forms.
 """
 
 import json
+import runpy
 
 import matplotlib
 
@@ -12,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 from course import cluster_figures as figures
-from course import record_figures
+from course import record_figures, run_figures
 from matplotlib import pyplot as plt
 
-from mmlib import run_figures
 from mmlib.unsupervised.clustering import cluster_palette
 
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
@@ -147,7 +147,7 @@ def titles(fig):
     return [axis.get_title(loc="left") for axis in fig.axes]
 
 
-def test_run_figure_draws_what_the_history_holds(tmp_path):
+def test_run_figure_draws_what_the_history_holds(tmp_path, monkeypatch):
     measured = lambda step, rank: {
         "step": step,
         "val": {"miou": 20.0, "criteria": {}} | COLLAPSE | {"effective_rank": rank},
@@ -173,8 +173,10 @@ def test_run_figure_draws_what_the_history_holds(tmp_path):
     )
     assert [a.get_title(loc="left") for a in histograms] == ["F' of rgb", "F' of rgb&depth"]
     assert "unim2" in fig._suptitle.get_text() and "21.3 %" in fig._suptitle.get_text()
-    fig.savefig(tmp_path / "diagnostics.png")
-    assert not plt.get_fignums(), "made for the command line too: no figure may stay in pyplot's hands"
+    monkeypatch.setattr("sys.argv", ["run_figures.py", str(tmp_path / "run")])
+    runpy.run_path(run_figures.__file__, run_name="__main__")
+    assert (tmp_path / "run" / "diagnostics.png").exists()
+    assert not plt.get_fignums(), "no figure may stay in pyplot's hands"
 
 
 def test_run_figure_prefers_what_was_logged_with_the_steps(tmp_path):

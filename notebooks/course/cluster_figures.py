@@ -1,6 +1,6 @@
 """Figures of label-free clustering: what tokens look like, which tokens correspond, label maps side by side.
 
-The figure of a whole run is ``mmlib.run_figures``; figures of records are in ``record_figures``.
+The figure of a whole run is in ``run_figures``; figures of records are in ``record_figures``.
 """
 
 from __future__ import annotations

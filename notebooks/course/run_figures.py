@@ -1,8 +1,10 @@
 """Figures of one clustering run: what b divides, and how its losses and codes went.
 
-``python -m mmlib cluster`` writes ``run_figure`` into the run's folder; notebooks call both.
+``python notebooks/course/run_figures.py RUN`` saves ``run_figure`` as diagnostics.png in the folder of a
+finished run of 'cluster'; notebooks call both.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,10 +12,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .figures import FUSED, INK, STYLE, as_written
-from .loop import read_history
-from .modalities import SENSORS
-from .runtime import read_json
+from mmlib.figures import FUSED, INK, STYLE, as_written, save_figure
+from mmlib.loop import read_history
+from mmlib.modalities import SENSORS
+from mmlib.runtime import one_line, read_json
 
 PAIR_COLOURS = {"self": "#0072B2", "knn": "#009E73", "random": "#D55E00"}
 PAIR_DASHES = {"knn": (0, (4, 2)), "random": (0, (1, 1.5))}
@@ -107,3 +109,10 @@ def run_figure(folder: str | Path) -> Figure:
         explained = f"explained correspondence {report['criteria']['explained']:.3f}"
         fig.suptitle(f"{report['config']['method']} · {result} · {explained}", x=0.01, ha="left")
     return fig
+
+
+if __name__ == "__main__":
+    with one_line():
+        for folder in map(Path, sys.argv[1:]):
+            save_figure(run_figure(folder), folder / "diagnostics.png")
+            print(folder / "diagnostics.png")
