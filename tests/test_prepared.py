@@ -28,6 +28,7 @@ from mmlib.data.prepared import (
     read_description,
     read_index,
 )
+from mmlib.data.transforms import Augment
 from mmlib.modalities import SENSORS, Modality, subsets
 from mmlib.runtime import digest_files
 
@@ -282,11 +283,8 @@ def test_ids_can_not_leave_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda images, label: (images | {"radar": images["rgb"]}, label), "every sample needs all"),
-        (
-            lambda images, label: ({k: v for k, v in images.items() if k != "depth"}, label),
-            "every sample needs all",
-        ),
+        (lambda images, label: (images | {"radar": images["rgb"]}, label), "expected one or more of"),
+        (lambda images, label: ({}, label), "expected one or more of"),
         (lambda images, label: (images | {"rgb": images["rgb"][:-1]}, label), "one size is expected"),
         (
             lambda images, label: (images | {"rgb": images["rgb"][..., :2]}, label),
@@ -392,3 +390,90 @@ def test_digests_of_large_data_look_at_sizes_and_times(tmp_path):
     assert by_content == digest_files(tmp_path, names) and by_time != digest_files(tmp_path, names, 199)
     (tmp_path / "a").write_bytes(bytes(99) + b"!")
     assert by_content != digest_files(tmp_path, names)
+
+
+def test_samples_may_lack_sensors(tmp_path):
+    """Only what is there is written, read, digested and measured; also where the writing was interrupted."""
+    whole, root = PreparedDataset(toy.make(tmp_path / "whole")), tmp_path / "some"
+    assert whole.present(0) == list(toy.MODALITIES)
+    lacking = {
+        "train_001": {"rgb"},
+        "train_004": {"rgb", "aolp"},
+        "val_000": {"depth"},
+        "val_003": {"rgb", "depth"},
+    }
+
+    def add_all(writer, stop=None):
+        for row in read_index(tmp_path / "whole")[:stop]:
+            if row["id"] not in writer.rows:
+                images, label = toy.sample(int(row["id"][-3:]) + 1000 * (row["split"] == "val"))
+                has = {n: x for n, x in images.items() if n not in lacking.get(row["id"], ())}
+                writer.add(row["id"], row["split"], has, label, row["condition"], row["case"])
+
+    description = Description("toy", toy.CLASSES, toy.PALETTE, toy.MODALITIES)
+    with pytest.raises(KeyboardInterrupt), Writer(root, description) as writer:
+        add_all(writer, 3)
+        raise KeyboardInterrupt
+    with Writer(root, description) as writer:
+        add_all(writer)
+    header, *lines = (root / "index.csv").read_text().splitlines()
+    assert header == "id,split,condition,case,sensors"
+    assert [line for line in lines if not line.endswith(",")] == [
+        "train_001,train,night,,depth+aolp",
+        "train_004,train,day,,depth",
+        "val_000,val,day,,rgb+aolp",
+        "val_003,val,night,,aolp",
+    ]
+    assert not (root / "rgb" / "train_001.png").exists()
+
+    data = PreparedDataset(root, "train", ["aolp", "rgb"], Augment((16, 24), jitter=0.2))
+    assert [row["id"] for row in data.rows] == [row["id"] for row in whole.rows if row["id"] != "train_004"]
+    assert data.present(0) == ["aolp", "rgb"] and data.present(1) == ["aolp"]
+    assert [*data.files(1)] == ["aolp", "label"] and [*data.stored(1)[0]] == [*data.physical(1)[0]] == [
+        "aolp"
+    ]
+    # The draws of the augmentation do not depend on what a sample has.
+    both = PreparedDataset(tmp_path / "whole", "train", ["aolp", "rgb"], data.augment)
+    both.modalities = data.modalities
+    assert torch.equal(data[1, 5]["images"]["aolp"], both[1, 5]["images"]["aolp"])
+    for name, lacked in {"rgb": 2, "depth": 0, "aolp": 1}.items():
+        pixels = [
+            data.description.modalities[name].compressed(whole.physical(i)[0][name]).double().flatten(1)
+            for i, row in enumerate(whole.rows)
+            if name not in lacking.get(row["id"], ())
+        ]
+        assert len(pixels) == 12 - lacked
+        measured = read_description(root).modalities[name]
+        assert np.allclose(measured.mean, torch.cat(pixels, 1).mean(1), atol=1e-5)
+        assert np.allclose(measured.std, torch.cat(pixels, 1).std(1, correction=0), atol=1e-5)
+
+    batch = collate([data[1], data[0], data[2]])
+    assert list(batch["images"]) == ["aolp", "rgb"] and batch["images"]["rgb"].shape == (3, 3, 32, 48)
+    assert batch["present"].tolist() == [[True, False], [True, True], [True, True]]
+    assert not batch["images"]["rgb"][0].any()
+    assert torch.equal(batch["images"]["rgb"][1], data[0]["images"]["rgb"])
+
+    # What the index leaves out is not read, whatever lies there, and a digest does not see it.
+    before = data.digest()
+    (root / "rgb" / "train_001.png").write_bytes(b"no image")
+    assert data.digest() == before and list(data[1]["images"]) == ["aolp"]
+    assert whole.digest()["index of train"] != before["index of train"]
+
+
+def test_an_index_that_names_wrong_sensors(tmp_path):
+    root, split = toy.make(tmp_path), lambda *names: PreparedDataset(root, "train", names)
+    digest, text = split("rgb", "aolp").digest(), (root / "index.csv").read_text().splitlines()
+    # An empty cell is all sensors.
+    (root / "index.csv").write_text("\n".join([f"{text[0]},sensors", *(f"{line}," for line in text[1:])]))
+    assert split("rgb", "aolp").present(0) == ["rgb", "aolp"]
+    assert split("rgb", "aolp").digest()["images of train"] == digest["images of train"]
+    (root / "index.csv").write_text(
+        "\n".join([f"{text[0]},sensors", *(f"{line},depth" for line in text[1:])])
+    )
+    with pytest.raises(DataError, match="no sample in split 'train' that has rgb or aolp"):
+        split("rgb", "aolp")
+    (root / "index.csv").write_text(
+        "\n".join([f"{text[0]},sensors", *(f"{line},rgb+radar" for line in text[1:])])
+    )
+    with pytest.raises(DataError, match="train_000.*'rgb\\+radar'; expected some of rgb, depth, aolp"):
+        split("rgb")

@@ -4,15 +4,17 @@
 
     root/
       dataset.json          name, classes, palette, modalities (mmlib.modalities.Modality), source, licence
-      index.csv             id,split,condition,case: one row a sample
+      index.csv             id,split,condition,case: one row a sample; where some lack sensors, also sensors:
+                            the names of those that a sample has, joined by "+" (rgb+thermal), empty = all
       .journal.jsonl        only while a writer is at work, or was killed: the data set is unfinished
       <modality>/<id>.png   uint8 with 1 or 3 channels, uint16 with 1 channel
       <modality>/<id>.npy   everything else, (H, W, C)
       label/<id>.png        uint8 class id, 255 = ignore; no label/ folder = unlabelled data
 
-All images of a sample share one size and one viewpoint. Every file is written beside its place and moved into
-it, and a journal remembers finished samples, so that a writer which is killed or meets a full disk goes on
-where it stopped.
+All images of a sample share one size and one viewpoint. A sample may lack sensors, in any split: what it has
+is used, and what it lacks counts nowhere. Every file is written beside its place and moved into it, and a
+journal remembers finished samples, so that a writer which is killed or meets a full disk goes on where it
+stopped.
 """
 
 import contextlib
@@ -152,11 +154,11 @@ class Writer:
         condition: str = "",
         case: str = "",
     ) -> None:
-        """Write one sample: stored arrays (H, W, C) by modality name, and a uint8 label (H, W) or None.
-        Threads may add at once.
+        """Write one sample: stored arrays (H, W, C) by modality name, one or more, and a uint8 label (H, W),
+        or None. Threads may add at once.
 
         Raises:
-            DataError: an unsafe or repeated id, a missing or unknown modality, a wrong dtype, size or channel
+            DataError: an unsafe or repeated id, no modality or an unknown one, a wrong dtype, size or channel
                 count, an unknown class id.
         """
         where, labelled = f"sample {sample_id!r}", label is not None
@@ -166,13 +168,12 @@ class Writer:
             )
         if sample_id in self.rows:
             raise DataError(f"{where} is there already; ids must differ")
-        modalities = self.description.modalities
+        known = self.description.modalities
+        modalities = {name: modality for name, modality in known.items() if name in images}
         arrays = images | {"label": label[..., None]} if labelled else images
         files = sample_files(self.root, sample_id, modalities, labelled)
-        if set(arrays) != set(files):
-            raise DataError(
-                f"{where}: has {sorted(arrays)}, expected {sorted(files)}; every sample needs all of them"
-            )
+        if not modalities or set(arrays) != set(files):
+            raise DataError(f"{where}: has {sorted(images)}, expected one or more of {sorted(known)}")
         for name, (_, dtype, channels) in files.items():
             array = arrays[name]
             if array.dtype != dtype or array.shape[2:] != (channels,) or not array.size:
@@ -181,6 +182,8 @@ class Writer:
                 )
         check_sample(arrays, len(self.description.classes), where)
         row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": labelled}
+        if len(modalities) < len(known):
+            row["sensors"] = "+".join(modalities)
         for name, modality in modalities.items():
             physical = to_physical(modality, images[name], where)
             if split == "train":
@@ -208,7 +211,7 @@ class Writer:
             )
         modalities = {}
         for name, modality in self.description.modalities.items():
-            sums = [row["sums"][name] for row in rows if "sums" in row]
+            sums = [row["sums"][name] for row in rows if name in row.get("sums", {})]
             if sums and not (modality.mean and modality.std):  # statistics given by the caller stand
                 count, total, squares = (np.sum(parts, 0) for parts in zip(*sums))
                 mean = total / count
@@ -223,13 +226,16 @@ class Writer:
             atomic_path(self.root / "index.csv") as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
-            lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
+            columns = [*COLUMNS] + ["sensors"] * any("sensors" in row for row in rows)
+            lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
             csv.writer(file, lineterminator="\n").writerows(lines)
         self._journal_path.unlink(missing_ok=True)  # another process may have finished the same
 
 
 def read_index(root: str | Path) -> list[dict[str, str]]:
-    """Rows of ``root/index.csv`` as dicts with the keys id, split, condition, case."""
+    """Rows of ``root/index.csv`` as dicts with the keys id, split, condition, case; also sensors, where the
+    file has this column.
+    """
     path = Path(root) / "index.csv"
     with reading(path, "an index of samples", DataError), open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
@@ -258,9 +264,11 @@ class PreparedDataset:
             (mmlib.data.transforms).
         cache: keep decoded samples in memory.
 
+    Samples that have none of these modalities are not part of the split.
+
     Raises:
-        DataError: folder, index or split missing; at access: unreadable file, wrong size, type or channel
-            count, unknown class id.
+        DataError: folder, index or split missing, or the index names an unknown sensor; at access: unreadable
+            file, wrong size, type or channel count, unknown class id.
         ValueError: unknown or repeated modality name.
     """
 
@@ -278,15 +286,31 @@ class PreparedDataset:
             raise ValueError(f"{names}: name each modality once, at least one")
         self.modalities = {name: available[name] for name in names}
         rows = read_index(root)
+        for row in rows:
+            named = row.get("sensors")
+            if named and {*named.split("+")} - {*available}:
+                raise DataError(
+                    f"{self.root}/index.csv: the row of {row['id']!r} names the sensors {named!r}; "
+                    f"expected some of {', '.join(available)} joined by '+', or nothing for all of them"
+                )
         self.rows = [row for row in rows if row["split"] == split]
+        self.rows = [row for index, row in enumerate(self.rows) if self.present(index)]
         if not self.rows:
             splits = ", ".join(sorted({row["split"] for row in rows}))
-            raise DataError(f"{self.root}: no sample in split {split!r}; its splits are {splits}")
+            raise DataError(
+                f"{self.root}: no sample in split {split!r} that has {' or '.join(names)}; its splits are "
+                f"{splits}"
+            )
         self.labelled = lexists(self.root / "label")  # also as a link to nowhere
         self.cache, self._cache = cache, {}
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def present(self, index: int) -> list[str]:
+        """Names of the modalities that a sample has, of those of this data set and in their order."""
+        named = self.rows[index].get("sensors")
+        return [name for name in self.modalities if not named or name in named.split("+")]
 
     def require_labels(self) -> None:
         """Raise ValueError unless a pixel of the split has a class. Samples are read until one has."""
@@ -299,7 +323,8 @@ class PreparedDataset:
 
     def files(self, index: int) -> dict[str, tuple[Path, str, int]]:
         """File, type and channels of a sample's images by modality, and of "label" where there are labels."""
-        return sample_files(self.root, self.rows[index]["id"], self.modalities, self.labelled)
+        modalities = {name: self.modalities[name] for name in self.present(index)}
+        return sample_files(self.root, self.rows[index]["id"], modalities, self.labelled)
 
     def stored(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Stored arrays (H, W, C) by name, and the uint8 label (H, W): all 255 without labels."""
@@ -335,7 +360,7 @@ class PreparedDataset:
         images, label = self.stored(index)
         where = f"{self.root}, sample {self.rows[index]['id']!r}"
         physical = {
-            name: physical_image(modality, images[name], where) for name, modality in self.modalities.items()
+            name: physical_image(self.modalities[name], image, where) for name, image in images.items()
         }
         return physical, torch.from_numpy(label.astype(np.int64))
 
@@ -345,14 +370,16 @@ class PreparedDataset:
         images, label = self.physical(index)
         if self.augment is not None and seed is not None:
             images, label = self.augment(images, label, np.random.default_rng(seed), self.modalities)
-        images = {name: modality.to_network(images[name]) for name, modality in self.modalities.items()}
+        images = {name: self.modalities[name].to_network(image) for name, image in images.items()}
         names = {key: self.rows[index][key] for key in ("id", "condition", "case")}
         return {"images": images, "label": label} | names
 
 
 def collate(samples: list[dict]) -> dict:
-    """Samples -> a batch: images name -> (B, C, H, W), label (B, H, W), and lists of ids, conditions and
-    cases.
+    """Samples -> a batch: images name -> (B, C, H, W), zeros where a sample lacks the sensor; present (B, M),
+    whether it has it, in the order of the images; label (B, H, W); lists of ids, conditions and cases.
+
+    A sensor that none of the samples has is not in the batch.
     """
     sizes = {tuple(sample["label"].shape) for sample in samples}
     if len(sizes) > 1:
@@ -360,4 +387,8 @@ def collate(samples: list[dict]) -> dict:
             f"samples of different sizes {sorted(sizes)} in one batch; give a crop size (--crop) to train on "
             "them"
         )
-    return default_collate(samples)
+    images = [sample["images"] for sample in samples]
+    blank = {name: image.new_zeros(()).expand_as(image) for part in images for name, image in part.items()}
+    whole = [sample | {"images": blank | sample["images"]} for sample in samples]
+    present = torch.tensor([[name in part for name in blank] for part in images])
+    return default_collate(whole) | {"present": present}
