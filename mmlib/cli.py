@@ -119,18 +119,12 @@ def print_clusters(report: dict) -> None:
 
 def run_search(config: SearchConfig) -> None:
     report = search(replace(config, run=find_sensors(config.run)))
-    best, ranks = report["best"], report.get("rank correlation with mIoU", {})
+    best = report["best"]
     values = ", ".join(f"{name} {value:.3g}" for name, value in best.items() if isinstance(value, float))
     print(
         f"{report['finished']} trials of {report['method']}; best chosen by {report['chosen by']}:\n"
         f"  trial {best['number']}: {best['value']:.4f} with {values}"
     )
-    if ranks:
-        print(
-            f"  its mIoU {best['scores']['miou']:.1f} %, the best of any trial "
-            f"{report['best mIoU of any trial']:.1f} %\n  rank correlation with mIoU:",
-            ", ".join(f"{name} {value:+.2f}" for name, value in ranks.items()),
-        )
 
 
 def run_segment(config: SegmentConfig) -> None:

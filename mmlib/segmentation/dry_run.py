@@ -5,7 +5,6 @@ disk. The command ``train --dry-run`` calls ``dry_run`` and prints ``described``
 import copy
 import os
 import shutil
-import sys
 import time
 from dataclasses import replace
 from itertools import islice
@@ -53,8 +52,8 @@ class FlopCounter(TorchDispatchMode):
 
 def high_water(device: torch.device, reset: bool = False) -> int:
     """Peak memory in bytes: of allocated tensors on a GPU, else the resident size of this process. ``reset``
-    begins the peak anew, on a CPU only where Linux allows it; elsewhere it is that of the process since its
-    start.
+    begins the peak anew. Systems other than Linux do not tell the peak: there it is what the process holds
+    now.
     """
     if device.type == "cuda":
         if reset:
@@ -65,11 +64,7 @@ def high_water(device: torch.device, reset: bool = False) -> int:
             Path("/proc/self/clear_refs").write_text("5")
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):  # another system than Linux
-        if sys.platform == "win32":
-            return psutil.Process().memory_info().peak_wset
-        import resource  # which Windows lacks
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return psutil.Process().memory_info().rss
 
 
 def seconds(device: torch.device, call, *arguments) -> float:

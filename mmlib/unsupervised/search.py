@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from scipy.stats import spearmanr
-
-from ..config import AtLeast
+from ..config import AtLeast, flag, spelled
 from ..loop import check_same
 from ..outputs import claims
 from ..runtime import derived_seed, progress_bar, provenance, reading, without_paths, write_json
@@ -61,10 +59,10 @@ def suggest(trial, run: ClusterConfig) -> ClusterConfig:
 
 def flags(settings: dict) -> str:
     """The settings of a trial as flags of 'cluster', to the last digit."""
-    values = {name: [settings[name]] for name in ("lr", "dim", "lambda_x") if name in settings}
+    values = {name: settings[name] for name in ("lr", "dim", "lambda_x") if name in settings}
     for kind in ("quantile", "weight"):
         values[f"{kind}s"] = [settings[f"{kind}_{pair}"] for pair in PAIRS]
-    return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v))}" for k, v in values.items())
+    return " ".join(word for name in values for word in (flag(name), *spelled(values[name])))
 
 
 def objective(report: dict, on_labels: bool) -> float:
@@ -202,9 +200,7 @@ def write_search_report(study, config: SearchConfig, out: Path) -> dict:
             f"{out}: every trial failed or was pruned; run one 'cluster' of these settings and look at it"
         )
     rows = [
-        {"number": trial.number, "value": trial.value, "flags": flags(trial.params)}
-        | trial.params
-        | trial.user_attrs
+        {"value": trial.value, "flags": flags(trial.params)} | trial.params | trial.user_attrs
         for trial in trials
     ]
     settings = config.run.evaluation
@@ -219,16 +215,6 @@ def write_search_report(study, config: SearchConfig, out: Path) -> dict:
         "best": max(rows, key=lambda row: row["value"]),
         "trials": rows,
     }
-    scored = [row for row in rows if "scores" in row]
-    if len(scored) > 2:  # looked at after the choice: would labels have chosen the same?
-        miou = [row["scores"]["miou"] for row in scored]
-        columns = {name: [row["criteria"][name] for row in scored] for name in scored[0]["criteria"]}
-        report["rank correlation with mIoU"] = {
-            name: round(float(spearmanr(values, miou).statistic), 3)
-            for name, values in columns.items()
-            if len(set(values)) > 1
-        }
-        report["best mIoU of any trial"] = max(miou)
     write_json(out / "report.json", report)
     write_json(out / "best.json", report["best"])
     return report

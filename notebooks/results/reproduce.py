@@ -35,9 +35,10 @@ from typing import Literal
 
 import torch
 import tyro
+from scipy.stats import spearmanr
 
-from mmlib.runtime import write_json
 from mmlib.evaluation.statistics import rounded
+from mmlib.runtime import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path("notebooks/results")
@@ -202,6 +203,19 @@ def failures(jobs: int) -> None:
     compare(folders, "failures.json", "--split", "test", "--failures", "24", "--information-samples", "0")
 
 
+def rank_correlations(trials: list[dict]) -> dict[str, float]:
+    """Spearman's, of each label-free criterion with the trials' mIoU: would labels have chosen the same?
+    Criteria that never change have none.
+    """
+    miou = [trial["scores"]["miou"] for trial in trials]
+    columns = {name: [trial["criteria"][name] for trial in trials] for name in trials[0]["criteria"]}
+    return {
+        name: round(float(spearmanr(values, miou).statistic), 3)
+        for name, values in columns.items()
+        if len(set(values)) > 1
+    }
+
+
 def search(jobs: int) -> None:
     """Trials are measured on val; their scores are looked at after the choice."""
     settings = "--data room --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000 --trials 22"
@@ -219,6 +233,8 @@ def search(jobs: int) -> None:
         kept = ("value", "criteria", "scores")
         report["trials"] = [{key: trial[key] for key in kept} for trial in report["trials"]]
         report["best"].pop("flags")
+        report["rank correlation with mIoU"] = rank_correlations(report["trials"])
+        report["best mIoU of any trial"] = max(trial["scores"]["miou"] for trial in report["trials"])
         found[name] = {**report, "provenance": report["provenance"] | {"command": f"python {commands[name]}"}}
     note = "rooms; scores are on val and were looked at after the choice"
     write_json(
