@@ -63,7 +63,7 @@ def run_train(command: TrainCommand) -> None:
     if command.dry_run:
         measured = dry_run(config)
         if MAIN:
-            print(described(measured))
+            print(described(config, measured))
     elif report := train(config):  # on the main process only
         summary, miou = report["scores"]["summary"]["all"], report["scores"]["miou"]["all"]
         print(

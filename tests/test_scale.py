@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -394,7 +395,7 @@ def test_times_add_up(data, monkeypatch):
     evaluation = 3.0 * 5 / 2 + 3.0 * 5  # all five samples of val, after two; then the information of all five
     assert found["a step"] == step and found["an epoch"] == 3 * step and found["evaluations"] == 5
     assert found["in all"] == pytest.approx(30 * step + 5 * evaluation)
-    shown = described(found)
+    shown = described(config, found)
     assert (
         "30 steps of 4 samples (1 cpu × 2 × 2)" in shown
         and "2000 ms" in shown
@@ -404,11 +405,14 @@ def test_times_add_up(data, monkeypatch):
     assert dry_run(replace(config, workers=2))["a step"] == 2.75  # loading is hidden behind the step
 
 
-def test_too_large_a_cache_is_pointed_out(data):
-    found = dry_run(configured(data, workers=3))
-    assert found["copies"] == 3 and "TOO MUCH" not in described(found)
-    assert "TOO MUCH, give --no-cache" in described(found | {"machine": 3 * found["cache"]})
-    assert "TOO MUCH" not in described(found | {"machine": 3 * found["cache"], "cached": False})
+def test_too_large_a_cache_is_pointed_out(data, monkeypatch):
+    config = configured(data, workers=3)
+    cost = dry_run(config)
+    shown = described(config, cost)
+    assert "× 3 loader processes" in shown and "TOO MUCH" not in shown
+    monkeypatch.setattr(dry.psutil, "virtual_memory", lambda: SimpleNamespace(total=3 * cost["cache"]))
+    assert "TOO MUCH, give --no-cache" in described(config, cost)
+    assert "TOO MUCH" not in described(replace(config, cache=False), cost)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process begin its peak anew")

@@ -100,8 +100,7 @@ def dry_run(config: TrainConfig) -> dict:
     # Loading: the micro-batches of two steps, once from disk and once from the cache.
     entries = list(islice(run.loader(0).batch_sampler, 2 * config.accumulate))
     load = lambda batch: collate([run.data[entry] for entry in batch])
-    decode = fmean(seconds(device, load, batch) for batch in entries)
-    again = fmean(seconds(device, load, batch) for batch in entries) if config.cache else decode
+    decode, again = (fmean(seconds(device, load, batch) for batch in entries) for _ in range(2))
     micro = [load(batch) for batch in entries[: config.accumulate]]
     stored = [run.data.stored(index) for index in {index for batch in entries for index, _ in batch}]
     sample = fmean(nbytes([label, *images.values()]) for images, label in stored)
@@ -156,16 +155,12 @@ def dry_run(config: TrainConfig) -> dict:
         "peak lr": max(learning_rate(step, run.steps, config) for step in range(run.steps)),
         "flops": flops,
         "seconds": times,
-        "probe every": config.regularizer.probe_every,
         "step memory": step_memory,
         "evaluation memory": evaluation_memory,
         "decode": decode,
         "load again": again,
-        "cached": config.cache,
         "sample": sample,
         "cache": sample * len(run.data),
-        "copies": int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * max(1, config.workers),
-        "machine": psutil.virtual_memory().total,
         "a step": mean,
         "an epoch": mean * per_epoch,
         "evaluations": evaluations,
@@ -176,7 +171,7 @@ def dry_run(config: TrainConfig) -> dict:
     }
 
 
-def described(cost: dict) -> str:
+def described(config: TrainConfig, cost: dict) -> str:
     """The report of a dry run, a line or two for each subject."""
     digits = tqdm.format_sizeof  # three and a prefix: 1234567 -> "1.23M"
     size = lambda name: digits(cost[name], "B")
@@ -185,21 +180,24 @@ def described(cost: dict) -> str:
         f"            {cost['steps an epoch']:.1f} steps an epoch, learning rate up to {cost['peak lr']:.3g}",
     ]
     for name, flops in cost["flops"].items():
-        step = "a step" if name == "plain" else f"a step with a probe, every {cost['probe every']}th"
+        step = (
+            "a step" if name == "plain" else f"a step with a probe, every {config.regularizer.probe_every}th"
+        )
         spent = cost["seconds"][name]
         speed = f"{1000 * spent:.0f} ms, {digits(flops / spent)}FLOP/s"
         lines.append(f"work        {digits(flops)}FLOP {step}, on each device: {speed}")
     kind = "allocated on the device" if cost["device"] == "cuda" else "high-water mark of the process"
-    again = f", {1000 * cost['load again']:.0f} ms from memory" if cost["cached"] else ""
-    copies = f"{cost['copies']} loader process{'es' * (cost['copies'] > 1)}"
-    place = f"{'kept in' if cost['cached'] else 'not kept in'} {size('machine')} of memory"
-    if cost["cached"] and cost["cache"] * cost["copies"] > 0.8 * cost["machine"]:
-        place += ": TOO MUCH, give --no-cache"
+    again = f", {1000 * cost['load again']:.0f} ms from memory" * config.cache
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * max(1, config.workers)
+    machine = psutil.virtual_memory().total
+    place = f"{'not ' * (not config.cache)}kept in {digits(machine, 'B')} of memory"
+    place += ": TOO MUCH, give --no-cache" * (config.cache and cost["cache"] * copies > 0.8 * machine)
     files = ", ".join(f"{name} {digits(count)}B" for name, count in cost["files"].items())
     lines += [
         f"memory      {size('step memory')} in a step, {size('evaluation memory')} in an evaluation ({kind})",
         f"loading     {1000 * cost['decode']:.0f} ms a micro-batch in one process{again}",
-        f"data        {size('sample')} a sample decoded; all of them: {size('cache')} × {copies}, {place}",
+        f"data        {size('sample')} a sample decoded; all of them: {size('cache')} × {copies} "
+        f"loader process{'es' * (copies > 1)}, {place}",
         f"evaluation  {_duration(cost['an evaluation'])}, {cost['evaluations']} in all",
         f"time        {1000 * cost['a step']:.0f} ms a step with loading, {_duration(cost['an epoch'])} an "
         f"epoch, {_duration(cost['in all'])} in all",
