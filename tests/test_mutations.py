@@ -35,8 +35,8 @@ MUTATIONS = [
     Mutation(
         "sign of the entropy",
         "entropy",
-        "float(weights @ kl_div(values, ANY))",
-        "-float(weights @ kl_div(values, ANY))",
+        "_mean(weights, kl_div(values, ANY))",
+        "-_mean(weights, kl_div(values, ANY))",
         of(THEORY, EXPONENTIAL, TENSORISATION, "test_entropy_is_non_negative_and_bounded"),
         NOTEBOOK_01,
     ),
@@ -88,7 +88,7 @@ MUTATIONS = [
     Mutation(
         "conditionals for marginals",
         "marginal_entropies",
-        "float(own[i] @ kl_div(ANY, mean))",
+        "_mean(own[i], kl_div(ANY, mean))",
         "conditional_entropies(f, measure, nodes)[name]",
         of(THEORY, TENSORISATION, "test_tensorisation_on_random_discrete_products"),
         NOTEBOOK_01,
