@@ -109,7 +109,7 @@ def sensor_title(modality: Modality) -> str:
 
 
 def prediction_sheet(source, out: str | Path, count: int) -> None:
-    """``sheet.png`` in the folder that ``predict`` wrote: sensors, overlay, confidence of the first samples.
+    """``sheet.png`` in the folder that ``predict`` wrote: overlay, confidence, sensors of the first samples.
 
     Args:
         source: what was predicted (``mmlib.segmentation.predict.Source``).
@@ -118,27 +118,21 @@ def prediction_sheet(source, out: str | Path, count: int) -> None:
     stems, out, rows, ids = list(source.files)[:count], Path(out), [], set()
     if not stems:
         return
-    present = {name for files in source.files.values() for name in files}
     for stem in stems:
         mask, blended, confidence = (
             np.array(Image.open(out / folder / f"{stem}.png"))
             for folder in ("masks", "overlays", "confidence")
         )
-        images, row = source.read(stem), {}
-        for name, modality in source.modalities.items():
-            if name in present:
-                blank = np.full_like(blended, 217)
-                row[sensor_title(modality)] = picture(modality, images[name]) if name in images else blank
-        row["prediction"] = blended
-        row["confidence, white = 1"] = np.repeat((confidence / 257).astype(np.uint8)[..., None], 3, 2)
-        step = -(-mask.shape[0] // 400)  # pictures of at most 400 rows
-        rows.append({title: image[::step, ::step] for title, image in row.items()})
+        confidence = np.repeat((confidence / 257).astype(np.uint8)[..., None], 3, 2)
+        # Sensors last: one that the first sample lacks gets its column after the others.
+        row = {"prediction": blended, "confidence, white = 1": confidence}
+        for name, image in source.read(stem).items():
+            row[sensor_title(source.modalities[name])] = picture(source.modalities[name], image)
+        rows.append(row)
         ids |= set(np.unique(mask).tolist())
     classes = read_json(out / "classes.json", "a record of predictions")["classes"]
     with plt.style.context(STYLE):
-        figure = picture_grid(rows, [stem[-22:] for stem in stems], width=2.4 * len(rows[0]))
-        for axis in figure.axes:
-            axis.yaxis.label.set_size(8)
+        figure = picture_grid(rows, [stem[-18:] for stem in stems], width=2.4 * len(rows[0]))
         class_legend(figure, [c["name"] for c in classes], [c["colour"] for c in classes], ids)
         save_figure(figure, out / "sheet.png", 144)
 

@@ -54,13 +54,10 @@ class SubsetScores:
         """Subset -> mIoU in per cent."""
         return per_cent(self.names, miou(self.counts[group]))
 
-    def iou(self, subset: str, group: str = "all") -> dict[str, float]:
-        """Class -> IoU in per cent, NaN where the class is absent."""
-        return per_cent(self.classes, iou(self.counts[group][self.names.index(subset)]))
-
     def by_class(self) -> dict[str, dict[str, float]]:
-        """All sensors, and each by itself -> class -> IoU in per cent."""
-        return {subset: self.iou(subset) for subset in (self.names[-1], *self.names[: len(self.modalities)])}
+        """All sensors, and each by itself -> class -> IoU in per cent, NaN where the class is absent."""
+        rows = {name: per_cent(self.classes, row) for name, row in zip(self.names, iou(self.counts["all"]))}
+        return {name: rows[name] for name in (self.names[-1], *self.names[: len(self.modalities)])}
 
     def summary(self, group: str = "all") -> dict[str, float]:
         """full, mean, min and (population) std over the subsets, in per cent; how often adding one sensor to

@@ -15,7 +15,7 @@ from ..config import AtLeast
 from ..data.prepared import PreparedDataset
 from ..evaluation.sheets import cluster_sheets, subset_sheet
 from ..evaluation.statistics import estimate, paired_difference, rounded
-from ..loop import WITHOUT_EFFECT, read_history
+from ..loop import WITHOUT_EFFECT
 from ..outputs import claims
 from ..runtime import data_dir, progress_bar, read_json, reading
 from .information import fisher_gap, measure_information
@@ -139,7 +139,7 @@ def compare(config: CompareConfig) -> dict:
             folder / f"{config.checkpoint}.safetensors", root, config.split, device, config.progress
         )
 
-        # Its scores, its Fisher information and its course of training.
+        # Its scores and its Fisher information.
         scores, failures, how = score(network, data, config)
         ways[how] = name
         record = {"seeds": seed, "guards": {}} | report | scores.to_dict()
@@ -152,15 +152,6 @@ def compare(config: CompareConfig) -> dict:
             entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))
         if failures:
             entry["failures"] = rounded(failures)
-        entry["curves"] = [
-            {
-                "epoch": line["epoch"],
-                **line["val"],
-                "miou": line["miou"],
-                "information": line.get("information", {}),
-            }
-            for line in read_history(folder / "history.jsonl")[1]
-        ]
         append(group, entry)
 
     means = {

@@ -38,6 +38,7 @@ import tyro
 from scipy.stats import spearmanr
 
 from mmlib.evaluation.statistics import rounded
+from mmlib.loop import read_history
 from mmlib.runtime import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,12 +191,20 @@ def pvt(jobs: int) -> None:
 
 
 def curves(jobs: int) -> None:
-    compare(
-        runs("curve", "street", CURVES, "--batch-size 2 --crop 64 96 --eval-every 1", 2, jobs),
-        "fisher_curves.json",
-        "--split",
-        "val",
-    )
+    extra = "--batch-size 2 --crop 64 96 --eval-every 1"
+    compare(runs("curve", "street", CURVES, extra, 2, jobs), "fisher_curves.json", "--split", "val")
+    path = ROOT / RESULTS / "fisher_curves.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for name, group in record["groups"].items():  # and what was measured while they trained
+        group["curves"] = [curve(ROOT / f"runs/{name}-{seed}") for seed in group["seeds"]]
+    write_json(path, rounded(record, significant=5))
+
+
+def curve(folder: Path) -> list[dict]:
+    """The evaluations of a run: epoch, summary, mIoU of each subset, Fisher information of each sensor."""
+    kept = ("epoch", "miou", "information")
+    evaluations = read_history(folder / "history.jsonl")[1]
+    return [line["val"] | {key: line[key] for key in kept} for line in evaluations]
 
 
 def failures(jobs: int) -> None:
