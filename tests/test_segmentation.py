@@ -11,6 +11,7 @@ from torch import nn
 from mmlib.evaluation.fusion import closest_to_mean, fuse
 from mmlib.modalities import SENSORS, Modality, subsets
 from mmlib.runtime import save_tensors
+from mmlib.segmentation.encoder import Encoder
 from mmlib.segmentation.network import (
     MLPHead,
     NetworkConfig,
@@ -118,9 +119,7 @@ def test_a_stem_sees_every_channel_of_its_sensor():
 
 
 def test_pretrained_colour_filters_fit_any_channel_count():
-    from mmlib.segmentation.network import Encoder
-
-    encoder = Encoder(NetworkConfig("pvt_v2_b0"))
+    encoder = Encoder("pvt_v2_b0")
     (template,) = encoder.make_stem.args
     grey = encoder.make_stem(1).proj.weight
     assert torch.allclose(

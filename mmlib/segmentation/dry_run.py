@@ -81,8 +81,7 @@ def nbytes(arrays) -> int:
 
 
 def dry_run(config: TrainConfig) -> dict:
-    """Take a few steps and score a few samples as ``train`` would, with random weights and on every process,
-    and keep nothing.
+    """Take a few steps and score a few samples as ``train`` would, on every process, and keep nothing.
 
     Steps are measured with the regulariser at full strength; each is taken twice, first to count its
     operations, then for time and memory. Loader processes are not started: loading is measured in this one.
@@ -94,7 +93,7 @@ def dry_run(config: TrainConfig) -> dict:
     Raises:
         ValueError, DataError: as ``train``.
     """
-    run = set_up(replace(config, network=replace(config.network, pretrained=False)), resumed=False)
+    run = set_up(config, resumed=False)
     accelerator, device = run.accelerator, run.accelerator.device
 
     # Loading: the micro-batches of two steps, once from disk and once from the cache.

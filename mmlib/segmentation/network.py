@@ -9,10 +9,8 @@ build and load the network here.
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,20 +24,18 @@ from ..evaluation.fusion import FUSIONS
 from ..evaluation.windows import sliding
 from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
+from .encoder import Encoder, group_norm
 
 Tensors = Mapping[str, Tensor]  # name of a modality -> its tensor
-EncoderName = Literal[
-    "residual", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"
-]
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """What the network is made of."""
 
-    encoder: EncoderName = "residual"
-    """residual: 0.5 M parameters, for training from scratch on a CPU; pvt_v2_b*: timm's pyramid transformers
-    (the paper's size class).
+    encoder: str = "residual"
+    """residual: 0.5 M parameters, for training from scratch on a CPU; or a network of timm: pvt_v2_b0 to b5
+    (the paper's size class), tf_efficientnet_lite0 (its weights come by pip), or another one.
     """
     stem: Literal["separate", "shared"] = "separate"
     """separate: each modality has its own first layer; shared: one first layer for all, as in the paper."""
@@ -48,101 +44,17 @@ class NetworkConfig:
     the features of the others are added to its own.
     """
     embed_dim: Annotated[int, AtLeast(0)] = 0
-    """Width of the head; 0 = 48 for residual, 256 for pvt_v2."""
+    """Width of the head; 0 = 48 for residual, 256 for pvt_v2, 128 for others."""
     dropout: Annotated[float, Between(0, 1)] = 0.1
     """Probability that a channel is dropped before the classifier."""
     pretrained: bool = False
-    """Start pvt_v2 from ImageNet weights, that timm fetches, unchecked, from the Hugging Face hub."""
+    """Start the encoder from ImageNet weights: those of --weights, or of an installed package."""
+    weights: str = ""
+    """File with pretrained weights of the encoder, or 'hub' to fetch timm's from the Hugging Face hub;
+    implies --pretrained.
+    """
     checkpointing: bool = False
-    """Recompute the activations of pvt_v2 in the backward pass: takes less memory and a third more time."""
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of 8 channels. BatchNorm would compute its statistics over all modalities, so
-    that the loss of one sensor would change the output of another.
-    """
-    return nn.GroupNorm(max(1, channels // 8), channels)
-
-
-def conv_norm(channels_in: int, channels: int, size: int, stride: int) -> list[nn.Module]:
-    """A convolution without bias and its GroupNorm. Padding keeps the size of the image, divided by the
-    stride.
-    """
-    conv = nn.Conv2d(channels_in, channels, size, stride, size // 2, bias=False)
-    return [conv, group_norm(channels)]
-
-
-class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions, the first of stride 2, with GroupNorm after each and ReLU between them; then the
-    projected input is added, and a last ReLU applied.
-    """
-
-    def __init__(self, channels_in: int, channels: int):
-        super().__init__()
-        first, second = conv_norm(channels_in, channels, 3, 2), conv_norm(channels, channels, 3, 1)
-        self.body = nn.Sequential(*first, nn.ReLU(inplace=True), *second)
-        self.shortcut = nn.Sequential(*conv_norm(channels_in, channels, 1, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
-
-
-def residual_stem(channels: int) -> nn.Module:
-    """The first layer of the residual encoder, for images of ``channels`` channels."""
-    return nn.Sequential(*conv_norm(channels, 16, 5, 2), nn.ReLU(inplace=True))
-
-
-def pyramid_stem(template: nn.Module, channels: int) -> nn.Module:
-    """A copy of the first layer of a pyramid transformer, for images of ``channels`` channels. Its pretrained
-    colour filters are adapted to that number by timm's rule.
-    """
-    from timm.models import adapt_input_conv
-
-    stem = deepcopy(template)
-    old = stem.proj
-    stem.proj = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-    stem.proj.load_state_dict({"weight": adapt_input_conv(channels, old.weight), "bias": old.bias})
-    return stem
-
-
-class Encoder(nn.Module):
-    """Turns the output of a stem into features at several scales, fine to coarse.
-
-    ``residual`` has the strides 2 (the output of the stem itself), 4, 8, 16 and 32. timm's ``pvt_v2_b*`` has
-    the strides 4, 8, 16 and 32 (Wang et al. 2022).
-
-    Attributes:
-        widths: number of channels at each scale.
-        smallest: smallest height or width of an image that it can take, in pixels.
-        make_stem: function that takes a modality's number of channels and returns a new first layer for it.
-    """
-
-    def __init__(self, config: NetworkConfig):
-        super().__init__()
-        if config.encoder == "residual":
-            self.widths, self.smallest, self.make_stem = [16, 32, 64, 96, 128], 1, residual_stem
-            self.stages = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(self.widths))
-            return
-        import timm  # imported late: it takes seconds, and small runs do not need it
-
-        model = timm.create_model(config.encoder, pretrained=config.pretrained, num_classes=0)
-        model.set_grad_checkpointing(config.checkpointing)
-        self.widths = [stage["num_chs"] for stage in model.feature_info]
-        self.smallest = 32  # its first attention pools keys over windows of 8 at stride 4
-        self.make_stem = partial(pyramid_stem, model.patch_embed)  # which is copied, and not trained itself
-        self.stages = model.stages
-
-    def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        """Features of all scales. ``added``: features of other sensors, one tensor per scale, which are added
-        before the next stage is computed.
-        """
-        features, stages = [], [*self.stages]
-        if len(stages) < len(self.widths):  # the output of the stem is the first scale
-            stages.insert(0, nn.Identity())
-        for j, stage in enumerate(stages):
-            x = stage(x) if added is None else stage(x) + added[j]
-            features.append(x)
-        return features
+    """Recompute activations in the backward pass: takes less memory and a third more time."""
 
 
 class MLPHead(nn.Module):
@@ -175,6 +87,11 @@ class Segmenter(nn.Module):
     Args:
         modalities: name -> Modality; a checkpoint keeps them, with their channels and statistics.
         classes, palette: names and colours of the K classes.
+        config: what it is made of.
+        loading: whether a checkpoint will bring all weights, so that pretrained ones are not looked for.
+
+    Raises:
+        ValueError: settings that cannot work, or missing weights.
     """
 
     def __init__(
@@ -183,16 +100,21 @@ class Segmenter(nn.Module):
         classes: list[str],
         palette,
         config: NetworkConfig = NetworkConfig(),
+        loading: bool = False,
     ):
         super().__init__()
-        check_settings(config)  # timm would also build other encoders, and download some
+        check_settings(config)
         self.modalities, self.classes, self.config = dict(modalities), list(classes), config
         self.palette = [tuple(colour) for colour in palette]
-        self.encoder = Encoder(config)
+        pretrained = config.pretrained or bool(config.weights)
+        weights = config.weights if pretrained and not loading else "random"
+        encoder = partial(Encoder, config.encoder, pretrained, weights, config.checkpointing)
+        self.encoder = encoder()
         if config.fusion == "centred":
             if config.stem != "separate":
                 raise ValueError("centred fusion gives each sensor its own stem; use --stem separate")
-            self.auxiliary = Encoder(config)
+            self.encoder.steps()  # raises where there are none
+            self.auxiliary = encoder()
         if config.stem == "separate":
             self.stems = nn.ModuleDict(
                 {name: self.encoder.make_stem(m.channels) for name, m in modalities.items()}
@@ -203,7 +125,8 @@ class Segmenter(nn.Module):
             self.adapters = nn.ModuleDict(
                 {name: nn.Conv2d(m.channels, 3, 1) for name, m in modalities.items() if m.channels > 3}
             )
-        embed_dim = config.embed_dim or (48 if config.encoder == "residual" else 256)
+        wide = 256 if config.encoder.startswith("pvt_v2") else 128
+        embed_dim = config.embed_dim or (48 if config.encoder == "residual" else wide)
         self.head = MLPHead(self.encoder.widths, embed_dim, len(classes), config.dropout)
 
     def stem_features(self, images: Tensors) -> Tensor:
@@ -231,11 +154,10 @@ class Segmenter(nn.Module):
                 f"images of {', '.join(images) or 'nothing'}; this network takes {', '.join(self.modalities)}"
             )
         for name, image in images.items():
-            shape, least, channels = image.shape, self.encoder.smallest, self.modalities[name].channels
-            if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
-                raise ValueError(
-                    f"{name}: expected (B, {channels}, H, W), {least} pixels or more a side, got {(*shape,)}"
-                )
+            shape, channels = image.shape, self.modalities[name].channels
+            if len(shape) != 4 or shape[1] != channels or not self.encoder.fits(shape[2:]):
+                sides = self.encoder.sides
+                raise ValueError(f"{name}: expected (B, {channels}, H, W), {sides} a side, got {(*shape,)}")
         sizes = {(len(image), *image.shape[2:]) for image in images.values()}
         if len(sizes) > 1:
             raise ValueError(f"modalities differ in batch or image size: {sizes}")
@@ -258,8 +180,8 @@ class Segmenter(nn.Module):
         return self.encoder(self.stem_features({centre: image}), added)
 
     def modality_logits(self, images: Tensors) -> Tensors:
-        """Logits (B, K, h, w) of each modality alone, at the resolution of the head: h is H/2 for residual
-        and H/4 for pvt_v2.
+        """Logits (B, K, h, w) of each modality alone, at the resolution of the head: h is H/2 for residual,
+        H/4 for most encoders of timm.
 
         Raises:
             ValueError: the fusion is centred, so that single modalities have no logits.
@@ -359,10 +281,10 @@ def load_segmenter(path: str | Path, device: torch.device | str = "cpu") -> Segm
     """
     header = read_header(path)
     with reading(path, "a segmenter that this version can build"):
-        config = NetworkConfig(**header["config"] | {"pretrained": False})  # the weights are in the file
+        config = NetworkConfig(**header["config"])
         modalities = {m["name"]: Modality(**m) for m in header["modalities"]}
         # Building a description checks the names of classes, the colours and the modalities.
         described = Description("of a checkpoint", header["classes"], header["palette"], modalities)
-        segmenter = Segmenter(modalities, described.classes, described.palette, config)
+        segmenter = Segmenter(modalities, described.classes, described.palette, config, loading=True)
     load_into(segmenter, read_tensors(path), path)
     return segmenter.eval().to(device)

@@ -58,7 +58,11 @@ class TrainConfig:
     the first micro-batch.
     """
     lr: Annotated[float, AtLeast(0)] = 0.0
-    """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual (ours)."""
+    """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual, 5e-4 for others (ours)."""
+    encoder_lr: Annotated[float, AtLeast(0)] = 1.0
+    """Factor of the learning rate for what the encoder has behind its first layers: below 1 keeps pretrained
+    features, 0 freezes them.
+    """
     weight_decay: Annotated[float, AtLeast(0)] = 0.01
     """Weight decay; biases and norms have none (as in related papers)."""
     warmup: Annotated[float, Between(0, 1)] = 0.05
@@ -129,20 +133,25 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Linear warm-up from a tenth of the peak to the peak, times polynomial decay to zero. ``step`` counts
     from 0.
     """
-    peak = config.lr or (3e-3 if config.network.encoder == "residual" else 6e-5)
+    encoder = config.network.encoder
+    usual = 6e-5 if encoder.startswith("pvt_v2") else 5e-4
+    peak = config.lr or (3e-3 if encoder == "residual" else usual)
     warm = config.warmup * steps
     ramp = 0.1 + 0.9 * step / warm if step < warm else 1.0
     return peak * ramp * (1 - step / steps) ** config.power
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: torch.nn.Module, weight_decay: float, encoder_lr: float) -> list[dict]:
     """Groups for the optimizer: weight decay for matrices and filters, none for parameters of one dimension
-    (biases and norms).
+    (biases and norms); "factor" is what the learning rate is multiplied by, ``encoder_lr`` in encoders.
     """
-    groups = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
-    for parameter in model.parameters():
-        groups[parameter.ndim < 2]["params"].append(parameter)
-    return groups
+    groups = {}
+    for name, parameter in model.named_parameters():
+        factor = encoder_lr if name.startswith(("encoder.", "auxiliary.")) else 1.0
+        key = factor, parameter.ndim < 2
+        group = {"params": [], "factor": factor, "weight_decay": 0.0 if key[1] else weight_decay}
+        groups.setdefault(key, group)["params"].append(parameter)
+    return [*groups.values()]
 
 
 def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> int:
@@ -246,7 +255,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     # Network and optimizer, with the state of an unfinished run on the same data.
     seed_everything(derived_seed(config.seed, "weights"))
     model = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay, config.encoder_lr), lr=0.0)
     progress = Progress()
     if resumed:
         # One process compares the data: on other machines, copies of the same files have other times.
@@ -298,7 +307,7 @@ def train_step(
     rank, processes = accelerator.process_index, accelerator.num_processes
     progress = step / run.steps if progress is None else progress
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(step, run.steps, config)
+        group["lr"] = learning_rate(step, run.steps, config) * group["factor"]
     # All processes draw the same subset, so that their gradients add up to that of one large batch.
     names = list(run.data.modalities)
     if config.objective.subsets == "dropout":
