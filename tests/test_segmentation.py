@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmlib.evaluation.fusion import closest_to_mean, fuse
 from mmlib.modalities import SENSORS, Modality, subsets
 from mmlib.runtime import save_tensors
 from mmlib.segmentation.encoder import Encoder
@@ -349,37 +348,48 @@ def test_a_sample_of_subsets_is_unbiased():
     assert supervised(logits, label, valid, subset_sample=14) == pytest.approx(whole, rel=1e-6)
 
 
-def test_selection_trains_the_sensors_that_agree_with_the_mean():
-    generator = torch.Generator().manual_seed(0)
-    common = 3 * torch.randn(2, 5, 6, 8, generator=generator)
-    stacked = torch.stack([common, common + 0.1, -common, 1.1 * common])  # the third contradicts
-    assert closest_to_mean(stacked)[2].tolist() == [0, 0]
-    assert closest_to_mean(stacked).sum(0).tolist() == [2, 2]
-    logits, label = (
-        {f"m{i}": z for i, z in enumerate(stacked)},
-        torch.randint(0, 5, (2, 6, 8), generator=generator),
-    )
-    weights = closest_to_mean(stacked)
-    expected = [F.cross_entropy(stacked.mean(0), label)]
-    for w in (weights, 1 - weights):
-        expected.append(F.cross_entropy((stacked * w[..., None, None, None]).sum(0) / 2, label))
-    assert supervised(logits, label, torch.tensor(label.numel()), subsets="selection") == pytest.approx(
-        float(sum(expected)) / 3, rel=1e-5
-    )
+def magic_pixel_by_pixel(stacked, label):
+    """L_M + L_S + L_C in float64: no tensor holds more than one pixel."""
+    sensors, batch, _, height, width = stacked.shape
+    valid = [(i, j) for i in range(height) for j in range(width)]
+    total = 0.0
+    for b in range(batch):
+        p = stacked[:, b].softmax(1)
+        whole = stacked[:, b].mean(0)
+        cosine = lambda x, y: float(x @ y / (x.norm() * y.norm()))
+        likeness = [
+            np.mean([cosine(p[m, :, i, j], whole.softmax(0)[:, i, j]) for i, j in valid])
+            for m in range(sensors)
+        ]
+        first, *rest, last = sorted(range(sensors), key=likeness.__getitem__)
+        selected = (stacked[first, b] + stacked[last, b]) / 2
+        for i, j in valid:
+            y = int(label[b, i, j])
+            if y == 255:
+                continue
+            total -= float(whole.log_softmax(0)[y, i, j])
+            if int(whole[:, i, j].argmax()) == y:
+                total -= float(selected.log_softmax(0)[y, i, j])
+            c = [cosine(p[m, :, i, j], selected.softmax(0)[:, i, j]) for m in rest]
+            total += sum(x * np.log(x / np.mean(c)) for x in c)
+    return total / int((label != 255).sum())
 
 
-def test_selection_trains_by_the_rule_that_fuses():
-    """The sensors that inference keeps are those whose mean is trained beside the mean of all."""
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        logits = {f"m{i}": 3 * torch.randn(1, 4, 3, 3, generator=generator) for i in range(4)}
-        label = torch.randint(0, 4, (1, 3, 3), generator=generator)
-        stacked = torch.stack(list(logits.values()))
-        fused = fuse(logits, "selection")
-        rest = (stacked.sum(0) - 2 * fused) / 2
-        expected = sum(F.cross_entropy(z, label) for z in (stacked.mean(0), fused, rest)) / 3
-        value = supervised(logits, label, torch.tensor(label.numel()), subsets="selection")
-        assert value == pytest.approx(float(expected), rel=1e-5)
+@pytest.mark.parametrize("sensors", [2, 3, 4, 5])
+def test_selection_is_magics_written_pixel_by_pixel(sensors):
+    generator = torch.Generator().manual_seed(sensors)
+    stacked = 2 * torch.randn(sensors, 3, 4, 3, 5, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 4, (3, 3, 5), generator=generator)
+    label[0, 1] = 255
+    logits = {f"m{i}": z.float().requires_grad_() for i, z in enumerate(stacked)}
+    valid = (label != 255).sum()
+    config = ObjectiveConfig(subsets="selection", pixels=1.0)
+    terms = subset_cross_entropy(logits, label, config, valid, np.random.default_rng(0))
+    assert terms["supervised"].item() == pytest.approx(magic_pixel_by_pixel(stacked, label), rel=1e-6)
+    whole = F.cross_entropy(stacked.mean(0), label, ignore_index=255)
+    assert float(terms["full"]) == pytest.approx(float(whole), rel=1e-6)
+    terms["supervised"].backward()
+    assert all(z.grad.isfinite().all() and z.grad.any() for z in logits.values())
 
 
 @pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])

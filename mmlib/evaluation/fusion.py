@@ -11,7 +11,7 @@ where the weights come from.
   mean logits of all other sensors: a sensor that contradicts what the rest agrees on counts for little. One
   weight per image. It takes three sensors to have a majority; with fewer it is the mean.
 * ``selection``: the ⌈n/2⌉ sensors closest to the mean prediction, 1/⌈n/2⌉ each, in the manner of methods that
-  rank sensors by their similarity to the fused whole.
+  rank sensors by their similarity to the fused whole. MAGIC, which ranks them in training, fuses by the mean.
 * ``entropy``: proportional to exp(−H) at every pixel, H the entropy of the sensor's prediction. It trusts a
   sensor that is sure of itself, as a broken one can be: an idea that looks good and does not work.
 """
@@ -51,18 +51,18 @@ def _agreement(stack: Tensor) -> Tensor:
     return (-TAU * disagreement(stack)).softmax(0)[..., None, None]
 
 
-def closest_to_mean(stack: Tensor) -> Tensor:
-    """(n, B, K, h, w) logits -> (n, B) of 0 and 1: in each image the ⌈n/2⌉ sensors whose probabilities are
-    closest (cosine, mean over pixels) to those of the mean logits. The objective ``selection`` trains by it.
+def similarity_to_mean(stack: Tensor) -> Tensor:
+    """(n, B, K, h, w) logits -> (n, B): cosine of each sensor's probabilities with those of the mean logits,
+    the mean over pixels.
     """
-    similarity = F.cosine_similarity(stack.softmax(2), stack.mean(0).softmax(1)[None], dim=2).mean((-2, -1))
-    closest = similarity.topk(math.ceil(len(stack) / 2), dim=0).indices
-    return torch.zeros_like(similarity).scatter(0, closest, 1.0)
+    return F.cosine_similarity(stack.softmax(2), stack.mean(0).softmax(1)[None], dim=2).mean((-2, -1))
 
 
 def _selection(stack: Tensor) -> Tensor:
-    """w = 1/k for the k sensors closest to the mean."""
-    return (closest_to_mean(stack) / math.ceil(len(stack) / 2))[..., None, None]
+    """w = 1/k for the k = ⌈n/2⌉ sensors closest to the mean."""
+    similarity, k = similarity_to_mean(stack), math.ceil(len(stack) / 2)
+    closest = similarity.topk(k, dim=0).indices
+    return torch.zeros_like(similarity).scatter(0, closest, 1 / k)[..., None, None]
 
 
 def _entropy(stack: Tensor) -> Tensor:

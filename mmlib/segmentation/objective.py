@@ -9,8 +9,8 @@ training step.
                  evidence: two agreeing sensors may then be surer than one. Inference does not change, for the
                  argmax of a sum is that of a mean.
 ``singles``      of every sensor alone and of the full set: the usual per-modality cross-entropy.
-``selection``    in the manner of MAGIC: of the mean of all, of the sensors whose predictions agree best with
-                 that mean (the rule ``selection`` of fusion at inference), and of the rest.
+``selection``    of the mean of all, and of the two sensors that agree with it best and least, in the manner
+                 of MAGIC (``selected_terms``), which at inference fuses by the mean.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import AtLeast, Between
-from ..evaluation.fusion import closest_to_mean
+from ..evaluation.fusion import similarity_to_mean
 from ..evaluation.subsets import subset_matrix
 from ..modalities import IGNORE_INDEX
 from .network import Tensors
@@ -117,14 +117,13 @@ def subset_cross_entropy(
     scale = size.numel() / (len(rows) * len(columns))
     stacked = resample(stacked.flatten(0, 1), size, rows, columns).unflatten(0, (modalities, -1))
 
-    def cross_entropy(fused):  # Eq. 8: L_sup = CE(p, gt)
+    def cross_entropy(fused, label=label):  # Eq. 8: L_sup = CE(p, gt)
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
 
-    if config.subsets == "selection" and modalities > 2:
-        weights = closest_to_mean(stacked.detach())[..., None, None, None]
-        closest, rest = ((stacked * w).sum(0) / w.sum(0) for w in (weights, 1 - weights))
-        terms = [cross_entropy(fused) for fused in (stacked.mean(0), closest, rest)]
-        return {"supervised": sum(terms) / 3, "full": terms[0].detach()}
+    if config.subsets == "selection" and modalities > 1:
+        full, (extremes, right, divergence) = cross_entropy(stacked.mean(0)), selected_terms(stacked, label)
+        total = full + cross_entropy(extremes, right) + divergence * (scale / valid)
+        return {"supervised": total, "full": full.detach()}
     if config.subsets not in ("all-subsets", "singles") or modalities == 1:
         return {"supervised": cross_entropy(stacked.mean(0))}
     subsets, weights = weighted_subsets(modalities, config, rng)
@@ -136,6 +135,33 @@ def subset_cross_entropy(
     with torch.no_grad():
         full = cross_entropy(stacked.mean(0))
     return {"supervised": total / sum(weights), "full": full}
+
+
+def selected_terms(stacked: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What MAGIC's arbitrary-modal selection trains besides the cross-entropy L_M of the whole (Zheng et al.,
+    "Centering the Value of Every Modality", ECCV 2024), on predictions in the place of features.
+
+    Sensors are ranked, image by image, by the similarity of their predictions to that of the mean. The most
+    and the least similar one are fused; this fusion is trained where the whole is right (L_S). Every other
+    sensor i has at each pixel a cosine c_i with it, and L_C = Σ_i c_i ln(c_i / c̄), c̄ their mean, draws these
+    cosines together: for two sensors as printed, for one 0. The weights of L_S and L_C, here 1, are ours.
+
+    Args:
+        stacked: logits (M, B, K, h, w), M > 1.
+        label: (B, h, w) int64, 255 = ignore.
+
+    Returns:
+        (logits of the most and least similar sensor, fused; the label where the whole is right, else 255;
+        L_C, summed over labelled pixels).
+    """
+    ranks = similarity_to_mean(stacked.detach()).argsort(0)
+    images = torch.arange(len(label), device=label.device)
+    extremes = stacked[ranks[[0, -1]], images].mean(0)
+    right = label.where(stacked.mean(0).argmax(1) == label, IGNORE_INDEX)
+    rest = stacked[ranks[1:-1], images].softmax(2)
+    cosine = F.cosine_similarity(rest, extremes.softmax(1)[None], dim=2).clamp_min(1e-9)
+    divergence = cosine * (cosine / cosine.mean(0)).log()
+    return extremes, right, divergence[:, label != IGNORE_INDEX].sum()
 
 
 def weighted_subsets(
