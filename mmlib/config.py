@@ -120,8 +120,8 @@ def check_value(name: str, value, kind, bound: Between = Between()) -> None:
         same = any(choice == value and type(choice) is type(value) for choice in inside)
         require(same, "one of " + ", ".join(map(str, inside)))
     elif origin is UnionType:
-        if value is not None:
-            check_value(name, value, inside[0], bound)
+        if value is not None:  # X | None, or one value for all | a value for each name
+            check_value(name, value, inside[isinstance(value, dict)], bound)
     elif origin is tuple:
         require(isinstance(value, tuple | list), "a list of values")
         kinds = inside[:1] * len(value) if inside[-1] is ... else inside

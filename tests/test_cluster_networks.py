@@ -24,7 +24,7 @@ from mmlib.unsupervised.networks import (
 )
 
 C, D, NAMES = 12, 5, ["rgb", "depth", "thermal"]
-FUSIONS = ["conv", "sum", "mean", "max", "cbam", "stitch", "none"]
+FUSIONS = ["conv", "progressive", "sum", "mean", "max", "cbam", "stitch", "none"]
 
 
 def network(modalities=("rgb", "depth"), channels=C, **options) -> ClusterNet:
@@ -64,14 +64,28 @@ def test_released_parameter_counts():
     )
 
 
-@pytest.mark.parametrize("count", [3, 4, 5])
-def test_progressive_fusion_of_more_modalities(count):
-    """nC -> (n-1)C -> … -> C: count by hand, BatchNorm and ReLU between, nothing after the last map."""
-    fusion, widths = ConvFusion(C, count), [k * C for k in range(count, 0, -1)]
+@pytest.mark.parametrize(
+    "names, fusion, parameters",
+    [
+        (["rgb", "aolp"], 443_904, 1_339_648),
+        (["rgb", "aolp", "dolp", "nir"], 3_103_872, 4_295_680),
+    ],
+    ids=["two", "four"],
+)
+def test_released_parameter_counts_of_mcubes(names, fusion, parameters):
+    """Facts of the released code: ViT-S, codes of 320, one harmonizer for all sensors."""
+    net = ClusterNet(384, names, ClusterNetConfig(dim=320, fusion="progressive", shared_cmh=True))
+    assert (size(net.fusion), size(net)) == (fusion, parameters)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_progressive_fusion(count):
+    """nC -> (n-1)C -> … -> C -> C: count by hand, BatchNorm and ReLU between, nothing after the last map."""
+    fusion, widths = ConvFusion(C, count, progressive=True), [k * C for k in range(count, 0, -1)] + [C]
     by_hand = sum(a * b + b for a, b in zip(widths, widths[1:])) + sum(2 * b for b in widths[1:-1])
     assert size(fusion) == by_hand
     kinds = [type(layer).__name__ for layer in fusion.body]
-    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU"] * (count - 2) + ["Conv2d"]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU"] * (count - 1) + ["Conv2d"]
     fusion.eval()
     maps = list(tokens([str(i) for i in range(count)]).values())
     x = torch.cat(maps, 1)
@@ -83,6 +97,14 @@ def test_progressive_fusion_of_more_modalities(count):
         else:
             x = x.clamp_min(0)
     assert torch.allclose(fusion(maps), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_fusion_by_two_maps(count):
+    """nC -> (n+1)C/2 -> C for any number of modalities, without a norm."""
+    first, relu, second = ConvFusion(C, count).body
+    assert (first.in_channels, first.out_channels) == (count * C, (count + 1) * C // 2)
+    assert type(relu) is nn.ReLU and (second.in_channels, second.out_channels) == ((count + 1) * C // 2, C)
 
 
 @pytest.mark.parametrize("residual", [False, True])

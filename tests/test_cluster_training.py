@@ -116,7 +116,8 @@ def test_eagle_has_its_own_loss_unless_another_is_asked_for():
         resolve_method(configured("", method="eagle", loss=CorrespondenceConfig()), SENSORS).loss
         == EAGLE_LOSS
     )
-    assert EAGLE_LOSS.shifts.rule == "adaptive" and EAGLE_LOSS.stabilize and EAGLE_LOSS.weights[1] == 0
+    assert EAGLE_LOSS.shifts.rule == "adaptive" and EAGLE_LOSS.stabilize
+    assert EAGLE_LOSS.pairs("any") == {"knn": 0.25, "random": 0.63}  # of the second view, and of others
     assert resolve_method(configured("", method="eagle"), SENSORS).loss == SMALL
     assert (
         resolve_method(configured("", method="stego", loss=CorrespondenceConfig()), SENSORS).loss
@@ -301,10 +302,15 @@ def test_anchors_reach_the_network(shared, anchor, soft):
 
 
 @pytest.mark.parametrize("method", ["unim2", "stego"])
-@pytest.mark.parametrize("fusion", ["conv", "sum", "mean", "max", "cbam", "stitch", "none"])
+@pytest.mark.parametrize("fusion", ["conv", "progressive", "sum", "mean", "max", "cbam", "stitch", "none"])
 def test_fusions_reach_the_network(shared, method, fusion):
     model, parts, _ = one_step(shared, method, network=ClusterNetConfig(dim=8, fusion=fusion))
-    learned = {"conv": "ConvFusion", "cbam": "CBAMFusion", "stitch": "StitchFusion"}.get(fusion, "NoneType")
+    learned = {
+        "conv": "ConvFusion",
+        "progressive": "ConvFusion",
+        "cbam": "CBAMFusion",
+        "stitch": "StitchFusion",
+    }.get(fusion, "NoneType")
     assert type(model.net.fusion).__name__ == learned and model.net.config.fusion == fusion
     assert not model.net.fusion or reaches(model.net.fusion)
     assert ("aolp/self" in parts) == (method == "unim2")  # none: what is not read still supervises
@@ -315,14 +321,56 @@ def test_fusions_reach_the_network(shared, method, fusion):
 
 
 def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
-    # after 200 steps, as released, or a tenth of a shorter training, which would otherwise never see it
-    for steps, step, reached in ((10_000, 199, False), (10_000, 200, True), (100, 9, False), (100, 10, True)):
+    # for 200 steps of 10,000, as released, and as long a part of any other training
+    for steps, step, reached in ((10_000, 200, False), (10_000, 201, True), (100, 2, False), (100, 3, True)):
         model, parts, _ = one_step(shared, "eagle", step=step, steps=steps)
         assert reaches(model.extra["eagle"].project) == reached and parts["objects"] > 0
-        assert reaches(model.extra["eagle"].cue) and reaches(model.net)
+        assert bool(model.extra["eagle"].centres.grad.any()) and reaches(model.net)
     _, prepared = shared("eagle")
     rgb = prepared.data.physical(2)[0]["rgb"].unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).mean((2, 4))
     torch.testing.assert_close(on_grid(prepared.data, "rgb", 1, (4, 6))[2], rgb, atol=0.1, rtol=0)
+
+
+def test_the_views_of_eagle_are_one_image_under_two_dropouts(shared, monkeypatch):
+    """Its second view stands where the KNN partner does, and what the loss sees lacks a tenth of the
+    channels, as released; without dropout both views are equal.
+    """
+    seen, genuine = [], train.Eagle.forward
+
+    def recorded(self, codes, tokens, rgb):
+        terms = genuine(self, codes, tokens, rgb)
+        seen.append((codes, tokens, [float(term.detach()) for term in terms]))
+        return terms
+
+    monkeypatch.setattr(train.Eagle, "forward", recorded)
+    loss = replace(EAGLE_LOSS, points=0)
+    model, parts, _ = one_step(shared, "eagle", loss=loss, steps=100, step=50)
+    (codes, tokens, (objects, lookup)), whole = seen[0], shared("eagle")[1].tokens
+    pairs = 0.25 * parts["rgb&depth&aolp/knn"] + 0.63 * parts["rgb&depth&aolp/random"]
+    assert parts["loss"] == pytest.approx(0.1 * pairs + 0.9 * objects + lookup, rel=1e-5)
+    index = entries(model.config, len(whole), 50)
+    raw = whole.batch(index, ["rgb&depth&aolp"])["rgb&depth&aolp"]
+    for view in tokens:
+        dropped = (view == 0).all(3).all(2)
+        assert 0 < dropped.float().mean() < 0.25
+        torch.testing.assert_close(view[~dropped], raw[~dropped] / 0.9)
+    assert not torch.equal(*codes) and not torch.equal(*tokens)
+    monkeypatch.setattr(train.F, "dropout2d", lambda x, *_: x)
+    one_step(shared, "eagle", loss=loss, network=ClusterNetConfig(dim=8, dropout=0.0), steps=100, step=50)
+    codes, tokens, _ = seen[1]
+    assert torch.equal(*codes) and torch.equal(*tokens)
+
+
+def test_clusters_are_learned_at_rates_of_their_own(data, tmp_path, monkeypatch):
+    rates, genuine = {}, torch.optim.Adam
+
+    def recorded(groups):
+        rates.update({tuple(group["params"].shape): group["lr"] for group in groups})
+        return genuine(groups)
+
+    monkeypatch.setattr(torch.optim, "Adam", recorded)
+    cluster(configured(data, tmp_path, "eagle", steps=1, lr=0.01))
+    assert rates.pop((3, 8)) == 5e-3 and rates.pop((2, 32, 3)) == 5e-5 and set(rates.values()) == {0.01}
 
 
 def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):

@@ -388,6 +388,36 @@ def test_the_codes_of_each_modality_are_taught_by_that_modality_alone():
     assert gradients[0.0][1] is None
 
 
+def test_weights_and_quantiles_of_each_modality():
+    """A modality's own triples are what it has where all share them; pairs that it alone leaves out are not
+    looked at.
+    """
+    frozen, codes, neighbours = batch()
+    generator = lambda: torch.Generator().manual_seed(3)
+    own = {"rgb": (0.2, 0.7, 0.1), "depth": (0.5, 0.0, 2.0)}
+    lambdas = {"rgb": 0.3, "depth": 4.0}
+    shifts = Shifts("absolute", numbers=NUMBERS)
+    loss, terms = cmcs_loss(
+        frozen, codes, neighbours, CorrespondenceConfig(shifts, own, lambdas), generator()
+    )
+    alone = [
+        cmcs_loss(
+            frozen,
+            codes,
+            neighbours,
+            CorrespondenceConfig(shifts, weights, dict.fromkeys(NAMES, 0.0) | {name: lambdas[name]}),
+            generator(),
+        )[0]
+        for name, weights in own.items()
+    ]
+    assert loss.item() == pytest.approx(sum(alone).item(), abs=1e-12)
+    assert [list(pairs) for pairs in terms.values()] == [["self", "knn", "random"], ["self", "random"]]
+    levels = {"rgb": (0.5, 0.6, 0.9), "depth": (0.1, 0.2, 0.3)}
+    measured = lambda quantiles: Shifts(quantiles=quantiles).measure([(frozen, neighbours[0])], generator())
+    for name, triple in levels.items():
+        assert measured(levels).numbers[name] == measured(triple).numbers[name]
+
+
 @pytest.mark.parametrize("centre", [True, False])
 def test_measured_shifts_are_quantiles_of_brute_force_correspondences(centre):
     levels = (0.5, 0.6, 0.9)
@@ -460,7 +490,7 @@ def setting(**options):
         ),
         (
             lambda f, c, n: cmcs_loss(f, c, n, CorrespondenceConfig()),
-            r"no shift b for modality 'rgb'.*measure\(batches\)",
+            r"no numbers for modality 'rgb'.*measure\(batches\)",
         ),
         (lambda f, c, n: cmcs_loss(f, c, n, CorrespondenceConfig(Shifts("absolute"))), "give numbers="),
         (lambda f, c, n: cmcs_loss({k: x[:1] for k, x in f.items()}, c, n, CONFIG), "batch size is 1"),
@@ -472,6 +502,13 @@ def setting(**options):
         (setting(shifts=Shifts("quantiles")), "--rule quantiles: expected one of quantile, absolute"),
         (setting(shifts=Shifts(quantiles=(0.5, 60, 90))), "--quantiles 60: expected 0 or more, at most 1"),
         (setting(weights=(0.0, 0.0, 0.0)), "a weight > 0"),
+        (setting(weights={"rgb": (1.0, 1.0, 1.0)}), r"no weights for modality 'depth' among \['rgb'\]"),
+        (setting(weights={"rgb": (1.0, -1.0, 1.0)}), "--weights rgb -1.0: expected 0 or more"),
+        (setting(weights={"rgb": (1.0, 1.0)}), "--weights rgb 1.0 1.0: expected 3 values"),
+        (
+            lambda f, c, n: Shifts(quantiles={"rgb": (0.5,) * 3}).measure([(f, n[0])]),
+            "no quantiles for modality 'depth'",
+        ),
         (setting(weights=(1.0, -1.0, 0.0)), "--weights -1.0: expected 0 or more"),
         (setting(lambdas={"rgb": math.nan}), "--lambdas rgb nan: expected a finite number"),
         (setting(negatives=0), "--negatives 0: expected 1 or more"),

@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import tyro
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -18,6 +20,7 @@ from mmlib.config import check_settings, settings
 from mmlib.modalities import SENSORS
 from mmlib.recipes import read_recipe
 from mmlib.segmentation.step import TrainConfig
+from mmlib.unsupervised.correspondence import cmcs_loss, derangement
 from mmlib.unsupervised.methods import ClusterConfig, resolve_method
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
@@ -66,21 +69,26 @@ def test_recipes_are_valid_and_every_value_has_a_source(path, section):
 
 # Printed in the two papers; "released": read in the released code of the second.
 PAPER_A = dict(lr=6e-5, epochs=200, power=0.9, lambda_p=0.3, lambda_f=0.02, subsets="dropout")
-PAPER_B = dict(lr=5e-4, batch_size=32, crops=5)
-SHIFTS = {  # b of random, KNN and self pairs
-    "nyu": {"rgb": (0.5664, 0.6222, 0.7199), "hha": (0.2440, 0.4318, 0.1328)},
-    "mfnet": {"rgb": (0.7760, 0.7800, 0.9607), "thermal": (0.5540, 0.2864, 0.0096)},
-    "mcubes": {"rgb": (0.6375, 0.2830, 0.7865), "aolp": (0.3037, 0.6230, 0.4694)},
-}
-WEIGHTS = {  # of KNN, self and random pairs, and of the sensor
-    "nyu": [(0.1671, 0.0957, 0.9005, 0.1356), (0.2995, 0.6550, 0.0550, 0.8889)],
-    "mfnet": [(0.3334, 0.0606, 0.9262, 0.0478), (0.9124, 0.2388, 0.5064, 0.4922)],
-    "mcubes": [(0.0705, 0.2237, 0.7443, 0.4046), (0.5528, 0.5756, 0.4637, 0.3052)],
+PAPER_B = dict(batch_size=32, crops=5)
+# Weights of KNN, self and random pairs, b of random, KNN and self pairs, and the weight of the sensor.
+RELEASED_PAIRS = {
+    "nyu": {
+        "rgb": (0.1671, 0.0957, 0.9005, 0.5664, 0.6222, 0.7199, 0.1356),
+        "hha": (0.2995, 0.6550, 0.0550, 0.2440, 0.4318, 0.1328, 0.8889),
+    },
+    "mfnet": {
+        "rgb": (0.3334, 0.0606, 0.9262, 0.7760, 0.7800, 0.9607, 0.0478),
+        "thermal": (0.9124, 0.2388, 0.5064, 0.5540, 0.2864, 0.0096, 0.4922),
+    },
+    "mcubes": {
+        "rgb": (0.0705, 0.2237, 0.7443, 0.6375, 0.2830, 0.7865, 0.4046),
+        "aolp": (0.5528, 0.5756, 0.4637, 0.3037, 0.6230, 0.4694, 0.3052),
+    },
 }
 RELEASED = {
-    "nyu": dict(dim=70, steps=10000),
-    "mfnet": dict(dim=90, steps=13000),
-    "mcubes": dict(dim=320, steps=4000),
+    "nyu": dict(dim=70, lr=5e-4, steps=10000, fusion="conv", backbone="dinov3-small"),
+    "mfnet": dict(dim=90, lr=7.88e-5, steps=13000, fusion="conv", backbone="dinov3-base"),
+    "mcubes": dict(dim=320, lr=1.59e-5, steps=4000, fusion="progressive", backbone="dinov3-small"),
 }
 
 
@@ -102,26 +110,71 @@ def test_no_value_of_a_data_set_that_the_first_paper_lacks_is_called_its(name):
     assert found["warmup"]["value"] * found["epochs"]["value"] == 10 and found["lr"]["value"] == 6e-5
 
 
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize("name", RELEASED)
 def test_values_of_the_second_paper(name):
     found = values(name, "cluster")
     for key, value in PAPER_B.items():
         assert found[key]["value"] == value and found[key]["source"].startswith("paper"), key
-    random_knn_self = {sensor: tuple(numbers[::-1]) for sensor, numbers in found["numbers"]["value"].items()}
-    assert random_knn_self == SHIFTS[name] and found["numbers"]["source"].startswith("released code")
-    (knn, own, random, sensor), (knn_x, own_x, random_x, sensor_x) = WEIGHTS[name]
-    means = [(own + own_x) / 2, (knn + knn_x) / 2, (random + random_x) / 2]
-    assert found["weights"]["value"] == pytest.approx(means, abs=6e-4) and found["weights"][
-        "source"
-    ].startswith("ours")
-    assert found["lambda_x"]["value"] == pytest.approx(sensor_x / sensor, rel=1e-3)
-    assert (
-        found["dim"]["value"] == RELEASED[name]["dim"]
-        and found["steps"]["value"] == RELEASED[name]["steps"] // 3
-    )  # three optimizers
+    for key in ("numbers", "weights", "lambdas", "dim", "steps"):
+        assert found[key]["source"].startswith("released code"), key
+    config = configured(read_recipe(SCRIPTS / "recipes" / f"{name}.json", "cluster", ClusterConfig))
+    released = RELEASED[name]
+    assert (config.network.dim, config.network.fusion) == (released["dim"], released["fusion"])
+    assert config.lr == released["lr"] and config.steps == released["steps"] // 3  # three optimizers
+    # A bottleneck without a shortcut, maps of unit length, one harmonizer for what is not RGB, its anchor.
+    network = config.network
+    assert (network.msn, network.residual, network.normalize, network.dropout) == (True, False, True, 0.1)
+    assert network.shared_cmh and network.anchor == "rgb"
+    # Raw tokens of the last layer; 121 places, interpolated; centred, clamped, averaged.
+    tokens, loss = config.tokens, config.loss
+    assert tokens.backbone == released["backbone"] and (tokens.size, tokens.eval_size) == (
+        (224,) * 2,
+        (320,) * 2,
+    )
+    assert (tokens.standardize, tokens.smooth, tokens.centre_images) == ("auto", "auto", -1)
+    assert (loss.points, loss.sampling, loss.negatives) == (121, "bilinear", 5)
+    assert (loss.centre, loss.clamp, loss.stabilize, loss.reduction) == (True, True, False, "mean")
+    assert (config.neighbours, config.same_image, config.knn) == (7, True, "reference")
 
 
-@pytest.mark.parametrize("name", SHIFTS)
+@pytest.mark.parametrize("name", RELEASED_PAIRS)
+def test_the_fourteen_numbers_of_the_released_loss(name):
+    """Seven of each sensor reach the loss, and the loss with them is the released sum, written plainly."""
+    config = configured(read_recipe(SCRIPTS / "recipes" / f"{name}.json", "cluster", ClusterConfig))
+    released, (rgb, other) = RELEASED_PAIRS[name], RELEASED_PAIRS[name]
+    loss = resolve_method(config, [rgb, other]).loss
+    for sensor, (w_knn, w_self, w_random, b_random, b_knn, b_self, w) in released.items():
+        assert loss.pairs(sensor) == {"self": w_self, "knn": w_knn, "random": w_random}
+        assert loss.shifts.numbers[sensor] == (b_self, b_knn, b_random) and loss.lambdas[sensor] == w
+    assert loss.shifts.rule == "absolute" and set(loss.lambdas) == set(released)
+    rng = np.random.default_rng(0)
+    maps = lambda width: {sensor: rng.normal(size=(4, 6, width)) for sensor in released}
+    f, f_near, c, c_near = maps(7), maps(7), maps(5), maps(5)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    def one(f1, f2, c1, c2, b):
+        """Of a batch of pairs of images: cosines F without row means, S not below 0, −mean S(F − b)."""
+        F = np.array([unit(x) @ unit(y).T for x, y in zip(f1, f2)])
+        mean = F.mean()
+        F = F - F.mean(2, keepdims=True)
+        F = F - F.mean() + mean
+        S = np.array([unit(x) @ unit(y).T for x, y in zip(c1, c2)])
+        return -(np.maximum(S, 0) * (F - b)).mean()
+
+    generator = torch.Generator().manual_seed(1)
+    orders = [derangement(4, generator) for _ in range(5)]
+    expected = 0.0
+    for s, (w_knn, w_self, w_random, b_random, b_knn, b_self, w) in released.items():
+        expected += w * w_self * one(f[s], f[s], c[s], c[s], b_self)
+        expected += w * w_knn * one(f[s], f_near[s], c[s], c_near[s], b_knn)
+        negatives = [one(f[s], f[s][order], c[s], c[s][order], b_random) for order in orders]
+        expected += w * w_random * np.mean(negatives)
+    tensors = [{s: torch.from_numpy(x) for s, x in group.items()} for group in (f, c, f_near, c_near)]
+    found, _ = cmcs_loss(*tensors[:2], tensors[2:], loss, torch.Generator().manual_seed(1))
+    assert abs(float(found) - expected) < 1e-12 and abs(expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", RELEASED_PAIRS)
 def test_sensors_are_those_that_the_data_script_writes(name, monkeypatch):
     path = SCRIPTS / f"prepare_{name}.py"
     if not path.exists():
@@ -133,7 +186,7 @@ def test_sensors_are_those_that_the_data_script_writes(name, monkeypatch):
     spec.loader.exec_module(module)
     found = values(name, "cluster")
     written = getattr(module, "MODALITIES", SENSORS)  # or under the names that the library uses
-    assert set(found["numbers"]["value"]) == set(found["modalities"]["value"]) <= set(written)
+    assert set(RELEASED_PAIRS[name]) == set(found["modalities"]["value"]) <= set(written)
 
 
 # ---- defaults, recipe, command line ----
@@ -217,6 +270,10 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_defaults(data, tmp_path, 
     assert plain == TrainConfig(data, "x") and capsys.readouterr().out == ""
 
 
+def settings_of(config):
+    return ((name, value) for name, _, value in settings(config))
+
+
 def test_tables_of_a_recipe_and_of_the_command_line(data, tmp_path, monkeypatch):
     numbers = {"rgb": [0.1, 0.2, 0.3], "depth": [0.4, 0.5, 0.6]}
     recipe = written(tmp_path, {"numbers": numbers, "rule": "absolute", "steps": 9}, "cluster")
@@ -226,6 +283,18 @@ def test_tables_of_a_recipe_and_of_the_command_line(data, tmp_path, monkeypatch)
     config = called(monkeypatch, *call, "--numbers", "rgb", "1", "2", "3")
     assert config.loss.shifts.numbers == {"rgb": (1.0, 2.0, 3.0)}
     assert called(monkeypatch, *call[:-2], "--lambdas", "aolp", "2").loss.lambdas == {"aolp": 2.0}
+    own = {"rgb": [0.1, 0.2, 0.3], "depth": [0.4, 0.0, 0.6]}
+    recipe = written(tmp_path, {"weights": own, "quantiles": [0.5, 0.6, 0.7]}, "cluster")
+    config = called(monkeypatch, *call)
+    assert config.loss.weights == {n: tuple(v) for n, v in own.items()}
+    assert config.loss.shifts.quantiles == (0.5, 0.6, 0.7)
+    for name in ("weights", "quantiles"):  # one triple for all, or one for each
+        for words, value in (
+            ("0.1 0.2 0.3", (0.1, 0.2, 0.3)),
+            ("rgb 0.1 0.2 0.3 nir 0 0 1", {"rgb": (0.1, 0.2, 0.3), "nir": (0.0, 0.0, 1.0)}),
+        ):
+            config = called(monkeypatch, *call, f"--{name}", *words.split())
+            assert dict(settings_of(config))[name] == value
 
 
 def test_a_recipe_of_one_command_does_not_reach_another(data, tmp_path, monkeypatch):
@@ -334,6 +403,15 @@ def test_a_dictionary_of_the_wrong_kind(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"cluster.numbers{message}"):
             read_recipe(written(tmp_path, {"numbers": value}, "cluster"), "cluster", ClusterConfig)
+    for value, message in (
+        ({"rgb": [1, 2]}, " rgb 1 2: expected 3 values"),
+        ({"rgb": [1, 2, -1]}, " rgb -1: expected 0 or more"),
+        ([1, 2], " 1 2: expected 3 values"),
+        ([1, -1, 2], " -1: expected 0 or more"),
+        (1, " 1: expected a list of values"),
+    ):
+        with pytest.raises(ValueError, match=f"cluster.weights{message}"):
+            read_recipe(written(tmp_path, {"weights": value}, "cluster"), "cluster", ClusterConfig)
     for value in (1.0, True, 2):  # a choice between the numbers 1 and 5
         with pytest.raises(ValueError, match="cluster.crops .*: expected one of 1, 5"):
             read_recipe(written(tmp_path, {"crops": value}, "cluster"), "cluster", ClusterConfig)
@@ -353,6 +431,7 @@ def test_a_configuration_written_as_a_recipe_is_read_back(tmp_path_factory, sect
     shares = ("dropout", "pixels", "warmup", "jitter", "probe_crop", "delay", "centre_images")
     changed |= {name: 0.25 for name in shares if name in changed}
     tables = {"lambdas": {"rgb": -0.0, "depth": 2.5}, "numbers": {"rgb": (-1e-7, 1.0, 2.0)}, "crops": 5}
+    tables["weights"] = {"rgb": (0.0, 1.0, 0.5)}
     changed |= {name: value for name, value in tables.items() if name in changed}
     path = written(tmp_path_factory.mktemp("recipe"), changed, section)
     read = configured(read_recipe(path, section, KINDS[section]))

@@ -30,6 +30,8 @@ from ..config import AtLeast, Between, check_settings
 PAIRS = ("self", "knn", "random")
 EPS = 1e-10  # a token shorter than this has no direction: all its cosines are 0, and it gets no gradient
 Points = Mapping[str, Tensor]  # points (B, P, C), or maps (B, C, h, w), by modality
+Triple = tuple[float, float, float]  # of self, KNN and random pairs
+Triples = Triple | dict[str, Triple]  # one for all modalities, or one for each by name
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Shifts:
     """quantile: of the observed F', measured once (``measure``); absolute: ``numbers``; adaptive: EAGLE's,
     from each batch.
     """
-    quantiles: Annotated[tuple[float, float, float], Between(0, 1)] = (0.6, 0.6, 0.9)
-    """Of self, KNN and random pairs."""
-    numbers: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    """b of self, KNN and random pairs by modality: set by hand, or filled in by ``measure``."""
+    quantiles: Annotated[Triples, Between(0, 1)] = (0.6, 0.6, 0.9)
+    """Of self, KNN and random pairs, for all modalities; or NAME and its three for each."""
+    numbers: dict[str, Triple] = field(default_factory=dict)
+    """b of self, KNN and random pairs, NAME and its three for each modality: set by hand, or filled in by
+    ``measure``.
+    """
     bias: float = 0.0
     """adaptive: subtracted from the means (0 or 0.11 in EAGLE's settings)."""
     factor: float = 3.5
@@ -71,7 +75,10 @@ class Shifts:
                     rows = f[:, ::stride] @ f2.mT - _offset(f, f2, centre)[:, ::stride]
                     correspondences.append(rows.flatten().cpu().numpy())
         numbers = {
-            name: tuple(float(np.quantile(np.concatenate(f), q)) for f, q in zip(pairs, self.quantiles))
+            name: tuple(
+                float(np.quantile(np.concatenate(f), q))
+                for f, q in zip(pairs, of_modality("quantiles", self.quantiles, name))
+            )
             for name, pairs in values.items()
         }
         return replace(self, numbers=numbers)
@@ -86,12 +93,23 @@ class Shifts:
             if pair == "random":
                 return self.factor * (mean_f + mean_s - self.bias)
             return (mean_f - mean_s - self.bias).abs()
-        if name not in self.numbers:
-            raise ValueError(
-                f"no shift b for modality {name!r} among {list(self.numbers)}; call shifts.measure(batches) "
-                "first, or give numbers={modality: (self, knn, random)}"
-            )
-        return self.numbers[name][PAIRS.index(pair)]
+        return of_modality("numbers", self.numbers, name)[PAIRS.index(pair)]
+
+
+def of_modality(setting: str, values: Triples, name: str) -> Triple:
+    """The three values of modality ``name`` in the setting of that name.
+
+    Raises:
+        ValueError: they are given by modality, and this one has none.
+    """
+    if not isinstance(values, dict):
+        return values
+    if name not in values:
+        raise ValueError(
+            f"no {setting} for modality {name!r} among {list(values)}; give {setting}={{modality: (self, "
+            "knn, random)} for each, or, of shifts, call shifts.measure(batches) first"
+        )
+    return values[name]
 
 
 @dataclass(frozen=True)
@@ -99,8 +117,10 @@ class CorrespondenceConfig:
     """The loss of Eq. 9, with what the paper leaves open."""
 
     shifts: Shifts = Shifts()
-    weights: Annotated[tuple[float, float, float], AtLeast(0)] = (0.4, 0.4, 0.6)
-    """Of self, KNN and random pairs; a pair type of weight 0 is not computed."""
+    weights: Annotated[Triples, AtLeast(0)] = (0.4, 0.4, 0.6)
+    """Of self, KNN and random pairs, for all modalities; or NAME and its three for each. A pair type of
+    weight 0 is not computed.
+    """
     lambdas: Annotated[dict[str, float], AtLeast(0)] = field(default_factory=dict)
     """λ by modality, 1 where none is given; a modality of λ = 0 is not computed."""
     negatives: Annotated[int, AtLeast(1)] = 5
@@ -126,6 +146,11 @@ class CorrespondenceConfig:
     """Over the positions of a pair of images: mean as released, sum as printed. Over the batch it is always
     the mean.
     """
+
+    def pairs(self, name: str) -> dict[str, float]:
+        """The pair types that are computed for modality ``name``, and their weights."""
+        weights = of_modality("weights", self.weights, name)
+        return {pair: weight for pair, weight in zip(PAIRS, weights) if weight}
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -168,7 +193,8 @@ def cmcs_loss(
     generator=None,
 ) -> tuple[Tensor, dict[str, dict]]:
     """CMCS, Eq. 9: L = L_rgb + Σ_n λ_n L_Xn. The loss L_m of a modality (Eq. 6) is the sum over pair types of
-    weight · ``correlation_loss``.
+    weight · ``correlation_loss``. The released code has a λ for the reference as well, and three weights and
+    three shifts for each modality: seven numbers a sensor.
 
     Args:
         frozen: tokens (B, P, C) of each modality.
@@ -186,25 +212,27 @@ def cmcs_loss(
             outside their bounds, a batch of one image, shifts that were not measured.
     """
     check_settings(config)
-    near_frozen, near_codes = near = (neighbours or ({}, {})) if config.weights[1] else (frozen, codes)
+    lambdas = dict.fromkeys(frozen, 1.0) | config.lambdas
+    # A modality of λ = 0 is not computed.
+    weights = {name: config.pairs(name) for name in filter(lambdas.get, lambdas)}
+    used = set().union(*weights.values())
+    near_frozen, near_codes = near = (neighbours or ({}, {})) if "knn" in used else (frozen, codes)
     names = [sorted(group) for group in (frozen, codes, *near)]
     if names != names[:1] * 4:
         raise ValueError(
             f"modalities of frozen, codes and of both of the KNN neighbours: {names}; "
             "give all the same, or KNN pairs weight 0"
         )
-    weights = {pair: weight for pair, weight in zip(PAIRS, config.weights) if weight}
-    lambdas = dict.fromkeys(frozen, 1.0) | config.lambdas
-    if not weights or not any(lambdas.values()) or set(lambdas) != set(frozen):
+    if not used or set(lambdas) != set(frozen):
         raise ValueError(
             f"weights {config.weights}, lambdas {config.lambdas} for modalities {sorted(frozen)}; "
             "name only these, and give one of them a λ above 0 and one pair type a weight > 0"
         )
     loss, terms, first = 0.0, {}, next(iter(frozen.values()))
     # The same random partners for all modalities.
-    orders = [derangement(len(first), generator) for _ in range(config.negatives * ("random" in weights))]
+    orders = [derangement(len(first), generator) for _ in range(config.negatives * ("random" in used))]
     with torch.autocast(first.device.type, enabled=False):
-        for name in filter(lambdas.get, frozen):  # a modality of λ = 0 is not computed
+        for name, pairs in weights.items():
             tokens = frozen[name].detach(), near_frozen[name].detach()
             f, near_f, c, near_c = unit_points(name, *tokens, codes[name], near_codes[name])
             # Random partners come one by one, so that only one copy of the tokens exists at a time.
@@ -214,7 +242,7 @@ def cmcs_loss(
                 "random": ((f[order], c[order]) for order in orders),
             }
             terms[name] = {}
-            for pair, weight in weights.items():
+            for pair, weight in pairs.items():
                 losses = [
                     _pair_loss(f, f2, c, c2, config.shifts.shift(name, pair, f, f2, c, c2), config)
                     for f2, c2 in partners[pair]

@@ -23,8 +23,8 @@ from .tokens import TokenChain, Tokens, image_means, nearest_neighbours, summand
 
 COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, for which several are joined
 EXTRAS = {"eagle": "rgb", "depthg": "depth"}  # whose pictures a method looks at beside tokens
-# EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN pairs.
-EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.25, 0.0, 0.63), stabilize=True)
+# EAGLE's own loss: a shift from each batch, bounded similarities, its second view in place of KNN partners.
+EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.0, 0.25, 0.63), stabilize=True)
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     data = PreparedDataset(config.data, "train", config.modalities or None)
     sensors = sorted(data.modalities, key=lambda name: name != "rgb")  # the reference comes first
     plan = resolve_method(config, sensors)
+    paired = set().union(*map(plan.loss.pairs, plan.targets))
     scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
     # Tokens of both splits, through one chain with the statistics of the training split.
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
@@ -190,7 +191,7 @@ def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
     tokens, scored_tokens = replace(tokens, chain=chain), replace(scored_tokens, chain=chain)
     # Neighbours by mean tokens, where the loss has KNN pairs.
     neighbours = torch.empty(0)
-    if plan.loss.weights[1] and config.method != "kmeans":
+    if "knn" in paired and config.method not in ("kmeans", "eagle"):
         compared = plan.extracted if config.knn == "all" else plan.extracted[:1]
         groups = torch.arange(len(tokens)) // (1 if config.same_image else tokens.crops)
         neighbours = nearest_neighbours(image_means(tokens, compared), config.neighbours, groups).cpu()

@@ -10,7 +10,7 @@ each location.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, permutations
+from itertools import chain, pairwise, permutations
 from typing import Annotated, Literal
 
 import torch
@@ -29,9 +29,9 @@ class ClusterNetConfig:
 
     dim: Annotated[int, AtLeast(1, why="the paper uses 70 to 320")] = 70
     """Length D of the code at each location."""
-    fusion: Literal["conv", "sum", "mean", "max", "cbam", "stitch", "none"] = "conv"
-    """conv: the paper's Ψ; sum, mean, max: Table 7; cbam, stitch: baselines; none: the reference alone is
-    read, others only supervise.
+    fusion: Literal["conv", "progressive", "sum", "mean", "max", "cbam", "stitch", "none"] = "conv"
+    """conv: the paper's Ψ; progressive: its form for MCubeS; sum, mean, max: Table 7; cbam, stitch:
+    baselines; none: the reference alone is read, others only supervise.
     """
     msn: bool = True
     """A modality-specific network before fusion (Table 5); without it the frozen tokens themselves are fused.
@@ -75,21 +75,21 @@ class MSN(nn.Module):
 
 
 class ConvFusion(nn.Module):
-    """Ψ: n maps (B, C, h, w), concatenated, to one.
+    """Ψ: n maps (B, C, h, w), concatenated, to one: nC -> (n+1)C/2, ReLU, (n+1)C/2 -> C, as in the released
+    code for NYU-Depth-v2 and MFNet.
 
-    Two modalities: 2C -> 1.5C, ReLU, 1.5C -> C. More: nC -> (n-1)C -> … -> C with BatchNorm and ReLU between
-    the maps, which the paper does not say but the released code does for its four sensors.
+    ``progressive``, its form for MCubeS, which the paper does not mention: nC -> (n-1)C -> … -> C -> C with
+    BatchNorm and ReLU between the maps.
     """
 
-    def __init__(self, channels: int, count: int):
+    def __init__(self, channels: int, count: int, progressive: bool = False):
         super().__init__()
-        widths = [k * channels for k in range(count, 0, -1)]
-        if count == 2:
-            widths = [2 * channels, 3 * channels // 2, channels]
-        layers = [pointwise(*widths[:2])]
-        for a, b in pairwise(widths[1:]):
-            layers += [nn.BatchNorm2d(a)] * (count > 2) + [nn.ReLU(), pointwise(a, b)]
-        self.body = nn.Sequential(*layers)
+        if progressive:
+            widths = [*range(count * channels, 0, -channels), channels]
+            layers = [(pointwise(a, b), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)]
+            self.body = nn.Sequential(*chain.from_iterable(layers))[:-2]
+        else:
+            self.body = two_layers(count * channels, (count + 1) * channels // 2, channels)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.body(torch.cat(maps, 1))
@@ -149,6 +149,14 @@ class StitchFusion(nn.Module):
         return self.project(torch.cat(stitched, 1))
 
 
+LEARNED_FUSIONS = {
+    "conv": ConvFusion,
+    "progressive": partial(ConvFusion, progressive=True),
+    "cbam": CBAMFusion,
+    "stitch": StitchFusion,
+}
+
+
 class SegmentationHead(nn.Module):
     """S, the head of STEGO: code = L(drop(x)) + N(drop(x)), L: C -> D, N: C -> C, ReLU, C -> D; the two drops
     are independent.
@@ -187,7 +195,7 @@ class ClusterNet(nn.Module):
         self.reference = "rgb" if "rgb" in names else names[0]
         self.inputs = [self.reference] if config.fusion == "none" else names
         self.msn = nn.ModuleDict({name: MSN(channels, config.residual) for name in self.inputs if config.msn})
-        learned = {"conv": ConvFusion, "cbam": CBAMFusion, "stitch": StitchFusion}.get(config.fusion)
+        learned = LEARNED_FUSIONS.get(config.fusion)
         self.fusion = learned(channels, len(self.inputs)) if learned and len(self.inputs) > 1 else None
         self.head = SegmentationHead(channels, config.dim, config.dropout)
         # Table 6: an anchor supervises the code itself, all others, the soft ones, through a harmonizer.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import loop
@@ -28,7 +29,7 @@ from ..runtime import (
     save_tensors,
     seed_everything,
 )
-from .baselines import DIVERGENCES, Eagle, depth_guidance, distillation_loss, second_view
+from .baselines import DIVERGENCES, Eagle, depth_guidance, distillation_loss
 from .clustering import ClusterProbe, check_guide, save_clustering, write_label_maps
 from .correspondence import CorrespondenceConfig, Points, cmcs_loss, sample_points
 from .diagnostics import collapse
@@ -36,8 +37,8 @@ from .inference import evaluate_clustering
 from .methods import EXTRAS, ClusterConfig, Plan, Prepared, on_grid, prepare, resolve_method
 from .networks import ClusterNet
 
-# Parameters that learn clusters of what the network makes, and their learning rate.
-PROBES, PROBE_LR = ("probe.clusters", "extra.eagle.cue.centres"), 5e-3
+# Learning rates of the parameters that learn clusters of what the network makes, as in the released codes.
+RATES = {"probe.clusters": 5e-3, "extra.eagle.centres": 5e-5}
 DEPTH_WEIGHT = 0.5  # of the depth term of depth guidance
 
 
@@ -74,17 +75,20 @@ def seeded(*parts) -> torch.Generator:
 
 def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tuple:
     """The training entries of a step, and the tokens of these images, followed by those of one neighbour of
-    each where the loss has KNN pairs.
+    each where the loss has KNN pairs; EAGLE's second view, of the same images, stands in the neighbours'
+    place.
 
-    Also returns the points of the loss: a function that takes them from maps -> [those of the images, those
-    of the neighbours], and those of the frozen tokens of the targets; and the random generator of all that.
+    Also returns the frozen tokens of the targets; the points of the loss, a function that takes them from
+    maps -> [those of the images, those of the neighbours]; and the random generator of all that.
     Points are drawn once for all modalities, which then judge the same pairs of places: a difference between
     them is not one of the draw. The released code draws afresh for each; the expected loss is the same.
     """
     tokens, plan, generator = prepared.tokens, model.plan, seeded(model.config.seed, purpose, step)
     index = every = entries(model.config, len(tokens), step)
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    if len(prepared.neighbours):
+    if model.config.method == "eagle":
+        every = np.tile(index, 2)
+    elif len(prepared.neighbours):
         near = prepared.neighbours.numpy()
         every = np.concatenate([index, near[index, rng.integers(near.shape[1], size=len(index))]])
     batch, points = tokens.batch(every, plan.read + plan.targets), plan.loss.points
@@ -101,7 +105,10 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
         parts = {name: sample_points(x, coords).split(len(index)) for name, x in maps.items()}
         return [dict(zip(parts, group)) for group in zip(*parts.values())]
 
-    return index, batch, take, take({name: batch[name] for name in plan.targets}), generator
+    targets = {name: batch[name] for name in plan.targets}
+    if model.config.method == "eagle":  # whose loss sees features without a tenth of their channels
+        targets = {name: F.dropout2d(x, 0.1) for name, x in targets.items()}
+    return index, batch, targets, take, generator
 
 
 def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
@@ -110,8 +117,9 @@ def measure_shifts(model: Model, prepared: Prepared) -> CorrespondenceConfig:
     if loss.shifts.rule != "quantile" or not model.net:
         return loss
 
-    drawn = (draw_tokens(model, prepared, step, "shifts")[3] for step in range(8))
-    pairs = ((frozen[0], frozen[-1]) for frozen in drawn)
+    drawn = (draw_tokens(model, prepared, step, "shifts") for step in range(8))
+    frozen = (take(targets) for _, _, targets, take, _ in drawn)
+    pairs = ((points[0], points[-1]) for points in frozen)
     generator = seeded(model.config.seed, "shifts")
     return replace(loss, shifts=loss.shifts.measure(pairs, generator, loss.centre))
 
@@ -122,26 +130,25 @@ def step_loss(
     """Loss of one step and its parts by name."""
     config, plan = model.config, model.plan
     # The correspondence loss of all methods: CMCS for UniM2, with one target that of STEGO.
-    index, tokens, take, frozen, generator = draw_tokens(model, prepared, step, "points")
+    index, tokens, targets, take, generator = draw_tokens(model, prepared, step, "points")
     code = model.net(tokens)
     # The code as each target supervises it: s, or s^X = CMH(s) (Eq. 7).
     codes = take({name: model.net.harmonized(code, name) for name in plan.targets})
-    images, *near = zip(frozen, codes)
+    images, *near = zip(take(targets), codes)
     total, terms = cmcs_loss(*images, *near or [None], loss, generator)
     parts = {f"{name}/{pair}": float(value) for name, pairs in terms.items() for pair, value in pairs.items()}
     # What a baseline adds, on the images alone.
-    method, read = config.method, plan.read
-    tokens, code = {name: x[: len(index)] for name, x in tokens.items()}, code[: len(index)]
+    method, views = config.method, code.split(len(index))
+    tokens, code = {name: x[: len(index)] for name, x in tokens.items()}, views[0]
     picture, generator = None, seeded(config.seed, "extra", step)
     if EXTRAS.get(method) in plan.sensors:
         pictures = on_grid(prepared.data, EXTRAS[method], config.tokens.crops, prepared.tokens.grid)
         picture = pictures[index].to(code.device)
     if method == "eagle":
-        view = second_view({name: tokens[name] for name in read}, generator)
-        views = [tokens[read[0]], view[read[0]]]
-        objects, lookup = model.extra["eagle"]([code, model.net(view)], views, picture)
-        # Correspondence alone for the first 200 of EAGLE's some 10,000 steps, here at most a tenth of them.
-        corresponding, contrasting = (1.0, 0.0) if step < min(200, config.steps // 10) else (0.1, 0.9)
+        matched = targets[plan.targets[0]].split(len(index))
+        objects, lookup = model.extra["eagle"](views, matched, picture)
+        # Correspondence alone for the first 200 of EAGLE's 10,000 steps: here, too, 2 % of all.
+        corresponding, contrasting = (0.1, 0.9) if step > 0.02 * config.steps else (1.0, 0.0)
         total = corresponding * total + contrasting * objects + lookup
         parts["objects"] = objects.item()
     if method == "depthg":
@@ -212,10 +219,9 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
     begun, begun_cpu = time.perf_counter(), time.process_time()
     seed_everything(derived_seed(seed, "weights"))
     model = Model(config, plan, prepared.tokens.channels, clusters).to(prepared.tokens.device)
-    groups = [{"params": [], "lr": config.lr}, {"params": [], "lr": PROBE_LR}]
-    for name, parameter in model.named_parameters():
-        groups[name in PROBES]["params"].append(parameter)
-    optimizer = torch.optim.Adam(groups)
+    optimizer = torch.optim.Adam(
+        [{"params": p, "lr": RATES.get(name, config.lr)} for name, p in model.named_parameters()]
+    )
     progress = loop.resume(config, model, optimizer, prepared.inputs)
     loss, evaluation = measure_shifts(model, prepared), None
     model.train()
