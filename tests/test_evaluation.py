@@ -376,18 +376,6 @@ def test_conditions_and_cases_stand_in_one_row():
     )
 
 
-def test_conditions_of_two_parts_become_a_table_of_two_directions():
-    groups = {"condition=fog-day": (3, 1), "condition=fog-night": (1, 1), "condition=rain-day": (2, 1)}
-    sheet = by_condition(groups).sheets("mine", "on val")[1]
-    assert sheet.columns == ["fog", "rain", "all"] and list(sheet.rows) == ["day", "night", "all"]
-    nan = pytest.approx(np.nan, nan_ok=True)
-    expected = {"day": [3 / 5, 2 / 4, 5 / 9], "night": [1 / 3, None, 1 / 3], "all": [4 / 8, 2 / 4, 6 / 12]}
-    assert cells(sheet) == {
-        k: [nan if v is None else pytest.approx(100 * v) for v in row] for k, row in expected.items()
-    }
-    assert "| night | 33.33 | – | 33.33 |" in sheet.markdown()
-
-
 def test_failures_by_group_and_both_readings():
     scores = by_condition({"condition=fog": (3, 1), "condition=sun": (1, 1)})
     sheet = scores.failure_sheet([0.5], "on val")

@@ -4,10 +4,9 @@ Each modality is encoded once. Where fusion is linear, the logits of all 2^M −
 cached ones; another fusion is called once for each subset. Training and the commands that score call it.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, product
+from itertools import chain
 
 import numpy as np
 import torch
@@ -111,32 +110,16 @@ class SubsetScores:
     def sheets(self, name: str, caption: str) -> list[Sheet]:
         """The tables of one network as papers print them: every subset (mIoU and accuracy), and all sensors
         by condition and case.
-
-        Conditions that are all named in two parts ("fog-night") become a table of two directions.
         """
         accuracies = per_cent(self.names, accuracy(self.counts["all"]))
         rows = {f"{name} mIoU": self.miou(), f"{name} accuracy": accuracies}
         sheets = [subset_sheet(rows, f"In % {caption}; Std: population")]
 
         what = f"mIoU in %, all sensors ({self.names[-1]}), {caption}"
-        columns = {group: counts[-1] for group, counts in self.counts.items()}
-        all_counts = columns.pop("all")
-        parts = {
-            group: re.split("[-_/ ]", group.removeprefix("condition="))
-            for group in columns
-            if group.startswith("condition=")
-        }
-        if {*map(len, parts.values())} == {2}:
-            firsts, seconds = ([*dict.fromkeys(names), "all"] for names in zip(*parts.values()))
-            if len(firsts) > 2 and len(seconds) > 2:
-                table = {second: {first: 0 * all_counts for first in firsts} for second in seconds}
-                for group, (first, second) in parts.items():
-                    for row, column in product((second, "all"), (first, "all")):
-                        table[row][column] += columns[group]
-                    del columns[group]
-                sheets.append(Sheet(what, {row: _miou(cells) for row, cells in table.items()}))
-        if columns:
-            sheets.append(Sheet(what, {name: _miou(columns | {"all": all_counts})}))
+        groups = {group: counts[-1] for group, counts in self.counts.items()}
+        groups["all"] = groups.pop("all")  # the last column
+        if len(groups) > 1:
+            sheets.append(Sheet(what, {name: _miou(groups)}))
         return sheets
 
     def failure_sheet(self, probabilities: Sequence[float], caption: str) -> Sheet:
