@@ -40,8 +40,8 @@ class TrainCommand:
     them.
     """
     dry_run: bool = False
-    """Measure a few steps, print what the training would cost in work, memory, time and disk, and write
-    nothing to OUT.
+    """Measure a few steps, print what the training would cost in work, memory and time, and write nothing
+    to OUT.
     """
 
 

@@ -350,7 +350,7 @@ def test_operations_of_a_step_are_counted(data):
     assert counter.flops >= 2 * 2 * 2 * (2 * 3 * 20 * 20 * 16)
 
 
-def test_a_dry_run_foretells_what_the_run_writes_and_writes_nothing(data, tmp_path):
+def test_a_dry_run_foretells_what_the_run_does_and_writes_nothing(data, tmp_path):
     config = configured(data, tmp_path / "out", epochs=2, regularizer=RegularizerConfig("input", delay=0.0))
     before = sorted(p.name for p in Path(data).rglob("*"))
     found = dry_run(config)
@@ -366,10 +366,6 @@ def test_a_dry_run_foretells_what_the_run_writes_and_writes_nothing(data, tmp_pa
     report = train(config)
     assert f"{report['parameters'] / 1e6:.2f} M parameters" in found["summary"]
     assert report["steps"] == found["steps"]
-    for name, size in found["files"].items():
-        assert (
-            size < (tmp_path / "out" / f"{name}.safetensors").stat().st_size < 1.02 * size + 40_000
-        )  # names of tensors come on top
 
 
 def test_times_add_up(data, monkeypatch):

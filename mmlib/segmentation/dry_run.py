@@ -1,10 +1,10 @@
-"""What a training will cost, measured on a few real steps before anything is written: work, memory, time,
-disk. The command ``train --dry-run`` calls ``dry_run`` and prints ``described``.
+"""What a training will cost, measured on a few real steps before anything is written: work, memory, time.
+
+The command ``train --dry-run`` calls ``dry_run`` and prints ``described``.
 """
 
 import copy
 import os
-import shutil
 import time
 from dataclasses import replace
 from itertools import islice
@@ -76,10 +76,6 @@ def seconds(device: torch.device, call, *arguments) -> float:
     return time.perf_counter() - begun
 
 
-def nbytes(arrays) -> int:
-    return sum(array.nbytes for array in arrays)
-
-
 def dry_run(config: TrainConfig) -> dict:
     """Take a few steps and score a few samples as ``train`` would, on every process, and keep nothing.
 
@@ -102,7 +98,7 @@ def dry_run(config: TrainConfig) -> dict:
     decode, again = (fmean(seconds(device, load, batch) for batch in entries) for _ in range(2))
     micro = [load(batch) for batch in entries[: config.accumulate]]
     stored = [run.data.stored(index) for index in {index for batch in entries for index, _ in batch}]
-    sample = fmean(nbytes([label, *images.values()]) for images, label in stored)
+    sample = fmean(sum(array.nbytes for array in (label, *images.values())) for images, label in stored)
 
     # Steps without and with a probe. A subset of the sensors that is drawn anew for each step has its own
     # cost, so that more steps are needed for a mean.
@@ -142,9 +138,6 @@ def dry_run(config: TrainConfig) -> dict:
     mean = max(mean, waiting) if config.workers else mean + waiting
     per_epoch = len(run.data) / run.samples_per_step
     evaluations = sum(due(done, run.steps, config.eval_every * per_epoch) for done in range(1, run.steps + 1))
-    weights = nbytes(run.network.state_dict().values())
-    moments = sum(nbytes(state.values()) for state in run.optimizer.state_dict()["state"].values())
-    out = Path(config.out).absolute()
     accelerator.wait_for_everyone()
     return {
         "summary": str(run),
@@ -165,8 +158,6 @@ def dry_run(config: TrainConfig) -> dict:
         "evaluations": evaluations,
         "an evaluation": per_evaluation,
         "in all": mean * run.steps + per_evaluation * evaluations,
-        "files": {"resume": weights + moments, "best": weights, "last": weights},
-        "free": shutil.disk_usage(next(path for path in (out, *out.parents) if path.exists())).free,
     }
 
 
@@ -191,7 +182,6 @@ def described(config: TrainConfig, cost: dict) -> str:
     machine = psutil.virtual_memory().total
     place = f"{'not ' * (not config.cache)}kept in {digits(machine, 'B')} of memory"
     place += ": TOO MUCH, give --no-cache" * (config.cache and cost["cache"] * copies > 0.8 * machine)
-    files = ", ".join(f"{name} {digits(count)}B" for name, count in cost["files"].items())
     lines += [
         f"memory      {size('step memory')} in a step, {size('evaluation memory')} in an evaluation ({kind})",
         f"loading     {1000 * cost['decode']:.0f} ms a micro-batch in one process{again}",
@@ -200,7 +190,6 @@ def described(config: TrainConfig, cost: dict) -> str:
         f"evaluation  {_duration(cost['an evaluation'])}, {cost['evaluations']} in all",
         f"time        {1000 * cost['a step']:.0f} ms a step with loading, {_duration(cost['an epoch'])} an "
         f"epoch, {_duration(cost['in all'])} in all",
-        f"disk        {files}, and resume once more while it is saved; {size('free')} are free",
         "dry run: nothing was written",
     ]
     return "\n".join(lines)
