@@ -180,12 +180,9 @@ def compare_clusters(runs: list, config: CompareConfig) -> dict:
     """The reports of 'cluster' as rows of printed tables. Nothing is scored again: a report has its own
     split.
     """
-    # Runs of one name are told apart by their folders below the one that holds all runs.
-    folders = [folder.resolve() for folder, *_ in runs]
-    names, reports = [folder.name for folder in folders], {}
-    for folder, (_, report, _) in zip(folders, runs):
-        within = os.path.relpath(folder, os.path.commonpath(folders))
-        reports[folder.name if names.count(folder.name) == 1 else within] = report
+    # Rows are named by the folders below the one that holds all runs.
+    root = os.path.commonpath([folder.resolve().parent for folder, *_ in runs])
+    reports = {os.path.relpath(folder.resolve(), root): report for folder, report, _ in runs}
     print_sheets(cluster_sheets(reports), config.layout)
     return save_record(config, {"scores": {name: report["scores"] for name, report in reports.items()}})
 
