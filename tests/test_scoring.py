@@ -17,7 +17,7 @@ from mmlib import cli
 from mmlib.data.images import write_image
 from mmlib.data.plausible import check_plausible
 from mmlib.data.prepared import Description, PreparedDataset, Writer, collate
-from mmlib.evaluation.counts import miou
+from mmlib.evaluation.counts import class_accuracy, miou
 from mmlib.evaluation.subsets import evaluate_subsets, subset_probabilities
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import NetworkConfig, Segmenter, load_segmenter, save_segmenter
@@ -223,16 +223,17 @@ def test_compare_prints_trainings_as_rows(trained, tmp_path, capsys):
         folders.append(finished(trained, tmp_path / f"mine-{seed}", network, seed))
     cli.main(["compare", *folders, *COMPARE, "--layout", str(tmp_path / "table")])
     with open(tmp_path / "table.csv", newline="") as file:
-        rows = {row["column"]: float(row["value"]) for row in csv.DictReader(file)}
+        lines = [*csv.DictReader(file)]
     each = []
     for folder in folders:
         network, data = open_checkpoint(f"{folder}/last.safetensors", str(trained / "toy"), "val")
-        each.append(100 * miou(evaluate_subsets(dataset=data, **network.scoring()).counts["all"]))
+        counts = evaluate_subsets(dataset=data, **network.scoring()).counts["all"]
+        each.append([100 * miou(counts), 100 * class_accuracy(counts)])
     assert not np.allclose(*each)
-    assert [*rows.values()] == pytest.approx(
-        [*np.mean(each, 0), np.mean(each), np.std(np.mean(each, 0))], abs=1e-3
-    )
-    assert "| mine |" in capsys.readouterr().out
+    for measure, means in zip(("mIoU", "class accuracy"), np.mean(each, 0)):
+        row = [float(line["value"]) for line in lines if line["row"] == f"mine {measure}"]
+        assert row == pytest.approx([*means, means.mean(), means.std()], abs=1e-3)
+    assert "| mine class accuracy |" in capsys.readouterr().out
     with pytest.raises(
         SystemExit, match="cluster' .*compare each kind by itself|compare each kind by itself"
     ):

@@ -23,6 +23,8 @@ images.
 one).
 """
 
+import copy
+import sys
 from typing import Literal
 
 import torch
@@ -32,11 +34,32 @@ from torch import Tensor
 from ..config import AtLeast, Between, check_value
 from ..modalities import Modality
 from ..runtime import derived_seed
+from .images import DataError
+from .prepared import PreparedDataset
 from .transforms import resize
 
 PROTOCOLS = ("drop", "zero", "black", "noise")
 FAULTS = ("dark", "noise", "shift", "blur", "blank", "other")
 SEVERITIES = ("mild", "gross")
+
+
+def complete(dataset: PreparedDataset) -> PreparedDataset:
+    """The samples of a split that have all of its modalities. Says on stderr how many have not.
+
+    Raises:
+        DataError: none has.
+    """
+    whole, names = copy.copy(dataset), [*dataset.modalities]
+    whole.rows = [row for index, row in enumerate(dataset.rows) if dataset.present(index) == names]
+    whole._cache = {}
+    lacking = len(dataset) - len(whole)
+    if lacking:
+        message = f"{dataset.root}: {lacking} of {len(dataset)} samples of {dataset.split} lack some of"
+        message += f" {', '.join(names)}"
+        if not whole.rows:
+            raise DataError(f"{message}, and none is left; take fewer sensors")
+        print(f"{message} and are left out", file=sys.stderr)
+    return whole
 
 
 def degrade(

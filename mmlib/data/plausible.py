@@ -54,6 +54,11 @@ def open_data(
     return dataset
 
 
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Up to ``count`` different indices from 0 to length − 1, both ends among them."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
 def distance(values: Tensor, modality: Modality) -> float:
     """How far physical values (C, n) are from those that a modality was trained with: the square of the
     mean's shift in standard deviations, plus that of the logarithm of the standard deviation's ratio, of the
@@ -80,7 +85,7 @@ def check_plausible(
         ValueError: with ``strict``; names each sensor, its values and those of the training.
     """
     pixels = {}
-    for place in np.linspace(0, len(samples) - 1, min(SAMPLES, len(samples))).astype(int):
+    for place in evenly_spaced(len(samples), SAMPLES):
         for name, image in read(samples[place]).items():
             pixels.setdefault(name, []).append(image.flatten(1)[:, ::STEP])
     values = {name: torch.cat(parts, 1) for name, parts in pixels.items()}

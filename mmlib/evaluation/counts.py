@@ -62,9 +62,7 @@ def iou(confusion) -> np.ndarray:
 
 def miou(confusion) -> np.ndarray:
     """(…, K, K) counts -> (…) mean IoU over the classes that have true pixels; NaN where there are none."""
-    values = iou(confusion)
-    present = (~np.isnan(values)).sum(-1)
-    return _ratio(np.nansum(values, -1), present, present > 0)
+    return _mean(iou(confusion))
 
 
 def accuracy(confusion) -> np.ndarray:
@@ -72,6 +70,21 @@ def accuracy(confusion) -> np.ndarray:
     counts = np.asarray(confusion, dtype=np.float64)
     total = counts.sum((-2, -1))
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), total, total > 0)
+
+
+def class_accuracy(confusion) -> np.ndarray:
+    """(…, K, K) counts -> (…) mean over the classes that have true pixels of the share of them that is right
+    (recall): the "Acc" beside mIoU in the papers' tables; NaN where no class has any.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    true = counts.sum(-1)
+    return _mean(_ratio(np.diagonal(counts, axis1=-2, axis2=-1), true, true > 0))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of the values that are not NaN; NaN where there are none."""
+    present = (~np.isnan(values)).sum(-1)
+    return _ratio(np.nansum(values, -1), present, present > 0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runtime import atomic_path, provenance
+from .statistics import numbers
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def transposed(columns: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str
 
 
 def subset_sheet(rows: Mapping[str, Mapping[str, float]], caption: str) -> Sheet:
-    """Row name -> subset -> per cent, with mean and population standard deviation over the subsets."""
+    """Row name -> subset -> per cent, with mean and population standard deviation over the subsets that have
+    a score.
+    """
     full = {}
     for name, row in rows.items():
-        values = [*row.values()]
+        values = numbers(row.values())
         full[name] = {**row, "Mean": np.mean(values), "Std": np.std(values)}
     return Sheet(caption, full)
 

@@ -55,6 +55,11 @@ def paired_difference(a, b) -> Estimate:
     return estimate(a - b)
 
 
+def numbers(values) -> list[float]:
+    """The numbers among ``values`` that are not NaN or None; one NaN where there are none."""
+    return [value for value in values if value is not None and not math.isnan(value)] or [math.nan]
+
+
 def rounded(value, places: int = 4, significant: int = 0):
     """``value`` with every float in it, at any depth, at so many decimals or significant digits; NaN becomes
     None, which JSON has.

@@ -2,6 +2,10 @@
 
 Each modality is encoded once. Where fusion is linear, the logits of all 2^M − 1 subsets are sums of the M
 cached ones; another fusion is called once for each subset. Training and the commands that score call it.
+
+Where samples lack sensors, a subset is scored over the samples that have all of its sensors, whatever the
+protocol: "full" over the complete ones alone. No image stands in for one that a sample lacks. A subset that
+no sample has scores NaN; scores of different samples do not compare, so tables give their numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +22,12 @@ from ..data.missing import faulty, remove
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import Modality, subsets
 from ..runtime import derived_seed, progress_bar
-from .counts import accuracy, confusion_matrix, iou, miou, per_cent
+from .counts import accuracy, class_accuracy, confusion_matrix, iou, miou, per_cent
 from .fusion import Encode, Fuse
 from .sheets import Sheet, subset_sheet, transposed
-from .statistics import rounded
+from .statistics import numbers, rounded
+
+MEASURES = {"mIoU": miou, "accuracy": accuracy, "class accuracy": class_accuracy}
 
 
 @dataclass
@@ -34,20 +40,26 @@ class SubsetScores:
         protocol: how an absent sensor was emulated (mmlib.data.missing).
         counts: group -> (S, K, K) int64; groups are "all", "condition=night", "case=motionblur", …; subsets
             in the order of ``mmlib.modalities.subsets``.
+        samples: how many samples each subset is scored on, (S,).
     """
 
     modalities: dict[str, Modality]
     classes: list[str]
     protocol: str
     counts: dict[str, np.ndarray]
+    samples: Sequence[int] = ()
 
     @property
     def names(self) -> list[str]:
         """Subsets by their symbols: "R", "D", …, "RDEL"."""
-        return [
-            "".join(self.modalities[name].symbol for name in subset)
-            for subset in subsets(list(self.modalities))
-        ]
+        symbols = [modality.symbol for modality in self.modalities.values()]
+        return ["".join(subset) for subset in subsets(symbols)]
+
+    @property
+    def heads(self) -> list[str]:
+        """``names``, with their numbers of samples where these differ: "RD (12)"."""
+        same = len({*self.samples}) < 2
+        return self.names if same else [f"{name} ({n})" for name, n in zip(self.names, self.samples)]
 
     def miou(self, group: str = "all") -> dict[str, float]:
         """Subset -> mIoU in per cent."""
@@ -59,15 +71,20 @@ class SubsetScores:
         return {name: rows[name] for name in (self.names[-1], *self.names[: len(self.modalities)])}
 
     def summary(self, group: str = "all") -> dict[str, float]:
-        """full, mean, min and (population) std over the subsets, in per cent; how often adding one sensor to
-        a subset lowers mIoU, and how many such inclusions there are.
+        """mIoU in per cent: full, and mean, min and (population) std over the subsets that have a score; mean
+        class accuracy of full. How often adding one sensor to a subset lowers mIoU, and how many such
+        inclusions there are, of subsets that are scored on the same samples.
         """
         scores = {frozenset(name): value for name, value in self.miou(group).items()}
-        pairs = [(scores[s - {one}], scores[s]) for s in scores if len(s) > 1 for one in s]
-        values = [*scores.values()]
+        # A subset with a sensor more is scored on some of the same samples: on all, if it has as many pixels.
+        pixels = dict(zip(scores, self.counts[group].sum((1, 2))))
+        pairs = ((s - {one}, s) for s in scores for one in s)
+        pairs = [(scores[a], scores[b]) for a, b in pairs if pixels.get(a) == pixels[b] > 0]
+        values = numbers(scores.values())
         return {
-            "full": values[-1],
+            "full": [*scores.values()][-1],
             **{name: float(getattr(np, name)(values)) for name in ("mean", "min", "std")},
+            "class accuracy": 100 * float(class_accuracy(self.counts[group][-1])),
             "lowered": sum(after < before for before, after in pairs),
             "inclusions": len(pairs),
         }
@@ -83,13 +100,17 @@ class SubsetScores:
         return np.tensordot(subset_probabilities(len(self.modalities), probability), self.counts[group], 1)
 
     def to_dict(self) -> dict:
-        """JSON values in per cent: every subset and group, the IoU of single sensors and of all."""
+        """JSON values in per cent: every measure, subset and group, the IoU of single sensors and of all."""
         return rounded(
             {
                 "protocol": self.protocol,
                 "modalities": list(self.modalities),
                 "summary": {group: self.summary(group) for group in self.counts},
-                "miou": {group: self.miou(group) for group in self.counts},
+                **{
+                    measure.lower(): {g: per_cent(self.names, shares(c)) for g, c in self.counts.items()}
+                    for measure, shares in MEASURES.items()
+                },
+                "samples": dict(zip(self.names, self.samples)),
                 "iou": self.by_class(),
                 "confusion": {self.names[-1]: self.counts["all"][-1].tolist()},
             }
@@ -97,7 +118,8 @@ class SubsetScores:
 
     def table(self) -> str:
         """Plain text: every subset and group of conditions, the IoU of each class, what lowers mIoU."""
-        rows = transposed({group: self.miou(group) | self.summary(group) for group in self.counts})
+        rows = {g: per_cent(self.heads, miou(c)) | self.summary(g) for g, c in self.counts.items()}
+        rows = transposed(rows)
         lowered, inclusions = (rows.pop(name)["all"] for name in ("lowered", "inclusions"))
         by_subset = Sheet(f"mIoU in %; absent sensors: {self.protocol}", rows, "subset")
 
@@ -108,11 +130,10 @@ class SubsetScores:
         return "\n\n".join([by_subset.text(), by_class.text(), verdict])
 
     def sheets(self, name: str, caption: str) -> list[Sheet]:
-        """The tables of one network as papers print them: every subset (mIoU and accuracy), and all sensors
-        by condition and case.
+        """The tables of one network as papers print them: every subset (mIoU, accuracy, mean class accuracy),
+        and all sensors by condition and case.
         """
-        accuracies = per_cent(self.names, accuracy(self.counts["all"]))
-        rows = {f"{name} mIoU": self.miou(), f"{name} accuracy": accuracies}
+        rows = {f"{name} {m}": per_cent(self.heads, of(self.counts["all"])) for m, of in MEASURES.items()}
         sheets = [subset_sheet(rows, f"In % {caption}; Std: population")]
 
         what = f"mIoU in %, all sensors ({self.names[-1]}), {caption}"
@@ -211,7 +232,9 @@ def evaluate_subsets(
         # A sample without a condition or case is in no such group.
         for group in counts.keys() & {"all", f"condition={row['condition']}", f"case={row['case']}"}:
             counts[group][s] += pixels
-    return SubsetScores(dataset.modalities, classes, protocol, counts)
+    sensors = [set(dataset.present(index)) for index in range(len(dataset))]
+    samples = [sum(map(set(subset).issubset, sensors)) for subset in subsets(dataset.modalities)]
+    return SubsetScores(dataset.modalities, classes, protocol, counts, samples)
 
 
 @dataclass
@@ -230,13 +253,13 @@ class Variants:
     def __getitem__(self, index: int) -> dict:
         data, stacks = self.dataset, {}
         (images, label), name_of_sample, count = data.physical(index), data.rows[index]["id"], len(data)
-        for m, (name, modality) in enumerate(data.modalities.items()):
-            views = [images[name]]
+        for m, (name, image) in enumerate(images.items()):
+            modality, views = data.modalities[name], [image]
             if self.faults:
                 # Half a split away, never the sample itself, and not the same scene for each sensor.
                 away = 1 + (count // 2 + m - 1) % (count - 1)
                 other, seed = data.physical((index + away) % count)[0][name], derived_seed(0, name_of_sample)
-                views += [faulty(views[0], modality, *fault, other, seed) for fault in self.faults]
+                views += [faulty(image, modality, *fault, other, seed) for fault in self.faults]
             stacks[name] = modality.to_network(torch.stack(views))
         if self.protocol != "drop":
             # Noise is drawn for each sample by its id: it depends on neither batch size nor order.
@@ -262,7 +285,8 @@ def count_trials(
 
     Args:
         trials: (key, rule that fuses, sensor -> number of the variant that it shows; a sensor without such a
-            variant is left out). The rule None is the mean by the fast path, and then that of all trials.
+            variant is left out). The rule None is the mean by the fast path, and then that of all trials. A
+            sample that lacks a sensor whose sound image a trial shows, variant 0, is left out of it.
         indices: which samples.
         batch_size: samples at a time.
         together: variants that are encoded at a time.
@@ -278,7 +302,7 @@ def count_trials(
         batch_size,
         sampler=indices,
         num_workers=workers,
-        collate_fn=_collate_by_size,
+        collate_fn=_collate_alike,
         pin_memory=torch.device(device).type == "cuda",
     )
     classes, fast = len(dataset.description.classes), trials[0][1] is None
@@ -302,7 +326,9 @@ def count_trials(
                 parts = {name: [upsampled(x, size) for x in part] for name, part in parts.items()}
             rows = [dataset.rows[int(index)] for index in batch["index"][first : first + step]]
             for key, fuse, shown in trials:
-                votes = {name: parts[name][v] for name, v in shown.items() if v < len(parts[name])}
+                if not all(v or name in parts for name, v in shown.items()):
+                    continue
+                votes = {name: parts[name][v] for name, v in shown.items() if v < len(parts.get(name, ()))}
                 fused = fuse(votes) if fuse else sum(votes.values())
                 for row, logits, truth in zip(rows, fused.split(1), label[first : first + step]):
                     yield key, row, count_pixels(logits, truth, classes, row["id"])
@@ -346,9 +372,9 @@ def count_pixels(logits: Tensor, label: Tensor, classes: int, sample: str) -> np
     return confusion_matrix(largest(logits, label.shape, sample)[2], label, classes).cpu().numpy()
 
 
-def _collate_by_size(samples: list[dict]) -> list[dict]:
-    """One batch per image size: samples at their native sizes need not agree."""
-    by_size = {}
+def _collate_alike(samples: list[dict]) -> list[dict]:
+    """One batch for each image size and set of sensors, in which samples at their native sizes differ."""
+    alike = {}
     for sample in samples:
-        by_size.setdefault(sample["label"].shape, []).append(sample)
-    return [collate(group) for group in by_size.values()]
+        alike.setdefault((sample["label"].shape, *sample["images"]), []).append(sample)
+    return [collate(group) for group in alike.values()]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Literal
 
 import tyro
@@ -14,12 +15,14 @@ import tyro
 from ..config import AtLeast
 from ..data.prepared import PreparedDataset
 from ..evaluation.sheets import cluster_sheets, subset_sheet
-from ..evaluation.statistics import estimate, paired_difference, rounded
+from ..evaluation.statistics import estimate, numbers, paired_difference, rounded
 from ..loop import WITHOUT_EFFECT
 from ..outputs import claims
 from ..runtime import data_dir, progress_bar, read_json, reading
 from .information import fisher_gap, measure_information
 from .score import ScoringConfig, begin, find_data, open_checkpoint, print_sheets, save_record, score
+
+SCORES = "summary", "miou", "class accuracy", "iou"  # of a checkpoint, as ``SubsetScores.to_dict`` has them
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def compare(config: CompareConfig) -> dict:
 
     runs = [(*run, find_data(config.data or root, config.progress)) for *run, root in runs]
     check_same_data(runs, config.split)
-    groups, same, ways = {}, {}, {}
+    groups, same, ways, heads = {}, {}, {}, {}
     every = [telling(report) for _, report, _ in runs]
     bar = progress_bar(runs, "compare", progress=config.progress)
     for (folder, report, root), own in zip(bar, every):
@@ -141,12 +144,9 @@ def compare(config: CompareConfig) -> dict:
 
         # Its scores and its Fisher information.
         scores, failures, how = score(network, data, config)
-        ways[how] = name
+        ways[how], heads[name] = name, scores.heads
         record = {"seeds": seed, "guards": {}} | report | scores.to_dict()
-        entry = {
-            name: record[name]
-            for name in ("seeds", "seconds", "cpu_seconds", "guards", "summary", "miou", "iou")
-        }
+        entry = {name: record[name] for name in ("seeds", "seconds", "cpu_seconds", "guards", *SCORES)}
         if config.information_samples:
             entry["information"] = measure_information(network, data, config.information_samples)
             entry["summary"]["all"]["gap"] = fisher_gap(list(entry["information"].values()))
@@ -155,13 +155,16 @@ def compare(config: CompareConfig) -> dict:
         append(group, entry)
 
     means = {
-        name: {subset: sum(values) / len(values) for subset, values in group["miou"]["all"].items()}
+        f"{name} {measure}": dict(
+            zip(heads[name], (fmean(numbers(values)) for values in group[measure.lower()]["all"].values()))
+        )
         for name, group in groups.items()
+        for measure in ("mIoU", "class accuracy")
     }
     print_comparison(groups, means, config)
     if config.layout:
         how = f"{config.split}, {config.checkpoint} checkpoint, {' or '.join(ways)}"
-        caption = f"mIoU in % on {how}; means over seeds; Std: population, over subsets"
+        caption = f"In % on {how}; means over seeds; Std: population, over subsets"
         print_sheets([subset_sheet(means, caption)], config.layout)
     record = {name: getattr(config, name) for name in ("split", "protocol", "checkpoint")}
     return save_record(config, record | {"groups": rounded(groups, significant=5)})
@@ -190,7 +193,7 @@ def compare_clusters(runs: list, config: CompareConfig) -> dict:
 def print_comparison(groups: dict, means: dict, config: CompareConfig) -> None:
     """Each group's means and spread over seeds, and its difference to the first group where seeds agree.
 
-    ``means``: group -> subset -> mIoU in per cent.
+    ``means``: group and measure ("mine mIoU") -> subset -> per cent.
     """
     reference = next(iter(groups))
     print(
@@ -205,14 +208,16 @@ def print_comparison(groups: dict, means: dict, config: CompareConfig) -> None:
             "  "
             + "   ".join(
                 f"{key} {estimate(summary[key])}"
-                for key in ("full", "mean", "min", "std", "gap")
-                if key in summary
+                for key in ("full", "mean", "min", "std", "class accuracy", "gap")
+                if None not in summary.get(key, [None])
             )
         )
-        print("  " + "  ".join(f"{subset} {value:.1f}" for subset, value in means[name].items()))
+        print("  " + "  ".join(f"{subset} {value:.1f}" for subset, value in means[f"{name} mIoU"].items()))
         if name == reference or seeds != groups[reference]["seeds"] or len(seeds) == 1:
             continue
         for key in ("full", "mean"):
+            if None in summary[key]:  # no sample has all sensors
+                continue
             d = paired_difference(summary[key], groups[reference]["summary"]["all"][key])
             verdict = "" if d.clear else " - smaller than its spread"
             interval = f"95 % interval [{d.low:+.1f}, {d.high:+.1f}]"

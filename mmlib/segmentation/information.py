@@ -6,6 +6,7 @@ does not change when an image is tiled, when a modality is given in other units 
 when a batch grows. All of it runs in float32 (or float64), also under autocast.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..data.plausible import evenly_spaced
 from ..data.prepared import PreparedDataset, collate
 from ..modalities import IGNORE_INDEX
 from ..runtime import derived_seed
@@ -342,22 +344,17 @@ def _full(value: Tensor) -> Tensor:
 def fisher_gap(information) -> float:
     """Largest over smallest information of the modalities (1 = balanced), from one value per modality."""
     values = np.asarray(information, float)
-    return float(values.max() / values.min()) if values.min() > 0 else np.inf
-
-
-def evenly_spaced(length: int, count: int) -> list[int]:
-    """Up to ``count`` different indices from 0 to length − 1."""
-    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+    return float(values.max() / values.min()) if values.size and values.min() > 0 else np.inf
 
 
 def measure_information(network: nn.Module, dataset: PreparedDataset, samples: int = 16) -> dict[str, float]:
-    """Input information of each modality, averaged over up to ``samples`` evenly spaced samples of
-    ``dataset``, all sensors present.
+    """Input information of each modality, averaged over those of up to ``samples`` evenly spaced samples of
+    ``dataset`` that have it, each with all its sensors. A modality that none of them has is left out.
 
     The measuring instrument of the Fisher gap; it trains nothing and always uses the reading ``input``.
     """
     dataset.require_labels()
-    total, used = np.zeros(len(dataset.modalities)), 0
+    total, used = Counter(), Counter()
     device = next(network.parameters()).device
     for index in evenly_spaced(len(dataset), samples):
         # One by one: samples may differ in size, and memory stays small.
@@ -366,5 +363,7 @@ def measure_information(network: nn.Module, dataset: PreparedDataset, samples: i
         label = batch["label"].to(device)
         values, _ = input_information(network, images, label, seed=derived_seed(0, index))
         if torch.isfinite(values).all():
-            total, used = total + values[:, 0].detach().double().cpu().numpy(), used + 1
-    return dict(zip(dataset.modalities, (total / max(1, used)).tolist()))
+            for name, value in zip(images, values[:, 0].tolist()):
+                total[name] += value
+                used[name] += 1
+    return {name: total[name] / used[name] for name in dataset.modalities if name in used}

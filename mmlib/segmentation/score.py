@@ -12,7 +12,8 @@ import tyro
 
 from .. import world
 from ..config import AtLeast, Between
-from ..data.plausible import check_plausible, open_data
+from ..data.missing import complete
+from ..data.plausible import check_plausible, evenly_spaced, open_data
 from ..data.prepared import PreparedDataset
 from ..evaluation.failures import evaluate_failures, failure_table
 from ..evaluation.fusion import FUSIONS
@@ -21,7 +22,6 @@ from ..evaluation.statistics import rounded
 from ..evaluation.subsets import SubsetScores, evaluate_subsets
 from ..outputs import check_output, claims
 from ..runtime import choose_device, provenance, write_json
-from .information import evenly_spaced
 from .network import Segmenter, load_segmenter
 
 SCENES = ("street", "room")
@@ -127,8 +127,8 @@ def begin(config: ScoringConfig) -> torch.device:
 def score(
     network: Segmenter, data: PreparedDataset, config: ScoringConfig
 ) -> tuple[SubsetScores, dict | None, str]:
-    """Scores of every subset, scores under unannounced failures where they are asked for, and how both were
-    made: "fusion mean, whole images; absent sensors: drop".
+    """Scores of every subset, scores under unannounced failures where they are asked for (of the samples that
+    have all sensors), and how both were made: "fusion mean, whole images; absent sensors: drop".
     """
     check_plausible(data.modalities, range(len(data)), lambda index: data.physical(index)[0], config.strict)
     loading = {name: getattr(config, name) for name in ("batch_size", "workers", "progress")}
@@ -141,8 +141,9 @@ def score(
         rules = {rule: fuse for rule, fuse in FUSIONS.items() if rule != "total"}
         if name == "centred":
             rules = {"network": options["fuse"]}
-        indices = evenly_spaced(len(data), config.failures if config.failures > 0 else len(data))
-        failures = evaluate_failures(options["encode"], rules, data, indices=indices, **loading)
+        whole = complete(data)
+        indices = evenly_spaced(len(whole), config.failures if config.failures > 0 else len(whole))
+        failures = evaluate_failures(options["encode"], rules, whole, indices=indices, **loading)
 
     pieces = f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images"
     if any(config.stride):
@@ -175,6 +176,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     device = begin(config)
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
+    if config.failure_probability and len(complete(data)) < len(data):
+        raise ValueError(
+            f"--failure-probability: samples of {config.split} lack sensors already, but the chances are "
+            "those of samples that have all; leave it out"
+        )
     scores, failures, how = score(network, data, config)
     path, how = Path(config.checkpoint), f"on {config.split}, {len(data)} samples, {how}"
     print(f"{path.name} {how.rpartition(';')[0]}; {scores.table()}")

@@ -16,6 +16,7 @@ import tyro
 from torch import Tensor, nn
 
 from ..config import AtLeast, check_settings, check_value
+from ..data.missing import complete
 from ..data.plausible import check_plausible, open_data
 from ..evaluation.counts import score_clusters
 from ..evaluation.statistics import rounded
@@ -289,8 +290,8 @@ class SegmentConfig:
 
 @claims("run", "data")
 def segment(config: SegmentConfig) -> dict | None:
-    """Write ``out/<id>.png`` for every image, ids.json, and scores.json where there are labels; returns the
-    scores.
+    """Write ``out/<id>.png`` for every image of a sample that has all of the run's sensors, ids.json, and
+    scores.json where there are labels; returns the scores.
 
     Raises:
         ValueError: no finished run, another backbone than the run's, or data without its sensors or with
@@ -317,7 +318,7 @@ def segment(config: SegmentConfig) -> dict | None:
             f"{run} was made with other weights or another version of the backbone {backbone.name}; train "
             "it again, or give --backbone-weights that it was made with"
         )
-    data = open_data(modalities, clusters.classes, config.data, config.split, sensors, cache=True)
+    data = complete(open_data(modalities, clusters.classes, config.data, config.split, sensors, cache=True))
     check_guide(config.guide, data)
     if modalities and all(modality.mean for modality in modalities.values()):
         check_plausible(modalities, range(len(data)), lambda index: data.physical(index)[0], config.strict)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import Above, AtLeast, flag
+from ..data.missing import complete
 from ..data.prepared import PreparedDataset
 from ..runtime import choose_device
 from .backbone import Backbone, load_backbone
@@ -170,13 +171,15 @@ class Prepared:
 
 
 def prepare(config: ClusterConfig) -> tuple[Plan, Prepared]:
-    """Open the data, extract or read tokens, find neighbours. No label is read."""
+    """Open the data, extract or read tokens, find neighbours. No label is read. Samples that lack one of the
+    sensors take no part, neither in training nor in scores.
+    """
     settings, device = config.tokens, choose_device(config.device)
-    data = PreparedDataset(config.data, "train", config.modalities or None)
+    data = complete(PreparedDataset(config.data, "train", config.modalities or None))
     sensors = sorted(data.modalities, key=lambda name: name != "rgb")  # the reference comes first
     plan = resolve_method(config, sensors)
     paired = set().union(*map(plan.loss.pairs, plan.targets))
-    scored = PreparedDataset(config.data, config.evaluation.split, sensors, cache=True)
+    scored = complete(PreparedDataset(config.data, config.evaluation.split, sensors, cache=True))
     # Tokens of both splits, through one chain with the statistics of the training split.
     backbone = load_backbone(settings.backbone, settings.backbone_weights, device)
     extract = partial(

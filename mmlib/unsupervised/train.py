@@ -298,5 +298,6 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         **{"chosen by": selected_by[config.select]},
         step=step,
         shifts=loss.shifts.numbers,
+        images={data.split: len(data) for data in (prepared.data, scored)},
         **evaluation.report,
     )
