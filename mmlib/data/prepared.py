@@ -168,12 +168,12 @@ class Writer:
             )
         if sample_id in self.rows:
             raise DataError(f"{where} is there already; ids must differ")
-        known = self.description.modalities
-        modalities = {name: modality for name, modality in known.items() if name in images}
+        available = self.description.modalities
+        modalities = {name: modality for name, modality in available.items() if name in images}
         arrays = images | {"label": label[..., None]} if labelled else images
         files = sample_files(self.root, sample_id, modalities, labelled)
         if not modalities or set(arrays) != set(files):
-            raise DataError(f"{where}: has {sorted(images)}, expected one or more of {sorted(known)}")
+            raise DataError(f"{where}: has {sorted(images)}, expected one or more of {sorted(available)}")
         for name, (_, dtype, channels) in files.items():
             array = arrays[name]
             if array.dtype != dtype or array.shape[2:] != (channels,) or not array.size:
@@ -182,7 +182,7 @@ class Writer:
                 )
         check_sample(arrays, len(self.description.classes), where)
         row = dict(zip(COLUMNS, (sample_id, split, condition, case))) | {"labelled": labelled}
-        if len(modalities) < len(known):
+        if len(modalities) < len(available):
             row["sensors"] = "+".join(modalities)
         for name, modality in modalities.items():
             physical = to_physical(modality, images[name], where)
