@@ -26,7 +26,7 @@ def streams(count: int, channels: int, seed: int = 1) -> list[torch.Tensor]:
 
 
 def linear(layer, tokens, stream=None):
-    """Tokens (N, C) through a 1×1 convolution, or through the part of a grouped one that is a stream's own."""
+    """Tokens (N, C) through a 1×1 convolution, or through the part of a grouped one for one stream."""
     weight, bias = layer.weight.flatten(1), layer.bias
     if stream is not None:
         rows = slice(stream * len(weight) // 2, (stream + 1) * len(weight) // 2)

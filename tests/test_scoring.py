@@ -122,7 +122,7 @@ def test_centred_fusion_is_encoded_anew_for_each_subset(trained):
             fuse(images)[..., :8], parts[0][..., :8], atol=1e-5
         )  # only the first window covers these
     with pytest.raises(
-        ValueError, match="fusion agreement: this network's fusion is centred on its first sensor"
+        ValueError, match="fusion agreement: this network's fusion is centred; it has no logits"
     ):
         network.scoring("agreement")
 

@@ -392,30 +392,78 @@ def test_selection_is_magics_written_pixel_by_pixel(sensors):
     assert all(z.grad.isfinite().all() and z.grad.any() for z in logits.values())
 
 
-@pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
-def test_centred_fusion_leans_on_its_centre(encoder, tmp_path):
-    """Any subset runs; the others enter by addition to the main branch; its logits are no mean, and it says
-    so.
-    """
-    net, batch = network(encoder=encoder, fusion="centred"), images()
+ENCODERS = ["residual", "pvt_v2_b0", "tf_efficientnet_lite0"]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("fusion", ["centred", "cmx"])
+def test_two_encoders_give_the_first_sensor_the_main_branch(fusion, encoder, tmp_path):
+    """Any subset runs; zeros stand for a missing image; the logits are no mean, and it says so."""
+    net, batch = network(encoder=encoder, fusion=fusion), images()
+    zeros = {name: torch.zeros_like(image) for name, image in batch.items()}
     with torch.no_grad():
         for subset in subsets(NAMES):
-            assert net({name: batch[name] for name in subset}).shape == (2, 5, 32, 48)
-        plain = net.encoder(net.stems["rgb"](batch["rgb"]))
-        alone = net.features({"rgb": batch["rgb"]})
-        assert all(torch.equal(a, b) for a, b in zip(plain, alone))
-        others = {name: batch[name] for name in NAMES[1:]}
-        swapped = {"rgb": batch["rgb"], **dict(reversed(others.items()))}
-        assert torch.allclose(net({"rgb": batch["rgb"], **others}), net(swapped), atol=1e-5)
+            given = {name: batch[name] for name in subset}
+            found = net(given)
+            assert found.shape == (2, 5, 32, 48)
+            instead = zeros | given if fusion == "cmx" else {"rgb": zeros["rgb"]} | given
+            assert torch.allclose(found, net(instead), atol=1e-6)
+            backwards = dict(reversed(given.items()))
+            assert torch.allclose(found, net(backwards), atol=1e-5)
         assert not torch.allclose(net(batch), net({"rgb": batch["rgb"]}), atol=1e-3)
-        missing, zero = net(others), net({"rgb": torch.zeros_like(batch["rgb"]), **others})
-        assert torch.allclose(missing, zero, atol=1e-6)
+        assert all(f.shape[0] == 2 for f in net.features(batch))
+        if fusion == "centred":
+            plain = net.encoder(net.stems["rgb"](batch["rgb"]))
+            alone = net.features({"rgb": batch["rgb"]})
+            assert all(torch.equal(a, b) for a, b in zip(plain, alone))
+        # A sample does not depend on the others in its batch, in training mode either.
+        net.train().head.dropout.p = 0.0
+        for module in net.modules():
+            if type(module).__name__ == "DropPath":
+                module.drop_prob = 0.0
+        single = net({name: image[:1] for name, image in batch.items()})
+        assert torch.allclose(single, net(batch)[:1], atol=1e-5)
+        net.eval()
     logits, features = net(batch, fuse=False)
     assert list(logits) == ["rgb"] and len(features[0]) == 2
-    with pytest.raises(ValueError, match="each subset"):
+    with pytest.raises(ValueError, match=f"{fusion} fusion has no logits.*each subset"):
         net.modality_logits(batch)
-    with pytest.raises(ValueError, match="separate"):
-        network(fusion="centred", stem="shared")
     save_segmenter(net, tmp_path / "net.safetensors")
     with torch.no_grad():
         assert torch.allclose(load_segmenter(tmp_path / "net.safetensors")(batch), net(batch))
+
+
+def test_two_encoders_take_two_sensors_with_stems_of_their_own():
+    for options in dict(stem="shared"), dict(modalities={"rgb": MODALITIES["rgb"]}):
+        with pytest.raises(ValueError, match="takes two sensors or more, each with its own stem"):
+            network(fusion="cmx", **options)
+
+
+def test_cmx_is_two_encoders_whose_rectified_features_go_on():
+    """Written out for three sensors: at each scale the auxiliary ones select, exchange, and receive."""
+    names = NAMES[:3]
+    net = network({name: MODALITIES[name] for name in names}, fusion="cmx")
+    batch = {name: image for name, image in images().items() if name in names}
+    with torch.no_grad():
+        main, depth, event = (net.stems[name](batch[name]) for name in names)
+        expected = []
+        for j, exchange in enumerate(net.exchanges):
+            if j > 0:
+                main, depth, event = (
+                    net.encoder.stages[j - 1](main),
+                    *map(net.auxiliary.stages[j - 1], (depth, event)),
+                )
+            main, (depth, event), fused = exchange(main, [depth, event])
+            expected.append(fused)
+        assert all(
+            torch.allclose(a, b, atol=1e-5) for a, b in zip(net.features(batch), expected, strict=True)
+        )
+
+
+def test_cmx_with_checkpoints_has_the_same_gradients():
+    found = []
+    for checkpointing in (False, True):
+        net = network(encoder="tf_efficientnet_lite0", fusion="cmx", checkpointing=checkpointing)
+        net(images()).square().mean().backward()
+        found.append([parameter.grad for parameter in net.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))

@@ -3,6 +3,7 @@ maps, taken apart into first layers, one for each sensor, and stages.
 """
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
@@ -191,8 +192,8 @@ class Encoder(nn.Module):
         """Whether it takes images of this height and width."""
         return min(size) >= self.smallest and all(side % self.multiple == 0 for side in size)
 
-    def steps(self) -> list[nn.Module]:
-        """One module for each scale; the first turns the output of a stem into the finest features, each
+    def steps(self) -> list[Callable[[Tensor], Tensor]]:
+        """One function for each scale; the first turns the output of a stem into the finest features, each
         other one the features of a scale into those of the next.
 
         Raises:
@@ -203,18 +204,17 @@ class Encoder(nn.Module):
                 "this encoder has no stages, between which sensors could meet; give another --encoder, or "
                 "--fusion mean"
             )
-        return [nn.Identity()] * (len(self.widths) - len(self.stages)) + [*self.stages]
+        steps = [nn.Identity()] * (len(self.widths) - len(self.stages)) + [*self.stages]
+        if self.grad_checkpointing:
+            return [partial(checkpoint, step, use_reentrant=False) for step in steps]
+        return steps
 
-    def forward(self, x: Tensor, added: list[Tensor] | None = None) -> list[Tensor]:
-        """Features of all scales. ``added``: features of other sensors, one tensor per scale, which are added
-        before the next stage is computed.
-        """
-        if self.whole is not None and added is None:
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features of all scales."""
+        if self.whole is not None:
             return self.whole(x)
         features = []
-        for j, step in enumerate(self.steps()):
-            x = checkpoint(step, x, use_reentrant=False) if self.grad_checkpointing else step(x)
-            if added is not None:
-                x = x + added[j]
+        for step in self.steps():
+            x = step(x)
             features.append(x)
         return features

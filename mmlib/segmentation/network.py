@@ -3,9 +3,9 @@ what is present.
 
 All modalities of a mini-batch are stacked along the batch dimension, so that M sensors cost one forward pass
 of M·B images. A missing modality is left out of the stack: it costs no time, and the network never sees
-zeros in the place of an image. The other fusion, ``centred``, is what the paper argues against: one sensor
-has the main branch, and the features of the others are added to it. Training, scoring, prediction and export
-build and load the network here.
+zeros in the place of an image. The other fusions, ``cmx`` and ``centred``, are what the paper argues against:
+one sensor has the main branch, and the others a second encoder beside it. Training, scoring, prediction and
+export build and load the network here.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from ..evaluation.windows import sliding
 from ..modalities import Modality
 from ..runtime import load_into, read_tensor_header, read_tensors, reading, save_tensors
 from .encoder import Encoder, group_norm
+from .rectification import Exchange, addition
 
 Tensors = Mapping[str, Tensor]  # name of a modality -> its tensor
 
@@ -39,8 +40,9 @@ class NetworkConfig:
     """
     stem: Literal["separate", "shared"] = "separate"
     """separate: each modality has its own first layer; shared: one first layer for all, as in the paper."""
-    fusion: Literal["mean", "centred"] = "mean"
-    """mean: the predictions of all sensors are averaged; centred: the first sensor has the main branch, and
+    fusion: Literal["mean", "cmx", "centred"] = "mean"
+    """mean: the predictions of all sensors are averaged. The others give the main branch to the first sensor:
+    cmx: its features and those of the others rectify each other and are fused, as in CMX and CMNeXt; centred:
     the features of the others are added to its own.
     """
     embed_dim: Annotated[int, AtLeast(0)] = 0
@@ -110,11 +112,18 @@ class Segmenter(nn.Module):
         weights = config.weights if pretrained and not loading else "random"
         encoder = partial(Encoder, config.encoder, pretrained, weights, config.checkpointing)
         self.encoder = encoder()
-        if config.fusion == "centred":
-            if config.stem != "separate":
-                raise ValueError("centred fusion gives each sensor its own stem; use --stem separate")
+        if config.fusion != "mean":
+            if config.stem != "separate" or len(modalities) < 2:
+                raise ValueError(
+                    f"{config.fusion} fusion takes two sensors or more, each with its own stem; use --stem "
+                    "separate"
+                )
             self.encoder.steps()  # raises where there are none
-            self.auxiliary = encoder()
+            self.auxiliary, widths = encoder(), self.encoder.widths
+            self.exchanges = [addition] * len(widths)
+            if config.fusion == "cmx":
+                others = len(modalities) - 1
+                self.exchanges = nn.ModuleList(Exchange(width, widths[0], others) for width in widths)
         if config.stem == "separate":
             self.stems = nn.ModuleDict(
                 {name: self.encoder.make_stem(m.channels) for name, m in modalities.items()}
@@ -144,7 +153,7 @@ class Segmenter(nn.Module):
 
     def features(self, images: Tensors) -> list[Tensor]:
         """Features of each scale j, fine to coarse: (M·B, C_j, H_j, W_j), the given modalities stacked along
-        the batch dimension; for centred fusion (B, C_j, H_j, W_j).
+        the batch dimension; fused in the network, (B, C_j, H_j, W_j).
 
         Raises:
             ValueError: no modality or an unknown one, wrong channels, or images of different sizes.
@@ -161,34 +170,45 @@ class Segmenter(nn.Module):
         sizes = {(len(image), *image.shape[2:]) for image in images.values()}
         if len(sizes) > 1:
             raise ValueError(f"modalities differ in batch or image size: {sizes}")
-        if self.config.fusion == "centred":
-            return self._centred(images)
-        return self.encoder(self.stem_features(images))
+        if self.config.fusion == "mean":
+            return self.encoder(self.stem_features(images))
+        return self._two_streams(images)
 
-    def _centred(self, images: Tensors) -> list[Tensor]:
-        """Features of the main branch, in the manner of CMNeXt: the other sensors share a second encoder, and
-        the largest of their responses at each position is added to the main branch.
+    def _two_streams(self, images: Tensors) -> list[Tensor]:
+        """Fused features of two encoders, that of the first sensor and that which all others share; they meet
+        at every scale, and what comes of it goes on to the next.
+
+        In the place of a missing image stand zeros, the mean of the training images, for inputs are
+        normalised. (An addition needs that of the first sensor only.)
         """
-        centre, others, added = next(iter(self.modalities)), dict(images), None
-        image = others.pop(centre, None)
-        if others:
-            stacked = self.auxiliary(self.stem_features(others))
-            added = [torch.stack(feature.chunk(len(others))).amax(0) for feature in stacked]
-        if image is None:  # zeros are the mean of the training images, because inputs are normalised
-            first = next(iter(others.values()))
-            image = first.new_zeros(len(first), self.modalities[centre].channels, *first.shape[2:])
-        return self.encoder(self.stem_features({centre: image}), added)
+        first = next(iter(images.values()))
+        features, parts = [], []
+        for j, (name, modality) in enumerate(self.modalities.items()):
+            image = images.get(name)
+            if image is None and (j == 0 or self.config.fusion == "cmx"):
+                image = first.new_zeros(len(first), modality.channels, *first.shape[2:])
+            if image is not None:
+                parts.append(self.stems[name](image))
+        main, *others = parts
+        for step, beside, exchange in zip(self.encoder.steps(), self.auxiliary.steps(), self.exchanges):
+            main = step(main)
+            if others:
+                others = beside(torch.cat(others)).chunk(len(others))
+            main, others, fused = exchange(main, others)
+            features.append(fused)
+        return features
 
     def modality_logits(self, images: Tensors) -> Tensors:
         """Logits (B, K, h, w) of each modality alone, at the resolution of the head: h is H/2 for residual,
         H/4 for most encoders of timm.
 
         Raises:
-            ValueError: the fusion is centred, so that single modalities have no logits.
+            ValueError: sensors are fused in the network, so that single ones have no logits.
         """
-        if self.config.fusion == "centred":
+        if self.config.fusion != "mean":
             raise ValueError(
-                "centred fusion has no logits of single modalities; call the network on each subset of images"
+                f"{self.config.fusion} fusion has no logits of single modalities; call the network on each "
+                "subset of images"
             )
         return self(images, fuse=False)[0]
 
@@ -202,13 +222,13 @@ class Segmenter(nn.Module):
                 images, two thirds of the window.
 
         Raises:
-            ValueError: another rule than the mean for centred fusion; windows that do not fit.
+            ValueError: another rule than the mean where the network fuses; windows that do not fit.
         """
-        centred = self.config.fusion == "centred"
-        if centred and fusion != "mean":
+        inside = self.config.fusion != "mean"
+        if inside and fusion != "mean":
             raise ValueError(
-                f"--fusion {fusion}: this network's fusion is centred on its first sensor; it has no logits "
-                "of single sensors; leave the option out"
+                f"--fusion {fusion}: this network's fusion is {self.config.fusion}; it has no logits of "
+                "single sensors; leave the option out"
             )
         if any(stride) and not any(window):
             raise ValueError(
@@ -217,7 +237,7 @@ class Segmenter(nn.Module):
         encode = lambda images: self(images, fuse=False)[0]
         if any(window):
             encode = sliding(encode, window, stride)
-        if centred:  # what it encodes depends on which sensors are there, so each subset is encoded by itself
+        if inside:  # what it encodes depends on which sensors are there, so each subset is encoded by itself
             fuse = lambda images: next(iter(encode(images).values()))
             return {"encode": lambda images: images, "fuse": fuse}
         return {"encode": encode, "fuse": None if fusion == "mean" else FUSIONS[fusion]}
@@ -230,7 +250,7 @@ class Segmenter(nn.Module):
         every subset is a sum of cached logits.
 
         With ``fuse=False``, for training, it returns (name -> logits at the resolution of the head, features
-        as ``features`` returns them). Centred fusion has one entry, named after the main sensor.
+        as ``features`` returns them). Fusion in the network gives one entry, named after the main sensor.
         """
         # Eq. 5: {f_i}, {p_i} = F({x_i}) for all modalities at once; the prediction is p = Mean(p_i)
         features = self.features(images)

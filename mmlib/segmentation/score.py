@@ -109,7 +109,7 @@ def open_checkpoint(
 
 def fusion_name(network: Segmenter, config) -> str:
     """How predictions are fused: by the network itself, or by the rule ``config.fusion``."""
-    return "centred" if network.config.fusion == "centred" else config.fusion
+    return config.fusion if network.config.fusion == "mean" else network.config.fusion
 
 
 def begin(config: ScoringConfig) -> torch.device:
@@ -139,7 +139,7 @@ def score(
     if config.failures:
         # Every rule sees the same encodings; a network without logits of single sensors has one rule only.
         rules = {rule: fuse for rule, fuse in FUSIONS.items() if rule != "total"}
-        if name == "centred":
+        if network.config.fusion != "mean":
             rules = {"network": options["fuse"]}
         whole = complete(data)
         indices = evenly_spaced(len(whole), config.failures if config.failures > 0 else len(whole))

@@ -216,12 +216,13 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     limit_threads()
     check_settings(config)
     # Settings that do not work together.
-    if config.network.fusion == "centred" and (
+    fusion = config.network.fusion
+    if fusion != "mean" and (
         config.objective.subsets not in ("full", "dropout") or config.regularizer.readings - {"input", "gat"}
     ):
         raise ValueError(
-            "--fusion centred has no logits and features of single sensors; give --subsets full or dropout, "
-            "and --prediction input or gat"
+            f"--fusion {fusion} has no logits and features of single sensors; give --subsets full or "
+            "dropout, and --prediction input or gat"
         )
     # Devices, precision, processes.
     cuda, precision = torch.cuda.is_available(), config.precision
