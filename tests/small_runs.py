@@ -20,12 +20,14 @@ from mmlib.unsupervised.networks import ClusterNetConfig
 
 SENSORS = ["rgb", "depth", "aolp"]
 SMALL = CorrespondenceConfig(points=12, negatives=2)
+# A network of timm with random weights: a grid of 4 x 6 tokens takes milliseconds.
+TINY = TokenConfig("test_efficientnet", "random", size=(64, 96))
 QUICK = EvaluationConfig(restarts=2, repeats=2)
 
 
 def configured(data, out="unused", method="unim2", **changes) -> ClusterConfig:
     settings = dict(
-        tokens=TokenConfig("descriptors"),
+        tokens=TINY,
         network=ClusterNetConfig(dim=8),
         loss=SMALL,
         steps=4,

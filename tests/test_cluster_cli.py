@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 SMALL = (
     "--dim 8 --neighbours 3 --batch-size 4 --repeats 2 --restarts 2 --points 12 --device cpu --no-progress"
 ).split()
-PLAIN = ["--backbone", "descriptors"]
+PLAIN = "--backbone test_efficientnet --backbone-weights random --size 64 96".split()
 
 
 def run(line, **names):
     """The command line ``line`` with small settings, in this process; ``{name}`` stands for a path."""
     words = [word.format(**names) for word in line.split()]
-    cli.main(words + SMALL + PLAIN * ("--backbone" not in words))
+    cli.main(words[:1] + PLAIN * ("--backbone" not in words) + words[1:] + SMALL)
 
 
 @pytest.mark.parametrize("command", ["cluster", "search"])
@@ -99,10 +99,10 @@ CLUSTER = "cluster --data {toy} "
         (CLUSTER + "--lambdas sonar 1", "sonar"),
         (
             CLUSTER + "--size 30 40",
-            "30 x 40 pixels are not made of whole patches of 8 x 8; resize to 32 x 40",
+            "30 x 40 pixels are not made of whole patches of 16 x 16; resize to 32 x 32",
         ),
         (CLUSTER + "--size 4 40", "whole patches"),
-        (CLUSTER + "--split test", "no sample in split 'test'; its splits are train, val"),
+        (CLUSTER + "--split test", "no sample in split 'test'"),
         (CLUSTER + "--clusters 1", "1 clusters: expected 2 to 255"),
         (
             CLUSTER + "--clusters 200 --kmeans-points 150 --method kmeans",
@@ -118,12 +118,12 @@ CLUSTER = "cluster --data {toy} "
             "a linear probe (--linear-steps) needs whole training images",
         ),
         (
-            CLUSTER + "--backbone vit --backbone-weights no.safetensors",
+            CLUSTER + "--backbone test_vit --backbone-weights no.safetensors",
             "no.safetensors: no such file",
         ),
         (
-            CLUSTER + "--backbone dinov3-small --backbone-weights no.pth --size 32 48",
-            "descriptors",
+            CLUSTER + "--backbone descriptors",
+            "'descriptors' is no model of timm",
         ),
         (
             "search --data {toy} --method kmeans",
@@ -165,6 +165,7 @@ def test_a_class_that_the_split_does_not_show_has_no_score(capsys):
         "split": "val",
         "chosen by": "nothing",
         "collapse": found,
+        "backbone": {"name": "resnet", "weights": "random", "licence": "", "sha256": ""},
         "seconds": 1.0,
     }
     cli.print_clusters(report)

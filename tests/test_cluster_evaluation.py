@@ -9,21 +9,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import toy
 from PIL import Image
-from small_runs import QUICK, SENSORS, SMALL, configured, relabelled, same, written
+from safetensors.torch import save_file
+from small_runs import QUICK, SENSORS, SMALL, TINY, configured, relabelled, same, written
 
 from mmlib.data.prepared import PreparedDataset
-from mmlib.runtime import derived_seed, save_tensors
+from mmlib.runtime import derived_seed
 from mmlib.unsupervised import diagnostics, inference, train
-from mmlib.unsupervised.backbone import PatchViT, load_backbone
+from mmlib.unsupervised.backbone import load_backbone
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import Shifts
 from mmlib.unsupervised.inference import codes_of, evaluate_clustering
-from mmlib.unsupervised.methods import TokenConfig, on_grid, prepare
-from mmlib.unsupervised.pictures import as_picture
+from mmlib.unsupervised.methods import on_grid, prepare
+from mmlib.unsupervised.pictures import as_picture, resize_picture
 from mmlib.unsupervised.tokens import Tokens
 from mmlib.unsupervised.train import Model, cluster
 
@@ -56,12 +58,15 @@ def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
     files is used.
     """
     report = cluster(configured(data, tmp_path, method, combine=combine))
-    backbone, counts = load_backbone("descriptors"), np.zeros((3, 3), int)
+    backbone, counts = load_backbone("test_efficientnet", "random"), np.zeros((3, 3), int)
 
     def raw(split):
         images = PreparedDataset(data, split)
         seen = [
-            {n: as_picture(images.modalities[n], x)[None] for n, x in images.physical(i)[0].items()}
+            {
+                n: resize_picture(as_picture(images.modalities[n], x)[None], (64, 96))
+                for n, x in images.physical(i)[0].items()
+            }
             for i in range(len(images))
         ]
         return {
@@ -167,7 +172,7 @@ def test_criteria_are_what_they_are_called(tmp_path, monkeypatch):
 
 def test_points_are_drawn_from_all_codes_and_no_more_are_kept(data, monkeypatch, shared):
     """Codes of all crops of a large data set do not fit into memory."""
-    plan, prepared = shared(method="kmeans", tokens=TokenConfig("descriptors", crops=5))
+    plan, prepared = shared(method="kmeans", tokens=replace(TINY, crops=5))
     config = configured(data, method="kmeans", evaluation=replace(QUICK, kmeans_points=200, kmeans_seed=3))
     codes = codes_of(None, plan.read, prepared.tokens)
     rows = codes.movedim(1, -1).flatten(0, -2)
@@ -227,20 +232,16 @@ def test_a_linear_probe_learns_from_the_training_split_and_is_not_matched(data, 
         (1, str(toy.make(tmp_path / "none", labels=False)), "has no labels in its split 'train'"),
     ):
         with pytest.raises(ValueError, match=message):
-            cluster(
-                configured(
-                    root, tmp_path / "c", tokens=TokenConfig("descriptors", crops=crops), evaluation=settings
-                )
-            )
+            cluster(configured(root, tmp_path / "c", tokens=replace(TINY, crops=crops), evaluation=settings))
 
 
 def test_five_crops_to_train_on_and_whole_images_to_score(data, tmp_path):
-    config = configured(data, tmp_path, tokens=TokenConfig("descriptors", crops=5), method="depthg")
+    config = configured(data, tmp_path, tokens=replace(TINY, crops=5), method="depthg")
     found, prepared = prepare(config)
     assert (
         len(prepared.tokens) == 60
-        and prepared.tokens.grid == (2, 3)
-        and on_grid(prepared.data, "depth", 5, (2, 3)).shape == (60, 1, 2, 3)
+        and prepared.tokens.grid == (4, 6)
+        and on_grid(prepared.data, "depth", 5, (4, 6)).shape == (60, 1, 4, 6)
     )
     assert len(prepared.scored_tokens) == 5 and prepared.scored_tokens.grid == (4, 6)
     image = np.arange(60) // 5
@@ -249,12 +250,12 @@ def test_five_crops_to_train_on_and_whole_images_to_score(data, tmp_path):
     assert (image[loose.neighbours.numpy()] == image[:, None]).any()
     report = cluster(config, (found, prepared))
     assert np.sum(report["scores"]["counts"]["all"]) == 5 * (32 * 48 - 1)
-    sized = replace(config, tokens=TokenConfig("descriptors", crops=5, size=(32, 32), eval_size=(64, 96)))
+    sized = replace(config, tokens=replace(TINY, crops=5, size=(48, 48), eval_size=(96, 128)))
     _, prepared = prepare(sized)
     assert (
-        prepared.tokens.grid == (4, 4)
-        and prepared.scored_tokens.grid == (8, 12)
-        and on_grid(prepared.data, "depth", 5, (4, 4)).shape == (60, 1, 4, 4)
+        prepared.tokens.grid == (3, 3)
+        and prepared.scored_tokens.grid == (6, 8)
+        and on_grid(prepared.data, "depth", 5, (3, 3)).shape == (60, 1, 3, 3)
     )
 
 
@@ -346,8 +347,8 @@ def test_collapsed_codes_are_named(shared):
 @pytest.mark.parametrize(
     "size, message",
     [
-        ((6, 40), "whole patches of 8 x 8; resize to 8 x 40"),
-        ((30, 44), "not made of whole patches of 8 x 8"),
+        ((6, 40), "whole patches of 16 x 16; resize to 16 x 32"),
+        ((30, 44), "not made of whole patches of 16 x 16"),
     ],
 )
 def test_sizes_that_do_not_fit_the_patches(tmp_path, size, message):
@@ -358,10 +359,8 @@ def test_sizes_that_do_not_fit_the_patches(tmp_path, size, message):
     ]
     root = written(tmp_path / "odd", frames, modalities=("rgb",))
     with pytest.raises(ValueError, match=message):
-        cluster(configured(root, tmp_path / "run", "stego"))
-    report = cluster(
-        configured(root, tmp_path / "run", "stego", tokens=TokenConfig("descriptors", size=(32, 48)))
-    )
+        cluster(configured(root, tmp_path / "run", "stego", tokens=replace(TINY, size=size)))
+    report = cluster(configured(root, tmp_path / "run", "stego"))
     assert np.sum(report["scores"]["counts"]["all"]) == size[0] * size[1]  # scored at the labels' own size
 
 
@@ -378,12 +377,8 @@ def test_a_class_that_never_occurs_is_not_counted(tmp_path):
 def test_tokens_of_other_weights_are_not_reused(data, tmp_path):
     for name in ("a", "b"):
         torch.manual_seed(ord(name))
-        save_tensors(
-            tmp_path / f"{name}.safetensors",
-            PatchViT(24, 1).state_dict(),
-            {"vit": {"channels": 24, "depth": 1}},
-        )
-    raw = TokenConfig("vit", standardize="off", smooth="off", centre_images=0.0)
+        save_file(timm.create_model("test_vit").state_dict(), tmp_path / f"{name}.safetensors")
+    raw = replace(TINY, backbone="test_vit", standardize="off", smooth="off", centre_images=0.0)
     weights = lambda name: replace(raw, backbone_weights=str(tmp_path / f"{name}.safetensors"))
     config = lambda name: configured(data, "unused", "kmeans", tokens=weights(name))
     found = [prepare(config(name))[1] for name in ("a", "b", "a")]
@@ -391,6 +386,7 @@ def test_tokens_of_other_weights_are_not_reused(data, tmp_path):
     assert found[0].backbone.key == found[2].backbone.key != found[1].backbone.key
     assert np.array_equal(arrays[0], arrays[2]) and not np.array_equal(arrays[0], arrays[1])
     picture = as_picture(found[1].data.modalities["rgb"], found[1].data.physical(3)[0]["rgb"])[None]
+    picture = resize_picture(picture, (64, 96))
     torch.testing.assert_close(
         torch.from_numpy(arrays[1][3]).float(), found[1].backbone.extract(picture)[0], atol=5e-3, rtol=5e-3
     )
@@ -423,7 +419,7 @@ def test_one_sensor_without_colour_by_every_method_of_one_sensor(data, tmp_path)
         ({"loss": replace(SMALL, lambdas={"sonar": 1.0})}, "sonar"),
         ({"loss": replace(SMALL, shifts=Shifts("absolute"))}, "no shift b for modality 'rgb'"),
         (
-            {"tokens": TokenConfig("descriptors", depth_form="nonsense")},
+            {"tokens": replace(TINY, depth_form="nonsense")},
             "--depth-form nonsense: expected one of inverse",
         ),
     ],

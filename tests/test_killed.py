@@ -63,9 +63,9 @@ def cache_tokens(data):
     names = ["rgb", "depth", "aolp", "rgb+depth+aolp"]
     extract_tokens(
         PreparedDataset(data),
-        load_backbone("descriptors"),
+        load_backbone("test_efficientnet", "random"),
         names,
-        TokenConfig(extract_batch=2),
+        TokenConfig(size=(64, 96)),
         progress=False,
     )
 

@@ -860,7 +860,7 @@ def test_from_folders_to_a_trained_evaluated_clustered_model(tmp_path, monkeypat
         "train": ["--epochs", "1"],
         "evaluate": ["--device", "cpu"],
         "cluster": (
-            "--steps 3 --backbone descriptors --dim 8 --neighbours 3 --batch-size 4 "
+            "--steps 3 --backbone test_efficientnet --backbone-weights random --dim 8 --neighbours 3 --batch-size 4 "
             "--repeats 1 --restarts 1 --points 12 --device cpu"
         ).split(),
     }

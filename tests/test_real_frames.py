@@ -65,7 +65,7 @@ def test_real_frames_are_prepared_trained_on_scored_segmented_and_clustered(tmp_
     assert {np.asarray(Image.open(mask)).max() < 13 for mask in masks} == {True}
 
     cli.main(
-        f"cluster --data {data} --out {tmp_path}/clusters --backbone descriptors --steps 5 --batch-size 8 --no-progress".split()
+        f"cluster --data {data} --out {tmp_path}/clusters --steps 5 --batch-size 8 --no-progress".split()
     )
     report = json.loads((tmp_path / "clusters" / "report.json").read_text())
     assert report["scores"]["miou"]["all"] > 3 and report["chosen by"] != "labels"

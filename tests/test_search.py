@@ -79,7 +79,8 @@ def test_a_search_goes_on_to_the_asked_number_and_keeps_no_weights(data, tmp_pat
 def test_the_flags_of_the_best_trial_repeat_it(data, tmp_path, method):
     best = search(searched(data, tmp_path / "search", method, trials=2))["best"]
     assert ("--lambda-x" in best["flags"]) == ("lambda_x" in best) == (method == "unim2")
-    same = "--backbone descriptors --points 12 --negatives 2 --steps 2 --batch-size 4 --neighbours 3 --restarts 2 --repeats 1"
+    same = "--backbone test_efficientnet --backbone-weights random --size 64 96 --points 12 --negatives 2 "
+    same += "--steps 2 --batch-size 4 --neighbours 3 --restarts 2 --repeats 1"
     cli.main(
         [
             "cluster",

@@ -21,16 +21,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import toy
 from course.cluster_panel import load_panel
+from safetensors.torch import save_file
 
 from mmlib import cli
 from mmlib.data.prepared import PreparedDataset
 from mmlib.loop import check_same
-from mmlib.runtime import read_tensor_header, save_tensors
+from mmlib.runtime import read_tensor_header
 from mmlib.segmentation.network import load_segmenter, save_segmenter
-from mmlib.unsupervised.backbone import PatchViT, load_backbone
+from mmlib.unsupervised.backbone import load_backbone
 from mmlib.unsupervised.clustering import Clustering, load_clustering, save_clustering
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,9 +228,9 @@ def test_no_loader_sets_them_off(tmp_path, monkeypatch, kind):
         (tmp_path / name).write_bytes(content)
     weights = str(tmp_path / "x.safetensors")
     loaders = [lambda load=load: load(weights) for load in (load_segmenter, load_clustering)]
-    loaders += [lambda: load_backbone("vit", weights), lambda: load_panel(tmp_path / "x.npz")]
+    loaders += [lambda: load_panel(tmp_path / "x.npz")]
     loaders += [
-        lambda path=path: load_backbone("dinov3-small", path)
+        lambda path=path: load_backbone("test_vit", path)
         for path in (weights, tmp_path / "x.pth", tmp_path / "x.bin")
     ]
     loaders += [lambda name=name: PreparedDataset(root, "train", [name])[0] for name in ("aolp", "rgb")]
@@ -352,8 +354,11 @@ def test_no_file_that_a_command_leaves_holds_a_path_of_the_machine(tmp_path, mon
     monkeypatch.setenv("MMLIB_DATA", str(tmp_path / "cache"))
     root, out, weights = (str(tmp_path / name) for name in ("data", "out", "weights.safetensors"))
     toy.make(root, 6, 3)
-    save_tensors(weights, PatchViT(24, 1).state_dict(), {"vit": {"channels": 24, "depth": 1}})
-    cluster = f"--data={root} --modalities rgb depth --backbone vit --backbone-weights {weights} --steps 2"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    cluster = (
+        f"--data={root} --modalities rgb depth --backbone test_vit --backbone-weights {weights} --steps 2"
+    )
+    cluster += " --size 64 96"
     cluster += " --batch-size 2 --maps 1 --repeats 1 --restarts 1 --points 8 --neighbours 2 --no-progress"
     for command in (
         f"train --data {root} --out {out}/run --epochs 1 --batch-size 2 --embed-dim 8 --no-progress",

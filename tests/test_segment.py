@@ -36,7 +36,7 @@ def run(room, out, method="unim2", **options):
         str(room),
         str(out),
         method,
-        tokens=TokenConfig("descriptors"),
+        tokens=TokenConfig("test_efficientnet", "random", size=(64, 96)),
         evaluation=evaluation,
         steps=3,
         batch_size=4,

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mmlib"
 # Rooms from the ground up. A room may import the rooms of lower levels, itself, and nothing else of mmlib:
 # rooms of the same level (parts A and B) do not know each other.
 LEVELS = [
-    {"modalities", "runtime", "outputs", "config", "weights"},
+    {"modalities", "runtime", "outputs", "config", "weights", "dinov3"},
     {"theory"},
     {"data"},
     {"world"},

@@ -26,7 +26,7 @@ from mmlib.modalities import SENSORS, Modality
 from mmlib.runtime import read_tensors, save_tensors
 from mmlib.unsupervised import extraction, pictures
 from mmlib.unsupervised.extraction import TokenConfig, extract_tokens
-from mmlib.unsupervised.pictures import as_picture, five_crop
+from mmlib.unsupervised.pictures import as_picture, five_crop, resize_picture
 from mmlib.unsupervised.tokens import TokenChain, Tokens, image_means, nearest_neighbours
 
 
@@ -57,11 +57,11 @@ def data(tmp_path, monkeypatch):
 
 
 def extract(data, backbone, *args, **options):
-    """Tokens by the settings among the options."""
+    """Tokens by the settings among the options; pictures of their own size where none is given."""
     options = {"progress": False} | options
     own = {key: options.pop(key) for key in {*options} & {field.name for field in fields(TokenConfig)}}
     names = options.pop("names", args[0] if args else None)
-    return extract_tokens(data, backbone, names, TokenConfig(**own), **options)
+    return extract_tokens(data, backbone, names, TokenConfig(**{"size": (32, 48)} | own), **options)
 
 
 # ---- pictures ----
@@ -210,7 +210,6 @@ def test_crops_are_numbered_five_i_plus_k_and_resized(data):
             assert torch.allclose(
                 found.batch([5 * i + k])["rgb"][0], torch.nn.functional.avg_pool2d(expected, 4), atol=1e-3
             )
-    assert extract(data, MeanColour(4), ["rgb"], crops=5).grid == (4, 6)  # (0, 0) leaves crops as they are
 
 
 def test_a_second_call_never_runs_the_backbone(data):
@@ -232,7 +231,7 @@ def test_a_second_call_never_runs_the_backbone(data):
     [
         {"backbone": MeanColour(key="1")},
         {"size": (16, 24)},
-        {"crops": 5, "size": (32, 48)},
+        {"crops": 5},
         {"version": 2},
         {"split": "val"},
     ],
@@ -426,7 +425,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(data):
         ({"names": ["rgb+sonar"]}, "unknown modality 'sonar'"),
         ({"size": (30, 48)}, "30 x 48 pixels .* whole patches of 8 x 8; resize to 32 x 48"),
         ({"size": (4, 48)}, "whole patches of 8 x 8; resize to 8 x 48"),
-        ({"size": (0, 48)}, "--crops 1: 0 x 48 pixels .* resize to 8 x 48"),
+        ({"size": (0, 48)}, "--size: 0 x 48 pixels .* resize to 8 x 48"),
         ({"size": (-8, 48)}, "--size -8: expected 0 or more"),
         ({"crops": 4}, "--crops 4: expected one of 1, 5"),
         ({"extract_batch": 0}, "--extract-batch 0: expected 1 or more"),
@@ -438,17 +437,26 @@ def test_errors_name_what_works(data, options, message):
         extract(data, MeanColour(), **options)
 
 
-def test_sizes_that_do_not_fit_the_patches(data, tmp_path):
-    with pytest.raises(ValueError, match="toy, --crops 1: 32 x 48 .*of 64 x 64; resize to 64 x 64"):
-        extract(data, MeanColour(patch=64))
-    with pytest.raises(ValueError, match="--crops 5: 16 x 24 .*of 16 x 16; resize to 16 x 32"):
-        extract(data, MeanColour(patch=16), crops=5)
+def test_without_a_size_pictures_are_enlarged_and_made_of_whole_patches(data, tmp_path):
+    """Eight times 32 pixels and fifteen times 16 are the smallest heights of at least 240."""
+    for patch, crops, size in (
+        (8, 1, (256, 384)),
+        (64, 1, (256, 384)),
+        (24, 5, (240, 360)),
+        (32, 5, (256, 352)),
+    ):
+        found = extract(data, backbone := MeanColour(patch), ["rgb"], size=(0, 0), crops=crops)
+        assert backbone.seen[0].shape == (3, *size)
+        assert found.grid == (size[0] // patch, size[1] // patch)
+        own = resize_picture(torch.from_numpy(data.stored(1)[0]["rgb"].transpose(2, 0, 1) / 255)[None], size)
+        if crops == 1:
+            torch.testing.assert_close(backbone.seen[1].double(), own[0], atol=1e-3, rtol=0)
     mixed = tmp_path / "mixed"
     with Writer(mixed, data.description) as writer:
         for k, size in enumerate([(32, 48), (32, 56)]):
             writer.add(f"s{k}", "train", *toy.sample(k, size))
     with pytest.raises(ValueError, match=r"'s1': \(32, 56\) pixels, not \(32, 48\).*--size for all"):
-        extract(PreparedDataset(mixed), MeanColour())
+        extract(PreparedDataset(mixed), MeanColour(), size=(0, 0))
     assert len(extract(PreparedDataset(mixed), MeanColour(), size=(32, 48))) == 2
 
 

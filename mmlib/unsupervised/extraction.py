@@ -33,10 +33,11 @@ from ..runtime import (
     write_json,
 )
 from . import pictures
-from .backbone import Backbone, BackboneName, check_size
+from .backbone import Backbone, check_size, whole_patches
 from .pictures import DepthForm, as_picture, five_crop, resize_picture
-from .tokens import TokenChain, Tokens, summands
+from .tokens import CHUNK, TokenChain, Tokens, summands
 
+LEAST = 240  # pixels that the height of a picture has at least, unless a size is given
 HEADER = 128  # bytes before the numbers of a .npy file of one image
 # The fields of a Modality on which its picture depends.
 PICTURED = ("channels", "low", "high", "dtype", "scale", "offset", "compress", "picture")
@@ -46,14 +47,18 @@ PICTURED = ("channels", "low", "high", "dtype", "scale", "offset", "compress", "
 class TokenConfig:
     """Which frozen tokens, and what is done to them."""
 
-    backbone: BackboneName = "descriptors+vit"
-    """Frozen feature extractor; the first three need no download."""
+    backbone: str = "tf_efficientnet_lite0"
+    """Frozen feature extractor: any network of timm that gives feature maps, such as the papers'
+    vit_small_patch16_dinov3.
+    """
     backbone_weights: str = ""
-    """Weights of the backbone: a file, a folder, 'random', or empty = its own (DINOv3: from the hub, which no
-    digest checks; the report has theirs).
+    """Weights of the backbone: a file, 'hub' = timm's from the Hugging Face hub, 'random' = none, or empty =
+    those of an installed package.
     """
     size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
-    """Height and width to which training pictures are resized, multiples of the patch; 0 0 = as they are."""
+    """Height and width to which training pictures are resized, multiples of the patch; 0 0 = their own, times
+    the smallest whole number that makes them 240 pixels high or more.
+    """
     eval_size: Annotated[tuple[int, int], AtLeast(0)] = (0, 0)
     """The same for the pictures that are scored, always whole; 0 0 = as for training."""
     crops: Literal[1, 5] = 1
@@ -68,31 +73,30 @@ class TokenConfig:
     """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the
     others.
     """
-    extract_batch: Annotated[int, AtLeast(1)] = 16
-    """Pictures that go through the backbone at once."""
+    extract_batch: Annotated[int, AtLeast(1)] = 1
+    """Pictures that go through the backbone at once. On a CPU one is fastest; on a GPU more are, and may change
+    the last bits of each other's tokens.
+    """
 
     def chain(self, train: Tokens) -> TokenChain:
         """The chain that these settings ask for, its statistics measured on the tokens of the training split.
 
         Raises:
-            ValueError: the tokens of a sensor vary by no more than the rounding of float16, which the
-                division by their std would enlarge.
+            ValueError: the tokens of a sensor are the same in all images, but for the rounding of float16,
+                which a division by their std would enlarge.
         """
-        automatic = not self.backbone.startswith("dinov3")
+        automatic = "dinov3" not in self.backbone
         is_on = lambda setting: setting == "on" or (setting == "auto" and automatic)
         centre = self.centre_images if self.centre_images >= 0 else float(automatic)
         chain = TokenChain(smooth=is_on(self.smooth), centre=centre)
-        if not is_on(self.standardize):
-            return chain
-        chain = chain.fit(train)
-        for name, (mean, std) in chain.statistics.items():
-            # A std of exactly 1 marks a channel that is constant to the last bit.
-            if ((std == 1) | (std <= 1e-4 + 2**-10 * mean.abs())).all():
+        for name, array in train.arrays.items():
+            parts = (array[start : start + CHUNK] for start in range(0, len(train), CHUNK))
+            if len(train) > 1 and all(np.allclose(part, array[:1], 2**-9, 1e-4) for part in parts):
                 raise ValueError(
                     f"{name}: its images have constant features; leave it out with --modalities, or look at "
                     "its files and range"
                 )
-        return chain
+        return chain.fit(train) if is_on(self.standardize) else chain
 
 
 class Shards:
@@ -190,8 +194,13 @@ def extract_tokens(
     reader.rows, reader.labelled = dataset.rows, False
     reader.modalities = {sensor: dataset.modalities[sensor] for sensor in reader.modalities}
     native = reader.stored(0)[1].shape
-    height, width = size if any(size) else (side // (2 if crops == 5 else 1) for side in native)
-    check_size((height, width), backbone.patch, f"{reader.root}, --crops {crops}")
+    is_given = any(size)
+    if not is_given:
+        own = [side // (2 if crops == 5 else 1) for side in native]
+        factor = max(1, -(-LEAST // own[0]))
+        size = whole_patches([side * factor for side in own], backbone.patch)
+    check_size(size, backbone.patch, "--size")
+    height, width = size
     shape = (crops, backbone.channels, height // backbone.patch, width // backbone.patch)
     folder = data_dir() / "tokens" / f"{backbone.name}-{backbone.key}-{height}x{width}-{crops}"
 
@@ -210,7 +219,7 @@ def extract_tokens(
     def picture_of(index: int) -> Tensor:
         """(crops, 3, height, width) of one image: the mean picture of the sensors that are read."""
         images, label = reader.physical(index)
-        if label.shape != native and not any(size):
+        if label.shape != native and not is_given:
             raise ValueError(
                 f"sample {reader.rows[index]['id']!r}: {tuple(label.shape)} pixels, not {native} as the "
                 "first; give one --size for all"

@@ -309,8 +309,15 @@ def segment(config: SegmentConfig) -> dict | None:
         check_value("inputs", [*sensors, *read], tuple[str, ...])
         if clusters.network and not {*clusters.network.inputs} <= {*read}:
             raise ValueError("its network needs a sensor that it does not read")
+    import timm  # imported late: it takes seconds
+
+    if not timm.is_model(settings.backbone):
+        raise ValueError(
+            f"{run}: this clustering was made with {settings.backbone!r}, which this version does not have; "
+            "cluster again"
+        )
     weights = config.backbone_weights or settings.backbone_weights
-    if weights not in ("", "random") and not Path(weights).exists():
+    if weights not in ("", "random", "hub") and not Path(weights).exists():
         raise ValueError(f"{weights}: not found, the weights of this run's backbone; give --backbone-weights")
     backbone = load_backbone(settings.backbone, weights, device)
     if backbone.key != key:

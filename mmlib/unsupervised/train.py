@@ -295,6 +295,7 @@ def cluster(config: ClusterConfig, prepared: tuple[Plan, Prepared] | None = None
         config,
         progress,
         plan=reads | {"targets": plan.targets},
+        backbone={"name": prepared.backbone.name} | prepared.backbone.source,
         **{"chosen by": selected_by[config.select]},
         step=step,
         shifts=loss.shifts.numbers,

@@ -54,7 +54,7 @@ class PanelConfig:
     """Folder of a prepared, labelled data set, or 'room' or 'street'."""
     modalities: tuple[str, ...] = ("rgb", "thermal")
     """Sensors, the reference first."""
-    backbone: str = "descriptors+vit"
+    backbone: str = "tf_efficientnet_lite0"
     """Frozen feature extractor."""
     lambdas: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
     """λ of Eq. 5."""
