@@ -1,0 +1,292 @@
+"""Write the results page, ``README.md`` beside this file, from the records.
+
+    python notebooks/results/page.py
+
+Every number on the page is read from a record here, so that neither a table nor a sentence can differ from
+what was measured. Which of two is higher, and whether the difference is clear, is said in words; such
+sentences, also those of the README and of the notebooks, stand in ``sentences.json`` beside the records that
+they come from, and a test evaluates each of them.
+"""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+from mmlib.evaluation.statistics import Estimate, estimate, paired_difference
+
+HERE = Path(__file__).resolve().parent
+PAIRS = ("room RT", "room RD", "street RT", "street RD", "room RNPA", "street RNPA")
+
+OBJECTIVES = {
+    "full": "all sensors, always",
+    "dropout": "modality dropout",
+    "all-subsets": "all subsets at once (default)",
+}
+ABLATION = {
+    "dropout": "modality dropout (reference)",
+    "input-0.03": "+ R_p at the input, λ 0.03",
+    "input-0.1": "+ R_p at the input, λ 0.1",
+    "input-0.3": "+ R_p at the input, λ 0.3",
+    "share": "+ R_p at the input, log shares",
+    "variance": "+ R_p at the input, Poincaré form",
+    "inverse": "+ R_p at the input, Σ 1/I as printed",
+    "consistency": "+ R, Eq. 4",
+    "unimodal": "+ R_p on own logits, Σ 1/I",
+    "gat": "+ Gat et al. as coded",
+    "kl-0.02": "+ R_f by KL",
+    "ce": "+ R_f by CE as printed, Σ 1/I",
+    "decoder": "+ R_f through the head ¹",
+    "paper": "+ R_p at the input, R_f by KL",
+    "shared-dropout": "one stem for all (the paper's network)",
+    "shared-paper": "one stem, own logits, KL, Σ 1/I",
+    "full": "all sensors, always",
+    "centred": "all sensors, centred on the camera",
+    "singles": "each sensor and all",
+    "selection": "selection by agreement (MAGIC-like) ¹",
+    "all-subsets": "**all subsets at once**",
+    "all-mean": "… averaged, not summed logits",
+    "all-w1": "… full set weighted as any other",
+    "shared-all": "… one stem for all",
+    "all+input": "… + R_p at the input, λ 0.1",
+}
+METHODS = {
+    "kmeans": "k-means, side by side",
+    "kmeans-image": "k-means, image addition",
+    "kmeans-feature": "k-means, feature addition",
+    "stego-image": "STEGO, image addition",
+    "stego-feature": "STEGO, feature addition",
+    "stego-conv": "STEGO, conv fusion",
+    "stego-cbam": "STEGO, CBAM",
+    "stego-stitch": "STEGO, Stitch adapters",
+    "eagle-conv": "EAGLE, conv fusion",
+    "depthg": "depth guidance",
+    "coral": "CORAL",
+    "mmd": "MMD",
+    "cosine": "cosine distillation",
+    "lambda-0": "UniM2, λ 0",
+    "unim2-0.3": "UniM2, λ 0.3",
+    "unim2": "UniM2, λ 1",
+    "cmcs-0.3": "CMCS without CMH, λ 0.3",
+    "cmcs-1": "CMCS without CMH, λ 1",
+}
+FUSIONS = {
+    "mean": "mean",
+    "agreement": "agreement",
+    "oracle": "mean of the sound ones (oracle)",
+}
+FAILURES = ("clean", "single mild", "single gross", "double mild", "double gross")
+
+
+def read(name: str) -> dict:
+    """The record ``name``, without its ending."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def values(record: dict, group: str, key: str) -> dict[int, float]:
+    """seed -> one number of a group of runs.
+
+    Args:
+        group: of a record of ``compare`` its name, of failures with a rule of fusion: "street-full
+            agreement"; of a record of clusterings "SCENE SENSORS METHOD", such as "room RT unim2".
+        key: "full", "mean", "min", "gap" or a subset such as "RD"; of failures "double gross"; of clusterings
+            "miou" or "accuracy".
+
+    Raises:
+        KeyError: no such group or number.
+    """
+    if "runs" in record:
+        runs = (r for r in record["runs"] if f"{r['scene']} {r['sensors']} {r['method']}" == group)
+        if not (numbers := {run["seed"]: run[key] for run in runs}):
+            raise KeyError(f"no run {group!r}")
+        return numbers
+    name, _, rule = group.partition(" ")
+    group = record["groups"][name]
+    if rule:
+        numbers = [one["summary"][rule][key] for one in group["failures"]]
+    elif key == "cpu_seconds":
+        numbers = group[key]
+    else:
+        summary = group["summary"]["all"]
+        numbers = summary[key] if key in summary else group["miou"]["all"][key]
+    return dict(zip(group["seeds"], numbers))
+
+
+def difference(record: dict, a: str, b: str, key: str) -> Estimate:
+    """a minus b, paired by the seeds that both have."""
+    ours, theirs = values(record, a, key), values(record, b, key)
+    seeds = sorted(ours.keys() & theirs.keys())
+    return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
+
+
+def average(record: dict, group: str, key: str) -> float:
+    """Mean over seeds."""
+    return mean(values(record, group, key).values())
+
+
+def spread(record: dict, group: str, key: str) -> str:
+    """Mean ± sd over seeds."""
+    number = estimate(list(values(record, group, key).values()))
+    return f"{number.mean:.1f} ± {number.sd:.1f}"
+
+
+def gain(record: dict, a: str, b: str, key: str) -> str:
+    """a minus b with its 95 % interval, bold where that excludes zero."""
+    number = difference(record, a, b, key)
+    text = f"{number.mean:+.1f} [{number.low:+.1f}, {number.high:+.1f}]".replace("-", "−")
+    return f"**{text}**" if number.clear else text
+
+
+def table(*rows) -> str:
+    """A table of Markdown; the first row has its headings, the first column is text."""
+    lines = [" | ".join(map(str, row)) for row in rows]
+    rule = " | ".join(["---"] + ["---:"] * (len(rows[0]) - 1))
+    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def source(name: str, command: str) -> str:
+    """Where a table comes from: record, command, split, seeds, cost, machine and date."""
+    record = read(name)
+    about = record["provenance"]
+    if "runs" in record:
+        seeds = {run["seed"] for run in record["runs"]}
+        seconds = sum(run["cpu_seconds"] for run in record["runs"])
+    else:
+        seeds = {seed for group in record["groups"].values() for seed in group["seeds"]}
+        seconds = sum(sum(group["cpu_seconds"]) for group in record["groups"].values())
+    return (
+        f"Record [`{name}.json`]({name}.json), made by `{command}`; split *{record['split']}*, seeds 0 to "
+        f"{max(seeds)}; {seconds / 3600:.1f} CPU hours in all; {about['machine']}, torch {about['torch']}, "
+        f"{about['date']}."
+    )
+
+
+def subset_table(name: str, prefix: str) -> str:
+    """Three objectives by subset."""
+    record = read(name)
+    subsets = list(record["groups"][f"{prefix}-full"]["miou"]["all"])
+    single = [subset for subset in subsets if len(subset) == 1]
+    rows = [["trained with", *single, subsets[-1], f"mean of {len(subsets)}", "worst", "gap", "CPU s"]]
+    for kind, title in OBJECTIVES.items():
+        group = f"{prefix}-{kind}"
+        of = partial(spread, record, group)
+        cpu = average(record, group, "cpu_seconds")
+        alone = [f"{average(record, group, key):.1f}" for key in single]
+        rows.append([title, *alone, of("full"), of("mean"), of("min"), of("gap"), f"{cpu:.0f}"])
+    return table(*rows)
+
+
+def ablation_table(name: str, prefix: str, titles: dict[str, str]) -> str:
+    """Every objective against the first one."""
+    record, reference = read(name), f"{prefix}-{next(iter(titles))}"
+    rows = [["objective", "all sensors", "Δ", "mean of 15", "Δ", "worst", "gap", "CPU s"]]
+    for kind, title in titles.items():
+        group, cells = f"{prefix}-{kind}", []
+        for key in ("full", "mean"):
+            cells += [
+                spread(record, group, key),
+                gain(record, group, reference, key) if group != reference else "",
+            ]
+        cpu = average(record, group, "cpu_seconds")
+        rows.append([title, *cells, spread(record, group, "min"), spread(record, group, "gap"), f"{cpu:.0f}"])
+    return table(*rows)
+
+
+def failure_table() -> str:
+    """Rules of fusion while sensors fail."""
+    record = read("failures")
+    rows = [["trained with, fused by", "sound", "one mild", "one gross", "two mild", "two gross"]]
+    for kind in ("dropout", "all-subsets"):
+        for rule, title in FUSIONS.items():
+            cells = [spread(record, f"street-{kind} {rule}", failure) for failure in FAILURES]
+            rows.append([f"{OBJECTIVES[kind].removesuffix(' (default)')}, {title}", *cells])
+    return table(*rows)
+
+
+def cluster_cell(record: dict, group: str) -> str:
+    """mIoU ± sd, accuracy in brackets; empty where there is no run."""
+    try:
+        accuracy = average(record, group, "accuracy")
+        return f"{spread(record, group, 'miou')} ({accuracy:.0f})"
+    except KeyError:
+        return ""
+
+
+def cluster_table(name: str, settings: tuple[str, ...]) -> str:
+    """Methods by scene and sensors."""
+    record, rows = read(name), [["method", *settings]]
+    for method in ("kmeans", "stego", "eagle"):
+        for which, sensor in (("colour", lambda pair: "R"), ("other sensor", lambda pair: pair[1:])):
+            cells = []
+            for setting in settings:
+                scene, pair = setting.split()
+                cells.append(cluster_cell(record, f"{scene} {sensor(pair)} {method}"))
+            if any(cells):
+                title = {"kmeans": "k-means", "stego": "STEGO", "eagle": "EAGLE"}[method]
+                rows.append([f"{title}, {which}", *cells])
+    for method, title in METHODS.items():
+        cells = [cluster_cell(record, f"{setting} {method}") for setting in settings]
+        if any(cells):
+            rows.append([title, *cells])
+    return table(*rows)
+
+
+def gain_table(name: str, settings: tuple[str, ...], method: str, naive: tuple[str, ...]) -> str:
+    """A method against the best method on colour alone, and against the best naive fusion."""
+    record, rows = read(name), [["", *settings], ["mIoU"], ["over the best on colour alone"]]
+    rows.append(["over the best naive fusion"])
+    for setting in settings:
+        scene = setting.split()[0]
+        score = lambda group: average(record, group, "miou")
+        alone = [
+            f"{scene} R {one}" for one in ("kmeans", "stego") if cluster_cell(record, f"{scene} R {one}")
+        ]
+        fused = [f"{setting} {one}" for one in naive if cluster_cell(record, f"{setting} {one}")]
+        own = f"{setting} {method}"
+        rows[1].append(spread(record, own, "miou"))
+        rows[2].append(gain(record, own, max(alone, key=score), "miou") if alone else "")
+        rows[3].append(gain(record, own, max(fused, key=score), "miou") if fused else "")
+    return table(*rows)
+
+
+def benchmarks() -> str:
+    """What the benchmarks printed, with their commands."""
+    text = (HERE / "benchmarks.txt").read_text(encoding="utf-8").strip()
+    return f"```text\n{text}\n```"
+
+
+NAIVE = ("kmeans", "stego-feature", "stego-conv")
+PVT = {"dropout": "modality dropout (reference)", "input-0.1": "+ R_p at the input, λ 0.1"} | {
+    kind: OBJECTIVES[kind] for kind in ("full", "all-subsets")
+}
+# What stands in double braces in page.md: a name and its arguments, divided by "|".
+PARTS = {
+    "source": source,
+    "subsets": subset_table,
+    "ablation": lambda: ablation_table("street_ablation", "short", ABLATION),
+    "transformer": lambda: ablation_table("street_pvt", "pvt", PVT),
+    "failures": failure_table,
+    "clusters": lambda: cluster_table("clusters", PAIRS),
+    "frames": lambda: cluster_table("clusters_nyu", ("real RD",)),
+    "gains": lambda name, method: gain_table(name, PAIRS[:4], method, NAIVE),
+    "benchmarks": benchmarks,
+    "gain": lambda name, *which: gain(read(name), *which),
+    "spread": lambda name, *which: spread(read(name), *which),
+}
+
+
+def page() -> str:
+    """The whole page: ``page.md`` with the tables and numbers in place."""
+
+    def part(match: re.Match) -> str:
+        name, *arguments = (word.strip() for word in match[1].split("|"))
+        return PARTS[name](*arguments)
+
+    text = (HERE / "page.md").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(.+?)\}\}", part, text)
+
+
+if __name__ == "__main__":
+    (HERE / "README.md").write_text(page(), encoding="utf-8")
+    print(f"wrote {HERE.name}/README.md")

@@ -1,0 +1,72 @@
+"""The results page is what its command writes, and sentences that compare agree with their records."""
+
+import copy
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("results_page", ROOT / "notebooks/results/page.py")
+page = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(page)
+SENTENCES = json.loads((ROOT / "notebooks/results/sentences.json").read_text(encoding="utf-8"))
+RELATIONS = {
+    "above": lambda difference: difference.mean > 0,
+    "below": lambda difference: difference.mean < 0,
+    "clearly above": lambda difference: difference.low > 0,
+    "clearly below": lambda difference: difference.high < 0,
+    "not clearly different from": lambda difference: not difference.clear,
+}
+
+
+def holds(check: dict, record: dict) -> bool:
+    """Whether a and b of a check stand in its relation."""
+    difference = page.difference(record, check["a"], check["b"], check["key"])
+    return RELATIONS[check["is"]](difference)
+
+
+def words(path: str) -> str:
+    """The text of a file of Markdown or of a notebook, with single spaces."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.sub(r"\s+", " ", text)
+
+
+def test_the_results_page_is_what_its_command_writes():
+    written = (ROOT / "notebooks/results/README.md").read_text(encoding="utf-8")
+    assert written == page.page(), "run: python notebooks/results/page.py"
+
+
+@pytest.mark.parametrize("sentence", SENTENCES, ids=[one["text"][:40] for one in SENTENCES])
+def test_sentences_that_compare_agree_with_their_records(sentence):
+    assert sentence["text"] in words(sentence["file"])
+    wrong = [check for check in sentence["checks"] if not holds(check, page.read(check["record"]))]
+    assert sentence["checks"] and not wrong
+
+
+def test_a_changed_number_or_relation_is_noticed(monkeypatch):
+    opposite = {"above": "below", "clearly above": "below", "clearly below": "above", "below": "above"}
+    for sentence in SENTENCES:
+        for check in sentence["checks"]:
+            if check["is"] in opposite:
+                assert not holds(check | {"is": opposite[check["is"]]}, page.read(check["record"]))
+    record = copy.deepcopy(page.read("street_subsets"))
+    record["groups"]["street-all-subsets"]["summary"]["all"]["mean"][0] += 1
+    read = page.read
+    monkeypatch.setattr(page, "read", lambda name: record if name == "street_subsets" else read(name))
+    assert page.page() != (ROOT / "notebooks/results/README.md").read_text(encoding="utf-8")
+
+
+def test_differences_are_paired_by_seed():
+    runs = [
+        {"scene": "room", "sensors": "R", "method": method, "seed": seed, "miou": miou}
+        for method, scores in (("a", (3.0, 5.0, 7.0)), ("b", (6.0, 1.0, 4.0)))
+        for seed, miou in zip((2, 0, 1) if method == "a" else (1, 2, 0), scores)
+    ]
+    difference = page.difference({"runs": runs}, "room R a", "room R b", "miou")  # 5 - 4, 7 - 6, 3 - 1
+    assert (difference.n, difference.mean) == (3, pytest.approx(4 / 3))
