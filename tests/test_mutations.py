@@ -205,16 +205,16 @@ MUTATIONS = [
     Mutation(
         "information for the sum of its inverses",
         "combine",
-        "(1 / information).sum()",
-        "information.sum()",
+        "(1 / information).nansum()",
+        "information.nansum()",
         of(REGULARIZER, "test_forms", f"{PUSHES}[inverse]"),
         NOTEBOOK_03,
     ),
     Mutation(
         "sign of the balance",
         "combine",
-        "information.mean() * (1 / information).mean() - 1",
-        "1 - information.mean() * (1 / information).mean()",
+        "information.nanmean() * (1 / information).nanmean() - 1",
+        "1 - information.nanmean() * (1 / information).nanmean()",
         of(REGULARIZER, "test_forms", f"{PUSHES}[balance]", "test_three_lines_in_anybodys_loop"),
     ),
     Mutation(

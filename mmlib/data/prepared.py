@@ -312,6 +312,11 @@ class PreparedDataset:
         named = self.rows[index].get("sensors")
         return [name for name in self.modalities if not named or name in named.split("+")]
 
+    def lacking(self) -> dict[str, int]:
+        """How many samples lack a modality, for each that any of them lacks."""
+        there = [name for index in range(len(self)) for name in self.present(index)]
+        return {n: len(self) - there.count(n) for n in self.modalities if there.count(n) < len(self)}
+
     def require_labels(self) -> None:
         """Raise ValueError unless a pixel of the split has a class. Samples are read until one has."""
         samples = range(len(self) if self.labelled else 0)

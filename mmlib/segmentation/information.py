@@ -272,7 +272,7 @@ def decoder_information(
 
 
 def combine(information: Tensor, form: str) -> Tensor:
-    """One loss from the information of the modalities (M,), all positive.
+    """One loss from the information of the modalities (M,), all positive; those of NaN are not there.
 
     ``inverse``  Σ 1/I_i, as printed in Eq. 4, 6 and 7. Falls when any I grows: it balances, and it also
                  rewards sensitivity without end.
@@ -283,15 +283,18 @@ def combine(information: Tensor, form: str) -> Tensor:
                  gentler pull.
     """
     if form == "inverse":
-        return (1 / information).sum()
+        return (1 / information).nansum()
     if form == "balance":
-        return information.mean() * (1 / information).mean() - 1
-    return information.mean().log() - information.log().mean()
+        return information.nanmean() * (1 / information).nanmean() - 1
+    return information.nanmean().log() - information.log().nanmean()
 
 
 def usable(values: Tensor) -> Tensor:
-    """(N,) whether the information (M, N) of all modalities is a positive, finite number."""
-    return (torch.isfinite(values) & (values > 0)).all(0)
+    """(N,) whether the information (M, N) of all modalities that a sample has is a positive, finite number;
+    NaN where it lacks one.
+    """
+    missing = values.isnan()
+    return (missing | torch.isfinite(values) & (values > 0)).all(0) & ~missing.all(0)
 
 
 def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,29 +307,32 @@ def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, 
     Args:
         whole: (M, N') of all samples of the step, those of ``values`` among them. R is that of ``whole``, its
             gradient the share of ``values``, so that the gradients of micro-batches and processes add up to
-            that of one large batch.
+            that of one large batch. NaN where a sample lacks a modality: the mean of a modality is over the
+            samples that have it, and R is over the modalities that any of them has.
         form: as ``combine`` takes it, or "gat": the norm of the inverses, without a cap: the λ of 1e-10 in
             Gat et al.'s code belongs to values of 1e9.
         cap: largest value; beyond it the term is scaled down to this value, so that its gradient keeps the
             direction.
 
     Returns:
-        (R, information (M,), whether R was capped). R is 0 if no sample has positive, finite information.
+        (R, information (M,), whether R was capped). R is 0 if no sample has positive, finite information; a
+        modality that no sample has is NaN.
     """
     whole = whole.detach()
-    taken, own = usable(whole), usable(values)
-    count, some = taken.sum().clamp_min(1), taken.any()
+    taken, own = (usable(table) & ~table.isnan() for table in (whole, values))  # (M, N')
+    count, some = taken.sum(1).clamp_min(1), taken.any()
     # ∫ … dμ_i is the mean over samples and noise, and is inverted after: E[1/I] would be larger (Jensen).
     # All by arithmetic: a branch on a value would make a GPU wait for it.
     information = torch.where(taken, whole, 0.0).sum(1) / count
     share = torch.where(own, values, 0.0).sum(1) / count
     information = information + (share - share.detach())  # adds 0, with the gradient of the own samples
+    information = torch.where(taken.any(1) | ~some, information, torch.nan)
     information = torch.where(some, information, 1.0)
     capped = torch.zeros_like(some)
     if form == "gat":
         value = (1 / information).norm()
     else:
-        value = combine(information + 1e-6 * information.detach().mean(), form)
+        value = combine(information + 1e-6 * information.detach().nanmean(), form)
         capped = value.detach() > cap
         value = value * (cap / value.detach().clamp_min(cap))
     return torch.where(some, value, 0.0), information.detach(), capped

@@ -13,6 +13,7 @@ training step.
                  of MAGIC (``selected_terms``), which at inference fuses by the mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import AtLeast, Between
+from ..data.missing import alike
 from ..evaluation.fusion import similarity_to_mean
 from ..evaluation.subsets import subset_matrix
 from ..modalities import IGNORE_INDEX
@@ -58,6 +60,28 @@ def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
     """A uniform draw from the 2^M − 1 non-empty subsets, in the order of ``names``."""
     bits = int(rng.integers(1, 2 ** len(names)))
     return [name for i, name in enumerate(names) if bits >> i & 1]
+
+
+def participants(batch: dict, names: Sequence[str]) -> Tensor:
+    """(B, M) which images of a batch take part in a step on the sensors ``names``: of these, those that a
+    sample has; where it has none of them, all that it has.
+    """
+    present = batch["present"]
+    taken = present & torch.tensor([name in names for name in batch["images"]])
+    return torch.where(taken.any(1, keepdim=True), taken, present)
+
+
+def parts(batch: dict, names: Sequence[str]) -> list[tuple[Tensors, Tensor]]:
+    """A batch divided into samples that take part with the same sensors: images by name, and label.
+
+    The loss of a sample is then that of a data set of its own sensors. Where all samples have all sensors,
+    there is one part.
+    """
+    images = batch["images"]
+    return [
+        ({name: images[name][rows] for name in sensors}, batch["label"][rows])
+        for sensors, rows in alike(participants(batch, names), list(images))
+    ]
 
 
 def pixel_grid(

@@ -14,7 +14,7 @@ way information is read first; then it is gathered from all samples of a step, o
 processes; then it is averaged and inverted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..config import Above, AtLeast, Between, check_settings
+from ..data.missing import alike
 from ..runtime import derived_seed
 from .information import (
     SCALES,
@@ -42,7 +43,7 @@ LOGITS, FEATURES = 256, 64
 PROBED = {"input", "consistency", "gat", "decoder"}  # readings that differentiate the network
 
 # Name of a term -> (M, N): the information of M modalities in N samples; NaN for a sample without a labelled
-# pixel.
+# pixel, and where a sample lacks a modality.
 Tables = dict[str, Tensor]
 
 
@@ -94,8 +95,12 @@ def read_outputs(
     logits: Tensors | None,
     features: Sequence[Tensor] | None,
     label: Tensor,
+    sensors: Sequence[str] = (),
 ) -> Tables:
-    """Information in closed form: only softmax arithmetic, with a graph to ``logits`` and ``features``."""
+    """Information in closed form: only softmax arithmetic, with a graph to ``logits`` and ``features``.
+
+    ``sensors``: as ``spread`` takes them.
+    """
     tables = {}
     readings = config.readings - PROBED
     if config.prediction in readings:
@@ -110,15 +115,34 @@ def read_outputs(
         if features is None:
             raise ValueError(f"{config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
         count = len(features[0]) // len(label)
-        if count > 1:  # a modality alone is its own mean: nothing to compare
+        if count > 1 or sensors:
             maps = [thinned(feature, FEATURES) for feature in features[-SCALES:]]
             scales = feature_information(maps, count, reading=config.features, variance=config.variance)
+            if count == 1:  # a modality alone is its own mean: nothing to compare
+                scales = torch.full_like(scales, torch.nan)
             tables |= {f"{config.features} scale {j}": values for j, values in enumerate(scales, 1)}
-    return tables
+    return spread(tables, logits, sensors)
 
 
-def crop(config: RegularizerConfig, images: Tensors, label: Tensor, seed: int) -> tuple[Tensors, Tensor]:
-    """A few samples and one window of them, at least 32 pixels a side where the image has them."""
+def spread(tables: Tables, names: Iterable[str], sensors: Sequence[str]) -> Tables:
+    """Tables of the modalities ``names`` with a row for each of ``sensors``, NaN for those that are not among
+    them; without ``sensors`` as they are.
+    """
+    if not sensors:
+        return tables
+    places, result = [sensors.index(name) for name in names], {}
+    for name, values in tables.items():
+        result[name] = values.new_full((len(sensors), values.shape[1]), torch.nan)
+        result[name][places] = values
+    return result
+
+
+def crop(
+    config: RegularizerConfig, images: Tensors, label: Tensor, seed: int
+) -> tuple[Tensors, Tensor, np.ndarray]:
+    """A few samples and one window of them, at least 32 pixels a side where the image has them; and which
+    samples.
+    """
     rng = np.random.default_rng(seed)
     count = min(max(config.probe_samples, 1 + (config.prediction == "gat")), len(label))
     samples = np.sort(rng.choice(len(label), count, replace=False))
@@ -127,7 +151,7 @@ def crop(config: RegularizerConfig, images: Tensors, label: Tensor, seed: int) -
         length = min(side, max(32, round(side * config.probe_crop)))
         start = rng.integers(side - length + 1)
         window += (slice(start, start + length),)
-    return {name: image[samples][window] for name, image in images.items()}, label[samples][window]
+    return {name: image[samples][window] for name, image in images.items()}, label[samples][window], samples
 
 
 def thinned(value: Tensor, positions: int) -> Tensor:
@@ -156,15 +180,17 @@ class Regularizer:
     """R_p and R_f, lazy probes, delay and ramp, and guards that are counted.
 
     Attributes:
-        counts: since the start: "probes"; "capped" terms; "empty" samples without a labelled pixel;
+        counts: since the start: "probes"; "capped" terms; "empty" samples without a labelled pixel,
+            or with a single sensor where it is compared with others;
             "nonfinite" samples, left out because their information was not a positive finite number. Counted
             on the device; ``int`` makes it wait.
         information: name of the term -> (M,) information, of the latest call that computed it.
+        sensors: names of all modalities, where samples may lack some of them; else empty.
     """
 
-    def __init__(self, config: RegularizerConfig, seed: int = 0):
+    def __init__(self, config: RegularizerConfig, seed: int = 0, sensors: Sequence[str] = ()):
         check_settings(config)
-        self.config, self.seed, self.calls = config, seed, 0
+        self.config, self.seed, self.sensors, self.calls = config, seed, sensors, 0
         self.tallies = dict.fromkeys(("probes", "capped", "empty", "nonfinite"), 0)
         self.information = {}
 
@@ -192,25 +218,33 @@ class Regularizer:
         step: int,
         progress: float = 1.0,
         gather: Callable = lambda table: table,
+        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """R_p and R_f of the readings that differentiate the network, on a crop of a few samples. A probe
         stands for ``probe_every`` steps.
+
+        ``present``: (B, M) bool, which of the images samples have; None = all.
         """
         self.tallies["probes"] += 1
-        config, own = self.config, {}
+        config, parts = self.config, []
         readings = config.readings & PROBED
-        images, label = crop(config, images, label, derived_seed(self.seed, "probe crop", step))
+        images, label, samples = crop(config, images, label, derived_seed(self.seed, "probe crop", step))
+        present = torch.ones(len(label), len(images)).bool() if present is None else present[samples]
         options = {"variance": config.variance, "create_graph": True}
-        noise = {"seed": derived_seed(self.seed, "probe", step)} | options
-        if "gat" in readings:
-            own["gat"] = gat_information(network, images, **noise)
-        elif config.prediction in readings:
-            noise |= {"sigma": config.sigma, "reading": config.prediction}
-            own[config.prediction], _ = input_information(network, images, label, **noise)
-        if "decoder" in readings:
-            features = network.features(images)
-            scales = decoder_information(network.head, features, label, len(images), **options)
-            own |= {f"decoder scale {j}": values for j, values in enumerate(scales, 1)}
+        for names, rows in alike(present, list(images)):
+            own, some, truth = {}, {name: images[name][rows] for name in names}, label[rows]
+            noise = {"seed": derived_seed(self.seed, "probe", step) + len(parts)} | options
+            if "gat" in readings:
+                own["gat"] = gat_information(network, some, **noise)
+            elif config.prediction in readings:
+                noise |= {"sigma": config.sigma, "reading": config.prediction}
+                own[config.prediction], _ = input_information(network, some, truth, **noise)
+            if "decoder" in readings:
+                features = network.features(some)
+                scales = decoder_information(network.head, features, truth, len(some), **options)
+                own |= {f"decoder scale {j}": values for j, values in enumerate(scales, 1)}
+            parts.append(spread(own, names, self.sensors))
+        own = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
         return self.terms(own, gather_tables([own], gather), self.strength(progress) * config.probe_every)
 
     def terms(

@@ -2,7 +2,8 @@
 
 A step takes one gradient of one objective on ``batch_size × accumulate × processes`` samples. The result does
 not depend on how these samples are divided over micro-batches and processes: each cross-entropy is a share of
-one global mean, and information is averaged over all samples of the step before it is inverted.
+one global mean, and information is averaged over all samples of the step before it is inverted. Samples that
+lack sensors make micro-batches of their own, with those that have the same sensors.
 """
 
 import atexit
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ from ..loop import Progress, resume
 from ..modalities import IGNORE_INDEX, subsets
 from ..runtime import derived_seed, limit_threads, seed_everything
 from .network import NetworkConfig, Segmenter
-from .objective import ObjectiveConfig, draw_subset, subset_cross_entropy
+from .objective import ObjectiveConfig, draw_subset, participants, parts, subset_cross_entropy
 from .regularizer import PROBED, Regularizer, RegularizerConfig, gather_tables, read_outputs
 
 
@@ -173,6 +174,7 @@ class Run:
     regularizer: Regularizer
     steps: int
     progress: Progress
+    lacking: dict[str, int]  # how many training samples lack a sensor, for each that any of them lacks
 
     @property
     def samples_per_step(self) -> int:
@@ -224,12 +226,32 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
             f"--fusion {fusion} has no logits and features of single sensors; give --subsets full or "
             "dropout, and --prediction input or gat"
         )
+    # Data.
+    augment = Augment(config.crop if any(config.crop) else None, config.scale, jitter=config.jitter)
+    data = PreparedDataset(config.data, "train", config.modalities or None, augment, cache=config.cache)
+    val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
+    for part in (data, val):
+        part.require_labels()
+    subsets(data.modalities)  # which an evaluation scores; too many sensors are refused here
+    lacking = data.lacking()
+    if never := ", ".join(name for name, count in lacking.items() if count == len(data)):
+        raise ValueError(
+            f"{config.data}: no training sample has {never}, so that it has no statistics and nothing can be "
+            "learned of it; leave it out with --modalities"
+        )
+    if lacking and "gat" in config.regularizer.readings:
+        raise ValueError(
+            f"--prediction gat reads a whole batch at once, and samples of {config.data} lack sensors "
+            f"({', '.join(lacking)}); give --prediction input, or --modalities that all samples have"
+        )
     # Devices, precision, processes.
     cuda, precision = torch.cuda.is_available(), config.precision
     if precision == "auto":
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
     # With a subset of the sensors, the stems of the others get no gradient; DDP must know that this happens.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.objective.subsets == "dropout")
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=config.objective.subsets == "dropout" or bool(lacking)
+    )
     # Forget the state of an earlier training in this process, or in the one from which it was forked.
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not cuda, kwargs_handlers=[unused])
@@ -245,12 +267,6 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
             "with 'torchrun --nproc_per_node N -m mmlib train …'"
         )
 
-    augment = Augment(config.crop if any(config.crop) else None, config.scale, jitter=config.jitter)
-    data = PreparedDataset(config.data, "train", config.modalities or None, augment, cache=config.cache)
-    val = PreparedDataset(config.data, "val", list(data.modalities), cache=config.cache)
-    for part in (data, val):
-        part.require_labels()
-    subsets(data.modalities)  # which an evaluation scores; too many sensors are refused here
     steps = count_steps(config, len(data), processes)
 
     # Network and optimizer, with the state of an unfinished run on the same data.
@@ -273,10 +289,13 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     # Accelerate wraps ``forward`` in autocast. The bare network has none, so that the regulariser can compute
     # in full precision; ``train_step`` enters autocast where it is wanted.
     network = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    regularizer = Regularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank))
+    sensors = list(data.modalities) if lacking else ()
+    regularizer = Regularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank), sensors)
     regularizer.tallies |= progress.guards
     progress.guards = regularizer.tallies  # the same dictionary, so that a saved state has the counts
-    return Run(config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress)
+    return Run(
+        config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress, lacking
+    )
 
 
 def leave_group() -> None:
@@ -317,51 +336,61 @@ def train_step(
     valid = torch.tensor([sum(int((b["label"] != IGNORE_INDEX).sum()) for b in batches)])
     valid = accelerator.reduce(valid.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
 
-    def on_device(batch):
+    # Samples with the same sensors go through the network together, each such part as a micro-batch.
+    micro = [part for batch in batches for part in parts(batch, names)]
+    several = config.accumulate > 1 or bool(run.lacking)
+
+    def on_device(images, label):
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
-        images = {name: to(batch["images"][name], memory_format=torch.channels_last) for name in names}
-        return images, to(batch["label"])
+        return {name: to(x, memory_format=torch.channels_last) for name, x in images.items()}, to(label)
 
     def forward(net, images, m):
-        if config.accumulate > 1:  # a micro-batch that is computed twice must have the same dropout
+        if several:  # a micro-batch that is computed twice must have the same dropout
             torch.manual_seed(derived_seed(config.seed, "step", step, rank, m))
         with accelerator.autocast():
             return net(images, fuse=False)
 
+    read = partial(read_outputs, config.regularizer, sensors=regularizer.sensors)
     torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # for dropout inside the network
     strength = regularizer.strength(progress)
     regularized = config.regularizer.readings - PROBED and strength > 0
-    if regularized and config.accumulate > 1:
+    if regularized and several:
         # Information is averaged over all micro-batches before it is inverted, so that one forward pass over
         # all of them comes first.
-        parts = []
+        tables = []
         with torch.no_grad():
-            for m, batch in enumerate(batches):
-                images, label = on_device(batch)
-                parts.append(read_outputs(config.regularizer, *forward(run.network, images, m), label))
-        whole = gather_tables(parts, accelerator.gather)  # information of all samples of the step
+            for m, part in enumerate(micro):
+                images, label = on_device(*part)
+                tables.append(read(*forward(run.network, images, m), label))
+        whole = gather_tables(tables, accelerator.gather)  # information of all samples of the step
     terms = {}
-    for m, batch in enumerate(batches):
-        images, label = on_device(batch)
+    for m, part in enumerate(micro):
         if m == 0 and regularizer.due(step, progress):
             # A probe differentiates the bare network. Its gradient is exchanged between processes together
             # with that of the last micro-batch.
+            images, label = on_device(batches[0]["images"], batches[0]["label"])
+            present = participants(batches[0], names)
             with accelerator.no_sync(run.model):
-                R_p, R_f = regularizer.probe(run.network, images, label, step, progress, accelerator.gather)
+                R_p, R_f = regularizer.probe(
+                    run.network, images, label, step, progress, accelerator.gather, present
+                )
                 accelerator.backward((R_p + R_f) * processes)
             run.progress.probed = {
                 "probe": float((R_p + R_f).detach()),
                 "regularized": {name: values.tolist() for name, values in regularizer.information.items()},
             }
+        images, label = on_device(*part)
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
-        last = m == config.accumulate - 1
+        last = m == len(micro) - 1
         with nullcontext() if last else accelerator.no_sync(run.model):  # gradients are exchanged once a step
             logits, features = forward(run.model, images, m)
             shares = subset_cross_entropy(logits, label, config.objective, valid, pixels)
+            if run.lacking and config.objective.subsets not in ("full", "dropout"):
+                shares.setdefault("full", shares["supervised"].detach())  # samples of a single sensor
             L_sup, R_p, R_f = shares["supervised"], 0.0, 0.0
             if regularized:
-                own = read_outputs(config.regularizer, logits, features, label)
-                if config.accumulate == 1:
+                own = read(logits, features, label)
+                if not several:
                     whole = gather_tables([own], accelerator.gather)
                 R_p, R_f = regularizer.terms(own, whole, strength, counting=m == 0)
             loss = L_sup + R_p + R_f  # Eq. 8 and 9; R_p and R_f hold λ_p and λ_f
@@ -369,7 +398,7 @@ def train_step(
             # share of its own samples; hence the factor.
             accelerator.backward(loss * processes)
         if config.regularizer.readings:  # every micro-batch and process has the value of the whole step
-            shares["regularizer"] = (R_p + R_f) / (config.accumulate * processes)
+            shares["regularizer"] = (R_p + R_f) / (len(micro) * processes)
         for name, value in shares.items():
             terms[name] = terms.get(name, 0) + torch.as_tensor(value, device=accelerator.device).detach()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)

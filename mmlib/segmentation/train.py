@@ -20,7 +20,7 @@ from ..loop import run_steps, write_report
 from ..outputs import claims
 from .information import measure_information
 from .network import Segmenter, save_segmenter
-from .objective import subset_cross_entropy
+from .objective import parts, subset_cross_entropy
 from .step import Run, TrainConfig, learning_rate, set_up, train_step
 
 
@@ -127,8 +127,11 @@ def check_memory(run: Run, batch: dict) -> None:
     free, activations = psutil.virtual_memory().available, {}
     if 2000 * sum(image.nbytes for image in batch["images"].values()) < free:
         return  # this is enough for any network
-    network, label = copy.deepcopy(run.network).to("meta"), batch["label"].to("meta")
-    images = {name: image.to("meta") for name, image in batch["images"].items()}
+    images, label = max(
+        parts(batch, run.data.modalities), key=lambda part: sum(x.nbytes for x in part[0].values())
+    )
+    network, label = copy.deepcopy(run.network).to("meta"), label.to("meta")
+    images = {name: image.to("meta") for name, image in images.items()}
     # Several tensors may share one storage.
     keep = lambda tensor: activations.setdefault(tensor.untyped_storage()._cdata, tensor)
     with torch.autograd.graph.saved_tensors_hooks(keep, keep):
