@@ -40,6 +40,17 @@ def limit_threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
 
 
+def leave_group() -> None:
+    """Destroy the process group before the interpreter shuts down: the threads of the group could otherwise
+    abort the process.
+
+    After an exception the group is left alone: waiting for the other processes would hide the traceback.
+    """
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and not hasattr(sys, "last_value"):
+        group.destroy_process_group()
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)

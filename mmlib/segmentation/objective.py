@@ -133,7 +133,8 @@ def subset_cross_entropy(
         mean} for the log.
     """
     size, modalities = label.shape[-2:], len(logits)
-    stacked = torch.stack([value.float() for value in logits.values()])  # (M, B, K, h, w)
+    stacked = torch.stack([*logits.values()])  # (M, B, K, h, w), in at least float32 from here on
+    stacked = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
     rows, columns = pixel_grid(size, config.pixels, rng)
     label = label[:, rows[:, None], columns]
     # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over

@@ -9,7 +9,6 @@ lack sensors make micro-batches of their own, with those that have the same sens
 import atexit
 import math
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ..data.prepared import PreparedDataset, collate
 from ..data.transforms import Augment
 from ..loop import Progress, resume
 from ..modalities import IGNORE_INDEX, subsets
-from ..runtime import derived_seed, limit_threads, seed_everything
+from ..runtime import derived_seed, leave_group, limit_threads, seed_everything
 from .network import NetworkConfig, Segmenter
 from .objective import ObjectiveConfig, draw_subset, participants, parts, subset_cross_entropy
 from .regularizer import PROBED, Regularizer, RegularizerConfig, gather_tables, read_outputs
@@ -174,7 +173,6 @@ class Run:
     regularizer: Regularizer
     steps: int
     progress: Progress
-    lacking: dict[str, int]  # how many training samples lack a sensor, for each that any of them lacks
 
     @property
     def samples_per_step(self) -> int:
@@ -187,13 +185,16 @@ class Run:
     def __str__(self) -> str:
         accelerator = self.accelerator
         precision = "bf16" if accelerator.mixed_precision == "bf16" else "float32"
-        modalities = len(self.data.modalities)
+        modalities, lacking = len(self.data.modalities), self.data.lacking()
         drawn = self.config.objective.drawn(modalities)
+        lacked = ", ".join(f"{count} {name}" for name, count in lacking.items())
         return (
             f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} "
             f"samples ({accelerator.num_processes} {accelerator.device.type} × {self.config.batch_size} × "
             f"{self.config.accumulate}), {precision}"
-        ) + f"; each step draws {drawn} of {2**modalities - 2} subsets of the sensors" * bool(drawn)
+            + f"; each step draws {drawn} of {2**modalities - 2} subsets of the sensors" * bool(drawn)
+            + f"; of {len(self.data)} samples lack {lacked}" * bool(lacking)
+        )
 
     def loader(self, start: int) -> DataLoader:
         """A loader of the micro-batches of this process, from step ``start`` on."""
@@ -236,22 +237,21 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     lacking = data.lacking()
     if never := ", ".join(name for name, count in lacking.items() if count == len(data)):
         raise ValueError(
-            f"{config.data}: no training sample has {never}, so that it has no statistics and nothing can be "
-            "learned of it; leave it out with --modalities"
+            f"{config.data}: no training sample has {never}, so that nothing can be learned of it; leave it "
+            "out with --modalities"
         )
     if lacking and "gat" in config.regularizer.readings:
         raise ValueError(
-            f"--prediction gat reads a whole batch at once, and samples of {config.data} lack sensors "
-            f"({', '.join(lacking)}); give --prediction input, or --modalities that all samples have"
+            f"--prediction gat reads a batch as a whole, but samples lack {', '.join(lacking)}; give another "
+            "reading, or --modalities without these"
         )
     # Devices, precision, processes.
     cuda, precision = torch.cuda.is_available(), config.precision
     if precision == "auto":
         precision = "bf16" if cuda and torch.cuda.is_bf16_supported() else "no"
     # With a subset of the sensors, the stems of the others get no gradient; DDP must know that this happens.
-    unused = DistributedDataParallelKwargs(
-        find_unused_parameters=config.objective.subsets == "dropout" or bool(lacking)
-    )
+    some = bool(lacking) or config.objective.subsets == "dropout"
+    unused = DistributedDataParallelKwargs(find_unused_parameters=some)
     # Forget the state of an earlier training in this process, or in the one from which it was forked.
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not cuda, kwargs_handlers=[unused])
@@ -266,7 +266,6 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
             "accelerate launch --cpu was asked for several processes but starts one; on CPUs, start them "
             "with 'torchrun --nproc_per_node N -m mmlib train …'"
         )
-
     steps = count_steps(config, len(data), processes)
 
     # Network and optimizer, with the state of an unfinished run on the same data.
@@ -293,20 +292,7 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     regularizer = Regularizer(config.regularizer, derived_seed(config.seed, "regularizer", rank), sensors)
     regularizer.tallies |= progress.guards
     progress.guards = regularizer.tallies  # the same dictionary, so that a saved state has the counts
-    return Run(
-        config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress, lacking
-    )
-
-
-def leave_group() -> None:
-    """Destroy the process group before the interpreter shuts down: the threads of the group could otherwise
-    abort the process.
-
-    After an exception the group is left alone: waiting for the other processes would hide the traceback.
-    """
-    group = torch.distributed
-    if group.is_available() and group.is_initialized() and not hasattr(sys, "last_value"):
-        group.destroy_process_group()
+    return Run(config, accelerator, data, val, model, network, optimizer, regularizer, steps, progress)
 
 
 def train_step(
@@ -338,7 +324,7 @@ def train_step(
 
     # Samples with the same sensors go through the network together, each such part as a micro-batch.
     micro = [part for batch in batches for part in parts(batch, names)]
-    several = config.accumulate > 1 or bool(run.lacking)
+    several = config.accumulate > 1 or bool(regularizer.sensors)
 
     def on_device(images, label):
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
@@ -385,7 +371,7 @@ def train_step(
         with nullcontext() if last else accelerator.no_sync(run.model):  # gradients are exchanged once a step
             logits, features = forward(run.model, images, m)
             shares = subset_cross_entropy(logits, label, config.objective, valid, pixels)
-            if run.lacking and config.objective.subsets not in ("full", "dropout"):
+            if regularizer.sensors and config.objective.subsets not in ("full", "dropout"):
                 shares.setdefault("full", shares["supervised"].detach())  # samples of a single sensor
             L_sup, R_p, R_f = shares["supervised"], 0.0, 0.0
             if regularized:
