@@ -1,5 +1,5 @@
-"""Training on samples that lack sensors: each has the loss and the information of its own sensors, however they
-are divided over micro-batches and processes, and nothing that stands in the place of a missing image counts.
+"""Training on samples that lack sensors: each has the loss and the information of its own sensors, however
+samples are divided over micro-batches and processes, and nothing in the place of a missing image counts.
 """
 
 import json
@@ -190,11 +190,13 @@ def test_the_loss_of_a_sample_is_that_of_its_own_sensors(data, double, kind):
     for step in range(3):
         terms, norm, _ = train_step(run, step, [batch])
         loss = loss_by_hand(run, batch, step)
-        assert float(terms["supervised"]) == pytest.approx(float(loss), rel=1e-12)
+        assert float(terms["supervised"]) == pytest.approx(float(loss.detach()), rel=1e-12)
         assert_equal(run.optimizer.steps[step], gradients(run.network, loss), 1e-12)
     if kind in ("all-subsets", "singles", "selection"):
         full = sum(cross_entropy(run.network, x, y, list(x), "mean") for x, y in each(batch))
-        assert float(terms["full"]) == pytest.approx(float(full / (batch["label"] != 255).sum()), rel=1e-12)
+        assert float(terms["full"]) == pytest.approx(
+            float(full.detach() / (batch["label"] != 255).sum()), rel=1e-12
+        )
 
 
 def test_micro_batches_add_up_and_a_sensor_that_is_not_there_gets_no_gradient(data, double):
@@ -239,7 +241,7 @@ def test_information_in_closed_form_is_that_of_each_sample_alone(data, double, f
             run.config.regularizer.lambda_p if term == "unimodal-logit" else run.config.regularizer.lambda_f
         )
         loss = loss + weight * combine(means + 1e-6 * means.detach().mean(), form)
-    assert float(terms["supervised"] + terms["regularizer"]) == pytest.approx(float(loss), rel=1e-12)
+    assert float(terms["supervised"] + terms["regularizer"]) == pytest.approx(float(loss.detach()), rel=1e-12)
     assert_equal(run.optimizer.steps[0], gradients(run.network, loss), 1e-11)
     assert run.regularizer.counts == {"probes": 0, "capped": 0, "empty": 4 * 4, "nonfinite": 0}
 
@@ -337,10 +339,8 @@ def test_the_information_of_a_sensor_is_the_mean_over_samples_that_have_it(data)
             network, batch["images"], batch["label"], seed=derived_seed(0, index)
         )
         for name, value in zip(val.present(index), values[:, 0]):
-            own.setdefault(name, []).append(float(value))
+            own.setdefault(name, []).append(value.item())
     assert found == pytest.approx({name: np.mean(own[name]) for name in NAMES})
-    # One sample of each sensor is enough for each to have a value; a sensor that no sample has is left out.
-    assert list(measure_information(network, val, 1)) == NAMES
     val.rows = [row for row in val.rows if row["sensors"] == "rgb"]
     assert list(measure_information(network, val)) == ["rgb"]
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_trained_is_refused(data, tmp_path):
         ValueError, match="gat reads a batch as a whole, but samples lack rgb, depth, aolp, thermal"
     ):
         set_up(configured(data, regularizer=RegularizerConfig("gat")))
-    assert "of 12 samples lack 6 rgb, 7 depth, 8 aolp, 7 thermal" in str(set_up(configured(data)))
+    assert "of 12 samples lack 5 rgb, 7 depth, 7 aolp, 6 thermal" in str(set_up(configured(data)))
 
 
 def test_a_dry_run_measures_it(data):

@@ -206,10 +206,7 @@ def logits_and_label(batch=2, modalities=3, size=(12, 16)):
 
 
 def brute_force(logits, label, subset, reduce):
-    up = [
-        F.interpolate(logits[n].float(), label.shape[-2:], mode="bilinear", align_corners=False)
-        for n in subset
-    ]
+    up = [F.interpolate(logits[n], label.shape[-2:], mode="bilinear", align_corners=False) for n in subset]
     log_p = F.log_softmax(reduce(torch.stack(up), 0), 1)
     values = [
         -log_p[b, label[b, y, x], y, x]
