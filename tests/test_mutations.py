@@ -75,8 +75,8 @@ MUTATIONS = [
     Mutation(
         "marginals for conditionals",
         "conditional_entropies",
-        "np.moveaxis(values, i, -1)",
-        "np.moveaxis(values, i, -1).mean(tuple(range(len(sizes) - 1)), keepdims=True)",
+        "kl_div(values, ANY)",
+        "kl_div(weights.sum(1) @ values, ANY)",
         of(
             THEORY,
             TENSORISATION,
@@ -88,7 +88,7 @@ MUTATIONS = [
     Mutation(
         "conditionals for marginals",
         "marginal_entropies",
-        "_mean(own[i], kl_div(ANY, mean))",
+        "_mean(own, kl_div(ANY, _mean(weights, values)))",
         "conditional_entropies(f, measure, nodes)[name]",
         of(THEORY, TENSORISATION, "test_tensorisation_on_random_discrete_products"),
         NOTEBOOK_01,

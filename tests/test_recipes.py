@@ -68,7 +68,7 @@ def test_recipes_are_valid_and_every_value_has_a_source(path, section):
 
 
 # Printed in the two papers; "released": read in the released code of the second.
-PAPER_A = dict(lr=6e-5, epochs=200, power=0.9, lambda_p=0.3, lambda_f=0.02, subsets="dropout")
+PAPER_A = dict(lr=6e-5, epochs=200, power=0.9, lambda_p=0.3, lambda_f=0.02, subsets="dropout", stem="shared")
 PAPER_B = dict(batch_size=32, crops=5)
 # Weights of KNN, self and random pairs, b of random, KNN and self pairs, and the weight of the sensor.
 RELEASED_PAIRS = {

@@ -181,15 +181,15 @@ class Segmenter(nn.Module):
         In the place of a missing image stand zeros, the mean of the training images, for inputs are
         normalised. (An addition needs that of the first sensor only.)
         """
+        names, features = list(self.modalities), []
+        needed = names if self.config.fusion == "cmx" else names[:1]
         first = next(iter(images.values()))
-        features, parts = [], []
-        for j, (name, modality) in enumerate(self.modalities.items()):
-            image = images.get(name)
-            if image is None and (j == 0 or self.config.fusion == "cmx"):
-                image = first.new_zeros(len(first), modality.channels, *first.shape[2:])
-            if image is not None:
-                parts.append(self.stems[name](image))
-        main, *others = parts
+        zeros = {
+            name: first.new_zeros(len(first), self.modalities[name].channels, *first.shape[2:])
+            for name in needed
+        }
+        given = zeros | dict(images)
+        main, *others = [self.stems[name](given[name]) for name in names if name in given]
         for step, beside, exchange in zip(self.encoder.steps(), self.auxiliary.steps(), self.exchanges):
             main = step(main)
             if others:

@@ -61,14 +61,14 @@ class Fusion(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.heads = heads
-        self.enter = nn.Conv2d(2 * width, 4 * width, 1, groups=2)
-        self.attend = nn.Conv2d(2 * width, 4 * width, 1, groups=2, bias=False)
-        self.leave = nn.Conv2d(4 * width, 2 * width, 1, groups=2)
-        self.normalise = nn.GroupNorm(2, 2 * width)  # of single positions: LayerNorm, one for each stream
-        self.residual = nn.Conv2d(2 * width, width, 1, bias=False)
+        self.heads, double = heads, 2 * width
+        self.enter = nn.Conv2d(double, 2 * double, 1, groups=2)
+        self.attend = nn.Conv2d(double, 2 * double, 1, groups=2, bias=False)
+        self.leave = nn.Conv2d(2 * double, double, 1, groups=2)
+        self.normalise = nn.GroupNorm(2, double)  # of single positions: LayerNorm, one for each stream
+        self.residual = nn.Conv2d(double, width, 1, bias=False)
         self.embed = nn.Sequential(
-            nn.Conv2d(2 * width, width, 1),
+            nn.Conv2d(double, width, 1),
             nn.Conv2d(width, width, 3, padding=1, groups=width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 1),

@@ -15,7 +15,7 @@ Arguments are the same everywhere: ``f`` and ``gradient`` take the points, one a
 non-finite f raises ValueError, which says where; 0 ln 0 = 0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -142,7 +142,7 @@ def _mean(weights: np.ndarray, terms: np.ndarray) -> float:
     """E[terms], terms >= 0, on a grid; refused where its outermost nodes hold a part that matters, for then
     about as much lies beyond them.
     """
-    total = weights @ terms
+    total = np.vdot(weights, terms)
     outermost = weights < 1e-36 * weights.max()  # 12.9 standard deviations from the datum
     if weights[outermost] @ terms[outermost] > 1e-7 * abs(total):
         raise ValueError(
@@ -199,34 +199,39 @@ def poincare_bound(gradient: Callable, measure: Measure, rho: float | None = Non
     return _mean(weights, sum(_energies(gradient, points, measure, rho)))
 
 
+def _by_modality(
+    f: Callable, measure: Measure, nodes: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each modality i: its name; f at the points of the grid, x_i along the last axis, the others along
+    the first (n, n_i); the weights of these points (n, n_i); those of x_i alone (n_i,).
+    """
+    points, weights, own = _grid(measure, nodes)
+    sizes, values = [len(w) for w in own], _values(f, points)
+    for i, name in enumerate(factors(measure)):
+        arrays = (np.moveaxis(x.reshape(sizes), i, -1).reshape(-1, sizes[i]) for x in (values, weights))
+        yield name, *arrays, own[i]
+
+
 def conditional_entropies(f: Callable, measure: Measure, nodes: int = 0) -> dict[str, float]:
     """E[Ent_{μ_i} f(·, x_{-i})] of each modality: the entropy in x_i with the others fixed, averaged
     over them.
 
     Their sum bounds Ent f for every product measure (tensorisation): the true form of Eq. 3.
     """
-    points, weights, own = _grid(measure, nodes)
-    sizes, result = [len(w) for w in own], {}
-    values, weights = _values(f, points).reshape(sizes), weights.reshape(sizes)
-    for i, name in enumerate(factors(measure)):
-        # The other modalities along the leading axes, x_i along the last.
-        fixed, share = np.moveaxis(values, i, -1), np.moveaxis(weights, i, -1)
-        result[name] = _mean(share.ravel(), kl_div(fixed, (fixed @ own[i])[..., None]).ravel())
-    return result
+    return {
+        name: _mean(weights, kl_div(values, (values @ own)[:, None]))
+        for name, values, weights, own in _by_modality(f, measure, nodes)
+    }
 
 
 def marginal_entropies(f: Callable, measure: Measure, nodes: int = 0) -> dict[str, float]:
     """Ent_{μ_i} of E[f | x_i] for each modality: the right-hand side printed in Eq. 3. Their sum bounds
     nothing in general.
     """
-    points, weights, own = _grid(measure, nodes)
-    values, result = _values(f, points), {}
-    mean, mass = _mean(weights, values), (weights * values).reshape([len(w) for w in own])
-    for i, name in enumerate(factors(measure)):
-        joint = mass.sum(axis=tuple(j for j in range(len(own)) if j != i))
-        conditional_mean = np.divide(joint, own[i], out=np.zeros_like(joint), where=own[i] > 0)
-        result[name] = _mean(own[i], kl_div(conditional_mean, mean))
-    return result
+    return {
+        name: _mean(own, kl_div(weights.sum(1) @ values, _mean(weights, values)))
+        for name, values, weights, own in _by_modality(f, measure, nodes)
+    }
 
 
 # ---- Monte Carlo ----
