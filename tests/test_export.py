@@ -167,7 +167,7 @@ def test_without_the_extra_one_line_says_what_to_install(data, tmp_path, monkeyp
     "options, message",
     [
         (["--opset", "11"], "--opset 11: expected 18 or more"),
-        (["--size", "16", "64"], "--size 16 64: pvt_v2_b0 needs 32 or more a side"),
+        (["--size", "16", "64"], "--size: images of 16 × 64 pixels; this encoder takes 32 or more a side"),
     ],
 )
 def test_wrong_options(data, tmp_path, options, message):

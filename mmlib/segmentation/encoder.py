@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..weights import timm_model
+from ..weights import UNTRAINED, timm_model
 
 # Modules of timm whose transformers compute all their features at one scale; they take images of any size if
 # they are told to.
@@ -110,16 +110,16 @@ class Encoder(nn.Module):
     def __init__(self, name: str, pretrained: bool = False, weights="random", checkpointing: bool = False):
         super().__init__()
         self.multiple, self.whole, self.grad_checkpointing = 1, None, False
-        if name == "residual":
-            if pretrained:
-                raise ValueError(
-                    "--encoder residual has no pretrained weights; give --encoder tf_efficientnet_lite0"
-                )
-            self.source = {"weights": "random", "licence": "", "sha256": ""}
-            self.widths, self.smallest, self.make_stem = [16, 32, 64, 96, 128], 1, residual_stem
-            self.stages = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(self.widths))
-        else:
+        if name != "residual":
             self._take_apart(name, pretrained, weights)
+        elif pretrained:
+            raise ValueError(
+                "--encoder residual has no pretrained weights; give --encoder tf_efficientnet_lite0"
+            )
+        else:
+            self.widths, self.smallest, self.source = [16, 32, 64, 96, 128], 1, UNTRAINED
+            self.make_stem = residual_stem
+            self.stages = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(self.widths))
         if checkpointing:
             own, *parts = [module for module in self.modules() if hasattr(module, "grad_checkpointing")]
             for module in parts or [own]:
@@ -138,15 +138,13 @@ class Encoder(nn.Module):
             if isinstance(norm, nn.BatchNorm2d):
                 new = nn.Sequential(group_norm(norm.num_features), getattr(norm, "act", nn.Identity()))
                 body.set_submodule(path, new)
-        info, reduction = body.feature_info, body.feature_info.reduction()
-        self.smallest, scales = max(reduction), [j for j, stride in enumerate(reduction) if stride >= 4]
-        self.widths = [info.channels()[j] for j in scales]
-        image = torch.linspace(-2, 2, 3 * (2 * self.smallest) ** 2).view(1, 3, 2 * self.smallest, -1)
+        scales = [scale for scale in body.feature_info.get_dicts() if scale["reduction"] >= 4]
+        self.widths, self.smallest = [scale["num_chs"] for scale in scales], scales[-1]["reduction"]
+        image = torch.linspace(-2, 2, 12 * self.smallest**2).view(1, 3, 2 * self.smallest, -1)
         try:
             with torch.no_grad():
-                expected = [feature for j, feature in enumerate(body(image)) if j in scales]
-                stem = self._divide(body, {info.module_name()[j].replace(".", "_") for j in scales})
-                self.make_stem = partial(adapted_stem, stem)  # which copies it; it is not trained itself
+                expected = body(image)[-len(scales) :]
+                stem = self._divide(body, {scale["module"].replace(".", "_") for scale in scales})
                 same = all(map(torch.equal, self(stem(image)), expected))
             if not same or [feature.shape[1] for feature in expected] != self.widths:
                 raise ValueError("its features are no maps (B, C, H, W), or depend on more than its stages")
@@ -156,6 +154,7 @@ class Encoder(nn.Module):
                 f"any size ({' '.join(str(error).split())[:200]}); tested are residual, pvt_v2_b0, "
                 "tf_efficientnet_lite0, convnext_atto, mobilenetv4_conv_small and vit_tiny_patch16_224"
             ) from error
+        self.make_stem = partial(adapted_stem, stem)  # which copies it; it is not trained itself
 
     def _divide(self, body: nn.Module, ends: set[str]) -> nn.Module:
         """Set ``stages``, or ``whole``; returns the stem.
@@ -164,14 +163,12 @@ class Encoder(nn.Module):
             body: the network, as timm makes it for features.
             ends: the layers that compute the features of a scale.
         """
-        layers = dict(body.named_children())
+        layers, self.stages, parts = dict(body.named_children()), nn.ModuleList(), []
         if "blocks" in layers:  # all stages of an EfficientNet or a MobileNet
             layers |= {f"blocks_{j}": block for j, block in enumerate(layers.pop("blocks"))}
-        self.stages = nn.ModuleList()
         if ends <= layers.keys():
-            (_, stem), *rest = layers.items()
-            parts = []
-            for name, layer in rest:
+            stem = layers.pop(next(iter(layers)))
+            for name, layer in layers.items():
                 parts.append(layer)
                 if name in ends:
                     self.stages.append(nn.Sequential(*parts) if len(parts) > 1 else layer)
@@ -183,14 +180,14 @@ class Encoder(nn.Module):
             self.whole, self.multiple = body, stem.stride[0]
         return stem
 
-    @property
-    def sides(self) -> str:
-        """Which heights and widths of images it takes, in words."""
-        return f"{self.smallest} pixels or more" + f", multiples of {self.multiple}," * (self.multiple > 1)
-
-    def fits(self, size: tuple[int, int]) -> bool:
-        """Whether it takes images of this height and width."""
-        return min(size) >= self.smallest and all(side % self.multiple == 0 for side in size)
+    def check_size(self, size: tuple[int, int], where: str) -> None:
+        """Raise ValueError, which begins with ``where``, unless it takes images of this height and width."""
+        if min(size) < self.smallest or any(side % self.multiple for side in size):
+            multiples = f", multiples of {self.multiple}" * (self.multiple > 1)
+            raise ValueError(
+                f"{where}: images of {size[0]} × {size[1]} pixels; this encoder takes {self.smallest} or "
+                f"more a side{multiples}: give another --crop, --window or --size, or images of another size"
+            )
 
     def steps(self) -> list[Callable[[Tensor], Tensor]]:
         """One function for each scale; the first turns the output of a stem into the finest features, each
@@ -199,7 +196,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the network can not be divided.
         """
-        if self.whole is not None:
+        if self.whole:
             raise ValueError(
                 "this encoder has no stages, between which sensors could meet; give another --encoder, or "
                 "--fusion mean"
@@ -211,7 +208,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features of all scales."""
-        if self.whole is not None:
+        if self.whole:
             return self.whole(x)
         features = []
         for step in self.steps():

@@ -93,11 +93,8 @@ def export(config: ExportConfig) -> dict:
             "sensors in one graph"
         )
     fixed = any(config.size)
-    if fixed and not network.encoder.fits(config.size):
-        raise ValueError(
-            f"--size {config.size[0]} {config.size[1]}: {network.config.encoder} needs "
-            f"{network.encoder.sides} a side"
-        )
+    if fixed:
+        network.encoder.check_size(config.size, "--size")
     if config.opset and config.opset < 18:
         raise ValueError(f"--opset {config.opset}: expected 18 or more, or 0 for the exporter's choice")
     torch.manual_seed(0)

@@ -164,9 +164,9 @@ class Segmenter(nn.Module):
             )
         for name, image in images.items():
             shape, channels = image.shape, self.modalities[name].channels
-            if len(shape) != 4 or shape[1] != channels or not self.encoder.fits(shape[2:]):
-                sides = self.encoder.sides
-                raise ValueError(f"{name}: expected (B, {channels}, H, W), {sides} a side, got {(*shape,)}")
+            if len(shape) != 4 or shape[1] != channels:
+                raise ValueError(f"{name}: expected (B, {channels}, H, W), got {(*shape,)}")
+            self.encoder.check_size(shape[2:], name)
         sizes = {(len(image), *image.shape[2:]) for image in images.values()}
         if len(sizes) > 1:
             raise ValueError(f"modalities differ in batch or image size: {sizes}")

@@ -141,7 +141,7 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return peak * ramp * (1 - step / steps) ** config.power
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, encoder_lr: float) -> list[dict]:
+def parameter_groups(model: torch.nn.Module, weight_decay: float, encoder_lr: float = 1.0) -> list[dict]:
     """Groups for the optimizer: weight decay for matrices and filters, none for parameters of one dimension
     (biases and norms); "factor" is what the learning rate is multiplied by, ``encoder_lr`` in encoders.
     """
@@ -186,7 +186,7 @@ class Run:
         accelerator = self.accelerator
         precision = "bf16" if accelerator.mixed_precision == "bf16" else "float32"
         modalities, lacking = len(self.data.modalities), self.data.lacking()
-        drawn = self.config.objective.drawn(modalities)
+        drawn, source = self.config.objective.drawn(modalities), self.network.encoder.source
         lacked = ", ".join(f"{count} {name}" for name, count in lacking.items())
         return (
             f"{self.parameters / 1e6:.2f} M parameters, {self.steps} steps of {self.samples_per_step} "
@@ -194,6 +194,8 @@ class Run:
             f"{self.config.accumulate}), {precision}"
             + f"; each step draws {drawn} of {2**modalities - 2} subsets of the sensors" * bool(drawn)
             + f"; of {len(self.data)} samples lack {lacked}" * bool(lacking)
+            + "\npretrained: {weights}, licence {licence}, sha256 {sha256}".format(**source)
+            * bool(source["sha256"])
         )
 
     def loader(self, start: int) -> DataLoader:

@@ -45,7 +45,7 @@ def train(config: TrainConfig) -> dict:
     if main and config.progress:
         print(run)
     start, batches = progress.step, iter(run.loader(progress.step))
-    scores = information = None
+    scores, information, source = None, None, network.encoder.source
 
     def take_step(step):
         micro = [next(batches) for _ in range(config.accumulate)]
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> dict:
 
     def keep_best(done, line, best):
         if best and main:
-            save_segmenter(network, out / "best.safetensors", step=done, val=line["val"])
+            save_segmenter(network, out / "best.safetensors", step=done, val=line["val"], weights=source)
 
     run_steps(
         config,
@@ -99,6 +99,7 @@ def train(config: TrainConfig) -> dict:
             progress,
             steps=run.steps,
             parameters=run.parameters,
+            weights=source,
             split="val",
             scores=scores.to_dict(),
             information=information,
@@ -109,6 +110,7 @@ def train(config: TrainConfig) -> dict:
             out / "last.safetensors",
             step=run.steps,
             val=scores.summary(),
+            weights=source,
             provenance=report["provenance"],
         )
     accelerator.wait_for_everyone()
