@@ -1,7 +1,7 @@
 """The one visual language: how sensors, labels and results look in notebooks, panels and written pictures.
 
 Each modality has one colour and one symbol (``mmlib.modalities``), and class palettes belong to the data set.
-``predict``, the data scripts, the switchboard and all notebooks draw with these functions.
+``predict``, the data scripts, the panels and all notebooks draw with these functions.
 """
 
 from collections.abc import Mapping, Sequence

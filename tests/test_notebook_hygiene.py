@@ -153,7 +153,7 @@ def check_outputs_are_stable(notebook, path):
             found.append(f"cell {number} prints a memory address")
         if re.search(r"\b(interactive|Output)\(", words):
             found.append(
-                f"cell {number} shows an Output widget; build it from widgets that own their content (mmlib.panel)"
+                f"cell {number} shows an Output widget; build it from widgets that own their content (course.panel)"
             )
     return found
 

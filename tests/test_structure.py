@@ -21,7 +21,7 @@ LEVELS = [
     {"evaluation"},
     {"loop"},
     {"segmentation", "unsupervised"},
-    {"figures", "switchboard", "panel"},
+    {"figures"},
     {"cli", "recipes", "__main__"},
 ]
 LEVEL = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}

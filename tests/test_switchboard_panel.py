@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import stub_world
 import torch
+from course import switchboard as panels
 from course.world_source import WorldPanel, physical_images
 from PIL import Image
 
 from mmlib import figures
-from mmlib import switchboard as panels
 from mmlib.data.description import Description
 from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights

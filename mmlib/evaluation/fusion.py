@@ -1,5 +1,5 @@
 """Rules that fuse the predictions of several sensors at inference. None of them has a trained parameter.
-Scoring, prediction and the switchboard call them.
+Scoring and prediction call them.
 
 Every rule is a weighted sum Σ_i w_i z_i of the sensors' logits z_i (Eq. 5 has w_i = 1/n); they differ in
 where the weights come from.

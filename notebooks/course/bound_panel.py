@@ -11,9 +11,10 @@ import ipywidgets as widgets
 import numpy as np
 
 from mmlib.figures import INK, PALE
-from mmlib.panel import Panel
 from mmlib.theory.entropy import entropy, log_sobolev_bound
 from mmlib.theory.gaussian import gaussian
+
+from .panel import Panel
 
 # name -> (formula, what the parameter is, f(x, a), f'(x, a))
 FUNCTIONS = {

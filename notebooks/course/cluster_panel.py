@@ -16,9 +16,10 @@ import numpy as np
 
 from mmlib.figures import error_picture, label_picture, sensor_title
 from mmlib.modalities import IGNORE_INDEX, SENSORS
-from mmlib.panel import FAMILY, Panel, image_html
 from mmlib.runtime import atomic_path
 from mmlib.unsupervised.clustering import cluster_palette
+
+from .panel import FAMILY, Panel, image_html
 
 # Axes of the arrays: L values of λ, B offsets of b, K numbers of clusters, at most C of them, F frames of H x
 # W pixels, S sensors.

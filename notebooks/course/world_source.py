@@ -11,8 +11,9 @@ import torch
 from mmlib import world
 from mmlib.data.description import Description
 from mmlib.modalities import SENSORS
-from mmlib.switchboard import SwitchboardPanel
 from mmlib.world.sensors import CASE_SENSOR
+
+from .switchboard import SwitchboardPanel
 
 CASE_WORDS = {
     "motionblur": "motion blur",

@@ -1,6 +1,7 @@
 """The modality switchboard: dim, break or remove sensors under sliders, and watch what segmenters predict.
 
-A person points it at their own networks (``load_segmenter``) and prepared data set (``PreparedDataset``).
+It works on anybody's networks (``load_segmenter``) and prepared data set (``PreparedDataset``); from a
+notebook outside this folder, with ``sys.path.insert(0, "…/notebooks")``.
 """
 
 from collections.abc import Mapping
@@ -11,14 +12,15 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
-from .data.missing import degrade, faulty
-from .data.prepared import PreparedDataset
-from .evaluation.counts import accuracy, confusion_matrix, iou, miou
-from .evaluation.fusion import RULES, fuse, weights
-from .evaluation.subsets import largest
-from .figures import error_picture, label_picture, picture, sensor_title
+from mmlib.data.missing import degrade, faulty
+from mmlib.data.prepared import PreparedDataset
+from mmlib.evaluation.counts import accuracy, confusion_matrix, iou, miou
+from mmlib.evaluation.fusion import RULES, fuse, weights
+from mmlib.evaluation.subsets import largest
+from mmlib.figures import error_picture, label_picture, picture, sensor_title
+from mmlib.segmentation.network import Segmenter
+
 from .panel import Panel, bar_table, image_html
-from .segmentation.network import Segmenter
 
 # Gross faults of mmlib.data.missing in words; "dark" and "noise" have sliders.
 FAULTS = {

@@ -1,4 +1,4 @@
-"""The base of the slider panels: the switchboard (``mmlib.switchboard``) and those of the lessons.
+"""The base of the slider panels: ``switchboard``, ``bound_panel`` and ``cluster_panel``.
 
 A panel redraws once for several changes, says in words what it shows, and never raises inside a callback:
 what went wrong is written where the result would stand. It is built from widgets that own their content, so
