@@ -145,21 +145,20 @@ def subset_cross_entropy(
     def cross_entropy(fused, label=label):  # Eq. 8: L_sup = CE(p, gt)
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
 
-    if config.subsets == "selection" and modalities > 1:
-        full, (extremes, right, divergence) = cross_entropy(stacked.mean(0)), selected_terms(stacked, label)
+    full = cross_entropy(stacked.mean(0))
+    if config.subsets in ("full", "dropout") or modalities == 1:
+        return {"supervised": full}
+    if config.subsets == "selection":
+        extremes, right, divergence = selected_terms(stacked, label)
         total = full + cross_entropy(extremes, right) + divergence * (scale / valid)
         return {"supervised": total, "full": full.detach()}
-    if config.subsets not in ("all-subsets", "singles") or modalities == 1:
-        return {"supervised": cross_entropy(stacked.mean(0))}
     subsets, weights = weighted_subsets(modalities, config, rng)
     total = 0.0
     for weight, row in zip(weights, subsets):
         members = [stacked[m] for m in np.flatnonzero(row)]
         fused = sum(members) / (1 if config.evidence == "sum" else len(members))
         total = total + weight * cross_entropy(fused)
-    with torch.no_grad():
-        full = cross_entropy(stacked.mean(0))
-    return {"supervised": total / sum(weights), "full": full}
+    return {"supervised": total / sum(weights), "full": full.detach()}
 
 
 def selected_terms(stacked: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,8 +92,9 @@ def _energies(
     rho: float | None,
     values: np.ndarray = np.ones(1),
 ) -> list[np.ndarray]:
-    """∇fᵀΣ∇f, or ‖∇f‖²/ρ, of each modality at the points (N,), divided by ``values`` (N,). The gradient is
-    divided by their roots before it is squared: the square of 1e-200 would be 0.
+    """∇fᵀΣ∇f, or ‖∇f‖²/ρ, of each modality at the points (N,), divided by ``values`` (N,) of f; 0 where both
+    are 0, for there f has vanished, by underflow or on a region. The gradient is divided by their roots
+    before it is squared: the square of 1e-200 would be 0.
     """
     parts, gradients = factors(measure), gradient(*points)
     if not isinstance(gradients, tuple | list):
@@ -105,7 +106,13 @@ def _energies(
             f"gradient returned shapes {shapes}; expected one finite array per modality "
             f"({', '.join(parts)}) of shapes {expected}"
         )
-    rows = [g.reshape(len(g), -1) / np.sqrt(values)[:, None] for g in gradients]
+    roots = np.sqrt(np.where(values > 0, values, 1))[:, None]
+    rows = [g.reshape(len(g), -1) / roots for g in gradients]
+    steep = (values == 0) & np.any([row.any(1) for row in rows], axis=0)
+    if steep.any():
+        raise ValueError(
+            f"f = 0 with a gradient that is not 0 at point {steep.argmax()}: no non-negative f has that"
+        )
     if rho is not None:
         if not 0 < rho < np.inf:
             raise ValueError(
@@ -117,22 +124,6 @@ def _energies(
             f"{', '.join(others)}: no Gaussian, so no constant is known; give rho, a lower bound of V''"
         )
     return [np.einsum("ni,ij,nj->n", g, factor.covariance, g) for g, factor in zip(rows, parts.values())]
-
-
-def _ratios(
-    f: Callable, gradient: Callable, points: list[np.ndarray], measure: Measure, rho: float | None
-) -> list[np.ndarray]:
-    """Squared gradient over f of each modality (N,); 0 where both are 0, for there f has vanished, by
-    underflow or on a region.
-    """
-    values = _values(f, points)
-    energies = _energies(gradient, points, measure, rho, np.where(values > 0, values, 1))
-    steep = (values == 0) & (sum(energies) > 0)
-    if steep.any():
-        raise ValueError(
-            f"f = 0 with a gradient that is not 0 at point {steep.argmax()}: no non-negative f has that"
-        )
-    return energies
 
 
 # ---- quadrature ----
@@ -179,7 +170,9 @@ def information(
     points, weights, _ = _grid(measure, nodes)
     return {
         name: _mean(weights, ratio)
-        for name, ratio in zip(factors(measure), _ratios(f, gradient, points, measure, rho))
+        for name, ratio in zip(
+            factors(measure), _energies(gradient, points, measure, rho, _values(f, points))
+        )
     }
 
 
@@ -272,6 +265,7 @@ def log_sobolev_bound_mc(
     """``log_sobolev_bound`` from independent samples: the mean of the ratio. The ratio of means estimates
     another number.
     """
-    terms = 0.5 * sum(_ratios(f, gradient, _draw(measure, samples, seed), measure, rho))
+    points = _draw(measure, samples, seed)
+    terms = 0.5 * sum(_energies(gradient, points, measure, rho, _values(f, points)))
     largest = terms.max() or 1.0  # in this unit the squares of the deviations neither vanish nor overflow
     return Estimate(float(terms.mean()), float(largest * (terms / largest).std(ddof=1) / samples**0.5))
