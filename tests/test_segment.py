@@ -30,13 +30,13 @@ def room(tmp_path_factory):
     return world.render_dataset(root, "room", 8, 3, 3, (32, 48), ("rgb", "thermal"), progress=False)
 
 
-def run(room, out, method="unim2", **options):
+def run(room, out, method="unim2", whiten=0, **options):
     evaluation = EvaluationConfig(clusters=4, restarts=2, repeats=1, kmeans_points=500)
     config = ClusterConfig(
         str(room),
         str(out),
         method,
-        tokens=TokenConfig("test_efficientnet", "random", size=(64, 96)),
+        tokens=TokenConfig("test_efficientnet", "random", size=(64, 96), whiten=whiten),
         evaluation=evaluation,
         steps=3,
         batch_size=4,
@@ -47,9 +47,25 @@ def run(room, out, method="unim2", **options):
     return cluster(config)
 
 
-@pytest.mark.parametrize("method", ["unim2", "kmeans", "cosine"])
-def test_the_scored_split_again_gives_the_same_scores(room, tmp_path, method):
-    report = run(room, tmp_path / "run", method)
+@pytest.mark.parametrize(
+    "method, whiten, combine",
+    [
+        ("unim2", 0, "network"),
+        ("unim2", 6, "network"),
+        ("kmeans", 0, "network"),
+        ("kmeans", 6, "network"),
+        ("kmeans", 6, "feature"),
+        ("stego", 6, "image"),
+        ("eagle", 6, "network"),
+        ("cosine", 6, "network"),
+    ],
+)
+def test_the_scored_split_again_gives_the_same_scores(room, tmp_path, method, whiten, combine):
+    report = run(room, tmp_path / "run", method, whiten, combine=combine)
+    saved = load_clustering(tmp_path / "run/clustering.safetensors")
+    assert {len(weight) for weight in saved.chain.whitening.values()} == ({whiten} if whiten else set())
+    if method == "kmeans" and whiten:
+        assert saved.centroids.shape[1] == (2 * whiten if combine == "network" else whiten)
     scores = segment(
         SegmentConfig(str(tmp_path / "run"), str(room), str(tmp_path / "maps"), "val", progress=False)
     )

@@ -19,6 +19,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.decomposition import PCA
 from torchvision.transforms import functional as tv
 
 from mmlib.data.prepared import PreparedDataset, Writer
@@ -539,6 +540,41 @@ def test_a_batch_is_the_plain_computation(raw, standardize, smooth, centre, indi
     assert np.allclose(tokens.batch(indices)["rgb"], x[indices], atol=2e-3)
 
 
+@pytest.mark.parametrize("chunk", [2, 64])
+@pytest.mark.parametrize(
+    "chain", [TokenChain(), TokenChain(smooth=True, centre=1.0), TokenChain(centre=0.5)], ids=str
+)
+def test_whitening_is_that_of_scikit_learn(monkeypatch, chain, chunk):
+    """Behind all other steps, each sensor by itself, with covariance 1 over the training tokens."""
+    monkeypatch.setattr("mmlib.unsupervised.tokens.CHUNK", chunk)
+    tokens = random_tokens()
+    chain = chain.fit(tokens)
+    plain = replace(tokens, chain=chain).batch(range(9))
+    tokens = replace(tokens, chain=chain.whiten(tokens, 3))
+    assert tokens.channels == 3 and tokens.grid == (4, 6)
+    batch = tokens.batch(range(9), ["rgb", "depth", "rgb&depth"])
+    rows = lambda maps: maps.double().movedim(1, -1).flatten(0, -2).numpy()
+    for name, before in plain.items():
+        model = PCA(3, whiten=True, svd_solver="full").fit(rows(before))
+        expected = model.transform(rows(before)) * (216 / 215) ** 0.5  # divided by n here, there by n - 1
+        sign = np.sign(np.take_along_axis(model.components_, abs(model.components_).argmax(1)[:, None], 1))
+        np.testing.assert_allclose(rows(batch[name]), expected * sign.T, atol=2e-4)
+        np.testing.assert_allclose(np.cov(rows(batch[name]).T, bias=True), np.eye(3), atol=1e-4)
+    assert torch.allclose(batch["rgb&depth"], batch["rgb"] + batch["depth"], atol=1e-5)
+    memory = tokens.in_memory()
+    assert memory.channels == 3 and torch.allclose(memory.batch([4])["rgb"], batch["rgb"][4], atol=1e-5)
+
+
+def test_whitening_to_more_directions_than_there_are_is_refused():
+    tokens = random_tokens(n=2, grid=(1, 2))
+    with pytest.raises(
+        ValueError, match="--whiten 4: the tokens of rgb vary along 3 directions; .* 3 at most"
+    ):
+        TokenChain().whiten(tokens, 4)
+    with pytest.raises(ValueError, match="--whiten 6: .* vary along 5 directions"):
+        TokenChain().whiten(random_tokens(), 6)
+
+
 def test_names_choose_and_add_modalities():
     tokens = random_tokens()
     tokens = replace(tokens, chain=TokenChain(smooth=True, centre=0.5).fit(tokens))
@@ -556,9 +592,12 @@ def test_names_choose_and_add_modalities():
 def test_statistics_of_train_serve_other_splits_and_are_saved(tmp_path):
     train, val = random_tokens(0), random_tokens(1)
     chain = TokenChain().fit(train)
+    chain = chain.whiten(train, 4)
     save_tensors(tmp_path / "run.safetensors", chain.to_tensors() | {"weight": torch.ones(2)}, {})
     loaded = TokenChain().with_tensors(read_tensors(tmp_path / "run.safetensors"))
-    found = replace(val, chain=loaded).batch([2])["rgb"][0]
+    found, expected = (replace(val, chain=each).batch([2])["rgb"] for each in (loaded, chain))
+    assert found.shape == (1, 4, 4, 6) and torch.equal(found, expected)
+    found = replace(val, chain=replace(loaded, whitening={})).batch([2])["rgb"][0]
     x = train.arrays["rgb"].astype(np.float64)
     expected = (val.arrays["rgb"][2] - x.mean((0, 2, 3))[:, None, None]) / x.std((0, 2, 3))[:, None, None]
     assert np.allclose(found, expected.clip(-3, 3), atol=1e-4) and set(loaded.statistics) == {"rgb", "depth"}

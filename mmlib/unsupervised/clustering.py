@@ -194,6 +194,7 @@ def save_clustering(path: str | Path, clustering: Clustering) -> None:
     header |= {
         "chain": {"smooth": chain.smooth, "centre": chain.centre},
         "standardized": bool(chain.statistics),
+        "whitened": bool(chain.whitening),
         "network": None,
     }
     if net is not None:
@@ -216,7 +217,7 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
     header, tensors = read_tensor_header(path), read_tensors(path)
     with reading(path, "a clustering of 'python -m mmlib cluster' that this version can build"):
         values = header["clustering"]
-        network, standardized = values.pop("network"), values.pop("standardized")
+        network, measured = values.pop("network"), (values.pop("standardized"), values.pop("whitened", False))
         net = None
         weights = {k.removeprefix("network."): x for k, x in tensors.items() if k.startswith("network.")}
         if network:
@@ -231,7 +232,8 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
         (clusters, dim), classes = clustering.centroids.shape, len(clustering.classes)
         mapping = [-1] * clusters if clustering.mapping is None else clustering.mapping
         if (
-            (bool(chain.statistics), bool(weights)) != (standardized, bool(net))
+            (bool(chain.statistics), bool(chain.whitening)) != measured
+            or bool(weights) != bool(net)
             or not clustering.centroids.is_floating_point()
             or (net and dim != net.config.dim)
             or len(mapping) != clusters

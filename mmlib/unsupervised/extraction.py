@@ -73,6 +73,10 @@ class TokenConfig:
     """Share of each image's mean token that is subtracted from its tokens; -1 = 0 for DINOv3, 1 for the
     others.
     """
+    whiten: Annotated[int, AtLeast(0)] = 0
+    """Principal directions, measured on the training tokens of each sensor, that replace the channels, all of
+    the same variance; 0 = off.
+    """
     extract_batch: Annotated[int, AtLeast(1)] = 1
     """Pictures that go through the backbone at once. On a CPU one is fastest; on a GPU more are, and may change
     the last bits of each other's tokens.
@@ -96,7 +100,9 @@ class TokenConfig:
                     f"{name}: its images have constant features; leave it out with --modalities, or look at "
                     "its files and range"
                 )
-        return chain.fit(train) if is_on(self.standardize) else chain
+        if is_on(self.standardize):
+            chain = chain.fit(train)
+        return chain.whiten(train, self.whiten) if self.whiten else chain
 
 
 class Shards:

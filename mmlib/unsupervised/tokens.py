@@ -26,25 +26,37 @@ class TokenChain:
 
     1. statistics: (x - mean) / std of each channel over the training tokens, clipped to ±3; none = left out;
     2. smoothing: mean over the 3 x 3 patches around each token, at the border over those that exist;
-    3. centring: subtract ``centre`` times the image's own mean token (0 = nothing, 1 = all of it).
+    3. centring: subtract ``centre`` times the image's own mean token (0 = nothing, 1 = all of it);
+    4. whitening: K coordinates, along the leading principal directions of the training tokens, each divided
+       by its standard deviation there; none = left out.
 
     statistics: modality -> mean and std (2, C), float32.
+    whitening: modality -> (K, C + 1), float32: a coordinate is its first C numbers times the token, plus the
+    last.
     """
 
     statistics: dict[str, Tensor] = field(default_factory=dict)
     smooth: bool = False
     centre: Annotated[float, Between(0, 1)] = 0.0
+    whitening: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        """Raw tokens (B, C, h, w) of modality ``name`` -> the same shape, processed."""
+        """Raw tokens (B, C, h, w) of modality ``name`` -> the same shape, processed; with whitening K in
+        place of C.
+        """
+        if any(part and name not in part for part in (self.statistics, self.whitening)):
+            raise ValueError(f"tokens: no statistics of {name!r}; measure them on the training tokens")
         if self.statistics:
-            if name not in self.statistics:
-                raise ValueError(f"tokens: no statistics of {name!r}; measure them on the training tokens")
             mean, std = self.statistics[name].to(x.device)[..., None, None]
             x = ((x - mean) / std).clamp(-CLIP, CLIP)
         if self.smooth:
             x = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-        return x - self.centre * x.mean((2, 3), keepdim=True) if self.centre else x
+        if self.centre:
+            x = x - self.centre * x.mean((2, 3), keepdim=True)
+        if self.whitening:
+            weight = self.whitening[name].to(x.device)
+            x = F.conv2d(x, weight[:, :-1, None, None], weight[:, -1])
+        return x
 
     def fit(self, tokens: "Tokens") -> "TokenChain":
         """This chain with the statistics of ``tokens``, the training split's, summed in float64 over
@@ -68,30 +80,59 @@ class TokenChain:
             statistics[name] = torch.from_numpy(np.stack([mean, std]).astype(np.float32))
         return replace(self, statistics=statistics)
 
+    def whiten(self, tokens: "Tokens", channels: int) -> "TokenChain":
+        """This chain with a whitening to ``channels`` coordinates, measured on ``tokens``, the training
+        split's, as the chain leaves them so far. A direction's entry of the largest size is positive.
+
+        Raises:
+            ValueError: the tokens of a modality vary along fewer directions.
+        """
+        whitening = {}
+        for name, array in tokens.arrays.items():
+            total = products = 0.0
+            for start in range(0, len(tokens), CHUNK):
+                part = torch.from_numpy(np.asarray(array[start : start + CHUNK], np.float32))
+                rows = self(name, part).double().movedim(1, -1).flatten(0, -2)
+                total, products = total + rows.sum(0), products + rows.T @ rows
+            count = prod(array.shape) // array.shape[1]
+            mean = total / count
+            variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending
+            rank = int((variances > 1e-6 * variances[-1]).sum())
+            if rank < channels:
+                raise ValueError(
+                    f"--whiten {channels}: the tokens of {name} vary along {rank} directions; ask for {rank} "
+                    "at most, or use more images"
+                )
+            variances, directions = variances[-channels:].flip(0), directions[:, -channels:].flip(1).T
+            largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+            weight = directions * largest.sign() / variances.sqrt()[:, None]
+            whitening[name] = torch.cat([weight, -weight @ mean[:, None]], 1).float()
+        return replace(self, whitening=whitening)
+
     def to_tensors(self) -> dict[str, Tensor]:
-        """The statistics as named tensors, to be saved with a run; empty where they are left out."""
+        """Statistics and whitening as named tensors, to be saved with a run; empty where they are left out."""
         return {
             f"tokens.{part}.{name}": value
             for name, pair in self.statistics.items()
             for part, value in zip(("mean", "std"), pair)
-        }
+        } | {f"tokens.whitening.{name}": weight for name, weight in self.whitening.items()}
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> "TokenChain":
-        """This chain with the statistics that ``to_tensors`` has saved; other tensors of the file are left
-        alone.
+        """This chain with what ``to_tensors`` has saved; other tensors of the file are left alone.
 
         Raises:
             ValueError: a std that is not positive. KeyError, RuntimeError: a mean without a std, or with one
                 of another shape.
         """
-        names = {key.split(".", 2)[2] for key in tensors if key.startswith("tokens.")}
+        own = lambda *parts: {key.split(".", 2)[2] for key in tensors if key.startswith(parts)}
+        whitening = {name: tensors[f"tokens.whitening.{name}"] for name in own("tokens.whitening.")}
         statistics = {
             name: torch.stack([tensors[f"tokens.{part}.{name}"] for part in ("mean", "std")])
-            for name in names
+            for name in own("tokens.mean.", "tokens.std.")
         }
         if not all((std > 0).all() for _, std in statistics.values()):
             raise ValueError("statistics of tokens: expected a positive std of every channel")
-        return replace(self, statistics=statistics)
+        return replace(self, statistics=statistics, whitening=whitening)
 
 
 def summands(names) -> list[str]:
@@ -127,7 +168,9 @@ class Tokens:
 
     @property
     def channels(self) -> int:
-        return self.shape[1]
+        """Of a token behind the chain."""
+        whitening = self.chain.whitening
+        return len(next(iter(whitening.values()))) if whitening else self.shape[1]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -156,10 +199,10 @@ class Tokens:
         """The same tokens, sent through the chain once and kept as float32 in memory, if that takes at most 2
         GB; else these.
         """
-        if 4 * prod(self.shape) * len(self.arrays) > 2e9:
+        if 4 * len(self) * self.channels * prod(self.grid) * len(self.arrays) > 2e9:
             return self
-        every = np.arange(len(self))
-        arrays = {name: self.batch(every, [name])[name].cpu().numpy() for name in self.arrays}
+        parts = [self.batch(entries) for entries in torch.arange(len(self)).split(CHUNK)]
+        arrays = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.arrays}
         return replace(self, arrays=arrays, chain=TokenChain())
 
 
@@ -167,9 +210,9 @@ def image_means(tokens: Tokens, names) -> Tensor:
     """(n, C · len(names)): the mean token of each entry, of length 1 per modality; "rgb" alone is what
     released code compares.
 
-    The chain's centring is left out, because it subtracts this very mean, and so is its smoothing.
+    Of the chain only the statistics count: centring subtracts this very mean, and whitening may follow it.
     """
-    tokens = replace(tokens, chain=replace(tokens.chain, centre=0.0, smooth=False))
+    tokens = replace(tokens, chain=TokenChain(tokens.chain.statistics))
     means = []
     for entries in torch.arange(len(tokens)).split(CHUNK):
         batch = tokens.batch(entries, names)
