@@ -87,15 +87,6 @@ def test_counts_are_those_of_the_saved_files(data, tmp_path, method, combine):
         codes = torch.cat([F.normalize(tokens[n], dim=1) for n in SENSORS], 1)
     else:
         net = saved.network
-        if method == "coral":
-            for name in ("depth", "aolp"):
-                w = net.adapters[name].state_dict()
-                tokens[name] = F.conv2d(
-                    F.relu(F.conv2d(tokens[name], w["body.0.weight"], w["body.0.bias"])),
-                    w["body.2.weight"],
-                    w["body.2.bias"],
-                )
-            net.adapters = torch.nn.ModuleDict()
         with torch.no_grad():
             codes = net({"rgb&depth&aolp": sum(tokens.values())} if combine == "feature" else tokens)
     centroids = saved.centroids.numpy()
@@ -417,7 +408,7 @@ def test_one_sensor_without_colour_by_every_method_of_one_sensor(data, tmp_path)
         ({"lr": -1.0}, "--lr -1.0: expected above 0"),
         ({"select": "criterion", "eval_every": 1, "method": "kmeans"}, "--select last"),
         ({"loss": replace(SMALL, lambdas={"sonar": 1.0})}, "sonar"),
-        ({"loss": replace(SMALL, shifts=Shifts("absolute"))}, "no shift b for modality 'rgb'"),
+        ({"loss": replace(SMALL, shifts=Shifts("absolute"))}, "no numbers for modality 'rgb'"),
         (
             {"tokens": replace(TINY, depth_form="nonsense")},
             "--depth-form nonsense: expected one of inverse",

@@ -319,7 +319,7 @@ def test_dropout_is_inactive_in_eval_and_independent_in_training():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"fusion": "concat"}, "--fusion concat: expected one of conv, sum"),
+        ({"fusion": "concat"}, "--fusion concat: expected one of conv, progressive, sum"),
         ({"anchor": "depth"}, "--anchor depth: expected one of rgb, auxiliary"),
         ({"dim": 0}, "--dim 0: expected 1 or more"),
         ({"dropout": 1.0}, "--dropout 1.0: expected 0 or more and below 1"),

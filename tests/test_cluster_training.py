@@ -56,10 +56,9 @@ def test_what_is_read_and_what_supervises(method, changes, read, targets):
     assert (list(plan.read), list(plan.targets), list(plan.sensors)) == (read, targets, SENSORS)
     parts = {part for name in (*read, *targets) for part in name.split("&")}
     assert set(plan.extracted) == parts and len(plan.extracted) == len(parts)
-    # Only UniM2 has modality-specific networks and harmonizers.
-    assert (plan.network.msn, plan.network.anchor) == (
-        (True, "rgb") if method == "unim2" else (False, "both")
-    )
+    # Only UniM2 has harmonizers; only UniM2 and distillation have modality-specific networks.
+    assert plan.network.anchor == ("rgb" if method == "unim2" else "both")
+    assert plan.network.msn == (method in ("unim2", "coral", "mmd", "cosine"))
     if method in ("kmeans", "stego", "eagle") and not changes:
         alone = resolve_method(configured("", method=method), ["aolp"])
         assert alone.read == alone.targets == ("aolp",)
@@ -324,8 +323,8 @@ def test_the_object_loss_of_eagle_waits_for_its_turn(shared):
     # for 200 steps of 10,000, as released, and as long a part of any other training
     for steps, step, reached in ((10_000, 200, False), (10_000, 201, True), (100, 2, False), (100, 3, True)):
         model, parts, _ = one_step(shared, "eagle", step=step, steps=steps)
-        assert reaches(model.extra["eagle"].project) == reached and parts["objects"] > 0
-        assert bool(model.extra["eagle"].centres.grad.any()) and reaches(model.net)
+        assert reaches(model.eagle.project) == reached and parts["objects"] > 0
+        assert bool(model.eagle.centres.grad.any()) and reaches(model.net)
     _, prepared = shared("eagle")
     rgb = prepared.data.physical(2)[0]["rgb"].unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).mean((2, 4))
     torch.testing.assert_close(on_grid(prepared.data, "rgb", 1, (4, 6))[2], rgb, atol=0.1, rtol=0)
@@ -388,16 +387,20 @@ def test_depth_guidance_looks_at_metres_and_reads_no_depth(shared):
         )
 
 
-def test_distilled_sensors_reach_the_network_through_their_adapters(shared):
-    model, _, _ = one_step(shared, "cosine")
-    adapters = model.net.adapters
-    assert set(adapters) == {"depth", "aolp"} and all(map(reaches, adapters.values()))
-    tokens = shared("cosine")[1].tokens.batch([0, 1], SENSORS)
-    model.eval()
-    students = {name: adapters[name](x) if name in adapters else x for name, x in tokens.items()}
-    through = model.net(tokens)
-    model.net.adapters = torch.nn.ModuleDict()
-    assert torch.equal(through, model.net(students)) and not torch.equal(through, model.net(tokens))
+@pytest.mark.parametrize("kind", ["coral", "mmd", "cosine"])
+def test_what_is_distilled_is_what_the_network_reads(shared, monkeypatch, kind):
+    """The teacher is the reference's tokens, the students come from the MSN of the other sensors."""
+    seen, genuine = [], train.distillation_loss
+    monkeypatch.setattr(
+        train, "distillation_loss", lambda *args, **rest: (seen.append(args), genuine(*args, **rest))[1]
+    )
+    model, parts, _ = one_step(shared, kind, loss=replace(SMALL, sampling="bilinear"))
+    assert list(model.net.msn) == SENSORS and all(map(reaches, model.net.msn.values()))
+    (teacher, students, divergence), whole = seen[0], shared(kind)[1].tokens
+    tokens = whole.batch(entries(model.config, len(whole), 0), SENSORS)
+    assert divergence == kind and torch.equal(teacher, tokens["rgb"]) and len(students) == 2
+    for name, student in zip(("depth", "aolp"), students):
+        torch.testing.assert_close(student, model.net.msn[name](tokens[name]))
 
 
 # ---------------------------------------------------------------- runs

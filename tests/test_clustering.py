@@ -334,7 +334,6 @@ def test_a_clustering_is_saved_whole(tmp_path):
     path = tmp_path / "clustering.safetensors"
     chain = TokenChain({"rgb": torch.rand(2, 7) + 0.1}, True, 0.5)
     net = ClusterNet(7, ["rgb", "depth"], ClusterNetConfig(dim=7))
-    net.add_adapters(["depth"])
     for mapping in (None, [1, -1, 0]):
         for parts in ({}, {"chain": chain}, {"network": net, "chain": chain}):
             saved = cl.Clustering(

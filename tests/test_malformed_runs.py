@@ -320,8 +320,6 @@ CONTENTS = [
             ("an unknown fusion", ["config", "fusion"], "magic"),
             ("no modality", ["modalities"], []),
             ("a dropout of 2", ["config", "dropout"], 2),
-            ("no adapters", ["adapters"], ...),
-            ("an adapter of a name in numbers", ["adapters"], [7]),
         )
     ),
     (CLUSTERS, "other channels", header("clustering", "network", "channels", value=7), "do not fit"),
@@ -447,8 +445,8 @@ SEGMENTED = [
     ("coral/clustering.safetensors", "half", cut(0.5), "not a file"),
     (
         "coral/clustering.safetensors",
-        "an adapter less",
-        tensor("network.adapters.depth.body.0.weight", ...),
+        "a tensor of an MSN less",
+        tensor("network.msn.depth.body.0.weight", ...),
         "do not fit",
     ),
 ]

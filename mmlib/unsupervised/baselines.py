@@ -25,23 +25,21 @@ from .correspondence import all_points, correlation_loss
 # code draws dropout once more. Its 5 clusters beyond the number of classes are ``--clusters``.
 
 
-def code_affinity(code: Tensor) -> Tensor:
-    """relu(code codeᵀ) divided by its largest entry per image: (B, P, D) -> (B, P, P) in [0, 1]; an all-zero
-    code gives zeros.
-    """
-    affinity = F.relu(code @ code.mT)
-    return affinity / affinity.amax((1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def colour_affinity(rgb: Tensor) -> Tensor:
-    """exp(-‖Δ‖² / (2σ²)), σ = 0.1, between grid cells: rgb (B, 3, h, w) in [0, 1] -> (B, P, P).
+def affinities(code: Tensor, rgb: Tensor | None) -> Tensor:
+    """Between grid cells, relu(code codeᵀ) divided by its largest entry per image, plus, of colours,
+    exp(-‖Δ‖² / (2σ²)), σ = 0.1: code (B, D, h, w), rgb (B, 3, h, w) in [0, 1] or None -> (B, P, P).
 
     In the paper Δ is the difference of colours. The released code divides colours by ImageNet's deviations
-    and then by 255 once more, and so does this: all affinities lie above 0.95, so that the term adds nearly
-    the same number to every pair.
+    and then by 255 once more, and so does this: all of that term lies above 0.95, so that it adds nearly the
+    same number to every pair. An all-zero code gives zeros.
     """
+    code = all_points(code)
+    affinity = F.relu(code @ code.mT)
+    affinity = affinity / affinity.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    if rgb is None:
+        return affinity
     colours = all_points(rgb) / (255 * rgb.new_tensor([0.229, 0.224, 0.225]))
-    return torch.exp(-(_distances(colours) ** 2) / (2 * 0.1**2))
+    return affinity + torch.exp(-(_distances(colours) ** 2) / (2 * 0.1**2))
 
 
 def _distances(points: Tensor) -> Tensor:
@@ -68,8 +66,8 @@ def eigenvectors(affinity: Tensor, count: int) -> Tensor:
 
 
 def pseudo_objects(code: Tensor, rgb: Tensor | None, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """EiCue: pseudo-objects of an image from the spectrum of its affinities: code affinity plus colour
-    affinity, Laplacian, eigenvectors, and the nearest by cosine of K_e learned centres.
+    """EiCue: pseudo-objects of an image from the spectrum of its affinities: Laplacian, eigenvectors, and the
+    nearest by cosine of K_e learned centres.
 
     Args:
         code: (B, D, h, w). rgb: (B, 3, h, w) in [0, 1]; without it there is no colour term.
@@ -80,10 +78,7 @@ def pseudo_objects(code: Tensor, rgb: Tensor | None, centres: Tensor) -> tuple[T
         over locations of the cosines to all centres, weighted by their softmax. It trains the centres only:
         eigenvectors carry no gradient.
     """
-    affinity = code_affinity(all_points(code.detach()))
-    if rgb is not None:
-        affinity = affinity + colour_affinity(rgb)
-    vectors = eigenvectors(affinity, centres.shape[1] + 1)
+    vectors = eigenvectors(affinities(code, rgb), centres.shape[1] + 1)
     cosines = F.normalize(vectors, dim=-1) @ F.normalize(centres, dim=-1).T
     return cosines.argmax(-1), -(cosines.softmax(-1) * cosines).sum(-1).mean()
 
@@ -281,9 +276,9 @@ def distillation_loss(
     (MMD's memory grows with their square).
 
     The paper names CORAL, MMD and cosine as RGB-to-X distillation and leaves the wiring to a supplement.
-    Ours: the reference's frozen tokens are the teacher and never move; a student is an auxiliary sensor's
-    tokens behind a small adapter (``ClusterNet.adapters``) and takes their place in the network, whose
-    correspondence loss has RGB targets only.
+    Ours: the network is UniM2's, with RGB as the only target of the correspondence loss. The reference's
+    frozen tokens are the teacher and never move; a student is what the modality-specific network (MSN) makes
+    of an auxiliary sensor's tokens, on its way to the fusion.
 
     Args:
         teacher: (B, C, h, w). students: of the same shape, one for each auxiliary modality.

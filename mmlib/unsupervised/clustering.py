@@ -203,7 +203,6 @@ def save_clustering(path: str | Path, clustering: Clustering) -> None:
             "channels": net.channels,
             "modalities": net.modalities,
             "config": asdict(net.config),
-            "adapters": list(net.adapters),
         }
     save_tensors(path, tensors, {"clustering": header})
 
@@ -221,9 +220,8 @@ def load_clustering(path: str | Path, device="cpu") -> Clustering:
         net = None
         weights = {k.removeprefix("network."): x for k, x in tensors.items() if k.startswith("network.")}
         if network:
-            config, adapters = ClusterNetConfig(**network.pop("config")), network.pop("adapters")
+            config = ClusterNetConfig(**network.pop("config"))
             net = ClusterNet(**network, config=config)
-            net.add_adapters(adapters)
             load_into(net, weights, path)
             net.eval().to(device)
         chain = TokenChain(**values.pop("chain")).with_tensors(tensors)

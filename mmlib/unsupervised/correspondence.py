@@ -309,7 +309,7 @@ def _offset(f1: Tensor, f2: Tensor, centre: bool) -> Tensor:
     mean_q f2_q.
     """
     mean = f1 @ f2.mean(1)[..., None]
-    return mean - mean.mean() if centre else torch.zeros_like(mean)
+    return (mean - mean.mean()) * centre
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..data.missing import complete
 from ..data.prepared import PreparedDataset
 from ..runtime import choose_device
 from .backbone import Backbone, load_backbone
-from .baselines import depth_on_grid
+from .baselines import DIVERGENCES, depth_on_grid
 from .correspondence import CorrespondenceConfig, Shifts
 from .extraction import TokenConfig, extract_tokens
 from .inference import EvaluationConfig
@@ -138,7 +138,7 @@ def resolve_method(config: ClusterConfig, sensors: list[str]) -> Plan:
             raise ValueError(
                 f"{', '.join(changed) or 'λ'}: {method} has no such part; leave it out, or choose unim2"
             )
-        network = replace(network, msn=False, anchor="both")
+        network = replace(network, msn=method in DIVERGENCES, anchor="both")
         if method == "eagle" and loss == CorrespondenceConfig():
             loss = EAGLE_LOSS
     # Tables 1 and 2 of the paper: what the network of a method reads, and what its codes must match. Methods

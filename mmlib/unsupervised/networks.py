@@ -205,20 +205,9 @@ class ClusterNet(nn.Module):
         # CMH (Eq. 7): D -> D, ReLU, D -> D at each location.
         keys = ("shared",) if config.shared_cmh and self.soft else self.soft
         self.harmonizers = nn.ModuleDict({key: two_layers(*[config.dim] * 3) for key in keys})
-        # What distillation trains in front of the network (``add_adapters``); empty for all other methods.
-        self.adapters = nn.ModuleDict()
-
-    def add_adapters(self, names: Sequence[str]) -> None:
-        """Put a small network (an MSN) between the frozen tokens of each of these modalities and the rest."""
-        self.adapters.update({name: MSN(self.channels) for name in names})
-
-    def adapted(self, tokens: Points) -> Points:
-        """The tokens as the rest of the network reads them: those with an adapter have passed through it."""
-        return {name: self.adapters[name](x) if name in self.adapters else x for name, x in tokens.items()}
 
     def fused(self, tokens: Points) -> Tensor:
         """f_fus (B, C, h, w), what the head reads (paper, Fig. 5)."""
-        tokens = self.adapted(tokens)
         maps = [self.msn[name](tokens[name]) if self.config.msn else tokens[name] for name in self.inputs]
         if len(maps) == 1:
             return maps[0]

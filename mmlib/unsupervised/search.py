@@ -149,7 +149,6 @@ def open_study(config: SearchConfig, inputs: dict[str, str], out: Path):
             load_if_exists=True,
         )  # its pruner compares with the median of the trials at the same step, from the sixth on
         saved = json.loads(study.user_attrs.get("settings", text))
-        saved |= saved.pop("run", {})  # earlier versions kept those of a run apart
         begun = dict(study.user_attrs.get("inputs", {}))
     check_same(out, saved, settings, begun, inputs)
     study.set_user_attr("settings", text)

@@ -38,7 +38,7 @@ from .methods import EXTRAS, ClusterConfig, Plan, Prepared, on_grid, prepare, re
 from .networks import ClusterNet
 
 # Learning rates of the parameters that learn clusters of what the network makes, as in the released codes.
-RATES = {"probe.clusters": 5e-3, "extra.eagle.centres": 5e-5}
+RATES = {"probe.clusters": 5e-3, "eagle.centres": 5e-5}
 DEPTH_WEIGHT = 0.5  # of the depth term of depth guidance
 
 
@@ -63,9 +63,7 @@ class Model(nn.Module):
         self.config, self.plan = config, plan
         self.net = None if config.method == "kmeans" else ClusterNet(channels, plan.read, plan.network)
         self.probe = ClusterProbe(plan.network.dim, clusters)
-        self.extra = nn.ModuleDict({"eagle": Eagle(plan.network.dim)} if config.method == "eagle" else {})
-        if config.method in DIVERGENCES:
-            self.net.add_adapters(plan.sensors[1:])
+        self.eagle = Eagle(plan.network.dim) if config.method == "eagle" else None
 
 
 def seeded(*parts) -> torch.Generator:
@@ -86,7 +84,7 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
     tokens, plan, generator = prepared.tokens, model.plan, seeded(model.config.seed, purpose, step)
     index = every = entries(model.config, len(tokens), step)
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    if model.config.method == "eagle":
+    if model.eagle:
         every = np.tile(index, 2)
     elif len(prepared.neighbours):
         near = prepared.neighbours.numpy()
@@ -106,7 +104,7 @@ def draw_tokens(model: Model, prepared: Prepared, step: int, purpose: str) -> tu
         return [dict(zip(parts, group)) for group in zip(*parts.values())]
 
     targets = {name: batch[name] for name in plan.targets}
-    if model.config.method == "eagle":  # whose loss sees features without a tenth of their channels
+    if model.eagle:  # whose loss sees features without a tenth of their channels
         targets = {name: F.dropout2d(x, 0.1) for name, x in targets.items()}
     return index, batch, targets, take, generator
 
@@ -144,9 +142,9 @@ def step_loss(
     if EXTRAS.get(method) in plan.sensors:
         pictures = on_grid(prepared.data, EXTRAS[method], config.tokens.crops, prepared.tokens.grid)
         picture = pictures[index].to(code.device)
-    if method == "eagle":
+    if model.eagle:
         matched = targets[plan.targets[0]].split(len(index))
-        objects, lookup = model.extra["eagle"](views, matched, picture)
+        objects, lookup = model.eagle(views, matched, picture)
         # Correspondence alone for the first 200 of EAGLE's 10,000 steps: here, too, 2 % of all.
         corresponding, contrasting = (0.1, 0.9) if step > 0.02 * config.steps else (1.0, 0.0)
         total = corresponding * total + contrasting * objects + lookup
@@ -155,8 +153,7 @@ def step_loss(
         guidance = depth_guidance(picture, code, generator)
         total, parts["depth"] = total + DEPTH_WEIGHT * guidance, guidance.item()
     if method in DIVERGENCES:
-        adapted = model.net.adapted(tokens)
-        students = [adapted[name] for name in model.net.adapters]
+        students = [model.net.msn[name](tokens[name]) for name in plan.sensors[1:]]
         distilled = distillation_loss(tokens[plan.sensors[0]], students, method, generator=generator)
         total, parts["distillation"] = total + distilled, distilled.item()
     parts["loss"] = total.item()
