@@ -59,6 +59,7 @@ SHORT = {
     "singles": "--subsets singles --evidence mean --epochs 6",
     "selection": "--subsets selection --epochs 6",
     "centred": "--subsets full --fusion centred --epochs 6",
+    "cmx": "--subsets full --fusion cmx --epochs 6",
     "shared-dropout": f"{DROPOUT} --stem shared",
     "shared-all": "--stem shared --epochs 6",
     "gat": f"{DROPOUT} --prediction gat --lambda-p 1e-10",
