@@ -60,7 +60,7 @@ METHODS = {
     "stego-conv": "STEGO, conv fusion",
     "stego-cbam": "STEGO, CBAM",
     "stego-stitch": "STEGO, Stitch adapters",
-    "eagle-conv": "EAGLE, conv fusion",
+    "eagle-conv": "in the manner of EAGLE, conv fusion",
     "depthg": "depth guidance",
     "coral": "CORAL",
     "mmd": "MMD",
@@ -223,7 +223,7 @@ def cluster_table(name: str, settings: tuple[str, ...]) -> str:
                 scene, pair = setting.split()
                 cells.append(cluster_cell(record, f"{scene} {sensor(pair)} {method}"))
             if any(cells):
-                title = {"kmeans": "k-means", "stego": "STEGO", "eagle": "EAGLE"}[method]
+                title = {"kmeans": "k-means", "stego": "STEGO", "eagle": "in the manner of EAGLE"}[method]
                 rows.append([f"{title}, {which}", *cells])
     for method, title in METHODS.items():
         cells = [cluster_cell(record, f"{setting} {method}") for setting in settings]
