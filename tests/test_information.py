@@ -78,14 +78,23 @@ def test_linear_network_has_the_ratio_of_squared_weights():
     assert torch.allclose(values[0] / values[1], torch.full((3,), 16.0, dtype=torch.float64), rtol=1e-10)
 
 
-@pytest.mark.parametrize("reading", ["input", "consistency"])
-@pytest.mark.parametrize("encoder", ["residual", "pvt_v2_b0"])
-def test_input_gradients_agree_with_finite_differences(reading, encoder):
-    """The information itself, and its derivative with respect to a weight, in float64."""
-    net, (images, label) = (
-        network(encoder=encoder),
-        batch(1, (64, 64)),
-    )  # at 32 the first attention of pvt_v2 has a single key
+@pytest.mark.parametrize(
+    "reading, options",
+    [
+        ("input", {"encoder": "residual"}),
+        ("consistency", {"encoder": "residual"}),
+        ("input", {"encoder": "pvt_v2_b0"}),
+        ("consistency", {"encoder": "pvt_v2_b0"}),
+        ("input", {"encoder": "tf_efficientnet_lite0", "pretrained": True}),
+        ("input", {"encoder": "convnext_atto"}),
+        ("input", {"encoder": "mobilenetv4_conv_small"}),
+        ("input", {"encoder": "vit_tiny_patch16_224"}),
+    ],
+)
+def test_input_gradients_agree_with_finite_differences(reading, options):
+    """The information itself, and its derivative with respect to a weight of a stem, in float64."""
+    # At 32 the first attention of pvt_v2 has a single key.
+    net, (images, label) = network(**options), batch(1, (64, 64))
     values, f = info.input_information(
         net, images, label, sigma=0.1, seed=5, reading=reading, create_graph=True
     )
@@ -113,9 +122,7 @@ def test_input_gradients_agree_with_finite_differences(reading, encoder):
     assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-4)
     assert float(values[1].detach()) == pytest.approx(expected, rel=1e-9)
 
-    parameter = (
-        net.head.classify.weight if encoder == "residual" else net.encoder.stages[0].blocks[0].attn.q.weight
-    )
+    parameter = next(net.stems["depth"].parameters())
     (second,) = torch.autograd.grad(values[1].sum(), parameter)
     way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     found = []
