@@ -27,12 +27,13 @@ from source import (  # noqa: F401 - the scripts take all of it from here
     nearest,
     read_ids,
     read_stems,
-    spread,
     verify_counts,
 )
 
 from mmlib.data.images import DataError, read_image
+from mmlib.data.plausible import evenly_spaced
 from mmlib.data.prepared import (
+    COLUMNS,
     Description,
     PreparedDataset,
     Writer,
@@ -51,12 +52,15 @@ Arrays = tuple[dict[str, ndarray], ndarray | None]
 
 
 def start(main: Callable, options: type, doc: str):
-    """Parse the command line and run ``main``, alone in the folder that it writes."""
+    """Parse the command line and run ``main``, alone in the folder that it writes, which is ours and apart
+    from all that is read.
+    """
     limit_threads()
     with one_line():
         settings = tyro.cli(options, description=doc)
         check_options(settings)
-        with writing("" if settings.check else settings.out):
+        out, inputs = ("", []) if settings.check else (settings.out, settings.inputs())
+        with writing(out, inputs):
             main(settings)
 
 
@@ -100,8 +104,7 @@ def resized(
 
 def prepared_samples(options: Options) -> list[Sample]:
     """What the index of the prepared folder lists."""
-    rows = read_index(options.out)
-    return [Sample(row["id"], row["split"], row["condition"], row["case"]) for row in rows]
+    return [Sample(*map(row.get, COLUMNS)) for row in read_index(options.out)]
 
 
 def list_samples(options: Options, samples: Callable, names: Iterable[str], how: str) -> list[Sample]:
@@ -126,7 +129,6 @@ def run(
     Raises:
         DataError: unreadable or unexpected files, each named; nothing half-written is taken for whole.
     """
-    check_options(options)
     description = replace(description, extra=description.extra | {"options": options.recorded()})
     if options.check:
         return check(options, description, expected)
@@ -143,7 +145,7 @@ def run(
     def match(rows: Iterable[Mapping]):
         """Every sample that was written must be planned, with its split, condition and case."""
         for row in rows:
-            before, now = (row["split"], row["condition"], row["case"]), planned.get(row["id"])
+            before, now = tuple(map(row.get, COLUMNS[1:])), planned.get(row["id"])
             if before != now:
                 raise DataError(
                     f"{options.out}: holds other samples ({row['id']!r} was {before}, is {now}); delete it, "
@@ -259,7 +261,7 @@ def contact_sheet(root: str | Path):
 
     use_style()
     pictures, titles = [], []
-    for row in spread(read_index(root), 6):
+    for row in evenly_spaced(read_index(root), 6):
         data = PreparedDataset(root, row["split"])
         images, label = data.physical(data.rows.index(row))
         panels = {name: picture(data.modalities[name], image) for name, image in images.items()}

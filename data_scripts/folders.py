@@ -8,7 +8,6 @@ and the fix.
 import colorsys
 import csv
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +24,9 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Folder:
-    """One NAME=FOLDER with its settings, and its images by name without ending ("drive1/0001")."""
+    """One NAME=FOLDER with its settings, and its images by name without ending ("drive1/0001"): all files,
+    and the headers of those that are taken.
+    """
 
     name: str
     path: Path
@@ -86,24 +87,28 @@ def scan(folder: Folder, recursive: bool) -> Folder:
     return replace(folder, files=files)
 
 
-def match(folders: list[Folder], partial: bool) -> list[str]:
-    """Names that every folder has, in natural order (frame 2 before frame 10).
+def match(folders: list[Folder], partial: bool, gaps: bool) -> list[str]:
+    """Names that every folder has, in natural order (frame 2 before frame 10); with ``gaps`` those that any
+    sensor and, where there are labels, these have.
 
     Raises:
         DataError: a name is missing in a folder, and ``partial`` is not set.
     """
     every = set().union(*(folder.files for folder in folders))
-    shared = every.intersection(*(folder.files for folder in folders))
-    for folder in folders:
+    images = set().union(*(folder.files for folder in folders if folder.name != "label"))
+    needed = [folder for folder in folders if folder.name == "label" or not gaps]
+    shared = images.intersection(*(folder.files for folder in needed))
+    for folder in needed:
         missing = sorted(every - set(folder.files))
         if missing and not (partial and shared):
             raise DataError(
                 f"{folder.name}={folder.path}: nothing for {len(missing)} of {len(every)} names, such as "
                 f"{missing[0]}; complete it, say what file names end with "
-                f"({folder.name}:suffix=_{folder.name}), or give --partial to leave these out"
+                f"({folder.name}:suffix=_{folder.name}), or give --partial to leave these out, or "
+                "--allow-missing to keep samples that lack sensors"
             )
     if len(shared) < len(every):
-        print(f"left out: {len(every) - len(shared)} of {len(every)} names, which not every folder has")
+        print(f"left out: {len(every) - len(shared)} of {len(every)} names, which lack files")
     return sorted(
         shared,
         key=lambda stem: [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", stem))],
@@ -138,24 +143,28 @@ def look(folders: list[Folder], stems: list[str], resized: bool, progress: bool)
             that mean something else.
     """
     for folder in folders:
-        bar = progress_bar(stems, f"look at {folder.name}", progress=progress, leave=False)
+        own = [stem for stem in stems if stem in folder.files]
+        bar = progress_bar(own, f"look at {folder.name}", progress=progress, leave=False)
         folder.headers.update((stem, header_of(folder.files[stem])) for stem in bar)
-        kinds = Counter(map(str, folder.headers.values()))
+        kinds = {}
+        for stem, header in folder.headers.items():
+            kinds.setdefault(str(header), []).append(folder.files[stem])
         if len(kinds) > 1:
-            examples = {str(header): folder.files[stem] for stem, header in folder.headers.items()}
             listed = "; ".join(
-                f"{count} are {kind}, such as {examples[kind]}" for kind, count in kinds.most_common()
+                f"{len(paths)} are {kind}, such as {paths[-1]}" for kind, paths in kinds.items()
             )
             raise DataError(f"{folder.name}={folder.path}: images differ: {listed}; store all in one way")
-        check_planes(folder, stems[0])
+        for stem in own:
+            check_planes(folder, stem)
     for stem in stems:
-        height, width = folders[0].headers[stem].size
-        for folder in folders:
+        first, *others = (folder for folder in folders if stem in folder.files)
+        height, width = first.headers[stem].size
+        for folder in others:
             h, w = folder.headers[stem].size
             stretched = abs(height * w / (width * h) - 1) > 0.02
             if (h, w) != (height, width) and (stretched or not resized):
                 raise DataError(
-                    f"{folders[0].files[stem]} is {height} × {width}, {folder.files[stem]} is {h} × {w}; "
+                    f"{first.files[stem]} is {height} × {width}, {folder.files[stem]} is {h} × {w}; "
                     "images of one name need one size; where they show one view, give --size H W; where "
                     "their proportions differ they show different views: register and crop them first"
                 )

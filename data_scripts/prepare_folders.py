@@ -3,7 +3,8 @@
     python data_scripts/prepare_folders.py rgb=DIR thermal=DIR label=DIR --out DIR
     python data_scripts/prepare_folders.py rgb=DIR depth=DIR depth:scale=0.001,unit=m,sparse --out DIR
 
-The images of one moment have one name in all folders (0001.png, 0001.tif, 0001.npy), show one view, and are
+The images of one moment have one name in all folders (0001.png, 0001.tif, 0001.npy; with --allow-missing some
+may lack), show one view, and are
 png, jpg, tif or npy (height, width, planes) with up to 64 planes of uint8, uint16 or floats. Values are
 kept as they are; NAME:setting,... says what they mean:
 
@@ -61,7 +62,7 @@ from folders import (
     safe_id,
     scan,
 )
-from sensors import describe, measure
+from sensors import describe
 
 from mmlib.config import AtLeast
 from mmlib.data.images import FORMATS, DataError
@@ -90,6 +91,8 @@ class Options(common.Options):
     """
     partial: bool = False
     """Leave out what is not in every folder."""
+    allow_missing: bool = False
+    """Keep samples that lack images of some sensors; labels are needed of all or none."""
     recursive: bool = False
     """Look into subfolders; drive1/0001.png becomes drive1-0001."""
     classes: str = ""
@@ -263,7 +266,7 @@ def advise(options: Options, description: Description, labelled: bool):
     # A size that every backbone's patches divide.
     size = " ".join(str(max(16, round(side * min(1.0, 320 / max(sides)) / 16) * 16)) for side in sides)
     fitting = [name for name, modality in description.modalities.items() if modality.channels <= 3]
-    if fitting and "train" in splits:
+    if fitting:
         more = f" --modalities {' '.join(fitting)}" if len(fitting) < len(description.modalities) else ""
         more += "" if description.classes else " --clusters 16"
         more += "" if "val" in splits else f" --split {scored}"
@@ -282,7 +285,7 @@ def prepare(options: Options):
     if options.check and not options.source:
         return common.check(options, read_description(options.out))
     folders = [scan(folder, options.recursive) for folder in parse(options.source)]
-    stems = match(folders, options.partial)
+    stems = match(folders, options.partial, options.allow_missing)
     by_id = {safe_id(stem): stem for stem in stems}
     if twice := [stem for stem in stems if by_id[safe_id(stem)] != stem]:
         id = safe_id(twice[0])
@@ -294,11 +297,9 @@ def prepare(options: Options):
     label = folders[-1] if folders[-1].name == "label" else None  # the last of them
     sensors = folders[:-1] if label else folders
     split, how = divide(stems, options)
-    if "train" not in split.values():
-        raise DataError(
-            f"no image is in train ({', '.join(sorted(set(split.values())))}), on which every sensor's "
-            "statistics are measured"
-        )
+    for folder in sensors:
+        if "train" not in map(split.get, folder.headers):
+            raise DataError(f"no image of {folder.name} is in train, where its statistics are measured")
     rows = read_table(options.conditions, "id", "condition") if options.conditions else []
     conditions, cases = (
         by_name([(row["id"], row.get(key, "")) for row in rows], stems, options.conditions)
@@ -309,9 +310,8 @@ def prepare(options: Options):
     for position, folder in enumerate(sensors):
         others = {each.settings.get("symbol", "") for each in sensors if each is not folder}
         taken = others | {modality.symbol for modality in modalities.values()}
-        values, dtype = measure(folder, stems), folder.headers[stems[0]].dtype
-        modalities[folder.name], line = describe(folder, values, dtype, taken, position)
-        print(line)
+        modalities[folder.name], line = describe(folder, taken, position)
+        print(f"{line}; in {len(folder.headers)} of {len(stems)} samples")
     classes = Classes([], [], {}, {})
     if options.classes:
         classes = read_classes(options.classes)
@@ -328,7 +328,7 @@ def prepare(options: Options):
 
     def read(sample: Sample) -> Arrays:
         stem = by_id[sample.id]
-        images = {folder.name: planes_of(folder, stem) for folder in sensors}
+        images = {folder.name: planes_of(folder, stem) for folder in sensors if stem in folder.files}
         return images, read_label(label, stem, classes) if label else None
 
     samples = [

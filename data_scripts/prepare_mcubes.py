@@ -173,7 +173,7 @@ def look(listed: list[Sample], options: Options) -> dict:
     Raises:
         DataError: the signs do not tell, or tell something else than ``options.angle``.
     """
-    looked_at = [sample.files for sample in common.spread(listed, 8)]
+    looked_at = [sample.files for sample in common.evenly_spaced(listed, 8)]
     if not listed:
         raise DataError("no image that list_folder lists is there")
     angle = held((files["sine"], files["cosine"]) for files in looked_at)

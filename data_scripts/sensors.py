@@ -3,7 +3,7 @@
 from string import ascii_uppercase
 
 import numpy as np
-from common import spread
+from common import evenly_spaced
 from folders import Folder, planes_of
 from numpy import ndarray
 
@@ -15,28 +15,27 @@ FREE_COLOURS = ("#332288", "#117733", "#882255", "#999933", "#AA4499", "#661100"
 LOOKED_AT, PIXELS = 40, 20_000
 
 
-def measure(folder: Folder, stems: list[str]) -> ndarray:
+def measure(folder: Folder) -> ndarray:
     """Stored values (pixels, planes) float64 of images spread evenly over the names."""
     samples = []
-    for stem in spread(stems, LOOKED_AT):
+    for stem in evenly_spaced([*folder.headers], LOOKED_AT):
         array = planes_of(folder, stem)
         pixels = array.reshape(-1, array.shape[2])
         samples.append(pixels[:: max(1, len(pixels) // PIXELS)].astype(np.float64))
     return np.concatenate(samples)
 
 
-def describe(folder: Folder, values: ndarray, dtype: str, symbols: set[str], position: int) -> tuple:
+def describe(folder: Folder, symbols: set[str], position: int) -> tuple:
     """The sensor's Modality from what is usual for its name, what the user says, and what was measured; and a
     line that tells which is which.
 
     Args:
-        values: stored values (pixels, planes). symbols: letters taken by others. position: which sensor this
-            is, for a free colour.
+        symbols: letters taken by others. position: which sensor this is, for a free colour.
 
     Raises:
-        ValueError: settings that contradict the values or each other, or that ``Modality``
-            refuses.
+        ValueError: settings that contradict the values or each other, or that ``Modality`` refuses.
     """
+    values, dtype = measure(folder), next(iter(folder.headers.values())).dtype
     name, settings, usual = folder.name, folder.settings, SENSORS.get(folder.name)
     planes = values.shape[1]
     alike = usual if usual and usual.channels == planes else None

@@ -18,7 +18,6 @@ from numpy import ndarray
 
 from mmlib.config import Above, AtLeast, check_settings
 from mmlib.data.images import DataError, read_image
-from mmlib.outputs import check_output
 from mmlib.runtime import progress_bar, without_paths
 
 Size = tuple[int, int]  # height, width
@@ -76,12 +75,7 @@ class Sample:
 
 
 def check_options(options: Options):
-    """Check every setting against its bound, and that nothing which is read could be overwritten.
-
-    Raises:
-        ValueError: names the flag; among them, an output folder that is, holds or lies in an input, or is not
-            ours.
-    """
+    """Check every setting against its bound. Raises ValueError: names the flag."""
     if not options.out:
         raise DataError("--out is missing: the folder to write, or with --check to read")
     check_settings(options)
@@ -89,8 +83,6 @@ def check_options(options: Options):
         raise DataError(
             f"--size {'%d %d' % options.size}: give a height and a width, or 0 0 for the native size"
         )
-    if not options.check:
-        check_output(options.out, options.inputs())
 
 
 def locate(options: Options, names: Iterable[str], how: str, packed: str = "") -> Path:
@@ -169,11 +161,6 @@ def nearest(array: ndarray, size: Size) -> ndarray:
     """(h, w, C) -> (H, W, C): each pixel takes the value whose centre is nearest to its own."""
     rows, columns = (((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, array.shape))
     return array[rows][:, columns]
-
-
-def spread(listed: list, count: int) -> list:
-    """``count`` entries spread evenly over a list, both ends among them; all of a shorter one."""
-    return [listed[int(place)] for place in np.linspace(0, len(listed) - 1, min(count, len(listed)))]
 
 
 def verify_counts(samples: list[Sample], expected: Mapping, options: Options, where):

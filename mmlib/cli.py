@@ -65,12 +65,14 @@ def run_train(command: TrainCommand) -> None:
         if MAIN:
             print(described(config, measured))
     elif report := train(config):  # on the main process only
-        summary, miou = report["scores"]["summary"]["all"], report["scores"]["miou"]["all"]
-        print(
-            "mIoU in % on val, by subset:", "  ".join(f"{name} {value:.1f}" for name, value in miou.items())
+        summary, miou = (
+            ", ".join(
+                f"{name} {value:.1f}" for name, value in values["all"].items() if isinstance(value, float)
+            )
+            for values in (report["scores"]["summary"], report["scores"]["miou"])
         )
-        print(", ".join(f"{name} {summary[name]:.1f}" for name in ("full", "mean", "min", "std")), end="; ")
-        print(f"{report['steps']} steps, {report['seconds']:.0f} s; {config.out}/report.json")
+        print(f"mIoU in % on val, by subset: {miou}\n{summary}; {report['steps']} steps, ", end="")
+        print(f"{report['seconds']:.0f} s; {config.out}/report.json")
 
 
 def find_sensors(config: ClusterConfig) -> ClusterConfig:

@@ -176,9 +176,9 @@ def read(sample: common.Sample):
 
 
 def prepare(out, samples=SAMPLES, read=read, expected=COUNTS, description=DESCRIPTION, **options):
-    common.run(
-        common.Options("source", str(out), progress=False, **options), description, samples, read, expected
-    )
+    options = common.Options("source", str(out), progress=False, **options)
+    common.check_options(options)  # as ``common.start`` does
+    common.run(options, description, samples, read, expected)
 
 
 @pytest.fixture

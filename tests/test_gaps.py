@@ -2,6 +2,7 @@
 samples and against the complete part of the data.
 """
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -160,14 +161,14 @@ def test_class_accuracy_is_scikit_learns_over_the_classes_that_are_there():
 def test_failures_are_those_of_complete_samples(network, tmp_path, capsys):
     mixed, whole = split_of(write(tmp_path / "mixed", MIXED)), complete(split_of(tmp_path / "mixed"))
     assert [row["id"] for row in whole.rows] == [f"val_{i:03d}" for i in (0, 2, 4, 6, 8)]
-    assert "5 of 10 samples of val lack some of rgb, depth, aolp and are left out" in capsys.readouterr().err
+    assert ", val: 5 of 10 samples lack some of rgb, depth, aolp, and are left out" in capsys.readouterr().err
     rules = {"mean": FUSIONS["mean"]}
     scored = evaluate_failures(network.modality_logits, rules, whole, faults=["blank"])
     alone = split_of(write(tmp_path / "alone", [NAMES]))
     alone.rows = [row for row in alone.rows if int(row["id"][4:]) in (0, 2, 4, 6, 8)]
     alone.modalities = mixed.modalities  # of the same statistics
     assert scored == evaluate_failures(network.modality_logits, rules, alone, faults=["blank"])
-    with pytest.raises(DataError, match="10 of 10 samples of val lack some of .*none is left; take fewer"):
+    with pytest.raises(DataError, match="val: 10 of 10 samples lack some of .*none is left; take fewer"):
         complete(split_of(write(tmp_path / "none", LACKING)))
 
 
@@ -182,7 +183,8 @@ def test_information_is_averaged_over_the_samples_that_have_the_sensor(network, 
 
 
 def run(*words):
-    cli.main([*map(str, words), "--no-progress", "--device", "cpu"])
+    device = [] if words[0] == "train" else ["--device", "cpu"]
+    cli.main([*map(str, words), "--no-progress", *device])
 
 
 def test_the_commands_of_part_a_on_data_with_gaps(network, tmp_path, capsys):
@@ -212,6 +214,31 @@ def test_the_commands_of_part_a_on_data_with_gaps(network, tmp_path, capsys):
     assert samples["val_001"]["sensors"] == ["rgb"] and samples["val_001"]["absent"] == ["depth", "aolp"]
 
 
+def test_trainings_without_a_complete_sample_are_compared(tmp_path, capsys):
+    lacking, runs = write(tmp_path / "lacking", LACKING), [tmp_path / f"gaps-{seed}" for seed in (0, 1)]
+    for seed, out in enumerate(runs):
+        run("train", "--data", lacking, "--out", out, "--epochs", "1", "--batch-size", "4", "--seed", seed)
+    printed = capsys.readouterr().out
+    assert "by subset: R " in printed and "RDA" not in printed and "full" not in printed.splitlines()[-1]
+    words = ["--split", "val", "--layout", tmp_path / "table", "--out", tmp_path / "compared.json"]
+    run("compare", *runs, *words)
+    group, printed = (
+        json.loads((tmp_path / "compared.json").read_text())["groups"]["gaps"],
+        capsys.readouterr().out,
+    )
+    assert group["miou"]["all"]["RDA"] == group["class accuracy"]["all"]["DA"] == [None, None]
+    assert len(group["summary"]["all"]["mean"]) == 2 and set(group["information"]) == set(NAMES)
+    assert re.search(r"\n  mean [0-9.]+ ± [0-9.]+ \(n=2\)   min ", printed) and "RDA (0) nan" in printed
+    with open(tmp_path / "table.csv", newline="") as file:
+        cells = {(row["row"], row["column"]): row["value"] for row in csv.DictReader(file)}
+    assert cells["gaps mIoU", "RDA (0)"] == "" and float(cells["gaps mIoU", "RD (2)"]) > 0
+    values = [
+        float(cells["gaps mIoU", f"{name} ({n})"])
+        for name, n in zip(("R", "D", "A", "RD", "RA"), (6, 4, 4, 2, 2))
+    ]
+    assert float(cells["gaps mIoU", "Mean"]) == pytest.approx(np.mean(values), abs=1e-3)
+
+
 # ---- part B ----
 
 
@@ -239,5 +266,7 @@ def test_clusters_are_those_of_the_samples_that_have_all_that_a_method_reads(
     assert len(maps) == taken["val"] and maps == sorted(
         p.name for p in (tmp_path / "part-maps").glob("*.png")
     )
-    with pytest.raises(DataError, match="of train lack some of .*none is left; take fewer sensors"):
+    with pytest.raises(
+        DataError, match="train: 30 of 30 samples lack some of .*none is left; take fewer sensors"
+    ):
         cluster(configured(gaps, tmp_path / "none"))

@@ -539,7 +539,7 @@ def test_blocks_end_where_a_folder_ends():
 def test_frames_are_in_natural_order():
     stems = [f"drive{d}/frame_{i}" for d in (10, 2) for i in range(12)]
     every = folders.Folder("rgb", Path("x"), {}, dict.fromkeys(stems, Path("y")), {})
-    assert folders.match([every], False) == [f"drive{d}/frame_{i}" for d in (2, 10) for i in range(12)]
+    assert folders.match([every], False, False) == [f"drive{d}/frame_{i}" for d in (2, 10) for i in range(12)]
 
 
 # ---- what goes wrong ----
@@ -779,7 +779,11 @@ CASES = {
         "is listed as 'train' and as 'test'",
     ),
     "no lists": ([*OK, "--split", "rgb"], None, "rgb: has no split for"),
-    "nothing to train on": ([*OK, "--split", "s.csv"], text("s.csv", ONLY_TEST), "no image is in train"),
+    "nothing to train on": (
+        [*OK, "--split", "s.csv"],
+        text("s.csv", ONLY_TEST),
+        "no image of rgb is in train",
+    ),
     "bad shares": ([*OK, "--fractions", "1", "-1", "0"], None, "--fractions -1.0: expected 0 or more"),
     "too few": (
         [*OK, "--fractions", "0.98", "0.01", "0.01"],
@@ -815,6 +819,54 @@ def test_partial_leaves_incomplete_samples_out(tmp_path, rgb):
         and len(stored(tmp_path / "out")) == 11
         and "0003" not in stored(tmp_path / "out")
     )
+
+
+def test_samples_that_lack_sensors_are_kept_where_asked_for(tmp_path):
+    """Every sample lacks one of three sensors: all that is there, and the statistics of train by hand."""
+    makes = {
+        "rgb": lambda i: noise(i, planes=3),
+        "thermal": lambda i: noise(i, "uint16", low=27000, high=31000),
+        "grey": lambda i: noise(100 + i),
+    }
+    words = [fill(tmp_path, name, 18, make=make) for name, make in makes.items()]
+    words += [fill(tmp_path, "label", 18, make=ids), "--out", tmp_path / "out"]
+    having = {f"{i:04d}": [name for j, name in enumerate(makes) if j != i % 3] for i in range(18)}
+    for stem, names in having.items():
+        (tmp_path / ({*makes} - {*names}).pop() / f"{stem}.png").unlink()
+    refused = run(*words)
+    assert refused.returncode == 1 and "nothing for 6 of 18 names, such as 0000" in refused.stderr
+    assert "or --allow-missing to keep samples that lack sensors" in refused.stderr
+    shown = convert(*words, "--allow-missing")
+    assert len(re.findall("; in 12 of 18 samples", shown)) == 3
+    found = stored(tmp_path / "out")
+    assert {id: [*images] for id, (_, images, _) in found.items()} == having
+    index = {row["id"]: row["sensors"].split("+") for row in read_index(tmp_path / "out")}
+    assert index == having
+    for id, (_, images, label) in found.items():
+        for name, image in images.items():
+            assert np.array_equal(image, makes[name](int(id)).reshape(image.shape))
+        assert np.array_equal(label != 255, ids(int(id)) != 255)
+    for name, modality in read_description(tmp_path / "out").modalities.items():
+        parts = [images[name] for split, images, _ in found.values() if split == "train" and name in images]
+        values = np.concatenate([modality.to_physical(part).reshape(-1, modality.channels) for part in parts])
+        values = modality.compressed(values).astype(float)
+        assert modality.mean == pytest.approx(values.mean(0), abs=2e-6 * abs(values).max())
+        assert modality.std == pytest.approx(values.std(0), rel=1e-4)
+    assert "is prepared already" in convert(*words, "--allow-missing")
+    assert "every file as it should be" in convert("--check", "--out", tmp_path / "out")
+
+
+def test_what_a_sample_may_not_lack(tmp_path, rgb):
+    thermal, label = fill(tmp_path, "thermal", make=noise), fill(tmp_path, "label", 13, make=ids)
+    words = [rgb, thermal, label, "--allow-missing", "--out", tmp_path / "out"]
+    (tmp_path / "label" / "0004.png").unlink()
+    assert "label: nothing for 1 of 13 names, such as 0004; complete it" in run(*words).stderr
+    for i in range(1, 12):
+        (tmp_path / "thermal" / f"{i:04d}.png").unlink()
+    lines = [f"{i:04d},{'train' if i else 'val'}" for i in range(12) if i != 4]
+    (tmp_path / "s.csv").write_text("\n".join(["id,split", *lines]))
+    done = run(*words, "--partial", "--split", tmp_path / "s.csv")
+    assert "no image of thermal is in train, where its statistics are measured" in done.stderr, done.stderr
 
 
 def test_check_and_second_run(tmp_path, rgb):

@@ -45,7 +45,8 @@ SEVERITIES = ("mild", "gross")
 
 
 def complete(dataset: PreparedDataset) -> PreparedDataset:
-    """The samples of a split that have all of its modalities. Says on stderr how many have not.
+    """The samples of a split that have all of its modalities; the data set itself, where all have. Says on
+    stderr how many are left out.
 
     Raises:
         DataError: none has.
@@ -53,13 +54,13 @@ def complete(dataset: PreparedDataset) -> PreparedDataset:
     whole, names = copy.copy(dataset), [*dataset.modalities]
     whole.rows = [row for index, row in enumerate(dataset.rows) if dataset.present(index) == names]
     whole._cache = {}
-    lacking = len(dataset) - len(whole)
-    if lacking:
-        message = f"{dataset.root}: {lacking} of {len(dataset)} samples of {dataset.split} lack some of"
-        message += f" {', '.join(names)}"
-        if not whole.rows:
-            raise DataError(f"{message}, and none is left; take fewer sensors")
-        print(f"{message} and are left out", file=sys.stderr)
+    if len(whole) == len(dataset):
+        return dataset
+    lacking = f"{len(dataset) - len(whole)} of {len(dataset)} samples lack some of {', '.join(names)}"
+    message = f"{dataset.root}, {dataset.split}: {lacking}"
+    if not whole.rows:
+        raise DataError(f"{message}, so that none is left; take fewer sensors")
+    print(f"{message}, and are left out", file=sys.stderr)
     return whole
 
 

@@ -54,9 +54,10 @@ def open_data(
     return dataset
 
 
-def evenly_spaced(length: int, count: int) -> list[int]:
-    """Up to ``count`` different indices from 0 to length − 1, both ends among them."""
-    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+def evenly_spaced(items: Sequence, count: int) -> list:
+    """Up to ``count`` of the items, spread evenly over all, both ends among them."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[int(place)] for place in places.round()]
 
 
 def distance(values: Tensor, modality: Modality) -> float:
@@ -85,8 +86,8 @@ def check_plausible(
         ValueError: with ``strict``; names each sensor, its values and those of the training.
     """
     pixels = {}
-    for place in evenly_spaced(len(samples), SAMPLES):
-        for name, image in read(samples[place]).items():
+    for sample in evenly_spaced(samples, SAMPLES):
+        for name, image in read(sample).items():
             pixels.setdefault(name, []).append(image.flatten(1)[:, ::STEP])
     values = {name: torch.cat(parts, 1) for name, parts in pixels.items()}
     far = {

@@ -362,7 +362,7 @@ def measure_information(network: nn.Module, dataset: PreparedDataset, samples: i
     dataset.require_labels()
     total, used = Counter(), Counter()
     device = next(network.parameters()).device
-    for index in evenly_spaced(len(dataset), samples):
+    for index in evenly_spaced(range(len(dataset)), samples):
         # One by one: samples may differ in size, and memory stays small.
         batch = collate([dataset[index]])
         images = {name: image.to(device) for name, image in batch["images"].items()}

@@ -142,7 +142,7 @@ def score(
         if network.config.fusion != "mean":
             rules = {"network": options["fuse"]}
         whole = complete(data)
-        indices = evenly_spaced(len(whole), config.failures if config.failures > 0 else len(whole))
+        indices = evenly_spaced(range(len(whole)), config.failures if config.failures > 0 else len(whole))
         failures = evaluate_failures(options["encode"], rules, whole, indices=indices, **loading)
 
     pieces = f"windows of {config.window[0]} × {config.window[1]}" if any(config.window) else "whole images"
