@@ -150,6 +150,15 @@ def test_two_sensors_are_cmx():
         assert torch.allclose(found, fused(module.fuse, *expected, heads=2), rtol=0, atol=1e-10)
 
 
+def test_derivatives_of_first_and_second_order_are_those_of_differences():
+    """The information at the input differentiates the gradient."""
+    module = random_(Exchange(4, 2, 2))
+    images = [x[:1, :, :3, :2].clone().requires_grad_() for x in streams(3, 4)]
+    function = lambda main, *others: module(main, list(others))[2]
+    assert torch.autograd.gradcheck(function, images)
+    assert torch.autograd.gradgradcheck(function, images, atol=1e-4)
+
+
 def test_an_addition_takes_the_largest_response():
     main, x, y = streams(3, 4)
     found, on, fused = addition(main, [x, y])

@@ -268,13 +268,14 @@ def test_accumulated_micro_batches_are_one_large_batch(data, tmp_path):
     )  # Adam divides by small numbers; still rounding
 
 
-def test_two_machines_are_one_large_batch(data, tmp_path):
+@pytest.mark.parametrize("fusion", ["mean", "cmx"])
+def test_two_machines_are_one_large_batch(data, tmp_path, fusion):
     """Two nodes of one process each, both on this machine."""
     config = TrainConfig(
         data,
         str(tmp_path / "two"),
         batch_size=2,
-        network=NetworkConfig(dropout=0.0),
+        network=NetworkConfig(dropout=0.0, fusion=fusion),
         objective=ObjectiveConfig(subsets="dropout", pixels=1),
         epochs=2,
         **QUIET,
