@@ -5,6 +5,7 @@ A code is a vector of D numbers of which only the direction counts. Codes lie on
 and in a fixed order, so that one seed gives the same clusters on every run.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,12 @@ def nearest_centroid(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]
 
     A point of length 0 has no direction: its cosine to every centroid is 0, and it falls to cluster 0.
     """
-    centroids = _unit(centroids)
-    cosines, indices = zip(*((_unit(part) @ centroids.T).max(1) for part in points.split(CHUNK)))
+    return _nearest(map(_unit, points.split(CHUNK)), _unit(centroids))
+
+
+def _nearest(parts: Iterable[Tensor], centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for points in parts and centroids that all have length 1."""
+    cosines, indices = zip(*((part @ centroids.T).max(1) for part in parts))
     return torch.cat(indices), torch.cat(cosines)
 
 
@@ -58,10 +63,11 @@ def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tens
     Raises:
         ValueError: fewer distinct directions than clusters.
     """
+    points = _unit(points)
     draw = lambda: float(torch.rand((), generator=generator, dtype=torch.float64))
     seeds, distance = [int(draw() * len(points))], torch.tensor(torch.inf, dtype=torch.float64)
     while len(seeds) < clusters:
-        latest = 1 - nearest_centroid(points, points[seeds[-1:]])[1]
+        latest = 1 - _nearest(points.split(CHUNK), points[seeds[-1:]])[1]
         distance = distance.minimum(latest.where(latest > SAME_DIRECTION, 0))
         edges = distance.cumsum(0)
         if not edges[-1] > 0:
@@ -71,20 +77,20 @@ def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tens
             )
         index = torch.searchsorted(edges, draw() * edges[-1], right=True)
         seeds.append(min(int(index), len(points) - 1))
-    return _unit(points[seeds])
+    return points[seeds]
 
 
 def update_centroids(points: Tensor, labels: Tensor, similarity: Tensor, clusters: int) -> Tensor:
-    """The best centroid of each cluster, its normalised sum of unit points, (clusters, D). A cluster without
-    points, or whose points cancel, starts again at one of the points that lie farthest from their centroids.
+    """The best centroid of each cluster, the normalised sum of its points, which have length 1, (clusters,
+    D). A cluster without points, or whose points cancel, starts again at one of the points that lie farthest from their centroids.
     """
     sums = torch.zeros(clusters, points.shape[1], dtype=torch.float64)
     for part, ids in zip(points.split(CHUNK), labels.split(CHUNK)):
         # a product, not index_add: the same sum on every run
-        sums += F.one_hot(ids, clusters).double().T @ _unit(part)
+        sums += F.one_hot(ids, clusters).double().T @ part
     empty = sums.norm(dim=1) < 1e-9
     farthest = similarity.topk(int(empty.sum()), largest=False).indices
-    sums[empty] = _unit(points[farthest])
+    sums[empty] = points[farthest]
     return F.normalize(sums, dim=1)
 
 
@@ -92,9 +98,9 @@ def lloyd(points: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, list[float
     """Alternate assignment and update -> centroids (K, D), labels (n,) and the inertia of each iteration,
     whose last value belongs to the returned centroids.
     """
-    clusters, history = len(centroids), []
+    clusters, history, points = len(centroids), [], _unit(points)
     while True:
-        labels, similarity = nearest_centroid(points, centroids)
+        labels, similarity = _nearest(points.split(CHUNK), _unit(centroids))
         history.append(float((1 - similarity).mean().clamp(min=0)))
         converged = len(history) > 1 and history[-2] - history[-1] <= TOLERANCE * history[-2]
         if len(history) > UPDATES or (converged and len(labels.unique()) == clusters):

@@ -9,10 +9,11 @@ Resumable.
     notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
 
 Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences.
+"kmeans-whitened" clusters the 32 leading principal directions of each sensor's tokens, of equal variance.
 "selected" instead takes what 'mmlib search' found for four methods on rooms, chosen by its label-free
 criterion. "raised" takes one higher level of b for all and a shortcut past UniM2's modality-specific
 networks, chosen with LABELS of val on one seed, from three levels. Runs are scored once, on the test split
-(nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters/.
+(nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters-BACKBONE/.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ SENSORS = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")
 LOSS = CorrespondenceConfig(points=64)
 RAISED = replace(LOSS, shifts=Shifts("quantile", (0.98, 0.96, 0.98)))
 BOTH = ClusterNetConfig(anchor="both")
-SINGLE = {"kmeans": {"method": "kmeans"}, "stego": {"method": "stego"}}
+FEATURES = TokenConfig().backbone
+KMEANS = {"kmeans": {"method": "kmeans"}, "kmeans-whitened": {"method": "kmeans", "whiten": 32}}
+SINGLE = KMEANS | {"stego": {"method": "stego"}}
 JOINT = {
-    "kmeans": {"method": "kmeans"},
+    **KMEANS,
     **{f"kmeans-{how}": {"method": "kmeans", "combine": how} for how in ("image", "feature")},
     **{f"stego-{how}": {"method": "stego", "combine": how} for how in ("image", "feature")},
     **{
@@ -161,7 +164,7 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
         for s in scenes
     ]
     if which == "world":
-        found += [(s, one, "kmeans", SINGLE["kmeans"]) for s in scenes for one in "NPA"]
+        found += [(s, one, name, kind) for s in scenes for one in "NPA" for name, kind in KMEANS.items()]
         found += [
             (s, "RNPA", name, JOINT[name])
             for s in scenes
@@ -186,10 +189,10 @@ def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: 
         "evaluation": evaluation,
         "steps": options.steps,
     } | kind
-    tokens = TokenConfig(size=(96, 128) if scene == "real" else (0, 0))
+    tokens = TokenConfig(whiten=settings.pop("whiten", 0))
     return ClusterConfig(
         data=data,
-        out=str(ROOT / "runs/clusters/last"),
+        out=str(ROOT / f"runs/clusters-{FEATURES}/last"),
         tokens=tokens,
         seed=seed,
         progress=False,
@@ -206,6 +209,7 @@ def run(config: ClusterConfig, shared: dict) -> dict:
         config.data,
         config.modalities,
         config.combine,
+        config.tokens,
         config.method if config.method in ("eagle", "depthg") else config.method == "kmeans",
     )
     if key not in shared:
@@ -235,7 +239,7 @@ def run(config: ClusterConfig, shared: dict) -> dict:
 
 
 def main(options: Options) -> None:
-    folder = ROOT / "runs/clusters"
+    folder = ROOT / f"runs/clusters-{FEATURES}"
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {(scene, sensors, method): kind for scene, sensors, method, kind in table(options.which)}
     order = {group: index for index, group in enumerate(kinds)}
@@ -270,6 +274,7 @@ def main(options: Options) -> None:
     command = "python notebooks/results/clusters.py" + arguments[options.which]
     record = {
         "provenance": provenance(command),
+        "features": FEATURES,
         "split": "val" if options.which == "nyu" else "test",
         "steps": options.steps,
         "runs": lines,

@@ -53,6 +53,7 @@ ABLATION = {
 }
 METHODS = {
     "kmeans": "k-means, side by side",
+    "kmeans-whitened": "k-means, whitened, side by side",
     "kmeans-image": "k-means, image addition",
     "kmeans-feature": "k-means, feature addition",
     "stego-image": "STEGO, image addition",
@@ -216,14 +217,14 @@ def cluster_cell(record: dict, group: str) -> str:
 def cluster_table(name: str, settings: tuple[str, ...]) -> str:
     """Methods by scene and sensors."""
     record, rows = read(name), [["method", *settings]]
-    for method in ("kmeans", "stego", "eagle"):
+    for method in ("kmeans", "kmeans-whitened", "stego", "eagle"):
         for which, sensor in (("colour", lambda pair: "R"), ("other sensor", lambda pair: pair[1:])):
             cells = []
             for setting in settings:
                 scene, pair = setting.split()
                 cells.append(cluster_cell(record, f"{scene} {sensor(pair)} {method}"))
             if any(cells):
-                title = {"kmeans": "k-means", "stego": "STEGO", "eagle": "in the manner of EAGLE"}[method]
+                title = {"kmeans": "k-means", "kmeans-whitened": "k-means, whitened", "stego": "STEGO", "eagle": "in the manner of EAGLE"}[method]
                 rows.append([f"{title}, {which}", *cells])
     for method, title in METHODS.items():
         cells = [cluster_cell(record, f"{setting} {method}") for setting in settings]
