@@ -188,8 +188,8 @@ class Segmenter(nn.Module):
             name: first.new_zeros(len(first), self.modalities[name].channels, *first.shape[2:])
             for name in needed
         }
-        given = zeros | dict(images)
-        main, *others = [self.stems[name](given[name]) for name in names if name in given]
+        inputs = zeros | dict(images)
+        main, *others = [self.stems[name](inputs[name]) for name in names if name in inputs]
         for step, beside, exchange in zip(self.encoder.steps(), self.auxiliary.steps(), self.exchanges):
             main = step(main)
             if others:
