@@ -273,6 +273,9 @@ def set_up(config: TrainConfig, resumed: bool = True) -> Run:
     # Network and optimizer, with the state of an unfinished run on the same data.
     seed_everything(derived_seed(config.seed, "weights"))
     model = Segmenter(data.modalities, data.description.classes, data.description.palette, config.network)
+    for size, where in ((config.crop, "--crop"), (val[0]["label"].shape, f"{config.data}, val")):
+        if any(size):
+            model.encoder.check_size(size, where)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay, config.encoder_lr), lr=0.0)
     progress = Progress()
     if resumed:
