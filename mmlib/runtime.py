@@ -71,8 +71,7 @@ def choose_device(device: str = "auto") -> torch.device:
     machine or this build of torch does not have.
     """
     if device == "auto":
-        without_cuda = "mps" if torch.backends.mps.is_available() else "cpu"
-        device = "cuda" if torch.cuda.is_available() else without_cuda
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     try:
         return torch.zeros(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -479,7 +479,7 @@ def png(array: np.ndarray, claimed=None, bits=16, kind=2) -> bytes:
         ("huge", "rgb/val_000.png: cannot be read (DecompressionBombError"),
         (
             "size",
-            "val_000: sizes differ: {{'{files}/rgb/val_000.png': (16, 24), '{files}/depth/val_000.png': (32, 48)",
+            "val_000: {{'{files}/rgb/val_000.png': (16, 24), '{files}/depth/val_000.png': (32, 48)",
         ),
         ("twice", "val_000.jpg and val_000.png are one sample's name twice"),
         (

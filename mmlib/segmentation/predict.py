@@ -21,7 +21,7 @@ from ..config import AtLeast, printable
 from ..data.drawing import overlay, picture
 from ..data.images import FORMATS, DataError, read_image, write_image
 from ..data.plausible import check_plausible, open_data
-from ..data.prepared import physical_image, read_description
+from ..data.prepared import check_sample, physical_image, read_description
 from ..data.transforms import resize
 from ..evaluation.fusion import FUSIONS
 from ..evaluation.subsets import largest
@@ -92,15 +92,12 @@ class Source:
         Raises:
             DataError: an image is not stored as its modality says, or the sizes differ; names the files.
         """
-        files, images = self.files[stem], {}
-        for name, file in files.items():
-            modality = self.modalities[name]
-            stored = read_image(file, modality.dtype, modality.channels)
-            images[name] = physical_image(modality, stored, str(file))
-        sizes = {str(files[name]): tuple(image.shape[1:]) for name, image in images.items()}
-        if len(set(sizes.values())) > 1:
-            raise DataError(f"{stem}: sizes differ: {sizes}; bring the sensors to one view and size first")
-        return images
+        files, kinds = self.files[stem], self.modalities
+        stored = {
+            name: read_image(file, kinds[name].dtype, kinds[name].channels) for name, file in files.items()
+        }
+        check_sample({str(files[name]): image for name, image in stored.items()}, 0, stem)
+        return {name: physical_image(kinds[name], image, str(files[name])) for name, image in stored.items()}
 
     def __str__(self) -> str:
         """One line for each set of sensors: how many samples have it, and which lack sensors that others
