@@ -15,7 +15,6 @@ from pairs import together
 from safetensors.torch import load_file
 
 from mmlib import loop
-from mmlib.data.missing import alike
 from mmlib.data.prepared import Description, PreparedDataset, Writer, collate
 from mmlib.modalities import SENSORS
 from mmlib.runtime import derived_seed
@@ -23,8 +22,8 @@ from mmlib.segmentation import information
 from mmlib.segmentation.dry_run import dry_run
 from mmlib.segmentation.information import combine, measure_information
 from mmlib.segmentation.network import NetworkConfig
-from mmlib.segmentation.objective import ObjectiveConfig, draw_subset, participants, subset_cross_entropy
-from mmlib.segmentation.regularizer import RegularizerConfig, read_outputs
+from mmlib.segmentation.objective import ObjectiveConfig, draw_subset, parts, restricted, subset_cross_entropy
+from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig
 from mmlib.segmentation.step import TrainConfig, set_up, train_step
 from mmlib.segmentation.train import train
 
@@ -175,12 +174,17 @@ def assert_equal(found: dict, expected: dict, tolerance: float):
 
 def test_a_batch_is_divided_into_samples_with_the_same_sensors():
     present = torch.tensor([[1, 0, 1], [1, 1, 1], [1, 0, 1], [0, 0, 1]]).bool()
-    found = {tuple(names): rows.nonzero()[:, 0].tolist() for names, rows in alike(present, "RDE")}
-    assert found == {("R", "E"): [0, 2], ("R", "D", "E"): [1], ("E",): [3]}
-    assert alike(present[[0, 2]], "RDE") == [(["R", "E"], slice(None))]
-    batch = {"present": present, "images": dict.fromkeys("RDE")}
-    assert participants(batch, "RD").int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]]
-    assert participants(batch, "RDE").equal(present)
+    images = {name: torch.arange(4) + 10 * m for m, name in enumerate("RDE")}
+    batch = {"present": present, "images": images, "label": torch.arange(4)}
+    found = {
+        "".join(part): (label.tolist(), part["E"].tolist()) for part, label in map(dict.values, parts(batch))
+    }
+    assert found == {"RE": ([0, 2], [20, 22]), "RDE": ([1], [21]), "E": ([3], [23])}
+    (alike,) = parts(batch | {"present": present[[0, 2, 0, 2]]})
+    assert list(alike["images"]) == ["R", "E"] and len(alike["label"]) == 4
+    assert alike["images"]["R"].data_ptr() == images["R"].data_ptr()  # a view, no copy
+    assert restricted(batch, "RD")["present"].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert restricted(batch, "RDE")["present"].equal(present)
 
 
 @pytest.mark.parametrize("kind", ["all-subsets", "singles", "dropout", "full", "selection"])
@@ -225,7 +229,7 @@ def test_information_in_closed_form_is_that_of_each_sample_alone(data, double, f
     terms, *_ = train_step(run, 0, [batch], 1.0)
     values = {}
     for images, label in each(batch):
-        tables = read_outputs(run.config.regularizer, *run.network(images, fuse=False), label)
+        tables = Regularizer(run.config.regularizer).read(*run.network(images, fuse=False), label)
         assert len(tables) == (1 if len(images) == 1 else 5)  # a sensor alone is its own mean
         for term, table in tables.items():
             for name, value in zip(images, table[:, 0]):

@@ -32,7 +32,7 @@ from mmlib.segmentation.information import (
 )
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
-from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig, read_outputs
+from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig
 from mmlib.segmentation.train import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def regularizer(**options) -> Regularizer:
 
 def closed_form(term: Regularizer, logits, features, label) -> torch.Tensor:
     """R_p + R_f of the readings in closed form."""
-    own = read_outputs(term.config, logits, features, label)
+    own = term.read(logits, features, label)
     return sum(term.terms(own, own))
 
 
@@ -426,7 +426,8 @@ def gradients_after_exchange(rank: int) -> list[float]:
     images, label = {n: x[mine] for n, x in images.items()}, label[mine]
     term = regularizer(prediction="input", features="kl", probe_every=1, probe_samples=2, probe_crop=1.0)
     with accelerator.no_sync(model):
-        accelerator.backward(term.probe(net, images, label, 0)[0])
+        whole = {"images": images, "label": label, "present": torch.ones(2, len(images)).bool()}
+        accelerator.backward(term.probe(net, whole, 0)[0])
     logits, features = model(images, fuse=False)
     accelerator.backward(
         closed_form(term, logits, features, label) + 0 * sum(z.sum() for z in logits.values())

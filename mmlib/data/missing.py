@@ -25,7 +25,6 @@ one).
 
 import copy
 import sys
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -127,24 +126,6 @@ def remove(
     if not result:
         raise ValueError(f"every sensor of {', '.join(images)} is missing; keep at least one")
     return result
-
-
-def alike(present: Tensor, names: Sequence[str]) -> list[tuple[list[str], Tensor | slice]]:
-    """Divide a batch into samples that have the same sensors: the names and the rows of each part.
-
-    A part lacks nothing: a network takes it as if there were no other sensors, so that nothing ever stands in
-    the place of an image that is not there.
-
-    Args:
-        present: (B, M) bool, as ``collate`` returns it.
-        names: of the M sensors.
-    """
-    patterns, which = present.unique(dim=0, return_inverse=True)
-    return [
-        # One part needs no copy.
-        ([n for n, there in zip(names, pattern) if there], slice(None) if len(patterns) == 1 else which == p)
-        for p, pattern in enumerate(patterns.tolist())
-    ]
 
 
 def faulty(

@@ -314,8 +314,9 @@ class PreparedDataset:
 
     def lacking(self) -> dict[str, int]:
         """How many samples lack a modality, for each that any of them lacks."""
-        there = [name for index in range(len(self)) for name in self.present(index)]
-        return {n: len(self) - there.count(n) for n in self.modalities if there.count(n) < len(self)}
+        there = [self.present(index) for index in range(len(self))]
+        counts = {name: sum(name not in names for names in there) for name in self.modalities}
+        return {name: count for name, count in counts.items() if count}
 
     def require_labels(self) -> None:
         """Raise ValueError unless a pixel of the split has a class. Samples are read until one has."""

@@ -215,7 +215,7 @@ def feature_information(
         count: M.
 
     Returns:
-        information (scales, M, B).
+        information (scales, M, B); NaN for a modality alone, which has no other to be compared with.
     """
     values = []
     for feature in features:
@@ -230,7 +230,7 @@ def feature_information(
         energy = (log_q.exp() - target).square().sum(3).mean(2)  # ‖∇_{f_i^j} f‖² = ‖q_i − q_m‖²
         if reading == "kl":
             energy = energy * (stacked.shape[3] / 2)
-        values.append(_information(energy, f, torch.ones_like(f), variance))
+        values.append(_information(energy, f, torch.full_like(f, count - 1), variance))
     return torch.stack(values)
 
 
@@ -290,11 +290,11 @@ def combine(information: Tensor, form: str) -> Tensor:
 
 
 def usable(values: Tensor) -> Tensor:
-    """(N,) whether the information (M, N) of all modalities that a sample has is a positive, finite number;
-    NaN where it lacks one.
+    """Which information (M, N) is used: that of samples whose every modality has a positive, finite number or
+    NaN, which means that the sample lacks it.
     """
-    missing = values.isnan()
-    return (missing | torch.isfinite(values) & (values > 0)).all(0) & ~missing.all(0)
+    good = torch.isfinite(values) & (values > 0)
+    return good & (good | values.isnan()).all(0)
 
 
 def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -308,7 +308,7 @@ def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, 
         whole: (M, N') of all samples of the step, those of ``values`` among them. R is that of ``whole``, its
             gradient the share of ``values``, so that the gradients of micro-batches and processes add up to
             that of one large batch. NaN where a sample lacks a modality: the mean of a modality is over the
-            samples that have it, and R is over the modalities that any of them has.
+            samples that have it, and R is over the modalities that any sample has.
         form: as ``combine`` takes it, or "gat": the norm of the inverses, without a cap: the λ of 1e-10 in
             Gat et al.'s code belongs to values of 1e9.
         cap: largest value; beyond it the term is scaled down to this value, so that its gradient keeps the
@@ -319,14 +319,13 @@ def term(values: Tensor, whole: Tensor, form: str, cap: float) -> tuple[Tensor, 
         modality that no sample has is NaN.
     """
     whole = whole.detach()
-    taken, own = (usable(table) & ~table.isnan() for table in (whole, values))  # (M, N')
-    count, some = taken.sum(1).clamp_min(1), taken.any()
+    taken, own = usable(whole), usable(values)
+    count, some = taken.sum(1), taken.any()
     # ∫ … dμ_i is the mean over samples and noise, and is inverted after: E[1/I] would be larger (Jensen).
     # All by arithmetic: a branch on a value would make a GPU wait for it.
     information = torch.where(taken, whole, 0.0).sum(1) / count
     share = torch.where(own, values, 0.0).sum(1) / count
     information = information + (share - share.detach())  # adds 0, with the gradient of the own samples
-    information = torch.where(taken.any(1) | ~some, information, torch.nan)
     information = torch.where(some, information, 1.0)
     capped = torch.zeros_like(some)
     if form == "gat":

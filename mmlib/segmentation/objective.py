@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import AtLeast, Between
-from ..data.missing import alike
 from ..evaluation.fusion import similarity_to_mean
 from ..evaluation.subsets import subset_matrix
 from ..modalities import IGNORE_INDEX
@@ -62,26 +61,29 @@ def draw_subset(names: list[str], rng: np.random.Generator) -> list[str]:
     return [name for i, name in enumerate(names) if bits >> i & 1]
 
 
-def participants(batch: dict, names: Sequence[str]) -> Tensor:
-    """(B, M) which images of a batch take part in a step on the sensors ``names``: of these, those that a
-    sample has; where it has none of them, all that it has.
+def restricted(batch: dict, names: Sequence[str]) -> dict:
+    """A batch of which only the sensors ``names`` are present; where a sample has none of them, all that it
+    has.
     """
     present = batch["present"]
-    taken = present & torch.tensor([name in names for name in batch["images"]])
-    return torch.where(taken.any(1, keepdim=True), taken, present)
+    left = present & torch.tensor([name in names for name in batch["images"]])
+    return batch | {"present": torch.where(left.any(1, keepdim=True), left, present)}
 
 
-def parts(batch: dict, names: Sequence[str]) -> list[tuple[Tensors, Tensor]]:
-    """A batch divided into samples that take part with the same sensors: images by name, and label.
+def parts(batch: dict) -> list[dict]:
+    """A batch (images, label, present) divided into samples with the same sensors: the images of these, and
+    label.
 
-    The loss of a sample is then that of a data set of its own sensors. Where all samples have all sensors,
-    there is one part.
+    A network takes each part as if there were no other sensors, so that nothing stands in the place of a
+    missing image. Where all samples have the same, there is one part.
     """
-    images = batch["images"]
-    return [
-        ({name: images[name][rows] for name in sensors}, batch["label"][rows])
-        for sensors, rows in alike(participants(batch, names), list(images))
-    ]
+    patterns, which = batch["present"].unique(dim=0, return_inverse=True)
+    divided = []
+    for p, pattern in enumerate(patterns):
+        rows = which == p if len(patterns) > 1 else slice(None)  # which needs no copy
+        images = {n: x[rows] for (n, x), there in zip(batch["images"].items(), pattern) if there}
+        divided.append({"images": images, "label": batch["label"][rows]})
+    return divided
 
 
 def pixel_grid(
@@ -146,19 +148,22 @@ def subset_cross_entropy(
         return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
 
     full = cross_entropy(stacked.mean(0))
-    if config.subsets in ("full", "dropout") or modalities == 1:
+    if config.subsets in ("full", "dropout"):
         return {"supervised": full}
-    if config.subsets == "selection":
+    if modalities == 1:
+        total = full
+    elif config.subsets == "selection":
         extremes, right, divergence = selected_terms(stacked, label)
         total = full + cross_entropy(extremes, right) + divergence * (scale / valid)
-        return {"supervised": total, "full": full.detach()}
-    subsets, weights = weighted_subsets(modalities, config, rng)
-    total = 0.0
-    for weight, row in zip(weights, subsets):
-        members = [stacked[m] for m in np.flatnonzero(row)]
-        fused = sum(members) / (1 if config.evidence == "sum" else len(members))
-        total = total + weight * cross_entropy(fused)
-    return {"supervised": total / sum(weights), "full": full.detach()}
+    else:
+        subsets, weights = weighted_subsets(modalities, config, rng)
+        total = 0.0
+        for weight, row in zip(weights, subsets):
+            members = [stacked[m] for m in np.flatnonzero(row)]
+            fused = sum(members) / (1 if config.evidence == "sum" else len(members))
+            total = total + weight * cross_entropy(fused)
+        total = total / sum(weights)
+    return {"supervised": total, "full": full.detach()}
 
 
 def selected_terms(stacked: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from ..config import Above, AtLeast, Between, check_settings
-from ..data.missing import alike
 from ..runtime import derived_seed
 from .information import (
     SCALES,
@@ -37,6 +36,7 @@ from .information import (
     usable,
 )
 from .network import Tensors
+from .objective import parts
 
 # Positions at which the closed forms read a map: a mean over more of them costs time and says the same.
 LOGITS, FEATURES = 256, 64
@@ -90,59 +90,20 @@ class RegularizerConfig:
 # ---- information ----
 
 
-def read_outputs(
-    config: RegularizerConfig,
-    logits: Tensors | None,
-    features: Sequence[Tensor] | None,
-    label: Tensor,
-    sensors: Sequence[str] = (),
-) -> Tables:
-    """Information in closed form: only softmax arithmetic, with a graph to ``logits`` and ``features``.
-
-    ``sensors``: as ``spread`` takes them.
-    """
-    tables = {}
-    readings = config.readings - PROBED
-    if config.prediction in readings:
-        if logits is None:
-            raise ValueError(f"{config.prediction!r} needs logits=: a dict of each modality's own logits")
-        tables[config.prediction] = logit_information(
-            {name: thinned(value, LOGITS) for name, value in logits.items()},
-            thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS),
-            variance=config.variance,
-        )
-    if config.features in readings:
-        if features is None:
-            raise ValueError(f"{config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
-        count = len(features[0]) // len(label)
-        if count > 1 or sensors:
-            maps = [thinned(feature, FEATURES) for feature in features[-SCALES:]]
-            scales = feature_information(maps, count, reading=config.features, variance=config.variance)
-            if count == 1:  # a modality alone is its own mean: nothing to compare
-                scales = torch.full_like(scales, torch.nan)
-            tables |= {f"{config.features} scale {j}": values for j, values in enumerate(scales, 1)}
-    return spread(tables, logits, sensors)
-
-
 def spread(tables: Tables, names: Iterable[str], sensors: Sequence[str]) -> Tables:
     """Tables of the modalities ``names`` with a row for each of ``sensors``, NaN for those that are not among
     them; without ``sensors`` as they are.
     """
-    if not sensors:
-        return tables
-    places, result = [sensors.index(name) for name in names], {}
-    for name, values in tables.items():
-        result[name] = values.new_full((len(sensors), values.shape[1]), torch.nan)
-        result[name][places] = values
+    result = {}
+    for kind, values in tables.items():
+        rows, missing = dict(zip(names, values)), torch.full_like(values[0], torch.nan)
+        result[kind] = torch.stack([rows.get(name, missing) for name in sensors or names])
     return result
 
 
-def crop(
-    config: RegularizerConfig, images: Tensors, label: Tensor, seed: int
-) -> tuple[Tensors, Tensor, np.ndarray]:
-    """A few samples and one window of them, at least 32 pixels a side where the image has them; and which
-    samples.
-    """
+def crop(config: RegularizerConfig, batch: dict, seed: int) -> dict:
+    """A few samples of a batch and one window of them, at least 32 pixels a side where the image has them."""
+    label = batch["label"]
     rng = np.random.default_rng(seed)
     count = min(max(config.probe_samples, 1 + (config.prediction == "gat")), len(label))
     samples = np.sort(rng.choice(len(label), count, replace=False))
@@ -151,7 +112,11 @@ def crop(
         length = min(side, max(32, round(side * config.probe_crop)))
         start = rng.integers(side - length + 1)
         window += (slice(start, start + length),)
-    return {name: image[samples][window] for name, image in images.items()}, label[samples][window], samples
+    return {
+        "images": {name: image[samples][window] for name, image in batch["images"].items()},
+        "label": label[samples][window],
+        "present": batch["present"][samples],
+    }
 
 
 def thinned(value: Tensor, positions: int) -> Tensor:
@@ -210,41 +175,59 @@ class Regularizer:
         lazy = not step % self.config.probe_every and self.strength(progress) > 0
         return lazy and bool(self.config.readings & PROBED)
 
+    def read(self, logits: Tensors | None, features: Sequence[Tensor] | None, label: Tensor) -> Tables:
+        """Information in closed form: softmax arithmetic alone, with a graph to ``logits`` and ``features``."""
+        config, tables = self.config, {}
+        readings = config.readings - PROBED
+        if config.prediction in readings:
+            if logits is None:
+                raise ValueError(f"{config.prediction!r} needs logits=: a dict of each modality's own logits")
+            tables[config.prediction] = logit_information(
+                {name: thinned(value, LOGITS) for name, value in logits.items()},
+                thinned(nearest(label, next(iter(logits.values())).shape[-2:]), LOGITS),
+                variance=config.variance,
+            )
+        if config.features in readings:
+            if features is None:
+                raise ValueError(f"{config.features!r} needs features=: one tensor (M·B, C, h, w) per scale")
+            count = len(features[0]) // len(label)
+            if count > 1 or self.sensors:  # a modality alone has no other to be compared with
+                maps = [thinned(feature, FEATURES) for feature in features[-SCALES:]]
+                scales = feature_information(maps, count, reading=config.features, variance=config.variance)
+                tables |= {f"{config.features} scale {j}": values for j, values in enumerate(scales, 1)}
+        return spread(tables, logits, self.sensors)
+
     def probe(
         self,
         network: Callable,
-        images: Tensors,
-        label: Tensor,
+        batch: dict,
         step: int,
         progress: float = 1.0,
         gather: Callable = lambda table: table,
-        present: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """R_p and R_f of the readings that differentiate the network, on a crop of a few samples. A probe
-        stands for ``probe_every`` steps.
-
-        ``present``: (B, M) bool, which of the images samples have; None = all.
+        """R_p and R_f of the readings that differentiate the network, on a crop of a few samples of a batch
+        (images, label, present), each with its own sensors. A probe stands for ``probe_every`` steps.
         """
         self.tallies["probes"] += 1
-        config, parts = self.config, []
+        config, tables = self.config, []
         readings = config.readings & PROBED
-        images, label, samples = crop(config, images, label, derived_seed(self.seed, "probe crop", step))
-        present = torch.ones(len(label), len(images)).bool() if present is None else present[samples]
         options = {"variance": config.variance, "create_graph": True}
-        for names, rows in alike(present, list(images)):
-            own, some, truth = {}, {name: images[name][rows] for name in names}, label[rows]
-            noise = {"seed": derived_seed(self.seed, "probe", step) + len(parts)} | options
+        noise = {"seed": derived_seed(self.seed, "probe", step)} | options
+        cropped = crop(config, batch, derived_seed(self.seed, "probe crop", step))
+        for images, label in map(dict.values, parts(cropped)):
+            own = {}
             if "gat" in readings:
-                own["gat"] = gat_information(network, some, **noise)
+                own["gat"] = gat_information(network, images, **noise)
             elif config.prediction in readings:
-                noise |= {"sigma": config.sigma, "reading": config.prediction}
-                own[config.prediction], _ = input_information(network, some, truth, **noise)
+                own[config.prediction], _ = input_information(
+                    network, images, label, sigma=config.sigma, reading=config.prediction, **noise
+                )
             if "decoder" in readings:
-                features = network.features(some)
-                scales = decoder_information(network.head, features, truth, len(some), **options)
+                features = network.features(images)
+                scales = decoder_information(network.head, features, label, len(images), **options)
                 own |= {f"decoder scale {j}": values for j, values in enumerate(scales, 1)}
-            parts.append(spread(own, names, self.sensors))
-        own = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+            tables.append(spread(own, images, self.sensors))
+        own = {name: torch.cat([table[name] for table in tables], 1) for name in tables[0]}
         return self.terms(own, gather_tables([own], gather), self.strength(progress) * config.probe_every)
 
     def terms(
@@ -268,7 +251,7 @@ class Regularizer:
             if counting:
                 empty = whole[name].isnan().all(0)
                 self.tallies["empty"] += empty.sum()
-                self.tallies["nonfinite"] += (~usable(whole[name]) & ~empty).sum()
+                self.tallies["nonfinite"] += (~usable(whole[name]).any(0) & ~empty).sum()
                 self.tallies["capped"] += capped
         return self.config.lambda_p * weight * R_p, self.config.lambda_f * weight * R_f
 
@@ -298,8 +281,10 @@ class Regularizer:
         self.calls = step + 1
         terms = [label.new_zeros((), dtype=torch.float32)]
         if (strength := self.strength(progress)) > 0:
-            own = read_outputs(self.config, logits, features, label)
+            own = self.read(logits, features, label)
             terms += self.terms(own, own, strength)
         if self.due(step, progress):
-            terms += self.probe(network, images, label, step, progress)
+            present = torch.ones(len(label), len(images)).bool()
+            batch = {"images": images, "label": label, "present": present}
+            terms += self.probe(network, batch, step, progress)
         return sum(terms)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -30,8 +30,8 @@ from ..loop import Progress, resume
 from ..modalities import IGNORE_INDEX, subsets
 from ..runtime import derived_seed, leave_group, limit_threads, seed_everything
 from .network import NetworkConfig, Segmenter
-from .objective import ObjectiveConfig, draw_subset, participants, parts, subset_cross_entropy
-from .regularizer import PROBED, Regularizer, RegularizerConfig, gather_tables, read_outputs
+from .objective import ObjectiveConfig, draw_subset, parts, restricted, subset_cross_entropy
+from .regularizer import PROBED, Regularizer, RegularizerConfig, gather_tables
 
 
 @dataclass(frozen=True)
@@ -328,20 +328,21 @@ def train_step(
     valid = accelerator.reduce(valid.to(accelerator.device, non_blocking=True), "sum").clamp_min(1)
 
     # Samples with the same sensors go through the network together, each such part as a micro-batch.
-    micro = [part for batch in batches for part in parts(batch, names)]
+    batches = [restricted(batch, names) for batch in batches]
+    micro = [part for batch in batches for part in parts(batch)]
     several = config.accumulate > 1 or bool(regularizer.sensors)
 
-    def on_device(images, label):
+    def on_device(batch):
         to = lambda x, **options: x.to(accelerator.device, non_blocking=True, **options)
-        return {name: to(x, memory_format=torch.channels_last) for name, x in images.items()}, to(label)
+        images = {name: to(x, memory_format=torch.channels_last) for name, x in batch["images"].items()}
+        return batch | {"images": images, "label": to(batch["label"])}
 
-    def forward(net, images, m):
+    def forward(net, part, m):
         if several:  # a micro-batch that is computed twice must have the same dropout
             torch.manual_seed(derived_seed(config.seed, "step", step, rank, m))
         with accelerator.autocast():
-            return net(images, fuse=False)
+            return net(part["images"], fuse=False)
 
-    read = partial(read_outputs, config.regularizer, sensors=regularizer.sensors)
     torch.manual_seed(derived_seed(config.seed, "step", step, rank))  # for dropout inside the network
     strength = regularizer.strength(progress)
     regularized = config.regularizer.readings - PROBED and strength > 0
@@ -351,36 +352,31 @@ def train_step(
         tables = []
         with torch.no_grad():
             for m, part in enumerate(micro):
-                images, label = on_device(*part)
-                tables.append(read(*forward(run.network, images, m), label))
+                part = on_device(part)
+                tables.append(regularizer.read(*forward(run.network, part, m), part["label"]))
         whole = gather_tables(tables, accelerator.gather)  # information of all samples of the step
     terms = {}
     for m, part in enumerate(micro):
         if m == 0 and regularizer.due(step, progress):
             # A probe differentiates the bare network. Its gradient is exchanged between processes together
             # with that of the last micro-batch.
-            images, label = on_device(batches[0]["images"], batches[0]["label"])
-            present = participants(batches[0], names)
+            batch = on_device(batches[0])
             with accelerator.no_sync(run.model):
-                R_p, R_f = regularizer.probe(
-                    run.network, images, label, step, progress, accelerator.gather, present
-                )
+                R_p, R_f = regularizer.probe(run.network, batch, step, progress, accelerator.gather)
                 accelerator.backward((R_p + R_f) * processes)
             run.progress.probed = {
                 "probe": float((R_p + R_f).detach()),
                 "regularized": {name: values.tolist() for name, values in regularizer.information.items()},
             }
-        images, label = on_device(*part)
+        part = on_device(part)
         pixels = np.random.default_rng(derived_seed(config.seed, "pixels", step, m, rank))
         last = m == len(micro) - 1
         with nullcontext() if last else accelerator.no_sync(run.model):  # gradients are exchanged once a step
-            logits, features = forward(run.model, images, m)
-            shares = subset_cross_entropy(logits, label, config.objective, valid, pixels)
-            if regularizer.sensors and config.objective.subsets not in ("full", "dropout"):
-                shares.setdefault("full", shares["supervised"].detach())  # samples of a single sensor
+            logits, features = forward(run.model, part, m)
+            shares = subset_cross_entropy(logits, part["label"], config.objective, valid, pixels)
             L_sup, R_p, R_f = shares["supervised"], 0.0, 0.0
             if regularized:
-                own = read(logits, features, label)
+                own = regularizer.read(logits, features, part["label"])
                 if not several:
                     whole = gather_tables([own], accelerator.gather)
                 R_p, R_f = regularizer.terms(own, whole, strength, counting=m == 0)

@@ -129,11 +129,9 @@ def check_memory(run: Run, batch: dict) -> None:
     free, activations = psutil.virtual_memory().available, {}
     if 2000 * sum(image.nbytes for image in batch["images"].values()) < free:
         return  # this is enough for any network
-    images, label = max(
-        parts(batch, run.data.modalities), key=lambda part: sum(x.nbytes for x in part[0].values())
-    )
-    network, label = copy.deepcopy(run.network).to("meta"), label.to("meta")
-    images = {name: image.to("meta") for name, image in images.items()}
+    part = parts(batch)[-1]
+    network, label = copy.deepcopy(run.network).to("meta"), part["label"].to("meta")
+    images = {name: image.to("meta") for name, image in part["images"].items()}
     # Several tensors may share one storage.
     keep = lambda tensor: activations.setdefault(tensor.untyped_storage()._cdata, tensor)
     with torch.autograd.graph.saved_tensors_hooks(keep, keep):

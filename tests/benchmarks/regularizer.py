@@ -25,7 +25,7 @@ from mmlib.modalities import SENSORS
 from mmlib.runtime import limit_threads
 from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
-from mmlib.segmentation.regularizer import PROBED, Regularizer, RegularizerConfig, read_outputs
+from mmlib.segmentation.regularizer import PROBED, Regularizer, RegularizerConfig
 
 NAMES, CLASSES = ("rgb", "depth", "event", "lidar"), 14
 READINGS = {
@@ -79,14 +79,15 @@ def main(options: Options) -> None:
     }
     images = {n: image.to(memory_format=torch.channels_last) for n, image in images.items()}
     label = torch.randint(0, CLASSES, (options.batch, *options.size), device=device)
+    whole = {"images": images, "label": label, "present": torch.ones(options.batch, len(images)).bool()}
     valid = torch.tensor(label.numel(), device=device)
     k = options.probe_every
 
     def probe(term: Regularizer, number: int) -> torch.Tensor:
-        return sum(term.probe(net, images, label, number))
+        return sum(term.probe(net, whole, number))
 
     def closed_form(term: Regularizer, logits, features) -> torch.Tensor | float:
-        own = read_outputs(term.config, logits, features, label)
+        own = term.read(logits, features, label)
         return sum(term.terms(own, own))
 
     def step(term: Regularizer, number: int) -> None:
