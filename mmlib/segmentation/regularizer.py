@@ -94,10 +94,12 @@ def spread(tables: Tables, names: Iterable[str], sensors: Sequence[str]) -> Tabl
     """Tables of the modalities ``names`` with a row for each of ``sensors``, NaN for those that are not among
     them; without ``sensors`` as they are.
     """
+    if not sensors:
+        return tables
     result = {}
     for kind, values in tables.items():
         rows, missing = dict(zip(names, values)), torch.full_like(values[0], torch.nan)
-        result[kind] = torch.stack([rows.get(name, missing) for name in sensors or names])
+        result[kind] = torch.stack([rows.get(name, missing) for name in sensors])
     return result
 
 
