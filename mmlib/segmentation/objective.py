@@ -140,12 +140,12 @@ def subset_cross_entropy(
     rows, columns = pixel_grid(size, config.pixels, rng)
     label = label[:, rows[:, None], columns]
     # The draw covers every pixel equally, so this factor makes its sum an unbiased estimate of the sum over
-    # all pixels.
-    scale = size.numel() / (len(rows) * len(columns))
+    # all pixels; by ``valid`` it becomes a mean.
+    scale = torch.tensor(size.numel() / (len(rows) * len(columns)), dtype=stacked.dtype) / valid
     stacked = resample(stacked.flatten(0, 1), size, rows, columns).unflatten(0, (modalities, -1))
 
     def cross_entropy(fused, label=label):  # Eq. 8: L_sup = CE(p, gt)
-        return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * (scale / valid)
+        return F.cross_entropy(fused, label, ignore_index=IGNORE_INDEX, reduction="sum") * scale
 
     full = cross_entropy(stacked.mean(0))
     if config.subsets in ("full", "dropout"):
@@ -154,7 +154,7 @@ def subset_cross_entropy(
         total = full
     elif config.subsets == "selection":
         extremes, right, divergence = selected_terms(stacked, label)
-        total = full + cross_entropy(extremes, right) + divergence * (scale / valid)
+        total = full + cross_entropy(extremes, right) + divergence * scale
     else:
         subsets, weights = weighted_subsets(modalities, config, rng)
         total = 0.0

@@ -178,7 +178,7 @@ class Regularizer:
         return lazy and bool(self.config.readings & PROBED)
 
     def read(self, logits: Tensors | None, features: Sequence[Tensor] | None, label: Tensor) -> Tables:
-        """Information in closed form: softmax arithmetic alone, with a graph to ``logits`` and ``features``."""
+        """Information in closed form: softmax arithmetic, with a graph to ``logits`` and ``features``."""
         config, tables = self.config, {}
         readings = config.readings - PROBED
         if config.prediction in readings:
