@@ -176,7 +176,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     """
     device = begin(config)
     network, data = open_checkpoint(config.checkpoint, config.data, config.split, device, config.progress)
-    if config.failure_probability and len(complete(data)) < len(data):
+    if config.failure_probability and complete(data) is not data:
         raise ValueError(
             f"--failure-probability: samples of {config.split} lack sensors already, but the chances are "
             "those of samples that have all; leave it out"
