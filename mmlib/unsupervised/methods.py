@@ -24,7 +24,7 @@ from .tokens import TokenChain, Tokens, image_means, nearest_neighbours, summand
 
 COMBINABLE = ("kmeans", "stego", "eagle")  # methods of one sensor, for which several are joined
 EXTRAS = {"eagle": "rgb", "depthg": "depth"}  # whose pictures a method looks at beside tokens
-# EAGLE's released loss: a shift from each batch, bounded similarities, its second view in place of KNN partners.
+# EAGLE's released loss: a shift from each batch, bounded similarities, a second view for a KNN partner.
 EAGLE_LOSS = CorrespondenceConfig(shifts=Shifts("adaptive"), weights=(0.0, 0.25, 0.63), stabilize=True)
 
 
@@ -43,9 +43,9 @@ class ClusterConfig:
     settings, that run goes on.
     """
     method: Literal["unim2", "kmeans", "stego", "eagle", "depthg", "coral", "mmd", "cosine"] = "unim2"
-    """unim2: CMCS and CMH; kmeans: clusters of the tokens; stego, and eagle in the manner of EAGLE: one sensor,
-    or several by --combine and --fusion; depthg: RGB, guided by depth; coral, mmd, cosine: distillation of
-    RGB into the others.
+    """unim2: CMCS and CMH; kmeans: clusters of the tokens; stego, and eagle in the manner of EAGLE: one
+    sensor, or several by --combine and --fusion; depthg: RGB, guided by depth; coral, mmd, cosine:
+    distillation of RGB into the others.
     """
     modalities: tuple[str, ...] = ()
     """Sensors by name; none given = all that the data set has. The reference is rgb, or the first where there
