@@ -30,8 +30,8 @@ class ClusterNetConfig:
     dim: Annotated[int, AtLeast(1, why="the paper uses 70 to 320")] = 70
     """Length D of the code at each location."""
     fusion: Literal["conv", "progressive", "sum", "mean", "max", "cbam", "stitch", "none"] = "conv"
-    """conv: the paper's Ψ; progressive: its form for MCubeS; sum, mean, max: Table 7; cbam, stitch:
-    baselines; none: the reference alone is read, others only supervise.
+    """conv: the paper's Ψ; progressive: its released form for materials; sum, mean, max: Table 7; cbam,
+    stitch: baselines; none: the reference alone is read, others only supervise.
     """
     msn: bool = True
     """A modality-specific network before fusion (Table 5); without it the frozen tokens themselves are fused.
@@ -76,10 +76,10 @@ class MSN(nn.Module):
 
 class ConvFusion(nn.Module):
     """Ψ: n maps (B, C, h, w), concatenated, to one: nC -> (n+1)C/2, ReLU, (n+1)C/2 -> C, as in the released
-    code for NYU-Depth-v2 and MFNet.
+    code for depth and for thermal.
 
-    ``progressive``, its form for MCubeS, which the paper does not mention: nC -> (n-1)C -> … -> C -> C with
-    BatchNorm and ReLU between the maps.
+    ``progressive``, its form for classes of materials, which the paper does not mention: nC -> (n-1)C -> … ->
+    C -> C with BatchNorm and ReLU between the maps.
     """
 
     def __init__(self, channels: int, count: int, progressive: bool = False):

@@ -224,7 +224,12 @@ def cluster_table(name: str, settings: tuple[str, ...]) -> str:
                 scene, pair = setting.split()
                 cells.append(cluster_cell(record, f"{scene} {sensor(pair)} {method}"))
             if any(cells):
-                title = {"kmeans": "k-means", "kmeans-whitened": "k-means, whitened", "stego": "STEGO", "eagle": "in the manner of EAGLE"}[method]
+                title = {
+                    "kmeans": "k-means",
+                    "kmeans-whitened": "k-means, whitened",
+                    "stego": "STEGO",
+                    "eagle": "in the manner of EAGLE",
+                }[method]
                 rows.append([f"{title}, {which}", *cells])
     for method, title in METHODS.items():
         cells = [cluster_cell(record, f"{setting} {method}") for setting in settings]
