@@ -21,13 +21,15 @@ from mmlib.world.geometry import (
     CYLINDER,
     ELLIPSOID,
     FRUSTUM,
+    ROW,
     Camera,
     camera_view,
     intersect,
     trace,
+    turn,
 )
 from mmlib.world.materials import MATERIAL, MATERIALS, atlas, texture
-from mmlib.world.props import Draw
+from mmlib.world.props import Draw, Place
 from mmlib.world.render import SCENES, Shot
 from mmlib.world.surfaces import look
 from mmlib.world.weather import weather
@@ -50,14 +52,14 @@ def frames():
 
 
 def make_world(*primitives):
-    """A world that holds exactly these Draw.add calls (a dict each) in front of a level camera at (0, 0,
-    1.5).
+    """A world that holds exactly these primitives (entries of ``geometry.ROW``) in front of a level camera at
+    (0, 0, 1.5).
     """
     draw = Draw(0)
     for p in primitives:
-        draw.add(**({"label": "Building", "finish": ("concrete", 0.5)} | p))
-    draw.background("Road", ("asphalt", 0.1))
-    draw.background("Sky", "sky")
+        p = {"material": MATERIAL["concrete"], "turn": (1.0, 0.0)} | p
+        draw.rows.append(tuple(p.get(name, 0.5 if name == "colour" else 0) for name in ROW.names))
+    draw.thing("outdoors", Place(0, 0), road=("asphalt", (0.1, 0.1, 0.1)))
     camera = Camera((0.0, 0.0, 1.5), 0.0, 0.0)
     return draw.build(camera=camera, motion=(0.0, 0.0), tones=[])
 
@@ -243,7 +245,9 @@ def test_culling_loses_nothing(kind):
         )
         if np.hypot(*centre[:2]) < 1.6 * half[:2].max() and abs(centre[2] - 1.5) < half[2] + 0.2:
             continue  # the camera would stand inside
-        world = make_world(dict(kind=kind, centre=tuple(centre), half=tuple(half), yaw=yaw, taper=taper))
+        world = make_world(
+            dict(kind=kind, centre=tuple(centre), half=tuple(half), turn=turn(yaw), taper=taper)
+        )
         view = camera_view(Camera((0.0, 0.0, 1.5), 0.2, -0.1), SIZE)
         t, prim = trace(world, [view])
         c, s = world.turn[:, 0]
@@ -435,7 +439,13 @@ def polarised(lean):
     """Stokes parameters in the middle of a picture of a wall that leans by yaw ``lean``."""
     # no texture
     world = make_world(
-        dict(kind=BOX, centre=(10.0, 0.0, 1.5), half=(0.05, 40.0, 40.0), yaw=lean, finish=("rubber", 0.5))
+        dict(
+            kind=BOX,
+            centre=(10.0, 0.0, 1.5),
+            half=(0.05, 40.0, 40.0),
+            turn=turn(lean),
+            material=MATERIAL["rubber"],
+        )
     )
     air = weather("street", "fog", np.random.default_rng(0))
     shot = Shot(world, dataclasses.replace(air, haze=0.0), SIZE)

@@ -14,9 +14,11 @@ floating point, no trigonometry except ``turn``.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+SHAPES = "box frustum cylinder ellipsoid background".split()
 BOX, FRUSTUM, CYLINDER, ELLIPSOID, BACKGROUND = range(5)
 NEAR = 0.12  # metres: nothing nearer is seen
 CHUNK = 1 << 16  # (primitive, ray) pairs worked on at once: keeps temporaries inside the cache
@@ -27,6 +29,7 @@ _CORNERS = np.indices((2, 2, 2)).reshape(3, 1, 8) * 2.0 - 1  # of a box with hal
 _EDGES = np.array([(corner, corner | bit) for bit in (1, 2, 4) for corner in range(8) if not corner & bit]).T
 
 
+@lru_cache
 def turn(angle: float) -> tuple[float, float]:
     """(cos, sin) of an angle in radians, rounded so that every math library agrees."""
     return round(math.cos(angle), 9), round(math.sin(angle), 9)
@@ -37,7 +40,9 @@ def dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-# A primitive, or a surface of the background; ``props.Draw.add`` says what its entries mean.
+# A primitive, or a surface of the background; ``props`` says what its entries mean. Besides: ``turn`` is (cos,
+# sin) of the angle about z by which its own frame is turned, ``style`` holds the numbers of its pattern, and
+# ``move`` is in metres (x, y, z) between the two poses of the event camera.
 ROW = np.dtype(
     [
         ("kind", "i8"),

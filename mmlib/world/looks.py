@@ -6,7 +6,7 @@ a bookshelf). They may change the material (a window pane is glass for every sen
 
 import numpy as np
 
-from .materials import FINISHES, MATERIAL, PATTERN, column, dice, read_table, texture
+from .materials import FINISHES, MATERIAL, PATTERN, column, dice, read_groups, texture
 from .weather import channels
 
 
@@ -25,7 +25,8 @@ def surface_colour(world, hits, pixel, weather, textured):
     for name, rule in RULES.items():
         index = np.flatnonzero(pattern == PATTERN[name])
         if len(index):
-            rule(Patch(name, world, hits, index, colour, glow, weather))
+            patch = Patch(world, hits, index, weather)
+            patch.paint(name, colour, glow, hits.material, rule(patch))
     pictured = hits.part(0, textured)
     axis, material, (x, y, z) = pictured.axis, pictured.material, pictured.local
     # no two things show the same piece of a texture
@@ -48,59 +49,60 @@ def within(place, low, high):
 
 
 class Patch:
-    """The hits of one pattern: coordinates on the face, and setters that write through to the picture."""
+    """The hits of one pattern: coordinates on the face."""
 
-    def __init__(self, pattern, world, hits, index, colour, glow, weather):
-        self.pattern, self.index, self.prim, axis = pattern, index, hits.prim[index], hits.axis[index]
+    def __init__(self, world, hits, index, weather):
+        self.index, self.prim, axis = index, hits.prim[index], hits.axis[index]
         self.x, self.y, self.z = hits.local[:, index]
         self.hx, self.hy, self.hz = np.take(world.shape[3:6], self.prim, 1)
-        self.style = world.style[:, self.prim]
-        self.colour, self.glow, self.material, self.weather = colour, glow, hits.material, weather
-        self.ends, self.flank, self.sides = axis == 0, axis == 1, axis < 2
+        self.style, self.weather = world.style[:, self.prim], weather
+        self.base = np.take(world.colour, self.prim, 1)  # without any mark
+        self.all, self.ends, self.flank, self.sides = axis >= 0, axis == 0, axis == 1, axis < 2
         self.front, self.back = self.ends & (self.x > 0), self.ends & (self.x <= 0)
         self.wide, self.tall = 2 * np.where(self.ends, self.hy, self.hx), 2 * self.hz
         # metres from the face's left and bottom
         self.s = np.where(self.ends, self.y + self.hy, self.x + self.hx)
         self.v = self.z + self.hz
         self.a, self.b = self.s / self.wide, self.v / self.tall  # the same, 0..1
+        # metres to the nearest edge of the face
+        self.border = np.minimum(
+            np.minimum(self.s, self.wide - self.s), np.minimum(self.v, self.tall - self.v)
+        )
 
-    def border(self):
-        """Metres to the nearest edge of the face."""
-        return np.minimum(np.minimum(self.s, self.wide - self.s), np.minimum(self.v, self.tall - self.v))
+    def paint(self, pattern, colour, glow, material, places):
+        """The marks that ``marks.csv`` lists for a pattern, one over the other, onto the picture: its
+        reflectance (3, N), own light (3, N) and material (N,).
 
-    def set(self, where, colour, material=None, glow=None):
-        """Where a mask says so: reflectance and own light, (3,) or (3, n) for the patch; material."""
-        where = np.flatnonzero(where)
-        index = self.index[where]
-        for target, value in ((self.colour, colour), (self.glow, glow)):
-            if value is not None:
-                value = np.reshape(value, (3, -1))
-                target[:, index] = np.broadcast_to(value, (3, len(self.index)))[:, where]
-        if material:
-            self.material[index] = MATERIAL[material]
-
-    def dim(self, mask, factor):
-        self.colour[:, self.index[mask]] *= factor
-
-    def paint(self, **places):
-        """The marks that ``marks.csv`` lists for this pattern, one over the other.
-
-        A mark covers a face, and on it what lies between the bounds of up to three coordinates. The column
-        "times" says what its own light is multiplied with, if with anything. All these are named as
-        attributes of the patch or in ``places``.
+        A mark covers a face, and on it what lies between the bounds of up to three coordinates. There it
+        multiplies the reflectance ("dim"), or sets it, the material or the light, which "times" multiplies.
+        Faces, coordinates and what else a cell names are attributes of the patch or entries of ``places``:
+        (n,) for the n hits of the patch, colours (3, n).
         """
         places = vars(self) | places
-        for mark in read_table("marks.csv"):
-            if mark["pattern"] == self.pattern:
-                where = places[mark["face"]]
-                for bounds in filter(None, (mark["first"], mark["second"], mark["third"])):
-                    name, low, high = bounds.split()
-                    where = where & within(places[name], float(low), float(high))
-                if mark["dim"]:
-                    self.dim(where, mark["dim"])
-                else:
-                    glow = rgb(*mark["light"]) * places.get(mark["times"], 1) if mark["light"] else None
-                    self.set(where, mark["colour"], mark["material"], glow)
+        for mark in read_groups("marks.csv")[pattern]:
+            where = places[mark["face"]]
+            for bounds in filter(None, (mark["first"], mark["second"], mark["third"])):
+                name, low, high = bounds.split()
+                where = where & within(places[name], float(low), float(high))
+            where = np.flatnonzero(where)
+            index = self.index[where]
+            dim, paint, light, times = (
+                places.get(mark[key], mark[key]) for key in ("dim", "colour", "light", "times")
+            )
+            if mark["dim"]:
+                colour[:, index] *= _part(dim, where)
+            if mark["colour"]:
+                colour[:, index] = _part(np.reshape(paint, (3, -1)), where)
+            if mark["light"]:
+                light = _part(np.reshape(light, (3, -1)), where)
+                glow[:, index] = light * _part(times, where) if mark["times"] else light
+            if mark["material"]:
+                material[index] = MATERIAL[mark["material"]]
+
+
+def _part(values, where):
+    """What ``values`` say there: one number or colour for all, or one for each hit."""
+    return values[..., where] if np.shape(values)[-1:] > (1,) else values
 
 
 def _facade(p: Patch):
@@ -121,18 +123,11 @@ def _facade(p: Patch):
     left, low, high = frames[:, kind.astype(np.int64)]  # of a bay and a storey, for the four kinds of facade
     pane = full & within(fu, left, 1 - left) & within(fv, low, high)
     reveal = full & within(fu, left - 0.05, 1.05 - left) & within(fv, low - 0.07, high + 0.04)
-    p.dim(wall & (v > tall - 0.45) | shops & within(v, 3.3, 3.6), 1.25)  # ledges
-    p.set(reveal & (kind < 3), np.minimum(p.colour[:, p.index] * 0.4 + 0.42, 0.85))
     shutter = full & (kind == 1) & ~pane & (np.abs(fu - 0.5) < 0.40) & within(fv, low, high)
     hue, tint = dice(p.prim, 0, 7), dice(p.prim, i, 3)
-    p.set(shutter, [0.12 + 0.3 * hue, 0.20 + 0.1 * hue, 0.26 - 0.18 * hue])
     shop = shops & within(v, 0.45, 2.6) & within(fu, 0.06, 0.94)
-    sign = shops & within(v, 2.7, 3.3) & within(fu, 0.03, 0.97)
-    board = channels((0.15, 0.12, 0.12)) + channels((0.55, 0.4, 0.5)) * (tint * channels((3, 7, 11)) % 1)
-    p.set(sign, board, glow=board * (0.6 * p.weather.lamps))
     middle = np.abs(fu - 0.5) * p.wide / n  # metres from the middle of the bay
     door = wall & ~shops & (i == np.floor(n / 2)) & (middle < 0.6) & (v < 2.3)
-    p.set(door, [0.10 + 0.25 * hue, 0.09 + 0.06 * hue, 0.10 + 0.1 * (1 - hue)], "wood")
     mullion = pane & ((middle < 0.05) | ((kind < 2) & (np.abs(fv - 0.62) < 0.025)))
     chance = dice(p.prim, i, j + 11)
     lit = chance < np.where(shop, 1.7 * p.weather.windows, p.weather.windows)
@@ -140,11 +135,25 @@ def _facade(p: Patch):
     bright = 0.55 + 0.45 * np.where(shop, 1, 1 - np.abs(fv - 0.6))
     inside = np.where(lit, (0.22 + 0.5 * ((chance * 91) % 1)) * bright, 0)
     warm, cool = channels((1.0, 0.72, 0.38)), channels((0.75, 0.88, 1.0))
-    glow = (warm * curtain + cool * (1 - curtain) * 0.7) * inside
-    glass = [0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint]
-    p.set((pane | shop) & ~door & ~mullion, glass, "glass", glow)
-    letters = dice(np.floor(p.s * 5), p.prim, 5)
-    p.paint(sign=sign, fu=fu, letters=letters, mullion=mullion, lamps=p.weather.lamps)
+    return dict(
+        ledge=wall & (v > tall - 0.45) | shops & within(v, 3.3, 3.6),
+        reveal=reveal & (kind < 3),
+        plaster=np.minimum(p.base * 0.4 + 0.42, 0.85),
+        shutter=shutter,
+        shutters=[0.12 + 0.3 * hue, 0.20 + 0.1 * hue, 0.26 - 0.18 * hue],
+        sign=shops & within(v, 2.7, 3.3) & within(fu, 0.03, 0.97),
+        board=channels((0.15, 0.12, 0.12)) + channels((0.55, 0.4, 0.5)) * (tint * channels((3, 7, 11)) % 1),
+        signs=0.6 * p.weather.lamps,
+        door=door,
+        doors=[0.10 + 0.25 * hue, 0.09 + 0.06 * hue, 0.10 + 0.1 * (1 - hue)],
+        pane=(pane | shop) & ~door & ~mullion,
+        glass=[0.035 + 0.05 * tint, 0.045 + 0.05 * tint, 0.055 + 0.06 * tint],
+        room=(warm * curtain + cool * (1 - curtain) * 0.7) * inside,
+        fu=fu,
+        letters=dice(np.floor(p.s * 5), p.prim, 5),
+        mullion=mullion,
+        lamps=p.weather.lamps,
+    )
 
 
 def _vehicle(p: Patch):
@@ -152,7 +161,7 @@ def _vehicle(p: Patch):
     destination display, lamps. style: 0 parked or 1 running.
     """
     middle = np.abs(p.x)
-    p.paint(
+    return dict(
         out=np.abs(p.y) / p.hy,
         plate=np.abs(p.y),
         seam=np.abs(p.x + 0.05),
@@ -170,7 +179,7 @@ def _cabin(p: Patch):
     """Windows all round, with pillars; roof in the body's colour."""
     along = np.where(p.ends, np.abs(p.y) / p.hy, np.abs(p.x) / (p.hx * (1 - 0.30 * p.v / p.tall)))
     pane = p.sides & (along < 0.88) & within(p.v, 0.07 * p.tall, 0.90 * p.tall)
-    p.paint(pane=pane & ~(p.flank & (np.abs(p.x + 0.1) < 0.06)))
+    return dict(pane=pane & ~(p.flank & (np.abs(p.x + 0.1) < 0.06)))
 
 
 def _sign(p: Patch):
@@ -187,7 +196,7 @@ def _sign(p: Patch):
     place = np.clip(row, 0, 4) * 3 + 2 - np.clip(col, 0, 2)
     dot = np.where(a < 0, first, 0b111_101_101_101_111) >> place.astype(np.int64) & 1
     kinds = ("limit", "warning", "information", "board")
-    p.paint(
+    return dict(
         radius=np.sqrt(a * a + b * b),
         edge=np.maximum(beside, height),
         beside=beside,
@@ -211,62 +220,67 @@ def _books(p: Patch):
     k = np.floor(place)
     tint, tone = dice(k, p.prim, 2), dice(k, p.prim, 9)
     palette = np.array([colour for _, colour in FINISHES["books"]], np.float32)
-    p.set(p.sides, palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone))
-    above = p.v - p.tall * (0.78 + 0.22 * tone)
-    p.paint(paper=~p.sides, edge=place % 1, above=above, line=np.abs(p.b - 0.6), tone=tone)
+    return dict(
+        spine=palette[(tint * 8).astype(int)].T * (0.7 + 0.6 * tone),
+        paper=~p.sides,
+        edge=place % 1,
+        above=p.v - p.tall * (0.78 + 0.22 * tone),
+        line=np.abs(p.b - 0.6),
+        tone=tone,
+    )
 
 
 def _picture(p: Patch):
     """A frame, a mount and a small landscape or abstract painting. style: which one, 0..1."""
-    a, b, border, one = p.a, p.b, p.border(), p.style[0]
-    sky = np.stack([0.55 + 0.35 * b * one, 0.45 + 0.25 * b, 0.35 + 0.5 * b * (1 - one)])
-    land = np.stack([0.10 + 0.5 * one * b, 0.22 + 0.3 * (1 - one) * a, 0.10 + 0.25 * b])
-    hill = b < 0.35 + 0.18 * np.sin(a * (5 + 6 * one) + one * 9) + 0.10 * np.sin(a * 17)
+    a, b, one = p.a, p.b, p.style[0]
     blocks = np.floor(a * 4) + 5 * np.floor(b * 3)
-    bold = np.stack([dice(blocks, np.floor(one * 1000), k) for k in (21, 22, 23)]) ** 1.5 * 0.8
-    sun = (a - 0.3 - 0.4 * one) ** 2 * (p.wide / p.tall) ** 2 + (b - 0.7) ** 2 < 0.012
-    art = np.where(sun, rgb(0.9, 0.7, 0.25), np.where(one > 0.55, bold, np.where(hill, land, sky)))
-    p.set(border >= 0, np.where(border < 0.09, 0.78, art))
-    p.set(border < 0.035, rgb(1, 0.75, 0.5) * np.where(one > 0.5, 0.03, 0.22), "wood")
+    return dict(
+        sky=[0.55 + 0.35 * b * one, 0.45 + 0.25 * b, 0.35 + 0.5 * b * (1 - one)],
+        hill=b < 0.35 + 0.18 * np.sin(a * (5 + 6 * one) + one * 9) + 0.10 * np.sin(a * 17),
+        land=[0.10 + 0.5 * one * b, 0.22 + 0.3 * (1 - one) * a, 0.10 + 0.25 * b],
+        one=one,
+        bold=np.stack([dice(blocks, np.floor(one * 1000), k) for k in (21, 22, 23)]) ** 1.5 * 0.8,
+        sun=(a - 0.3 - 0.4 * one) ** 2 * (p.wide / p.tall) ** 2 + (b - 0.7) ** 2 < 0.012,
+        frame=rgb(1, 0.75, 0.5) * np.where(one > 0.5, 0.03, 0.22),
+    )
 
 
 def _window(p: Patch):
     """Seen from inside a room: white frame, panes, and the street outside (bright by day, dark blue at
     night).
     """
-    a, b = p.a, p.b
-    frame = (p.border() < 0.06) | (np.abs(a - 0.5) * p.wide < 0.03) | (np.abs(b - 0.7) * p.tall < 0.025)
-    house = b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4)
+    a, b, outside = p.a, p.b, p.weather.outside
+    frame = (p.border < 0.06) | (np.abs(a - 0.5) * p.wide < 0.03) | (np.abs(b - 0.7) * p.tall < 0.025)
+    house = ~frame & (b < 0.30 + 0.25 * dice(np.floor(a * 3.3), p.prim, 4))
     tree = (np.abs(a - 0.62) ** 2 * 5 + (b - 0.34) ** 2 * 4 < 0.16) | (b < 0.14)
-    pinprick = house & (dice(np.floor(a * 22), np.floor(b * 22), p.prim) < 0.35 * p.weather.windows)
-    view = np.where(house, rgb(0.42, 0.34, 0.29) * p.weather.outside, p.weather.gradient(b * 1.2 - 0.3))
-    view = np.where(
-        pinprick, rgb(1.0, 0.7, 0.35), np.where(tree, rgb(0.09, 0.20, 0.06) * p.weather.outside, view)
+    return dict(
+        frame=frame,
+        pane=~frame,
+        evening=p.weather.gradient(b * 1.2 - 0.3),
+        house=house,
+        bricks=rgb(0.42, 0.34, 0.29) * outside,
+        tree=~frame & tree,
+        leaves=rgb(0.09, 0.20, 0.06) * outside,
+        pinprick=dice(np.floor(a * 22), np.floor(b * 22), p.prim) - 0.35 * p.weather.windows,
     )
-    p.set(~frame, (0.04, 0.045, 0.05), "glass", view)
-    p.paint(frame=frame)
 
 
 def _tv(p: Patch):
     """Bezel and screen. style: which programme, 0..1; 1 on."""
-    border, cell = p.border(), np.floor(p.a * 3) + 3 * np.floor(p.b * 2)
-    p.set(border > -1, (0.015, 0.015, 0.017))
+    cell = np.floor(p.a * 3) + 3 * np.floor(p.b * 2)
     show = np.stack([0.15 + 0.7 * dice(cell, np.floor(p.style[0] * 1000), k) for k in (31, 32, 33)])
-    show = np.where(p.b < 0.3, rgb(0.08, 0.35, 0.12), show * rgb(0.6, 0.8, 1.1))
-    p.set((border > 0.025) & p.sides, (0.02, 0.02, 0.025), glow=show * (0.6 * p.style[1]))
+    return dict(show=show * rgb(0.6, 0.8, 1.1), on=0.6 * p.style[1])
 
 
 def _rug(p: Patch):
     """Border, medallion and stripes. style: second colour (r, g, b)."""
     a, b = np.abs(p.x) / p.hx, np.abs(p.y) / p.hy
-    edge, diamond = np.maximum(a, b), a + b
-    p.set((edge > 0.82) & (edge < 0.93) | (diamond < 0.62) & (diamond > 0.35), p.style[:3])
-    p.paint(whole=edge > -1, edge=edge, diamond=diamond, stripe=np.floor(p.x * 9) % 2)
+    return dict(edge=np.maximum(a, b), diamond=a + b, second_colour=p.style[:3], stripe=np.floor(p.x * 9) % 2)
 
 
 def _stripes(p: Patch):
     """Folds of a curtain, or slats: brightness waves along the face. style: folds per metre, depth."""
-    p.colour[:, p.index] *= 1 - p.style[1] * (0.5 + 0.5 * np.sin(2 * np.pi * (p.s * p.style[0])))
+    return dict(waves=1 - p.style[1] * (0.5 + 0.5 * np.sin(2 * np.pi * (p.s * p.style[0]))))
 
 
 def _board(p: Patch):
@@ -275,7 +289,7 @@ def _board(p: Patch):
     u, v = p.a * across % 1, p.b * high % 1
     cell_w, cell_h = p.wide / np.maximum(across, 1), p.tall / np.maximum(high, 1)
     seam = np.minimum(np.minimum(u, 1 - u) * cell_w, np.minimum(v, 1 - v) * cell_h)
-    p.paint(seam=seam, across=np.abs(u - 0.88) * cell_w, up=np.abs(v - 0.5) * cell_h)
+    return dict(seam=seam, across=np.abs(u - 0.88) * cell_w, up=np.abs(v - 0.5) * cell_h)
 
 
 RULES = {

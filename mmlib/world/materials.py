@@ -21,6 +21,15 @@ def read_table(name: str) -> list[dict]:
         return [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
 
 
+@lru_cache
+def read_groups(name: str) -> dict[str, list[dict]]:
+    """Rows of a table as ``read_table`` gives them, by the entry of its first column."""
+    groups = {}
+    for row in read_table(name):
+        groups.setdefault(next(iter(row.values())), []).append(row)
+    return groups
+
+
 def _number(text: str):
     try:
         numbers = tuple(map(float, text.split()))
@@ -40,9 +49,10 @@ def _number(text: str):
 # warmth, keep: kelvin that full sun adds, and the share of it left hours after
 MATERIALS = read_table("materials.csv")
 # Finishes to pick from, by the name of the list: (material, linear reflectance (red, green, blue)).
-FINISHES: dict[str, list] = {}
-for _row in read_table("finishes.csv"):
-    FINISHES.setdefault(_row["list"], []).append((_row["material"], _row["reflectance"]))
+FINISHES = {
+    name: [(row["material"], row["reflectance"]) for row in rows]
+    for name, rows in read_groups("finishes.csv").items()
+}
 MATERIAL = {m["name"]: k for k, m in enumerate(MATERIALS)}
 PATTERNS = "none facade car cabin bus sign books picture window tv rug board stripes".split()
 PATTERN = {name: k for k, name in enumerate(PATTERNS)}

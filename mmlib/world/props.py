@@ -1,23 +1,78 @@
-"""What both scenes need to place things: classes, random numbers, finishes, turned coordinates, people.
+"""What both scenes need to place things: classes, random numbers, finishes, and things made of parts.
 
 Only ``rng.random()`` and ``rng.integers()`` are used (their bits are the same everywhere), and Python's own
 float arithmetic.
+
+Two tables say what things look like. ``draws.csv`` lists what is drawn for a thing, in this order: its name,
+the method of ``Draw`` that draws it, and what the method is given (numbers, names of lists of finishes, or
+what was drawn before). ``parts.csv`` lists the primitives of a thing, in the order in which they are placed:
+
+* shape; label: a class; finish: what was drawn under this name, else a list of finishes;
+* x, y, z: the centre, in metres along the two axes of the thing's place, and up;
+* half_x, half_y, half_z: half sizes about the centre, along the same axes;
+* taper_x, taper_y: a frustum's half sizes hold at its bottom and shrink by this per metre of height;
+* pattern: its name and up to four numbers that it reads (see ``looks``);
+* heat: kelvin above what weather alone would give (engines, bodies, screens);
+* glow: radiance that it emits in its own colour (lamps), in the units of the tone curve.
+
+Numbers may depend on what was drawn: "0.5 tall + r + 0.02" is a sum of products of numbers and names.
 """
 
-from functools import partial
+import math
+from functools import cache
 
 import numpy as np
 
-from .geometry import BACKGROUND, BOX, CYLINDER, ELLIPSOID, FRUSTUM, ROW, World, turn
-from .materials import FINISHES, MATERIAL, PATTERN, read_table
+from .geometry import CYLINDER, ROW, SHAPES, World, turn
+from .materials import FINISHES, MATERIAL, PATTERN, read_groups
 
 # By scene: names of the classes and their colours, DELIVER's for the street, SceneNet's NYU-13 for the room.
-CLASSES: dict[str, list] = {}
-PALETTES: dict[str, list] = {}
-for _row in read_table("classes.csv"):
-    CLASSES.setdefault(_row["scene"], []).append(_row["class"])
-    PALETTES.setdefault(_row["scene"], []).append(tuple(bytes.fromhex(_row["colour"][1:])))
+CLASSES = {scene: [row["class"] for row in rows] for scene, rows in read_groups("classes.csv").items()}
+PALETTES = {
+    scene: [tuple(bytes.fromhex(row["colour"][1:])) for row in rows]
+    for scene, rows in read_groups("classes.csv").items()
+}
 LABEL = {name: index for names in CLASSES.values() for index, name in enumerate(names)}
+MEASURES = "x y z half_x half_y half_z taper_x taper_y heat glow".split()  # columns of parts.csv
+
+
+class Place:
+    """Where a thing stands: ``x``, ``y``, ``z`` of its foot, and its two axes on the floor: ahead and to the
+    left, turned by ``yaw``, or those of a wall that runs along or across the room.
+    """
+
+    def __init__(self, x, y, yaw=0.0, z=0.0, axes=None):
+        c, s = turn(yaw)
+        self.x, self.y, self.yaw, self.z, self.axes = x, y, yaw, z, axes or ((c, s), (-s, c))
+
+    def at(self, first, second):
+        """World (x, y) of the point so many metres along the axes."""
+        (ax, ay), (bx, by) = self.axes
+        return self.x + ax * first + bx * second, self.y + ay * first + by * second
+
+
+def _terms(cell: str) -> list[tuple[float, list[str]]]:
+    """A sum such as "0.5 tall + r" as its terms: a factor, and the names that it is multiplied with."""
+    terms = []
+    for words in map(str.split, cell.split("+")):
+        names = [word for word in words if word.isidentifier()]
+        terms.append((math.prod(float(word) for word in words if word not in names), names))
+    return terms
+
+
+@cache
+def _parts(thing: str) -> list[tuple]:
+    """The rows of ``parts.csv`` for a thing: kind, label, finish, pattern, numbers (those of ``MEASURES`` and
+    the four of the pattern), each a float or its terms.
+    """
+    parts = []
+    for row in read_groups("parts.csv")[thing]:
+        pattern, *style = (row["pattern"] or "none").split()
+        cells = [*(row[column] or 0.0 for column in MEASURES), *style, 0.0, 0.0, 0.0, 0.0]
+        numbers = [_terms(cell) if isinstance(cell, str) else cell for cell in cells[: len(MEASURES) + 4]]
+        kind = SHAPES.index(row["shape"])
+        parts.append((kind, row["label"], row["finish"], PATTERN[pattern], numbers))
+    return parts
 
 
 class Draw:
@@ -28,13 +83,12 @@ class Draw:
     def __init__(self, *key):
         self.rng = np.random.default_rng(key)
         self.rows, self.lights = [], []
-        self.box, self.frustum, self.ellipsoid, self.background = (
-            partial(self.add, kind) for kind in (BOX, FRUSTUM, ELLIPSOID, BACKGROUND)
-        )
 
     # ------------------------------------------------------------ random numbers
     def __call__(self, low=0.0, high=1.0) -> float:
         return low + (high - low) * float(self.rng.random())
+
+    number = __call__  # its name in draws.csv
 
     def count(self, low, high) -> int:
         """An integer from low to high - 1."""
@@ -52,12 +106,10 @@ class Draw:
         return (second, first) if self.chance(0.5) else (first, second)
 
     def finish(self, name, material=None):
-        """One finish, (material, reflectance), of a list of ``finishes.csv``; another material where one is
-        named. What is a finish already stays as it is.
+        """One finish, (material, reflectance), of a list of ``finishes.csv``, or the one given; of another
+        material where one is named.
         """
-        if isinstance(name, tuple):
-            return name
-        own, colour = self.pick(FINISHES[name])
+        own, colour = name if isinstance(name, tuple) else self.pick(FINISHES[name])
         return material or own, colour
 
     def tint(self, finish, spread=0.15):
@@ -66,80 +118,49 @@ class Draw:
         gain = self(1 - spread, 1 + spread)
         return material, tuple(min(c * gain, 0.9) for c in colour)
 
-    # ------------------------------------------------------------ primitives
-    def add(
-        self,
-        kind,
-        label,
-        finish,
-        centre=0,
-        half=0,
-        yaw=0.0,
-        taper=0,
-        pattern=("none",),
-        move=0,
-        heat=0.0,
-        glow=0.0,
-    ):
-        """One primitive, or a surface of the background. Where several numbers are due, one stands for all.
+    def shade(self, finish, gain, lift=0.0):
+        """The finish with its reflectance times ``gain`` plus ``lift``."""
+        material, colour = finish
+        return material, tuple(c * gain + lift for c in colour)
 
-        Args:
-            label: name of a class.
-            finish: (material, linear reflectance (r, g, b) in 0..1), or the name of a list of finishes.
-            half: half sizes (hx, hy, hz) about the centre, in its own frame, which is turned by ``yaw`` about
-                z.
-            taper: a FRUSTUM's half sizes hold at its bottom and shrink by (kx, ky) metres per metre of
-                height.
-            pattern: name in materials.PATTERN and up to four numbers that it reads (see looks.py).
-            move: metres it moves in (x, y, z) between the two poses of the event camera.
-            heat: kelvin above what weather alone would give (engines, bodies, screens).
-            glow: radiance it emits in its own colour (lamps), in the units of the tone curve.
+    def draws(self, thing, **values) -> dict:
+        """``values`` and what ``draws.csv`` lists for this thing, by name."""
+        for row in read_groups("draws.csv").get(thing, ()):
+            _, name, method, *arguments = row.values()
+            arguments = [values.get(cell, cell) for cell in arguments if cell != ()]
+            values[name] = getattr(self, method)(*arguments)
+        return values
+
+    # ------------------------------------------------------------ things
+    def thing(self, name, place, step=0.0, **values) -> dict:
+        """Draws what a thing needs besides ``values``, and places its parts; returns both. ``step``: metres
+        that it moves ahead between the two poses of the event camera.
         """
-        material, colour = self.finish(finish)
-        pattern, *style = *pattern, 0, 0, 0, 0
-        look = LABEL[label], MATERIAL[material], PATTERN[pattern], colour
-        self.rows.append((kind, *look, centre, half, turn(yaw), taper, tuple(style[:4]), move, heat, glow))
 
-    def cylinder(self, label, finish, foot, radius, height, **more):
-        """Upright cylinder that stands on ``foot`` = (x, y, z)."""
-        x, y, z = foot
-        self.add(CYLINDER, label, finish, (x, y, z + height / 2), (radius, radius, height / 2), **more)
+        def number(terms):
+            total = 0.0
+            for product, names in terms:
+                for name in names:
+                    product *= values[name]
+                total += product
+            return total
+
+        values, (ahead, _) = self.draws(name, **values), place.axes
+        move = step * ahead[0], step * ahead[1], 0.0
+        for kind, label, finish, pattern, numbers in _parts(name):
+            x, y, z, long, wide, tall, *taper, heat, glow, a, b, c, d = [
+                terms if isinstance(terms, float) else number(terms) for terms in numbers
+            ]
+            if not (place.yaw or ahead[0]):  # the first axis runs across the room
+                long, wide = wide, long
+            # cylinders are round and never turned
+            heading = ahead if place.yaw and kind != CYLINDER else (1.0, 0.0)
+            material, colour = self.finish(values.get(finish, finish))
+            look = LABEL[values.get(label, label)], MATERIAL[material], pattern, colour
+            shape = (*place.at(x, y), place.z + z), (long, wide, tall), heading, tuple(taper)
+            self.rows.append((kind, *look, *shape, (a, b, c, d), move, heat, glow))
+        return values
 
     def build(self, **scene) -> World:
         """The scene; ``scene`` as for World."""
         return World(np.array(sorted(self.rows, key=lambda row: row[0]), ROW), lights=self.lights, **scene)
-
-
-def shaded(finish, gain):
-    material, colour = finish
-    return material, tuple(c * gain for c in colour)
-
-
-def frame(x, y, yaw):
-    """A function (metres ahead, metres to the left) -> world (x, y) for something that stands at x, y and
-    looks along yaw.
-    """
-    c, s = turn(yaw)
-    return lambda ahead, left: (x + c * ahead - s * left, y + s * ahead + c * left)
-
-
-def person(draw, label, x, y, z, yaw):
-    """Legs in mid-stride, coat, arms, head. Skin is warm, clothes less so."""
-    h = draw(0.92, 1.06)
-    coat = draw.tint("coats")
-    trousers = draw.tint("trousers")
-    skin = draw.finish("skin")
-    stride, at, (c, s) = draw(0.06, 0.2), frame(x, y, yaw), turn(yaw)
-
-    def part(finish, ahead, left, up, half, heat):
-        """An ellipsoid of these half sizes, so far ahead, left and up; ``heat``: kelvin above the air."""
-        centre = (*at(ahead, left), z + up * h)
-        draw.ellipsoid(label, finish, centre, half, yaw, move=(0.05 * c, 0.05 * s, 0), heat=heat)
-
-    for leg in (1, -1):
-        part(trousers, leg * stride, leg * 0.10, 0.43, (0.105, 0.10, 0.46 * h), 6.0)
-        part(coat, -leg * stride * 0.6, leg * 0.235, 1.10, (0.065, 0.055, 0.30 * h), 7.0)
-    part(coat, 0, 0, 1.10, (0.15, 0.205, 0.36 * h), 8.0)
-    part(coat, 0, 0, 1.34, (0.12, 0.25, 0.13), 8.0)
-    part(skin, 0.02, 0, 1.62, (0.115, 0.10, 0.145), 14.0)
-    part("hair", -0.03, 0, 1.67, (0.115, 0.105, 0.12), 9.0)

@@ -9,8 +9,8 @@ import numpy as np
 
 from .geometry import Camera, World
 from .materials import MATERIAL
-from .props import LABEL, Draw, shaded
-from .roadside import KERB, LANE, SIDES, bush, furniture, people, traffic, tree
+from .props import LABEL, Draw, Place
+from .roadside import KERB, LANE, SIDES, furniture, people, traffic, tree
 
 
 def layout(seed: int) -> World:
@@ -25,8 +25,7 @@ def layout(seed: int) -> World:
     for side in SIDES:
         for x0, x1 in (-4, min(start, 130)), (end, 130):
             if x1 > x0:
-                centre = (x0 + x1) / 2, side * (road[side] + 14), KERB / 2
-                draw.box("SideWalk", "pavement", centre, ((x1 - x0) / 2, 14, KERB / 2))
+                draw.thing("pavement", Place((x0 + x1) / 2, side * (road[side] + 14)), half=(x1 - x0) / 2)
     for side, boundary in zip(SIDES, draw.order("wall", "fence")):
         _plots(draw, side, walk[side], gap, boundary)
     _backdrop(draw)
@@ -41,8 +40,7 @@ def layout(seed: int) -> World:
     camera = Camera(
         (0.0, -LANE / 2 + draw(-0.5, 0.5), draw(1.5, 1.8)), draw(-0.12, 0.12), draw(-0.04, 0.03), 0.78
     )
-    draw.background("Road", ("asphalt", grey))
-    draw.background("Sky", "sky")
+    draw.thing("outdoors", Place(0, 0), road=("asphalt", (grey, grey, grey)))
     return draw.build(
         camera=camera,
         paint=_ground(draw, road, verge, walk, gap, zebra),
@@ -113,7 +111,7 @@ def _plots(draw, side, line, gap, boundary):
                 for _ in range(2):
                     tree(draw, x + draw(1, size - 1), side * (line + draw(3, 7)), draw(0.8, 1.25))
             for _ in range(draw.count(2, 5)):
-                bush(draw, x + draw(0.8, size - 0.8), side * (line + draw(0.9, 2.6)))
+                draw.thing("bush", Place(x + draw(0.8, size - 0.8), side * (line + draw(0.9, 2.6))))
             kind = boundary if k <= 1 else draw.pick(["fence", "fence", "wall", "hedge"])
             _boundary(draw, x, size, side, line + 0.1, kind)
         x, k = x + size, k + 1
@@ -121,71 +119,38 @@ def _plots(draw, side, line, gap, boundary):
 
 def _block(draw, x, size, side, line):
     """Flats of two to five storeys, some above shops; its roof is flat or leans."""
-    wall, storey, deep, shops = draw.tint("facades"), draw(2.9, 3.4), draw(9, 13), draw.chance(0.45)
-    height = storey * draw.count(2, 6) + (3.6 if shops else 0.5) + 0.6
-    kind = draw.count(0, 4) if draw.chance(0.7) else 0
-    x, y = x + size / 2, side * (line + deep / 2 + 0.05)
-    half, pattern = (size / 2 - 0.02, deep / 2, height / 2), ("facade", draw(1.9, 3.0), storey, kind, shops)
-    draw.box("Building", wall, (x, y, height / 2), half, pattern=pattern)
+    values = draw.draws("block plan", half=size / 2)
+    values["kind"] = draw.count(0, 4) if draw.chance(0.7) else 0
+    values["height"] = values["storey"] * values["floors"] + (3.6 if values["shops"] else 0.5) + 0.6
+    place = Place(x + size / 2, side * (line + values["deep"] / 2 + 0.05))
+    draw.thing("block", place, **values)
     if draw.chance(0.5):
-        _roof(draw, "flat roofs", x, y, height, size / 2, deep / 2 + 0.3, draw(1.6, 2.8))
+        values = draw.draws("roof plan", **values)
+        draw.thing("flat roof", place, lean=(values["deep"] / 2 + 0.3) / values["rise"], **values)
     else:
-        edge = "concrete", tuple(c * 0.8 + 0.1 for c in wall[1])
-        draw.box("Building", edge, (x, y, height + 0.12), (size / 2 + 0.02, deep / 2 + 0.22, 0.16))
+        draw.thing("roof edge", place, **values)
 
 
 def _house(draw, x, size, side, line):
-    wall = draw.finish("facades")
-    storey, deep, wide = draw(2.7, 3.0), draw(7, 9), size * 0.36
-    height = storey * draw.count(1, 3) + 1.2
-    x, y = x + size / 2, side * (line + deep / 2)
-    wall, pattern = draw.tint(wall), ("facade", draw(2.2, 3.2), storey, draw.count(0, 2))
-    half = wide, deep / 2, height / 2
-    draw.box("Building", wall, (x, y, height / 2), half, pattern=pattern)
-    rise = draw(1.8, 3.0)
-    _roof(draw, "house roofs", x, y, height, wide + 0.4, deep / 2 + 0.5, rise, hipped=True)
-    draw.box("Building", "chimney", (x + wide * 0.5, y, height + rise), (0.35, 0.35, 0.8))
-
-
-def _roof(draw, finish, x, y, height, wide, deep, rise, hipped=False):
-    """A roof whose ridge runs along the street; some hipped ones lean on all four sides."""
-    finish = draw.finish(finish)
-    taper = draw.pick([0.0, deep / rise * 0.6]) if hipped else 0.0, deep / rise * 0.98
-    draw.frustum("Building", finish, (x, y, height + rise / 2), (wide, deep, rise / 2), taper=taper)
+    """A house of one or two storeys; its roof leans on two sides or on all four."""
+    values = draw.draws("house plan", half=size / 2)
+    values["height"] = values["storey"] * values["floors"] + 1.2
+    values["lean"] = (values["deep"] / 2 + 0.5) / values["rise"]
+    draw.thing("house", Place(x + size / 2, side * (line + values["deep"] / 2)), **values)
 
 
 def _boundary(draw, x, size, side, y, kind):
     """What closes a garden: wooden boards or white pickets on posts, a wall with a cover, or a hedge."""
-
-    def along(label, finish, middle, thick, half, **more):
-        draw.box(label, finish, (x + size / 2, side * y, KERB + middle), (size / 2, thick, half), **more)
-
-    if kind == "fence":
-        height, wood = draw(1.35, 1.9), draw.finish("boards")
-        middle = height / 2
-        along("Fence", draw.tint(wood), middle, 0.04, middle, pattern=("stripes", 5.0, 0.35))
-        for k in range(int(size / 2.4) + 1 if x < 28 else 0):  # far away, details cost time and show nothing
-            post = x + 0.1 + k * 2.4, side * (y - 0.07), KERB + middle + 0.08
-            draw.box("Fence", shaded(wood, 0.8), post, (0.07, 0.05, middle + 0.08))
-    elif kind == "wall":
-        height, stone = draw(1.3, 2.1), draw.finish("stones")
-        along("Wall", draw.tint(stone, 0.1), height / 2, 0.18, height / 2)
-        along("Wall", "coping", height + 0.05, 0.26, 0.06)
-    else:
-        middle = draw(1.1, 1.6) / 2
-        along("Vegetation", draw.tint("hedge"), middle, 0.4, middle)
+    values = draw.thing(kind, Place(x + size / 2, side * y), half=size / 2)
+    # far away, details cost time and show nothing
+    for k in range(int(size / 2.4) + 1 if kind == "fence" and x < 28 else 0):
+        draw.thing("fence post", Place(x + 0.1 + k * 2.4, side * y), side=side, **values)
 
 
 def _backdrop(draw):
     """What closes the view: far buildings and a belt of trees, so that the street does not end in nothing."""
     for k in range(7):
-        y, height = -66 + 22 * k + draw(-4, 4), draw(8, 24)
-        _, colour = draw.tint("facades")
-        centre, half = (draw(118, 140), y, height / 2), (8, draw(7, 11), height / 2)
-        draw.box("Building", ("render", colour), centre, half, pattern=("facade", 3.0, 3.2))
+        draw.thing("far building", Place(0.0, -66.0 + 22 * k))
     for side in SIDES:
         for k in range(4):
-            r = draw(4, 6)
-            green = draw.tint("forest")
-            centre = 18 + 20 * k + draw(-5, 5), side * draw(32, 40), 2.5
-            draw.ellipsoid("Vegetation", green, centre, (r * 1.5, r, r))
+            draw.thing("grove", Place(18.0 + 20 * k, 0.0), side=side)
