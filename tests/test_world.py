@@ -57,8 +57,9 @@ def make_world(*primitives):
     """
     draw = Draw(0)
     for p in primitives:
-        p = {"material": MATERIAL["concrete"], "turn": (1.0, 0.0)} | p
-        draw.rows.append(tuple(p.get(name, 0.5 if name == "colour" else 0) for name in ROW.names))
+        row = dict.fromkeys(ROW, 0) | dict(colour=(0.5,) * 3, turn=(1.0, 0.0), taper=(0, 0), move=(0, 0, 0))
+        row |= dict(style=(0,) * 4, material=MATERIAL["concrete"])
+        draw.rows.append(tuple((row | p).values()))
     draw.thing("outdoors", Place(0, 0), road=("asphalt", (0.1, 0.1, 0.1)))
     camera = Camera((0.0, 0.0, 1.5), 0.0, 0.0)
     return draw.build(camera=camera, motion=(0.0, 0.0), tones=[])

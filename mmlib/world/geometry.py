@@ -40,25 +40,23 @@ def dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-# A primitive, or a surface of the background; ``props`` says what its entries mean. Besides: ``turn`` is (cos,
-# sin) of the angle about z by which its own frame is turned, ``style`` holds the numbers of its pattern, and
+# A primitive, or a surface of the background; ``props`` says what its entries mean. Besides: ``turn`` is the
+# (cos, sin) of the angle about z by which its own frame is turned, ``style`` holds its pattern's numbers, and
 # ``move`` is in metres (x, y, z) between the two poses of the event camera.
-ROW = np.dtype(
-    [
-        ("kind", "i8"),
-        ("label", "u1"),
-        ("material", "u1"),
-        ("pattern", "u1"),
-        ("colour", "3f4"),
-        ("centre", "3f8"),
-        ("half", "3f8"),
-        ("turn", "2f8"),
-        ("taper", "2f8"),
-        ("style", "4f4"),
-        ("move", "3f8"),
-        ("heat", "f4"),
-        ("glow", "f4"),
-    ]
+ROW = dict(
+    kind="i8",
+    label="u1",
+    material="u1",
+    pattern="u1",
+    colour="f4",
+    centre="f8",
+    half="f8",
+    turn="f8",
+    taper="f8",
+    style="f4",
+    move="f8",
+    heat="f4",
+    glow="f4",
 )
 
 
@@ -69,7 +67,7 @@ class World:
     Every entry of ``ROW`` is an attribute: an array (P + K,), or (n, P + K) where the entry has n numbers.
     """
 
-    table: np.ndarray  # (P + K,) of ROW
+    rows: list[tuple]  # (P + K,) with the entries of ROW
     camera: "Camera"
     motion: tuple[float, float]  # metres forward and radians of yaw between the event camera's two poses
     # street lamps or room lamps: (x, y, z, r, g, b, downward) with radiant intensity r, g, b
@@ -81,8 +79,8 @@ class World:
     window: tuple | None = None  # indoors: centre, half sizes
 
     def __post_init__(self):
-        for name in ROW.names:
-            setattr(self, name, np.ascontiguousarray(self.table[name].T))
+        for (name, dtype), column in zip(ROW.items(), zip(*self.rows)):
+            setattr(self, name, np.ascontiguousarray(np.array(column, dtype).T))
         self.count = np.count_nonzero(self.kind < BACKGROUND)  # P
         self.indoor = bool(self.room)
         # float32 rows for the tracer: 0-2 centre, 3-5 half, 6 cos, 7 sin, 8-9 taper, 10-11 move
@@ -245,7 +243,7 @@ def intersect(kind, o, d, h, taper=None):
 
 def trace(world: World, views: list[View]) -> tuple[np.ndarray, np.ndarray]:
     """First hit of every ray of every view (either all parallel or none), views one after another: t (N,)
-    float32 ray parameter (inf = nothing) and prim (N,) int64 row of ``world.table`` (-1 = nothing). For the
+    float32 ray parameter (inf = nothing) and prim (N,) int64 row of the world (-1 = nothing). For the
     background see ``surfaces.background``.
     """
     parallel = np.ndim(views[0].origin) == 2

@@ -81,22 +81,21 @@ class Patch:
         places = vars(self) | places
         for mark in read_groups("marks.csv")[pattern]:
             where = places[mark["face"]]
-            for bounds in filter(None, (mark["first"], mark["second"], mark["third"])):
+            for bounds in filter(None, map(mark.get, ("first", "second", "third"))):
                 name, low, high = bounds.split()
                 where = where & within(places[name], float(low), float(high))
             where = np.flatnonzero(where)
             index = self.index[where]
-            dim, paint, light, times = (
-                places.get(mark[key], mark[key]) for key in ("dim", "colour", "light", "times")
-            )
-            if mark["dim"]:
+            cells = map(mark.get, ("dim", "colour", "light", "times"))
+            dim, paint, light, times = (places.get(cell, cell) for cell in cells)
+            if "dim" in mark:
                 colour[:, index] *= _part(dim, where)
-            if mark["colour"]:
+            if "colour" in mark:
                 colour[:, index] = _part(np.reshape(paint, (3, -1)), where)
-            if mark["light"]:
+            if "light" in mark:
                 light = _part(np.reshape(light, (3, -1)), where)
-                glow[:, index] = light * _part(times, where) if mark["times"] else light
-            if mark["material"]:
+                glow[:, index] = light * _part(times, where) if "times" in mark else light
+            if "material" in mark:
                 material[index] = MATERIAL[mark["material"]]
 
 

@@ -16,9 +16,11 @@ SIDE = 256  # texels along a texture's side; levels of detail halve it
 
 @lru_cache
 def read_table(name: str) -> list[dict]:
-    """Rows of a table that lies beside this file; numbers become floats, several numbers a tuple of them."""
+    """Rows of a table that lies beside this file, without their empty cells; numbers become floats, several
+    numbers a tuple of them.
+    """
     with open(Path(__file__).with_name(name), newline="", encoding="utf-8") as file:
-        return [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+        return [{key: _number(text) for key, text in row.items() if text} for row in csv.DictReader(file)]
 
 
 @lru_cache
@@ -74,52 +76,53 @@ def _cloud(rng, slope):
     return np.clip(0.5 + noise / (4 * noise.std()), 0, 1)
 
 
-def _masonry(rng, courses, per_course, joint, paint, shift=0.5):
-    """Courses of blocks with joints of weight 1 between them; ``paint`` turns a fresh random number per block
-    into its weight.
+def _masonry(rng, courses, blocks, shift):
+    """Courses of blocks, every other one moved by ``shift`` blocks: a random number per block, and the
+    distance to the nearest edge of a block as a share of the tile, both (SIDE, SIDE).
     """
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     course = np.floor(y * courses).astype(int)
-    u = x * per_course + shift * (course % 2)
-    tone = rng.random((courses, per_course))[course, np.floor(u).astype(int) % per_course]
-    gap = np.minimum(
-        np.minimum(u % 1, 1 - u % 1) / per_course, np.minimum(y * courses % 1, 1 - y * courses % 1) / courses
+    u = x * blocks + shift * (course % 2)
+    tone = rng.random((int(courses), int(blocks)))[course, (np.floor(u) % blocks).astype(int)]
+    return tone, np.minimum(
+        np.minimum(u % 1, 1 - u % 1) / blocks, np.minimum(y * courses % 1, 1 - y * courses % 1) / courses
     )
-    return np.where(gap < joint, 1.0, paint(tone))
 
 
 @lru_cache(maxsize=1)
 def atlas() -> tuple[np.ndarray, ...]:
     """All textures with their levels of detail (SIDE, SIDE / 2, ..., 1 texels wide) as one flat float32 array
     of weights 0..1 of the second colour, where in it each level begins, and the texture's number by material.
+
+    ``textures.csv`` says what each is the sum of: a constant and, times a weight, noise (fine, mid, soft),
+    cracks, threads, grain and streaks of wood. Masonry has courses of blocks; it adds a random number per
+    block (tone), or that times ``mid`` (mottle), and has joints of weight 1. Boards stand upright.
     """
     rng = np.random.default_rng(20240607)
-    fine, mid, soft = _cloud(rng, 0.4), _cloud(rng, 1.0), _cloud(rng, 1.7)
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    fine, mid, soft, ridges = (_cloud(rng, slope) for slope in (0.4, 1.0, 1.7, 1.6))
     at = np.arange(SIDE)
-    grain = mid[at * 8 % SIDE][:, at // 4]
+    wave = np.sin(at / SIDE * 2 * np.pi * 32)
     fields = {
-        "plain": np.zeros((SIDE, SIDE)),
-        "asphalt": 0.15
-        + 0.6 * fine
-        + 0.7 * (soft - 0.5)
-        + 0.5 * (np.abs(_cloud(rng, 1.6) - 0.5) < 0.012),  # with cracks
-        "brick": _masonry(rng, 24, 8, 0.006, lambda tone: 0.55 * tone * mid),
-        "plank": _masonry(rng, 8, 1, 0.010, lambda tone: 0.5 * tone + 0.35 * grain).T,
-        "leaf": 1.6 * mid - 0.35 + 0.5 * (fine - 0.5),
-        "grass": 0.9 * mid + 0.6 * (fine - 0.5) + 0.3 * (soft - 0.5),
-        "slabs": _masonry(rng, 4, 4, 0.008, lambda tone: 0.35 * tone + 0.4 * (fine - 0.3)),
-        "stone": _masonry(rng, 6, 4, 0.010, lambda tone: 0.75 * tone + 0.5 * (mid - 0.5), 0.37),
-        "weave": 0.25 + 0.25 * (np.sin(x * 2 * np.pi * 32) * np.sin(y * 2 * np.pi * 32)) + 0.7 * (fine - 0.4),
-        "parquet": _masonry(rng, 14, 3, 0.004, lambda tone: 0.7 * tone + 0.4 * (mid - 0.4), 0.41),
-        "plaster": 0.8 * (soft - 0.15) + 0.3 * (fine - 0.5),
-        "bark": mid[:, at * 5 % SIDE] * 1.2 - 0.1,
+        "fine": fine,
+        "mid": mid,
+        "soft": soft,
+        "cracks": np.abs(ridges - 0.5) < 0.012,
+        "threads": np.outer(wave, wave),
+        "grain": mid[at * 8 % SIDE][:, at // 4],
+        "streaks": mid[:, at * 5 % SIDE],
     }
-    levels = [np.clip(list(fields.values()), 0, 1).astype(np.float32)]
+    textures = {}
+    for row in read_table("textures.csv"):
+        weight = row["constant"] + sum(row[name] * field for name, field in fields.items())
+        if "courses" in row:
+            tone, gap = _masonry(rng, row["courses"], row["blocks"], row["shift"])
+            weight = np.where(gap < row["joint"], 1, weight + row["tone"] * tone + row["mottle"] * tone * mid)
+        textures[row["texture"]] = weight.T if "upright" in row else weight
+    levels = [np.clip(list(textures.values()), 0, 1).astype(np.float32)]
     while n := levels[-1].shape[1] // 2:
         levels.append(levels[-1].reshape(-1, n, 2, n, 2).mean((2, 4)))
     first = np.cumsum([0] + [level.size for level in levels[:-1]])
-    which = np.array([list(fields).index(m["texture"]) for m in MATERIALS])
+    which = np.array([list(textures).index(m["texture"]) for m in MATERIALS])
     return np.concatenate([level.ravel() for level in levels]), first, which
 
 

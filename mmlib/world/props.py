@@ -23,7 +23,7 @@ from functools import cache
 
 import numpy as np
 
-from .geometry import CYLINDER, ROW, SHAPES, World, turn
+from .geometry import CYLINDER, SHAPES, World, turn
 from .materials import FINISHES, MATERIAL, PATTERN, read_groups
 
 # By scene: names of the classes and their colours, DELIVER's for the street, SceneNet's NYU-13 for the room.
@@ -62,16 +62,16 @@ def _terms(cell: str) -> list[tuple[float, list[str]]]:
 
 @cache
 def _parts(thing: str) -> list[tuple]:
-    """The rows of ``parts.csv`` for a thing: kind, label, finish, pattern, numbers (those of ``MEASURES`` and
-    the four of the pattern), each a float or its terms.
+    """The rows of ``parts.csv`` for a thing: kind, label, finish, pattern, its numbers (those of ``MEASURES``
+    and the four of the pattern), and the terms of those that are sums, by their place among the numbers.
     """
     parts = []
     for row in read_groups("parts.csv")[thing]:
-        pattern, *style = (row["pattern"] or "none").split()
-        cells = [*(row[column] or 0.0 for column in MEASURES), *style, 0.0, 0.0, 0.0, 0.0]
-        numbers = [_terms(cell) if isinstance(cell, str) else cell for cell in cells[: len(MEASURES) + 4]]
+        pattern, *style = row.get("pattern", "none").split()
+        numbers = [*(row.get(column, 0.0) for column in MEASURES), *style, *4 * [0.0]][: len(MEASURES) + 4]
+        sums = {k: _terms(cell) for k, cell in enumerate(numbers) if isinstance(cell, str)}
         kind = SHAPES.index(row["shape"])
-        parts.append((kind, row["label"], row["finish"], PATTERN[pattern], numbers))
+        parts.append((kind, row["label"], row["finish"], PATTERN[pattern], numbers, sums))
     return parts
 
 
@@ -86,7 +86,7 @@ class Draw:
 
     # ------------------------------------------------------------ random numbers
     def __call__(self, low=0.0, high=1.0) -> float:
-        return low + (high - low) * float(self.rng.random())
+        return low + (high - low) * self.rng.random()
 
     number = __call__  # its name in draws.csv
 
@@ -123,12 +123,11 @@ class Draw:
         material, colour = finish
         return material, tuple(c * gain + lift for c in colour)
 
-    def draws(self, thing, **values) -> dict:
-        """``values`` and what ``draws.csv`` lists for this thing, by name."""
+    def draws(self, thing, values) -> dict:
+        """Adds to ``values`` what ``draws.csv`` lists for this thing, by name; returns it."""
         for row in read_groups("draws.csv").get(thing, ()):
             _, name, method, *arguments = row.values()
-            arguments = [values.get(cell, cell) for cell in arguments if cell != ()]
-            values[name] = getattr(self, method)(*arguments)
+            values[name] = getattr(self, method)(*[values.get(cell, cell) for cell in arguments])
         return values
 
     # ------------------------------------------------------------ things
@@ -136,21 +135,17 @@ class Draw:
         """Draws what a thing needs besides ``values``, and places its parts; returns both. ``step``: metres
         that it moves ahead between the two poses of the event camera.
         """
-
-        def number(terms):
-            total = 0.0
-            for product, names in terms:
-                for name in names:
-                    product *= values[name]
-                total += product
-            return total
-
-        values, (ahead, _) = self.draws(name, **values), place.axes
+        values, (ahead, _) = self.draws(name, values), place.axes
         move = step * ahead[0], step * ahead[1], 0.0
-        for kind, label, finish, pattern, numbers in _parts(name):
-            x, y, z, long, wide, tall, *taper, heat, glow, a, b, c, d = [
-                terms if isinstance(terms, float) else number(terms) for terms in numbers
-            ]
+        for kind, label, finish, pattern, numbers, sums in _parts(name):
+            numbers = numbers.copy()
+            for k, terms in sums.items():
+                numbers[k] = 0.0
+                for product, names in terms:
+                    for factor in names:
+                        product *= values[factor]
+                    numbers[k] += product
+            x, y, z, long, wide, tall, *taper, heat, glow, a, b, c, d = numbers
             if not (place.yaw or ahead[0]):  # the first axis runs across the room
                 long, wide = wide, long
             # cylinders are round and never turned
@@ -163,4 +158,4 @@ class Draw:
 
     def build(self, **scene) -> World:
         """The scene; ``scene`` as for World."""
-        return World(np.array(sorted(self.rows, key=lambda row: row[0]), ROW), lights=self.lights, **scene)
+        return World(sorted(self.rows, key=lambda row: row[0]), lights=self.lights, **scene)

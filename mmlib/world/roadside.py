@@ -102,7 +102,7 @@ def traffic(draw, road, zebra):
 
 def car(draw, x, y, yaw, running):
     """Body, cabin, four wheels; ``running``: on the road with its engine on, or parked, some not for long."""
-    values, place = draw.draws("car"), Place(x, y, yaw)
+    values, place = draw.draws("car", {}), Place(x, y, yaw)
     heat = 9.0 if running else 1.5 * draw.count(0, 2)
     for part in "body", "van" if values["van"] else "saloon", "wheels":
         if part != "wheels" or x < 42:

@@ -16,7 +16,7 @@ from .props import Draw, Place
 def layout(seed: int) -> World:
     """The room of this seed."""
     draw = Draw(7002, seed)
-    deep, wide, tall, paint, floor = draw.draws("room").values()
+    deep, wide, tall, paint, floor = draw.draws("room", {}).values()
 
     def wall(side, a):
         """Place ``a`` metres along the left wall (side 1), the right one (-1) or the front one (0), from left

@@ -119,13 +119,13 @@ def _plots(draw, side, line, gap, boundary):
 
 def _block(draw, x, size, side, line):
     """Flats of two to five storeys, some above shops; its roof is flat or leans."""
-    values = draw.draws("block plan", half=size / 2)
+    values = draw.draws("block plan", {"half": size / 2})
     values["kind"] = draw.count(0, 4) if draw.chance(0.7) else 0
     values["height"] = values["storey"] * values["floors"] + (3.6 if values["shops"] else 0.5) + 0.6
     place = Place(x + size / 2, side * (line + values["deep"] / 2 + 0.05))
     draw.thing("block", place, **values)
     if draw.chance(0.5):
-        values = draw.draws("roof plan", **values)
+        values = draw.draws("roof plan", values)
         draw.thing("flat roof", place, lean=(values["deep"] / 2 + 0.3) / values["rise"], **values)
     else:
         draw.thing("roof edge", place, **values)
@@ -133,7 +133,7 @@ def _block(draw, x, size, side, line):
 
 def _house(draw, x, size, side, line):
     """A house of one or two storeys; its roof leans on two sides or on all four."""
-    values = draw.draws("house plan", half=size / 2)
+    values = draw.draws("house plan", {"half": size / 2})
     values["height"] = values["storey"] * values["floors"] + 1.2
     values["lean"] = (values["deep"] / 2 + 0.5) / values["rise"]
     draw.thing("house", Place(x + size / 2, side * (line + values["deep"] / 2)), **values)

@@ -20,7 +20,7 @@ class Hits:
     """What N rays meet. float32 unless said; vectors are (3, N)."""
 
     t: np.ndarray  # ray parameter (camera views: depth in metres), inf = sky
-    prim: np.ndarray  # row of the world's table, int64
+    prim: np.ndarray  # row of the world, int64
     label: np.ndarray  # uint8
     material: np.ndarray  # uint8
     where: np.ndarray  # world position (sky: the ray's direction from the origin, 1 m away)
@@ -36,7 +36,7 @@ class Hits:
 
 
 def background(world: World, origin, dirs):
-    """Analytic surfaces that enclose the scene: t (N,) and table row (N,) for rays from origins (3, N)."""
+    """Surfaces that enclose the scene: t (N,) and row of the world (N,) for rays from origins (3, N)."""
     with np.errstate(all="ignore"):
         if not world.indoor:
             t = -origin[2] / dirs[2]
