@@ -185,7 +185,9 @@ def test_the_encoder_has_a_learning_rate_of_its_own(squares, tmp_path):
         run = set_up(replace(config, encoder_lr=factor))
         before = {name: p.detach().clone() for name, p in run.network.named_parameters()}
         train_step(run, 1, [next(iter(run.loader(0)))])
-        change = {name: float((p - before[name]).abs().max()) for name, p in run.network.named_parameters()}
+        change = {
+            name: float((p - before[name]).detach().abs().max()) for name, p in run.network.named_parameters()
+        }
         moved.append([change["encoder.stages.0.1.0.conv_dw.weight"], change["stems.rgb.weight"]])
         rates = {group["lr"] for group in run.optimizer.param_groups}
         assert rates == {factor * learning_rate(1, run.steps, config), learning_rate(1, run.steps, config)}

@@ -19,7 +19,7 @@ from torch import nn
 from mmlib.evaluation.subsets import subset_matrix
 from mmlib.modalities import SENSORS, subsets
 from mmlib.runtime import limit_threads
-from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
+from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
 
 NAMES, CLASSES = ("rgb", "depth", "event", "lidar"), 14
@@ -31,8 +31,10 @@ class Options:
 
     size: tuple[int, int] = (96, 128)
     """Height and width."""
-    encoder: Encoder = "residual"
+    encoder: str = "residual"
     """Network."""
+    pretrained: bool = False
+    """With weights, and so with frozen normalisation."""
     batch: int = 4
     """Samples."""
     repeats: int = 9
@@ -66,9 +68,8 @@ def main(options: Options) -> None:
         for n in NAMES
     }
     classes = [str(k) for k in range(CLASSES)]
-    net = Segmenter(modalities, classes, [(0, 0, 0)] * CLASSES, NetworkConfig(encoder=options.encoder)).to(
-        memory_format=torch.channels_last
-    )
+    config = NetworkConfig(encoder=options.encoder, pretrained=options.pretrained)
+    net = Segmenter(modalities, classes, [(0, 0, 0)] * CLASSES, config).to(memory_format=torch.channels_last)
     images = {
         n: torch.randn(options.batch, m.channels, *options.size).to(memory_format=torch.channels_last)
         for n, m in modalities.items()
