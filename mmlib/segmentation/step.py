@@ -58,7 +58,8 @@ class TrainConfig:
     the first micro-batch.
     """
     lr: Annotated[float, AtLeast(0)] = 0.0
-    """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual, 5e-4 for others (ours)."""
+    """Peak learning rate of AdamW; 0 = 6e-5 for pvt_v2 (paper), 3e-3 for residual, 5e-4 for others (ours; a
+    short training of a small network may gain with 2e-3)."""
     encoder_lr: Annotated[float, AtLeast(0)] = 1.0
     """Factor of the learning rate for what the encoder has behind its first layers: below 1 keeps pretrained
     features, 0 freezes them.
