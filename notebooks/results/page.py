@@ -90,13 +90,19 @@ def values(record: dict, group: str, key: str) -> dict[int, float]:
 
     Args:
         group: of a record of ``compare`` its name, of failures with a rule of fusion: "street-full
-            agreement"; of a record of clusterings "SCENE SENSORS METHOD", such as "room RT unim2".
+            agreement"; of a record of clusterings "SCENE SENSORS METHOD", such as "room RT unim2"; of frozen
+            features "SCENE FEATURES DIRECTIONS SENSORS".
         key: "full", "mean", "min", "gap" or a subset such as "RD"; of failures "double gross"; of clusterings
             "miou" or "accuracy".
 
     Raises:
         KeyError: no such group or number.
     """
+    if "rows" in record:
+        scene, features, directions, sensors = group.split(" ", 3)
+        wanted = {"scene": scene, "name": features, "whiten": int(directions), "sensors": sensors}
+        (row,) = (row for row in record["rows"] if wanted.items() <= row.items())
+        return dict(enumerate(row[key]))
     if "runs" in record:
         runs = (r for r in record["runs"] if f"{r['scene']} {r['sensors']} {r['method']}" == group)
         if not (numbers := {run["seed"]: run[key] for run in runs}):
@@ -150,15 +156,18 @@ def source(name: str, command: str) -> str:
     """Where a table comes from: record, command, split, seeds, cost, machine and date."""
     record = read(name)
     about = record["provenance"]
-    if "runs" in record:
+    if "rows" in record:
+        seeds, seconds = range(len(record["rows"][0]["miou"])), 0
+    elif "runs" in record:
         seeds = {run["seed"] for run in record["runs"]}
         seconds = sum(run["cpu_seconds"] for run in record["runs"])
     else:
         seeds = {seed for group in record["groups"].values() for seed in group["seeds"]}
         seconds = sum(sum(group["cpu_seconds"]) for group in record["groups"].values())
+    cost = f"{seconds / 3600:.1f} CPU hours in all; " if seconds else ""
     return (
         f"Record [`{name}.json`]({name}.json), made by `{command}`; split *{record['split']}*, seeds 0 to "
-        f"{max(seeds)}; {seconds / 3600:.1f} CPU hours in all; {about['machine']}, torch {about['torch']}, "
+        f"{max(seeds)}; {cost}{about['machine']}, torch {about['torch']}, "
         f"{about['date']}."
     )
 
@@ -256,6 +265,19 @@ def gain_table(name: str, settings: tuple[str, ...], method: str, naive: tuple[s
     return table(*rows)
 
 
+def features_table() -> str:
+    """k-means by the frozen features that it clusters."""
+    rows = json.loads((HERE / "kmeans_features.json").read_text(encoding="utf-8"))["rows"]
+    settings = list(dict.fromkeys((row["scene"], row["sensors"]) for row in rows))
+    cells = {}
+    for row in rows:
+        title = row["name"] + (f", whitened to {row['whiten']}" if row["whiten"] else "")
+        number = estimate(row["miou"])
+        cells.setdefault(title, {})[row["scene"], row["sensors"]] = f"{number.mean:.1f} ± {number.sd:.1f}"
+    heading = ["features", *(f"{scene}: {sensors}" for scene, sensors in settings)]
+    return table(heading, *([title, *map(own.get, settings)] for title, own in cells.items()))
+
+
 def benchmarks() -> str:
     """What the benchmarks printed, with their commands."""
     text = (HERE / "benchmarks.txt").read_text(encoding="utf-8").strip()
@@ -274,6 +296,7 @@ PARTS = {
     "transformer": lambda: ablation_table("street_pvt", "pvt", PVT),
     "failures": failure_table,
     "clusters": lambda: cluster_table("clusters", PAIRS),
+    "features": features_table,
     "frames": lambda: cluster_table("clusters_nyu", ("real RD",)),
     "gains": lambda name, method: gain_table(name, PAIRS[:4], method, NAIVE),
     "benchmarks": benchmarks,
