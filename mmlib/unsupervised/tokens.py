@@ -87,25 +87,22 @@ class TokenChain:
         Raises:
             ValueError: the tokens of a modality vary along fewer directions.
         """
-        whitening = {}
-        for name, array in tokens.arrays.items():
-            total = products = 0.0
-            for start in range(0, len(tokens), CHUNK):
-                part = torch.from_numpy(np.asarray(array[start : start + CHUNK], np.float32))
-                rows = self(name, part).double().movedim(1, -1).flatten(0, -2)
-                total, products = total + rows.sum(0), products + rows.T @ rows
-            count = prod(array.shape) // array.shape[1]
-            mean = total / count
-            variances, directions = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending
-            rank = int((variances > 1e-6 * variances[-1]).sum())
+        whitening, plain, count = {}, replace(tokens, chain=self), len(tokens) * prod(tokens.grid)
+        for name in tokens.arrays:
+            mean = products = 0.0
+            for entries in torch.arange(len(tokens)).split(CHUNK):
+                rows = plain.batch(entries, [name])[name].double().cpu().movedim(1, 0).flatten(1)
+                mean, products = mean + rows.sum(1) / count, products + rows @ rows.T / count
+            # Of the covariance with its sign turned, so that the largest variances come first.
+            variances, directions = torch.linalg.eigh(mean.outer(mean) - products)
+            rank = int((variances < 1e-6 * variances[0]).sum())
             if rank < channels:
                 raise ValueError(
                     f"--whiten {channels}: the tokens of {name} vary along {rank} directions; ask for {rank} "
                     "at most, or use more images"
                 )
-            variances, directions = variances[-channels:].flip(0), directions[:, -channels:].flip(1).T
-            largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-            weight = directions * largest.sign() / variances.sqrt()[:, None]
+            largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+            weight = (directions * largest.sign() / (-variances).sqrt()).T[:channels]
             whitening[name] = torch.cat([weight, -weight @ mean[:, None]], 1).float()
         return replace(self, whitening=whitening)
 

@@ -1,9 +1,10 @@
 """What the token cache saves: the tokens of a training step read from disk against the backbone run anew,
 measured in one run, in turn.
 
-python tests/benchmarks/tokens.py                                                        descriptors, CPU, one
-thread python tests/benchmarks/tokens.py --backbone dinov3-small --weights random --size 224 224 --images 8
---crops 5 --batch 8 python tests/benchmarks/tokens.py --backbone dinov3-small --weights random --size 224 224
+python tests/benchmarks/tokens.py                    the default backbone, CPU, one thread
+python tests/benchmarks/tokens.py --backbone vit_small_patch16_dinov3 --weights random --size 224 224 --images 8
+--crops 5 --batch 8
+python tests/benchmarks/tokens.py --backbone vit_small_patch16_dinov3 --weights random --size 224 224
 --crops 5 --batch 32 --device cuda
 
 A step needs the tokens of a batch and of one neighbour of each of its entries, for every modality. Both ways
@@ -38,13 +39,13 @@ from mmlib.unsupervised.tokens import TokenChain
 class Options:
     """Measure."""
 
-    backbone: str = "descriptors"
+    backbone: str = "tf_efficientnet_lite0"
     """Name of the backbone."""
     weights: str = ""
     """Its weights; "random" where they do not matter."""
     images: int = 32
     """Images of the training set that is rendered and extracted."""
-    size: tuple[int, int] = (96, 128)
+    size: tuple[int, int] = (288, 384)
     """Height and width of what the backbone sees."""
     crops: int = 1
     """Entries per image: 1 or 5."""
@@ -84,7 +85,7 @@ def main(options: Options) -> None:
         os.environ["MMLIB_DATA"] = folder
         data = PreparedDataset(root, "train")
         start = clock()
-        settings = TokenConfig(size=tuple(options.size), crops=options.crops)
+        settings = TokenConfig(size=tuple(options.size), crops=options.crops, extract_batch=16 if cuda else 1)
         tokens = extract_tokens(data, backbone, settings=settings)
         extraction = clock() - start
         start = clock()
@@ -99,7 +100,7 @@ def main(options: Options) -> None:
             tokens.batch(entries)
             middle = clock()
             for _ in options.modalities:
-                for part in pictures.split(16):
+                for part in pictures.split(16 if cuda else 1):
                     backbone.extract(part)
             if repeat:  # the first round warms up
                 cached.append(middle - start)
@@ -117,7 +118,8 @@ def main(options: Options) -> None:
     )
     print(
         f"  extraction         {extraction:.2f} s once ({1e3 * extraction / options.images:.1f} ms an image), "
-        f"then opened in {1e3 * opening:.1f} ms"
+        f"then opened in {1e3 * opening:.1f} ms; the backbone alone "
+        f"{2 * options.batch * len(options.modalities) / run:.1f} pictures/s"
     )
     print(
         f"  {n} steps         cached {extraction + n * read:.1f} s with extraction   recomputed {n * run:.1f} s   "
