@@ -276,6 +276,11 @@ def test_a_probe_reads_each_sample_with_its_own_sensors(data, double, monkeypatc
             expected = torch.stack([torch.stack(own[name]).mean() for name in NAMES])
             assert torch.allclose(run.regularizer.information[term], expected, rtol=1e-9), term
         assert all(g is None or g.isfinite().all() for g in run.optimizer.steps[0].values())
+    # A few samples of the batch: with NaN in the place of missing images, one wrong sensor would be counted.
+    run = recorded(configured(data, regularizer=replace(regularizer, probe_samples=3)))
+    for step in range(4):
+        train_step(run, step, [batch_of(run, range(12))], 1.0)
+    assert run.regularizer.counts == {"probes": 4, "capped": 0, "empty": 0, "nonfinite": 0}
 
 
 def step_in_process(rank: int, data: str, kind: str) -> list:
