@@ -5,7 +5,7 @@
     python notebooks/results/reproduce.py nyu --frames DIR           # real RGB-D frames, where you have them
 
     street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the
-              switchboard, the README's picture
+              switchboard, the pictures of README and results page
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5
               -> street_ablation.json
     pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds, the
@@ -172,6 +172,7 @@ def street(jobs: int) -> None:
             **read_header(source)["notes"],
         )
     picture(ROOT / RESULTS / "street.png", load_segmenter(ROOT / RESULTS / "street_all-subsets.safetensors"))
+    call(str(RESULTS / "moving_picture.py"))
 
 
 def ablation(jobs: int) -> None:
