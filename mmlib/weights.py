@@ -70,6 +70,8 @@ def timm_model(name: str, weights: str | Path = "", **options) -> tuple[nn.Modul
         # Where features are taken out, a network has names such as stem_0 for stem.0, or model. before each.
         plain = lambda key: key.removeprefix("model.").replace(".", "_")
         state = {plain(key): value for key, value in state.items()}
+        if lacks := [key for key in network.state_dict() if plain(key) not in state]:
+            raise ValueError(f"it lacks {lacks[0]}")
         network.load_state_dict({key: state[plain(key)] for key in network.state_dict()})
     return network, {"weights": origin, "licence": licence, "sha256": sha256}
 

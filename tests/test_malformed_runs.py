@@ -239,11 +239,7 @@ LAST, RESUME, HEAD, MOMENT = (
     "head.classify.weight",
     "optimizer.0.exp_avg",
 )
-CLUSTERS, KEPT, VIT = (
-    "cluster/clustering.safetensors",
-    "cluster/kept.safetensors",
-    "vit/vit.safetensors",
-)
+CLUSTERS, KEPT = "cluster/clustering.safetensors", "cluster/kept.safetensors"
 MODALITY = {"name": "rgb", "symbol": "R", "channels": 3}
 CONTENTS = [
     *(
@@ -252,7 +248,6 @@ CONTENTS = [
             (LAST, HEAD),
             (RESUME, f"model.{HEAD}"),
             (CLUSTERS, "network.head.linear.weight"),
-            (VIT, "norm.bias"),
         )
         for what, value, message in (
             ("without a tensor", ..., "do not fit"),
@@ -263,7 +258,6 @@ CONTENTS = [
         )
     ),
     (LAST, "a tensor more", tensor("more", torch.zeros(2)), "do not fit"),
-    (VIT, "a tensor more", tensor("more", torch.zeros(2)), "do not fit"),
     *(
         (LAST, f"settings: {what}", header("segmenter", *keys, value=value), "not a segmenter")
         for what, keys, value in (
@@ -271,7 +265,7 @@ CONTENTS = [
             ("a list", ["config"], [1]),
             ("an unknown one", ["config", "depth"], 3),
             ("no classes", ["classes"], ...),
-            ("an encoder of another library", ["config", "encoder"], "resnet50"),
+            ("an encoder that timm does not have", ["config", "encoder"], "resnet5000"),
             ("an encoder from the network", ["config", "encoder"], "hf-hub:a/b"),
             ("an unknown stem", ["config", "stem"], "double"),
             ("an unknown fusion", ["config", "fusion"], "max"),
@@ -361,10 +355,6 @@ CONTENTS = [
         header("clustering", "network", value=None),
         "tensors of its tokens and",
     ),
-    (VIT, "5 channels", header("vit", "channels", value=5), "weights of the small transformer"),
-    (VIT, "no width", header("vit", "channels", value=0), "weights of the small transformer"),
-    (VIT, "an unknown setting", header("vit", "width", value=5), "weights of the small transformer"),
-    (VIT, "a number", header("vit", value=5), "weights of the small transformer"),
 ]
 
 
@@ -483,8 +473,8 @@ WEIGHTS = [
     ("x.pth", "a number", torch_saved(3), "not (weights of|a file of)"),
     ("x.pth", "a list", torch_saved([1]), "not (weights of|a file of)"),
     ("x.pth", "numbers by name", torch_saved({"a": 1}), "not (weights of|a file of)"),
-    ("x.pth", "of no name", torch_saved({}), "not those of test_vit"),
-    ("x.pth", "of other names", torch_saved({"a": torch.zeros(1)}), "not those of test_vit"),
+    ("x.pth", "of no name", torch_saved({}), "it lacks cls_token"),
+    ("x.pth", "of other names", torch_saved({"a": torch.zeros(1)}), "it also has a"),
     ("x.pth", "names of numbers", torch_saved({3: torch.zeros(1)}), "not"),
     (
         "x.pth",
@@ -504,7 +494,7 @@ WEIGHTS = [
         "x.safetensors",
         "of other names",
         lambda path: save_file({"a": torch.zeros(1)}, path),
-        "not those of test_vit",
+        "it also has a",
     ),
     ("x.safetensors", "a folder", lambda path: path.mkdir(), "weights of|a file of"),
 ]
@@ -702,7 +692,7 @@ LINES = [
             ("--clusters 999", "999 clusters"),
             ("--restarts 0", "restarts 0"),
             ("--extract-batch 0", "extract-batch 0"),
-            ("--size -8 -8", "size"),
+            ("--eval-size -8 -8", "eval-size"),
             ("--weights -1 1 1", "weights"),
             ("--quantiles 2 2 2", "quantile"),
             ("--points -1", "points"),

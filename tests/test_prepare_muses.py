@@ -144,7 +144,9 @@ def small(monkeypatch):
 
 
 def prepare(source, out, **options):
-    muses.prepare(muses.Options(source=str(source), out=str(out), progress=False, workers=1, **options))
+    options = muses.Options(source=str(source), out=str(out), progress=False, workers=1, **options)
+    common.check_options(options)  # as ``common.start`` does
+    muses.prepare(options)
 
 
 def stored(out, name) -> tuple[dict, np.ndarray]:

@@ -432,7 +432,6 @@ def test_the_command_line_reports_and_leaves_nothing(data, tmp_path, capsys):
         "data",
         "evaluation",
         "time",
-        "disk",
         "dry",
     ]
     assert list(tmp_path.iterdir()) == []

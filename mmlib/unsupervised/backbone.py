@@ -120,8 +120,8 @@ def load_backbone(name: str, weights: str | Path = "", device: torch.device | st
 class FeatureMaps(nn.Module):
     """Tokens of a network of timm, which does its own normalisation of colours.
 
-    Of a network whose scales differ: the last two side by side, at the resolution of the finer one. Of a plain
-    vision transformer: the patch tokens of its last block, after its last norm.
+    Of a network whose scales differ: the last two side by side, at the resolution of the finer one. Of a
+    plain vision transformer: the patch tokens of its last block, after its last norm.
     """
 
     def __init__(self, network: nn.Module):

@@ -78,8 +78,8 @@ class TokenConfig:
     the same variance; 0 = off.
     """
     extract_batch: Annotated[int, AtLeast(1)] = 1
-    """Pictures that go through the backbone at once. On a CPU one is fastest; on a GPU more are, and may change
-    the last bits of each other's tokens.
+    """Pictures that go through the backbone at once. On a CPU one is fastest; on a GPU more are faster, and
+    may change the last bits of each other's tokens.
     """
 
     def chain(self, train: Tokens) -> TokenChain:

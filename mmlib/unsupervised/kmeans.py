@@ -81,8 +81,9 @@ def plus_plus(points: Tensor, clusters: int, generator: torch.Generator) -> Tens
 
 
 def update_centroids(points: Tensor, labels: Tensor, similarity: Tensor, clusters: int) -> Tensor:
-    """The best centroid of each cluster, the normalised sum of its points, which have length 1, (clusters,
-    D). A cluster without points, or whose points cancel, starts again at one of the points that lie farthest from their centroids.
+    """The best centroid of each cluster, the normalised sum of its points, which have length 1: (clusters,
+    D). A cluster without points, or whose points cancel, starts again at one of the points that lie farthest
+    from their centroids.
     """
     sums = torch.zeros(clusters, points.shape[1], dtype=torch.float64)
     for part, ids in zip(points.split(CHUNK), labels.split(CHUNK)):

@@ -107,7 +107,7 @@ class TokenChain:
         return replace(self, whitening=whitening)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Statistics and whitening as named tensors, to be saved with a run; empty where they are left out."""
+        """Statistics and whitening as named tensors, to be saved with a run; empty where there are none."""
         return {
             f"tokens.{part}.{name}": value
             for name, pair in self.statistics.items()
