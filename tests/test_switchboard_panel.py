@@ -374,11 +374,13 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
         "stub", stub_world.CLASSES, stub_world.PALETTE, {name: SENSORS[name] for name in NAMES}
     )
     with Writer(tmp_path / "data", description) as writer:
-        for index in range(3):
-            frame = stub_world.render_frame(seed=index, modalities=NAMES)
+        for index in range(4):
+            names = NAMES if index else NAMES[1:]  # the first one lacks a sensor, and is no scene
+            frame = stub_world.render_frame(seed=index, modalities=names)
             writer.add(f"{index:03d}", "train", frame.images, frame.label)
     dataset = PreparedDataset(tmp_path / "data", "train")
     panel = panels.SwitchboardPanel(segmenters, dataset)
+    assert panel.scene.max == 2
     assert all(
         case.options == (("none", ""), *((words, case) for case, words in panels.FAULTS.items()))
         for case in (controls["case"] for controls in panel.controls.values())
@@ -390,7 +392,7 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
     assert panel.state()["error"] == "" and "another scene" in alt(panel.view["rgb"].value)
     assert np.array_equal(
         pixels(panel.view["rgb"].value),
-        figures.picture(SENSORS["rgb"], dataset.physical(0)[0]["rgb"]),
+        figures.picture(SENSORS["rgb"], dataset.physical(1)[0]["rgb"]),
     )
 
 

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
-from mmlib.data.missing import degrade, faulty
+from mmlib.data.missing import complete, degrade, faulty
 from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation.counts import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.fusion import RULES, fuse, weights
@@ -47,7 +47,7 @@ class SwitchboardPanel(Panel):
     Args:
         segmenters: what to call it -> trained network; one or two, shown side by side. All predict the data
             set's classes.
-        dataset: the frames to look at.
+        dataset: the frames to look at, of which those that lack a sensor are left out.
 
     A sensor's image is encoded again only when that sensor changed: the panel keeps each sensor's logits and
     fuses those of the sensors that are on, by default with their mean (Eq. 5), which is what
@@ -68,6 +68,8 @@ class SwitchboardPanel(Panel):
 
     def __init__(self, segmenters: Mapping[str, Segmenter], dataset: PreparedDataset):
         super().__init__("1100px")
+        if isinstance(dataset, PreparedDataset):  # a card for each sensor needs an image for each
+            dataset = complete(dataset)
         self.segmenters, self.dataset = dict(segmenters), dataset
         self.classes, self.palette = dataset.description.classes, dataset.description.palette
         modalities = {}
