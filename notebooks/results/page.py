@@ -93,7 +93,7 @@ def values(record: dict, group: str, key: str) -> dict[int, float]:
             agreement"; of a record of clusterings "SCENE SENSORS METHOD", such as "room RT unim2"; of frozen
             features "SCENE FEATURES DIRECTIONS SENSORS".
         key: "full", "mean", "min", "gap" or a subset such as "RD"; of failures "double gross"; of clusterings
-            "miou" or "accuracy".
+            "miou", "accuracy" or "miou_by_condition/night".
 
     Raises:
         KeyError: no such group or number.
@@ -105,7 +105,8 @@ def values(record: dict, group: str, key: str) -> dict[int, float]:
         return dict(enumerate(row[key]))
     if "runs" in record:
         runs = (r for r in record["runs"] if f"{r['scene']} {r['sensors']} {r['method']}" == group)
-        if not (numbers := {run["seed"]: run[key] for run in runs}):
+        part, _, inner = key.partition("/")
+        if not (numbers := {run["seed"]: run[part][inner] if inner else run[part] for run in runs}):
             raise KeyError(f"no run {group!r}")
         return numbers
     name, _, rule = group.partition(" ")
