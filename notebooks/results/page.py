@@ -10,13 +10,18 @@ they come from, and a test evaluates each of them.
 
 import json
 import re
+import sys
 from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from mmlib.evaluation.statistics import Estimate, estimate, paired_difference
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # the course's own package, which is not installed
+
+from course.record_figures import grouped, paired, per_seed  # noqa: E402
+
+from mmlib.evaluation.statistics import Estimate, estimate  # noqa: E402
+
 PAIRS = ("room RT", "room RD", "street RT", "street RD", "room RNPA", "street RNPA")
 
 OBJECTIVES = {
@@ -85,57 +90,60 @@ def read(name: str) -> dict:
     return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def values(record: dict, group: str, key: str) -> dict[int, float]:
-    """seed -> one number of a group of runs.
+def group_of(record: dict, name: str) -> dict:
+    """A group of runs: its seeds, and one number a seed by key ("summary", "miou"), for ``per_seed``.
 
     Args:
-        group: of a record of ``compare`` its name, of failures with a rule of fusion: "street-full
+        name: of a record of ``compare`` that of the group, of failures with a rule of fusion: "street-full
             agreement"; of a record of clusterings "SCENE SENSORS METHOD", such as "room RT unim2"; of frozen
             features "SCENE FEATURES DIRECTIONS SENSORS".
-        key: "full", "mean", "min", "gap" or a subset such as "RD"; of failures "double gross"; of clusterings
-            "miou", "accuracy" or "miou_by_condition/night".
+
+    Raises:
+        KeyError: no such group.
+    """
+    if "rows" in record:
+        scene, features, directions, sensors = name.split(" ", 3)
+        wanted = {"scene": scene, "name": features, "whiten": int(directions), "sensors": sensors}
+        (row,) = (row for row in record["rows"] if wanted.items() <= row.items())
+        return {"seeds": range(len(row["miou"])), "summary": {"all": row}}
+    if "runs" in record:
+        scene, sensors, method = name.split(" ", 2)
+        return grouped(record, scene, sensors)[method]
+    name, _, rule = name.partition(" ")
+    group = record["groups"][name]
+    if not rule:
+        return group
+    scores = [one["summary"][rule] for one in group["failures"]]
+    return {"seeds": group["seeds"], "summary": {"all": {key: [s[key] for s in scores] for key in scores[0]}}}
+
+
+def numbers(record: dict, name: str, key: str) -> list[float]:
+    """One number a seed.
+
+    Args:
+        key: "full", "mean", "min", "gap" or a subset such as "RD"; "cpu_seconds"; of failures "double gross";
+            of clusterings "miou", "accuracy" or "miou_by_condition/night".
 
     Raises:
         KeyError: no such group or number.
     """
-    if "rows" in record:
-        scene, features, directions, sensors = group.split(" ", 3)
-        wanted = {"scene": scene, "name": features, "whiten": int(directions), "sensors": sensors}
-        (row,) = (row for row in record["rows"] if wanted.items() <= row.items())
-        return dict(enumerate(row[key]))
-    if "runs" in record:
-        runs = (r for r in record["runs"] if f"{r['scene']} {r['sensors']} {r['method']}" == group)
-        part, _, inner = key.partition("/")
-        if not (numbers := {run["seed"]: run[part][inner] if inner else run[part] for run in runs}):
-            raise KeyError(f"no run {group!r}")
-        return numbers
-    name, _, rule = group.partition(" ")
-    group = record["groups"][name]
-    if rule:
-        numbers = [one["summary"][rule][key] for one in group["failures"]]
-    elif key == "cpu_seconds":
-        numbers = group[key]
-    else:
-        summary = group["summary"]["all"]
-        numbers = summary[key] if key in summary else group["miou"]["all"][key]
-    return dict(zip(group["seeds"], numbers))
+    group = group_of(record, name)
+    return group[key] if key == "cpu_seconds" else per_seed(group, key)
 
 
 def difference(record: dict, a: str, b: str, key: str) -> Estimate:
     """a minus b, paired by the seeds that both have."""
-    ours, theirs = values(record, a, key), values(record, b, key)
-    seeds = sorted(ours.keys() & theirs.keys())
-    return paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])
+    return paired({name: group_of(record, name) for name in (a, b)}, a, b, key)
 
 
 def average(record: dict, group: str, key: str) -> float:
     """Mean over seeds."""
-    return mean(values(record, group, key).values())
+    return mean(numbers(record, group, key))
 
 
 def spread(record: dict, group: str, key: str) -> str:
     """Mean ± sd over seeds."""
-    number = estimate(list(values(record, group, key).values()))
+    number = estimate(numbers(record, group, key))
     return f"{number.mean:.1f} ± {number.sd:.1f}"
 
 
