@@ -26,11 +26,11 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 # ones start first, and all workers end together.
 SECONDS = {
     "notebooks": 10,  # every notebook that is not listed
-    "notebooks/03_regularized_segmenter.ipynb": 40,
-    "notebooks/04_fisher_gap.ipynb": 15,
-    "notebooks/05_modality_switchboard.ipynb": 20,
-    "notebooks/06_unim2_clustering.ipynb": 35,
-    "notebooks/07_real_data_and_scale.ipynb": 35,
+    "notebooks/04_segmenter_and_subsets.ipynb": 40,
+    "notebooks/06_fisher_gap.ipynb": 15,
+    "notebooks/07_modality_switchboard.ipynb": 20,
+    "notebooks/09_unim2_clustering.ipynb": 35,
+    "notebooks/11_real_data_and_scale.ipynb": 35,
     "tests/browser/test_widgets.py": 35,
     "tests/test_mutations.py": 30,
     "tests/test_regularizer.py": 35,

@@ -1,5 +1,5 @@
 """What frozen tokens know about the classes of an image: the AUC of their correspondences, and the label of
-each token. Notebook 06 calls it; all of it reads labels, so nothing here may choose a setting.
+each token. Notebook 09 calls it; all of it reads labels, so nothing here may choose a setting.
 """
 
 from __future__ import annotations

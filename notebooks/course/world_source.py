@@ -1,4 +1,4 @@
-"""Frames of the sensor world: their physical images, a source of them, and the switchboard of notebook 05,
+"""Frames of the sensor world: their physical images, a source of them, and the switchboard of notebook 07,
 which looks at them.
 """
 

@@ -1,4 +1,4 @@
-"""Make the file behind the panel of notebook 06: one UniM2 training for each λ and each shift of b, k-means
+"""Make the file behind the panel of notebook 09: one UniM2 training for each λ and each shift of b, k-means
 for each number of clusters.
 
     python notebooks/results/cluster_panel.py                        # sixteen trainings of 150 steps, some

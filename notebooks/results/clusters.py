@@ -1,4 +1,4 @@
-"""Every label-free method on the same tokens, schedule and budget -> clusters.json, read by notebook 06.
+"""Every label-free method on the same tokens, schedule and budget -> clusters.json, read by notebook 09.
 Resumable.
 
     python notebooks/results/clusters.py                       # street and room scenes of the sensor world,
