@@ -7,7 +7,9 @@
     street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the
               switchboard, the pictures of README and results page
     ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5
-              -> street_ablation.json
+              -> street_ablation.json (two hours)
+    pretrained  objectives and regularisers with an encoder that has ImageNet weights, 3 seeds
+              -> street_pretrained.json (an hour)
     pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds, the
               objectives 5 -> street_pvt.json (an hour)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
@@ -15,7 +17,9 @@
     search    settings of four methods chosen without labels, on rooms -> cluster_search.json
     clusters  segmentation without labels: clusters.py, cluster_panel.py
               -> clusters.json, clusters_selected.json, clusters_raised.json, …
-    nyu       real frames, three objectives, 5 seeds -> nyu_subsets.json, clusters_nyu.json
+    nyu       real frames: three objectives from scratch, 5 seeds -> nyu_subsets.json (two hours); objectives,
+              regularisers and networks with pretrained weights, 3 seeds, the objectives 5
+              -> nyu_pretrained.json (two hours); clusters_nyu.json
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and
 histories go to runs/.
@@ -78,6 +82,13 @@ SHORT = {
     "paper": f"{DROPOUT} --prediction input --lambda-p 0.1 --features kl --lambda-f 0.02",
     # the paper's network and terms, in the closed forms that fit its Table 8
     "shared-paper": f"{DROPOUT} --stem shared --prediction unimodal-logit --features kl --form inverse",
+    # the terms without modality dropout (the paper's Table 5), and a sweep of lambda_f (its Table 7)
+    "full+input": "--subsets full --epochs 6 --prediction input --lambda-p 0.1",
+    "full+kl": "--subsets full --epochs 6 --features kl --lambda-f 0.02",
+    "full+paper": "--subsets full --epochs 6 --prediction input --lambda-p 0.1 --features kl --lambda-f 0.02",
+    "kl-0.005": f"{DROPOUT} --features kl --lambda-f 0.005",
+    "kl-0.1": f"{DROPOUT} --features kl --lambda-f 0.1",
+    "kl-0.5": f"{DROPOUT} --features kl --lambda-f 0.5",
     # the ingredients of all-subsets, one taken out: sums of logits as evidence; the weight of the full set
     "all-mean": "--evidence mean --epochs 6",
     "all-w1": "--full-weight 1 --epochs 6",
@@ -115,15 +126,37 @@ NYU = {
     "dropout": "--subsets dropout --epochs 45",
     "all-subsets": "--epochs 30",
 }
+# An encoder with ImageNet weights, on real frames and on the street world. The learning rate was chosen on
+# val (seed 0, 4 epochs, from 5e-4, 1e-3 and 2e-3).
+PRETRAINED = "--encoder tf_efficientnet_lite0 --pretrained --lr 2e-3 --eval-every 0"
+LONGER = "--subsets dropout --epochs 9"
+NYU_PRETRAINED = {
+    "full": "--subsets full --epochs 6",
+    "dropout": LONGER,
+    "all-subsets": "--epochs 6",
+    "input-0.03": f"{LONGER} --prediction input --lambda-p 0.03",
+    "input-0.1": f"{LONGER} --prediction input --lambda-p 0.1",
+    "kl-0.02": f"{LONGER} --features kl --lambda-f 0.02",
+    "paper": f"{LONGER} --prediction input --lambda-p 0.1 --features kl --lambda-f 0.02",
+    "cmx": "--subsets full --fusion cmx --epochs 6",
+    "shared-dropout": f"{LONGER} --stem shared",
+    "shared-all": "--stem shared --epochs 6",
+}
+STREET_PRETRAINED = {
+    kind: SHORT[kind] for kind in ("full", "dropout", "all-subsets", "input-0.1", "full+input", "full+paper")
+}
+
+
+Part = Literal[
+    "world", "street", "ablation", "pretrained", "pvt", "curves", "failures", "search", "clusters", "nyu"
+]
 
 
 @dataclass(frozen=True)
 class Options:
     """Repeat the reference runs."""
 
-    which: tyro.conf.Positional[
-        Literal["world", "street", "ablation", "pvt", "curves", "failures", "search", "clusters", "nyu"]
-    ] = "world"
+    which: tyro.conf.Positional[Part] = "world"
     """One part; world = all parts on the sensor world."""
     frames: str = ""
     """nyu: folder of frames (see data_scripts/prepare_nyu.py)."""
@@ -175,14 +208,22 @@ def street(jobs: int) -> None:
     call(str(RESULTS / "moving_picture.py"))
 
 
+def finalists_first(group: str, data: str, kinds: dict[str, str], extra: str, jobs: int) -> list[str]:
+    """The three objectives with 5 seeds, all else with 3 -> the folders, by kind."""
+    finalists = {kind: kinds[kind] for kind in ("full", "dropout", "all-subsets")}
+    others = {kind: options for kind, options in kinds.items() if kind not in finalists}
+    return runs(group, data, finalists, extra, 5, jobs) + runs(group, data, others, extra, 3, jobs)
+
+
 def ablation(jobs: int) -> None:
-    finalists = {kind: SHORT[kind] for kind in ("full", "dropout", "all-subsets")}
-    others = {kind: options for kind, options in SHORT.items() if kind not in finalists}
-    extra = "--batch-size 2 --crop 64 96 --eval-every 0"
-    folders = runs("short", "street", finalists, extra, 5, jobs) + runs(
-        "short", "street", others, extra, 3, jobs
-    )
+    folders = finalists_first("short", "street", SHORT, "--batch-size 2 --crop 64 96 --eval-every 0", jobs)
     compare(folders, "street_ablation.json", "--split", "test")
+
+
+def pretrained(jobs: int) -> None:
+    extra = f"{PRETRAINED} --batch-size 2 --crop 64 96"
+    folders = runs("street-pretrained", "street", STREET_PRETRAINED, extra, 3, jobs)
+    compare(folders, "street_pretrained.json", "--split", "test")
 
 
 def pvt(jobs: int) -> None:
@@ -317,6 +358,9 @@ def nyu(frames: str, jobs: int) -> None:
         )
     folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
     compare(folders, "nyu_subsets.json", "--split", "test")
+    extra = f"{PRETRAINED} --crop 96 128 --scale 0.75 1.6"
+    folders = finalists_first("nyu-pretrained", "runs/nyu", NYU_PRETRAINED, extra, jobs)
+    compare(folders, "nyu_pretrained.json", "--split", "test")
     call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
 
 
@@ -329,6 +373,7 @@ def main(options: Options) -> None:
     parts = {
         "street": street,
         "ablation": ablation,
+        "pretrained": pretrained,
         "curves": curves,
         "failures": failures,
         "search": search,
