@@ -55,15 +55,20 @@ def show(fig: Figure, alt: str) -> None:
         )
     from IPython.display import display
 
+    png, width = png_of(fig)
+    data = {"image/png": png, "text/plain": f"Figure: {alt}"}
+    display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
+
+
+def png_of(fig: Figure) -> tuple[str, int]:
+    """A figure as a PNG in base64, and the width in pixels at which to draw it; closes the figure."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=144, bbox_inches="tight", pad_inches=0.05)
     plt.close(fig)
     png = small_png(buffer.getvalue())
     # Bytes 16 to 19 of a PNG are its width. It is drawn with 1.5 dots a pixel: sharp on good screens, and of
     # the same size on all.
-    width = int.from_bytes(png[16:20], "big") * 96 // 144
-    data = {"image/png": base64.b64encode(png).decode(), "text/plain": f"Figure: {alt}"}
-    display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
+    return base64.b64encode(png).decode(), int.from_bytes(png[16:20], "big") * 96 // 144
 
 
 def small_png(png: bytes) -> bytes:

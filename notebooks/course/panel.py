@@ -2,7 +2,11 @@
 
 A panel redraws once for several changes, says in words what it shows, and never raises inside a callback:
 what went wrong is written where the result would stand. It is built from widgets that own their content, so
-that it can be tested without a browser and compares stably in a notebook.
+that it can be tested without a browser and compares stably in a notebook. Beside the widget its output holds
+a picture of it (``figure``), for pages where nothing runs.
+
+Sliders report while they are dragged: the browser sends one value, waits until it is drawn, and then sends
+the latest, so that a slow redraw skips values and queues none up.
 """
 
 import base64
@@ -12,9 +16,24 @@ from html import escape
 
 import ipywidgets as widgets
 import numpy as np
+from matplotlib import pyplot as plt
 from PIL import Image
 
+from .charts import png_of
+
 FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
+
+# ipywidgets gives the handle of a slider no name, and all lists that are called "failure" the same. This names
+# every control by its tooltip, which says whose it is. The first seconds are enough: views are made then.
+NAME_CONTROLS = """<script>
+for (let wait = 0; wait < 6000; wait += 300) setTimeout(() => {
+  for (const control of document.querySelectorAll(".jupyter-widgets [role=slider], .jupyter-widgets select")) {
+    const label = control.closest(".jupyter-widgets").querySelector("label");
+    const name = control.title || label?.title || label?.textContent;
+    if (name) control.setAttribute("aria-label", name);
+  }
+}, wait);
+</script>"""
 
 
 def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
@@ -71,7 +90,22 @@ class Panel(widgets.VBox):
 
     def __init__(self, max_width: str):
         self._state, self._named, self._quiet, self.status = {}, {}, False, widgets.HTML()
+        script = {"output_type": "display_data", "data": {"text/html": NAME_CONTROLS}, "metadata": {}}
+        self._namer = widgets.Output(outputs=(script,), layout={"height": "0", "margin": "0"})
         super().__init__(layout={"width": "100%", "max_width": max_width})
+
+    def figure(self) -> plt.Figure | None:
+        """What the panel shows now as a still picture; None where a subclass has none."""
+
+    def _repr_mimebundle_(self, **options):
+        """The widget, its text form, and the picture that a page without a kernel shows instead."""
+        if self._namer not in self.children:
+            self.children = (*self.children, self._namer)
+        data, metadata = super()._repr_mimebundle_(**options), {}
+        if figure := self.figure():
+            data["image/png"], width = png_of(figure)
+            metadata["image/png"] = {"width": width, "alt": repr(self)}
+        return data, metadata
 
     def _follow(self, **controls: widgets.Widget) -> None:
         """Redraw whenever one of these changes; ``set`` knows them by these names."""
