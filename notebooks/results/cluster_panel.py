@@ -1,7 +1,7 @@
 """Make the file behind the panel and the landscape of notebook 10: one UniM2 training for each λ and each
 shift of b, k-means for each number of clusters.
 
-    python notebooks/results/cluster_panel.py          # twenty trainings of 150 steps, some minutes on one core
+    python notebooks/results/cluster_panel.py    # twenty trainings of 150 steps, some minutes
 
 What is finished is not run again: the trainings lie in runs/cluster-panel, the result goes to
 notebooks/results/cluster_panel.npz. The split that is scored is val, because a reader of the panel chooses

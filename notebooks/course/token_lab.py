@@ -1,0 +1,175 @@
+"""A small place to try label-free segmentation in: 64 rooms and their frozen tokens, and trainings of a few
+seconds. Notebooks 08 to 10 share it, and the tokens, which are kept on disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmlib import world
+from mmlib.figures import picture, use_style
+from mmlib.loop import read_history
+from mmlib.modalities import SENSORS
+from mmlib.runtime import limit_threads
+from mmlib.unsupervised.clustering import load_clustering
+from mmlib.unsupervised.correspondence import CorrespondenceConfig
+from mmlib.unsupervised.extraction import extract_tokens
+from mmlib.unsupervised.inference import EvaluationConfig
+from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare, resolve_method
+from mmlib.unsupervised.networks import ClusterNetConfig
+from mmlib.unsupervised.tokens import TokenChain, Tokens
+from mmlib.unsupervised.train import cluster
+
+from .token_labels import majority_label
+
+SENSORS_SHOWN = ("rgb", "depth", "thermal")
+
+
+class TokenLab:
+    """64 training and 32 validation rooms of the sensor world, and the tokens of a frozen backbone.
+
+    Args:
+        backbone: any network of timm that gives feature maps.
+        weights: as ``mmlib cluster --backbone-weights``: empty = those of an installed package, a file, "hub",
+            or "random".
+
+    ``data`` and ``val`` are the two splits, ``names`` the sensors, ``grid`` the tokens of a picture.
+
+    Raises:
+        SystemExit: there are no such weights; its message names the ways to get some.
+    """
+
+    def __init__(self, backbone: str = "tf_efficientnet_lite0", weights: str = ""):
+        use_style()
+        limit_threads()
+        self.names, self.folder = list(SENSORS_SHOWN), Path(tempfile.mkdtemp())
+        room = world.ensure("room", 64, 32, 0, modalities=SENSORS_SHOWN, progress=False)
+        self.base = ClusterConfig(
+            data=str(room),
+            out=str(self.folder / "base"),
+            tokens=TokenConfig(backbone=backbone, backbone_weights=weights, size=(144, 192)),
+            network=ClusterNetConfig(dim=16),
+            loss=CorrespondenceConfig(points=48, negatives=2),
+            evaluation=EvaluationConfig(restarts=3, repeats=1, kmeans_points=3000, maps=3),
+            steps=40,
+            batch_size=6,
+            save_every=1000,
+            progress=False,
+        )
+        try:
+            self.prepared = prepare(self.base)[1]
+        except ValueError as error:  # such as weights that are not installed
+            raise SystemExit(error) from None
+        self.data, self.val, self.backbone = (
+            self.prepared.data,
+            self.prepared.scored,
+            self.prepared.backbone,
+        )
+        self.grid, self.classes = self.prepared.tokens.grid, self.val.description.classes
+        self.palette = self.val.description.palette
+        self._configs, self.reports, self._chains = {}, {}, {}
+
+    def __repr__(self) -> str:
+        h, w = self.grid
+        return (
+            f"{len(self.data)} training and {len(self.val)} validation rooms, seen by {', '.join(self.names)}\n"
+            f"a picture is {h} x {w} tokens of {self.prepared.tokens.channels} numbers\n"
+            f"backbone {self.backbone.name}, weights: {self.backbone.source['weights']}"
+        )
+
+    # ---- tokens ----
+
+    def _extracted(self, data, train: bool = True) -> Tokens:
+        return extract_tokens(
+            data, self.backbone, self.names, self.base.tokens, train=train, progress=False
+        )
+
+    def stages(self) -> dict[str, TokenChain]:
+        """What the library does to tokens before anything reads them, step by step: raw, standardised,
+        smoothed, mean subtracted. Statistics are those of the training images, for every split.
+        """
+        if not self._chains:
+            chain = TokenChain().fit(self._extracted(self.data))
+            self._chains = {"raw": TokenChain(), "standardised": chain}
+            self._chains["smoothed"] = replace(chain, smooth=True)
+            self._chains["mean subtracted"] = replace(chain, smooth=True, centre=1.0)
+        return self._chains
+
+    def tokens(self, entries, stage: str = "mean subtracted", split: str = "train") -> dict:
+        """Sensor -> tokens (B, C, h, w) of some images of a split, after a stage of ``stages``."""
+        data = self.data if split == "train" else self.val
+        found = replace(self._extracted(data, split == "train"), chain=self.stages()[stage])
+        return found.batch(entries, self.names)
+
+    def encode(self, images: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """Sensor -> raw tokens (1, C, h, w) of one frame's physical images."""
+        from mmlib.unsupervised.pictures import as_picture, resize_picture
+
+        return {
+            name: self.backbone.extract(
+                resize_picture(
+                    as_picture(SENSORS[name], torch.as_tensor(images[name]))[None], self.base.tokens.size
+                )
+            )
+            for name in self.names
+        }
+
+    def labels(self) -> torch.Tensor:
+        """(n, H, W) class ids of the validation rooms. For evaluation only."""
+        labels = [self.val.stored(i)[1].astype(np.int64) for i in range(len(self.val))]
+        return torch.from_numpy(np.stack(labels))
+
+    def patch_labels(self) -> torch.Tensor:
+        """(n, h · w) most frequent class of each token's patch, 255 = unlabelled. For evaluation only."""
+        return majority_label(self.labels(), self.grid, len(self.classes)).flatten(1)
+
+    def picture(self, name: str, index: int, split: str = "val") -> np.ndarray:
+        """One sensor's picture (H, W, 3) of an image."""
+        data = self.val if split == "val" else self.data
+        return picture(SENSORS[name], data.physical(index)[0][name])
+
+    # ---- trainings ----
+
+    def run(self, name: str, sensors=("rgb",), prepared=None, **options) -> dict:
+        """A training of a few seconds on tokens that are there; returns its report.
+
+        Args:
+            options: settings of ``ClusterConfig``, such as method, steps, lambda_x, network, loss.
+        """
+        sensors = tuple(sensors)
+        options = {"method": "stego" if len(sensors) == 1 else "unim2"} | options
+        config = replace(self.base, out=str(self.folder / name), modalities=sensors, **options)
+        if name in self._configs and self._configs[name] != config:  # the cell was changed and run again
+            for file in Path(config.out).rglob("*"):
+                file.is_file() and file.unlink()
+        self._configs[name] = config
+        plan = resolve_method(config, list(sensors))
+        self.reports[name] = cluster(config, (plan, prepared or self.prepared))
+        return self.reports[name]
+
+    def prepare(self, sensors, **options):
+        """Other tokens for ``run``: such as combine="image", which averages pictures, or whitened ones."""
+        return prepare(replace(self.base, modalities=tuple(sensors), **options))[1]
+
+    def miou(self, name: str) -> float:
+        """Mean IoU on the validation rooms, in per cent, by labels."""
+        return self.reports[name]["scores"]["miou"]["all"]
+
+    def history(self, name: str) -> list[dict]:
+        """The lines that a run has logged: step, loss and its terms, effective rank, …"""
+        return [line for line in read_history(self.folder / name / "history.jsonl")[0] if "loss" in line]
+
+    def label_map(self, name: str, index: int) -> np.ndarray:
+        """Class ids that a run gave to one of the first validation images."""
+        file = self.folder / name / "maps" / f"{self.val.rows[index]['id']}.png"
+        return np.array(Image.open(file))
+
+    def clustering(self, name: str):
+        """Network, centroids and names of a finished run."""
+        return load_clustering(self.folder / name / "clustering.safetensors")

@@ -1,0 +1,69 @@
+"""A few hundred tokens of validation rooms in three dimensions -> token_cloud.json, which notebook 08 draws to
+be turned and filtered.
+
+    python notebooks/results/token_cloud.py        # half a minute on one core
+
+Three stages of what the library does to tokens, each with principal components of its own; the class of each
+patch, its cluster, its sensor and the light of its room. Numbers are rounded, so that the notebook is the same
+on every machine.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]  # the course's own package is not installed
+
+from course.cluster_figures import components  # noqa: E402
+from course.token_lab import TokenLab  # noqa: E402
+
+from mmlib.runtime import provenance, write_json  # noqa: E402
+from mmlib.unsupervised.clustering import nearest_centroid  # noqa: E402
+from mmlib.unsupervised.correspondence import all_points, unit  # noqa: E402
+from mmlib.unsupervised.kmeans import kmeans  # noqa: E402
+
+PLACES = 150  # of which each sensor has a token
+STAGES = ("raw", "standardised", "mean subtracted")
+
+
+def side_by_side(tokens: dict) -> torch.Tensor:
+    """(points, C) tokens of all sensors, each of length 1, one after the other."""
+    return torch.cat([unit(all_points(maps)) for maps in tokens.values()], 2).flatten(0, 1)
+
+
+def main() -> None:
+    lab = TokenLab()
+    rooms = range(len(lab.val))
+    labels = lab.patch_labels().flatten()
+    places = np.random.default_rng(0).permutation(np.flatnonzero(labels.numpy() != 255))[:PLACES]
+    places.sort()
+    means = kmeans(side_by_side(lab.tokens(range(len(lab.data)))), len(lab.classes), restarts=5, seed=0)
+    clusters = nearest_centroid(side_by_side(lab.tokens(rooms, split="val")), means.centroids)[0]
+    lights = [row["condition"] for row in lab.val.rows]
+    patches = lab.grid[0] * lab.grid[1]
+    record = {
+        "provenance": provenance("python notebooks/results/token_cloud.py", 0),
+        "features": lab.backbone.name,
+        "split": "val",
+        "classes": lab.classes,
+        "palette": lab.palette,
+        "sensor": [name for name in lab.names for _ in places],
+        "light": [lights[place // patches] for _ in lab.names for place in places],
+        "class": [int(labels[place]) for _ in lab.names for place in places],
+        "cluster": [int(clusters[place]) for _ in lab.names for place in places],
+        "stages": {},
+    }
+    for stage in STAGES:
+        maps = lab.tokens(rooms, stage, "val")
+        mean, axes, low, high = components(list(maps.values()))
+        rows = torch.cat([all_points(maps[name]).flatten(0, 1)[places] for name in lab.names]).double()
+        scaled = 2 * ((rows - mean) @ axes.T - low) / (high - low) - 1  # most lie between -1 and 1
+        record["stages"][stage] = [[round(float(x), 2) for x in axis] for axis in scaled.T]
+    write_json(ROOT / "notebooks/results/token_cloud.json", record)
+
+
+if __name__ == "__main__":
+    main()
