@@ -36,8 +36,8 @@ class TokenLab:
 
     Args:
         backbone: any network of timm that gives feature maps.
-        weights: as ``mmlib cluster --backbone-weights``: empty = those of an installed package, a file, "hub",
-            or "random".
+        weights: as ``mmlib cluster --backbone-weights``: empty = those of an installed package, a file,
+            "hub", or "random".
 
     ``data`` and ``val`` are the two splits, ``names`` the sensors, ``grid`` the tokens of a picture.
 
@@ -78,7 +78,7 @@ class TokenLab:
     def __repr__(self) -> str:
         h, w = self.grid
         return (
-            f"{len(self.data)} training and {len(self.val)} validation rooms, seen by {', '.join(self.names)}\n"
+            f"{len(self.data)} training and {len(self.val)} validation rooms: {', '.join(self.names)}\n"
             f"a picture is {h} x {w} tokens of {self.prepared.tokens.channels} numbers\n"
             f"backbone {self.backbone.name}, weights: {self.backbone.source['weights']}"
         )
@@ -86,9 +86,7 @@ class TokenLab:
     # ---- tokens ----
 
     def _extracted(self, data, train: bool = True) -> Tokens:
-        return extract_tokens(
-            data, self.backbone, self.names, self.base.tokens, train=train, progress=False
-        )
+        return extract_tokens(data, self.backbone, self.names, self.base.tokens, train=train, progress=False)
 
     def stages(self) -> dict[str, TokenChain]:
         """What the library does to tokens before anything reads them, step by step: raw, standardised,

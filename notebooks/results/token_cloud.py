@@ -1,11 +1,10 @@
-"""A few hundred tokens of validation rooms in three dimensions -> token_cloud.json, which notebook 08 draws to
-be turned and filtered.
+"""Tokens of validation rooms in three dimensions -> token_cloud.json, which notebook 08 draws to be turned and
+filtered.
 
     python notebooks/results/token_cloud.py        # half a minute on one core
 
 Three stages of what the library does to tokens, each with principal components of its own; the class of each
-patch, its cluster, its sensor and the light of its room. Numbers are rounded, so that the notebook is the same
-on every machine.
+patch, its cluster, its sensor and the light of its room. Rounded, so that the notebook is the same everywhere.
 """
 
 import sys
@@ -21,9 +20,8 @@ from course.cluster_figures import components  # noqa: E402
 from course.token_lab import TokenLab  # noqa: E402
 
 from mmlib.runtime import provenance, write_json  # noqa: E402
-from mmlib.unsupervised.clustering import nearest_centroid  # noqa: E402
 from mmlib.unsupervised.correspondence import all_points, unit  # noqa: E402
-from mmlib.unsupervised.kmeans import kmeans  # noqa: E402
+from mmlib.unsupervised.kmeans import kmeans, nearest_centroid  # noqa: E402
 
 PLACES = 150  # of which each sensor has a token
 STAGES = ("raw", "standardised", "mean subtracted")

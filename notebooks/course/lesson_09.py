@@ -1,0 +1,132 @@
+"""Exercises of notebook 09: matching clusters to classes, two judges in one, what harmonizers weigh, and what
+may be called a difference.
+"""
+
+from itertools import permutations
+
+import numpy as np
+from scipy.stats import t
+
+from course.exercises import Exercise, check
+
+__all__ = ["EXERCISES", "check"]
+
+
+def best_agreement(counts):
+    k = range(len(counts))
+    return max(sum(counts[p[c], c] for c in k) for p in permutations(k))
+
+
+def _greedy(counts):
+    counts, total = counts.copy(), 0
+    for _ in range(len(counts)):
+        row, column = np.unravel_index(counts.argmax(), counts.shape)
+        total += counts[row, column]
+        counts[row], counts[:, column] = -1, -1
+    return int(total)
+
+
+def _unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def one_judge(f_rgb, f_x, weight):
+    return np.concatenate([_unit(f_rgb), np.sqrt(weight) * _unit(f_x)], axis=1)
+
+
+def harmonizer_size(dim, sensors, shared):
+    one = 2 * (dim * dim + dim)
+    return one if shared else one * (sensors - 1)
+
+
+def interval(ours, theirs):
+    d = np.array(ours) - np.array(theirs)
+    half = t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+    return d.mean() - half, d.mean() + half
+
+
+def _interval(ours, theirs, half):
+    mean = np.mean(ours) - np.mean(theirs)
+    return mean - half, mean + half
+
+
+def _unpaired(ours, theirs):
+    n = len(ours)
+    return np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / n) * t.ppf(0.975, n - 1)
+
+
+_rng = np.random.default_rng(0)
+_pair = (_rng.normal(size=(3, 4)), _rng.normal(size=(3, 5)))
+_sd = lambda a, b, ddof=1: np.std(np.array(a) - np.array(b), ddof=ddof)
+
+EXERCISES = {
+    "best_agreement": Exercise(
+        best_agreement,
+        [
+            (np.array([[5, 1, 0], [4, 0, 1], [0, 3, 2]]),),
+            (np.array([[5, 4], [4, 0]]),),
+            (_rng.integers(0, 30, (5, 5)),),
+        ],
+        {
+            "Each cluster took its largest class, so that two clusters may have the same one.": (
+                lambda counts: counts.max(0).sum()
+            ),
+            "Each class took its largest cluster, so that one cluster may be given away twice.": (
+                lambda counts: counts.max(1).sum()
+            ),
+            "The largest count is not always part of the best naming: try all of them.": _greedy,
+        },
+    ),
+    "one_judge": Exercise(
+        one_judge,
+        [(*_pair, 0.3), (*_pair, 2.0), (*_pair, 1.0)],
+        {
+            "A scalar product multiplies the factor with itself: scale by the root of the weight.": (
+                lambda f_rgb, f_x, weight: np.concatenate([_unit(f_rgb), weight * _unit(f_x)], 1)
+            ),
+            "Scale each sensor's token to length 1 first, else the longer ones outvote the others.": (
+                lambda f_rgb, f_x, weight: np.concatenate([f_rgb, np.sqrt(weight) * f_x], 1)
+            ),
+            "Do not scale what is joined: that divides the sum of the two F by 1 + weight.": (
+                lambda f_rgb, f_x, weight: _unit(one_judge(f_rgb, f_x, weight))
+            ),
+        },
+        1e-9,
+    ),
+    "harmonizer_size": Exercise(
+        harmonizer_size,
+        [(70, 2, True), (70, 2, False), (320, 4, False), (320, 4, True)],
+        {
+            "Each layer has a bias, too: D numbers beside its D x D weights.": lambda dim, sensors, shared: (
+                2 * dim * dim * (1 if shared else sensors - 1)
+            ),
+            "The anchor has no harmonizer: count the other sensors only.": lambda dim, sensors, shared: (
+                2 * (dim * dim + dim) * (1 if shared else sensors)
+            ),
+            "A harmonizer has two layers.": lambda dim, sensors, shared: (
+                (dim * dim + dim) * (1 if shared else sensors - 1)
+            ),
+            "Without sharing, every sensor but the anchor has a harmonizer of its own.": (
+                lambda dim, sensors, shared: 2 * (dim * dim + dim)
+            ),
+        },
+    ),
+    "interval": Exercise(
+        interval,
+        [([18.0, 20.0, 19.0], [17.0, 18.5, 18.3]), ([3.0, 5.0, 4.0, 8.0], [4.0, 4.5, 3.0, 7.0])],
+        {
+            "The seeds are not paired: take the differences first, then their spread.": lambda ours, theirs: (
+                _interval(ours, theirs, _unpaired(ours, theirs))
+            ),
+            "This is the spread of one difference. That of their mean is smaller by the root of n.": (
+                lambda ours, theirs: _interval(ours, theirs, t.ppf(0.975, len(ours) - 1) * _sd(ours, theirs))
+            ),
+            "The factor 1.96 is for many seeds. For few, Student's t has longer arms: t.ppf(0.975, n - 1).": (
+                lambda ours, theirs: _interval(ours, theirs, 1.96 * _sd(ours, theirs) / len(ours) ** 0.5)
+            ),
+            "The spread of a sample divides by n - 1: ddof=1.": lambda ours, theirs: _interval(
+                ours, theirs, t.ppf(0.975, len(ours) - 1) * _sd(ours, theirs, 0) / len(ours) ** 0.5
+            ),
+        },
+    ),
+}
