@@ -65,9 +65,8 @@ def clean(notebook):
             # A widget's random id points to state that is not stored; without it, viewers show the panel's
             # text form instead of an error.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-            kept = output.get("metadata", {}).get("image/png")
-            if "metadata" in output:
-                output["metadata"] = {"image/png": kept} if kept else {}
+            if "metadata" in output:  # of pictures it says their size and what they show
+                output["metadata"] = {k: v for k, v in output["metadata"].items() if k.startswith("image/")}
     return notebook
 
 

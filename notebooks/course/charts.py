@@ -46,6 +46,16 @@ def show(fig: Figure, alt: str) -> None:
     Raises:
         ValueError: ``alt`` is empty or not a sentence.
     """
+    alt = sentence(fig, alt)
+    from IPython.display import display
+
+    png, width = png_of(fig)
+    data = {"image/png": png, "text/plain": f"Figure: {alt}"}
+    display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
+
+
+def sentence(fig: Figure, alt: str) -> str:
+    """``alt`` on one line; ValueError, and ``fig`` is closed, where it is not a sentence."""
     alt = " ".join(alt.split())
     if len(alt) < 12 or " " not in alt:
         plt.close(fig)
@@ -53,11 +63,7 @@ def show(fig: Figure, alt: str) -> None:
             f"show(fig, alt={alt!r}): say in one sentence what the figure shows, "
             "for readers who cannot see it"
         )
-    from IPython.display import display
-
-    png, width = png_of(fig)
-    data = {"image/png": png, "text/plain": f"Figure: {alt}"}
-    display(data, raw=True, metadata={"image/png": {"width": width, "alt": alt}})
+    return alt
 
 
 def png_of(fig: Figure) -> tuple[str, int]:
