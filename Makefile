@@ -21,13 +21,14 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TEST_FLAGS ?=
 
-.PHONY: help lab test test-old-cpu notebooks results constraints clean
+.PHONY: help lab test test-old-cpu notebooks book results constraints clean
 
 help:
 	@echo "make lab         environment, embedded data set, JupyterLab on the start notebook"
 	@echo "make test        environment, all tests, all notebooks under strict comparison (JOBS=2 processes)"
 	@echo "make test-old-cpu  notebooks and numerical tests on an emulated processor without AVX"
 	@echo "make notebooks   execute and clean every notebook in place"
+	@echo "make book        the lessons as a web site in build/book, from the outputs that the notebooks store"
 	@echo "make results     repeat the reference runs recorded in notebooks/results/ (long)"
 	@echo "make constraints write the versions installed now into constraints.txt"
 	@echo "make clean       remove .venv and everything built (rendered data and runs/ stay)"
@@ -40,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1 || { \
 	  echo "error: $(PYTHON) has no venv module. On Debian and Ubuntu: apt-get install python3-venv; or name another Python: make PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,export,lab,logs,pretrained,search,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[book,data,export,lab,logs,pretrained,search,test]"
 	@touch $(STAMP)
 
 lab: $(STAMP)
@@ -67,6 +68,9 @@ test-old-cpu: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/python -m mmlib render
 	$(ONE_THREAD) $(BIN)/python tests/refresh_notebooks.py
+
+book: $(STAMP)
+	$(BIN)/python notebooks/book build/book
 
 # The reference runs whose records lie in notebooks/results/, in order, one command a line.
 results: $(STAMP)
