@@ -227,7 +227,7 @@ def solution_code(exercise) -> str:
     ]
 
 
-@pytest.fixture(params=[number for number in LESSONS if lesson(number)])
+@pytest.fixture(params=[number for number in LESSONS if lesson(number) and found_exercises(number)])
 def course_lesson(request):
     return SimpleNamespace(
         number=request.param,
