@@ -14,6 +14,7 @@ import stub_world
 import torch
 from course import switchboard as panels
 from course.world_source import WorldPanel, physical_images
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from mmlib import figures
@@ -21,7 +22,7 @@ from mmlib.data.description import Description
 from mmlib.data.missing import degrade, faulty
 from mmlib.evaluation.fusion import fuse, weights
 from mmlib.modalities import SENSORS, Modality
-from mmlib.segmentation.network import NetworkConfig, Segmenter
+from mmlib.segmentation.network import NetworkConfig, Segmenter, save_segmenter
 
 NAMES = ("rgb", "depth", "event", "lidar")
 CASES = {
@@ -253,7 +254,7 @@ def test_no_sensor_left_is_a_sentence_and_not_an_error(panel):
         "it knows RGB and depth only"
     )
     assert panel.state()["miou"].keys() == {"first"}
-    panel.reset.click()
+    panel.buttons["all well"].click()
     assert panel.state()["present"] == "RDEL" and panel.state()["miou"].keys() == {"first", "second"}
 
 
@@ -313,18 +314,82 @@ def controls(widget):
 
 
 def test_every_control_says_what_it_is(panel):
-    found = [
-        w
-        for w in controls(panel)
-        if hasattr(w, "description") and not isinstance(w, (panels.widgets.HTML, panels.widgets.Box))
-    ]
-    assert len(found) == 5 + 4 * len(NAMES)
-    assert all(w.description and w.tooltip for w in found)
-    assert all(not w.continuous_update for w in found if hasattr(w, "continuous_update")), "one redraw a move"
+    kinds = widgets.ValueWidget | widgets.Button
+    found = [w for w in controls(panel) if isinstance(w, kinds) and not isinstance(w, widgets.HTML)]
+    assert len(found) == 5 + len(panel.buttons) + 4 * len(NAMES)
+    names = [w.tooltip for w in found]
+    assert all(names) and len(set(names)) == len(names), "each has a name of its own"
+    assert all(w.description for w in found if w not in [c["case"] for c in panel.controls.values()])
+    sliders = [w for w in found if hasattr(w, "continuous_update")]
+    assert len(sliders) == 9 and all(w.continuous_update for w in sliders), "live while dragging"
     assert all('scope="row"' in html.value and "<caption" in html.value for html in panel.weight.values())
     assert all(
         "<img alt=" in html.value for html in (*panel.view.values(), panel.truth, *panel.prediction.values())
     )
+
+
+def test_scores_stand_beside_their_difference_to_the_pinned_state(panel):
+    start = panel.state()
+    assert start["delta"] == {"first": "", "second": ""} and "Pinned: scene 0, day, RDEL, mean." in (
+        panel.status.value
+    )
+    after = panel.set(rgb={"gain": 0.0})
+    for title, before in start["miou"].items():
+        change = f"{after['miou'][title] - before:+.1f}".replace("-", "−")
+        assert after["delta"][title] == f" ({change} against the pinned state)"
+        assert change in panel.prediction[title].value and after["delta"][title] in panel.status.value
+        changed = [k for k, v in after["iou"][title].items() if v != start["iou"][title][k]]
+        assert changed and panel.bars.value.count("(") >= len(changed)
+    panel.pinner.click()
+    assert set(panel.state()["delta"].values()) == {""} and "rgb altered" in panel.status.value
+    back = panel.set(rgb={})
+    assert back["miou"] == start["miou"] and "against the pinned state" in panel.status.value
+
+
+def test_a_scenario_is_one_click(panel):
+    pressed = lambda: [name for name, button in panel.buttons.items() if button.style.font_weight == "bold"]
+    assert pressed() == ["all well"]
+    for name, (present, condition) in {
+        "night": ("RDEL", "night"),
+        "fog, no LiDAR": ("RDE", "fog"),
+        "black camera": ("RDEL", "day"),
+        "the camera lies": ("RDEL", "day"),
+        "depth drifts": ("RDEL", "day"),
+        "only lidar": ("L", "day"),
+    }.items():
+        panel.controls["event"]["gain"].value = 0.5  # what a scenario does not name, it resets
+        panel.buttons[name].click()
+        state = panel.state()
+        assert (state["present"], state["condition"], state["error"]) == (present, condition, "")
+        assert pressed() == [name] and panel.controls["event"]["gain"].value == 1
+    panel.play("the camera lies")
+    assert "another scene" in alt(panel.view["rgb"].value)
+
+
+def test_its_output_holds_a_picture_of_it(panel):
+    """What a page without a kernel shows; and what names the handles, once, however often it is displayed."""
+    for _ in range(2):
+        panel.play("the camera lies")
+        data, metadata = panel._repr_mimebundle_()
+        assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/plain", "image/png"}
+        assert data["text/plain"] == repr(panel) and "mIoU" in metadata["image/png"]["alt"]
+    image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert image.width > 900 and len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    texts = [text.get_text() for part in panel.figure().subfigs for text in part.findobj(match=plt.Text)]
+    assert f"mIoU {panel.state()['miou']['first']:.1f} %" in " ".join(texts) and "R rgb" in texts
+    assert sum(isinstance(child, widgets.Output) for child in panel.children) == 1
+
+
+def test_a_legend_says_which_colour_is_what(panel):
+    rows = re.findall(r'scope="row"[^>]*>([^<]+)<', panel.bars.value)
+    named = re.findall(r"background:(#\w+)\"></span>([^<]+)<", panel.legend.value)
+    assert [name for _, name in named] == rows and len(rows) > 2
+    colours = {
+        "#{:02x}{:02x}{:02x}".format(*c) for c in np.unique(pixels(panel.truth.value).reshape(-1, 3), axis=0)
+    }
+    assert {colour for colour, _ in named} == colours
+    panel.show.value = "errors"
+    assert "wrong" in panel.legend.value and "right" in panel.legend.value
 
 
 def test_one_setting_can_be_asked_for_at_once(panel):
@@ -379,10 +444,15 @@ def test_frames_of_a_prepared_data_set(tmp_path, segmenters):
             frame = stub_world.render_frame(seed=index, modalities=names)
             writer.add(f"{index:03d}", "train", frame.images, frame.label)
     dataset = PreparedDataset(tmp_path / "data", "train")
+    # Three lines for the reader's own networks: checkpoints by name, a data set, a split.
+    save_segmenter(network(("depth", "event"), seed=1), tmp_path / "mine.safetensors")
+    own = panels.switchboard({"mine": tmp_path / "mine.safetensors"}, tmp_path / "data", "train")
+    assert own.state()["present"] == "DE" and own.scene.max == 3, "no LiDAR is read that it does not know"
+    assert own.play("only event")["present"] == "E" and own.state()["error"] == ""
     panel = panels.SwitchboardPanel(segmenters, dataset)
     assert panel.scene.max == 2
     assert all(
-        case.options == (("none", ""), *((words, case) for case, words in panels.FAULTS.items()))
+        case.options == (("no failure", ""), *((words, case) for case, words in panels.FAULTS.items()))
         for case in (controls["case"] for controls in panel.controls.values())
     )
     before = panel.state()

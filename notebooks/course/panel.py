@@ -11,40 +11,45 @@ the latest, so that a slow redraw skips values and queues none up.
 
 import base64
 import io
+import re
 from collections.abc import Mapping
-from html import escape
+from html import escape, unescape
 
 import ipywidgets as widgets
 import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from mmlib.figures import WIDTH, as_written, put_picture
+
 from .charts import png_of
 
 FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
 
-# ipywidgets gives the handle of a slider no name, and all lists that are called "failure" the same. This names
-# every control by its tooltip, which says whose it is. The first seconds are enough: views are made then.
+# ipywidgets gives the handle of a slider no name. This names every control by its tooltip, which says whose
+# it is. The first seconds are enough: views are made then.
 NAME_CONTROLS = """<script>
 for (let wait = 0; wait < 6000; wait += 300) setTimeout(() => {
-  for (const control of document.querySelectorAll(".jupyter-widgets [role=slider], .jupyter-widgets select")) {
-    const label = control.closest(".jupyter-widgets").querySelector("label");
-    const name = control.title || label?.title || label?.textContent;
+  for (const control of document.querySelectorAll(".widget-inline-hbox :is([role=slider], select)")) {
+    const box = control.closest(".widget-inline-hbox"), label = box.querySelector("label");
+    const name = label?.title || control.title || label?.textContent;
     if (name) control.setAttribute("aria-label", name);
   }
 }, wait);
 </script>"""
 
 
-def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
+def image_html(image: np.ndarray, alt: str, caption: str = "", lines: int = 3) -> str:
     """An <img> of a picture (H, W, 3) that fills its place without smoothing. Its size is stated, so that the
-    page does not jump when it changes. ``caption`` is HTML; what it takes from data is escaped by the caller.
+    page does not jump when it changes. ``caption``, of that many lines, is HTML; what it takes from data is
+    escaped by the caller.
     """
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG", compress_level=1)
     data = base64.b64encode(png.getvalue()).decode()
     height, width = image.shape[:2]
-    below = f'<div style="{FAMILY};text-align:center;min-height:4.05em">{caption}</div>' if caption else ""
+    style = f"{FAMILY};text-align:center;min-height:{1.35 * lines}em"
+    below = f'<div style="{style}">{caption}</div>' if caption else ""
     return (
         f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{data}" '
         'style="width:100%;height:auto;max-width:none;image-rendering:pixelated;display:block;'
@@ -52,8 +57,18 @@ def image_html(image: np.ndarray, alt: str, caption: str = "") -> str:
     )
 
 
+def change(now: float | None, before: float | None) -> str:
+    """ "+3.1" or "−3.1"; nothing where a number is missing or both are the same."""
+    return "" if None in (now, before) or now == before else f"{now - before:+.1f}".replace("-", "−")
+
+
 def bar_table(
-    caption: str, rows: Mapping[str, tuple[str, list]], width: int, heads: tuple = (), unit: str = ""
+    caption: str,
+    rows: Mapping[str, tuple[str, list]],
+    width: int,
+    heads: tuple = (),
+    unit: str = "",
+    changes: Mapping[str, list[str]] | None = None,
 ) -> str:
     """Bars and numbers as a table that screen readers can read.
 
@@ -61,6 +76,7 @@ def bar_table(
         rows: name -> (colour, per cent for each column; None = no number).
         width: of all bars together, in per cent of the table.
         heads: titles of the columns; none if there is one column.
+        changes: name -> what to write behind each number, if anything.
     """
     left = "text-align:left;font-weight:normal;padding:0 4px"
     titles = "".join(
@@ -70,17 +86,63 @@ def bar_table(
     html = f"<tr><td></td>{titles}</tr>" if heads else ""
     for name, (colour, shares) in rows.items():
         html += f'<tr><th scope="row" style="{left}">{escape(name)}</th>'
-        for share in shares:
+        for column, share in enumerate(shares):
             fill = f'<div style="background:{escape(colour)};height:8px;width:{share or 0:.0f}%"></div>'
             number = "–" if share is None else f"{share:.0f}{unit}"
+            behind = f" ({changes[name][column]})" if changes and changes[name][column] else ""
             html += (
                 f'<td style="width:{width / len(shares):.0f}%;padding:0 4px">'
                 f'<div style="border:1px solid #8886;background:#8882">{fill}</div></td>'
-                f'<td style="white-space:nowrap;text-align:right;padding:0 4px">{number}</td>'
+                '<td style="width:1%;white-space:nowrap;text-align:right;padding:0 4px">'
+                f"{number}{behind}</td>"
             )
         html += "</tr>"
     caption = f'<caption style="caption-side:top;text-align:left">{escape(caption)}</caption>'
     return f'<table style="{FAMILY};width:100%;border-collapse:collapse;margin:0">{caption}{html}</table>'
+
+
+def legend(colours: Mapping[str, str]) -> str:
+    """Name -> colour, as swatches with their names."""
+    swatch = "display:inline-block;width:12px;height:12px;border:1px solid #888;margin-right:4px"
+    items = "".join(
+        f'<span style="white-space:nowrap;margin-right:12px">'
+        f'<span style="{swatch};background:{escape(colour)}"></span>{escape(name)}</span> '
+        for name, colour in colours.items()
+    )
+    return f'<div style="{FAMILY};text-align:center">{items}</div>'
+
+
+def control(kind: type, description: str, tooltip: str, flex: str = "0 0 auto", **options) -> widgets.Widget:
+    """A control with its name and, in words, what it does; ``flex``: CSS, how it shares a row with others."""
+    style = {"description_width": "46px"}
+    layout = {"flex": flex, "width": "auto", "min_width": "0", "margin": "0 2px"}
+    return kind(description=description, tooltip=tooltip, style=style, layout=layout, **options)
+
+
+def grid(children: list, least: int) -> widgets.GridBox:
+    """Children side by side, as many in a row as have room for ``least`` pixels each."""
+    columns = f"repeat(auto-fit, minmax(min(100%, {least}px), 1fr))"
+    layout = {"grid_template_columns": columns, "grid_gap": "10px", "align_items": "flex-start"}
+    return widgets.GridBox(children, layout=layout)
+
+
+def row(children: list) -> widgets.HBox:
+    """Controls in a row that breaks where it is too long."""
+    return widgets.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+
+
+@as_written
+def still(rows: list[Mapping[str, tuple[np.ndarray, str]]], title: str) -> plt.Figure:
+    """Rows of pictures, {title: ((H, W, 3), what to write below it)}, as a panel shows them."""
+    shapes = [next(iter(row.values()))[0].shape for row in rows]
+    tall = [WIDTH / len(row) * shape[0] / shape[1] + 0.5 for row, shape in zip(rows, shapes)]
+    fig = plt.figure(figsize=(WIDTH, sum(tall) + 1.0), layout="constrained")
+    for part, row in zip(fig.subfigures(len(rows), 1, height_ratios=tall, squeeze=False)[:, 0], rows):
+        for axis, (name, (image, below)) in zip(part.subplots(1, len(row), squeeze=False)[0], row.items()):
+            put_picture(axis, image, name)
+            axis.set(xticks=[], yticks=[], xlabel=below)
+    fig.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return fig
 
 
 class Panel(widgets.VBox):
@@ -104,7 +166,8 @@ class Panel(widgets.VBox):
         data, metadata = super()._repr_mimebundle_(**options), {}
         if figure := self.figure():
             data["image/png"], width = png_of(figure)
-            metadata["image/png"] = {"width": width, "alt": repr(self)}
+            words = unescape(re.sub("<[^>]*>", "", self.status.value))
+            metadata["image/png"] = {"width": width, "alt": words}
         return data, metadata
 
     def _follow(self, **controls: widgets.Widget) -> None:

@@ -13,6 +13,7 @@ from mmlib.data.description import Description
 from mmlib.modalities import SENSORS
 from mmlib.world.sensors import CASE_SENSOR
 
+from .panel import control
 from .switchboard import SwitchboardPanel
 
 CASE_WORDS = {
@@ -68,20 +69,39 @@ class WorldPanel(SwitchboardPanel):
         self.cases = source.cases
         super().__init__(segmenters, source)
 
-    def _bar(self) -> widgets.Widget:
-        bar, conditions = super()._bar(), self.dataset.conditions
-        self.condition = widgets.ToggleButtons(
-            options=conditions,
-            description="light",
-            tooltip="time of day and weather",
-            tooltips=[f"the scene in {condition} conditions" for condition in conditions],
-            style={"description_width": "42px", "button_width": "68px"},
-            layout={"width": "400px", "margin": "0 2px"},
+    def scenarios(self) -> dict[str, dict]:
+        calm, *rest = self.dataset.conditions
+        alone = next(reversed(self.sensors))
+        scenarios = {
+            "all well": {"condition": calm},
+            "night": {"condition": "night"},
+            "fog, no LiDAR": {"condition": "fog", "lidar": {"on": False}},
+            "black camera": {"condition": calm, "rgb": {"gain": 0.0}},
+            "the camera lies": {"condition": calm, "rgb": {"case": "other"}},
+            "depth drifts": {"condition": calm, "depth": {"case": "shift"}},
+            "night, noisy camera": {"condition": "night", "rgb": {"noise": 0.2}},
+            f"only {alone}": {"condition": calm} | {name: {"on": name == alone} for name in self.sensors},
+        }
+        known = {"condition", *self.sensors}
+        return {
+            name: settings
+            for name, settings in scenarios.items()
+            if settings["condition"] in (calm, *rest) and known.issuperset(settings)
+        }
+
+    def _tools(self) -> widgets.Widget:
+        tools = super()._tools()
+        self.condition = control(
+            widgets.Dropdown,
+            "light",
+            "light: time of day and weather",
+            "1 1 110px",
+            options=self.dataset.conditions,
         )
         self._follow(condition=self.condition)
-        scene, *others = bar.children
-        bar.children = scene, self.condition, *others
-        return bar
+        scene, *others = tools.children
+        tools.children = scene, self.condition, *others
+        return tools
 
     def _place(self) -> tuple:
         return self.scene.value, self.condition.value
@@ -96,6 +116,5 @@ class WorldPanel(SwitchboardPanel):
             return super()._image(place, name, case)
         return self._frames(*place, case, (name,))[0][name]
 
-    def _refresh(self) -> None:
-        super()._refresh()
-        self._state["condition"] = self.condition.value
+    def state(self) -> dict:
+        return super().state() | {"condition": self.condition.value}
