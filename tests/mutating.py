@@ -19,6 +19,7 @@ import traceback
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from killing import SERVER
 
@@ -239,13 +240,15 @@ def notebook_cells(path: str):
     from matplotlib import pyplot as plt
 
     sys.path.insert(0, str(ROOT / "notebooks"))  # as in a kernel
-    from course import charts
+    from course import charts, exercises
 
     def show(fig, alt):
         plt.close(fig)
         print("Figure: " + " ".join(alt.split()))
 
     charts.show = show
+    # Verdicts are widgets, as in a kernel; without one, display() prints their text form.
+    exercises.get_ipython = lambda: SimpleNamespace(kernel=None)
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     os.chdir(ROOT / "notebooks")
     names = {"__name__": "__main__"}

@@ -54,7 +54,7 @@ EXERCISES = {
             "The mean is not weighted by the probabilities.": lambda v, p: (
                 _u_ln_u(v).mean() - v.mean() * np.log(v.mean())
             ),
-            "0 ln 0 counts as 0; numpy makes nan of it.": lambda v, p: (
+            "Here 0 ln 0 is nan, as numpy computes it; it counts as 0.": lambda v, p: (
                 p @ (v * np.log(v)) - v @ p * np.log(v @ p)
             ),
             "The sign is reversed: the mean of u ln u comes first and is the larger one.": lambda v, p: (
