@@ -15,21 +15,31 @@ from scipy.integrate import quad
 
 from mmlib.theory.gaussian import gaussian
 
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
+
 
 @pytest.fixture
 def panel():
     return BoundPanel()
 
 
-def drawing(panel) -> ET.Element:
-    """The picture must be well-formed, or the browser shows nothing."""
-    return ET.fromstring(base64.b64decode(re.search(r"base64,([^\"]+)", panel.picture.value)[1]))
+def drawings(panel) -> list[ET.Element]:
+    """The two charts; each must be well-formed, or the browser shows nothing."""
+    return [ET.fromstring(base64.b64decode(d)) for d in re.findall(r"base64,([^\"]+)", panel.picture.value)]
 
 
-def bars(panel) -> list[tuple[float, str]]:
-    """(width, colour) of the three bars: entropy, printed bound, bound with Σ."""
-    found = [r for r in drawing(panel) if r.tag.endswith("rect") and r.get("height") == "26"]
-    return [(float(r.get("width")), r.get("fill")) for r in found]
+def lines(chart: ET.Element, kind: str) -> dict[str, np.ndarray]:
+    """Colour -> points (n, 2) in pixels of the chart's lines, areas or dots."""
+    found = {}
+    for element in chart:
+        if element.get("class") == kind and kind == "dot":
+            found[element.get("fill")] = np.array([[float(element.get("cx")), float(element.get("cy"))]])
+        elif element.get("class") == kind:
+            colour = element.get("fill") if kind == "area" else element.get("stroke")
+            found[colour] = np.array(
+                [[float(v) for v in p.split(",")] for p in element.get("points").split()]
+            )
+    return found
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -92,11 +102,13 @@ def test_only_the_form_with_sigma_always_bounds(panel, name):
     assert broken, "noise that is wide enough breaks the printed form for each of them"
 
 
-def test_a_violation_turns_the_bar_red_and_is_said(panel):
+def test_a_violation_turns_the_line_orange_and_is_said(panel):
     panel.set("exponential", 0.7, 1.8)
-    (entropy, _), (printed, colour), (correct, green) = bars(panel)
-    assert colour == bound_panel.VIOLATED and green == bound_panel.HOLDS and printed < entropy == correct
-    assert printed / entropy == pytest.approx(0.5419 / 1.7557, rel=1e-2)
+    dots = lines(drawings(panel)[1], "dot")
+    floor, full = (lines(drawings(panel)[1], "line")[c][0, 1] for c in (bound_panel.PALE, bound_panel.HOLDS))
+    share = {colour: (floor - points[0, 1]) / (floor - full) for colour, points in dots.items()}
+    assert share[bound_panel.VIOLATED] == pytest.approx(1 / 1.8**2, abs=0.01)
+    assert share[bound_panel.ENTROPY] == pytest.approx(1, abs=0.01)
     assert (
         "is violated" in panel.status.value
         and "entropy 1.756, printed bound 0.542, bound with Σ 1.756" in panel.status.value
@@ -104,7 +116,7 @@ def test_a_violation_turns_the_bar_red_and_is_said(panel):
     assert "1.756" in panel.picture.value and "0.542" in panel.picture.value
     panel.sigma.value = 0.8
     assert (
-        bars(panel)[1][1] != bound_panel.VIOLATED
+        bound_panel.VIOLATED not in lines(drawings(panel)[1], "dot")
         and "bound <b>holds" in panel.status.value
         and "violated" not in panel.picture.value
     )
@@ -120,26 +132,43 @@ def test_every_slider_redraws_and_the_alternative_text_follows(panel):
         change()
         assert panel.picture.value != before[0] and panel.state() != before[1]
     assert (
-        'alt="f = 1.1 + sin(3 a x) with a = 1.1 under noise of standard deviation 1.4: entropy'
+        'alt="f = 1.1 + sin(3 a x) with a = 1.1, the density of the noise of standard deviation 1.4'
         in panel.picture.value
     )
     assert panel.a.description == "frequency a"
 
 
-def test_a_wider_noise_is_drawn_wider(panel):
-    def width(sigma):
-        panel.set("exponential", 0.1, sigma)
-        polygon = next(e for e in drawing(panel) if e.tag.endswith("polygon"))
-        points = np.array([[float(v) for v in p.split(",")] for p in polygon.get("points").split()])
-        return (points[:, 1] < 249).sum()
+def test_axes_stay_where_they_are_and_only_the_dots_follow_the_noise(panel):
+    def still(chart):
+        return [ET.tostring(e) for e in chart if e.tag.endswith(("text", "path"))]
 
-    assert width(2.0) > 1.5 * width(0.5)
+    panel.set("square", 0.7, 0.5)
+    narrow, before = drawings(panel), lines(drawings(panel)[1], "dot")
+    panel.sigma.value = 1.9
+    wide, after = drawings(panel), lines(drawings(panel)[1], "dot")
+    assert still(narrow[0]) == still(wide[0])
+    f = [lines(chart, "line")[bound_panel.INK] for chart in (narrow[0], wide[0])]
+    assert (f[0] == f[1]).all(), "f is drawn where it was"
+    entropies = [lines(chart, "line")[bound_panel.ENTROPY] for chart in (narrow[1], wide[1])]
+    assert (entropies[0] == entropies[1]).all()
+    assert (before[bound_panel.ENTROPY] != after[bound_panel.ENTROPY]).any()
+    areas = [lines(chart, "area")[bound_panel.NOISE] for chart in (narrow[0], wide[0])]
+    assert (areas[1][:, 1] < 249).sum() > 1.5 * (areas[0][:, 1] < 249).sum(), "wider noise is drawn wider"
+
+
+def test_the_still_picture_shows_the_same(panel):
+    panel.set("exponential", 0.7, 1.8)
+    left, right = panel.figure().axes
+    assert left.get_title().startswith("f = exp(a x)") and right.get_ylim() == (0, 2)
+    dots = [line for line in right.lines if line.get_marker() == "o"]
+    assert [float(dot.get_ydata()[0]) for dot in dots] == pytest.approx([1 / 1.8**2, 1])
+    assert "image/png" in panel._repr_mimebundle_()[0]
 
 
 def test_controls_can_be_reached_and_say_what_they_are(panel):
     for control in (panel.function, panel.a, panel.sigma):
-        assert control.description and control.tooltip and not control.disabled
-    assert not panel.a.continuous_update and not panel.sigma.continuous_update, "one redraw a move"
+        assert control.tooltip and not control.disabled
+    assert panel.a.continuous_update and panel.sigma.continuous_update, "it is drawn while a slider moves"
     assert len(panel.function.tooltips) == len(FUNCTIONS) and "aria-live" in panel.status.value
 
 
@@ -150,6 +179,7 @@ def test_its_text_form_is_constant_and_short(panel):
 
 
 def test_a_callback_never_raises(panel, monkeypatch):
+    bound_panel.bounds.cache_clear()
     monkeypatch.setattr(
         bound_panel, "entropy", lambda *a: (_ for _ in ()).throw(RuntimeError("no <integral>"))
     )

@@ -38,12 +38,10 @@ def code_cells(name: str) -> dict[int, str]:
     return {i: "".join(cell["source"]) for i, cell in enumerate(cells) if cell["cell_type"] == "code"}
 
 
-def cells_of_panel(name: str) -> list[int]:
-    """The first cell with a panel, and those before it that make what it needs; [] where no cell has one."""
-    cells = code_cells(name)
-    last = next((i for i, source in cells.items() if re.search(r"\w+Panel\(", source)), None)
+def cells_for(name: str, last: int | None) -> list[int]:
+    """The cell ``last``, and those before it that make what it needs; [] for None."""
     numbers, needed = [], set()
-    for i, source in reversed(cells.items()):
+    for i, source in reversed(code_cells(name).items()):
         nodes = list(ast.walk(ast.parse(source)))
         names = [node for node in nodes if isinstance(node, ast.Name)]
         makes = {node.id for node in names if isinstance(node.ctx, ast.Store)}
@@ -55,6 +53,20 @@ def cells_of_panel(name: str) -> list[int]:
     return numbers
 
 
+def cells_of_panel(name: str) -> list[int]:
+    """The first cell with a panel and what it needs."""
+    cells = code_cells(name).items()
+    return cells_for(name, next((i for i, source in cells if re.search(r"\w+Panel\(", source)), None))
+
+
+def cells_of_plotly(name: str) -> list[int]:
+    """The first cell that stores a plotly figure and what it needs."""
+    cells = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))["cells"]
+    stores = (i for i, cell in enumerate(cells) if PLOTLY in json.dumps(cell.get("outputs")))
+    return cells_for(name, next(stores, None))
+
+
+PLOTLY = "application/vnd.plotly.v1+json"
 PANELS = {path.name: cells_of_panel(path.name) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
 PANELS = {name: cells for name, cells in PANELS.items() if cells}
 
@@ -226,7 +238,12 @@ def wait_for_change(page, panel, before, part: int):
 
 @pytest.mark.parametrize("name", PANELS)
 def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
-    run_cells(page, lab, name, PANELS[name])
+    plotly = cells_of_plotly(name)
+    run_cells(page, lab, name, sorted({*PANELS[name], *plotly}))
+    if plotly:
+        drawn = page.locator(".jp-RenderedPlotly").first
+        drawn.locator(".main-svg").first.wait_for()
+        assert drawn.locator("img:visible").count() == 0, "the figure is drawn, and not the picture beside it"
     assert page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     panel = page.locator(".jp-OutputArea-output .widget-vbox:not(.widget-vbox .widget-vbox)").first
     panel.scroll_into_view_if_needed()
