@@ -140,7 +140,8 @@ def check_figures_go_through_show(notebook, path):
             continue
         words = text(data.get("text/plain", ""))
         alt = output.get("metadata", {}).get(kind, {}).get("alt")
-        said = words == alt if re.match(r"\w+Panel\(", words) else words == f"Figure: {alt}"
+        # A panel's picture shows numbers of trained networks, which its compared text must not hold.
+        said = bool(alt) if re.match(r"\w+Panel\(", words) else words == f"Figure: {alt}"
         if pictures != [kind] or not said:
             found.append(
                 f"cell {number} draws a figure without show(fig, alt=…) of course.charts, or "
