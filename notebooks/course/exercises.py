@@ -78,7 +78,8 @@ class Verdict:
         table = f'<table style="border-collapse:collapse;margin:4px 0 0;color:inherit">{rows}</table>'
         return (
             f'<div role="status" aria-live="polite" class="exercise-verdict" style="background:{card};'
-            f"color:#1A1A1A;border-left:5px solid {colour};padding:6px 10px;max-width:860px;line-height:1.45;"
+            f"color:#1A1A1A;border-left:5px solid {colour};padding:6px 10px;box-sizing:border-box;"
+            "max-width:860px;line-height:1.45;overflow-wrap:anywhere;"
             f'font-size:13px;font-family:var(--jp-ui-font-family,sans-serif)"><b style="color:{colour}">'
             f'<span aria-hidden="true">{mark} </span>{escape(self.title)}</b>{table if rows else ""}</div>'
         )

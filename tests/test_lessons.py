@@ -1,0 +1,49 @@
+"""Every lesson has the form of the course."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PATHS = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+LONG = ("11", "12")  # lessons of 45 cells; the others have 35
+ENDING = ["What we found", "To remember", "Read next"]
+
+
+def cells(number: str) -> list[dict]:
+    return json.loads(PATHS[number].read_text(encoding="utf-8"))["cells"]
+
+
+def words(number: str) -> str:
+    """The Markdown of a lesson."""
+    return "\n\n".join("".join(c["source"]) for c in cells(number) if c["cell_type"] == "markdown")
+
+
+def first(number: str) -> str:
+    return "".join(cells(number)[0]["source"])
+
+
+REWRITTEN = [number for number in PATHS if re.search(r"\*\*\d+ minutes\*\*", first(number))]
+
+
+@pytest.mark.parametrize("number", REWRITTEN)
+def test_form(number):
+    title, question, *_ = first(number).split("\n\n")
+    assert re.fullmatch(rf"# {number} · \S.*", title.strip())
+    assert re.fullmatch(r"\*\*[^*]+\?\*\*", " ".join(question.split())), "a question in one bold sentence"
+    assert re.search("afterwards you can", first(number), re.I)
+    assert number in LONG or "](https://" in words(number), "who wrote it, with a link"
+    assert len(cells(number)) <= (45 if number in LONG else 35)
+    assert "glossary.md#" in words(number)
+    assert re.findall(r"^## (.*)$", words(number), re.M)[-3:] == ENDING
+    assert re.search(r"open experiment", words(number), re.I)
+    neighbours = {f"{int(number) + step:02d}" for step in (-1, 1)} & set(PATHS)
+    assert all(f"]({PATHS[other].name}" in words(number) for other in neighbours)
+
+
+@pytest.mark.parametrize("number", REWRITTEN)
+def test_no_machine_check_stands_where_a_reader_wants_a_number(number):
+    code = "\n".join("".join(cell["source"]) for cell in cells(number) if cell["cell_type"] == "code")
+    assert not re.search(r"\bwithin\(|^\s*assert ", code, re.M)
