@@ -94,9 +94,10 @@ def group_of(record: dict, name: str) -> dict:
     """A group of runs: its seeds, and one number a seed by key ("summary", "miou"), for ``per_seed``.
 
     Args:
-        name: of a record of ``compare`` that of the group, of failures with a rule of fusion: "street-full
-            agreement"; of a record of clusterings "SCENE SENSORS METHOD", such as "room RT unim2"; of frozen
-            features "SCENE FEATURES DIRECTIONS SENSORS".
+        name: of a record of ``compare`` that of the group, of failures with a rule of fusion, "street-full
+            agreement", or with a rule and a failure, "street-full mean dark gross"; of a record of clusterings
+            "SCENE SENSORS METHOD", such as "room RT unim2"; of frozen features "SCENE FEATURES DIRECTIONS
+            SENSORS".
 
     Raises:
         KeyError: no such group.
@@ -109,10 +110,14 @@ def group_of(record: dict, name: str) -> dict:
     if "runs" in record:
         scene, sensors, method = name.split(" ", 2)
         return grouped(record, scene, sensors)[method]
-    name, _, rule = name.partition(" ")
+    name, rule, kind = [*name.split(" ", 2), "", ""][:3]
     group = record["groups"][name]
     if not rule:
         return group
+    if kind:  # by the sensors that fail
+        scores = [one["miou"][rule][kind] for one in group["failures"]]
+        by_sensors = {key: [s[key] for s in scores] for key in scores[0]}
+        return {"seeds": group["seeds"], "summary": {"all": {}}, "miou": {"all": by_sensors}}
     scores = [one["summary"][rule] for one in group["failures"]]
     return {"seeds": group["seeds"], "summary": {"all": {key: [s[key] for s in scores] for key in scores[0]}}}
 
@@ -121,8 +126,8 @@ def numbers(record: dict, name: str, key: str) -> list[float]:
     """One number a seed.
 
     Args:
-        key: "full", "mean", "min", "gap" or a subset such as "RD"; "cpu_seconds"; of failures "double gross";
-            of clusterings "miou", "accuracy" or "miou_by_condition/night".
+        key: "full", "mean", "min", "gap" or a subset such as "RD"; "cpu_seconds"; of failures "double gross",
+            or the sensors that fail; of clusterings "miou", "accuracy" or "miou_by_condition/night".
 
     Raises:
         KeyError: no such group or number.
