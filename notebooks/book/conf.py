@@ -1,6 +1,7 @@
 """Sphinx's settings of the book; ``python notebooks/book`` builds it."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = ["book.js"]
 html_show_copyright = html_show_sphinx = html_copy_source = False
-html_show_sourcelink = False
+html_show_sourcelink = html_use_index = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
@@ -47,6 +48,27 @@ def copy_scripts(app, error):
         shutil.copy(plotly / "package_data/plotly.min.js", static)
 
 
+# What the theme leaves out for readers who hear the page.
+REPAIRS = {
+    'role="heading">': 'role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Lessons">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    '<div id="search-results"></div>': '<h1>Search</h1><div id="search-results"></div>',
+}
+
+
+def repair(app, error):
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        for old, new in REPAIRS.items():
+            page = page.replace(old, new)
+        page = re.sub(r"<th[^>]*>(<p></p>)?</th>", "<td></td>", page)
+        path.write_text(page, encoding="utf-8")
+
+
 def setup(app):
+    app.connect("build-finished", repair)
     app.connect("build-finished", copy_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

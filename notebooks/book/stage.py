@@ -119,18 +119,21 @@ class Book:
         return SPAN.sub(lambda match: self.link(match, file) if match["target"] else match[0], source)
 
     def implemented(self, source: str, part: str) -> str:
-        """The cell with a line below it: where the equations of the papers in it are implemented."""
-        found = []
-        for number in NUMBER.findall(", ".join(TAG.findall(source))):
-            key = number if number[0].isalpha() else f"{part}{number}"
-            for name, path in self.equations.get(key, []):
-                entry = (number, name.split(".")[-1], self.code(os.path.normpath(f"notebooks/{path}"), name))
-                if entry not in found:
-                    found.append(entry)
-        if not found:
-            return source
-        links = ", ".join(f"Eq. {number}: [`{name}`](#{label})" for number, name, label in found)
-        return f"{source}\n\n:::{{container}} implemented\nImplemented in {links}\n:::\n"
+        """The cell with a line below each equation of the papers: the functions that implement it."""
+
+        def lines(match: re.Match) -> str:
+            found = {}
+            for number in NUMBER.findall(", ".join(TAG.findall(match[0]))):
+                key = number if number[0].isalpha() else f"{part}{number}"
+                for name, path in self.equations.get(key, []):
+                    target = self.code(os.path.normpath(f"notebooks/{path}"), name)
+                    found.setdefault(number, {})[target] = f"[`{name.split('.')[-1]}`](#{target})"
+            links = "; ".join(f"Eq. {number}: {', '.join(names.values())}" for number, names in found.items())
+            return (
+                f"{match[0]}\n\n:::{{container}} implemented\nIn code, {links}\n:::\n" if links else match[0]
+            )
+
+        return re.sub(r"^\$\$.*?\$\$$", lines, source, flags=re.S | re.M)
 
     # ---- pages ----
 

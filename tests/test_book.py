@@ -1,0 +1,226 @@
+"""The book (``make book``): built from the stored notebooks without a warning, whole by itself, and usable
+with keyboard and screen reader.
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks" / "book"))
+
+import stage  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LESSONS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+# Attributes by which a page loads something by itself; <a href> waits for a click.
+LOADS = {"script": ("src",), "link": ("href",), "iframe": ("src",), "object": ("data",), "use": ("href",)}
+LOADS |= {tag: ("src", "srcset", "poster") for tag in ("img", "source", "video", "audio", "embed", "input")}
+
+
+class Page(HTMLParser):
+    """What the tests ask of a page: anchors, links, what it loads, headings, pictures without words."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.ids, self.links, self.loads, self.headings, self.undescribed = set(), [], [], [], []
+        self.language = ""
+        self.feed(source)
+        styles = "".join(re.findall(r"<style.*?</style>|style=\"[^\"]*\"", source, re.S))
+        self.loads += re.findall(r"url\(['\"]?([^'\")]+)", styles) + re.findall(
+            r"@import\s+['\"]([^'\"]+)", styles
+        )
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids |= {attributes[key] for key in ("id", "name") if attributes.get(key)}
+        if tag == "html":
+            self.language = attributes.get("lang", "")
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+        self.loads += [attributes[key] for key in LOADS.get(tag, ()) if attributes.get(key)]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "img" and len(attributes.get("alt") or "") < 8:
+            self.undescribed.append(attributes.get("src"))
+
+
+def is_elsewhere(address: str) -> bool:
+    return bool(urlparse(address).netloc) or address.startswith("/")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("book")
+    command = [sys.executable, str(ROOT / "notebooks" / "book"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def pages(book) -> dict[str, Page]:
+    return {
+        str(path.relative_to(book)): Page(path.read_text(encoding="utf-8"))
+        for path in sorted(book.rglob("*.html"))
+        if "_static" not in path.parts
+    }
+
+
+def test_every_lesson_and_every_page_is_there(pages):
+    wanted = {*LESSONS, "index", "glossary", "results", "data", "contributing", "search", "code/index"}
+    assert {f"{name}.html" for name in wanted} <= set(pages)
+
+
+def test_every_link_inside_leads_to_a_page_and_a_place_on_it(book, pages):
+    lost = []
+    for name, page in pages.items():
+        for link in page.links:
+            file, _, anchor = link.partition("#")
+            if urlparse(link).scheme:
+                continue
+            target = os.path.normpath(os.path.join(os.path.dirname(name), unquote(file))) if file else name
+            if not (book / target).exists():
+                lost.append(f"{name}: {link}")
+            elif anchor and target in pages and unquote(anchor) not in pages[target].ids:
+                lost.append(f"{name}: no place {link}")
+    assert not lost
+
+
+def test_no_page_loads_anything_from_elsewhere(book, pages):
+    for name, page in pages.items():
+        for address in page.loads:
+            if address.startswith("data:"):
+                continue
+            assert not is_elsewhere(address), f"{name} loads {address}"
+            path = (book / name).parent / unquote(urlparse(address).path)
+            assert path.exists(), f"{name} loads {address}, which does not exist"
+    for path in book.rglob("*.css"):
+        for address in re.findall(r"url\(['\"]?([^'\")]+)", path.read_text(encoding="utf-8")):
+            assert address.startswith(("data:", "#")) or not is_elsewhere(address), f"{path.name}: {address}"
+
+
+def test_headings_are_in_order_and_pictures_have_words(pages):
+    for name, page in pages.items():
+        assert page.headings.count(1) == 1, f"{name} has {page.headings.count(1)} first headings"
+        steps = [b - a for a, b in zip(page.headings, page.headings[1:])]
+        assert max(steps, default=0) <= 1, f"{name} leaves out a level: {page.headings}"
+        assert not page.undescribed, f"{name}: {page.undescribed} without alt text"
+        assert page.language == "en", name
+
+
+@pytest.mark.parametrize(
+    "source, complaint",
+    [
+        ('<html lang="en"><img src="a.png" alt="x">', lambda p: p.undescribed == ["a.png"]),
+        ('<script src="https://cdn.example/x.js"></script>', lambda p: is_elsewhere(p.loads[0])),
+        ('<link rel="preload" href="//fonts.example/x.woff">', lambda p: is_elsewhere(p.loads[0])),
+        (
+            '<style>@import "https://a.example/b.css"; p {background: url(https://a.example/c.png)}</style>',
+            lambda p: all(map(is_elsewhere, p.loads)) and len(p.loads) == 2,
+        ),
+        ("<h1>a</h1><h3>b</h3>", lambda p: p.headings == [1, 3]),
+    ],
+)
+def test_a_bad_page_is_seen_as_one(source, complaint):
+    assert complaint(Page(source))
+
+
+def test_every_equation_of_the_papers_leads_to_its_function(book):
+    """An equation with a number has a line below it with links into the code, or the lesson is named here."""
+    for name in LESSONS:
+        cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        numbered = re.findall(r"\\tag\{[^}]*\d[^}]*\}", source)
+        page = (book / f"{name}.html").read_text(encoding="utf-8")
+        links = re.findall(
+            r'<div class="implemented docutils container">.*?href="(code/[^"]+)".*?</div>', page, re.S
+        )
+        assert len(links) == len(numbered), f"{name}: {numbered} and {links}"
+
+
+def test_solutions_are_folded(book):
+    for name in LESSONS:
+        page = (book / f"{name}.html").read_text(encoding="utf-8")
+        assert page.count("<details") == page.count("</details>"), name
+        assert not re.search(r"<details[^>]*\bopen\b", page), name
+
+
+def test_the_glossary_names_functions_that_exist():
+    glossary = ROOT / "notebooks" / "glossary.md"
+    links = set(re.findall(r"\[`([\w.]+)`\]\(([\w./]+\.py)\)", glossary.read_text(encoding="utf-8")))
+    assert len(links) > 40
+    for name, file in links:
+        path = os.path.relpath((glossary.parent / file).resolve(), ROOT)
+        module = stage.module_name(path)
+        assert f"{name}.".startswith(f"{module}."), f"{name} is said to stand in {file}"
+        things = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        for part in name.removeprefix(module).strip(".").split("."):
+            named = [thing for thing in things if part in ("", getattr(thing, "name", None))]
+            assert named, f"{file} has no {name}"
+            things = getattr(named[0], "body", [])
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        if os.environ.get("MMLIB_REQUIRE_BROWSER"):
+            pytest.fail("MMLIB_REQUIRE_BROWSER is set and there is no Chromium")
+        pytest.skip("no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def violations(page, without: list[str]) -> list[str]:
+    """What axe-core finds on a page: names, roles, contrast, headings, landmarks, alternatives."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, context={"exclude": without}, options={"resultTypes": ["violations"]})
+    return [
+        f"{rule['id']}: {node['html'][:200]}"
+        for rule in found.response["violations"]
+        for node in rule["nodes"]
+        # MathJax draws with style sheets, which axe takes for nothing; its MathML beside says the equation.
+        if not (rule["id"] == "empty-table-header" and page.query_selector(f"{node['target'][0]} math"))
+    ]
+
+
+# Code and equations have thousands of elements, all made alike: these pages show all kinds of them.
+WHOLE = ("01_functional_entropy.html", "code/mmlib.theory.gaussian.html")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme, width", [("light", 1440), ("dark", 480)])
+def test_axe_finds_nothing_and_nothing_is_asked_of_another_host(book, pages, browser, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page, asked, found = context.new_page(), [], {}
+    page.on("request", lambda request: asked.append(request.url))
+    for name in pages:
+        if name.startswith("code/") and name not in WHOLE:
+            continue
+        page.goto((book / name).as_uri(), wait_until="load")
+        page.evaluate("() => window.MathJax?.startup?.promise")
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{name} is {wide} pixels wider than a window of {width}"
+        if scheme == "light" or name in (*WHOLE, "index.html", "12_reading_the_tables.html"):
+            if problems := violations(page, [] if name in WHOLE else [".highlight", "mjx-container"]):
+                found[name] = problems
+    context.close()
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+    assert not found, json.dumps(found, indent=1)
