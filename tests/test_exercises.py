@@ -19,6 +19,7 @@ import torch
 from course import exercises
 from course.exercises import Exercise, VerdictWidget, check, difference, judge, short
 
+NAN = float("nan")
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 LESSONS = sorted(path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
@@ -56,6 +57,15 @@ def test_wrong_names_input_expected_yours_and_nothing_it_does_not_know():
 def test_a_known_mistake_is_named():
     verdict = judge(lambda f, nu: nu * f, EXERCISE)
     assert dict(verdict.rows)["why"] == "The square is missing."
+
+
+def test_a_known_mistake_is_named_beside_a_second_one():
+    verdict = judge(lambda f, nu: nu * f if f > 0 else NAN, EXERCISE)
+    assert verdict.title.endswith("input 2 of 3")
+    assert judge(lambda f, nu: nu * f if f > 0 else 1 / 0, EXERCISE).rows[-1][1] == "The square is missing."
+    assert verdict.rows[-1][1] == "The square is missing."
+    # An answer of another kind is not this mistake.
+    assert "why" not in dict(judge(lambda f, nu: nu * f if f > 0 else 17.0, EXERCISE).rows)
 
 
 def test_none_on_a_later_input_is_not_open():
@@ -121,7 +131,6 @@ def test_the_text_form_is_one_and_html_is_escaped(monkeypatch, capsys):
         check(SimpleNamespace(__name__="renamed"))
 
 
-NAN = float("nan")
 ROWS = np.arange(6.0).reshape(2, 3)
 
 

@@ -139,15 +139,31 @@ def judge(function: Callable, exercise: Exercise) -> Verdict:
     else:
         title = f"{name}: not yet right{place}"
         rows += (("expected", short(expected[first][1])), ("yours", short(value)))
+    why = _named_mistake(answers, first, exercise) or complaints[first]
+    rows += (("why", why),) if why else ()
+    return Verdict("raised" if kind == "raised" else "wrong", title, rows + notes)
+
+
+def _named_mistake(answers: list, first: int, exercise: Exercise) -> str | None:
+    """The sentence of the mistake that gives these answers: all of them, or, second best, the one at
+    ``first`` and at least one more, where the rest are errors or nan, which are another mistake.
+    """
+    second_best = None
     for sentence, mistake in exercise.mistakes.items():
         with _quiet():
             wrong = [_answer(mistake, arguments) for arguments in exercise.inputs]
-        if all(_complaint(a, w, exercise.tolerance) is None for a, w in zip(answers, wrong)):
-            rows += (("why", sentence),)
-            break
-    else:
-        rows += (("why", complaints[first]),) if complaints[first] else ()
-    return Verdict("raised" if kind == "raised" else "wrong", title, rows + notes)
+        same = [_complaint(a, w, exercise.tolerance) is None for a, w in zip(answers, wrong)]
+        if all(same):
+            return sentence
+        rest = [answer for answer, equal in zip(answers, same) if not equal]
+        if same[first] and sum(same) > 1 and all(map(_void, rest)):
+            second_best = second_best or sentence
+    return second_best
+
+
+def _void(answer: tuple) -> bool:
+    array = None if answer[0] == "raised" else _array(answer[1])
+    return answer[0] == "raised" or array is not None and bool(np.isnan(array).any())
 
 
 def _answer(function: Callable, arguments: tuple) -> tuple[str, object]:
