@@ -310,3 +310,23 @@ def test_names_and_colours_from_files_run_nothing(page):
     assert page.locator("th", has_text="onerror").count() > 5  # the names are there, as text
     page.set_content(SCRIPT)  # without this the test could not fail
     page.wait_for_function("() => document.title === 'ran'")
+
+
+def test_an_exercise_answers_in_the_browser(lab, page):
+    """Lesson 01's first exercise, open and wrong: the verdict is shown, and spoken by screen readers."""
+    name = "01_functional_entropy.ipynb"
+    cells = code_cells(name)
+    number = next(i for i, source in cells.items() if "check(table_entropy)" in source)
+    run_cells(page, lab, name, [min(cells), number])
+    verdict = page.locator(".exercise-verdict[role=status]")
+    assert "still open" in verdict.inner_text()
+    page.evaluate(
+        """([number, source]) => { const notebook = window.jupyterapp.shell.currentWidget.content;
+             notebook.widgets[number].model.sharedModel.setSource(source);
+             notebook.activeCellIndex = number;
+             window.jupyterapp.commands.execute('notebook:run-cell'); }""",
+        [number, cells[number].replace("...  # your code", "return values @ probabilities")],
+    )
+    page.get_by_text("table_entropy: not yet right on input 1 of 4").wait_for()
+    assert all(words in verdict.inner_text() for words in ("values = [1., 3.]", "0.261624", "yours"))
+    assert page.errors == [] and page.outside == []
