@@ -9,7 +9,9 @@ import re
 import numpy as np
 import pytest
 from course import cluster_panel
-from course.cluster_panel import LAYOUT, ClusterPanel, load_panel, save_panel
+from course.cluster_grid import LAYOUT, attracting, collapse_reason, load_panel, save_panel
+from course.cluster_panel import ClusterPanel
+from matplotlib import pyplot as plt
 from PIL import Image
 from test_switchboard_panel import SCRIPT, Tags, html_of
 
@@ -24,7 +26,8 @@ NOTES = {
     "sensors": ["rgb", "thermal"],
     "frames": ["f0", "f1"],
     "conditions": ["day", "<night>"],
-    "split": "test",
+    "split": "val",
+    "quantiles": [0.6, 0.6, 0.9],
     "provenance": {"command": "none"},
 }
 
@@ -45,6 +48,8 @@ def arrays():
     found["labels"] = rng.integers(0, 3, shape["labels"]).astype(np.uint8)
     found["labels"][:, 0] = 255
     found["miou"] *= 100
+    found["rank"] = 3 + 5 * found["rank"]
+    found["similarity"] *= 0.5
     for name in ("miou", "accuracy", "explained"):
         found[name][0, 0] = np.nan  # λ 0 with the lowest b collapsed
     found["rank"][0, 0] = found["similarity"][0, 0] = np.nan
@@ -140,7 +145,10 @@ def test_numbers_and_words_follow_the_sliders(panel, arrays):
                 assert highlighted == [f"{arrays['miou'][i, j, k]:.1f}"], (
                     "one cell of the table is marked, the one that is shown"
                 )
-                assert f"λ {weight:g}, level of b {offset:+g}, {clusters} clusters" in images(panel)[2][0]
+                share = {-0.5: 90, 0.0: 40}[offset]  # of the levels 0.6 + offset
+                words = f"λ {weight:g}, {share} % of the self pairs attract, {clusters} clusters"
+                assert words in images(panel)[2][0] and words in panel.status.value
+                assert state["share"] == share and not state["collapsed"]
 
 
 def test_share_of_right_pixels_in_the_words_ignores_unlabelled_ones(panel, arrays):
@@ -159,13 +167,63 @@ def test_a_slider_moved_by_hand_redraws(panel):
 
 def test_a_collapse_is_said_and_nothing_is_drawn_as_a_class(panel):
     state = panel.set(weight=0.0, offset=-0.5)
-    assert (
-        state["collapsed"]
-        and state["error"] == ""
-        and "collapsed" in panel.status.value
-        and "collapse<" in panel.numbers.value
-    )
+    assert state["collapsed"] and state["error"] == "" and "fewer directions" in state["reason"]
+    assert "Collapsed" in panel.status.value and ">– ✕<" in panel.numbers.value
     assert (images(panel)[2][1] == 64).all()
+
+
+def test_codes_that_collapsed_but_were_clustered_are_called_collapsed(panel, arrays):
+    """k-means found its clusters, and the score looks like one; rank and mean S say what it is."""
+    for rank, similarity, reason in ((1.08, 1.0, "mean S 1.00, effective rank 1.1"), (1.4, 0.0, "one line")):
+        panel.arrays["rank"][1, 0], panel.arrays["similarity"][1, 0] = rank, similarity
+        state = panel.set(weight=0.3, offset=-0.5)
+        assert state["collapsed"] and reason in state["reason"] and np.isfinite(state["miou"])
+        assert state["reason"] in panel.status.value and "Collapsed" in panel.status.value
+        assert f">{arrays['miou'][1, 0, 0]:.1f} ✕<" in panel.numbers.value
+    assert not panel.set(offset=0.0)["collapsed"] and "Collapsed" not in panel.status.value
+    assert collapse_reason(9.0, 0.1) == "" and "0.85" in collapse_reason(5.0, 0.85)
+    assert collapse_reason(float("nan"), 0.1) and attracting((0.6,), 0.35) == 5 and attracting((0.6,), 1) == 1
+
+
+def test_a_pinned_state_is_compared_with(panel, arrays):
+    panel.set(weight=1.0, offset=0.0, clusters=3)
+    pinned = panel.pin()["pinned"]
+    assert pinned["miou"] == pytest.approx(float(arrays["miou"][2, 1, 0]))
+    panel.set(weight=0.3)
+    difference = arrays["miou"][1, 1, 0] - arrays["miou"][2, 1, 0]
+    assert f"{difference:+.1f} points against the pinned λ 1, 40 %" in panel.status.value
+    panel.set(weight=0.0, offset=-0.5)
+    assert "no difference" in panel.status.value and "nan" not in panel.status.value
+
+
+def test_scenario_buttons_set_the_sliders(panel):
+    buttons = {b.description: b for b in panel.children[2].children if hasattr(b, "click")}
+    assert set(panel.scenarios) | {"pin"} == set(buttons)
+    buttons["nearly all attract"].click()
+    assert panel.state()["offset"] == -0.5 and panel.state()["weight"] == 1.0
+    buttons["second judge off"].click()
+    assert panel.state()["offset"] == 0.0 and panel.state()["weight"] == 0.0
+    buttons["pin"].click()
+    assert panel.state()["pinned"]["words"].startswith("λ 0")
+
+
+def test_a_legend_says_what_colours_mean(panel):
+    assert all(f"</span>{name}</span>" in panel.pictures.value for name in "abc")
+    assert "rgb(10,0,0)" in panel.pictures.value
+    panel.set(view="errors")
+    assert all(word in panel.pictures.value for word in (">right<", ">wrong<", "rgb(213,94,0)"))
+    panel.set(view="clusters")
+    assert "no label was read" in panel.pictures.value
+
+
+def test_a_picture_stands_for_the_panel(panel, arrays):
+    fig = panel.figure()
+    shown = [np.array(axis.images[0].get_array()) for axis in fig.axes]
+    assert len(shown) == 8 and np.array_equal(shown[2], images(panel)[2][1])
+    assert f"{panel.state()['miou']:.1f} %" in fig._suptitle.get_text()
+    data, metadata = panel._repr_mimebundle_()
+    assert data["image/png"] and metadata["image/png"]["alt"] == data["text/plain"] == repr(panel)
+    plt.close(fig)
 
 
 def test_every_picture_has_words_and_names_are_escaped(panel):
@@ -174,8 +232,8 @@ def test_every_picture_has_words_and_names_are_escaped(panel):
     assert 'role="status"' in panel.status.value and all(
         c.tooltip for c in (panel.weight, panel.offset, panel.clusters, panel.view)
     )
-    assert not any(c.continuous_update for c in (panel.weight, panel.offset, panel.clusters)), (
-        "a drag would queue up redraws"
+    assert all(c.continuous_update for c in (panel.weight, panel.offset, panel.clusters)), (
+        "live while dragging"
     )
 
 
@@ -211,7 +269,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path, file, arrays):
         with pytest.raises(ValueError, match="damaged, or not a panel"):
             load_panel(tmp_path / name)
     damaged = bytearray(file.read_bytes())
-    damaged[len(damaged) // 2] ^= 255
+    damaged[damaged.index(b"maps.npy") + 60] ^= 255  # in the data of an array
     (tmp_path / "flipped.npz").write_bytes(damaged)
     with pytest.raises(ValueError, match="damaged, or not a panel"):
         load_panel(tmp_path / "flipped.npz")

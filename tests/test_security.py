@@ -24,7 +24,7 @@ import pytest
 import timm
 import torch
 import toy
-from course.cluster_panel import load_panel
+from course.cluster_grid import load_panel
 from safetensors.torch import save_file
 
 from mmlib import cli

@@ -4,7 +4,7 @@ import numpy as np
 
 from course.exercises import Exercise, check
 
-__all__ = ["EXERCISES", "check"]
+__all__ = ["EXERCISES", "as_described", "check"]
 
 
 def _unit(x, axis=1):
@@ -39,6 +39,24 @@ _tokens = [(_rng.normal(size=(3, 4)), _rng.normal(size=(5, 4))) for _ in range(2
 _square = np.array([[0.9, 0.2, 0.5], [0.1, 0.8, 0.4]])
 _codes = np.array([[0.7, 0.6, -0.3], [-0.2, 0.5, 0.1]])
 _narrow = np.array([1.0, 0.2, 0.1]) + 0.3 * _rng.normal(size=(20, 3))
+
+
+def as_described(lab):
+    """Stop if the five trainings of the lesson went otherwise than its text says."""
+    for name, key, low, high in (
+        ("b = -0.6", "mean_similarity", 0.9, 1.0),
+        ("b = -0.6", "effective_rank", 1, 4),
+        ("b = -0.3", "effective_rank", 1, 5),
+        ("no clamp", "mean_similarity", -0.1, 0.15),
+        ("no clamp", "effective_rank", 1, 8),
+        ("quantiles", "effective_rank", 8, 14),
+        ("b = 1.2", "effective_rank", 13, 16),
+    ):
+        value = lab.reports[name]["collapse"][key]
+        assert low <= value <= high, f"{name}: {key} is {value:.3g}, outside [{low}, {high}]"
+        first, *_, last = (line["loss"] for line in lab.history(name))
+        assert last < first, f"{name}: the loss rose from {first:.3g} to {last:.3g}"
+
 
 EXERCISES = {
     "correspondence": Exercise(

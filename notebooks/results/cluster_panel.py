@@ -33,7 +33,7 @@ from mmlib.unsupervised.train import cluster
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "notebooks"))  # the course's own package, which is not installed
 
-from course.cluster_panel import save_panel  # noqa: E402
+from course.cluster_grid import save_panel  # noqa: E402
 
 SENSORS = (
     "rgb",
