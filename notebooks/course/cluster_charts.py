@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from mmlib import world
 from mmlib.figures import INK, PALE, WIDTH, class_legend, label_picture, picture, picture_grid, sensor_title
 from mmlib.modalities import SENSORS
-from mmlib.unsupervised.tokens import Tokens
 
 from .charts import modality_colour
 from .cluster_figures import components, token_pictures
@@ -37,13 +36,11 @@ def room_by_light(lab, lights=("day", "night")) -> Figure:
     """
     frames = [world.render_frame("room", 4, light, modalities=lab.names) for light in lights]
     physical = [physical_images(frame) for frame in frames]
-    parts = [lab.encode(images) for images in physical]
-    raw = {name: torch.cat([part[name] for part in parts]).numpy() for name in lab.names}
     place = [(name, k) for name in lab.names for k in range(len(lights))]
     title = lambda name, k: f"{lights[k]}, {sensor_title(SENSORS[name])}"
     rows = [{title(n, k): picture(SENSORS[n], physical[k][n]) for n, k in place}]
     for stage in ("standardised", "mean subtracted"):
-        tokens = Tokens(raw, chain=lab.stages()[stage]).batch(range(len(lights)))
+        tokens = lab.encode(physical, stage)
         basis = components(list(tokens.values()))
         drawn = {name: token_pictures(maps, basis) for name, maps in tokens.items()}
         rows.append({title(n, k): drawn[n][k] for n, k in place})
@@ -53,8 +50,10 @@ def room_by_light(lab, lights=("day", "night")) -> Figure:
     )
 
 
-def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, low: float = 0.4) -> Figure:
-    """An AUC for each group and sensor: group -> sensor -> value; the dashed line is chance."""
+def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, control: float | None = None) -> Figure:
+    """An AUC for each group and sensor: group -> sensor -> value; the dashed line is chance, the dotted one
+    what the row of a patch alone tells.
+    """
     fig, axis = plt.subplots(figsize=(WIDTH, 2.9))
     names = list(next(iter(values.values())))
     for k, name in enumerate(names):
@@ -64,8 +63,11 @@ def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, low: float =
         bars = axis.bar(places, heights, 0.24, color=modality_colour(name), label=label)
         axis.bar_label(bars, fmt="%.2f", fontsize=8.5)
     axis.axhline(0.5, color=INK, linewidth=1, linestyle="--")
+    if control is not None:
+        label = f"the row alone: {control:.2f}"
+        axis.axhline(control, color=INK, linewidth=1.6, linestyle=":", label=label)
     axis.set_xticks(range(len(values)), list(values))
-    axis.set(ylabel="AUC (0.5 = chance)", ylim=(low, 1.0), title=title)
+    axis.set(ylabel="AUC (0.5 = chance)", ylim=(0.4, 1.0), title=title)
     fig.legend(loc="outside right upper")
     return fig
 
@@ -78,6 +80,16 @@ def shift_panels(reports: Mapping[str, Mapping], target: str = "rgb") -> Figure:
         shift_histogram(entries, axis, name)
         if axis is not axes[0, 0]:
             axis.set_ylabel("")
+    highest = max(
+        np.max(entry["counts"])
+        * len(entry["counts"])
+        / np.sum(entry["counts"])
+        / (entry["high"] - entry["low"])
+        for report in reports.values()
+        for name, entry in report["histograms"].items()
+        if name.startswith(f"{target}/")
+    )
+    axes[0, 0].set_ylim(0, 1.5 * highest)  # room for the legends
     return fig
 
 

@@ -24,8 +24,8 @@ LIGHTS = {"day": "#E69F00", "dusk": "#CC79A7", "night": "#0B3D91"}
 VIEWS = {  # what the menu offers: words -> (what colours mean, stage of the tokens)
     "sensor, raw tokens": ("sensor", "raw"),
     "sensor": ("sensor", "mean subtracted"),
-    "time of day, with the mean": ("light", "standardised"),
-    "time of day": ("light", "mean subtracted"),
+    "time of day, colour": ("light", "colour"),
+    "time of day, mean subtracted": ("light", "colour, mean subtracted"),
     "class": ("class", "mean subtracted"),
     "cluster": ("cluster", "mean subtracted"),
 }
@@ -36,9 +36,11 @@ def _colour(rgb) -> str:
     return "#{:02X}{:02X}{:02X}".format(*(int(c) for c in rgb))
 
 
-def groups_of(record: Mapping, key: str) -> dict[str, tuple[str, list[int]]]:
-    """Group's name -> its colour and the numbers of its tokens, for one meaning of the colours."""
-    values = record[key]
+def groups_of(record: Mapping, key: str, stage: str) -> dict[str, tuple[str, list[int]]]:
+    """Group's name -> its colour and the numbers of its tokens, for one meaning of the colours. A stage may
+    hold the first tokens only, those of colour.
+    """
+    values = record[key][: len(record["stages"][stage][0])]
     names = {
         "sensor": {n: (sensor_title(SENSORS[n]), SENSORS[n].colour) for n in dict.fromkeys(record["sensor"])},
         "light": {name: (name, colour) for name, colour in LIGHTS.items()},
@@ -64,7 +66,7 @@ def cloud(record: Mapping) -> go.Figure:
     figure, shown = go.Figure(), []
     for view, (key, stage) in VIEWS.items():
         axes = np.array(record["stages"][stage])
-        for name, (colour, members) in groups_of(record, key).items():
+        for name, (colour, members) in groups_of(record, key, stage).items():
             x, y, z = axes[:, members]
             words = [token_words(record, i) for i in members]
             figure.add_scatter3d(
@@ -96,11 +98,11 @@ def cloud(record: Mapping) -> go.Figure:
 
 def cloud_picture(record: Mapping) -> Figure:
     """The same from one side: a panel for each meaning of the colours, two of the three directions."""
-    fig, axes = plt.subplots(2, 3, figsize=(9, 5.6))
+    fig, axes = plt.subplots(2, 3, figsize=(8, 4.6))
     for axis, (view, (key, stage)) in zip(axes.flat, VIEWS.items()):
         points = np.array(record["stages"][stage])
-        for name, (colour, members) in groups_of(record, key).items():
-            axis.plot(*points[:2, members], "o", color=colour, ms=3, mec=INK, mew=0.2, label=name)
+        for name, (colour, members) in groups_of(record, key, stage).items():
+            axis.plot(*points[:2, members], "o", color=colour, ms=2.5, mew=0, label=name)
         axis.set(title=view, xticks=[], yticks=[])
         if key in ("sensor", "light"):
             axis.legend(fontsize=7, loc="best", markerscale=1.5)
@@ -114,7 +116,7 @@ def show_cloud(path: str | Path) -> None:
     alt = (
         f"{count} tokens of rooms as points in three dimensions, coloured by sensor, time of day, class or "
         "cluster. Raw tokens of the three sensors form separate clouds; standardised they share a space. "
-        "Colour tokens of day and night lie apart until the mean of each image is subtracted."
+        "Colour's tokens of day and night lie apart until the mean of each image is subtracted."
     )
     show_interactive(cloud(record), cloud_picture(record), alt)
 

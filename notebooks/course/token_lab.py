@@ -23,6 +23,7 @@ from mmlib.unsupervised.extraction import extract_tokens
 from mmlib.unsupervised.inference import EvaluationConfig
 from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare, resolve_method
 from mmlib.unsupervised.networks import ClusterNetConfig
+from mmlib.unsupervised.pictures import as_picture, resize_picture
 from mmlib.unsupervised.tokens import TokenChain, Tokens
 from mmlib.unsupervised.train import cluster
 
@@ -105,18 +106,19 @@ class TokenLab:
         found = replace(self._extracted(data, split == "train"), chain=self.stages()[stage])
         return found.batch(entries, self.names)
 
-    def encode(self, images: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        """Sensor -> raw tokens (1, C, h, w) of one frame's physical images."""
-        from mmlib.unsupervised.pictures import as_picture, resize_picture
+    def encode(self, frames: list[dict[str, np.ndarray]], stage: str = "mean subtracted", size=None) -> dict:
+        """Sensor -> tokens (B, C, h, w) of some frames' physical images, after a stage of ``stages``.
 
-        return {
-            name: self.backbone.extract(
-                resize_picture(
-                    as_picture(SENSORS[name], torch.as_tensor(images[name]))[None], self.base.tokens.size
-                )
-            )
-            for name in self.names
-        }
+        Args:
+            size: height and width of the pictures that the backbone sees, multiples of its patch; None = the
+                lab's.
+        """
+        raw = {}
+        for name in self.names:
+            pictures = [as_picture(SENSORS[name], torch.as_tensor(frame[name])) for frame in frames]
+            pictures = resize_picture(torch.stack(pictures), size or self.base.tokens.size)
+            raw[name] = self.backbone.extract(pictures).numpy()
+        return Tokens(raw, chain=self.stages()[stage]).batch(range(len(frames)))
 
     def labels(self) -> torch.Tensor:
         """(n, H, W) class ids of the validation rooms. For evaluation only."""
@@ -134,14 +136,18 @@ class TokenLab:
 
     # ---- trainings ----
 
-    def run(self, name: str, sensors=("rgb",), prepared=None, **options) -> dict:
+    def run(self, name: str, sensors=("rgb",), prepared=None, loss=None, network=None, **options) -> dict:
         """A training of a few seconds on tokens that are there; returns its report.
 
         Args:
-            options: settings of ``ClusterConfig``, such as method, steps, lambda_x, network, loss.
+            prepared: other tokens than the lab's (``prepare``).
+            loss, network: settings of ``CorrespondenceConfig`` and ``ClusterNetConfig`` that differ, by name.
+            options: settings of ``ClusterConfig``, such as method, steps, lr, lambda_x.
         """
         sensors = tuple(sensors)
         options = {"method": "stego" if len(sensors) == 1 else "unim2"} | options
+        options["loss"] = replace(self.base.loss, **(loss or {}))
+        options["network"] = replace(self.base.network, **(network or {}))
         config = replace(self.base, out=str(self.folder / name), modalities=sensors, **options)
         if name in self._configs and self._configs[name] != config:  # the cell was changed and run again
             for file in Path(config.out).rglob("*"):

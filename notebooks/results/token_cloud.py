@@ -1,10 +1,10 @@
-"""Tokens of validation rooms in three dimensions -> token_cloud.json, which notebook 08 draws to be turned and
-filtered.
+"""Tokens of validation rooms in three dimensions -> token_cloud.json, which notebook 08 draws.
 
     python notebooks/results/token_cloud.py        # half a minute on one core
 
-Three stages of what the library does to tokens, each with principal components of its own; the class of each
-patch, its cluster, its sensor and the light of its room. Rounded, so that the notebook is the same everywhere.
+Tokens of all sensors, raw and as methods read them, along their principal components. And colour's tokens
+with and without the mean of their image, along the directions in which whole images differ most. Beside them
+the class of each patch, its cluster, sensor and light. Rounded: the same on every machine.
 """
 
 import sys
@@ -24,7 +24,6 @@ from mmlib.unsupervised.correspondence import all_points, unit  # noqa: E402
 from mmlib.unsupervised.kmeans import kmeans, nearest_centroid  # noqa: E402
 
 PLACES = 150  # of which each sensor has a token
-STAGES = ("raw", "standardised", "mean subtracted")
 
 
 def side_by_side(tokens: dict) -> torch.Tensor:
@@ -54,12 +53,22 @@ def main() -> None:
         "cluster": [int(clusters[place]) for _ in lab.names for place in places],
         "stages": {},
     }
-    for stage in STAGES:
-        maps = lab.tokens(rooms, stage, "val")
-        mean, axes, low, high = components(list(maps.values()))
-        rows = torch.cat([all_points(maps[name]).flatten(0, 1)[places] for name in lab.names]).double()
-        scaled = 2 * ((rows - mean) @ axes.T - low) / (high - low) - 1  # most lie between -1 and 1
-        record["stages"][stage] = [[round(float(x), 2) for x in axis] for axis in scaled.T]
+
+    def keep(name: str, maps: list, mean, axes, low, high) -> None:
+        """The tokens of the places in some maps, most of them between -1 and 1, under a stage's name."""
+        rows = torch.cat([all_points(x).flatten(0, 1)[places] for x in maps]).double()
+        scaled = 2 * ((rows - mean) @ axes.T - low) / (high - low) - 1
+        record["stages"][name] = [[round(float(x), 2) for x in axis] for axis in scaled.T]
+
+    for stage in ("raw", "mean subtracted"):
+        maps = [lab.tokens(rooms, stage, "val")[name] for name in lab.names]
+        keep(stage, maps, *components(maps))
+    colour = {stage: lab.tokens(rooms, stage, "val")["rgb"] for stage in ("standardised", "mean subtracted")}
+    mean, axes, *_ = components([colour["standardised"].mean((2, 3), keepdim=True)])
+    along = (all_points(colour["standardised"]).flatten(0, 1).double() - mean) @ axes.T
+    ends = torch.from_numpy(np.quantile(along.numpy(), (0.02, 0.98), axis=0))
+    keep("colour", [colour["standardised"]], mean, axes, *ends)
+    keep("colour, mean subtracted", [colour["mean subtracted"]], mean, axes, *ends)
     write_json(ROOT / "notebooks/results/token_cloud.json", record)
 
 
