@@ -18,7 +18,7 @@ SEGMENTATION, CORRESPONDENCE, NETWORKS = (
 )
 EVALUATION, MATCHING, FUSION = (f"tests/test_{name}.py" for name in ("evaluation", "matching", "fusion"))
 NOTEBOOK_01, NOTEBOOK_02 = "notebooks/01_functional_entropy.ipynb", "notebooks/02_log_sobolev_bound.ipynb"
-NOTEBOOK_04 = "notebooks/04_segmenter_and_subsets.ipynb"
+NOTEBOOK_04, NOTEBOOK_05 = "notebooks/04_segmenter_and_subsets.ipynb", "notebooks/05_the_regularizer.ipynb"
 EXPONENTIAL = "test_exponential_meets_the_bound_with_equality"
 TENSORISATION = "test_tensorisation_on_two_signs"
 LINEAR = "test_linear_network_has_the_ratio_of_squared_weights"
@@ -168,7 +168,7 @@ MUTATIONS = [
         "sigma**2",
         "sigma",
         of(INFORMATION, LINEAR, "test_tiling_an_image_changes_nothing_and_units_cancel"),
-        NOTEBOOK_04,
+        NOTEBOOK_05,
     ),
     Mutation(
         "information not divided by the loss",
@@ -208,7 +208,7 @@ MUTATIONS = [
         "(1 / information).nansum()",
         "information.nansum()",
         of(REGULARIZER, "test_forms", f"{PUSHES}[inverse]"),
-        NOTEBOOK_04,
+        NOTEBOOK_05,
     ),
     Mutation(
         "sign of the balance",
@@ -258,6 +258,7 @@ MUTATIONS = [
         "torch.stack(logits).mean(0)",
         "torch.stack(logits).sum(0)",
         of(SEGMENTATION, "test_fusion_is_the_mean_of_single_predictions"),
+        NOTEBOOK_04,
     ),
     Mutation(
         "upsampling shifted by half a pixel",
