@@ -75,7 +75,7 @@ class Verdict:
                 f'<td style="text-align:left;padding:1px 0;white-space:pre-wrap;overflow-wrap:anywhere;'
                 f'font-family:{family}">{escape(words)}</td></tr>'
             )
-        table = f'<table style="border-collapse:collapse;margin:4px 0 0;color:inherit">{rows}</table>'
+        table = f'<table style="border-collapse:collapse;margin:4px 0 0;color:inherit;font-size:inherit">{rows}</table>'
         return (
             f'<div role="status" aria-live="polite" class="exercise-verdict" style="background:{card};'
             f"color:#1A1A1A;border-left:5px solid {colour};padding:6px 10px;box-sizing:border-box;"
@@ -306,7 +306,7 @@ def _shape(array: np.ndarray) -> str:
 
 
 def short(value, length: int = 240) -> str:
-    """A value in at most ``length`` characters, arrays with their shape."""
+    """A value in at most ``length`` characters, large arrays with their shape."""
     if isinstance(value, Mapping):
         text = "{" + ", ".join(f"{key!r}: {short(v, 80)}" for key, v in value.items()) + "}"
     elif _is_group(value):
@@ -321,7 +321,7 @@ def short(value, length: int = 240) -> str:
         elif array.ndim:
             text = np.array2string(array, precision=4, threshold=24, edgeitems=2, separator=", ")
             text = " ".join(text.split())
-            if array.ndim > 1 or array.size > 24:
+            if array.size > 24:
                 text = f"shape {' × '.join(map(str, array.shape))}: {text}"
         else:
             text = f"{array.item():.6g}" if array.dtype.kind in "iuf" else str(array.item())
