@@ -75,7 +75,8 @@ class Verdict:
                 f'<td style="text-align:left;padding:1px 0;white-space:pre-wrap;overflow-wrap:anywhere;'
                 f'font-family:{family}">{escape(words)}</td></tr>'
             )
-        table = f'<table style="border-collapse:collapse;margin:4px 0 0;color:inherit;font-size:inherit">{rows}</table>'
+        style = "border-collapse:collapse;margin:4px 0 0;color:inherit;font-size:inherit"
+        table = f'<table style="{style}">{rows}</table>'
         return (
             f'<div role="status" aria-live="polite" class="exercise-verdict" style="background:{card};'
             f"color:#1A1A1A;border-left:5px solid {colour};padding:6px 10px;box-sizing:border-box;"
