@@ -95,7 +95,7 @@ def group_of(record: dict, name: str) -> dict:
 
     Args:
         name: of a record of ``compare`` that of the group, of failures with a rule of fusion, "street-full
-            agreement", or with a rule and a failure, "street-full mean dark gross"; of a record of clusterings
+            agreement", or with a rule and a failure, "street-full mean dark gross"; of clusterings
             "SCENE SENSORS METHOD", such as "room RT unim2"; of frozen features "SCENE FEATURES DIRECTIONS
             SENSORS".
 
