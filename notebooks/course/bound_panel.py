@@ -228,10 +228,10 @@ class BoundPanel(Panel):
         }
         verdict = "is violated: it lies below the entropy" if violated else "holds"
         alts = (
-            f"f = {formula} with a = {a:.1f}, the density of the noise of standard deviation {sigma:.1f}, and "
-            "this density weighted by f",
-            f"Entropy {_number(exact)}; bound as printed {_number(printed)}, which {verdict}; bound with the "
-            f"variance of the noise {_number(correct)}; as shares of the latter, for noise from 0.3 to 2",
+            f"f = {formula} with a = {a:.1f}, the density of the noise of standard deviation {sigma:.1f}, "
+            "and this density weighted by f",
+            f"Entropy {_number(exact)}; bound as printed {_number(printed)}, which {verdict}; bound with "
+            f"the variance of the noise {_number(correct)}; as shares of the latter, for noise from 0.3 to 2",
         )
         images = ""
         for plot, alt in zip(self._plots(), alts):

@@ -1,0 +1,120 @@
+"""Exercises of notebook 03: the heat flow, information of one image, the balance of sensors."""
+
+import numpy as np
+
+from course.exercises import Exercise, check
+
+__all__ = ["EXERCISES", "check"]
+
+
+def spread_noise(f, x, t, z):
+    return f(np.exp(-t) * x[:, None] + np.sqrt(1 - np.exp(-2 * t)) * z).mean(1)
+
+
+def image_information(gradient, f, sigma, label):
+    return sigma**2 * (label != 255).sum() * (gradient**2).sum() / f
+
+
+def balance(information):
+    return information.mean() * (1 / information).mean() - 1
+
+
+def _with(shrink, width):
+    """The heat flow with other factors for the input and for the noise."""
+    return lambda f, x, t, z: f(shrink(t) * x[:, None] + width(t) * z).mean(1)
+
+
+_rng = np.random.default_rng(3)
+_root = lambda t: np.sqrt(1 - np.exp(-2 * t))
+
+
+def _bump(x):
+    return np.exp(-(x**2))
+
+
+def _slope(x):
+    return np.exp(0.5 * x)
+
+
+_labels = [np.where(_rng.uniform(size=(3, 4)) < 0.3, 255, 1) for _ in range(2)]
+_images = [
+    (_rng.normal(size=(c, 3, 4)) * 0.01, f, sigma, label)
+    for c, f, sigma, label in zip((3, 1), (0.7, 1.9), (0.1, 0.5), _labels)
+]
+
+EXERCISES = {
+    "spread_noise": Exercise(
+        spread_noise,
+        [
+            (_bump, np.array([-1.0, 0.0, 2.0]), 0.3, _rng.normal(size=7)),
+            (_slope, np.array([0.5, 1.5]), 1.0, _rng.normal(size=20)),
+            (_slope, np.array([0.5]), 0.0, _rng.normal(size=4)),
+        ],
+        {
+            "Standard deviations do not add up to one, variances do: the noise needs the square root.": _with(
+                lambda t: np.exp(-t), lambda t: 1 - np.exp(-2 * t)
+            ),
+            "The input has to shrink by exp(−t), or the whole grows wider than N(0, 1).": _with(
+                lambda t: 1, _root
+            ),
+            "The noise is missing its factor: at t = 0 there is none yet.": _with(
+                lambda t: np.exp(-t), lambda t: 1
+            ),
+            "The mean is over the noise z; you averaged over the inputs x.": lambda f, x, t, z: f(
+                np.exp(-t) * x[:, None] + _root(t) * z
+            ).mean(0),
+            "Average f at the noisy inputs; this is f at their average.": lambda f, x, t, z: f(
+                np.exp(-t) * x + _root(t) * z.mean()
+            ),
+        },
+    ),
+    "image_information": Exercise(
+        image_information,
+        _images,
+        {
+            "N counts the pixels with a label; those of 255 are not in the mean that f is.": (
+                lambda gradient, f, sigma, label: sigma**2 * label.size * (gradient**2).sum() / f
+            ),
+            "The number of pixels is missing: without it, larger images have less information.": (
+                lambda gradient, f, sigma, label: sigma**2 * (gradient**2).sum() / f
+            ),
+            "The noise enters squared, as the gradient does.": lambda gradient, f, sigma, label: (
+                sigma * (label != 255).sum() * (gradient**2).sum() / f
+            ),
+            "This is the square of the sum. The squared length is the sum of squares.": (
+                lambda gradient, f, sigma, label: sigma**2 * (label != 255).sum() * gradient.sum() ** 2 / f
+            ),
+            "This is the length of the gradient; its square is asked for.": (
+                lambda gradient, f, sigma, label: (
+                    sigma**2 * (label != 255).sum() * (gradient**2).sum() ** 0.5 / f
+                )
+            ),
+            "Without the division by f this is Poincaré's form.": (
+                lambda gradient, f, sigma, label: sigma**2 * (label != 255).sum() * (gradient**2).sum()
+            ),
+        },
+    ),
+    "balance": Exercise(
+        balance,
+        [
+            (np.array([4.0, 1.0]),),
+            (np.array([2.0, 2.0, 2.0]),),
+            (np.array([0.1, 0.3, 7.0, 0.2]),),
+        ],
+        {
+            "Subtract 1, so that equal sensors cost nothing.": lambda information: balance(information) + 1,
+            "Sums in place of means: equal sensors should give 0 for any number of them.": (
+                lambda information: information.sum() * (1 / information).sum() - 1
+            ),
+            "The inverse of the mean is not the mean of the inverses.": lambda information: (
+                information.mean() * (1 / information.mean()) - 1
+            ),
+            "This is the printed form, the sum of the inverses: it changes with a common factor.": (
+                lambda information: (1 / information).sum()
+            ),
+            "This is the share form, the gentler one.": lambda information: (
+                np.log(information.mean()) - np.log(information).mean()
+            ),
+        },
+    ),
+}
