@@ -261,6 +261,14 @@ MUTATIONS = [
         NOTEBOOK_04,
     ),
     Mutation(
+        "subsets added up for their weighted mean",
+        "subset_cross_entropy",
+        "total / sum(weights)",
+        "total",
+        of(SEGMENTATION, "test_all_subsets_is_the_weighted_mean_of_every_subsets_cross_entropy"),
+        NOTEBOOK_04,
+    ),
+    Mutation(
         "upsampling shifted by half a pixel",
         "resample",
         "(ANY1 + 0.5) * ANY2 - 0.5",

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from course import leaning, regularizer_figures, subset_figures, two_sensors
+from course import leaning, reading_figures, regularizer_figures, subset_figures, two_sensors
 from course.hover import plain
+from course.lesson_04 import adds
 from matplotlib import pyplot as plt
 from mutating import ROOT
 
@@ -114,6 +115,16 @@ def test_what_lesson_04_says_of_the_weather():
     assert change["night", "R"] < -1 and change["night", "L"] >= 0
 
 
+def test_what_lesson_04_says_a_sensor_adds():
+    assert "Each sensor adds more to the network that was trained with all sensors always" in words(SUBSETS)
+    groups = subset_figures.record_groups("street_subsets")
+    always, subsets = (
+        {s: np.mean(seeds) for s, seeds in groups[name]["miou"]["all"].items()}
+        for name in ("street-full", "street-all-subsets")
+    )
+    assert all(adds(always, sensor) > adds(subsets, sensor) + 1 for sensor in "RDEL")
+
+
 # ---- the regulariser ----
 
 
@@ -153,7 +164,7 @@ def test_the_truth_of_that_world_deserves_a_gap_of_nine():
 
 
 def test_cross_entropy_of_features_repels_and_divergence_does_not():
-    apart = {reading: regularizer_figures.descend(reading) for reading in ("ce", "kl")}
+    apart = {reading: reading_figures.descend(reading) for reading in ("ce", "kl")}
     assert apart["ce"][-1] > 10 * apart["ce"][0] and apart["kl"][-1] < 1.5 * apart["kl"][0]
 
 

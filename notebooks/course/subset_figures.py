@@ -1,4 +1,6 @@
-"""Lesson 04's figures of records: the lattice of subsets, and each sensor alone against its ceiling."""
+"""Lesson 04's figures and tables of records: the lattice of subsets, and each sensor alone against its
+ceiling.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from mmlib.evaluation.statistics import Estimate
 from mmlib.figures import INK, PALE, WIDTH
 from mmlib.modalities import SENSORS
 
 from .charts import modality_colour
 from .drawings import inclusions, subset_places
-from .record_figures import SERIES, per_seed
+from .record_figures import SERIES, paired, per_seed
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 OBJECTIVES = {
@@ -191,3 +194,53 @@ def ceilings(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone: Map
     axis.set_title("What a sensor alone could give, and what joint networks get from it")
     fig.legend(loc="outside lower center", ncols=2, fontsize=9)
     return fig
+
+
+# ---- tables ----
+
+KEYS = {"full": "all sensors", "mean": "mean over subsets", "min": "worst subset"}
+INGREDIENTS = {
+    "short-all-subsets": "all subsets at once",
+    "short-all-mean": "  with averaged logits",
+    "short-all-w1": "  with equal weights",
+    "short-singles": "each sensor alone, and all",
+    "short-selection": "best and least alike (MAGIC)",
+}
+
+
+def score_table(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES) -> str:
+    """Plain text: mean mIoU over seeds, a line a way to train."""
+    lines = [f"{'mIoU (%)':30s}" + "".join(f"{words:>20s}" for words in KEYS.values())]
+    for name, label in rows.items():
+        lines.append(
+            f"{label:30s}" + "".join(f"{np.mean(per_seed(groups[name], key)):20.1f}" for key in KEYS)
+        )
+    return "\n".join(lines)
+
+
+def difference_table(groups: Mapping[str, Mapping], rows: Mapping[str, str], reference: str) -> str:
+    """Plain text: each group of ``rows`` less ``reference``, paired by seed."""
+    lines = [f"{'difference in points':30s}" + "".join(f"{words:>20s}" for words in KEYS.values())]
+    for name, label in rows.items():
+        cells = [difference_text(paired(groups, name, reference, key)) for key in KEYS]
+        lines.append(f"{label:30s}" + "".join(f"{cell:>20s}" for cell in cells))
+    return "\n".join([*lines, "± half a 95 % interval; * it excludes zero"])
+
+
+def ceiling_table(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone: Mapping[str, str]) -> str:
+    """Plain text: the ceiling of each sensor, and how far joint networks given it alone are from it."""
+    lines = [f"{'mIoU (%)':30s}" + "".join(f"{symbol + ' alone':>16s}" for symbol in alone)]
+    heights = "".join(f"{np.mean(per_seed(groups[name], s)):16.1f}" for s, name in alone.items())
+    lines.append(f"{'ceiling':30s}" + heights)
+    for name, label in joint.items():
+        cells = [difference_text(paired(groups, name, ceiling, symbol)) for symbol, ceiling in alone.items()]
+        lines.append(f"{label:30s}" + "".join(f"{cell:>16s}" for cell in cells))
+    return "\n".join(
+        [*lines, "joint networks: difference to the ceiling ± half a 95 % interval; * it excludes zero"]
+    )
+
+
+def difference_text(difference: Estimate) -> str:
+    """A difference ± half its interval, with a star where that excludes zero."""
+    half = (difference.high - difference.low) / 2
+    return f"{difference.mean:+6.1f} ± {half:4.1f} {'*' if difference.clear else ' '}"

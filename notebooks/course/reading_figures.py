@@ -1,0 +1,94 @@
+"""Lesson 05's pictures of readings and forms: what they pull towards, and what a toy network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from mmlib.figures import INK, WIDTH
+from mmlib.segmentation.information import combine, feature_information
+
+from .record_figures import DOWN, UP
+
+
+def descend(reading: str, steps: int = 120) -> list[float]:
+    """‖q_i − q_m‖² of features that nearly agree, while the sum of their inverse information is minimised."""
+    start = 0.1 * torch.randn(2 * 2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    feature = start.clone().requires_grad_()
+    optimizer, distance = torch.optim.Adam([feature], 0.02), []
+    for _ in range(steps):
+        q = feature.unflatten(0, (2, 2)).softmax(2)
+        distance.append(float((q - q.mean(0)).square().sum(2).mean().detach()))
+        information = feature_information([feature], 2, reading=reading)[0]
+        optimizer.zero_grad()
+        combine(information.mean(1), "inverse").backward()
+        optimizer.step()
+    return distance
+
+
+def two_dead_ends(p: np.ndarray, inverse: np.ndarray, apart: Mapping[str, Sequence[float]]) -> Figure:
+    """Left: 1/I of a sensor's own logits over the probability of the true class. Right: how far features are
+    from their mean while Σ 1/I is minimised (``apart``: reading -> distances).
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
+    left.plot(p, inverse, color=INK)
+    best = int(np.argmin(inverse))
+    left.plot(p[best], inverse[best], "o", color=DOWN)
+    place = {"textcoords": "offset points", "color": DOWN}
+    left.annotate(f"least at p = {p[best]:.3f}", (p[best], inverse[best]), (-26, 34), **place)
+    left.set(yscale="log", xlabel="probability of the true class", ylabel="1 / I")
+    left.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    left.minorticks_off()
+    left.set_title("Own logits: confidence is punished")
+    words = {"ce": ("cross-entropy, as printed", DOWN, 0.5), "kl": ("KL divergence", UP, 1.8)}
+    for reading, distances in apart.items():
+        text, colour, where = words[reading]
+        right.plot(distances, color=colour)
+        right.annotate(text, (48, distances[48] * where), color=colour, va="center")
+    right.set(yscale="log", xlabel="steps down Σ 1/I", ylabel="‖q − q mean‖²")
+    right.set_title("Features: driven apart, or not")
+    return fig
+
+
+def forms_figure(forms: Mapping[str, str] | None = None) -> Figure:
+    """Each form over the share of the first of two sensors, and over a common factor of both."""
+    forms = forms or {"inverse": DOWN, "balance": UP, "share": "#009E73"}
+    share, scale = np.linspace(0.03, 0.97, 200), np.geomspace(0.25, 8, 100)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True)
+    loss = lambda form, *information: float(combine(torch.tensor(information), form))
+    for form, colour in forms.items():
+        left.plot(share, [loss(form, 2 * s, 2 - 2 * s) for s in share], color=colour)
+        right.plot(scale, [loss(form, 0.4 * c, 1.6 * c) for c in scale], color=colour)
+    labels = {
+        "inverse": ("Σ 1/I, as printed", 0.6, 6.2),
+        "balance": ("balance", 0.25, 0.75),
+        "share": ("share", 0.25, -0.5),
+    }
+    for form, (text, x, y) in labels.items():
+        right.annotate(text, (x, y), color=forms[form])
+    left.set(xlabel="share of sensor 1 (total fixed)", ylabel="loss", ylim=(-0.7, 8))
+    left.set_title("All three are least in balance …")
+    right.set(xlabel="common factor of both (shares fixed)", xscale="log")
+    right.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
+    right.minorticks_off()
+    right.set_title("… but one also pays for sensitivity")
+    return fig
+
+
+def gaps_and_losses(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """The Fisher gap and the cross-entropy over the steps of a training, a line a run."""
+    fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1))
+    colours = (INK, UP, "#009E73", "#CC79A7", "#E69F00")
+    for (name, columns), colour in zip(runs.items(), colours):
+        for axis, values in zip(axes, columns):
+            axis.plot(values, color=colour, label=name if axis is axes[0] else None)
+    axes[0].set(yscale="log", xlabel="step", ylabel="Fisher gap", title="Does the gap close?")
+    axes[0].set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes[0].minorticks_off()
+    axes[1].set(xlabel="step", ylabel="cross-entropy (nats)", title="What does the loss pay?")
+    fig.legend(loc="outside lower center", ncols=4)
+    return fig
