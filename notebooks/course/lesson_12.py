@@ -107,7 +107,7 @@ EXERCISES = {
                 math.exp((gain / sigma) ** 2)
             ),
             "The gain has to be measured in σ.": lambda gain, sigma: math.ceil(math.exp(gain**2 / 2)),
-            "n has to be rounded up to the next whole number.": lambda gain, sigma: math.floor(
+            "The number of tries has to be rounded up to a whole one.": lambda gain, sigma: math.floor(
                 math.exp((gain / sigma) ** 2 / 2)
             ),
         },
