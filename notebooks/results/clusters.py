@@ -2,18 +2,23 @@
 Resumable.
 
     python notebooks/results/clusters.py                       # street and room scenes of the sensor world,
-    three sets of sensors python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the
-    other half in a second process python notebooks/results/clusters.py selected --seeds 5    # with the
-    settings of cluster_search.json -> clusters_selected.json python notebooks/results/clusters.py raised
-    --seeds 5      # with shifts b high up in the distribution -> clusters_raised.json python
-    notebooks/results/clusters.py nyu --data runs/nyu   # a prepared RGB-D data set -> clusters_nyu.json
+                                                                   # three sets of sensors
+    python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the other half in a second
+                                                               # process
+    python notebooks/results/clusters.py selected --seeds 5    # with the settings of cluster_search.json
+                                                               # -> clusters_selected.json
+    python notebooks/results/clusters.py raised --seeds 5      # with shifts b high up in the distribution
+                                                               # -> clusters_raised.json
+    python notebooks/results/clusters.py nyu --data FOLDER     # a prepared RGB-D data set
+                                                               # -> clusters_nyu.json
 
 Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences.
-"kmeans-whitened" clusters the 32 leading principal directions of each sensor's tokens, of equal variance.
+All read the 64 leading principal directions of each sensor's tokens, of equal variance (--whiten 64), because
+a run then costs a third; "kmeans-whitened" reads 32 of them.
 "selected" instead takes what 'mmlib search' found for four methods on rooms, chosen by its label-free
 criterion. "raised" takes one higher level of b for all and a shortcut past UniM2's modality-specific
-networks, chosen with LABELS of val on one seed, from three levels. Runs are scored once, on the test split
-(nyu: on the held part), after the last step. Finished runs are kept, one a line, in runs/clusters-BACKBONE/.
+networks, chosen with LABELS of val on one seed, from three levels. Runs are scored once, on the test split,
+after the last step. Finished runs are kept, one a line, in runs/clusters-BACKBONE/.
 """
 
 from __future__ import annotations
@@ -21,20 +26,26 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 import tyro
 from tqdm.auto import tqdm
 
 from mmlib import world
+from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation.statistics import rounded
 from mmlib.runtime import provenance, write_json
+from mmlib.unsupervised.backbone import load_backbone
 from mmlib.unsupervised.correspondence import PAIRS, CorrespondenceConfig, Shifts
+from mmlib.unsupervised.extraction import extract_tokens
 from mmlib.unsupervised.inference import EvaluationConfig
-from mmlib.unsupervised.methods import ClusterConfig, TokenConfig, prepare
+from mmlib.unsupervised.methods import ClusterConfig, Plan, Prepared, TokenConfig, resolve_method
 from mmlib.unsupervised.networks import ClusterNetConfig
+from mmlib.unsupervised.tokens import TokenChain, Tokens, image_means, nearest_neighbours
 from mmlib.unsupervised.train import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +55,8 @@ LOSS = CorrespondenceConfig(points=64)
 RAISED = replace(LOSS, shifts=Shifts("quantile", (0.98, 0.96, 0.98)))
 BOTH = ClusterNetConfig(anchor="both")
 FEATURES = TokenConfig().backbone
+WHITEN = 64  # principal directions of each sensor's tokens, of equal variance, that all methods read
+WHITENED = TokenConfig(whiten=WHITEN)
 KMEANS = {"kmeans": {"method": "kmeans"}, "kmeans-whitened": {"method": "kmeans", "whiten": 32}}
 SINGLE = KMEANS | {"stego": {"method": "stego"}}
 JOINT = {
@@ -61,15 +74,15 @@ JOINT = {
     "cmcs-0.3": {"network": BOTH, "lambda_x": 0.3},
     "lambda-0": {"lambda_x": 0.0},
 }
-FIRST = (
+FIRST = (  # all seeds of these come before all else
     "kmeans",
-    "kmeans-feature",
+    "kmeans-whitened",
+    "stego",
     "stego-feature",
     "stego-conv",
     "unim2",
-    "unim2-0.3",
     "cmcs-1",
-    "cmcs-0.3",
+    "lambda-0",
 )
 ABLATION = {  # Tables 5 to 7 and the sweep over lambda
     "unim2-3": {"lambda_x": 3.0},
@@ -97,6 +110,8 @@ class Options:
     """Processes that share the runs."""
     part: int = 0
     """Which of them this is."""
+    collect: bool = False
+    """Run nothing: write the record of what is finished."""
 
 
 def selected(name: str, sensors: str = "") -> dict:
@@ -179,7 +194,7 @@ def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: 
     # EAGLE brings a loss of its own; it is used where the loss is left as it is
     loss = CorrespondenceConfig() if kind.get("method") == "eagle" else LOSS
     evaluation = EvaluationConfig(
-        split="val" if scene == "real" else "test", restarts=3, repeats=3, kmeans_points=6000
+        split="test", restarts=3, repeats=1 if scene == "real" else 2, kmeans_points=6000
     )
     if kind.get("method") == "kmeans":
         evaluation = replace(evaluation, kmeans_seed=seed)
@@ -189,7 +204,7 @@ def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: 
         "evaluation": evaluation,
         "steps": options.steps,
     } | kind
-    tokens = TokenConfig(whiten=settings.pop("whiten", 0))
+    tokens = TokenConfig(whiten=settings.pop("whiten", WHITEN))
     return ClusterConfig(
         data=data,
         out=str(ROOT / f"runs/clusters-{FEATURES}/last"),
@@ -201,23 +216,61 @@ def configuration(options: Options, scene: str, sensors: str, kind: dict, seed: 
     )
 
 
+@lru_cache(maxsize=None)
+def tokens_of(
+    folder: str, split: str, name: str, settings: TokenConfig = WHITENED, near: int = 7
+) -> tuple[TokenChain, np.ndarray, np.ndarray, torch.Tensor]:
+    """One sensor's tokens, made ready once for all runs: its chain, the whitened tokens of the training and
+    of the scored images, and each training image's neighbours. Kept in runs/."""
+    path = ROOT / f"runs/clusters-{FEATURES}/{Path(folder).name}-{split}-{name}-{settings.whiten}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=False)
+    backbone, raw = load_backbone(settings.backbone, settings.backbone_weights, "cpu"), []
+    for part in ("train", split):
+        data = PreparedDataset(folder, part, name.split("+"))
+        raw.append(extract_tokens(data, backbone, [name], settings, train=part == "train", progress=False))
+    chain = settings.chain(raw[0])
+    ready = [replace(tokens, chain=chain) for tokens in raw]
+    neighbours = nearest_neighbours(image_means(ready[0], [name]), near, torch.arange(len(ready[0])))
+    found = chain, *(tokens.in_memory().arrays[name] for tokens in ready), neighbours
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(found, path)
+    return found
+
+
+def prepared(config: ClusterConfig) -> tuple[Plan, Prepared]:
+    """What ``mmlib.unsupervised.methods.prepare`` returns for the same settings, put together of single
+    sensors, so that a sensor is whitened once and not once for each set of sensors."""
+    split, keep = config.evaluation.split, config.tokens.whiten
+    data, scored = (
+        PreparedDataset(config.data, part, list(config.modalities), cache=True) for part in ("train", split)
+    )
+    plan = resolve_method(config, list(config.modalities))
+    settings = replace(config.tokens, whiten=max(keep, WHITEN))
+    own = {name: tokens_of(config.data, split, name, settings, config.neighbours) for name in plan.extracted}
+    statistics = {name: chain.statistics[name] for name, (chain, *_) in own.items()}
+    whitening = {name: chain.whitening[name][:keep] for name, (chain, *_) in own.items()}
+    chain = replace(next(iter(own.values()))[0], statistics=statistics, whitening=whitening)
+    tokens, scored_tokens = (
+        Tokens({name: parts[which][:, :keep] for name, parts in own.items()}) for which in (1, 2)
+    )
+    backbone = load_backbone(settings.backbone, settings.backbone_weights, "cpu")
+    neighbours = own[plan.extracted[0]][3]
+    inputs = {"data": Path(config.data).name}
+    return plan, Prepared(data, scored, backbone, tokens, scored_tokens, neighbours, chain, inputs)
+
+
 def run(config: ClusterConfig, shared: dict) -> dict:
     for file in Path(config.out).glob("*"):
         file.unlink()
     # runs that read the same tokens share them; the network and its loss do not matter
-    key = (
-        config.data,
-        config.modalities,
-        config.combine,
-        config.tokens,
-        config.method if config.method in ("eagle", "depthg") else config.method == "kmeans",
-    )
+    key = (config.data, config.modalities, config.combine, config.tokens, config.method)
     if key not in shared:
         shared.clear()
-        shared[key] = prepare(config)
+        shared[key] = prepared(config)
     begun = time.process_time()
     report = cluster(config, shared[key])
-    scores = report["scores"]
+    scores, repeated = report["scores"], [entry["miou"] for entry in report["kmeans"]]
     return {
         "miou": scores["miou"]["all"],
         "accuracy": scores["accuracy"]["all"],
@@ -227,7 +280,7 @@ def run(config: ClusterConfig, shared: dict) -> dict:
             for group, value in scores["miou"].items()
             if group != "all"
         },
-        "kmeans_sd": float(np.std([entry["miou"] for entry in report["kmeans"]], ddof=1)),
+        **({"kmeans_sd": float(np.std(repeated, ddof=1))} if len(repeated) > 1 else {}),
         "probe_miou": report.get("online_probe", {}).get("miou"),
         "many_to_one_miou": report["many_to_one"]["miou"],
         "criteria": report["criteria"],
@@ -251,8 +304,10 @@ def main(options: Options) -> None:
 
     done = {(*group_of(line), line["seed"]) for line in finished()}
     shared: dict = {}
-    for group, seed in tqdm([(group, seed) for group in kinds for seed in range(options.seeds)], "methods"):
-        if order[group] % options.parts != options.part or (*group, seed) in done:
+    rest = lambda group: group[2] not in FIRST or "N" in group[1]
+    runs = [(group, seed) for seed in range(options.seeds) for group in kinds]
+    for group, seed in tqdm(sorted(runs, key=lambda one: rest(one[0])), "methods"):
+        if options.collect or order[group] % options.parts != options.part or (*group, seed) in done:
             continue
         scene, sensors, method = group
         config = replace(
@@ -275,7 +330,8 @@ def main(options: Options) -> None:
     record = {
         "provenance": provenance(command),
         "features": FEATURES,
-        "split": "val" if options.which == "nyu" else "test",
+        "split": "test",
+        "whiten": WHITEN,
         "steps": options.steps,
         "runs": lines,
     }

@@ -77,6 +77,22 @@ METHODS = {
     "cmcs-0.3": "CMCS without CMH, λ 0.3",
     "cmcs-1": "CMCS without CMH, λ 1",
 }
+# Ways to use a second sensor, and what has the same steps without it.
+WAYS = {
+    "lengths-kept": "side by side, lengths of tokens kept",
+    "shared-directions": "directions in which the sensors agree (CCA), added",
+    "telling-directions": "colour in directions that tell the second sensor's clusters apart",
+    "measurements": "colour and a light dose of plain measurements",
+    "weighed-images": "co-clustering, a weight per image from agreement",
+    "consensus": "clusters of clusterings of each and of both",
+    "consensus/first": "… of colour's directions 1 to 32 and 33 to 64",
+    "merged": "eight times as many clusters, merged by the second sensor",
+    "merged/first": "… merged by colour's directions 33 to 64",
+    "masked": "masks of both sensors, colour clustered (PriMaPs-like)",
+    "masked/first": "… masks of colour's 64 directions",
+    "pooled-surfaces": "colour pooled in superpixels of the second sensor",
+    "pooled-surfaces/first": "… of colour",
+}
 FUSIONS = {
     "mean": "mean",
     "agreement": "agreement",
@@ -279,6 +295,39 @@ def gain_table(name: str, settings: tuple[str, ...], method: str, naive: tuple[s
     return table(*rows)
 
 
+def best(record: dict, setting: str, *prefixes: str) -> str:
+    """The method with the highest mean mIoU among those whose name begins so."""
+    names = {run["method"] for run in record["runs"] if run["method"].startswith(prefixes)}
+    have = [name for name in sorted(names) if cluster_cell(record, f"{setting} {name}")]
+    return max(have, key=lambda name: average(record, f"{setting} {name}", "miou"))
+
+
+def second_sensor_tables() -> str:
+    """What the best single sensor and the best naive fusion have, and ways to do better than both."""
+    record = read("second_sensor")
+    settings = list(dict.fromkeys(f"{run['scene']} {run['sensors']}" for run in record["runs"]))
+    bars = {title: [] for title in ("best single sensor", "best naive fusion")}
+    for title, prefixes in zip(bars, (("first", "second"), ("beside", "added", "joint"))):
+        for setting in settings:
+            name = best(record, setting, *prefixes)
+            bars[title].append((name, f"{spread(record, f'{setting} {name}', 'miou')} ({name})"))
+    names = [[name for name, _ in bar] for bar in bars.values()]
+    rows = [["", *settings]] + [[title, *(cell for _, cell in bar)] for title, bar in bars.items()]
+    ways = [["over single, over naive, over shuffled", *settings, "won", "CPU s"]]
+    for way, title in WAYS.items():
+        cells, won, cpu = [], 0, []
+        for setting, *bar in zip(settings, *names):
+            own = f"{setting} {way}"
+            others = [*bar, f"{way}/shuffled"] if "/" not in way else bar
+            gains = [difference(record, own, f"{setting} {other}", "miou") for other in others]
+            texts = [f"{gain.mean:+.1f}".replace("-", "−") for gain in gains]
+            cells.append(", ".join(f"**{t}**" if g.clear else t for t, g in zip(texts, gains)))
+            won += len(gains) == 3 and all(gain.low > 0 for gain in gains)
+            cpu.append(average(record, own, "cpu_seconds"))
+        ways.append([title, *cells, "" if "/" in way else f"{won} of {len(settings)}", f"{mean(cpu):.1f}"])
+    return table(*rows) + "\n\n" + table(*ways)
+
+
 def features_table() -> str:
     """k-means by the frozen features that it clusters."""
     rows = json.loads((HERE / "kmeans_features.json").read_text(encoding="utf-8"))["rows"]
@@ -313,6 +362,7 @@ PARTS = {
     "features": features_table,
     "frames": lambda: cluster_table("clusters_nyu", ("real RD",)),
     "gains": lambda name, method: gain_table(name, PAIRS[:4], method, NAIVE),
+    "second": second_sensor_tables,
     "benchmarks": benchmarks,
     "gain": lambda name, *which: gain(read(name), *which),
     "spread": lambda name, *which: spread(read(name), *which),
