@@ -79,12 +79,12 @@ def bound_surface() -> None:
     figure = go.Figure(
         [surface, level],
         layout={
-            "title": {"text": "The printed bound of a bump: below the grey plane it fails"},
+            "title": {"text": "The printed bound of a bump"},
             "margin": {"l": 0, "r": 0, "t": 40, "b": 0},
             "height": 460,
             "scene": {
                 "xaxis": {"title": {"text": "noise σ"}},
-                "yaxis": {"title": {"text": "width a of the bump"}},
+                "yaxis": {"title": {"text": "bump a"}},
                 "zaxis": ticks,
                 "camera": {"eye": {"x": 1.6, "y": -1.75, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.15}},
                 "aspectratio": {"x": 1.2, "y": 1.1, "z": 0.8},

@@ -237,8 +237,9 @@ class BoundPanel(Panel):
         for plot, alt in zip(self._plots(), alts):
             data = base64.b64encode(svg(plot).encode()).decode()
             images += (
-                f'<img alt="{escape(alt)}" width="{WIDTH}" height="{HEIGHT}" src="data:image/svg+xml;base64,'
-                f'{data}" style="flex:1 1 260px;min-width:0;max-width:{WIDTH}px;height:auto">'
+                f'<div style="flex:1 1 260px;min-width:0;max-width:{WIDTH}px"><img alt="{escape(alt)}" '
+                f'width="{WIDTH}" height="{HEIGHT}" src="data:image/svg+xml;base64,{data}" '
+                'style="width:100%;height:auto;display:block"></div>'
             )
         self.picture.value = f'<div style="display:flex;flex-wrap:wrap;background:white">{images}</div>'
         numbers = (

@@ -21,7 +21,8 @@ from mmlib.figures import INK, PALE, STYLE
 from .charts import png_of, sentence
 
 MIME = "application/vnd.plotly.v1+json"
-CONFIG = {"displaylogo": False, "responsive": True, "scrollZoom": False, "plotlyServerURL": ""}
+# No bar of buttons, which would lie over the title on a narrow screen: a double click undoes what was zoomed.
+CONFIG = {"displayModeBar": False, "responsive": True, "scrollZoom": False, "plotlyServerURL": ""}
 
 
 def template() -> go.layout.Template:
