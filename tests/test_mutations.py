@@ -18,6 +18,7 @@ SEGMENTATION, CORRESPONDENCE, NETWORKS = (
 )
 EVALUATION, MATCHING, FUSION = (f"tests/test_{name}.py" for name in ("evaluation", "matching", "fusion"))
 NOTEBOOK_01, NOTEBOOK_02 = "notebooks/01_functional_entropy.ipynb", "notebooks/02_log_sobolev_bound.ipynb"
+NOTEBOOK_03 = "notebooks/03_from_bound_to_loss.ipynb"
 NOTEBOOK_04, NOTEBOOK_05 = "notebooks/04_segmenter_and_subsets.ipynb", "notebooks/05_the_regularizer.ipynb"
 EXPONENTIAL = "test_exponential_meets_the_bound_with_equality"
 TENSORISATION = "test_tensorisation_on_two_signs"
@@ -208,7 +209,7 @@ MUTATIONS = [
         "(1 / information).nansum()",
         "information.nansum()",
         of(REGULARIZER, "test_forms", f"{PUSHES}[inverse]"),
-        NOTEBOOK_05,
+        NOTEBOOK_03,
     ),
     Mutation(
         "sign of the balance",

@@ -1,51 +1,15 @@
-"""Exercises of lesson 05: information from a gradient, of a sensor's own logits, and a form that balances."""
+"""Exercises of lesson 05: information of own logits, what a lazy probe costs, a paired interval."""
 
 import numpy as np
+from scipy import stats
 
 from course.exercises import Exercise, check  # noqa: F401 (lessons import it from here)
+
+# ---- own logits ----
 
 
 def softmax(z):
     return np.exp(z) / np.exp(z).sum()
-
-
-# ---- information ----
-
-
-def image_information(loss, gradient, sigma):
-    pixels = gradient.shape[1] * gradient.shape[2]
-    return sigma**2 * pixels * (gradient**2).sum() / loss
-
-
-def sigma_not_squared(loss, gradient, sigma):
-    return image_information(loss, gradient, sigma) / sigma
-
-
-def norm_not_squared(loss, gradient, sigma):
-    return sigma**2 * gradient[0].size * np.sqrt((gradient**2).sum()) / loss
-
-
-def without_pixels(loss, gradient, sigma):
-    return image_information(loss, gradient, sigma) / gradient[0].size
-
-
-def channels_counted(loss, gradient, sigma):
-    return image_information(loss, gradient, sigma) * gradient.shape[0]
-
-
-def poincare(loss, gradient, sigma):
-    return image_information(loss, gradient, sigma) * loss
-
-
-RNG = np.random.default_rng(0)
-GRADIENTS = [
-    (2.0, np.full((1, 1, 1), 3.0), 0.5),
-    (0.5, 0.01 * RNG.normal(size=(2, 3, 4)), 0.1),
-    (1.5, 0.02 * RNG.normal(size=(3, 2, 2)), 0.3),
-]
-
-
-# ---- own logits ----
 
 
 def own_logit_information(logits, true):
@@ -57,7 +21,7 @@ def base_two(logits, true):
     return own_logit_information(logits, true) * np.log(2)
 
 
-def norm_of_logits(logits, true):
+def norm_not_squared(logits, true):
     p = softmax(logits)
     return np.sqrt(((p - np.eye(len(p))[true]) ** 2).sum()) / -np.log(p[true])
 
@@ -79,75 +43,104 @@ LOGITS = [
 ]
 
 
-# ---- forms ----
+# ---- what a probe costs ----
 
 
-def balance(information):
-    return information.mean() * (1 / information).mean() - 1
+def probe_cost(every, crop, samples, batch, factor):
+    return factor * crop**2 * samples / batch / every
 
 
-def printed_sum(information):
-    return (1 / information).sum()
+def crop_not_squared(every, crop, samples, batch, factor):
+    return factor * crop * samples / batch / every
 
 
-def gap(information):
-    return information.max() / information.min()
+def whole_batch(every, crop, samples, batch, factor):
+    return factor * crop**2 / every
 
 
-def one_left_on(information):
-    return information.mean() * (1 / information).mean()
+def at_every_step(every, crop, samples, batch, factor):
+    return factor * crop**2 * samples / batch
 
 
-def inverse_of_the_mean(information):
-    return information.mean() * (1 / information.mean()) - 1
+# ---- a paired interval ----
 
 
-def sums_for_means(information):
-    return information.sum() * (1 / information).sum() - 1
+def paired_interval(ours, theirs):
+    d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    half = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+    return d.mean(), half
 
 
-VALUES = [
-    (np.array([1.0, 4.0]),),
-    (np.array([0.3, 0.3, 0.3]),),
-    (np.array([0.02, 0.1, 0.05, 0.4]),),
-    (np.array([0.2, 1.0, 0.5, 4.0]),),
+def normal_quantile(ours, theirs):
+    d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return d.mean(), stats.norm.ppf(0.975) * d.std(ddof=1) / np.sqrt(len(d))
+
+
+def population_deviation(ours, theirs):
+    d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return d.mean(), stats.t.ppf(0.975, len(d) - 1) * d.std() / np.sqrt(len(d))
+
+
+def spread_of_the_runs(ours, theirs):
+    d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return d.mean(), stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1)
+
+
+def by_position(ours, theirs):
+    d = np.array([a - b for a, b in zip(ours.values(), theirs.values())])
+    return d.mean(), stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d))
+
+
+def unpaired(ours, theirs):
+    a, b = ([scores[seed] for seed in ours if seed in theirs] for scores in (ours, theirs))
+    error = np.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / len(a))
+    return np.mean(a) - np.mean(b), stats.t.ppf(0.975, len(a) - 1) * error
+
+
+SCORES = [
+    ({0: 52.1, 1: 51.0, 2: 51.9}, {0: 53.0, 1: 53.2, 2: 54.1}),
+    ({0: 40.0, 2: 44.0, 1: 41.0}, {0: 41.0, 1: 41.5, 2: 45.5, 3: 60.0}),
 ]
 
 EXERCISES = {
-    "image_information": Exercise(
-        image_information,
-        GRADIENTS,
-        {
-            "The noise enters as its variance: σ must be squared.": sigma_not_squared,
-            "The length of the gradient must be squared.": norm_not_squared,
-            "The number of pixels N is missing; without it the value depends on the image's size.": (
-                without_pixels
-            ),
-            "Channels are counted as pixels; N is height times width.": channels_counted,
-            "It is not divided by the loss; this bounds the variance (Poincaré), not the entropy.": poincare,
-        },
-    ),
     "own_logit_information": Exercise(
         own_logit_information,
         LOGITS,
         {
             "The logarithm is to the base 2; cross-entropy here is in nats.": base_two,
-            "The length of the gradient must be squared.": norm_of_logits,
+            "The length of the gradient must be squared.": norm_not_squared,
             "Only the true class's part of the gradient is there; the wrong classes have one, too.": (
                 true_class_only
             ),
             "It is not divided by the loss: that is the Poincaré form, a bound of the variance.": not_divided,
         },
     ),
-    "balance": Exercise(
-        balance,
-        VALUES,
+    "probe_cost": Exercise(
+        probe_cost,
+        [(8, 0.5, 1, 2, 3.5), (1, 1.0, 4, 4, 3.5), (16, 0.25, 1, 8, 4.0)],
         {
-            "This is the sum of inverses as printed; it also falls when all informations grow.": printed_sum,
-            "This is the Fisher gap, which sees only the largest and the smallest.": gap,
-            "In balance this is 1; take 1 off, so that balance costs nothing.": one_left_on,
-            "The inverse of the mean is not the mean of the inverses; this is always 0.": inverse_of_the_mean,
-            "These are sums; with means the value does not depend on the number of sensors.": sums_for_means,
+            "The crop is a share of the side; its area is the square of that.": crop_not_squared,
+            "The probe looks at some samples of the batch only.": whole_batch,
+            "The probe runs at every k-th step only. That it counts k-fold is its weight, not its cost.": (
+                at_every_step
+            ),
+        },
+    ),
+    "paired_interval": Exercise(
+        paired_interval,
+        SCORES,
+        {
+            "1.96 is for many runs; with few, take Student's t with n − 1 degrees of freedom.": (
+                normal_quantile
+            ),
+            "The standard deviation divides by n; from a sample it divides by n − 1.": population_deviation,
+            "This is the interval of one more run; that of the mean is narrower by the root of n.": (
+                spread_of_the_runs
+            ),
+            "Runs are paired by their place, not by their seed.": by_position,
+            "The spreads of both are added, as if seeds had nothing in common; take differences first.": (
+                unpaired
+            ),
         },
     ),
 }

@@ -1,4 +1,4 @@
-"""Lesson 05's pictures of readings and forms: what they pull towards, and what a toy network makes of them."""
+"""Lesson 05's pictures of readings and forms: what they pull towards, and what a toy makes of them."""
 
 from __future__ import annotations
 
@@ -51,31 +51,6 @@ def two_dead_ends(p: np.ndarray, inverse: np.ndarray, apart: Mapping[str, Sequen
         right.annotate(text, (48, distances[48] * where), color=colour, va="center")
     right.set(yscale="log", xlabel="steps down Σ 1/I", ylabel="‖q − q mean‖²")
     right.set_title("Features: driven apart, or not")
-    return fig
-
-
-def forms_figure(forms: Mapping[str, str] | None = None) -> Figure:
-    """Each form over the share of the first of two sensors, and over a common factor of both."""
-    forms = forms or {"inverse": DOWN, "balance": UP, "share": "#009E73"}
-    share, scale = np.linspace(0.03, 0.97, 200), np.geomspace(0.25, 8, 100)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True)
-    loss = lambda form, *information: float(combine(torch.tensor(information), form))
-    for form, colour in forms.items():
-        left.plot(share, [loss(form, 2 * s, 2 - 2 * s) for s in share], color=colour)
-        right.plot(scale, [loss(form, 0.4 * c, 1.6 * c) for c in scale], color=colour)
-    labels = {
-        "inverse": ("Σ 1/I, as printed", 0.6, 6.2),
-        "balance": ("balance", 0.25, 0.75),
-        "share": ("share", 0.25, -0.5),
-    }
-    for form, (text, x, y) in labels.items():
-        right.annotate(text, (x, y), color=forms[form])
-    left.set(xlabel="share of sensor 1 (total fixed)", ylabel="loss", ylim=(-0.7, 8))
-    left.set_title("All three are least in balance …")
-    right.set(xlabel="common factor of both (shares fixed)", xscale="log")
-    right.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
-    right.minorticks_off()
-    right.set_title("… but one also pays for sensitivity")
     return fig
 
 
