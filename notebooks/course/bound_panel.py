@@ -241,7 +241,9 @@ class BoundPanel(Panel):
                 f'width="{WIDTH}" height="{HEIGHT}" src="data:image/svg+xml;base64,{data}" '
                 'style="width:100%;height:auto;display:block"></div>'
             )
-        self.picture.value = f'<div style="display:flex;flex-wrap:wrap;background:white">{images}</div>'
+        self.picture.value = (
+            f'<div style="display:flex;flex-wrap:wrap;width:0;min-width:100%;background:white">{images}</div>'
+        )
         numbers = (
             f"entropy {_number(exact)}, printed bound {_number(printed)}, bound with Σ {_number(correct)}"
         )

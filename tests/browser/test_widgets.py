@@ -53,6 +53,12 @@ def cells_for(name: str, last: int | None) -> list[int]:
     return numbers
 
 
+def panel_of(name: str) -> str | None:
+    """The class of the first panel in a notebook."""
+    found = re.search(r"\b(\w+Panel)\(", "\n".join(code_cells(name).values()))
+    return found and found[1]
+
+
 def cells_of_panel(name: str) -> list[int]:
     """The first cell with a panel and what it needs."""
     cells = code_cells(name).items()
@@ -67,8 +73,8 @@ def cells_of_plotly(name: str) -> list[int]:
 
 
 PLOTLY = "application/vnd.plotly.v1+json"
-PANELS = {path.name: cells_of_panel(path.name) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
-PANELS = {name: cells for name, cells in PANELS.items() if cells}
+LAST = {panel_of(path.name): path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))}  # one of each class
+PANELS = {name: cells_of_panel(name) for panel, name in LAST.items() if panel}
 
 
 @contextmanager
@@ -236,6 +242,48 @@ def wait_for_change(page, panel, before, part: int):
     pytest.fail(f"nothing changed: {before[1:]}")
 
 
+# What is cut off, too short to be moved, or has no name; [] where all is well. Text inside a drawing scales.
+MISFITS = """panel => {
+  const box = panel.getBoundingClientRect(), found = [], say = (what, e) => found.push(what + ": " +
+    (e.getAttribute("aria-label") || e.innerText || e.className || e.tagName).toString().slice(0, 60));
+  if (box.left < 0 || box.right > window.innerWidth + 1) say("the panel leaves the page", panel);
+  for (const e of panel.querySelectorAll("*")) {
+    const own = e.getBoundingClientRect();
+    if (!own.width || e.closest("svg") || e.closest(".noUi-base")) continue;
+    if (own.right > box.right + 1 || own.left < box.left - 1) say("outside the panel", e);
+    const hides = getComputedStyle(e).overflowX !== "visible";
+    if (hides && e.clientWidth && e.scrollWidth > e.clientWidth + 1) say("cut", e);
+  }
+  for (const e of panel.querySelectorAll(".noUi-target"))
+    if (e.getBoundingClientRect().width < 50) say("a short slider", e);
+  const name = e => e.getAttribute("aria-label") || e.title || e.innerText || e.labels?.[0]?.innerText;
+  for (const e of panel.querySelectorAll("[role=slider], select, button, input"))
+    if (!name(e)) say("no name", e);
+  const names = [...panel.querySelectorAll("[role=slider], select")].map(e => e.getAttribute("aria-label"));
+  if (new Set(names).size < names.length) found.push("equal names: " + names);
+  return found; }"""
+
+
+def check_widths(page, panel, folder: Path) -> None:
+    """On a telephone, a tablet and a screen: nothing is cut, all has a name, the keyboard moves a slider."""
+    page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+    handles = panel.locator("[role=slider]")
+    for number, width in enumerate((480, 800, 1440)):
+        page.set_viewport_size({"width": width, "height": 1200})
+        page.wait_for_timeout(600)  # images and grids find their places
+        panel.screenshot(path=folder / f"panel-{width}.png")
+        assert panel.evaluate(MISFITS) == [], f"at {width} pixels"
+        before, handle = look(panel), handles.nth(number % handles.count())
+        handle.focus()
+        low = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemin")
+        page.keyboard.press("ArrowRight" if low else "ArrowLeft")
+        after = wait_for_change(page, panel, before, part=1)
+        page.keyboard.press("ArrowLeft" if low else "ArrowRight")
+        wait_for_change(page, panel, after, part=1)
+        page.keyboard.press("Tab")
+        assert panel.evaluate("p => p.contains(document.activeElement)"), "the next control has the focus"
+
+
 @pytest.mark.parametrize("name", PANELS)
 def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
     plotly = cells_of_plotly(name)
@@ -271,6 +319,7 @@ def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
         wait_for_change(page, panel, after, part=1)
     assert pictures == sliders.count(), "each slider changes a picture"
     assert numbers > sliders.count() / 2, "and most of them a score"
+    check_widths(page, panel, tmp_path)
 
     if not panel.locator("input[type=checkbox]").count():  # a panel of sliders, perhaps with buttons
         if panel.get_by_role("button", name="wave").count():
@@ -280,6 +329,24 @@ def test_panel_follows_the_keyboard(name, browser, lab, page, tmp_path):
             assert "sin" in wait_for_change(page, panel, before, part=1)[1][0]
         assert page.errors == [] and page.outside == []
         return
+    # A scenario is one key, the difference to the pinned state is told; dragging shows what is passed.
+    before = look(panel)
+    panel.get_by_role("button", name="night", exact=True).focus()
+    page.keyboard.press("Enter")
+    after = wait_for_change(page, panel, before, part=2)
+    assert re.search(r"mIoU \d+\.\d % \([+−]\d+\.\d against the pinned state\)", after[2])
+    panel.get_by_role("button", name="all well").click()
+    wait_for_change(page, panel, after, part=2)
+    handle, before = panel.locator("[role=slider]").nth(1), look(panel)
+    place, track = handle.bounding_box(), panel.locator(".noUi-target").nth(1).bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(track["x"] + track["width"] / 2, place["y"] + place["height"] / 2, steps=5)
+    after = wait_for_change(page, panel, before, part=1)
+    page.mouse.move(track["x"] + track["width"], place["y"] + place["height"] / 2, steps=5)
+    wait_for_change(page, panel, after, part=1)
+    page.mouse.up()
+
     switch = panel.locator("input[type=checkbox]").first
     before = look(panel)
     switch.focus()
