@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from mmlib import world
 from mmlib.data.missing import PROTOCOLS
@@ -90,7 +92,7 @@ def show_drive(root, places: Sequence[tuple[str, int]]) -> None:
         row = {f"{m.symbol} {n}": picture(m, physical[n]) for n, m in data.modalities.items()}
         rows.append(row | {"label": label_picture(label, data.description.palette)})
         names.append(f"{split}, {data.rows[i]['condition']}")
-    fig = picture_grid(rows, names, "The drive, as every command will read it")
+    fig = picture_grid(rows, names, "The drive, as every command will read it", width=6.5)
     about = data.description
     class_legend(fig, about.classes, about.palette, [*range(len(about.classes)), 255])
     show(
@@ -117,10 +119,25 @@ def show_scores(scores: Mapping[str, Mapping[str, float]], title: str, alt: str)
     show(fig, alt)
 
 
-def show_predictions(rows: Mapping[str, Mapping[str, np.ndarray]], about) -> None:
-    fig = picture_grid(
-        list(rows.values()), list(rows), "One sensor less: another mask, and another confidence", width=10
-    )
+def show_predictions(folder: Path, frame, truth: np.ndarray, about) -> None:
+    """What `predict` wrote for the samples "night" and "covered" of one frame."""
+    read = lambda kind, sample: np.array(Image.open(folder / kind / f"{sample}.png"))
+    heat = picture(SENSORS["thermal"], physical_images(frame)["thermal"])
+    rows = {}
+    for sample, colour in (
+        ("night", frame.images["rgb"]),
+        ("covered", np.full_like(frame.images["rgb"], 217)),
+    ):
+        rows[sample] = {
+            "R rgb": colour,
+            "T thermal": heat,
+            "mask": label_picture(read("masks", sample), about.palette),
+            "overlay": read("overlays", sample),
+            "confidence": np.repeat(np.uint8(read("confidence", sample) / 257)[..., None], 3, 2),
+            "truth": label_picture(truth, about.palette),
+        }
+    title = "One sensor less: another mask, and another confidence"
+    fig = picture_grid(list(rows.values()), list(rows), title, width=10)
     class_legend(fig, about.classes, about.palette)
     show(
         fig,
