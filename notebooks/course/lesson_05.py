@@ -117,7 +117,7 @@ EXERCISES = {
     ),
     "probe_cost": Exercise(
         probe_cost,
-        [(8, 0.5, 1, 2, 3.5), (1, 1.0, 4, 4, 3.5), (16, 0.25, 1, 8, 4.0)],
+        [(8, 0.5, 1, 4, 3.5), (1, 1.0, 4, 4, 3.5), (16, 0.25, 1, 8, 4.0)],
         {
             "The crop is a share of the side; its area is the square of that.": crop_not_squared,
             "The probe looks at some samples of the batch only.": whole_batch,
@@ -130,7 +130,7 @@ EXERCISES = {
         paired_interval,
         SCORES,
         {
-            "1.96 is for many runs; with few, take Student's t with n − 1 degrees of freedom.": (
+            "The factor 1.96 is for many runs; with few, take Student's t with n − 1 degrees of freedom.": (
                 normal_quantile
             ),
             "The standard deviation divides by n; from a sample it divides by n − 1.": population_deviation,
