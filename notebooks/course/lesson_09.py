@@ -5,11 +5,51 @@ may be called a difference.
 from itertools import permutations
 
 import numpy as np
+import torch
 from scipy.stats import t
 
 from course.exercises import Exercise, check
+from mmlib.unsupervised.correspondence import CorrespondenceConfig, Shifts, all_points, cmcs_loss
+from mmlib.unsupervised.networks import ClusterNet, ClusterNetConfig
 
 __all__ = ["EXERCISES", "check"]
+
+
+def small_batch() -> tuple[list, CorrespondenceConfig, dict]:
+    """Random tokens and codes of four images and of their neighbours, for colour and depth; the library's
+    settings for a loss on them; and the same settings as plain numbers.
+    """
+    torch.manual_seed(0)
+    batch = [{n: torch.randn(4, 12, size) for n in ("rgb", "depth")} for size in (9, 5, 9, 5)]
+    shifts, kinds = {"rgb": (0.1, 0.2, 0.4), "depth": (0.0, 0.1, 0.3)}, ("self", "knn", "random")
+    lambdas = {"rgb": 1.0, "depth": 0.3}
+    config = CorrespondenceConfig(Shifts("absolute", numbers=shifts), lambdas=lambdas, negatives=1)
+    plain = {
+        "shifts": {name: dict(zip(kinds, b)) for name, b in shifts.items()},
+        "weights": dict(zip(kinds, config.weights)),
+        "lambdas": lambdas,
+    }
+    return batch, config, plain
+
+
+def gradient_lengths(lambda_rgb: float, lambda_depth: float) -> tuple[float, float]:
+    """Length of the gradient of CMCS on the weights of depth's harmonizer and of the head, in a small
+    network.
+    """
+    torch.manual_seed(0)
+    net = ClusterNet(9, ["rgb", "depth"], ClusterNetConfig(dim=6, dropout=0.0))
+    tokens = {n: torch.randn(4, 9, 3, 4) for n in ("rgb", "depth")}
+    shifts = Shifts("absolute", numbers={"rgb": (0.1,) * 3, "depth": (0.1,) * 3})
+    lambdas = {"rgb": lambda_rgb, "depth": lambda_depth}
+    config = CorrespondenceConfig(shifts, (0.5, 0.0, 0.5), lambdas, negatives=1)
+    code = net(tokens)
+    codes = {n: all_points(net.harmonized(code, n)) for n in tokens}
+    frozen = {n: all_points(x) for n, x in tokens.items()}
+    cmcs_loss(frozen, codes, None, config, torch.Generator().manual_seed(0))[0].backward()
+    length = lambda part: (
+        sum(float((w.grad**2).sum()) for w in part.parameters() if w.grad is not None) ** 0.5
+    )
+    return length(net.harmonizers["depth"]), length(net.head)
 
 
 def best_agreement(counts):

@@ -25,6 +25,7 @@ from mmlib.modalities import IGNORE_INDEX
 from mmlib.runtime import limit_threads, provenance
 from mmlib.unsupervised import diagnostics
 from mmlib.unsupervised.clustering import assign, count, load_clustering
+from mmlib.unsupervised.correspondence import CorrespondenceConfig
 from mmlib.unsupervised.inference import codes_of, criteria_pairs, label_free
 from mmlib.unsupervised.kmeans import kmeans
 from mmlib.unsupervised.methods import ClusterConfig, Prepared, TokenConfig, prepare, resolve_method
@@ -55,6 +56,8 @@ class PanelConfig:
     """Sensors, the reference first."""
     backbone: str = "tf_efficientnet_lite0"
     """Frozen feature extractor."""
+    whiten: int = 64
+    """Principal directions of each sensor's tokens that all trainings read, as in clusters.py."""
     lambdas: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
     """λ of Eq. 5."""
     offsets: tuple[float, ...] = (-0.5, -0.2, 0.0, 0.2, 0.35)
@@ -86,7 +89,8 @@ def build_cluster_panel(config: PanelConfig, base: ClusterConfig | None = None) 
             give NaN instead.
     """
     limit_threads()
-    base = base or ClusterConfig("", "", tokens=TokenConfig(backbone=config.backbone))
+    tokens = TokenConfig(backbone=config.backbone, whiten=config.whiten)
+    base = base or ClusterConfig("", "", tokens=tokens, loss=CorrespondenceConfig(points=64))
     folder = config.data
     if folder in ("room", "street"):
         from mmlib import world
@@ -143,6 +147,7 @@ def build_cluster_panel(config: PanelConfig, base: ClusterConfig | None = None) 
         "data": Path(config.data).name,
         "backbone": prepared.backbone.name,
         "backbone_key": prepared.backbone.key,
+        "whiten": base.tokens.whiten,
         "steps": config.steps,
         "quantiles": list(levels),
         "provenance": provenance(command, config.seed),

@@ -1,0 +1,182 @@
+"""The records of clusterings (clusters*.json) as lessons 09 and 10 read them: groups of a setting, and
+differences with what they may be called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mmlib.figures import INK
+
+from .record_figures import grouped, method_bars, paired, per_seed, verdict
+
+LABELS = {
+    "kmeans R": "k-means, colour alone",
+    "kmeans X": "k-means, other sensor alone",
+    "kmeans-whitened R": "k-means, colour whitened",
+    "kmeans": "k-means, side by side",
+    "kmeans-whitened": "k-means, side by side, whitened",
+    "kmeans-image": "k-means, image addition",
+    "kmeans-feature": "k-means, feature addition",
+    "stego R": "STEGO, colour alone",
+    "stego X": "STEGO, other sensor alone",
+    "stego-image": "STEGO, image addition",
+    "stego-feature": "STEGO, feature addition",
+    "stego": "STEGO, conv fusion",
+    "stego-conv": "STEGO, conv fusion",
+    "stego-cbam": "STEGO, CBAM",
+    "stego-stitch": "STEGO, Stitch adapters",
+    "eagle R": "EAGLE, colour alone",
+    "eagle": "EAGLE, conv fusion",
+    "eagle-conv": "EAGLE, conv fusion",
+    "depthg": "depth guidance",
+    "coral": "CORAL",
+    "mmd": "MMD",
+    "cosine": "cosine distillation",
+    "cmcs-1": "CMCS without CMH, λ 1",
+    "cmcs": "CMCS without CMH",
+    "lambda-0": "UniM2, λ 0",
+    "unim2": "UniM2, λ 1",
+}
+NAIVE = ("stego-image", "stego-feature", "stego-conv", "stego-cbam", "stego-stitch")  # Figure 1 of the paper
+SWEEP = {
+    "with CMH": {0: "lambda-0", 0.3: "unim2-0.3", 1: "unim2", 3: "unim2-3"},
+    "without CMH": {0: "lambda-0", 0.3: "cmcs-0.3", 1: "cmcs-1", 3: "cmcs-3"},
+}
+ANCHORS = {  # Table 6
+    "unim2": "anchor colour (UniM2)",
+    "cmcs-1": "both (no CMH)",
+    "anchor-auxiliary": "the other sensor",
+    "anchor-none": "none",
+}
+VARIANTS = {"no-msn": "no MSN", "fusion-sum": "sum", "fusion-mean": "mean", "fusion-max": "max"}  # 5, 7
+HEADINGS = {"unim2": "Table 6", "no-msn": "Table 5", "fusion-sum": "Table 7, fusion by"}
+
+
+def read_record(name: str, folder: str | Path = "results") -> dict:
+    """A record of ``notebooks/results`` by its name."""
+    return json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def about(record: Mapping) -> str:
+    """Command, features, seeds and split of a record, in two lines."""
+    seeds = sorted({run["seed"] for run in record["runs"]})
+    made = record["provenance"]
+    return (
+        f"{made['command']}, {made['date']}\nfeatures {record['features']}, split {record['split']}, "
+        f"{record['steps']} steps, seeds {', '.join(map(str, seeds))}"
+    )
+
+
+def settings_of(record: Mapping) -> list[tuple[str, str]]:
+    """(scene, sensors) of all settings with several sensors: by scene, then by number of sensors."""
+    found = {(run["scene"], run["sensors"]) for run in record["runs"] if len(run["sensors"]) > 1}
+    return sorted(found, key=lambda s: (s[0], len(s[1]), s[1]))
+
+
+def methods(record: Mapping, scene: str, sensors: str) -> dict[str, dict]:
+    """Groups of a setting; those of its single sensors are "stego R" (colour) and "stego X" (the other)."""
+    found = grouped(record, scene, sensors)
+    for symbol in sensors:
+        kind = "R" if symbol == "R" else "X"
+        if kind == "R" or len(sensors) == 2:
+            single = grouped(record, scene, symbol)
+            found |= {f"{name} {kind}": group for name, group in single.items()}
+    return found
+
+
+def panels_of(record: Mapping, settings: Iterable[tuple[str, str]]) -> dict[str, dict]:
+    """ "room RT" -> its groups."""
+    return {f"{scene} {sensors}": methods(record, scene, sensors) for scene, sensors in settings}
+
+
+def stripes(scene: str, split: str = "test") -> float:
+    """Mean IoU of horizontal stripes, which look at no image (stripes.json)."""
+    rows = read_record("stripes")["rows"]
+    return next(row["miou"] for row in rows if (row["scene"], row["split"]) == (scene, split))
+
+
+def table_2(panels: Mapping[str, Mapping], control: float) -> tuple[Figure, str]:
+    """All methods in some settings as bars with a dotted line at ``control``, and the words for them."""
+    rows = {n: label for n, label in LABELS.items() if any(n in groups for groups in panels.values())}
+    best = []
+    for title, groups in panels.items():
+        means = {n: np.mean(per_seed(groups[n], "miou")) for n in rows if n in groups}
+        best.append(f"{title}: {LABELS[max(means, key=means.get)]}")
+    alt = (
+        f"Mean IoU of {len(rows)} methods, seeds as rings, with the spreads of training and of k-means. "
+        f"Highest means: {'; '.join(best)}."
+    )
+    fig = method_bars(panels, rows)
+    for axis in fig.axes:
+        axis.axvline(control, color=INK, linewidth=1.4, linestyle=":")
+        axis.annotate("stripes", (control, -0.55), (3, 0), textcoords="offset points", fontsize=7.5)
+    return fig, alt + f" A dotted line at {control:.1f} marks stripes that look at no image."
+
+
+def differences(panels: Mapping[str, Mapping], pairs: Sequence[tuple], key: str = "miou") -> str:
+    """A line for each setting and pair (group, reference[, words]) that it has: the paired difference in
+    points, its 95 % interval, and what it may be called.
+    """
+    lines = []
+    for title, groups in panels.items():
+        lines.append(f"{title}, points of mIoU (95 % interval over seeds)")
+        for name, reference, *words in pairs:
+            if name not in groups or reference not in groups:
+                continue
+            d = paired(groups, name, reference, key)
+            said = words[0] if words else f"{LABELS.get(name, name)} - {LABELS.get(reference, reference)}"
+            half = "" if d.n == 1 else f"± {(d.high - d.low) / 2:.1f}"
+            lines.append(f"   {said:58s} {d.mean:+5.1f} {half:6s} {verdict(d)}")
+    return "\n".join(lines)
+
+
+def together(panels: Mapping[str, Mapping], key: str = "miou") -> dict[str, dict]:
+    """Groups with one number a setting, of the methods that all settings have with equal seeds."""
+    found = {}
+    for name in set.intersection(*map(set, panels.values())):
+        inner = {title: groups[name] for title, groups in panels.items()}
+        seeds = [group["seeds"] for group in inner.values()]
+        if seeds.count(seeds[0]) == len(seeds):
+            numbers = {title: per_seed(group, key) for title, group in inner.items()}
+            found[name] = {"seeds": seeds[0], "summary": {"all": numbers}}
+    return found
+
+
+def contest(record: Mapping, plain: Mapping, rows: Mapping[str, str]) -> tuple[Figure, str, str]:
+    """The last two rows against the best of the others, on rooms and streets with two sensors.
+
+    Args:
+        plain: the record that has k-means, which trains nothing.
+
+    Returns:
+        figure, its words, and the differences as text.
+    """
+    panels, best, lines = {}, {}, []
+    rivals, ours = list(rows)[:-2], list(rows)[-2:]
+    for scene in ("room", "street"):
+        colour = grouped(plain, scene, "R") | grouped(record, scene, "R")
+        colour = {f"colour {name}": group for name, group in colour.items()}
+        for sensors in ("RT", "RD"):
+            title = f"{scene} {sensors}"
+            both = grouped(plain, scene, sensors)["kmeans"]
+            groups = panels[title] = colour | {"kmeans": both} | grouped(record, scene, sensors)
+            means = {name: np.mean(per_seed(groups[name], "miou")) for name in rows}
+            best[title] = rows[max(means, key=means.get)]
+            rival = max(rivals, key=means.get)
+            lines.append(f"{title}, against {rows[rival]} (the best of the others)")
+            for name in ours:
+                d = paired(groups, name, rival, "miou")
+                said = f"{d.mean:+5.1f}, [{d.low:+.1f}, {d.high:+.1f}]: {verdict(d)}"
+                lines.append(f"   {rows[name]:18s}{said}")
+    highest = "; ".join(f"{title}: {name}" for title, name in best.items())
+    alt = (
+        f"Mean IoU of {len(rows)} methods on rooms and streets, with thermal and with depth, five seeds as "
+        f"rings. Highest means: {highest}."
+    )
+    return method_bars(panels, rows), alt, "\n".join(lines)
