@@ -118,21 +118,6 @@ def training_curves(lab, names: Sequence[str]) -> Figure:
     return fig
 
 
-def judges_figure(lab, runs: Mapping[str, str], sensors: Sequence[str]) -> Figure:
-    """The self-pair loss of each sensor over the steps of some runs: run -> what to call it."""
-    fig, axis = plt.subplots(figsize=(WIDTH, 2.7))
-    for (name, words), style in zip(runs.items(), ("-", "--", ":")):
-        lines = lab.history(name)
-        for sensor in sensors:
-            values = [line[f"{sensor}/self"] for line in lines]
-            label = f"{sensor_title(SENSORS[sensor])}, {words}"
-            steps = [line["step"] for line in lines]
-            axis.plot(steps, values, style, color=modality_colour(sensor), label=label)
-    axis.set(xlabel="step", ylabel="loss term (no unit)", title="Self pairs, as each judge sees them")
-    fig.legend(loc="outside right center")
-    return fig
-
-
 def methods_side_by_side(lab, runs: Mapping[str, str], rooms: Sequence[int], sensors=("rgb",)) -> Figure:
     """Label maps of some runs on some validation rooms (the paper's Figure 4): run -> what to call it."""
     labels, rows = lab.labels(), []

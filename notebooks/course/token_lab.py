@@ -29,6 +29,7 @@ from mmlib.unsupervised.train import cluster
 
 from .token_labels import majority_label
 
+MOST_DIRECTIONS = 64
 SENSORS_SHOWN = ("rgb", "depth", "thermal")
 
 
@@ -74,7 +75,7 @@ class TokenLab:
         )
         self.grid, self.classes = self.prepared.tokens.grid, self.val.description.classes
         self.palette = self.val.description.palette
-        self._configs, self.reports, self._chains = {}, {}, {}
+        self._configs, self.reports, self._chains, self._whitened = {}, {}, {}, []
 
     def __repr__(self) -> str:
         h, w = self.grid
@@ -140,7 +141,7 @@ class TokenLab:
         """A training of a few seconds on tokens that are there; returns its report.
 
         Args:
-            prepared: other tokens than the lab's (``prepare``).
+            prepared: other tokens than the lab's (``whitened``).
             loss, network: settings of ``CorrespondenceConfig`` and ``ClusterNetConfig`` that differ, by name.
             options: settings of ``ClusterConfig``, such as method, steps, lr, lambda_x.
         """
@@ -157,9 +158,17 @@ class TokenLab:
         self.reports[name] = cluster(config, (plan, prepared or self.prepared))
         return self.reports[name]
 
-    def prepare(self, sensors, **options):
-        """Other tokens for ``run``: such as combine="image", which averages pictures, or whitened ones."""
-        return prepare(replace(self.base, modalities=tuple(sensors), **options))[1]
+    def whitened(self, channels: int):
+        """Tokens along the leading directions of each sensor, all of the same variance, for ``run``."""
+        if not self._whitened:
+            raw = self._extracted(self.data), self._extracted(self.val, False)
+            chain = self.stages()["mean subtracted"].whiten(raw[0], MOST_DIRECTIONS)
+            self._whitened = [replace(tokens, chain=chain).in_memory() for tokens in raw]
+        leading = [
+            replace(tokens, arrays={name: a[:, :channels] for name, a in tokens.arrays.items()})
+            for tokens in self._whitened
+        ]
+        return replace(self.prepared, tokens=leading[0], scored_tokens=leading[1])
 
     def miou(self, name: str) -> float:
         """Mean IoU on the validation rooms, in per cent, by labels."""

@@ -1,0 +1,145 @@
+"""Charts of notebook 10: frozen features with and without whitening, criteria as guards, and what choosing by
+labels is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from mmlib.figures import FUSED, INK, WIDTH, sensor_title
+from mmlib.modalities import SENSORS
+
+from .charts import modality_colour
+from .cluster_grid import collapse_reason
+
+GOOD, BROKEN = "#0072B2", "#D55E00"
+
+
+def feature_bars(record: Mapping, features: str, controls: Mapping[str, float]) -> Figure:
+    """k-means on frozen tokens of each sensor and of all side by side, as they are (pale) and whitened to 32
+    directions; seeds as rings, stripes as a dotted line. A panel a scene.
+    """
+    fig, axes = plt.subplots(1, len(controls), figsize=(8.5, 3.0), sharey=True)
+    for axis, (scene, control) in zip(axes, controls.items()):
+        rows = [r for r in record["rows"] if r["name"] == features and r["scene"] == scene]
+        names = list(dict.fromkeys(row["sensors"] for row in rows))
+        for place, name in enumerate(names):
+            colour = modality_colour(name) if name in SENSORS else FUSED
+            for move, whiten in ((-0.2, 0), (0.2, 32)):
+                values = next(r["miou"] for r in rows if (r["sensors"], r["whiten"]) == (name, whiten))
+                alpha = 1.0 if whiten else 0.4
+                bar = axis.bar(place + move, np.mean(values), 0.38, color=colour, alpha=alpha)
+                axis.bar_label(bar, [f"{np.mean(values):.1f}"], fontsize=8.5, padding=5)
+                rings = {"color": "white", "markeredgecolor": INK, "markersize": 3.5}
+                axis.plot([place + move] * len(values), values, "o", **rings)
+        axis.axhline(control, color=INK, linewidth=1.4, linestyle=":", label="stripes")
+        words = [sensor_title(SENSORS[n]) if n in SENSORS else "all, side by side" for n in names]
+        axis.set_xticks(range(len(names)), words, fontsize=9)
+        axis.set(title=scene)
+    axes[0].set_ylabel("mIoU (%)")
+    axes[0].set_ylim(0, 1.12 * axes[0].get_ylim()[1])
+    handles = [plt.Rectangle((0, 0), 1, 1, color=FUSED, alpha=alpha) for alpha in (0.4, 1.0)]
+    handles.append(axes[0].plot([], [], ":", color=INK)[0])
+    labels = ["tokens as they are", "whitened to 32 directions", "stripes, which look at no image"]
+    fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    return fig
+
+
+def direction_curves(scores: Mapping[str, Mapping[int, float]], plain: Mapping[str, float]) -> Figure:
+    """mIoU over the number of whitened directions: series -> {K: mIoU}; dashed: the tokens as they are."""
+    fig, axis = plt.subplots(figsize=(WIDTH, 2.9))
+    for name, points in scores.items():
+        colour = modality_colour(name) if name in SENSORS else FUSED
+        words = sensor_title(SENSORS[name]) if name in SENSORS else name
+        axis.plot(list(points), list(points.values()), "o-", color=colour, label=words)
+        axis.axhline(plain[name], color=colour, linewidth=1, linestyle="--")
+    axis.set(xscale="log", xlabel="whitened directions K of each sensor", ylabel="mIoU (%), by labels")
+    axis.set_xticks(list(points), [str(k) for k in points])
+    axis.minorticks_off()
+    axis.set_title("k-means on 64 rooms; dashed: tokens as they are")
+    fig.legend(loc="outside right upper")
+    return fig
+
+
+def guard_figure(arrays: Mapping[str, np.ndarray], clusters: int, split: str) -> Figure:
+    """Explained correspondence, effective rank and mean S of every training of a grid against its mIoU, at
+    one number of clusters; collapsed trainings as crosses.
+    """
+    k = [int(c) for c in arrays["clusters"]].index(clusters)
+    broken = np.vectorize(lambda r, s: bool(collapse_reason(r, s)))(arrays["rank"], arrays["similarity"])
+    miou = arrays["miou"][:, :, k]
+    shown = {
+        "explained": arrays["explained"][:, :, k],
+        "effective rank": arrays["rank"],
+        "mean S of random pairs": arrays["similarity"],
+    }
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3.0), sharey=True)
+    for axis, (title, values) in zip(axes, shown.items()):
+        axis.plot(values[~broken], miou[~broken], "o", color=GOOD, label="no sign of a collapse")
+        axis.plot(values[broken], miou[broken], "X", color=BROKEN, markersize=8, label="collapsed")
+        axis.set(title=title)
+        axis.margins(0.1)
+    axes[0].set_ylabel(f"mIoU (%) on {split}, by labels")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
+def expected_best(scores: Sequence[float]) -> list[float]:
+    """The expected best of n of these scores, drawn without repetition, for n = 1, 2, …, all."""
+    ordered, count = sorted(scores), len(scores)
+    return [
+        sum(x * comb(i, n - 1) for i, x in enumerate(ordered)) / comb(count, n) for n in range(1, count + 1)
+    ]
+
+
+def luck_curves(trials: Mapping[str, Sequence[float]], chosen: Mapping[str, Mapping[str, float]]) -> Figure:
+    """What the best of n recorded trials is worth, a panel a setting, with lines at the scores that other
+    rules chose: setting -> rule -> mIoU.
+    """
+    columns = min(3, len(trials))
+    lines = -(-len(trials) // columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(8.5, 0.6 + 2.1 * lines), squeeze=False)
+    for axis in axes.flat[len(trials) :]:
+        axis.set_visible(False)
+    for axis, (title, scores) in zip(axes.flat, trials.items()):
+        best = expected_best(scores)
+        axis.plot(range(1, len(best) + 1), best, color=BROKEN, label="best of n, by labels of test")
+        for (rule, score), style in zip(chosen[title].items(), ("--", ":")):
+            axis.axhline(score, color=INK, linewidth=1.2, linestyle=style, label=rule)
+        axis.set(title=title)
+    for axis in axes[-1]:
+        axis.set_xlabel("trials n")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mIoU (%)")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+def rule_figure(arrays: Mapping[str, np.ndarray], rules: Mapping[str, Callable], clusters: int) -> Figure:
+    """All trainings of a grid ordered by their mIoU, and which of them each rule picks without seeing it.
+
+    Args:
+        rules: name -> function of (explained, rank, similarity), which returns a number, higher = better.
+    """
+    k = [int(c) for c in arrays["clusters"]].index(clusters)
+    miou = np.nan_to_num(arrays["miou"][:, :, k]).ravel()
+    seen = [arrays["explained"][:, :, k].ravel(), arrays["rank"].ravel(), arrays["similarity"].ravel()]
+    order = miou.argsort()[::-1]
+    fig, axis = plt.subplots(figsize=(WIDTH, 2.8))
+    axis.bar(range(len(miou)), miou[order], color="#CFCFCF")
+    for number, (name, rule) in enumerate(rules.items()):
+        marks = [
+            rule(*map(float, numbers)) if np.isfinite(numbers).all() else -np.inf for numbers in zip(*seen)
+        ]
+        place = int(np.flatnonzero(order == int(np.argmax(marks)))[0])
+        colour = (GOOD, BROKEN, "#009E73")[number % 3]
+        axis.plot(place, miou[order[place]] + 1.2 + 1.6 * number, "v", color=colour, markersize=9, label=name)
+    axis.set(xlabel="trainings of the grid, best first", ylabel="mIoU (%) on val", xticks=[])
+    axis.set_title("What does a rule without labels pick?")
+    fig.legend(loc="outside right upper")
+    return fig
