@@ -240,13 +240,14 @@ def notebook_cells(path: str):
     from matplotlib import pyplot as plt
 
     sys.path.insert(0, str(ROOT / "notebooks"))  # as in a kernel
-    from course import charts, exercises
+    from course import charts, exercises, hover
 
     def show(fig, alt):
         plt.close(fig)
         print("Figure: " + " ".join(alt.split()))
 
     charts.show = show
+    hover.show_interactive = lambda figure, static, alt: show(static, alt)
     # Verdicts are widgets, as in a kernel; without one, display() prints their text form.
     exercises.get_ipython = lambda: SimpleNamespace(kernel=None)
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
