@@ -170,6 +170,29 @@ def test_the_glossary_names_functions_that_exist():
             things = getattr(named[0], "body", [])
 
 
+# ---- the README ----
+
+
+def test_the_readme_lists_the_lessons_as_they_name_themselves():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert stage.lesson_table() in readme, "run `python notebooks/book/stage.py`"
+    for path in stage.lessons():
+        title, question, minutes = stage.first_words(path)
+        assert title.startswith(path.name[:2]) and question.endswith("?") and minutes, path.name
+    assert len(readme) <= 10_000
+
+
+def test_what_the_badges_open_is_there():
+    """Binder builds environment.yml in the root; both open notebooks by their path in the repository."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    opened = re.findall(r"\?urlpath=lab/tree/([^)]+)\)", readme)
+    opened += re.findall(r"colab\.research\.google\.com/github/[^/]+/[^/]+/blob/HEAD/([^)]+)\)", readme)
+    assert len(opened) == 2
+    for path in opened:
+        assert (ROOT / path).is_file(), path
+    assert "-e .[" in (ROOT / "environment.yml").read_text() and not (ROOT / "binder").exists()
+
+
 # ---- in a browser ----
 
 

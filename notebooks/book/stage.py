@@ -43,6 +43,23 @@ def lessons() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
+def first_words(path: Path) -> tuple[str, str, str]:
+    """Title, question and minutes of a lesson, out of its first cell."""
+    cell = text(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    title, question = re.match(r"# ([^\n]*)\n\s*\*\*(.*?)\*\*", cell, re.S).groups()
+    minutes = re.search(r"\*\*(\d+) minutes\*\*", cell)
+    return title, question, minutes[1] if minutes else ""
+
+
+def lesson_table() -> str:
+    """The README's table of the lessons; ``python notebooks/book/stage.py`` writes it there."""
+    lines = ["| lesson | question | minutes |", "| --- | --- | --- |"]
+    for path in lessons():
+        title, question, minutes = first_words(path)
+        lines.append(f"| [{title}](notebooks/{path.name}) | {question} | {minutes} |")
+    return "\n".join(lines) + "\n"
+
+
 def module_name(path: str) -> str:
     """mmlib/theory/entropy.py -> mmlib.theory.entropy; notebooks/course/hover.py -> course.hover"""
     parts = path.removesuffix(".py").removesuffix("/__init__").split("/")
@@ -255,3 +272,10 @@ def stage(folder: Path) -> None:
         book.source(module, path)
     index = "# The code behind the lessons\n\nEvery file that a lesson or an equation links to.\n"
     book.write("code/index.md", index + toctree("", sorted(book.modules), hidden=False))
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    table = re.compile(r"\| lesson \|.*?\n\n", re.S)
+    readme.write_text(table.sub(lambda _: lesson_table() + "\n", page), encoding="utf-8")
