@@ -254,15 +254,19 @@ def plane(found: Sequence[Effect]) -> go.Figure:
             for e in mine
         ]
         symbols = [setting.symbol + "-open" * (not e.clear) for e in mine]
+        place = {"mode": "markers", "name": setting.title, "legendgroup": setting.title}
+        marker = {"color": setting.colour, "size": 12, "symbol": symbols, "line": {"width": 2}}
         figure.add_scatter(
             x=[round(e.change["full"].mean, 2) for e in mine],
             y=[round(e.change["mean"].mean, 2) for e in mine],
-            mode="markers",
-            name=setting.title,
             hovertext=hover,
             hoverinfo="text",
-            marker={"color": setting.colour, "size": 12, "symbol": symbols, "line": {"width": 2}},
+            marker=marker,
+            showlegend=False,
+            **place,
         )
+        # The legend's own dot is full, whichever dot comes first.
+        figure.add_scatter(x=[None], y=[None], marker=marker | {"symbol": setting.symbol}, **place)
     buttons = [
         {
             "label": KEYS[key],
@@ -270,6 +274,7 @@ def plane(found: Sequence[Effect]) -> go.Figure:
             "args": [
                 {"y": [[round(e.change[key].mean, 2) for e in found if e.setting is s] for s in shown]},
                 {"yaxis.title.text": f"{KEYS[key]} (points)"},
+                list(range(0, 2 * len(shown), 2)),
             ],
         }
         for key in ("mean", "min")
