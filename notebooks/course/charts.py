@@ -78,11 +78,19 @@ def png_of(fig: Figure) -> tuple[str, int]:
 
 
 def small_png(png: bytes) -> bytes:
-    """The same picture in 256 colours where full colour would bloat the notebook (noisy sensor images do)."""
+    """The same picture in 256 colours where full colour would bloat the notebook (noisy sensor images do).
+
+    The 160 most frequent colours stay as they are, because they are those of classes, sensors and text, which
+    mean something; the others share the rest.
+    """
     if len(png) <= 30_000:
         return png
     image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    frequent = sorted(image.getcolors(image.width * image.height), reverse=True)[:160]
+    palette = image.quantize(256 - len(frequent)).getpalette()
+    colours = Image.new("P", (1, 1))
+    colours.putpalette([value for _, colour in frequent for value in colour] + palette)
+    image.quantize(palette=colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return min(png, buffer.getvalue(), key=len)
 
 
