@@ -281,8 +281,8 @@ def plane(found: Sequence[Effect]) -> go.Figure:
     ]
     zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1, "showgrid": True}
     return figure.update_layout(
-        title={"text": "What a term adds to the same training without it", "y": 0.97},
-        height=560,
+        title={"text": "What each term adds to its training", "y": 0.97},
+        height=620,
         margin={"l": 60, "r": 20, "t": 95, "b": 60},
         xaxis=zero | {"title": {"text": "all sensors present (points of mIoU)"}},
         yaxis=zero | {"title": {"text": "mean over subsets (points)"}},

@@ -42,7 +42,7 @@ def _mean_scores(group: Mapping) -> dict[str, float]:
 
 def lattice(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES) -> go.Figure:
     """Subsets as dots, coloured by mIoU; hovering names the sensors and the scores of every way to train, and
-    buttons choose the way that colours them, or the difference of the last to the first.
+    a menu chooses the way that colours them, or the gain of the last over the first.
     """
     scores = {label: _mean_scores(groups[name]) for name, label in rows.items()}
     labels, places = list(scores), subset_places(_symbols(groups, rows))
@@ -82,10 +82,11 @@ def lattice(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES)
         textfont={"size": 11, "color": INK},
         hovertext=hover,
         hoverinfo="text",
+        cliponaxis=False,
     )
     buttons = [
         {
-            "label": label,
+            "label": label if label == gain else f"trained with: {label}",
             "method": "restyle",
             "args": [
                 {
@@ -102,7 +103,7 @@ def lattice(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES)
     ]
     hidden = {"visible": False, "showgrid": False, "zeroline": False}
     return figure.update_layout(
-        title={"text": "mIoU (%) of every subset, by how the network was trained", "y": 0.97},
+        title={"text": "mIoU (%) of every subset", "y": 0.97},
         showlegend=False,
         height=520,
         margin={"l": 10, "r": 10, "t": 90, "b": 10},
@@ -110,8 +111,8 @@ def lattice(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES)
         yaxis=hidden | {"range": [0.6, 4.5]},
         updatemenus=[
             {
-                "type": "buttons",
-                "direction": "right",
+                "type": "dropdown",
+                "direction": "down",
                 "x": 0,
                 "xanchor": "left",
                 "y": 1.01,
@@ -160,7 +161,7 @@ def lattice_picture(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJ
                 linespacing=1.15,
                 bbox={"boxstyle": "round,pad=0.35", "facecolor": face, "edgecolor": INK, "linewidth": 0.7},
             )
-        axis.set(xlim=(-1.18, 1.18), ylim=(0.6, 4.4), title=f"trained with: {rows[name]}")
+        axis.set(xlim=(-1.18, 1.18), ylim=(0.6, 4.4))
         axis.axis("off")
         axis.set_title(f"trained with: {rows[name]}", fontsize=10)
     return fig
