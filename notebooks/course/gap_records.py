@@ -117,9 +117,9 @@ def show_gap_against_training(records: Sequence[Mapping[str, Mapping]]) -> None:
     ticks = {"type": "log", "tickvals": list(TICKS), "ticktext": [str(t) for t in TICKS]}
     figure.update_layout(
         title="Click a way to train to hide it",
-        xaxis={"title": "epoch"},
+        xaxis={"title": "epoch", "zeroline": False},
         yaxis={"title": "Fisher gap", **ticks},
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top"},
         height=480,
     )
     axis.set(xlabel="epoch", ylabel="Fisher gap", title="Every run whose gap was measured while training")
@@ -202,7 +202,7 @@ def show_gap_against_accuracy(groups: Mapping[str, Mapping]) -> None:
     ticks = {"type": "log", "tickvals": list(TICKS), "ticktext": [str(t) for t in TICKS]}
     figure.update_xaxes(title="Fisher gap", **ticks)
     figure.update_yaxes(title="mIoU (%)", col=1)
-    figure.update_layout(legend={"orientation": "h", "y": -0.25}, height=460)
+    figure.update_layout(legend={"orientation": "h", "y": -0.22, "yanchor": "top"}, height=460)
     for axis, title in zip(axes, panels.values()):
         log_axis(axis, "x")
         axis.set(xlabel="Fisher gap", ylabel="mIoU (%)", title=title)

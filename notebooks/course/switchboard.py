@@ -170,7 +170,7 @@ class SwitchboardPanel(Panel):
         self.scene = control(widgets.IntSlider, "scene", "which scene to look at", "2 1 170px", max=last)
         rules = [rule for rule in RULES if rule != "total"]
         how = "fusion: how the predictions of the sensors are put together"
-        self.fusion = control(widgets.Dropdown, "fusion", how, "1 1 135px", options=rules)
+        self.fusion = control(widgets.Dropdown, "fusion", how, "1 1 155px", options=rules)
         what = "show the predicted classes, or which pixels are wrong"
         self.show = control(widgets.Dropdown, "show", what, "1 1 120px", options=("classes", "errors"))
         self._follow(scene=self.scene, fusion=self.fusion, show=self.show)
@@ -315,7 +315,7 @@ class SwitchboardPanel(Panel):
             colour, rows = self.sensors[name].colour, {}
             for title, share in shares:
                 rows[title] = (colour, [100 * share[name] if name in share else None])
-            box.value = bar_table("weight in the fusion", rows, 50, unit=" %")
+            box.value = bar_table("weight in the fusion", rows, 38, unit=" %")
         colour = {k: "#{:02x}{:02x}{:02x}".format(*self.palette[k]) for k in ids}
         errors = {"wrong": "#{:02x}{:02x}{:02x}".format(*DARKER), "right": "#ffffff"}
         named = {classes[k]: colour[k] for k in ids}
