@@ -34,6 +34,7 @@ SECONDS = {
     "notebooks/09_unim2_clustering.ipynb": 35,
     "notebooks/11_real_data_and_scale.ipynb": 35,
     "tests/browser/test_widgets.py": 35,
+    "tests/test_book.py": 30,
     "tests/test_mutations.py": 30,
     "tests/test_regularizer.py": 35,
     "tests/test_scale.py": 40,

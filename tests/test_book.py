@@ -247,3 +247,17 @@ def test_axe_finds_nothing_and_nothing_is_asked_of_another_host(book, pages, bro
     context.close()
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
     assert not found, json.dumps(found, indent=1)
+
+
+@pytest.mark.browser
+def test_search_finds_a_term_and_a_figure_opens(book, browser):
+    """Both work from the disk: the index is a script, and so is what draws figures to be turned."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto((book / "search.html").as_uri() + "?q=harmonizer", wait_until="load")
+    page.wait_for_selector("#search-results a[href*='glossary.html']")
+    name = next(name for name in LESSONS if "data-figure=" in (book / f"{name}.html").read_text("utf-8"))
+    page.goto((book / f"{name}.html").as_uri(), wait_until="load")
+    page.focus("button.turn")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".interactive .main-svg")
+    page.close()
