@@ -1,4 +1,4 @@
-"""Every lesson has the form of the course."""
+"""Every lesson has the form of the course, and the map in lesson 00 leads to it."""
 
 import json
 import re
@@ -25,10 +25,7 @@ def first(number: str) -> str:
     return "".join(cells(number)[0]["source"])
 
 
-REWRITTEN = [number for number in PATHS if re.search(r"\*\*\d+ minutes\*\*", first(number))]
-
-
-@pytest.mark.parametrize("number", REWRITTEN)
+@pytest.mark.parametrize("number", PATHS)
 def test_form(number):
     title, question, *_ = first(number).split("\n\n")
     assert re.fullmatch(rf"# {number} · \S.*", title.strip())
@@ -41,7 +38,21 @@ def test_form(number):
     assert re.search(r"open experiment", words(number), re.I)
 
 
-@pytest.mark.parametrize("number", REWRITTEN)
+@pytest.mark.parametrize("number", PATHS)
 def test_no_machine_check_stands_where_a_reader_wants_a_number(number):
     code = "\n".join("".join(cell["source"]) for cell in cells(number) if cell["cell_type"] == "code")
     assert not re.search(r"\bwithin\(|^\s*assert ", code, re.M)
+
+
+@pytest.mark.parametrize("number", PATHS)
+def test_the_map_tells_title_question_and_minutes(number):
+    title = re.match(r"# (.*)", first(number))[1].strip()
+    question = " ".join(re.search(r"\*\*([^*]+\?)\*\*", first(number))[1].split())
+    minutes = re.search(r"\*\*(\d+) minutes\*\*", first(number))[1]
+    name = f"**{title}**" if number == "00" else f"[{title}]({PATHS[number].name})"
+    assert f"| {name} | {question} | {minutes} |" in words("00")
+
+
+@pytest.mark.parametrize("number", list(PATHS)[:-1])
+def test_a_lesson_leads_to_the_next(number):
+    assert f"]({PATHS[f'{int(number) + 1:02d}'].name}" in words(number)

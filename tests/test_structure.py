@@ -184,7 +184,7 @@ def test_the_checker_catches_an_upward_import():
         ("mmlib.modalities", "from mmlib.theory import entropy", True),
         ("mmlib.theory.entropy", "from mmlib.nowhere import x", True),
         ("mmlib.newroom", "import numpy", True),
-        ("mmlib.cli", "from course.checks import check", True),
+        ("mmlib.cli", "from course.exercises import check", True),
         ("mmlib.cli", "import notebooks.course.panels", True),
     ]:
         assert bool(upward_imports(source, module)) == bool(caught), (module, source)
