@@ -100,7 +100,7 @@ def picture_grid(
 
 def text_colour(modality: Modality) -> tuple[float, ...]:
     """The modality's colour, darkened so that words in it read on white."""
-    return tuple(0.75 * np.array(to_rgb(modality.colour)))
+    return tuple(0.68 * np.array(to_rgb(modality.colour)))
 
 
 def sensor_title(modality: Modality) -> str:

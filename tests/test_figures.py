@@ -15,6 +15,7 @@ import torch
 from course import charts
 from course.world_source import physical_images
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
@@ -199,3 +200,11 @@ def test_modality_colours_differ_and_are_not_the_grey_of_fused_results():
     assert len(set(colours)) == len(colours) and figures.FUSED not in colours
     assert charts.modality_colour("RD") == figures.FUSED
     assert charts.modality_colour("D") == charts.modality_colour("depth")
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_words_in_a_sensors_colour_read_on_white(name):
+    colour = to_rgb(figures.text_colour(SENSORS[name]))
+    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    luminance = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+    assert 1.05 / (luminance + 0.05) >= 4.5  # WCAG 2, AA
