@@ -54,7 +54,7 @@ def heat_flow(f: Callable, slope: Callable, heated: Callable) -> None:
     right.plot(times, limit, color=ORANGE)
     right.plot(times, rates, color=BLUE)
     right.annotate("e⁻²ᵗ times the first value:\narea ½ I", (0.4, 0.42), (6, 4), color=ORANGE, **OFFSET)
-    right.annotate("information: area = entropy", (2.5, 0.06), color=BLUE, ha="right")
+    right.annotate("information: area = entropy", (2.5, 0.14), color=BLUE, ha="right")
     right.set(title="Its information falls faster than e⁻²ᵗ", xlabel="time t", ylabel="nats per time")
     right.set(xlim=(0, 2.5), ylim=(0, None))
     area = np.trapezoid(rates, times)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 03: the heat flow, information of one image, the balance of sensors."""
+"""Exercises of notebook 03: the heat flow, information of an image, and what is made of it."""
 
 import numpy as np
 
@@ -17,6 +17,10 @@ def image_information(gradient, f, sigma, label):
 
 def balance(information):
     return information.mean() * (1 / information).mean() - 1
+
+
+def printed_term(information, lam):
+    return lam * (1 / np.nanmean(information, 1)).sum()
 
 
 def _with(shrink, width):
@@ -114,6 +118,32 @@ EXERCISES = {
             ),
             "This is the share form, the gentler one.": lambda information: (
                 np.log(information.mean()) - np.log(information).mean()
+            ),
+        },
+    ),
+    "printed_term": Exercise(
+        printed_term,
+        [
+            (np.array([[4.0, 2.0], [1.0, 0.5]]), 0.3),
+            (np.array([[0.1, np.nan, 0.4], [2.0, 1.0, 3.0]]), 1.0),
+            (np.array([[1.0, 5.0], [0.2, np.nan], [np.nan, 3.0]]), 0.02),
+        ],
+        {
+            "Average first, then invert: the mean of the inverses is larger (Jensen).": (
+                lambda information, lam: lam * np.nanmean(1 / information, 1).sum()
+            ),
+            "A sample that lacks the sensor has to be left out of its mean, not counted as 0.": (
+                lambda information, lam: lam * (1 / np.nan_to_num(information).mean(1)).sum()
+            ),
+            "NaN spreads through a plain mean; leave out the samples that lack the sensor.": (
+                lambda information, lam: lam * (1 / information.mean(1)).sum()
+            ),
+            "You averaged over the sensors; average over the samples, along the second axis.": (
+                lambda information, lam: lam * (1 / np.nanmean(information, 0)).sum()
+            ),
+            "The weight is missing.": lambda information, lam: printed_term(information, 1),
+            "Add the sensors up; a mean over them is another strength of the term.": (
+                lambda information, lam: lam * (1 / np.nanmean(information, 1)).mean()
             ),
         },
     ),
