@@ -279,10 +279,17 @@ def plane(found: Sequence[Effect]) -> go.Figure:
         }
         for key in ("mean", "min")
     ]
-    zero = {"zeroline": True, "zerolinecolor": INK, "zerolinewidth": 1, "showgrid": True}
+    zero = {
+        "zeroline": True,
+        "zerolinecolor": INK,
+        "zerolinewidth": 1,
+        "showgrid": True,
+        "rangemode": "tozero",
+    }
     return figure.update_layout(
         title={"text": "What each term adds to its training", "y": 0.97},
         height=620,
+        hoverlabel={"align": "left"},
         margin={"l": 60, "r": 20, "t": 95, "b": 60},
         xaxis=zero | {"title": {"text": "all sensors present (points of mIoU)"}},
         yaxis=zero | {"title": {"text": "mean over subsets (points)"}},

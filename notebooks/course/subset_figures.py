@@ -106,6 +106,7 @@ def lattice(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES)
         title={"text": "mIoU (%) of every subset", "y": 0.97},
         showlegend=False,
         height=520,
+        hoverlabel={"align": "left"},
         margin={"l": 10, "r": 10, "t": 90, "b": 10},
         xaxis=hidden | {"range": [-1.15, 1.15]},
         yaxis=hidden | {"range": [0.6, 4.5]},
