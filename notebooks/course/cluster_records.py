@@ -43,6 +43,7 @@ LABELS = {
     "lambda-0": "UniM2, λ 0",
     "unim2": "UniM2, λ 1",
 }
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 NAIVE = ("stego-image", "stego-feature", "stego-conv", "stego-cbam", "stego-stitch")  # Figure 1 of the paper
 SWEEP = {
     "with CMH": {0: "lambda-0", 0.3: "unim2-0.3", 1: "unim2", 3: "unim2-3"},
@@ -58,9 +59,9 @@ VARIANTS = {"no-msn": "no MSN", "fusion-sum": "sum", "fusion-mean": "mean", "fus
 HEADINGS = {"unim2": "Table 6", "no-msn": "Table 5", "fusion-sum": "Table 7, fusion by"}
 
 
-def read_record(name: str, folder: str | Path = "results") -> dict:
+def read_record(name: str) -> dict:
     """A record of ``notebooks/results`` by its name."""
-    return json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def about(record: Mapping) -> str:
