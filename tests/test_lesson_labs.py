@@ -97,6 +97,18 @@ def test_gaps_while_training_and_kinds_of_training():
     assert kind("dropout") == kind("dropout", "input", 0.0) == "dropout"
     assert kind("dropout", features="kl") == "dropout + a term"
     assert kind("singles") == "other objectives" and kind("singles", "gat") == "other objectives + a term"
+    config = {"network": {"stem": "own"}, "modalities": ["R"], "objective": {"subsets": "dropout"}}
+    term = {"prediction": "input", "lambda_p": 0.1, "features": "none"}
+    off = term | {"prediction": "none"}
+    groups = {
+        "shared": {"config": config | {"network": {"stem": "shared"}, "regularizer": off}},
+        "plain": {"config": config | {"regularizer": off}},
+        "term": {"config": config | {"regularizer": term}},
+        "full": {"config": config | {"objective": {"subsets": "full"}, "regularizer": term}},
+    }
+    assert (
+        gap_records.control_of(groups, "term") == "plain" and gap_records.control_of(groups, "full") is None
+    )
     assert {kind(s, p) for s in ("full", "dropout", "x") for p in ("none", "gat")} == set(gap_records.KINDS)
 
 

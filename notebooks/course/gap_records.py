@@ -21,7 +21,13 @@ from .charts import show
 from .hover import show_interactive
 from .record_figures import SERIES, information_panels, per_seed, subset_dots
 
-TICKS = (1, 2, 5, 10, 20)
+TICKS = (1, 2, 3, 5, 10, 20)
+BELOW = {
+    "orientation": "h",
+    "yref": "container",
+    "y": 0,
+    "yanchor": "bottom",
+}  # the legend of a plotly figure
 # Kind of training -> (colour, matplotlib's marker, plotly's marker)
 KINDS = {
     "all sensors, always": (SERIES[0], "o", "circle"),
@@ -54,6 +60,13 @@ def kind_of(group: Mapping) -> str:
     if objective == "full":
         return "all sensors + a term" if on else "all sensors, always"
     return ("dropout" if objective == "dropout" else "other objectives") + " + a term" * on
+
+
+def control_of(groups: Mapping[str, Mapping], name: str) -> str | None:
+    """The group that differs from ``name`` in nothing but the term: without one, all else the same."""
+    same = lambda group: [group["config"][key] for key in ("objective", "network", "modalities")]
+    plain = (n for n, group in groups.items() if not kind_of(group).endswith("a term"))
+    return next((n for n in plain if same(groups[n]) == same(groups[name])), None)
 
 
 def math(name: str) -> str:
@@ -119,7 +132,7 @@ def show_gap_against_training(records: Sequence[Mapping[str, Mapping]]) -> None:
         title="Click a way to train to hide it",
         xaxis={"title": "epoch", "zeroline": False},
         yaxis={"title": "Fisher gap", **ticks},
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top"},
+        legend=BELOW,
         height=480,
     )
     axis.set(xlabel="epoch", ylabel="Fisher gap", title="Every run whose gap was measured while training")
@@ -202,7 +215,7 @@ def show_gap_against_accuracy(groups: Mapping[str, Mapping]) -> None:
     ticks = {"type": "log", "tickvals": list(TICKS), "ticktext": [str(t) for t in TICKS]}
     figure.update_xaxes(title="Fisher gap", **ticks)
     figure.update_yaxes(title="mIoU (%)", col=1)
-    figure.update_layout(legend={"orientation": "h", "y": -0.22, "yanchor": "top"}, height=460)
+    figure.update_layout(legend=BELOW, height=460)
     for axis, title in zip(axes, panels.values()):
         log_axis(axis, "x")
         axis.set(xlabel="Fisher gap", ylabel="mIoU (%)", title=title)
