@@ -187,6 +187,21 @@ def test_effects_are_paired_differences_to_their_own_reference():
     assert sum(worst, []) == pytest.approx([e.change["min"].mean for e in found.values()], abs=0.006)
 
 
+def test_terms_with_one_seed_are_named_and_not_drawn(monkeypatch):
+    record = subset_figures.record_groups("street_ablation")
+    for key in ("full", "mean", "min", "gap"):
+        values = record["short-gat"]["summary"]["all"][key]
+        record["short-gat"]["summary"]["all"][key] = values[:1]
+    record["short-gat"]["seeds"] = record["short-gat"]["seeds"][:1]
+    del record["short-ce"]
+    monkeypatch.setattr(regularizer_figures, "record_groups", lambda name: record)
+    found = regularizer_figures.effects(regularizer_figures.SETTINGS[:1])
+    assert not {"short-gat", "short-ce"} & {effect.group for effect in found} and len(found) > 8
+    table = regularizer_figures.effect_table(found)
+    for term in ("Gat et al. as coded", "R_f ce, Σ 1/I"):
+        assert f"fewer than two seeds recorded: {term} (streets, modality dropout)" in table
+
+
 def test_what_lesson_05_says_of_all_terms():
     said = "in none of the recorded comparisons does a training with it score clearly better"
     assert said in words(REGULARIZER) and "and most score clearly worse" in words(REGULARIZER)

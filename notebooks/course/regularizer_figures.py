@@ -164,12 +164,14 @@ class Effect:
 
 
 def effects(settings: Sequence[Setting] = SETTINGS) -> list[Effect]:
-    """All of ``settings`` that are recorded, in their order; see ``unrecorded`` for the rest."""
+    """Those of ``settings`` of which two seeds or more are recorded with and without the term, in their
+    order; see ``unrecorded`` for the rest.
+    """
     found = []
     for setting in settings:
         groups = _groups(setting)
         for name, term in setting.terms.items():
-            if name in groups and setting.reference in groups:
+            if len(_shared_seeds(groups, name, setting.reference)) > 1:
                 change = {key: paired(groups, name, setting.reference, key) for key in KEYS}
                 gaps = tuple(_mean_gap(groups, g, name) for g in (setting.reference, name))
                 capped = sum(guards.get("capped", 0) for guards in groups[name].get("guards", []))
@@ -177,20 +179,20 @@ def effects(settings: Sequence[Setting] = SETTINGS) -> list[Effect]:
     return found
 
 
+def _shared_seeds(groups: Mapping[str, Mapping], name: str, other: str) -> set[int]:
+    return set.intersection(*(set(groups[g]["seeds"]) if g in groups else set() for g in (name, other)))
+
+
 def _mean_gap(groups: Mapping[str, Mapping], name: str, other: str) -> float:
     """Mean Fisher gap of a group over the seeds that it shares with another."""
-    gaps = zip(groups[name]["seeds"], per_seed(groups[name], "gap"))
-    return float(np.mean([gap for seed, gap in gaps if seed in groups[other]["seeds"]]))
+    shared, gaps = _shared_seeds(groups, name, other), per_seed(groups[name], "gap")
+    return float(np.mean([gap for seed, gap in zip(groups[name]["seeds"], gaps) if seed in shared]))
 
 
-def unrecorded(settings: Sequence[Setting] = SETTINGS) -> list[str]:
-    """Groups that ``settings`` names and no record has."""
-    return [
-        f"{setting.record}: {name}"
-        for setting in settings
-        for name in (setting.reference, *setting.terms)
-        if name not in _groups(setting)
-    ]
+def unrecorded(found: Sequence[Effect], settings: Sequence[Setting] = SETTINGS) -> list[str]:
+    """The terms of ``settings`` that are not among ``found``."""
+    names = {effect.group for effect in found}
+    return [f"{term} ({s.title})" for s in settings for name, term in s.terms.items() if name not in names]
 
 
 def _groups(setting: Setting) -> dict:
@@ -214,7 +216,8 @@ def effect_table(found: Sequence[Effect]) -> str:
         cells = [difference_text(d) for d in effect.change.values()]
         gap = "{:.1f} → {:.1f}".format(*effect.gaps)
         lines.append(f"   {effect.term:29s}" + "".join(f"{cell:>20s}" for cell in cells) + f"{gap:>14s}")
-    return "\n".join([*lines, "", "± half a 95 % interval; * it excludes zero"])
+    missing = [f"fewer than two seeds recorded: {term}" for term in unrecorded(found)]
+    return "\n".join([*lines, "", "± half a 95 % interval; * it excludes zero", *missing])
 
 
 def count_table(found: Sequence[Effect]) -> str:
