@@ -115,6 +115,12 @@ def test_what_the_lesson_says_of_its_sweep(train):
     assert min(medians[lam][key] for lam in (0, 0.1) for key in ("both", "easy")) > 97
 
 
+def test_a_late_term_closes_the_gap_at_no_loss_and_no_gain(train):
+    found = sweep(train, lambdas=(0, 0.1), seeds=2, steps=300, delay=0.5)["balance"]
+    assert all(found[0]["gap"] > 1.8 * found[0.1]["gap"]) and all(found[0.1]["gap"] < 1.5)
+    assert all(abs(found[0.1]["hard"] - found[0]["hard"]) < 4)
+
+
 def test_neither_channel_of_the_hard_sensor_tells_the_class():
     images, label = batch(200, torch.Generator().manual_seed(0))
     sign = 2.0 * label - 1
