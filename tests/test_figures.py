@@ -202,9 +202,21 @@ def test_modality_colours_differ_and_are_not_the_grey_of_fused_results():
     assert charts.modality_colour("D") == charts.modality_colour("depth")
 
 
+def contrast_on_white(colour) -> float:
+    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 1.05 / (0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] + 0.05)
+
+
 @pytest.mark.parametrize("name", SENSORS)
 def test_words_in_a_sensors_colour_read_on_white(name):
-    colour = to_rgb(figures.text_colour(SENSORS[name]))
-    parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-    luminance = 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-    assert 1.05 / (luminance + 0.05) >= 4.5  # WCAG 2, AA
+    assert contrast_on_white(figures.text_colour(SENSORS[name])) >= 4.5  # WCAG 2, AA
+
+
+@pytest.mark.parametrize("line, words", charts.READABLE.items())
+def test_words_in_the_colour_of_a_line_are_darkened(displayed, line, words):
+    assert contrast_on_white(line) < 4.5 <= contrast_on_white(words)
+    fig, axis = plt.subplots()
+    text = axis.text(0, 0, "better", color=line)
+    axis.plot([0, 1], color=line)
+    charts.show(fig, "One line rises from left to right.")
+    assert (text.get_color(), axis.lines[0].get_color()) == (words, line)

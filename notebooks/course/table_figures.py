@@ -20,7 +20,6 @@ from .charts import modality_colour, show
 from .published import Table, Verdict, gains, lowered, summary
 
 GOOD, BAD, BLUE, GREY = "#DCE9F2", "#D55E00", "#0072B2", "#6E6E6E"
-WORDS = "#B25000"  # BAD, dark enough to be read
 
 
 def show_means(verdicts: Mapping[str, Verdict]) -> None:
@@ -222,7 +221,7 @@ def show_cost(extra: Mapping[str, float], low: float, high: float) -> None:
         words = f"+{cost:.0f} %" if cost > 10 else f"+{cost:.1f} %" if cost > 0.05 else "none to count"
         axis.annotate(words, (max(cost, 0.61), y), (6, 0), color=BLUE, **place)
     axis.axvspan(low, high, color=BAD, linewidth=0)
-    axis.annotate(f"Table 8: {low:.2f} to {high:.2f} %", (0.62, 0), (120, 0), color=WORDS, **place)
+    axis.annotate(f"Table 8: {low:.2f} to {high:.2f} %", (0.62, 0), (120, 0), color=BAD, **place)
     axis.set_xscale("symlog", linthresh=0.5, linscale=0.4)
     axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axis.minorticks_off()

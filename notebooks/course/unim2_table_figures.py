@@ -15,7 +15,7 @@ from mmlib.figures import INK, PALE, WIDTH
 
 from .charts import show
 from .published import Paper, judge, tally
-from .table_figures import BAD, BLUE, GREY, WORDS
+from .table_figures import BAD, BLUE, GREY
 
 MARKS = {"follows": "✓", "off": "≠", "text wrong": "⇄", "not decidable": "?"}
 
@@ -78,7 +78,7 @@ def show_gains_over(gains: Mapping[str, Mapping[str, tuple[float | None, float]]
                 axis.plot([alone, fused], [y, y], color=PALE, linewidth=1.6, zorder=1)
                 best = alone == least
                 axis.plot(alone, y, "o", color=BAD if best else GREY, markersize=9, zorder=2)
-                style = {"color": WORDS, "fontweight": "bold"} if best else {"color": INK}
+                style = {"color": BAD, "fontweight": "bold"} if best else {"color": INK}
                 axis.annotate(f"+{alone}", (alone, y), (10 if alone < 1 else 0, 8), **place, **style)
             ring = {"markerfacecolor": "white", "markeredgecolor": GREY, "markersize": 8}
             axis.plot(fused, y, "o", zorder=1.5, **ring)
@@ -121,7 +121,7 @@ def show_classes(gain: Mapping[str, float], naive: Mapping[str, float], marked: 
             f"{gain[name]:+.1f}",
             (max(gain[name], near, 0), y),
             (8, 0),
-            color=WORDS if colour == BAD else colour,
+            color=colour,
             **place,
         )
     axis.axvline(0, color=INK, linewidth=0.8)
@@ -149,7 +149,7 @@ def show_best_of(counts: Sequence[int], expected: Sequence[float], bound: Sequen
     place = {"textcoords": "offset points", "fontsize": 9, "ha": "right"}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.9}
     left.annotate("what the model is worth", (200, 0), (-2, 6), color=BLUE, bbox=box, **place)
-    left.annotate("what is kept", (200, series.max()), (-2, 5), color=WORDS, **place)
+    left.annotate("what is kept", (200, series.max()), (-2, 5), color=BAD, **place)
     left.set(xlabel="look", ylabel="score − true score (σ)", ylim=(-3.4, 3.6))
     left.set_title("One model that never improves", fontweight="normal", size=10)
     right.plot(counts, bound, "--", color=INK, linewidth=1.4)
@@ -161,7 +161,7 @@ def show_best_of(counts: Sequence[int], expected: Sequence[float], bound: Sequen
     right.annotate("σ √(2 ln n)", (50, bound[list(counts).index(50)]), (-4, 6), color=INK, **place)
     place |= {"ha": "left"}
     top = expected[list(counts).index(200)]
-    right.annotate("expected maximum\n(dots: simulated)", (200, top), (-2, -34), color=WORDS, **place)
+    right.annotate("expected maximum\n(dots: simulated)", (200, top), (-2, -34), color=BAD, **place)
     right.set(xlabel="number of looks n", ylabel="best of n (σ)", ylim=(0, 4.1))
     right.set_title("Its best score grows with the looks", fontweight="normal", size=10)
     fig.suptitle(f"The best of 200 looks at one model lies {top:.2f} σ too high", x=0.01, ha="left")
