@@ -167,12 +167,12 @@ class SwitchboardPanel(Panel):
     def _tools(self) -> widgets.Widget:
         """What concerns the whole scene."""
         last = len(self.dataset) - 1
-        self.scene = control(widgets.IntSlider, "scene", "which scene to look at", "2 1 170px", max=last)
+        self.scene = control(widgets.IntSlider, "scene", "which scene to look at", "2 1 210px", max=last)
         rules = [rule for rule in RULES if rule != "total"]
         how = "fusion: how the predictions of the sensors are put together"
         self.fusion = control(widgets.Dropdown, "fusion", how, "1 1 155px", options=rules)
         what = "show the predicted classes, or which pixels are wrong"
-        self.show = control(widgets.Dropdown, "show", what, "1 1 120px", options=("classes", "errors"))
+        self.show = control(widgets.Dropdown, "show", what, "1 1 130px", options=("classes", "errors"))
         self._follow(scene=self.scene, fusion=self.fusion, show=self.show)
         why = "compare all that follows with what is shown now"
         self.pinner = widgets.Button(description="pin this", tooltip=why, layout={"width": "auto"})
