@@ -26,7 +26,7 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 # ones start first, and all workers end together.
 SECONDS = {
     "notebooks": 10,  # every notebook that is not listed
-    "notebooks/03_from_bound_to_loss.ipynb": 20,
+    "notebooks/03_from_bound_to_loss.ipynb": 30,
     "notebooks/04_segmenter_and_subsets.ipynb": 15,
     "notebooks/05_the_regularizer.ipynb": 15,
     "notebooks/06_fisher_gap.ipynb": 15,
@@ -37,6 +37,7 @@ SECONDS = {
     "notebooks/11_real_data_and_scale.ipynb": 35,
     "tests/browser/test_widgets.py": 35,
     "tests/test_book.py": 30,
+    "tests/test_lesson_03.py": 12,
     "tests/test_mutations.py": 30,
     "tests/test_regularizer.py": 35,
     "tests/test_scale.py": 40,
