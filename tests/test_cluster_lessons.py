@@ -158,18 +158,33 @@ def test_single_sensors_stand_beside_several():
     assert groups["stego X"]["summary"]["all"]["miou"] == [5.0]
 
 
-def test_differences_are_paired_and_called_by_their_interval():
+def test_differences_are_paired_and_clear_by_their_interval():
     panels = cluster_records.panels_of(RECORD, [("room", "RD")])
-    text = cluster_records.differences(
-        panels, [("unim2", "lambda-0", "ours"), ("unim2", "stego R"), ("unim2", "stego X"), ("no", "unim2")]
-    )
-    head, first, second, third = text.splitlines()
-    assert head.startswith("room RD")
-    assert "+1.0 ± 1.2" in first and first.endswith("smaller than its spread")  # 1, 0.5, 1.5: sd 0.5, t 4.30
-    assert "UniM2, λ 1 - STEGO, colour alone" in second and second.endswith("clear loss")
-    assert third.endswith("one seed: no spread")
+    pairs = [("unim2", "lambda-0", "ours"), ("unim2", "stego R"), ("unim2", "stego X"), ("no", "unim2")]
+    head, first, second, third, fourth = cluster_records.difference_table(panels, pairs).splitlines()
+    assert head.split()[-2:] == ["room", "RD"]
+    assert first.split() == ["ours", "+1.0"]  # 1, 0.5, 1.5: sd 0.5, t 4.30, ± 1.2
+    assert second.startswith("UniM2, λ 1 - STEGO, colour alone") and second.endswith("-8.0*")
+    assert third.endswith("+5.0 ") and fourth.endswith("–"), "one seed is never clear"
+    questions = {"second judge": [("unim2", "lambda-0")], "all": [pair[:2] for pair in pairs]}
+    text = cluster_records.in_words(panels, questions).splitlines()
+    assert text[0].endswith("clear gain  0, clear loss  0, neither  1")
+    assert text[1].endswith("clear gain  0, clear loss  1, neither  2")
 
 
 def test_stripes_are_those_of_the_record():
     rows = json.loads((RESULTS / "stripes.json").read_text(encoding="utf-8"))["rows"]
     assert cluster_records.stripes("room") == rows[1]["miou"] and rows[1]["split"] == "test"
+
+
+@pytest.mark.parametrize(("scene", "low", "high"), [("room", 0.6, 0.73), ("nyu", 0.3, 0.5)])
+def test_stripes_score_the_share_that_the_lesson_tells(scene, low, high):
+    """Two thirds of k-means on pretrained tokens in rooms, less than half on photographs."""
+    rows = json.loads((RESULTS / "kmeans_features.json").read_text(encoding="utf-8"))["rows"]
+    colour = next(
+        row["mean_miou"]
+        for row in rows
+        if (row["scene"], row["sensors"], row["whiten"], row["name"])
+        == (scene, "rgb", 0, "tf_efficientnet_lite0")
+    )
+    assert low < cluster_records.stripes(scene) / colour < high

@@ -14,7 +14,14 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from mmlib.figures import class_legend, error_picture, label_picture, picture_grid, sensor_title
+from mmlib.figures import (
+    IGNORE_COLOUR,
+    class_legend,
+    error_picture,
+    label_picture,
+    picture_grid,
+    sensor_title,
+)
 from mmlib.modalities import IGNORE_INDEX, SENSORS
 from mmlib.unsupervised.clustering import cluster_palette
 
@@ -86,10 +93,9 @@ class ClusterPanel(Panel):
         )
         self.view = widgets.ToggleButtons(
             options=VIEWS,
-            description="show",
             tooltip="what the third column shows",
             tooltips=["clusters named by labels", "nameless clusters", "wrong pixels"],
-            style={"description_width": "40px", "button_width": "74px"},
+            style={"button_width": "74px"},
         )
         self.pictures, self.numbers = widgets.HTML(), widgets.HTML()
         self._follow(weight=self.weight, offset=self.offset, clusters=self.clusters, view=self.view)
@@ -150,7 +156,7 @@ class ClusterPanel(Panel):
             options = [option[1] if isinstance(option, tuple) else option for option in control.options]
             if value not in options:
                 raise ValueError(
-                    f"{control.description} {value!r}: expected one of {', '.join(map(str, options))}"
+                    f"{control.tooltip} {value!r}: expected one of {', '.join(map(str, options))}"
                 )
         return super().set(**values)
 
@@ -261,6 +267,8 @@ class ClusterPanel(Panel):
         named = [
             (name, self.notes["palette"][k]) for k, name in enumerate(self.notes["classes"]) if k in present
         ]
+        if len(self.notes["classes"]) < self.clusters.value:
+            named.append(("cluster without a class", IGNORE_COLOUR))
         entries = list(ERRORS.items()) if self.view.value == "errors" else named
         patches = "".join(
             f'<span style="white-space:nowrap;margin-right:10px"><span aria-hidden="true" style="display:'

@@ -93,6 +93,7 @@ def cloud(record: Mapping) -> go.Figure:
         updatemenus=[menu],
         legend={"itemsizing": "constant"},
         scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
+        scene_camera_eye={"x": 1.0, "y": 1.0, "z": 0.7},
     )
 
 

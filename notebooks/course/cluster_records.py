@@ -120,20 +120,43 @@ def table_2(panels: Mapping[str, Mapping], control: float) -> tuple[Figure, str]
     return fig, alt + f" A dotted line at {control:.1f} marks stripes that look at no image."
 
 
-def differences(panels: Mapping[str, Mapping], pairs: Sequence[tuple], key: str = "miou") -> str:
-    """A line for each setting and pair (group, reference[, words]) that it has: the paired difference in
-    points, its 95 % interval, and what it may be called.
+def difference_table(panels: Mapping[str, Mapping], pairs: Sequence[tuple], key: str = "miou") -> str:
+    """A line for each pair (group, reference[, words]) and a column for each setting: the paired difference
+    in points, with * where its 95 % interval over seeds excludes zero; – where a setting lacks one of them.
+    """
+    wide = 2 + max(map(len, panels))
+    lines = [f"{'points of mIoU, * = clear':42s}" + "".join(f"{title:>{wide}s}" for title in panels)]
+    for name, reference, *words in pairs:
+        said = words[0] if words else f"{LABELS.get(name, name)} - {LABELS.get(reference, reference)}"
+        line = f"{said:42s}"
+        for groups in panels.values():
+            cell = "–"
+            if name in groups and reference in groups:
+                d = paired(groups, name, reference, key)
+                cell = f"{d.mean:+.1f}{'*' if d.n > 1 and d.clear else ' '}"
+            line += f"{cell:>{wide}s}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def in_words(panels: Mapping[str, Mapping], questions: Mapping[str, Sequence[tuple]], key="miou") -> str:
+    """What a record answers, a line a question: in how many comparisons there is a clear gain, a clear loss,
+    or neither. A question is a list of pairs (group, reference); each setting that has both is a comparison.
     """
     lines = []
-    for title, groups in panels.items():
-        lines.append(f"{title}, points of mIoU (95 % interval over seeds)")
-        for name, reference, *words in pairs:
-            if name not in groups or reference not in groups:
-                continue
-            d = paired(groups, name, reference, key)
-            said = words[0] if words else f"{LABELS.get(name, name)} - {LABELS.get(reference, reference)}"
-            half = "" if d.n == 1 else f"± {(d.high - d.low) / 2:.1f}"
-            lines.append(f"   {said:58s} {d.mean:+5.1f} {half:6s} {verdict(d)}")
+    for question, pairs in questions.items():
+        found = [
+            paired(groups, name, reference, key)
+            for groups in panels.values()
+            for name, reference in pairs
+            if name in groups and reference in groups
+        ]
+        clear = [d.mean for d in found if d.n > 1 and d.clear]
+        gains, losses = sum(m > 0 for m in clear), sum(m < 0 for m in clear)
+        lines.append(
+            f"{question:58s}clear gain {gains:2d}, clear loss {losses:2d}, neither "
+            f"{len(found) - len(clear):2d}"
+        )
     return "\n".join(lines)
 
 
