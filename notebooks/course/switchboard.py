@@ -23,15 +23,7 @@ from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation.counts import accuracy, confusion_matrix, iou, miou
 from mmlib.evaluation.fusion import RULES, fuse, weights
 from mmlib.evaluation.subsets import largest
-from mmlib.figures import (
-    DARKER,
-    as_written,
-    class_legend,
-    error_picture,
-    label_picture,
-    picture,
-    sensor_title,
-)
+from mmlib.figures import DARKER, class_legend, error_picture, label_picture, picture, sensor_title
 from mmlib.segmentation.network import Segmenter, load_segmenter
 
 from .panel import Panel, bar_table, change, control, grid, image_html, legend, row, still
@@ -44,7 +36,11 @@ FAULTS = {
     "other": "another scene",
 }
 UNTOUCHED = {"on": True, "gain": 1.0, "noise": 0.0, "case": ""}  # a sensor's controls at the start
-PRESSED = {True: "#cfe3f5", False: None}  # colour of a scenario's button, by whether it is what is shown
+# Style of a scenario's button, by whether it is what is shown: dark on light, in dark themes, too.
+PRESSED = {
+    True: {"font_weight": "bold", "button_color": "#cfe3f5", "text_color": "#1a1a1a"},
+    False: {"font_weight": "", "button_color": None, "text_color": None},
+}
 NOTHING_LEFT = (
     "No sensor is switched on: there is nothing to average, so there is no prediction. Switch one on."
 )
@@ -328,8 +324,7 @@ class SwitchboardPanel(Panel):
         what = "IoU of each class (%), and its difference to the pinned state"
         self.bars.value = bar_table(what, rows, 76, tuple(self.segmenters), changes=changes)
         for name, settings in self.scenarios().items():
-            now = self._plays(settings)
-            self.buttons[name].style = {"font_weight": "bold" if now else "", "button_color": PRESSED[now]}
+            self.buttons[name].style = PRESSED[self._plays(settings)]
 
         # One sentence that says it all.
         if not on:
@@ -388,7 +383,6 @@ class SwitchboardPanel(Panel):
         large = f'<span style="font-size:16px"><b>{numbers[0]}</b>{" " + delta if delta else ""}</span>'
         return image_html(image, alt, "<br>".join([name, large, numbers[1]]))
 
-    @as_written
     def figure(self) -> plt.Figure:
         """The panel as a still picture: truth and predictions above, sensors as they are set below."""
         sensors = [sensor_title(modality) for modality in self.sensors.values()]
