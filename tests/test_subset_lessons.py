@@ -204,8 +204,10 @@ def test_terms_with_one_seed_are_named_and_not_drawn(monkeypatch):
 
 def test_what_lesson_05_says_of_all_terms():
     said = "in none of the recorded comparisons does a training with it score clearly better"
-    assert said in words(REGULARIZER) and "and most score clearly worse" in words(REGULARIZER)
+    assert said in words(REGULARIZER) and "wherever the difference is clear, it is a loss" in words(
+        REGULARIZER
+    )
     found = regularizer_figures.effects()
     for key in ("full", "mean"):
         counts = regularizer_figures.counted(found, key)
-        assert counts["clear gain"] == 0 and counts["clear loss"] > len(found) / 2
+        assert counts["clear gain"] == 0 and counts["clear loss"] > 5
