@@ -25,10 +25,10 @@ from .world_source import WorldSource
 
 STATES = {
     "clean": "none",
-    "single mild": "one,\nmild",
-    "single gross": "one,\ngross",
-    "double mild": "two,\nmild",
-    "double gross": "two,\ngross",
+    "single mild": "one, mild",
+    "single gross": "one, gross",
+    "double mild": "two, mild",
+    "double gross": "two, gross",
 }
 # Rule -> (fill, ink of the number in it)
 RULE_COLOURS = {
@@ -172,7 +172,7 @@ def show_record(record: Failures, ways: Mapping[str, str], rules: Sequence[str])
             axis.plot([place - 0.45, place + 0.45], [oracle] * 2, label=name, **style)
         axis.set_title(f"trained with {title}", fontweight="normal")
         axis.set(ylabel="mIoU (%)", ylim=(0, 78))
-    axes[-1].set_xticks(range(len(STATES)), [words.replace(",\n", ", ") for words in STATES.values()])
+    axes[-1].set_xticks(range(len(STATES)), list(STATES.values()))
     axes[-1].set_xlabel("broken sensors, of four")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rules) + 1)
     said = "; ".join(

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 from plotly.subplots import make_subplots
+from scipy.stats import spearmanr
 
 from mmlib.figures import (
     sensor_title,
@@ -60,6 +61,19 @@ def kind_of(group: Mapping) -> str:
     if objective == "full":
         return "all sensors + a term" if on else "all sensors, always"
     return ("dropout" if objective == "dropout" else "other objectives") + " + a term" * on
+
+
+def several_sensors(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
+    """Without the groups that were trained on one sensor, which have no gap."""
+    return {name: group for name, group in groups.items() if len(group["config"]["modalities"]) != 1}
+
+
+def rank_correlation(groups: Sequence[Mapping], a: str, b: str) -> tuple[float, float, float]:
+    """Spearman's correlation of two keys, each the mean over seeds, with a 95 % bootstrap interval."""
+    pairs = np.array([[np.mean(per_seed(group, key)) for key in (a, b)] for group in groups])
+    draws = np.random.default_rng(0).integers(0, len(pairs), (500, len(pairs)))
+    found = [spearmanr(*pairs[draw].T)[0] for draw in draws if np.ptp(pairs[draw], 0).min() > 0]
+    return (float(spearmanr(*pairs.T)[0]), *map(float, np.quantile(found, [0.025, 0.975])))
 
 
 def control_of(groups: Mapping[str, Mapping], name: str) -> str | None:
