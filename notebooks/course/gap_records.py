@@ -64,8 +64,12 @@ def kind_of(group: Mapping) -> str:
 
 
 def several_sensors(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
-    """Without the groups that were trained on one sensor, which have no gap."""
-    return {name: group for name, group in groups.items() if len(group["config"]["modalities"]) != 1}
+    """Those with a gap: without groups trained on one sensor, or of which a sensor has no information."""
+    return {
+        name: group
+        for name, group in groups.items()
+        if len(group["config"]["modalities"]) != 1 and np.isfinite(per_seed(group, "gap")).all()
+    }
 
 
 def rank_correlation(groups: Sequence[Mapping], a: str, b: str) -> tuple[float, float, float]:
@@ -77,10 +81,18 @@ def rank_correlation(groups: Sequence[Mapping], a: str, b: str) -> tuple[float, 
 
 
 def control_of(groups: Mapping[str, Mapping], name: str) -> str | None:
-    """The group that differs from ``name`` in nothing but the term: without one, all else the same."""
+    """The group that differs from ``name`` in nothing but the term: without one, all else the same; None
+    where there is none.
+    """
     same = lambda group: [group["config"][key] for key in ("objective", "network", "modalities")]
     plain = (n for n, group in groups.items() if not kind_of(group).endswith("a term"))
     return next((n for n in plain if same(groups[n]) == same(groups[name])), None)
+
+
+def controls(groups: Mapping[str, Mapping]) -> dict[str, str]:
+    """Group with a term -> its control, where the record has one."""
+    found = {name: control_of(groups, name) for name in groups if kind_of(groups[name]).endswith("a term")}
+    return {name: control for name, control in found.items() if control}
 
 
 def math(name: str) -> str:
