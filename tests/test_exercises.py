@@ -260,6 +260,13 @@ def test_form(course_lesson):
         assert "<summary>Hint</summary>" in exercise.after and solution_code(exercise), exercise.name
 
 
+def test_a_solution_defines_and_prints_nothing(course_lesson):
+    """Pasted over its stub, it leaves the output of the cell as it is."""
+    for exercise in course_lesson.found:
+        kinds = {type(node) for node in ast.parse(solution_code(exercise)).body}
+        assert kinds <= {ast.FunctionDef, ast.Import, ast.ImportFrom}, exercise.name
+
+
 def test_stubs_are_open_and_solutions_are_right(course_lesson):
     names: dict = {}
     done = 0
