@@ -40,21 +40,45 @@ ABLATION = {
     "consistency": "+ R, Eq. 4",
     "unimodal": "+ R_p on own logits, Σ 1/I",
     "gat": "+ Gat et al. as coded",
-    "kl-0.02": "+ R_f by KL",
+    "kl-0.005": "+ R_f by KL, λ 0.005",
+    "kl-0.02": "+ R_f by KL, λ 0.02",
+    "kl-0.1": "+ R_f by KL, λ 0.1",
+    "kl-0.5": "+ R_f by KL, λ 0.5",
     "ce": "+ R_f by CE as printed, Σ 1/I",
-    "decoder": "+ R_f through the head ¹",
+    "decoder": "+ R_f through the head",
     "paper": "+ R_p at the input, R_f by KL",
     "shared-dropout": "one stem for all (the paper's network)",
     "shared-paper": "one stem, own logits, KL, Σ 1/I",
     "full": "all sensors, always",
     "centred": "all sensors, centred on the camera",
+    "cmx": "all sensors, fused as in CMX",
     "singles": "each sensor and all",
-    "selection": "selection by agreement (MAGIC-like) ¹",
+    "selection": "selection by agreement (MAGIC-like)",
     "all-subsets": "**all subsets at once**",
     "all-mean": "… averaged, not summed logits",
     "all-w1": "… full set weighted as any other",
     "shared-all": "… one stem for all",
     "all+input": "… + R_p at the input, λ 0.1",
+}
+WITHOUT_DROPOUT = {
+    "full": "all sensors, always (reference)",
+    "full+input": "+ R_p at the input, λ 0.1",
+    "full+kl": "+ R_f by KL, λ 0.02",
+    "full+paper": "+ both (Eq. 9)",
+}
+PRETRAINED = {
+    "dropout": "modality dropout (reference)",
+    "input-0.03": "+ R_p at the input, λ 0.03",
+    "input-0.1": "+ R_p at the input, λ 0.1",
+    "kl-0.02": "+ R_f by KL, λ 0.02",
+    "paper": "+ R_p, λ 0.1, and R_f (Eq. 9)",
+    "shared-dropout": "one stem for all",
+    "full": "all sensors, always",
+    "full+input": "… + R_p at the input, λ 0.1",
+    "full+paper": "… + R_p and R_f (Eq. 9)",
+    "cmx": "all sensors, always, fused as in CMX",
+    "all-subsets": "**all subsets at once**",
+    "shared-all": "… one stem for all",
 }
 METHODS = {
     "kmeans": "k-means, side by side",
@@ -163,15 +187,16 @@ def average(record: dict, group: str, key: str) -> float:
 
 
 def spread(record: dict, group: str, key: str) -> str:
-    """Mean ± sd over seeds."""
+    """Mean ± sd over seeds; the mean alone where there is one seed."""
     number = estimate(numbers(record, group, key))
-    return f"{number.mean:.1f} ± {number.sd:.1f}"
+    return f"{number.mean:.1f}" + f" ± {number.sd:.1f}" * (number.n > 1)
 
 
 def gain(record: dict, a: str, b: str, key: str) -> str:
-    """a minus b with its 95 % interval, bold where that excludes zero."""
+    """a minus b with its 95 % interval, bold where that excludes zero; one seed has no interval."""
     number = difference(record, a, b, key)
-    text = f"{number.mean:+.1f} [{number.low:+.1f}, {number.high:+.1f}]".replace("-", "−")
+    interval = f" [{number.low:+.1f}, {number.high:+.1f}]" if number.n > 1 else " (one seed)"
+    text = f"{number.mean:+.1f}{interval}".replace("-", "−")
     return f"**{text}**" if number.clear else text
 
 
@@ -182,7 +207,7 @@ def table(*rows) -> str:
     return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
 
 
-def source(name: str, command: str) -> str:
+def source(name: str, command: str = "") -> str:
     """Where a table comes from: record, command, split, seeds, cost, machine and date."""
     record = read(name)
     about = record["provenance"]
@@ -195,9 +220,10 @@ def source(name: str, command: str) -> str:
         seeds = {seed for group in record["groups"].values() for seed in group["seeds"]}
         seconds = sum(sum(group["cpu_seconds"]) for group in record["groups"].values())
     cost = f"{seconds / 3600:.1f} CPU hours in all; " if seconds else ""
+    made = f", made by `{command}`" if command else ""
     return (
-        f"Record [`{name}.json`]({name}.json), made by `{command}`; split *{record['split']}*, seeds 0 to "
-        f"{max(seeds)}; {cost}{about['machine']}, torch {about['torch']}, "
+        f"Record [`{name}.json`]({name}.json){made}; split *{record['split']}*, "
+        f"{f'seeds 0 to {max(seeds)}' if max(seeds) else 'seed 0'}; {cost}{about['machine']}, torch {about['torch']}, "
         f"{about['date']}."
     )
 
@@ -218,11 +244,13 @@ def subset_table(name: str, prefix: str) -> str:
 
 
 def ablation_table(name: str, prefix: str, titles: dict[str, str]) -> str:
-    """Every objective against the first one."""
+    """Every objective that the record has, against the first one."""
     record, reference = read(name), f"{prefix}-{next(iter(titles))}"
     rows = [["objective", "all sensors", "Δ", "mean of 15", "Δ", "worst", "gap", "CPU s"]]
     for kind, title in titles.items():
         group, cells = f"{prefix}-{kind}", []
+        if group not in record["groups"]:
+            continue
         for key in ("full", "mean"):
             cells += [
                 spread(record, group, key),
@@ -231,6 +259,55 @@ def ablation_table(name: str, prefix: str, titles: dict[str, str]) -> str:
         cpu = average(record, group, "cpu_seconds")
         rows.append([title, *cells, spread(record, group, "min"), spread(record, group, "gap"), f"{cpu:.0f}"])
     return table(*rows)
+
+
+def pretrained_table(name: str, prefix: str) -> str:
+    """Objectives, terms and networks with a pretrained encoder, as far as the record has them."""
+    record = read(name)
+    subsets = list(record["groups"][f"{prefix}-dropout"]["miou"]["all"])
+    single = [subset for subset in subsets if len(subset) == 1]
+    head = ["trained with", "seeds", *single, "all sensors", f"mean of {len(subsets)}", "Δ mean", "worst"]
+    rows = [[*head, "class acc.", "gap", "CPU s"]]
+    for kind, title in PRETRAINED.items():
+        group = f"{prefix}-{kind}"
+        if group not in record["groups"]:
+            continue
+        of = partial(spread, record, group)
+        alone = [f"{average(record, group, key):.1f}" for key in single]
+        delta = "" if kind == "dropout" else gain(record, group, f"{prefix}-dropout", "mean")
+        seeds, cpu = len(record["groups"][group]["seeds"]), average(record, group, "cpu_seconds")
+        scores = [of("full"), of("mean"), delta, of("min"), of("class accuracy"), of("gap")]
+        rows.append([title, seeds, *alone, *scores, f"{cpu:.0f}"])
+    return table(*rows)
+
+
+def candidates_table(data: str) -> str:
+    """What was tried for more than all subsets gain, each beside its control."""
+    record = read("candidates")
+    rows = [
+        ["variant", "seeds", "CPU s", "all sensors", "mean", "worst", "Δ mean: all subsets", "Δ: dropout"]
+    ]
+    for name, variant in record["variants"].items():
+        group = f"{data}-{name}"
+        if group not in record["groups"]:
+            continue
+        cells = [spread(record, group, key) for key in ("full", "mean", "min")]
+        for reference in (f"{data}-all-subsets", f"{data}-dropout"):
+            same = group == reference or reference not in record["groups"]
+            cells.append("" if same else gain(record, group, reference, "mean"))
+        seeds, cpu = len(record["groups"][group]["seeds"]), average(record, group, "cpu_seconds")
+        rows.append([variant["title"], seeds, f"{cpu:.0f}", *cells])
+    return table(*rows)
+
+
+def candidates_list() -> str:
+    """How each variant was built, and what came of it."""
+    lines = []
+    for variant in read("candidates")["variants"].values():
+        if "verdict" in variant:
+            title = variant["title"][0].upper() + variant["title"][1:]
+            lines.append(f"* **{title}.** {variant['what']} {variant['verdict']}")
+    return "\n".join(lines)
 
 
 def failure_table() -> str:
@@ -356,6 +433,11 @@ PARTS = {
     "source": source,
     "subsets": subset_table,
     "ablation": lambda: ablation_table("street_ablation", "short", ABLATION),
+    "without_dropout": lambda: ablation_table("street_ablation", "short", WITHOUT_DROPOUT),
+    "pretrained": pretrained_table,
+    "candidates": candidates_table,
+    "variants": candidates_list,
+    "note": lambda name: read(name)["note"],
     "transformer": lambda: ablation_table("street_pvt", "pvt", PVT),
     "failures": failure_table,
     "clusters": lambda: cluster_table("clusters", PAIRS),
