@@ -223,8 +223,8 @@ def source(name: str, command: str = "") -> str:
     made = f", made by `{command}`" if command else ""
     return (
         f"Record [`{name}.json`]({name}.json){made}; split *{record['split']}*, "
-        f"{f'seeds 0 to {max(seeds)}' if max(seeds) else 'seed 0'}; {cost}{about['machine']}, torch {about['torch']}, "
-        f"{about['date']}."
+        f"{f'seeds 0 to {max(seeds)}' if max(seeds) else 'seed 0'}; "
+        f"{cost}{about['machine']}, torch {about['torch']}, {about['date']}."
     )
 
 
