@@ -207,15 +207,16 @@ def counted(found: Iterable[Effect], key: str) -> dict[str, int]:
 
 def effect_table(found: Sequence[Effect]) -> str:
     """Plain text: a block a setting, a line a term."""
-    head = f"{'points of mIoU':32s}" + "".join(f"{name:>20s}" for name in KEYS.values())
-    lines = [head + f"{'Fisher gap':>14s}"]
+    head = f"{'points of mIoU':32s}{'seeds':>6s}" + "".join(f"{name:>20s}" for name in KEYS.values())
+    lines, title = [head + f"{'Fisher gap':>13s}"], ""
     for effect in found:
-        title = f"{effect.setting.title} (n = {effect.change['full'].n})"
-        if title not in lines:
+        if title != effect.setting.title:
+            title = effect.setting.title
             lines += ["", title]
         cells = [difference_text(d) for d in effect.change.values()]
         gap = "{:.1f} → {:.1f}".format(*effect.gaps)
-        lines.append(f"   {effect.term:29s}" + "".join(f"{cell:>20s}" for cell in cells) + f"{gap:>14s}")
+        line = f"   {effect.term:29s}{effect.change['full'].n:6d}" + "".join(f"{cell:>20s}" for cell in cells)
+        lines.append(line + f"{gap:>13s}")
     missing = [f"fewer than two seeds recorded: {term}" for term in unrecorded(found)]
     return "\n".join([*lines, "", "± half a 95 % interval; * it excludes zero", *missing])
 
