@@ -106,7 +106,9 @@ WAYS = {
     "lengths-kept": "side by side, lengths of tokens kept",
     "shared-directions": "directions in which the sensors agree (CCA), added",
     "telling-directions": "colour in directions that tell the second sensor's clusters apart",
-    "measurements": "colour and a light dose of plain measurements",
+    "measurements": "colour and a light dose of what the second sensor measures",
+    "measurements/first": "… of what the camera measures",
+    "measurements/place": "… of the place in the picture",
     "weighed-images": "co-clustering, a weight per image from agreement",
     "consensus": "clusters of clusterings of each and of both",
     "consensus/first": "… of colour's directions 1 to 32 and 33 to 64",
@@ -219,7 +221,8 @@ def source(name: str, command: str = "") -> str:
     else:
         seeds = {seed for group in record["groups"].values() for seed in group["seeds"]}
         seconds = sum(sum(group["cpu_seconds"]) for group in record["groups"].values())
-    cost = f"{seconds / 3600:.1f} CPU hours in all; " if seconds else ""
+    time = f"{seconds / 3600:.1f} CPU hours" if seconds > 600 else f"{seconds / 60:.0f} CPU minutes"
+    cost = f"{time} in all; " if seconds else ""
     made = f", made by `{command}`" if command else ""
     return (
         f"Record [`{name}.json`]({name}.json){made}; split *{record['split']}*, "
@@ -390,18 +393,22 @@ def second_sensor_tables() -> str:
             bars[title].append((name, f"{spread(record, f'{setting} {name}', 'miou')} ({name})"))
     names = [[name for name, _ in bar] for bar in bars.values()]
     rows = [["", *settings]] + [[title, *(cell for _, cell in bar)] for title, bar in bars.items()]
-    ways = [["over single, over naive, over shuffled", *settings, "won", "CPU s"]]
+    ways = [["mIoU: over single, over naive, over shuffled", *settings, "won", "CPU s"]]
     for way, title in WAYS.items():
-        cells, won, cpu = [], 0, []
+        cells, won, cpu = [], [], []
         for setting, *bar in zip(settings, *names):
             own = f"{setting} {way}"
-            others = [*bar, f"{way}/shuffled"] if "/" not in way else bar
+            cells.append(cluster_cell(record, own).split(" (")[0])
+            if not cells[-1]:  # a way that lost on the first setting was not tried on the others
+                continue
+            others = bar if "/" in way else [*bar, f"{way}/shuffled"]
             gains = [difference(record, own, f"{setting} {other}", "miou") for other in others]
             texts = [f"{gain.mean:+.1f}".replace("-", "−") for gain in gains]
-            cells.append(", ".join(f"**{t}**" if g.clear else t for t, g in zip(texts, gains)))
-            won += len(gains) == 3 and all(gain.low > 0 for gain in gains)
-            cpu.append(average(record, own, "cpu_seconds"))
-        ways.append([title, *cells, "" if "/" in way else f"{won} of {len(settings)}", f"{mean(cpu):.1f}"])
+            cells[-1] += ": " + ", ".join(f"**{t}**" if g.clear else t for t, g in zip(texts, gains))
+            won.append(all(gain.low > 0 for gain in gains))
+            cpu += per_seed(group_of(record, own), "cpu_seconds")
+        verdict = "" if "/" in way else f"{sum(won)} of {len(won)}"
+        ways.append([title, *cells, verdict, f"{mean(cpu):.1f}"])
     return table(*rows) + "\n\n" + table(*ways)
 
 

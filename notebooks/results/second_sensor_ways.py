@@ -154,30 +154,46 @@ def telling_directions(view: View, keep: int = 32) -> Codes:
     return tuple(torch.einsum("ndhw,dk->nkhw", maps, weight) for maps in view.white[0])
 
 
-@lru_cache(maxsize=2)
-def measured(data: PreparedDataset, grid: tuple[int, int]) -> Tensor:
-    """(n, Q, h, w): means over each token's place of disparity, height and angle (depth), or of temperature,
-    with the logarithm of its variance (thermal)."""
-    found = []
+@lru_cache(maxsize=None)
+def measured(data: PreparedDataset, name: str, grid: tuple[int, int]) -> Tensor:
+    """(n, Q, h, w): means over each token's place of disparity, height and angle (depth), of temperature with
+    the logarithm of its variance (thermal), of red, green and blue (rgb)."""
+    found, pooled = [], lambda planes: F.adaptive_avg_pool2d(planes, grid)
     for index in range(len(data)):
-        (values,) = (values.float() for name, values in data.physical(index)[0].items() if name != "rgb")
-        if "depth" in data.modalities:
+        values = data.physical(index)[0][name].float()
+        if name == "depth":
             small = F.interpolate(values[None], SIZE, mode="nearest")[0, 0].double().numpy()
             focal = SIZE[1] * (0.72 if data.rows[index]["condition"] else 0.83)  # rendered; Kinect
             planes = hha(small, (focal, focal, SIZE[1] / 2 + 0.5, SIZE[0] / 2 + 0.5))
-            found.append(F.adaptive_avg_pool2d(torch.from_numpy(planes).movedim(-1, 0).float(), grid))
+            found.append(pooled(torch.from_numpy(planes).movedim(-1, 0).float()))
+        elif name == "thermal":
+            mean = pooled(values)
+            spread = (pooled(values.square()) - mean.square()).clamp(min=1e-4).log()
+            found.append(torch.cat([mean, spread]))
         else:
-            mean, square = (F.adaptive_avg_pool2d(x, grid) for x in (values, values.square()))
-            found.append(torch.cat([mean, (square - mean.square()).clamp(min=1e-4).log()]))
+            found.append(pooled(values))
     return torch.stack(found)
 
 
-def measurements(view: View, dose: float = 0.2) -> Codes:
-    """Whitened colour, and a light dose of what the second sensor measures, standardised."""
-    grid, colour = tuple(view.white[0][0].shape[-2:]), [unit(maps[:, :32]) for maps in view.white[0]]
-    own = [measured(data, grid)[order] for data, order in zip(view.data, view.order)]
+def dosed(view: View, own: list[Tensor], dose: float = 0.2) -> Codes:
+    """Whitened colour, and a light dose of something else that is known of each place, standardised."""
     mean, std = own[0].mean((0, 2, 3), keepdim=True), own[0].std((0, 2, 3), keepdim=True)
+    colour = [unit(maps[:, :32]) for maps in view.white[0]]
     return tuple(torch.cat([c, dose * (m - mean) / std], 1) for c, m in zip(colour, own))
+
+
+def measurements(view: View, sensor: int = 1) -> Codes:
+    """A light dose of what a sensor measures, as it is."""
+    grid, orders = tuple(view.white[0][0].shape[-2:]), view.order
+    own = [measured(data, view.names[sensor], grid) for data in view.data]
+    return dosed(view, [m[order] for m, order in zip(own, orders)] if sensor else own)
+
+
+def place(view: View) -> Codes:
+    """A light dose of the place in the picture, row and column: what every frame has in common."""
+    h, w = view.white[0][0].shape[-2:]
+    rows_columns = torch.stack(torch.meshgrid(torch.arange(h) / h, torch.arange(w) / w, indexing="ij"))
+    return dosed(view, [rows_columns.expand(len(maps), -1, -1, -1) for maps in view.white[0]])
 
 
 # ---------------------------------------------------------------- variants that do more than cluster codes
