@@ -13,6 +13,7 @@ from test_switchboard_panel import NAMES, network
 
 from mmlib.evaluation.counts import confusion_matrix, miou
 from mmlib.evaluation.fusion import FUSIONS
+from mmlib.evaluation.statistics import paired_difference
 from mmlib.segmentation.information import fisher_gap, input_information
 
 RESULTS = Path(__file__).resolve().parents[1] / "notebooks" / "results"
@@ -103,12 +104,15 @@ def test_gaps_while_training_and_kinds_of_training():
     groups = {
         "shared": {"config": config | {"network": {"stem": "shared"}, "regularizer": off}},
         "plain": {"config": config | {"regularizer": off}},
-        "term": {"config": config | {"regularizer": term}},
+        "term": {"config": config | {"network": {"stem": "own", "weights": ""}, "regularizer": term}},
         "full": {"config": config | {"objective": {"subsets": "full"}, "regularizer": term}},
     }
     assert (
         gap_records.control_of(groups, "term") == "plain" and gap_records.control_of(groups, "full") is None
     )
+    assert gap_records.controls(groups) == {"term": "plain"}
+    two, three = paired_difference([2, 3], [1, 2.1]), paired_difference([2, 3, 4], [1, 2.1, 3])
+    assert gap_records.called(three) == "clear gain" and "two seeds" in gap_records.called(two)
     assert {kind(s, p) for s in ("full", "dropout", "x") for p in ("none", "gat")} == set(gap_records.KINDS)
 
 

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from plotly.subplots import make_subplots
 from scipy.stats import spearmanr
 
+from mmlib.evaluation.statistics import Estimate
 from mmlib.figures import (
     sensor_title,
 )
@@ -20,7 +21,7 @@ from mmlib.segmentation.information import fisher_gap
 
 from .charts import show
 from .hover import show_interactive
-from .record_figures import SERIES, information_panels, per_seed, subset_dots
+from .record_figures import SERIES, information_panels, per_seed, subset_dots, verdict
 
 TICKS = (1, 2, 3, 5, 10, 20)
 BELOW = {
@@ -72,6 +73,11 @@ def several_sensors(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
     }
 
 
+def called(difference: Estimate, up: str = "clear gain", down: str = "clear loss") -> str:
+    """``verdict``, which two seeds do not give."""
+    return verdict(difference, up, down) if difference.n > 2 else "not tested (two seeds)"
+
+
 def rank_correlation(groups: Sequence[Mapping], a: str, b: str) -> tuple[float, float, float]:
     """Spearman's correlation of two keys, each the mean over seeds, with a 95 % bootstrap interval."""
     pairs = np.array([[np.mean(per_seed(group, key)) for key in (a, b)] for group in groups])
@@ -84,7 +90,12 @@ def control_of(groups: Mapping[str, Mapping], name: str) -> str | None:
     """The group that differs from ``name`` in nothing but the term: without one, all else the same; None
     where there is none.
     """
-    same = lambda group: [group["config"][key] for key in ("objective", "network", "modalities")]
+
+    def same(group):  # an option that is not set may be missing in older runs
+        config = group["config"]
+        parts = ({k: v for k, v in config[part].items() if v} for part in ("objective", "network"))
+        return [*parts, config["modalities"]]
+
     plain = (n for n, group in groups.items() if not kind_of(group).endswith("a term"))
     return next((n for n in plain if same(groups[n]) == same(groups[name])), None)
 
