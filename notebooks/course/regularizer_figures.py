@@ -207,7 +207,7 @@ def counted(found: Iterable[Effect], key: str) -> dict[str, int]:
 
 def effect_table(found: Sequence[Effect]) -> str:
     """Plain text: a block a setting, a line a term."""
-    head = f"{'points of mIoU':32s}{'seeds':>6s}" + "".join(f"{name:>20s}" for name in KEYS.values())
+    head = f"{'points of mIoU':34s}{'seeds':>6s}" + "".join(f"{name:>20s}" for name in KEYS.values())
     lines, title = [head + f"{'Fisher gap':>13s}"], ""
     for effect in found:
         if title != effect.setting.title:
@@ -215,7 +215,7 @@ def effect_table(found: Sequence[Effect]) -> str:
             lines += ["", title]
         cells = [difference_text(d) for d in effect.change.values()]
         gap = "{:.1f} → {:.1f}".format(*effect.gaps)
-        line = f"   {effect.term:29s}{effect.change['full'].n:6d}" + "".join(f"{cell:>20s}" for cell in cells)
+        line = f"   {effect.term:31s}{effect.change['full'].n:6d}" + "".join(f"{cell:>20s}" for cell in cells)
         lines.append(line + f"{gap:>13s}")
     missing = [f"fewer than two seeds recorded: {term}" for term in unrecorded(found)]
     return "\n".join([*lines, "", "± half a 95 % interval; * it excludes zero", *missing])
@@ -331,7 +331,7 @@ def plane_picture(found: Sequence[Effect]) -> Figure:
             axis.plot([], [], marker, color=setting.colour, label=setting.title)
     axis.set(xlabel="all sensors present (points of mIoU)", ylabel="mean over subsets (points)")
     low = min(min(e.change[k].mean for k in ("full", "mean")) for e in found) - 1.5
-    high = max(max(e.change[k].mean for k in ("full", "mean")) for e in found) + 1.5
+    high = max(max(e.change[k].mean for k in ("full", "mean")) for e in found) + 3
     axis.set(xlim=(low, high), ylim=(low, high))
     axis.set_title("What a term adds to the same training without it")
     axis.annotate("both better", (0.99, 0.97), xycoords="axes fraction", ha="right", va="top", color=UP)
