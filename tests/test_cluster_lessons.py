@@ -116,7 +116,7 @@ def test_the_expected_best_is_that_of_all_choices():
 
 def test_a_rule_points_at_the_training_that_it_picks():
     arrays = ARRAYS | {"miou": np.nan_to_num(ARRAYS["miou"])}
-    fig = choice_charts.rule_figure(arrays, {"rank": lambda explained, rank, similarity: rank}, 13)
+    fig = choice_charts.rule_figure(arrays, {"rank": lambda explained, rank, similarity: rank}, 13, "val")
     order = sorted(arrays["miou"][:, :, 1].ravel(), reverse=True)
     (mark,) = fig.axes[0].lines
     assert [bar.get_height() for bar in fig.axes[0].patches] == order

@@ -120,7 +120,9 @@ def luck_curves(trials: Mapping[str, Sequence[float]], chosen: Mapping[str, Mapp
     return fig
 
 
-def rule_figure(arrays: Mapping[str, np.ndarray], rules: Mapping[str, Callable], clusters: int) -> Figure:
+def rule_figure(
+    arrays: Mapping[str, np.ndarray], rules: Mapping[str, Callable], clusters: int, split: str
+) -> Figure:
     """All trainings of a grid ordered by their mIoU, and which of them each rule picks without seeing it.
 
     Args:
@@ -139,7 +141,7 @@ def rule_figure(arrays: Mapping[str, np.ndarray], rules: Mapping[str, Callable],
         place = int(np.flatnonzero(order == int(np.argmax(marks)))[0])
         colour = (GOOD, BROKEN, "#009E73")[number % 3]
         axis.plot(place, miou[order[place]] + 1.2 + 1.6 * number, "v", color=colour, markersize=9, label=name)
-    axis.set(xlabel="trainings of the grid, best first", ylabel="mIoU (%) on val", xticks=[])
+    axis.set(xlabel="trainings of the grid, best first", ylabel=f"mIoU (%) on {split}", xticks=[])
     axis.set_title("What does a rule without labels pick?")
     fig.legend(loc="outside right upper")
     return fig
