@@ -128,6 +128,8 @@ def test_tokens_put_together_of_single_sensors_are_those_of_a_run(data, tmp_path
     clusters.tokens_of.cache_clear()
     tokens = replace(TINY, whiten=keep)
     config = configured(data, method="stego", modalities=("rgb", "depth"), combine=combine, tokens=tokens)
+    clusters.prepared(config)  # writes the tokens, which are then read back
+    clusters.tokens_of.cache_clear()
     (plan, ours), (expected_plan, expected) = clusters.prepared(config), prepare(config)
     assert plan == expected_plan and torch.equal(ours.neighbours, expected.neighbours)
     for own, theirs in ((ours.tokens, expected.tokens), (ours.scored_tokens, expected.scored_tokens)):

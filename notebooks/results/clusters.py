@@ -33,6 +33,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from mmlib import world
@@ -222,9 +223,12 @@ def tokens_of(
 ) -> tuple[TokenChain, np.ndarray, np.ndarray, torch.Tensor]:
     """One sensor's tokens, made ready once for all runs: its chain, the whitened tokens of the training and
     of the scored images, and each training image's neighbours. Kept in runs/."""
-    path = ROOT / f"runs/clusters-{FEATURES}/{Path(folder).name}-{split}-{name}-{settings.whiten}.pt"
+    path = ROOT / f"runs/clusters-{FEATURES}/{Path(folder).name}-{split}-{name}-{settings.whiten}.safetensors"
     if path.exists():
-        return torch.load(path, weights_only=False)
+        kept = load_file(path)
+        numbers = {part: {name: kept[part]} for part in ("statistics", "whitening")}
+        chain = TokenChain(smooth=bool(kept["smooth"]), centre=float(kept["centre"]), **numbers)
+        return chain, kept["train"].numpy(), kept["scored"].numpy(), kept["neighbours"]
     backbone, raw = load_backbone(settings.backbone, settings.backbone_weights, "cpu"), []
     for part in ("train", split):
         data = PreparedDataset(folder, part, name.split("+"))
@@ -232,10 +236,13 @@ def tokens_of(
     chain = settings.chain(raw[0])
     ready = [replace(tokens, chain=chain) for tokens in raw]
     neighbours = nearest_neighbours(image_means(ready[0], [name]), near, torch.arange(len(ready[0])))
-    found = chain, *(tokens.in_memory().arrays[name] for tokens in ready), neighbours
+    train, scored = (tokens.in_memory().arrays[name] for tokens in ready)
+    parts = {"statistics": chain.statistics[name], "whitening": chain.whitening[name]}
+    parts |= {"train": torch.from_numpy(train), "scored": torch.from_numpy(scored), "neighbours": neighbours}
+    parts |= {"smooth": torch.tensor(chain.smooth), "centre": torch.tensor(chain.centre)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(found, path)
-    return found
+    save_file({part: tensor.contiguous() for part, tensor in parts.items()}, path)
+    return chain, train, scored, neighbours
 
 
 def prepared(config: ClusterConfig) -> tuple[Plan, Prepared]:
