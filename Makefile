@@ -16,9 +16,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 START := notebooks/00_start_here.ipynb
 # JupyterLab refuses to run as root unless told to; containers usually are root. The server still listens on localhost only, with its token.
 LAB_FLAGS ?= $(shell test "$$(id -u)" = 0 && echo --allow-root)
-# Test files are shared out between this many processes; each takes about 2 GB with the kernel of its notebook. Three
-# keep two cores busy while tests wait for a browser.
-JOBS ?= 3
+# Test files are shared out between this many processes; each takes about 2 GB with the kernel of its notebook.
+JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TEST_FLAGS ?=
 
@@ -26,7 +25,7 @@ TEST_FLAGS ?=
 
 help:
 	@echo "make lab         environment, embedded data set, JupyterLab on the start notebook"
-	@echo "make test        environment, all tests, all notebooks under strict comparison (JOBS=3 processes)"
+	@echo "make test        environment, all tests, all notebooks under strict comparison (JOBS=2 processes)"
 	@echo "make test-old-cpu  notebooks and numerical tests on an emulated processor without AVX"
 	@echo "make notebooks   execute and clean every notebook in place"
 	@echo "make book        the lessons as a web site in build/book, from the outputs that the notebooks store"
