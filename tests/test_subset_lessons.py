@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from course import leaning, reading_figures, regularizer_figures, subset_figures, two_sensors
+from course import leaning, reading_figures, record_figures, regularizer_figures, subset_figures, two_sensors
 from course.hover import plain
 from course.lesson_04 import adds
 from matplotlib import pyplot as plt
@@ -81,7 +81,7 @@ def test_weights_that_ask_for_nothing_are_refused():
 
 
 def test_the_lattice_shows_the_record():
-    groups = subset_figures.record_groups("street_subsets")
+    groups = record_figures.record_groups("street_subsets")
     figure = plain(subset_figures.lattice(groups).to_plotly_json())
     edges, nodes = figure["data"]
     assert len(nodes["x"]) == 15 and edges["x"].count(None) == 28
@@ -105,7 +105,7 @@ def test_the_lattice_shows_the_record():
 def test_what_lesson_04_says_of_the_weather():
     assert "Fog takes points from every sensor, and from all four together" in words(SUBSETS)
     assert "at night the camera falls, and the LiDAR does not" in words(SUBSETS)
-    miou = subset_figures.record_groups("street_subsets")["street-all-subsets"]["miou"]
+    miou = record_figures.record_groups("street_subsets")["street-all-subsets"]["miou"]
     change = {
         (condition, s): np.mean(np.subtract(miou[f"condition={condition}"][s], miou["condition=day"][s]))
         for condition in ("fog", "night")
@@ -117,7 +117,7 @@ def test_what_lesson_04_says_of_the_weather():
 
 def test_what_lesson_04_says_a_sensor_adds():
     assert "Each sensor adds more to the network that was trained with all sensors always" in words(SUBSETS)
-    groups = subset_figures.record_groups("street_subsets")
+    groups = record_figures.record_groups("street_subsets")
     always, subsets = (
         {s: np.mean(seeds) for s, seeds in groups[name]["miou"]["all"].items()}
         for name in ("street-full", "street-all-subsets")
@@ -170,7 +170,7 @@ def test_cross_entropy_of_features_repels_and_divergence_does_not():
 
 def test_effects_are_paired_differences_to_their_own_reference():
     found = {effect.group: effect for effect in regularizer_figures.effects()}
-    groups = subset_figures.record_groups("street_ablation")
+    groups = record_figures.record_groups("street_ablation")
     effect, mean = found["short-all+input"], lambda group: groups[group]["summary"]["all"]["mean"]
     expected = paired_difference(mean("short-all+input"), mean("short-all-subsets")[:3])
     assert effect.change["mean"] == expected and effect.clear == (
@@ -188,7 +188,7 @@ def test_effects_are_paired_differences_to_their_own_reference():
 
 
 def test_terms_with_one_seed_are_named_and_not_drawn(monkeypatch):
-    record = subset_figures.record_groups("street_ablation")
+    record = record_figures.record_groups("street_ablation")
     for key in ("full", "mean", "min", "gap"):
         values = record["short-gat"]["summary"]["all"][key]
         record["short-gat"]["summary"]["all"][key] = values[:1]

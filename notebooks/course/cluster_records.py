@@ -4,16 +4,14 @@ differences with what they may be called.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from mmlib.figures import INK
 
-from .record_figures import grouped, method_bars, paired, per_seed, verdict
+from .record_figures import grouped, method_bars, paired, per_seed, read_record, verdict
 
 LABELS = {
     "kmeans R": "k-means, colour alone",
@@ -43,7 +41,6 @@ LABELS = {
     "lambda-0": "UniM2, λ 0",
     "unim2": "UniM2, λ 1",
 }
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 NAIVE = ("stego-image", "stego-feature", "stego-conv", "stego-cbam", "stego-stitch")  # Figure 1 of the paper
 SWEEP = {
     "with CMH": {0: "lambda-0", 0.3: "unim2-0.3", 1: "unim2", 3: "unim2-3"},
@@ -57,11 +54,6 @@ ANCHORS = {  # Table 6
 }
 VARIANTS = {"no-msn": "no MSN", "fusion-sum": "sum", "fusion-mean": "mean", "fusion-max": "max"}  # 5, 7
 HEADINGS = {"unim2": "Table 6", "no-msn": "Table 5", "fusion-sum": "Table 7, fusion by"}
-
-
-def read_record(name: str) -> dict:
-    """A record of ``notebooks/results`` by its name."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def about(record: Mapping) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -48,11 +46,6 @@ CURVES = {
     "street-dropout": "modality dropout (long)",
     "street-all-subsets": "all subsets at once (long)",
 }
-
-
-def read(name: str) -> dict[str, dict]:
-    """The groups of a record in ``results``."""
-    return json.loads(Path(f"results/{name}.json").read_text(encoding="utf-8"))["groups"]
 
 
 def kind_of(group: Mapping) -> str:

@@ -7,7 +7,9 @@ seed and named by their spread, never by their sign alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -31,6 +33,18 @@ SERIES = (
     "#DFC27D",
 )  # ways to train; no sensor has one of these
 UP, DOWN, OPEN = "#0072B2", "#D55E00", "#7A7A7A"  # a clear rise, a clear fall, and what a record leaves open
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def read_record(name: str) -> dict:
+    """A record of ``notebooks/results`` by its name."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def record_groups(name: str) -> dict[str, dict]:
+    """The groups of a record, by their names: what was trained -> its scores, a value a seed."""
+    return read_record(name)["groups"]
 
 
 def per_seed(group: Mapping, key: str) -> list[float]:

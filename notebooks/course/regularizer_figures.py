@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from mmlib.evaluation.statistics import Estimate
 from mmlib.figures import INK, PALE, WIDTH
 
-from .record_figures import DOWN, UP, paired, per_seed, verdict
-from .subset_figures import KEYS, RESULTS, difference_text, record_groups
+from .record_figures import DOWN, RESULTS, UP, paired, per_seed, record_groups, verdict
+from .subset_figures import KEYS, difference_text
 
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 

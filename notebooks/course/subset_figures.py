@@ -4,9 +4,7 @@ ceiling.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,18 +20,12 @@ from .charts import modality_colour
 from .drawings import inclusions, subset_places
 from .record_figures import SERIES, paired, per_seed
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 OBJECTIVES = {
     "street-full": "all sensors, always",
     "street-dropout": "modality dropout",
     "street-all-subsets": "all subsets at once",
 }
 BLUES = ("#F7FBFF", "#BDD7EE", "#74AEDB")  # light enough for dark words
-
-
-def record_groups(name: str) -> dict[str, dict]:
-    """The groups of a record, by their names: what was trained -> its scores, a value a seed."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["groups"]
 
 
 def _mean_scores(group: Mapping) -> dict[str, float]:

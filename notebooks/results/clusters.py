@@ -226,8 +226,7 @@ def tokens_of(
     path = ROOT / f"runs/clusters-{FEATURES}/{Path(folder).name}-{split}-{name}-{settings.whiten}.safetensors"
     if path.exists():
         kept = load_file(path)
-        numbers = {part: {name: kept[part]} for part in ("statistics", "whitening")}
-        chain = TokenChain(smooth=bool(kept["smooth"]), centre=float(kept["centre"]), **numbers)
+        chain = TokenChain(smooth=bool(kept["smooth"]), centre=float(kept["centre"])).with_tensors(kept)
         return chain, kept["train"].numpy(), kept["scored"].numpy(), kept["neighbours"]
     backbone, raw = load_backbone(settings.backbone, settings.backbone_weights, "cpu"), []
     for part in ("train", split):
@@ -237,9 +236,9 @@ def tokens_of(
     ready = [replace(tokens, chain=chain) for tokens in raw]
     neighbours = nearest_neighbours(image_means(ready[0], [name]), near, torch.arange(len(ready[0])))
     train, scored = (tokens.in_memory().arrays[name] for tokens in ready)
-    parts = {"statistics": chain.statistics[name], "whitening": chain.whitening[name]}
-    parts |= {"train": torch.from_numpy(train), "scored": torch.from_numpy(scored), "neighbours": neighbours}
+    parts = {"train": torch.from_numpy(train), "scored": torch.from_numpy(scored), "neighbours": neighbours}
     parts |= {"smooth": torch.tensor(chain.smooth), "centre": torch.tensor(chain.centre)}
+    parts |= chain.to_tensors()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({part: tensor.contiguous() for part, tensor in parts.items()}, path)
     return chain, train, scored, neighbours
