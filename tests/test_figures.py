@@ -61,6 +61,19 @@ def test_a_noisy_figure_is_kept_small(displayed):
     assert len(displayed[0][0]["image/png"]) < 900_000
 
 
+def test_a_small_figure_keeps_white_paper_and_rare_hues():
+    image = np.full((300, 400, 3), 255, np.uint8)
+    image[:200, :300] = np.random.default_rng(0).integers((90, 20, 0), (255, 140, 60), (200, 300, 3))
+    image[250:262, :20] = np.linspace((0, 0, 90), (0, 60, 250), 20).round()  # a colour bar's blue end
+    before, after = io.BytesIO(), io.BytesIO()
+    Image.fromarray(image).save(before, "PNG")
+    after.write(charts.small_png(before.getvalue()))
+    assert len(after.getvalue()) < len(before.getvalue()) / 2
+    drawn = np.asarray(Image.open(after).convert("RGB"))
+    assert (drawn[200:250] == 255).all() and (drawn[:, 300:] == 255).all()
+    assert np.abs(drawn.astype(int) - image).max() <= 32
+
+
 @pytest.mark.parametrize("name", SENSORS)
 def test_every_sensor_has_a_picture(name, sample):
     images, label = sample

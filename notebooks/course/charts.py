@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from mmlib.figures import (
     FUSED,
@@ -87,17 +88,25 @@ def png_of(fig: Figure) -> tuple[str, int]:
 def small_png(png: bytes) -> bytes:
     """The same picture in 256 colours where full colour would bloat the notebook (noisy sensor images do).
 
-    The 160 most frequent colours stay as they are, because they are those of classes, sensors and text, which
-    mean something; the others share the rest.
+    The 96 most frequent colours stay as they are, because they are those of paper, classes, sensors and text;
+    the others share the rest, which is spread over all colours that occur, so that none changes its hue.
     """
     if len(png) <= 30_000:
         return png
     image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-    frequent = sorted(image.getcolors(image.width * image.height), reverse=True)[:160]
-    palette = image.quantize(256 - len(frequent)).getpalette()
-    colours = Image.new("P", (1, 1))
-    colours.putpalette([value for _, colour in frequent for value in colour] + palette)
-    image.quantize(palette=colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    packed, where, counts = np.unique(
+        np.asarray(image) @ np.array([65536, 256, 1]), return_inverse=True, return_counts=True
+    )
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    palette = colours
+    if len(colours) > 256:
+        shared = image.quantize(160, Image.Quantize.MAXCOVERAGE).getpalette()
+        palette = np.concatenate([colours[np.argsort(counts)[-96:]], np.reshape(shared, (-1, 3))])
+    # Not Pillow's own search for the nearest colour, which is rough: it made white paper grey.
+    nearest = cKDTree(palette).query(colours)[1]
+    small = Image.fromarray(nearest[where].astype(np.uint8).reshape(image.height, image.width))
+    small.putpalette(palette.astype(np.uint8).tobytes())
+    small.save(buffer, "PNG", optimize=True)
     return min(png, buffer.getvalue(), key=len)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from mmlib import world
 from mmlib.figures import INK, PALE, WIDTH, class_legend, label_picture, picture, picture_grid, sensor_title
@@ -61,7 +62,8 @@ def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, control: flo
         places = np.arange(len(values)) + 0.26 * (k - (len(names) - 1) / 2)
         label = sensor_title(SENSORS[name])
         bars = axis.bar(places, heights, 0.24, color=modality_colour(name), label=label)
-        axis.bar_label(bars, fmt="%.2f", fontsize=8.5)
+        for number in axis.bar_label(bars, fmt="%.2f", fontsize=8.5):
+            number.set_path_effects([withStroke(linewidth=3, foreground="white")])  # lines pass behind it
     axis.axhline(0.5, color=INK, linewidth=1, linestyle="--")
     if control is not None:
         label = f"the row alone: {control:.2f}"

@@ -19,7 +19,9 @@ from mmlib.figures import (
     picture_axes,
     picture_grid,
     put_picture,
+    sensor_title,
 )
+from mmlib.modalities import SENSORS
 from mmlib.unsupervised.clustering import cluster_palette
 
 
@@ -76,10 +78,8 @@ def correspondence_figure(
     fig, axes = picture_axes(len(pictures), 4, shape, 0.25 + 0.3 * bool(title), 0.75)
     for r, (name, (first, second)) in enumerate(pictures.items()):
         maps = correspondence_maps(tokens[name], query).numpy()
-        heads = (
-            (name, "F within the image", "another image", "F across images") if r == 0 else (name, "", "", "")
-        )
-        put_picture(axes[r, 0], first, name)
+        put_picture(axes[r, 0], first, sensor_title(SENSORS[name]) if name in SENSORS else name)
+        heads = ("", "F within the image", "another image", "F across images") if r == 0 else [""] * 4
         put_picture(axes[r, 2], second, heads[2])
         height, width = (shape[k] / maps.shape[k + 1] for k in (0, 1))
         for column, values in zip((1, 3), maps):

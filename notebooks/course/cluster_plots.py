@@ -91,7 +91,7 @@ def cloud(record: Mapping) -> go.Figure:
         height=520,
         margin={"l": 0, "r": 0, "t": 60, "b": 0},
         updatemenus=[menu],
-        legend={"itemsizing": "constant"},
+        legend={"itemsizing": "constant", "orientation": "h", "y": 0.0, "yanchor": "top"},
         scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
         scene_camera_eye={"x": 1.0, "y": 1.0, "z": 0.7},
     )
