@@ -8,17 +8,14 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 
-from mmlib.figures import INK
+from mmlib.figures import INK, PALE
 from mmlib.theory.entropy import entropy, log_sobolev_bound
 from mmlib.theory.gaussian import Discrete, gaussian
 
 from .bound_panel import FUNCTIONS
-from .charts import show
+from .charts import BLUE, GREEN, OFFSET, ORANGE, show
 from .closed_forms import bump
 from .hover import show_interactive
-
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-OFFSET = {"textcoords": "offset points"}
 
 
 def bound_against_width(f: Callable, slope: Callable) -> None:
@@ -115,14 +112,19 @@ def share_of_the_bound(losses: Mapping[str, Callable], sigma: float = 1.0) -> No
         slope = lambda x, f=f: (f(x + 1e-5) - f(x - 1e-5)) / 2e-5
         shares[name] = 100 * entropy(f, gaussian(sigma)) / log_sobolev_bound(f, slope, gaussian(sigma))
     fig, axis = plt.subplots(figsize=(8, 0.9 + 0.38 * len(shares)))
-    axis.barh(list(shares), list(shares.values()), color=BLUE)
+    _share_bars(axis, shares, BLUE)
+    axis.set(xlabel=f"entropy as a share of its bound (%), σ = {sigma:g}", xlim=(0, 110))
+    axis.set_title("How much of the bound a loss uses")
+    show(fig, alt="One bar for each of the functions above: its entropy as a share of its log-Sobolev bound.")
+
+
+def _share_bars(axis, shares: Mapping[str, float], colours) -> None:
+    """A bar a name, from the top, with its per cent."""
+    axis.barh(list(shares), list(shares.values()), color=colours)
     for k, value in enumerate(shares.values()):
         axis.annotate(f"{value:.0f} %", (value, k), (4, 0), va="center", **OFFSET)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set(xlabel=f"entropy as a share of its bound (%), σ = {sigma:g}", xlim=(0, 110))
-    axis.set_title("How much of the bound a loss uses")
-    show(fig, alt="One bar for each of the functions above: its entropy as a share of its log-Sobolev bound.")
 
 
 def tightness() -> None:
@@ -133,11 +135,7 @@ def tightness() -> None:
         share = entropy(at_one, gaussian()) / log_sobolev_bound(at_one, slope_at_one, gaussian())
         used[f"{name}\n{formula}"] = 100 * share
     fig, axis = plt.subplots(figsize=(8, 2.8))
-    axis.barh(list(used), list(used.values()), color=[GREEN] + [BLUE] * 4)
-    for k, value in enumerate(used.values()):
-        axis.annotate(f"{value:.0f} %", (value, k), (4, 0), va="center", **OFFSET)
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
+    _share_bars(axis, used, [GREEN] + [BLUE] * 4)
     axis.set(xlabel="entropy as a share of its bound (%), for a = 1 and σ = 1", xlim=(0, 108))
     axis.set_title("Only an exponential uses all of the bound")
     shares = ", ".join(f"{key.split()[0]} {value:.0f}" for key, value in used.items())
@@ -161,7 +159,7 @@ def two_clusters() -> None:
     x = np.linspace(-2, 2, 400)
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.0))
     mixture = sum(np.exp(-((x - c) ** 2) / 2 / 0.2**2) for c in (-1, 1))
-    left.fill_between(x, 1.8 * mixture / mixture.max(), color="#D9D9D9")
+    left.fill_between(x, 1.8 * mixture / mixture.max(), color=PALE)
     left.plot(x, step(x), color=INK)
     left.annotate("f", (1.62, 2.06), fontsize=11)
     left.annotate("data, s = 0.2", (-1, 0.7), ha="center", fontsize=9)

@@ -17,7 +17,8 @@ from mmlib.figures import INK, PALE
 from mmlib.theory.entropy import entropy, log_sobolev_bound
 from mmlib.theory.gaussian import gaussian
 
-from .panel import Panel
+from .charts import BLUE, SKY
+from .panel import WARNING, Panel
 
 # name -> (formula, what the parameter is, f(x, a), f'(x, a))
 FUNCTIONS = {
@@ -42,7 +43,7 @@ FUNCTIONS = {
         lambda x, a: 3 * a * np.cos(3 * a * x),
     ),
 }
-ENTROPY, HOLDS, VIOLATED, TILTED = "#0072B2", "#00785A", "#B34700", "#56B4E9"
+ENTROPY, HOLDS, VIOLATED, TILTED = BLUE, "#00785A", WARNING, SKY
 NOISE, GREY = "#BDBDBD", "#6B6B6B"
 SIGMAS = np.round(np.arange(0.3, 2.01, 0.1), 1)  # those of the slider
 
@@ -249,7 +250,7 @@ class BoundPanel(Panel):
         )
         self._say(
             f"f = {escape(formula)}: {numbers}. The printed bound <b>{verdict}</b>.",
-            "#B34700" if violated else "inherit",
+            VIOLATED if violated else "inherit",
         )
 
     def _plots(self) -> tuple[Plot, Plot]:

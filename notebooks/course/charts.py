@@ -32,14 +32,63 @@ from mmlib.figures import (
 )
 from mmlib.modalities import SENSORS
 
+# The colours of the style (Okabe and Ito's). Sensors have theirs in ``mmlib.modalities``.
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+GREY = "#777777"  # what is not the point of a figure
+OFFSET = {"textcoords": "offset points"}  # where an annotation's second place is measured in points
 # Colours that lines and areas have, and darker ones for words: a contrast of 4.5 on white.
-READABLE = {"#d55e00": "#b25000", "#009e73": "#007a59", "#7a7a7a": "#707070", "#8a8a8a": "#707070"}
+READABLE = {ORANGE.lower(): "#b25000", GREEN.lower(): "#007a59", "#7a7a7a": "#707070", "#8a8a8a": "#707070"}
+
+
+BY_SYMBOL = {sensor.symbol: sensor for sensor in SENSORS.values()}
 
 
 def modality_colour(symbols: str) -> str:
     """The colour of a single sensor ("D", or its name); subsets of several ("RD") are dark grey."""
-    colours = (m.colour for m in SENSORS.values() if symbols in (m.symbol, m.name))
-    return next(colours, FUSED)
+    sensor = BY_SYMBOL.get(symbols) or SENSORS.get(symbols)
+    return sensor.colour if sensor else FUSED
+
+
+def modality_title(name: str) -> str:
+    """The title of a sensor ("R rgb"); what is none stays as it is."""
+    return sensor_title(SENSORS[name]) if name in SENSORS else name
+
+
+# ---- what many charts share ----
+
+
+def legend_below(fig: Figure, axis, columns: int) -> None:
+    """The lines and bars of ``axis`` that have a label, in a legend below the figure."""
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def vertical_grid(axis) -> None:
+    """For bars and dots that lie in rows: the grid belongs to the horizontal axis."""
+    axis.grid(True, axis="x")
+    axis.grid(False, axis="y")
+
+
+def rings(axis, x, y, colour: str = INK, size: float = 4, **style) -> None:
+    """A white ring for each seed; ``x`` or ``y`` may be one number for all of them."""
+    x, y = np.broadcast_arrays(x, y)
+    axis.plot(x, y, "o", color="white", markeredgecolor=colour, markersize=size, **style)
+
+
+def small_multiples(count: int, columns: int, width: float, height: float, base: float):
+    """(figure, axes) with ``count`` panels in lines of ``columns``, ``height`` each and ``base`` inches more;
+    the places that are left over are hidden.
+    """
+    lines = -(-count // columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(width, base + height * lines), squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return fig, axes
+
+
+def enlarged(image: np.ndarray, height: int) -> np.ndarray:
+    """A picture whose pixels are repeated as often as fits into ``height``."""
+    times = height // len(image)
+    return image.repeat(times, 0).repeat(times, 1)
 
 
 def show(fig: Figure, alt: str) -> None:
@@ -117,8 +166,9 @@ def sample_figure(
     classes: Sequence[str],
     title: str = "",
     columns: int = 5,
+    prediction: np.ndarray | None = None,
 ) -> Figure:
-    """One sample's contact sheet: each sensor's picture, then the label; classes in a legend below.
+    """One sample's contact sheet: each sensor's picture, its label, a prediction; classes in a legend below.
 
     Args:
         images: name -> (C, H, W) physical values (``PreparedDataset.physical`` or ``physical_images``).
@@ -126,6 +176,8 @@ def sample_figure(
     """
     pictures = {sensor_title(SENSORS[name]): picture(SENSORS[name], image) for name, image in images.items()}
     pictures["label"] = label_picture(label, palette)
+    if prediction is not None:
+        pictures["prediction"] = label_picture(prediction, palette)
     columns = min(columns, len(pictures))
     lines = -(-len(pictures) // columns)
     fig, axes = picture_axes(lines, columns, label.shape, 0.25 * lines + 0.3 * bool(title) + 0.4)
@@ -156,21 +208,11 @@ def bars(
         ax.bar(position, mean, 0.72, color=(colours or {}).get(name) or modality_colour(name))
         if len(seeds) > 1:
             ax.errorbar(position, mean, seeds.std(ddof=1), color=INK, capsize=3, linewidth=1.2)
-            ax.plot(
-                np.full(len(seeds), position),
-                seeds,
-                "o",
-                color="white",
-                markeredgecolor=INK,
-                markersize=3.5,
-                zorder=3,
-            )
+            rings(ax, position, seeds, size=3.5, zorder=3)
         top = max(seeds.max(), mean + (seeds.std(ddof=1) if len(seeds) > 1 else 0), 0)
         if np.isfinite(mean):
             size = 9 if len(values) < 20 else 7
-            ax.annotate(
-                f"{mean:.1f}", (position, top), (0, 3), textcoords="offset points", ha="center", fontsize=size
-            )
+            ax.annotate(f"{mean:.1f}", (position, top), (0, 3), ha="center", fontsize=size, **OFFSET)
     slanted = len(values) * max(map(len, values)) > 90
     ax.set_xticks(
         range(len(values)), list(values), rotation=35 if slanted else 0, ha="right" if slanted else "center"
@@ -191,8 +233,7 @@ def subset_bars(
     Args:
         miou: subset named by its symbols -> mIoU, or one value per seed (mean, dots and ± 1 sd are drawn).
     """
-    by_symbol = {m.symbol: m for m in SENSORS.values()}
-    symbols = [s for s in by_symbol if any(s in name for name in miou)]
+    symbols = [s for s in BY_SYMBOL if any(s in name for name in miou)]
     heights = [2.4, 0.2 * len(symbols)]
     fig, (top, dots) = plt.subplots(
         2, 1, figsize=(WIDTH, 0.2 + sum(heights)), sharex=True, layout="constrained", height_ratios=heights
@@ -200,11 +241,11 @@ def subset_bars(
     bars(miou, title, unit, ax=top)
     top.tick_params(axis="x", length=0, labelbottom=False)
     for row, symbol in enumerate(symbols):
-        colours = [by_symbol[symbol].colour if symbol in name else PALE for name in miou]
+        colours = [BY_SYMBOL[symbol].colour if symbol in name else PALE for name in miou]
         dots.scatter(np.arange(len(miou)), np.full(len(miou), row), s=36, color=colours)
-    dots.set_yticks(range(len(symbols)), [sensor_title(by_symbol[s]) for s in symbols], fontsize=9)
+    dots.set_yticks(range(len(symbols)), [sensor_title(BY_SYMBOL[s]) for s in symbols], fontsize=9)
     for text, symbol in zip(dots.get_yticklabels(), symbols):
-        text.set_color(text_colour(by_symbol[symbol]))
+        text.set_color(text_colour(BY_SYMBOL[symbol]))
     dots.set_ylim(len(symbols) - 0.4, -0.6)
     dots.set_xticks([])
     dots.grid(False)
@@ -227,7 +268,7 @@ def curves(
     for name, (xs, ys) in series.items():
         colour = modality_colour(name)  # what is no sensor takes the next colour of the style
         line = ax.plot(xs, ys, **({} if colour == FUSED else {"color": colour}))[0]
-        place = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+        place = OFFSET | {"va": "center", "annotation_clip": False}
         ax.annotate(name, (xs[-1], ys[-1]), (5, 0), color=line.get_color(), fontsize=9, **place)
     ax.set(xlabel=x, ylabel=unit, title=title)
     return ax.figure

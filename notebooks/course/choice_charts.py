@@ -11,13 +11,22 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from mmlib.figures import FUSED, INK, WIDTH, sensor_title
+from mmlib.figures import FUSED, INK, WIDTH
 from mmlib.modalities import SENSORS
 
-from .charts import modality_colour
+from .charts import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    legend_below,
+    modality_colour,
+    modality_title,
+    rings,
+    small_multiples,
+)
 from .cluster_grid import collapse_reason
 
-GOOD, BROKEN = "#0072B2", "#D55E00"
+GOOD, BROKEN = BLUE, ORANGE
 
 
 def feature_bars(record: Mapping, features: str, controls: Mapping[str, float]) -> Figure:
@@ -29,16 +38,15 @@ def feature_bars(record: Mapping, features: str, controls: Mapping[str, float]) 
         rows = [r for r in record["rows"] if r["name"] == features and r["scene"] == scene]
         names = list(dict.fromkeys(row["sensors"] for row in rows))
         for place, name in enumerate(names):
-            colour = modality_colour(name) if name in SENSORS else FUSED
+            colour = modality_colour(name)
             for move, whiten in ((-0.2, 0), (0.2, 32)):
                 values = next(r["miou"] for r in rows if (r["sensors"], r["whiten"]) == (name, whiten))
                 alpha = 1.0 if whiten else 0.4
                 bar = axis.bar(place + move, np.mean(values), 0.38, color=colour, alpha=alpha)
                 axis.bar_label(bar, [f"{np.mean(values):.1f}"], fontsize=8.5, padding=5)
-                rings = {"color": "white", "markeredgecolor": INK, "markersize": 3.5}
-                axis.plot([place + move] * len(values), values, "o", **rings)
+                rings(axis, place + move, values, size=3.5)
         axis.axhline(control, color=INK, linewidth=1.4, linestyle=":", label="stripes")
-        words = [sensor_title(SENSORS[n]) if n in SENSORS else "all, side by side" for n in names]
+        words = [modality_title(name) if name in SENSORS else "all, side by side" for name in names]
         axis.set_xticks(range(len(names)), words, fontsize=9)
         axis.set(title=scene)
     axes[0].set_ylabel("mIoU (%)")
@@ -54,9 +62,8 @@ def direction_curves(scores: Mapping[str, Mapping[int, float]], plain: Mapping[s
     """mIoU over the number of whitened directions: series -> {K: mIoU}; dashed: the tokens as they are."""
     fig, axis = plt.subplots(figsize=(WIDTH, 2.9))
     for name, points in scores.items():
-        colour = modality_colour(name) if name in SENSORS else FUSED
-        words = sensor_title(SENSORS[name]) if name in SENSORS else name
-        axis.plot(list(points), list(points.values()), "o-", color=colour, label=words)
+        colour = modality_colour(name)
+        axis.plot(list(points), list(points.values()), "o-", color=colour, label=modality_title(name))
         axis.axhline(plain[name], color=colour, linewidth=1, linestyle="--")
     axis.set(xscale="log", xlabel="whitened directions K of each sensor", ylabel="mIoU (%), by labels")
     axis.set_xticks(list(points), [str(k) for k in points])
@@ -85,7 +92,7 @@ def guard_figure(arrays: Mapping[str, np.ndarray], clusters: int, split: str) ->
         axis.set(title=title)
         axis.margins(0.1)
     axes[0].set_ylabel(f"mIoU (%) on {split}, by labels")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_below(fig, axes[0], 2)
     return fig
 
 
@@ -101,11 +108,7 @@ def luck_curves(trials: Mapping[str, Sequence[float]], chosen: Mapping[str, Mapp
     """What the best of n recorded trials is worth, a panel a setting, with lines at the scores that other
     rules chose: setting -> rule -> mIoU.
     """
-    columns = min(3, len(trials))
-    lines = -(-len(trials) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(8.5, 0.6 + 2.1 * lines), squeeze=False)
-    for axis in axes.flat[len(trials) :]:
-        axis.set_visible(False)
+    fig, axes = small_multiples(len(trials), min(3, len(trials)), 8.5, 2.1, 0.6)
     for axis, (title, scores) in zip(axes.flat, trials.items()):
         best = expected_best(scores)
         axis.plot(range(1, len(best) + 1), best, color=BROKEN, label="best of n, by labels of test")
@@ -116,7 +119,7 @@ def luck_curves(trials: Mapping[str, Sequence[float]], chosen: Mapping[str, Mapp
         axis.set_xlabel("trials n")
     for axis in axes[:, 0]:
         axis.set_ylabel("mIoU (%)")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(fig, axes[0, 0], 3)
     return fig
 
 
@@ -139,7 +142,7 @@ def rule_figure(
             rule(*map(float, numbers)) if np.isfinite(numbers).all() else -np.inf for numbers in zip(*seen)
         ]
         place = int(np.flatnonzero(order == int(np.argmax(marks)))[0])
-        colour = (GOOD, BROKEN, "#009E73")[number % 3]
+        colour = (GOOD, BROKEN, GREEN)[number % 3]
         axis.plot(place, miou[order[place]] + 1.2 + 1.6 * number, "v", color=colour, markersize=9, label=name)
     axis.set(xlabel="trainings of the grid, best first", ylabel=f"mIoU (%) on {split}", xticks=[])
     axis.set_title("What does a rule without labels pick?")

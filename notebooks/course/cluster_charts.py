@@ -17,18 +17,27 @@ from mmlib import world
 from mmlib.figures import INK, PALE, WIDTH, class_legend, label_picture, picture, picture_grid, sensor_title
 from mmlib.modalities import SENSORS
 
-from .charts import modality_colour
+from .charts import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    SKY,
+    YELLOW,
+    enlarged,
+    legend_below,
+    modality_colour,
+    rings,
+    small_multiples,
+    vertical_grid,
+)
 from .cluster_figures import components, token_pictures
 from .record_figures import per_seed
 from .run_figures import shift_histogram
 from .world_source import physical_images
 
-RUN_COLOURS = ("#222222", "#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#009E73")
-
-
-def _enlarged(image: np.ndarray, height: int = 288) -> np.ndarray:
-    times = height // len(image)
-    return image.repeat(times, 0).repeat(times, 1)
+RUN_COLOURS = (INK, BLUE, SKY, PINK, YELLOW, GREEN)
+TALL = 288  # of a picture beside those of its tokens
 
 
 def room_by_light(lab, lights=("day", "night")) -> Figure:
@@ -45,7 +54,7 @@ def room_by_light(lab, lights=("day", "night")) -> Figure:
         basis = components(list(tokens.values()))
         drawn = {name: token_pictures(maps, basis) for name, maps in tokens.items()}
         rows.append({title(n, k): drawn[n][k] for n, k in place})
-    rows = [{key: _enlarged(image) for key, image in row.items()} for row in rows]
+    rows = [{key: enlarged(image, TALL) for key, image in row.items()} for row in rows]
     return picture_grid(
         rows, ["image", "standardised", "mean out"], "One room by day and by night, as its tokens see it"
     )
@@ -115,8 +124,7 @@ def training_curves(lab, names: Sequence[str]) -> Figure:
         axis.set_yticks(range(len(names)), list(names) if axis is axes[2] else [], fontsize=8.5)
         axis.set(title=title, xlabel=unit, xlim=(min(0, *values), 1.3 * max(0.1, *values)))
         axis.invert_yaxis()
-        axis.grid(True, axis="x")
-        axis.grid(False, axis="y")
+        vertical_grid(axis)
     return fig
 
 
@@ -143,8 +151,8 @@ def fused_features(lab, run: str, rooms: Sequence[int], sensors: Sequence[str]) 
     maps |= {"fused": net.fused(tokens), "code": net(tokens)}
     drawn = {title: token_pictures(x, components([x])) for title, x in maps.items()}
     rows = [
-        {f"{sensor_title(SENSORS[n])} image": _enlarged(lab.picture(n, room)) for n in sensors}
-        | {title: _enlarged(pictures[k]) for title, pictures in drawn.items()}
+        {f"{sensor_title(SENSORS[n])} image": enlarged(lab.picture(n, room), TALL) for n in sensors}
+        | {title: enlarged(pictures[k], TALL) for title, pictures in drawn.items()}
         for k, room in enumerate(rooms)
     ]
     return picture_grid(rows, [lab.val.rows[room]["condition"] for room in rooms])
@@ -157,19 +165,16 @@ def weight_sweep(
     mean of the group ``level``.
     """
     columns = 2 if len(panels) == 4 else min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(8.5, 0.5 + 2.3 * lines), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
+    fig, axes = small_multiples(len(panels), columns, 8.5, 2.3, 0.5)
     ticks = sorted({weight for points in series.values() for weight in points})
     for axis, (title, groups) in zip(axes.flat, panels.items()):
-        for (words, points), colour, move in zip(series.items(), ("#0072B2", "#D55E00"), (-0.06, 0.06)):
+        for (words, points), colour, move in zip(series.items(), (BLUE, ORANGE), (-0.06, 0.06)):
             points = {weight: groups[name] for weight, name in points.items() if name in groups}
             places = [ticks.index(weight) + move for weight in points]
             values = [per_seed(group, "miou") for group in points.values()]
             axis.plot(places, [np.mean(v) for v in values], color=colour, label=words)
             for place, v in zip(places, values):
-                axis.plot([place] * len(v), v, "o", color="white", markeredgecolor=colour, markersize=4)
+                rings(axis, place, v, colour)
         if level in groups:
             mean = np.mean(per_seed(groups[level], "miou"))
             axis.axhline(mean, color=INK, linewidth=1, linestyle="--", label=level_words)
@@ -177,7 +182,7 @@ def weight_sweep(
         axis.set(title=title, xlabel="λ")
     for axis in axes[:, 0]:
         axis.set_ylabel("mIoU (%)")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(fig, axes[0, 0], 3)
     return fig
 
 
@@ -193,11 +198,11 @@ def condition_bars(panels: Mapping[str, Mapping], shown: Mapping[str, tuple[str,
             words, colour = shown[name]
             axis.bar(places, [np.mean(v) for v in values], 0.75 / len(present), color=colour, label=words)
             for place, v in zip(places, values):
-                axis.plot([place] * len(v), v, "o", color="white", markeredgecolor=INK, ms=3)
+                rings(axis, place, v, size=3)
         axis.set_xticks(range(len(keys)), [k.split("/")[1].removeprefix("condition=") for k in keys])
         axis.set(title=title)
     axes[0, 0].set_ylabel("mIoU (%)")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_below(fig, axes[0, 0], 2)
     return fig
 
 
@@ -208,12 +213,11 @@ def class_gains(panels: Mapping[str, Mapping[str, object]], what: str) -> Figure
     fig, axes = plt.subplots(1, len(panels), figsize=(8.5, 3.5), squeeze=False)
     for axis, (title, gains) in zip(axes[0], panels.items()):
         gains = dict(sorted(gains.items(), key=lambda item: item[1].mean))
-        colours = [("#0072B2" if d.mean > 0 else "#D55E00") if d.clear else PALE for d in gains.values()]
+        colours = [(BLUE if d.mean > 0 else ORANGE) if d.clear else PALE for d in gains.values()]
         axis.barh(range(len(gains)), [d.mean for d in gains.values()], color=colours)
         axis.set_yticks(range(len(gains)), list(gains), fontsize=8.5)
         axis.axvline(0, color=INK, linewidth=1)
         axis.set(title=title)
-        axis.grid(True, axis="x")
-        axis.grid(False, axis="y")
+        vertical_grid(axis)
     fig.supxlabel(what, fontsize=10)
     return fig

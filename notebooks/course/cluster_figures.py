@@ -19,10 +19,10 @@ from mmlib.figures import (
     picture_axes,
     picture_grid,
     put_picture,
-    sensor_title,
 )
-from mmlib.modalities import SENSORS
 from mmlib.unsupervised.clustering import cluster_palette
+
+from .charts import modality_title
 
 
 def components(tokens: Sequence[Tensor], count: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +78,7 @@ def correspondence_figure(
     fig, axes = picture_axes(len(pictures), 4, shape, 0.25 + 0.3 * bool(title), 0.75)
     for r, (name, (first, second)) in enumerate(pictures.items()):
         maps = correspondence_maps(tokens[name], query).numpy()
-        put_picture(axes[r, 0], first, sensor_title(SENSORS[name]) if name in SENSORS else name)
+        put_picture(axes[r, 0], first, modality_title(name))
         heads = ("", "F within the image", "another image", "F across images") if r == 0 else [""] * 4
         put_picture(axes[r, 2], second, heads[2])
         height, width = (shape[k] / maps.shape[k + 1] for k in (0, 1))

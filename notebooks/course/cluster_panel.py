@@ -20,13 +20,13 @@ from mmlib.figures import (
     error_picture,
     label_picture,
     picture_grid,
-    sensor_title,
 )
-from mmlib.modalities import IGNORE_INDEX, SENSORS
+from mmlib.modalities import IGNORE_INDEX
 from mmlib.unsupervised.clustering import cluster_palette
 
+from .charts import ORANGE, modality_title
 from .cluster_grid import LAYOUT, attracting, collapse_reason, load_panel
-from .panel import FAMILY, Panel, image_html
+from .panel import FAMILY, WARNING, Panel, image_html
 
 VIEWS = ("classes", "clusters", "errors")
 NUMBERS = {
@@ -36,7 +36,6 @@ NUMBERS = {
     "similarity": "mean S of random pairs",
 }
 ERRORS = {"right": (225, 225, 225), "wrong": (213, 94, 0), "unlabelled": (64, 64, 64)}
-BAD = "#B34700"
 
 
 def _slider(description: str, options: list[tuple[str, float]], tooltip: str, near: float):
@@ -194,7 +193,7 @@ class ClusterPanel(Panel):
         self._state["pinned"] = self._pinned
         self.pictures.value = self._frames() + self._legend()
         self.numbers.value = self._numbers(scores)
-        self._say(self._verdict(), BAD if reason else "inherit")
+        self._say(self._verdict(), WARNING if reason else "inherit")
 
     def _verdict(self) -> str:
         """The status line: what is set, the score, a collapse and its reason, the difference to the pin."""
@@ -231,8 +230,7 @@ class ClusterPanel(Panel):
         return found
 
     def _titles(self) -> list[str]:
-        names = [sensor_title(SENSORS[n]) if n in SENSORS else n for n in self.notes["sensors"]]
-        return [*names, self.view.value, "label"]
+        return [*map(modality_title, self.notes["sensors"]), self.view.value, "label"]
 
     def _frames(self) -> str:
         """A table of pictures: a row a frame; the sensors, the clusters as classes, the label."""
@@ -292,7 +290,7 @@ class ClusterPanel(Panel):
         for a, weight in enumerate(self._axes["lambdas"]):
             row = f'<th scope="row" style="{cell};font-weight:normal">λ {weight:g}</th>'
             for b, value in enumerate(grid[a]):
-                edge = "outline:2px solid #D55E00;font-weight:bold" if (a, b) == (i, j) else ""
+                edge = f"outline:2px solid {ORANGE};font-weight:bold" if (a, b) == (i, j) else ""
                 broken = collapse_reason(self.arrays["rank"][a, b], self.arrays["similarity"][a, b])
                 words, share = (f"{value:.1f}", value / best) if np.isfinite(value) else ("–", 0)
                 words += " ✕" if broken or not np.isfinite(value) else ""

@@ -17,10 +17,11 @@ from mmlib.figures import INK, sensor_title
 from mmlib.modalities import SENSORS
 from mmlib.unsupervised.clustering import cluster_palette
 
+from .charts import PINK, YELLOW
 from .cluster_grid import attracting, collapse_reason, load_panel
-from .hover import show_interactive
+from .hover import button_of_traces, menu, show_interactive
 
-LIGHTS = {"day": "#E69F00", "dusk": "#CC79A7", "night": "#0B3D91"}
+LIGHTS = {"day": YELLOW, "dusk": PINK, "night": "#0B3D91"}
 VIEWS = {  # what the menu offers: words -> (what colours mean, stage of the tokens)
     "sensor, raw tokens": ("sensor", "raw"),
     "sensor": ("sensor", "mean subtracted"),
@@ -81,16 +82,12 @@ def cloud(record: Mapping) -> go.Figure:
                 marker={"size": 4, "color": colour, "line": {"width": 0.5, "color": INK}},
             )
             shown.append(view)
-    buttons = [
-        {"label": view, "method": "update", "args": [{"visible": [view == one for one in shown]}]}
-        for view in VIEWS
-    ]
-    menu = {"buttons": buttons, "x": 0.0, "xanchor": "left", "y": 1.12, "yanchor": "top"}
+    buttons = [button_of_traces(view, [view == one for one in shown]) for view in VIEWS]
     axis = {"title": "", "showticklabels": False}
     return figure.update_layout(
         height=520,
         margin={"l": 0, "r": 0, "t": 60, "b": 0},
-        updatemenus=[menu],
+        updatemenus=[menu(buttons, 1.12, yanchor="top")],
         legend={"itemsizing": "constant", "orientation": "h", "y": 0.0, "yanchor": "top"},
         scene={"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
         scene_camera_eye={"x": 1.0, "y": 1.0, "z": 0.7},
@@ -134,35 +131,19 @@ def landscape(arrays: Mapping, notes: Mapping) -> go.Figure:
     clusters = [int(k) for k in arrays["clusters"]]
     start = min(range(len(clusters)), key=lambda k: abs(clusters[k] - len(notes["classes"])))
     figure, top = go.Figure(), float(np.nanmax(arrays["miou"]))
+
+    def told(i, j, k):  # of a cell
+        rank, similarity = arrays["rank"][i, j], arrays["similarity"][i, j]
+        numbers = [round(float(v), 2) for v in (rank, similarity, arrays["explained"][i, j, k])]
+        return [*numbers, collapse_reason(rank, similarity) or "no sign of a collapse"]
+
     for k in range(len(clusters)):
         grid = arrays["miou"][:, :, k]
-        reasons = [
-            [
-                collapse_reason(arrays["rank"][i, j], arrays["similarity"][i, j]) or "no sign of a collapse"
-                for j in range(len(shares))
-            ]
-            for i in range(len(weights))
-        ]
-        numbers = [
-            [
-                [
-                    arrays["rank"][i, j],
-                    arrays["similarity"][i, j],
-                    arrays["explained"][i, j, k],
-                    reasons[i][j],
-                ]
-                for j in range(len(shares))
-            ]
-            for i in range(len(weights))
-        ]
         figure.add_heatmap(
             x=shares,
             y=weights,
             z=np.round(grid.astype(float), 1).tolist(),
-            customdata=[
-                [[round(float(v), 2) if not isinstance(v, str) else v for v in cell] for cell in row]
-                for row in numbers
-            ],
+            customdata=[[told(i, j, k) for j in range(len(shares))] for i in range(len(weights))],
             zmin=0,
             zmax=round(top, 1),
             visible=k == start,
@@ -177,18 +158,13 @@ def landscape(arrays: Mapping, notes: Mapping) -> go.Figure:
             ),
         )
     buttons = [
-        {
-            "label": f"{count} clusters",
-            "method": "update",
-            "args": [{"visible": [k == other for other in range(len(clusters))]}],
-        }
+        button_of_traces(f"{count} clusters", [k == other for other in range(len(clusters))])
         for k, count in enumerate(clusters)
     ]
-    menu = {"buttons": buttons, "active": start, "x": 0.0, "xanchor": "left", "y": 1.2, "yanchor": "top"}
     return figure.update_layout(
         height=420,
         margin={"t": 70},
-        updatemenus=[menu],
+        updatemenus=[menu(buttons, 1.2, yanchor="top", active=start)],
         xaxis={"title": {"text": "self pairs that attract"}, "type": "category"},
         yaxis={"title": {"text": "weight λ of the second sensor"}, "type": "category"},
     )

@@ -8,39 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from results.titles import METHODS, SINGLES
 
 from mmlib.figures import INK
 
-from .record_figures import grouped, method_bars, paired, per_seed, read_record, verdict
+from .record_figures import grouped, method_bars, paired, per_seed, read_record, text_table, verdict
 
-LABELS = {
-    "kmeans R": "k-means, colour alone",
-    "kmeans X": "k-means, other sensor alone",
-    "kmeans-whitened R": "k-means, colour whitened",
-    "kmeans": "k-means, side by side",
-    "kmeans-whitened": "k-means, side by side, whitened",
-    "kmeans-image": "k-means, image addition",
-    "kmeans-feature": "k-means, feature addition",
-    "stego R": "STEGO, colour alone",
-    "stego X": "STEGO, other sensor alone",
-    "stego-image": "STEGO, image addition",
-    "stego-feature": "STEGO, feature addition",
-    "stego": "STEGO, conv fusion",
-    "stego-conv": "STEGO, conv fusion",
-    "stego-cbam": "STEGO, CBAM",
-    "stego-stitch": "STEGO, Stitch adapters",
-    "eagle R": "EAGLE, colour alone",
-    "eagle": "EAGLE, conv fusion",
-    "eagle-conv": "EAGLE, conv fusion",
-    "depthg": "depth guidance",
-    "coral": "CORAL",
-    "mmd": "MMD",
-    "cosine": "cosine distillation",
-    "cmcs-1": "CMCS without CMH, λ 1",
-    "cmcs": "CMCS without CMH",
-    "lambda-0": "UniM2, λ 0",
-    "unim2": "UniM2, λ 1",
-}
+ROWS = (  # of the figures, from the top; "R": colour alone, "X": the other of two sensors alone
+    *("kmeans R", "kmeans X", "kmeans-whitened R"),
+    *("kmeans", "kmeans-whitened", "kmeans-image", "kmeans-feature"),
+    *("stego R", "stego X", "stego-image", "stego-feature", "stego-conv", "stego-cbam", "stego-stitch"),
+    *("eagle R", "eagle-conv", "depthg", "coral", "mmd", "cosine", "cmcs-1", "lambda-0", "unim2"),
+)
+LABELS = {name: (METHODS | SINGLES)[name] for name in ROWS}
 NAIVE = ("stego-image", "stego-feature", "stego-conv", "stego-cbam", "stego-stitch")  # Figure 1 of the paper
 SWEEP = {
     "with CMH": {0: "lambda-0", 0.3: "unim2-0.3", 1: "unim2", 3: "unim2-3"},
@@ -113,22 +93,19 @@ def table_2(panels: Mapping[str, Mapping], control: float) -> tuple[Figure, str]
 
 
 def difference_table(panels: Mapping[str, Mapping], pairs: Sequence[tuple], key: str = "miou") -> str:
-    """A line for each pair (group, reference[, words]) and a column for each setting: the paired difference
+    """A line for each (group, reference, words) and a column for each setting: the paired difference
     in points, with * where its 95 % interval over seeds excludes zero; – where a setting lacks one of them.
     """
+
+    def cell(groups, name, reference):
+        if name not in groups or reference not in groups:
+            return "–"
+        d = paired(groups, name, reference, key)
+        return f"{d.mean:+.1f}{'*' if d.n > 1 and d.clear else ' '}"
+
+    rows = {words: [cell(groups, *pair) for groups in panels.values()] for *pair, words in pairs}
     wide = 2 + max(map(len, panels))
-    lines = [f"{'points of mIoU, * = clear':42s}" + "".join(f"{title:>{wide}s}" for title in panels)]
-    for name, reference, *words in pairs:
-        said = words[0] if words else f"{LABELS.get(name, name)} - {LABELS.get(reference, reference)}"
-        line = f"{said:42s}"
-        for groups in panels.values():
-            cell = "–"
-            if name in groups and reference in groups:
-                d = paired(groups, name, reference, key)
-                cell = f"{d.mean:+.1f}{'*' if d.n > 1 and d.clear else ' '}"
-            line += f"{cell:>{wide}s}"
-        lines.append(line)
-    return "\n".join(lines)
+    return text_table("points of mIoU, * = clear", panels, rows, first=42, wide=wide)
 
 
 def in_words(panels: Mapping[str, Mapping], questions: Mapping[str, Sequence[tuple]], key="miou") -> str:

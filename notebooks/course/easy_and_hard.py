@@ -11,12 +11,13 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
+from mmlib.figures import FUSED
 from mmlib.segmentation.information import fisher_gap, input_information
 
-from .charts import show
+from .charts import BLUE, ORANGE, show
 
 EASINESS = 3.0
-COLOURS = {"both": "#444444", "easy": "#D55E00", "hard": "#0072B2"}
+COLOURS = {"both": FUSED, "easy": ORANGE, "hard": BLUE}
 
 
 def batch(

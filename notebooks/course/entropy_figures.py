@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 
-from mmlib.figures import FUSED, INK, sensor_title, text_colour
+from mmlib.figures import FUSED, INK, PALE, sensor_title, text_colour
 from mmlib.modalities import SENSORS
 from mmlib.theory.entropy import Estimate, conditional_entropies, entropy, marginal_entropies
 from mmlib.theory.gaussian import gaussian
 
-from .charts import modality_colour, show
-
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+from .charts import BLUE, GREEN, OFFSET, ORANGE, modality_colour, show, vertical_grid
 
 
 def show_jensen_gap(values: Sequence[float]) -> None:
@@ -40,7 +38,7 @@ def show_jensen_gap(values: Sequence[float]) -> None:
     right.fill_between(u, tangent(u), curve(u), color=ORANGE, alpha=0.15, linewidth=0)
     for v in values:
         right.plot([v, v], [tangent(v), curve(v)], color=ORANGE, linewidth=4, solid_capstyle="butt")
-        place = {"textcoords": "offset points", "color": ORANGE}
+        place = OFFSET | {"color": ORANGE}
         distance = curve(v) - tangent(v)
         right.annotate(f"{distance:.3f}", (v, (tangent(v) + curve(v)) / 2), (8, -9), **place)
     right.annotate("tangent at the mean", (2.25, 1.1), color=BLUE, fontsize=9)
@@ -59,7 +57,7 @@ def show_monte_carlo(estimates: Mapping[int, Estimate], truth: float, standardis
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=[1.3, 1])
     counts = list(estimates)
     left.axhline(truth, color=INK, linewidth=1.2)
-    place = {"textcoords": "offset points", "fontsize": 9}
+    place = OFFSET | {"fontsize": 9}
     left.annotate("closed form", (counts[-1], truth), (6, 10), ha="right", **place)
     middle, width = zip(*((e.value, 2 * e.error) for e in estimates.values()))
     left.errorbar(counts, middle, width, fmt="o", color=BLUE, capsize=4)
@@ -89,7 +87,7 @@ def show_moved_noise(cases: Mapping[str, tuple[Callable, float]]) -> None:
     for axis, (name, (f, kl)) in zip(axes, cases.items()):
         weighted = f(x) * density
         weighted = weighted / (weighted.sum() * (x[1] - x[0]))
-        axis.fill_between(x, density, color="#D9D9D9", label="noise μ")
+        axis.fill_between(x, density, color=PALE, label="noise μ")
         axis.fill_between(x, weighted, color=BLUE, alpha=0.35, label="weighted by f: ν")
         axis.set(title=f"f = {name}:  {kl:.3f}", xlabel="noise x", yticks=[], ylim=(0, 0.58))
     axes[0].set_ylabel("probability density")
@@ -128,7 +126,7 @@ def _three_bars(axis, examples: Mapping[str, Mapping[str, float]]) -> None:
             height, place = value / values["entropy"], 4 * k + j
             top = max(top, height)
             axis.bar(place, height, 0.8, color=colours[j], label="" if k else word)
-            axis.annotate(f"{height:.2f}", (place, height), (0, 3), textcoords="offset points", ha="center")
+            axis.annotate(f"{height:.2f}", (place, height), (0, 3), ha="center", **OFFSET)
     axis.axhline(1, color=BLUE, linewidth=1, linestyle="--", zorder=0)
     axis.set_xticks([4 * k + 1 for k in range(len(examples))], list(examples))
     axis.set(ylabel="relative to the entropy", ylim=(0, 1.3 * top))
@@ -146,8 +144,7 @@ def show_shares(losses: Mapping[str, Callable]) -> None:
         axis.barh(list(heights), list(heights.values()), color=[FUSED, *map(modality_colour, parts)])
         axis.set(title=f"Leans on {name}", xlabel="entropy (nats)")
         axis.invert_yaxis()
-        axis.grid(axis="x")
-        axis.grid(axis="y", visible=False)
+        vertical_grid(axis)
         said.append(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in heights.items()))
     show(fig, f"Entropy of two losses, and its shares by sensor. {'; '.join(said)}.")
 
@@ -174,7 +171,7 @@ def show_loss(f: Callable) -> None:
         if sensor.symbol in parts:
             share = 100 * parts[sensor.symbol] / total
             shares.bar(sensor_title(sensor), share, 0.7, color=sensor.colour)
-            place = {"textcoords": "offset points", "ha": "center", "color": text_colour(sensor)}
+            place = OFFSET | {"ha": "center", "color": text_colour(sensor)}
             shares.annotate(f"{share:.0f} %", (sensor_title(sensor), share), (0, 3), **place)
     shares.set(title="Shares", ylabel="% of the conditional sum", ylim=(0, 115))
     show(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
+from results.titles import FAILURES
 
 from mmlib import world
 from mmlib.data.missing import FAULTS, SEVERITIES, faulty, remove
@@ -20,16 +21,10 @@ from mmlib.evaluation.subsets import largest
 from mmlib.figures import INK, error_picture, label_picture, picture, picture_grid
 from mmlib.segmentation.network import Segmenter
 
-from .charts import show
-from .world_source import WorldSource
+from .charts import BLUE, GREY, OFFSET, legend_below, show, vertical_grid
+from .world_source import WorldSource, network_batch
 
-STATES = {
-    "clean": "none",
-    "single mild": "one, mild",
-    "single gross": "one, gross",
-    "double mild": "two, mild",
-    "double gross": "two, gross",
-}
+STATES = dict(zip(FAILURES, ("none", "one, mild", "one, gross", "two, mild", "two, gross")))
 # Rule -> (fill, ink of the number in it)
 RULE_COLOURS = {
     "mean": ("#BDBDBD", "black"),
@@ -46,12 +41,7 @@ def tensors(physical: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def sensor_logits(network: Segmenter, physical: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Physical images name -> (C, H, W), to each sensor's own logits, name -> (1, K, h, w)."""
-    images = {
-        name: modality.to_network(physical[name])[None].float()
-        for name, modality in network.modalities.items()
-        if name in physical
-    }
-    return network.modality_logits(images)
+    return network.modality_logits(network_batch(network, physical))
 
 
 # ---- figures ----
@@ -74,7 +64,7 @@ def show_ways_to_lose(
     for protocol, image in delivered.items():
         row = {"R rgb": image}
         for title, network in networks.items():
-            batch = {n: m.to_network(images[n])[None].float() for n, m in network.modalities.items()}
+            batch = network_batch(network, images)
             if protocol != "intact":
                 batch = remove(batch, ["rgb"], protocol, network.modalities)
             with torch.no_grad():
@@ -174,7 +164,7 @@ def show_record(record: Failures, ways: Mapping[str, str], rules: Sequence[str])
         axis.set(ylabel="mIoU (%)", ylim=(0, 78))
     axes[-1].set_xticks(range(len(STATES)), list(STATES.values()))
     axes[-1].set_xlabel("broken sensors, of four")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rules) + 1)
+    legend_below(fig, axes[0], len(rules) + 1)
     said = "; ".join(
         f"{title}, one sensor grossly broken: "
         + ", ".join(f"{rule} {np.mean(record.summary(training, rule, 'single gross')):.1f}" for rule in rules)
@@ -238,18 +228,15 @@ def show_survival(scores: Mapping[str, Mapping[str, tuple[float, float]]]) -> No
     for axis, (title, rules) in zip(np.atleast_1d(axes), scores.items()):
         best = max(rules, key=lambda rule: rules[rule][1])
         for place, (rule, (sound, broken)) in enumerate(rules.items()):
-            colour = "#0072B2" if rule == best else "#777777"
+            colour = BLUE if rule == best else GREY
             axis.plot([sound, broken], [place, place], color=colour, linewidth=2)
             axis.plot(sound, place, "o", color="white", markeredgecolor=colour, markersize=7)
             axis.plot(broken, place, "o", color=colour, markersize=8)
-            axis.annotate(
-                f"{broken:.0f}", (broken, place), (0, 7), textcoords="offset points", ha="center", fontsize=9
-            )
+            axis.annotate(f"{broken:.0f}", (broken, place), (0, 7), ha="center", fontsize=9, **OFFSET)
         axis.set_yticks(range(len(rules)), list(rules))
         axis.set(xlabel="mIoU (%)", ylim=(len(rules) - 0.5, -0.7))
         axis.set_title(title, fontweight="normal")
-        axis.grid(True, axis="x")
-        axis.grid(False, axis="y")
+        vertical_grid(axis)
     fig.suptitle(
         "From sound sensors (ring) to your failure (dot); blue: what survives best", x=0.01, ha="left"
     )

@@ -24,7 +24,7 @@ from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import Segmenter
 
 from .charts import sample_figure, show
-from .world_source import WorldSource, physical_images
+from .world_source import WorldSource, network_batch, physical_images
 
 FIVE = ("rgb", "depth", "event", "lidar", "thermal")
 
@@ -78,12 +78,8 @@ def _bare(fig, place):
 @torch.no_grad()
 def predict(network: Segmenter, physical: Mapping[str, np.ndarray], left: str) -> torch.Tensor:
     """Classes (H, W) from the sensors whose symbols are in ``left``."""
-    images = {
-        name: modality.to_network(torch.as_tensor(physical[name]))[None].float()
-        for name, modality in network.modalities.items()
-        if modality.symbol in left
-    }
-    return network(images)[0].argmax(0)
+    names = [name for name in physical if SENSORS[name].symbol in left]
+    return network(network_batch(network, physical, names))[0].argmax(0)
 
 
 def show_eight_sensors(frame) -> None:

@@ -8,44 +8,36 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 from plotly.subplots import make_subplots
+from results.titles import TRAININGS
 from scipy.stats import spearmanr
 
 from mmlib.evaluation.statistics import Estimate
-from mmlib.figures import (
-    sensor_title,
-)
+from mmlib.figures import sensor_title
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import fisher_gap
 
-from .charts import show
+from .charts import SKY, legend_below, show
 from .hover import show_interactive
 from .record_figures import SERIES, information_panels, per_seed, subset_dots, verdict
 
 TICKS = (1, 2, 3, 5, 10, 20)
-BELOW = {
-    "orientation": "h",
-    "yref": "container",
-    "y": 0,
-    "yanchor": "bottom",
-}  # the legend of a plotly figure
+LOG_TICKS = {"type": "log", "tickvals": list(TICKS), "ticktext": [str(t) for t in TICKS]}  # of plotly
+BELOW = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}  # a legend of plotly
 # Kind of training -> (colour, matplotlib's marker, plotly's marker)
 KINDS = {
     "all sensors, always": (SERIES[0], "o", "circle"),
-    "all sensors + a term": ("#56B4E9", "P", "cross"),
+    "all sensors + a term": (SKY, "P", "cross"),
     "dropout": (SERIES[1], "s", "square"),
     "dropout + a term": (SERIES[2], "^", "triangle-up"),
     "other objectives": (SERIES[4], "D", "diamond"),
     "other objectives + a term": (SERIES[5], "v", "triangle-down"),
 }
 CURVES = {
-    "curve-full": "all sensors, always",
-    "curve-dropout": "modality dropout",
+    "curve-full": TRAININGS["full"],
+    "curve-dropout": TRAININGS["dropout"],
     "curve-input": "dropout + R_p",
     "curve-paper": "dropout + R_p + R_f",
-    "street-full": "all sensors, always (long)",
-    "street-dropout": "modality dropout (long)",
-    "street-all-subsets": "all subsets at once (long)",
-}
+} | {f"street-{name}": f"{title} (long)" for name, title in TRAININGS.items()}
 
 
 def kind_of(group: Mapping) -> str:
@@ -142,7 +134,7 @@ def show_gap_against_training(records: Sequence[Mapping[str, Mapping]]) -> None:
     lines = [(name, groups) for groups in records for name in CURVES if name in groups]
     figure, (fig, axis) = go.Figure(), plt.subplots(figsize=(8, 3.4))
     for number, (name, groups) in enumerate(lines):
-        colour = (*SERIES[:1], *SERIES[1:], "#56B4E9")[number % 7]
+        colour = (*SERIES, SKY)[number % 7]
         for k, (seed, (epochs, gaps)) in enumerate(gap_curves(groups, name).items()):
             figure.add_scatter(
                 x=epochs,
@@ -157,17 +149,16 @@ def show_gap_against_training(records: Sequence[Mapping[str, Mapping]]) -> None:
             )
             label = math(CURVES[name]) if k == 0 else None
             axis.plot(epochs, gaps, ("-", "--", ":")[k % 3], color=colour, label=label)
-    ticks = {"type": "log", "tickvals": list(TICKS), "ticktext": [str(t) for t in TICKS]}
     figure.update_layout(
         title="Click a way to train to hide it",
         xaxis={"title": "epoch", "zeroline": False},
-        yaxis={"title": "Fisher gap", **ticks},
+        yaxis={"title": "Fisher gap", **LOG_TICKS},
         legend=BELOW,
         height=480,
     )
     axis.set(xlabel="epoch", ylabel="Fisher gap", title="Every run whose gap was measured while training")
     log_axis(axis, "y")
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(fig, axis, 3)
     ends = [
         f"{CURVES[name]} {' and '.join(f'{gaps[-1]:.1f}' for _, gaps in gap_curves(groups, name).values())}"
         for name, groups in lines
@@ -190,7 +181,7 @@ def show_accuracy(groups: Mapping[str, Mapping], names: Sequence[str], subsets: 
             axis.plot(epochs, lines.mean(0), style, color=colour, linewidth=1.8, label=label)
         axis.set(title=subset, xlabel="epoch")
     axes[0].set_ylabel("mIoU (%)")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(fig, axes[0], 3)
     ends = []
     for name in names:
         last = [np.mean([curve[-1]["miou"][s] for curve in groups[name]["curves"]]) for s in subsets]
@@ -242,14 +233,13 @@ def show_gap_against_accuracy(groups: Mapping[str, Mapping]) -> None:
                 row=1,
                 col=column + 1,
             )
-    ticks = {"type": "log", "tickvals": list(TICKS), "ticktext": [str(t) for t in TICKS]}
-    figure.update_xaxes(title="Fisher gap", **ticks)
+    figure.update_xaxes(title="Fisher gap", **LOG_TICKS)
     figure.update_yaxes(title="mIoU (%)", col=1)
     figure.update_layout(legend=BELOW, height=460)
     for axis, title in zip(axes, panels.values()):
         log_axis(axis, "x")
         axis.set(xlabel="Fisher gap", ylabel="mIoU (%)", title=title)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(fig, axes[0], 3)
     show_interactive(
         figure,
         fig,
@@ -277,7 +267,7 @@ def show_use(groups: Mapping[str, Mapping], names: Sequence[str]) -> None:
     agree = int((shares.argmax(0) == uses.argmax(0)).sum())
     axis.set(xlabel="share of the information (%)", ylabel="mIoU lost without it (points)")
     axis.set_title("A sensor's information against its use, a dot a way to train", fontweight="normal")
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(fig, axis, 4)
     show(
         fig,
         "Share of information against what a sensor's removal costs: the sensor with most information is "

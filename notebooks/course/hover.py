@@ -72,6 +72,16 @@ def plain(value):
     return value
 
 
+def menu(buttons: list[dict], y: float, **options) -> dict:
+    """A menu above the left end of a figure."""
+    return {"buttons": buttons, "x": 0, "xanchor": "left", "y": y} | options
+
+
+def button_of_traces(label: str, visible: list[bool]) -> dict:
+    """An entry of a menu that shows some of a figure's traces."""
+    return {"label": label, "method": "update", "args": [{"visible": visible}]}
+
+
 def show_interactive(figure: go.Figure, static: Figure, alt: str) -> None:
     """Display a plotly figure; where none can be drawn, ``static``, whose text form is ``Figure: <alt>``.
 

@@ -8,25 +8,13 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from mmlib.figures import (
-    INK,
-    WIDTH,
-    class_legend,
-    label_picture,
-    picture,
-    picture_axes,
-    put_picture,
-    sensor_title,
-)
+from mmlib.figures import INK, WIDTH, sensor_title
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import combine
 from mmlib.theory.entropy import entropy, information
 from mmlib.theory.gaussian import gaussian
 
-from .charts import show
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-OFFSET = {"textcoords": "offset points"}
+from .charts import BLUE, GREEN, GREY, OFFSET, ORANGE, sample_figure, show
 
 
 def heat_flow(f: Callable, slope: Callable, heated: Callable) -> None:
@@ -70,20 +58,11 @@ def frame_figure(
     network, images: Mapping[str, np.ndarray], label: np.ndarray, prediction: np.ndarray
 ) -> None:
     """One scene: its sensors, its label, and what the network says."""
-    sensors = network.modalities
-    pictures = {sensor_title(sensors[name]): picture(sensors[name], images[name]) for name in sensors}
-    pictures |= {
-        "label": label_picture(label, network.palette),
-        "prediction": label_picture(prediction, network.palette),
-    }
-    fig, axes = picture_axes(2, 3, label.shape, 0.9)
-    for axis, (title, image) in zip(axes.flat, pictures.items()):
-        put_picture(axis, image, title)
-    class_legend(fig, network.classes, network.palette, np.unique(label))
-    names = ", ".join(sensors)
+    images = {name: images[name] for name in network.modalities}
     show(
-        fig,
-        alt=f"One street as {names} show it, its label, and the prediction of a network that has all four.",
+        sample_figure(images, label, network.palette, network.classes, columns=3, prediction=prediction),
+        alt=f"One street as {', '.join(images)} show it, its label, and the prediction of a network that has "
+        "all four.",
     )
 
 

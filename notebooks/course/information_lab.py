@@ -22,7 +22,7 @@ from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import fisher_gap, input_information
 from mmlib.segmentation.network import Segmenter
 
-from .charts import show
+from .charts import legend_below, show
 from .gap_records import log_axis
 from .record_figures import SERIES
 from .world_source import physical_images
@@ -98,7 +98,7 @@ def show_trust(frames: Frames, networks: Mapping[str, Segmenter], found: Mapping
     left.set_ylim(1, 40)
     right.set_xticks(range(4), [str(count) for count in counts])
     right.set(xlabel="frames averaged", title="… and on which frames one looks at")
-    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend_below(fig, left, 2)
     show(
         fig,
         "Left: Fisher gap of two networks for four noise levels; the two draws of the noise lie close "
@@ -177,5 +177,5 @@ def show_filter(frames: Frames, networks: Mapping[str, Segmenter], before: Calla
     axis.set(xlabel="Fisher gap", ylabel="pixels right (%)", title="As trained (ring), and filtered (dot)")
     log_axis(axis, "x")
     axis.set_xlim(min(0.95, axis.get_xlim()[0]), max(21, axis.get_xlim()[1]))
-    fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    legend_below(fig, axis, 1)
     show(fig, "Fisher gap and share of right pixels of two networks, as trained and behind the filter above.")

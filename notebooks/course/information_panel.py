@@ -18,15 +18,14 @@ from mmlib.figures import picture, picture_grid, sensor_title
 from mmlib.segmentation.information import exact, mean_cross_entropy, noisy
 
 from .panel import Panel, image_html
+from .world_source import network_batch
 
 DECADES = 2.0  # maps run from 1/100 to 100 times the mean
 
 
 def prepared(network, images: Mapping[str, np.ndarray], label: np.ndarray) -> tuple[dict, Tensor]:
     """Physical images name -> (C, H, W) and a label (H, W) as the network takes them, a batch of one."""
-    sensors = network.modalities
-    batch = {name: torch.as_tensor(sensors[name].to_network(images[name]))[None] for name in sensors}
-    return batch, torch.as_tensor(label).long()[None]
+    return network_batch(network, images), torch.as_tensor(label).long()[None]
 
 
 def information_maps(network, images: dict, label: Tensor, sigma: float) -> tuple[dict, dict, float]:

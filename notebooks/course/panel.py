@@ -24,6 +24,7 @@ from mmlib.figures import WIDTH, as_written, put_picture
 
 from .charts import png_of
 
+WARNING = "#B34700"  # words about what fails: an orange that reads on white
 FAMILY = "font-family:var(--jp-ui-font-family,sans-serif);font-size:13px;line-height:1.35"
 
 # ipywidgets gives the handle of a slider no name. This names every control by its tooltip, which says whose

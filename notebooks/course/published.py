@@ -16,6 +16,8 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+from .drawings import inclusions
+
 FILE = Path(__file__).with_name("published_tables.json")
 # What may stand in the place of a column, computed from a row's cells; "with Mean" counts the printed mean as
 # one cell more.
@@ -342,12 +344,7 @@ def lowered(table: Table, row: str) -> tuple[list[tuple[str, str]], int]:
     are).
     """
     score = table.by_subset(row)
-    pairs = [
-        (small, large)
-        for small in score
-        for large in score
-        if len(large) == len(small) + 1 and set(small) < set(large)
-    ]
+    pairs = inclusions(list(score))
     return [(small, large) for small, large in pairs if score[large] < score[small]], len(pairs)
 
 

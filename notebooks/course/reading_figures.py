@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from mmlib.figures import INK, WIDTH
 from mmlib.segmentation.information import combine, feature_information
 
+from .charts import GREEN, OFFSET, PINK, YELLOW
 from .record_figures import DOWN, UP
 
 
@@ -38,7 +39,7 @@ def two_dead_ends(p: np.ndarray, inverse: np.ndarray, apart: Mapping[str, Sequen
     left.plot(p, inverse, color=INK)
     best = int(np.argmin(inverse))
     left.plot(p[best], inverse[best], "o", color=DOWN)
-    place = {"textcoords": "offset points", "color": DOWN}
+    place = OFFSET | {"color": DOWN}
     left.annotate(f"least at p = {p[best]:.3f}", (p[best], inverse[best]), (-26, 34), **place)
     left.set(yscale="log", xlabel="probability of the true class", ylabel="1 / I")
     left.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
@@ -57,7 +58,7 @@ def two_dead_ends(p: np.ndarray, inverse: np.ndarray, apart: Mapping[str, Sequen
 def gaps_and_losses(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
     """The Fisher gap and the cross-entropy over the steps of a training, a line a run."""
     fig, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1))
-    colours = (INK, UP, "#009E73", "#CC79A7", "#E69F00")
+    colours = (INK, UP, GREEN, PINK, YELLOW)
     for (name, columns), colour in zip(runs.items(), colours):
         for axis, values in zip(axes, columns):
             axis.plot(values, color=colour, label=name if axis is axes[0] else None)

@@ -18,8 +18,8 @@ from mmlib.evaluation.subsets import upsampled
 from mmlib.figures import DARKER, INK, class_legend, label_picture, picture, picture_grid
 from mmlib.modalities import SENSORS
 
-from .charts import show
-from .world_source import physical_images
+from .charts import BLUE, OFFSET, PINK, SKY, enlarged, show
+from .world_source import network_batch, physical_images
 
 PALETTE = world.PALETTES["street"]
 
@@ -45,16 +45,12 @@ def show_traps(traps: Mapping[str, tuple], title: str, alt: str) -> None:
     """name -> (what the obvious line gives, what is right, error from 0 to 1 a pixel, error in words)."""
     height = max(trap[0].shape[0] for trap in traps.values())
 
-    def full(image):  # repeats the pixels of a small picture
-        step = height // image.shape[0]
-        return image.repeat(step, 0).repeat(step, 1)
-
     def inked(error):
         share = np.clip(error, 0, 1)[..., None]
         return np.uint8(255 * (1 - share) + share * np.array(DARKER))
 
-    rows = [{name: full(trap[k]) for name, trap in traps.items()} for k in (0, 1)]
-    rows.append({name: full(inked(trap[2])) for name, trap in traps.items()})
+    rows = [{name: enlarged(trap[k], height) for name, trap in traps.items()} for k in (0, 1)]
+    rows.append({name: enlarged(inked(trap[2]), height) for name, trap in traps.items()})
     fig = picture_grid(rows, ["the obvious line", "right", "difference"], title)
     for axis, trap in zip(fig.axes[-len(traps) :], traps.values()):
         axis.set_xlabel(trap[3], fontsize=9, labelpad=3)
@@ -152,7 +148,7 @@ def show_ways(ways: Mapping[str, Callable], network, seeds: Sequence[int], alt: 
     for seed in seeds:
         frame = world.render_frame("street", seed, "day", size=(192, 256), modalities=sensors)
         physical = physical_images(frame)
-        images = {n: network.modalities[n].to_network(torch.tensor(physical[n]))[None] for n in sensors}
+        images = network_batch(network, physical)
         row.setdefault("truth", labels(frame.label))
         with torch.no_grad():
             for way, encode in ways.items():
@@ -169,7 +165,7 @@ def show_ways(ways: Mapping[str, Callable], network, seeds: Sequence[int], alt: 
 
 def show_protocols(protocols: Mapping) -> None:
     """One network by what "missing" means: protocol -> SubsetScores."""
-    shades = dict(zip(PROTOCOLS, ("#0072B2", "#56B4E9", "#222222", "#CC79A7")))
+    shades = dict(zip(PROTOCOLS, (BLUE, SKY, INK, PINK)))
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.3), width_ratios=[1.25, 1], sharey=True)
     for k, (protocol, scores) in enumerate(protocols.items()):
         values = [scores.summary()["mean"], scores.summary()["min"], scores.miou()["DEL"]]
@@ -180,12 +176,12 @@ def show_protocols(protocols: Mapping) -> None:
         right.plot(grid, line, color=shades[protocol])
         if protocol in ("drop", "zero", "noise"):
             words = "black, noise" if protocol == "noise" else protocol
-            place = {"xytext": (4, -5 if protocol == "noise" else 0), "textcoords": "offset points"}
+            place = OFFSET | {"xytext": (4, -5 if protocol == "noise" else 0)}
             look = {"color": INK, "fontsize": 9, "va": "center", "annotation_clip": False}
             right.annotate(words, (grid[-1], line[-1]), **place, **look)
     full = protocols["drop"].summary()["full"]
     left.axhline(full, color=INK, linewidth=1, linestyle="--")
-    place = {"ha": "right", "fontsize": 9, "textcoords": "offset points"}
+    place = OFFSET | {"ha": "right", "fontsize": 9}
     left.annotate("all four sensors", (2.45, full), (0, 3), **place)
     left.set_xticks(range(3), ["mean of 15 subsets", "worst subset", "no camera (DEL)"])
     left.set(ylabel="mIoU (%), val", ylim=(0, 82), title="The protocol decides what is scored")

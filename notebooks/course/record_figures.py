@@ -8,7 +8,7 @@ seed and named by their spread, never by their sign alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,12 @@ from mmlib.figures import INK, PALE, WIDTH, sensor_title
 from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import fisher_gap
 
-from .charts import subset_bars
+from .charts import BLUE, OFFSET, ORANGE, PINK, legend_below, rings, subset_bars, vertical_grid
 
-BETWEEN = "#CC79A7"  # spread that k-means alone causes; training's is INK
-SERIES = (
-    "#222222",
-    "#9A9A9A",
-    "#7B3294",
-    "#C2A5CF",
-    "#8C510A",
-    "#DFC27D",
-)  # ways to train; no sensor has one of these
-UP, DOWN, OPEN = "#0072B2", "#D55E00", "#7A7A7A"  # a clear rise, a clear fall, and what a record leaves open
+BETWEEN = PINK  # spread that k-means alone causes; training's is INK
+# Ways to train; no sensor has one of these colours.
+SERIES = (INK, "#9A9A9A", "#7B3294", "#C2A5CF", "#8C510A", "#DFC27D")
+UP, DOWN, OPEN = BLUE, ORANGE, "#7A7A7A"  # a clear rise, a clear fall, and what a record leaves open
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -81,6 +75,18 @@ def verdict(difference: Estimate, up: str = "clear gain", down: str = "clear los
     return (up if difference.mean > 0 else down) if difference.clear else "smaller than its spread"
 
 
+def text_table(
+    corner: str, heads: Iterable[str], rows: Mapping[str, Sequence[str]], first: int = 30, wide: int = 20
+) -> str:
+    """Plain text: what to call a row -> its cells. The first column is ``first`` characters wide, the others
+    ``wide``.
+    """
+    return "\n".join(
+        f"{label:{first}s}" + "".join(f"{cell:>{wide}s}" for cell in cells)
+        for label, cells in {corner: heads, **rows}.items()
+    )
+
+
 def _colour(difference: Estimate) -> str:
     return (UP if difference.mean > 0 else DOWN) if difference.clear else OPEN
 
@@ -104,12 +110,8 @@ def reference_dots(
         panels: key (see ``per_seed``) -> title.
         headings: group -> heading written above it.
     """
-    rows, headings, heights, y = (
-        {name: label for name, label in rows.items() if name in groups},
-        headings or {},
-        {},
-        0.0,
-    )
+    rows = {name: label for name, label in rows.items() if name in groups}
+    headings, heights, y = headings or {}, {}, 0.0
     for name in rows:
         heights[name] = y = y + 0.9 * (name in headings)
         y += 1.0
@@ -139,14 +141,13 @@ def reference_dots(
             )
         axis.set_title(name_of_key)
         axis.set_xlabel(unit)
-        axis.grid(True, axis="x")
-        axis.grid(False, axis="y")
+        vertical_grid(axis)
         axis.tick_params(axis="y", length=0)
     axes[0, 0].set_yticks(list(heights.values()), list(rows.values()), fontsize=9)
     axes[0, 0].set_ylim(y - 0.4, -0.7)
     for name, heading in headings.items():
         if name in heights:
-            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            place = OFFSET | {"xycoords": ("axes fraction", "data")}
             axes[0, 0].annotate(
                 heading,
                 (0, heights[name] - 0.8),
@@ -194,7 +195,7 @@ def information_panels(groups: Mapping[str, Mapping], titles: Mapping[str, str])
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("information (no unit)")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(lines))
+    legend_below(fig, axes[0, 0], len(lines))
     return fig
 
 
@@ -222,7 +223,7 @@ def subset_dots(
         )
     everything = [v for scores in series.values() for s in subsets for v in scores[s]]
     top.set_ylim(min(everything) - 2, max(everything) + 2)
-    fig.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(series), 3))
+    legend_below(fig, top, min(len(series), 3))
     return fig
 
 
@@ -274,20 +275,10 @@ def method_bars(
                 )
             if key == "miou" and np.isfinite(again):
                 ax.errorbar(seeds.mean(), place + 0.18, xerr=again, color=BETWEEN, capsize=2, linewidth=1.2)
-            ax.plot(
-                seeds, [place] * len(seeds), "o", color="white", markeredgecolor=INK, markersize=3, zorder=3
-            )
-            ax.annotate(
-                f"{seeds.mean():.1f}",
-                (0, place),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            rings(ax, seeds, place, size=3, zorder=3)
+            ax.annotate(f"{seeds.mean():.1f}", (0, place), (4, 0), va="center", fontsize=8, **OFFSET)
         ax.set(xlabel=unit, title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.05 * ax.get_xlim()[1]))
-        ax.grid(True, axis="x")
-        ax.grid(False, axis="y")
+        vertical_grid(ax)
     axes[0, 0].set_yticks(range(len(rows)), list(rows.values()), fontsize=9)
     handles = [ax.plot([], [], color=colour)[0] for colour in (INK, BETWEEN)]
     fig.legend(

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from mmlib.evaluation.statistics import Estimate
 from mmlib.figures import INK, PALE, WIDTH
 
-from .record_figures import DOWN, RESULTS, UP, paired, per_seed, record_groups, verdict
-from .subset_figures import KEYS, difference_text
+from .hover import menu
+from .record_figures import DOWN, RESULTS, SERIES, UP, paired, per_seed, record_groups, text_table, verdict
+from .subset_figures import KEYS, STAR, difference_text
 
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^"}
 
@@ -46,7 +47,7 @@ SETTINGS = (
         "streets, modality dropout",
         "street_ablation",
         "short-dropout",
-        "#222222",
+        SERIES[0],
         "circle",
         {
             "short-input-0.03": "R_p input, λ .03",
@@ -71,7 +72,7 @@ SETTINGS = (
         "streets, dropout, one stem",
         "street_ablation",
         "short-shared-dropout",
-        "#8C510A",
+        SERIES[4],
         "circle",
         {
             "short-shared-paper": "R_p own logits + R_f kl, Σ 1/I",
@@ -81,7 +82,7 @@ SETTINGS = (
         "streets, no dropout",
         "street_ablation",
         "short-full",
-        "#7B3294",
+        SERIES[2],
         "circle",
         {
             "short-full+input": "R_p input, λ .1",
@@ -93,7 +94,7 @@ SETTINGS = (
         "streets, all subsets",
         "street_ablation",
         "short-all-subsets",
-        "#9A9A9A",
+        SERIES[1],
         "circle",
         {
             "short-all+input": "R_p input, λ .1",
@@ -103,7 +104,7 @@ SETTINGS = (
         "streets, dropout, pvt_v2_b0",
         "street_pvt",
         "pvt-dropout",
-        "#C2A5CF",
+        SERIES[3],
         "triangle-up",
         {
             "pvt-input-0.1": "R_p input, λ .1",
@@ -218,15 +219,14 @@ def effect_table(found: Sequence[Effect]) -> str:
         line = f"   {effect.term:31s}{effect.change['full'].n:6d}" + "".join(f"{cell:>20s}" for cell in cells)
         lines.append(line + f"{gap:>13s}")
     missing = [f"fewer than two seeds recorded: {term}" for term in unrecorded(found)]
-    return "\n".join([*lines, "", "± half a 95 % interval; * it excludes zero", *missing])
+    return "\n".join([*lines, "", STAR, *missing])
 
 
 def count_table(found: Sequence[Effect]) -> str:
     """Plain text: how many of the terms gain clearly, lose clearly, and neither."""
     counts = {words: counted(found, key) for key, words in KEYS.items()}
-    lines = [f"{f'of {len(found)} terms':32s}" + "".join(f"{word:>26s}" for word in counts["all sensors"])]
-    lines += [f"{w:32s}" + "".join(f"{number:26d}" for number in c.values()) for w, c in counts.items()]
-    return "\n".join(lines)
+    rows = {words: [str(number) for number in count.values()] for words, count in counts.items()}
+    return text_table(f"of {len(found)} terms", counts["all sensors"], rows, first=32, wide=26)
 
 
 def plane_words(found: Sequence[Effect]) -> str:
@@ -298,18 +298,7 @@ def plane(found: Sequence[Effect]) -> go.Figure:
         xaxis=zero | {"title": {"text": "all sensors present (points of mIoU)"}},
         yaxis=zero | {"title": {"text": "mean over subsets (points)"}},
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-        updatemenus=[
-            {
-                "type": "buttons",
-                "direction": "right",
-                "x": 0,
-                "xanchor": "left",
-                "y": 1.02,
-                "yanchor": "bottom",
-                "buttons": buttons,
-                "showactive": True,
-            }
-        ],
+        updatemenus=[menu(buttons, 1.02, yanchor="bottom", type="buttons", direction="right")],
     )
 
 

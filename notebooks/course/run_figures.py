@@ -17,7 +17,7 @@ from mmlib.loop import read_history
 from mmlib.modalities import SENSORS
 from mmlib.runtime import one_line, read_json
 
-PAIR_COLOURS = {"self": "#0072B2", "knn": "#009E73", "random": "#D55E00"}
+PAIR_COLOURS = {"self": "C0", "knn": "C2", "random": "C1"}  # of the style
 PAIR_DASHES = {"knn": (0, (4, 2)), "random": (0, (1, 1.5))}
 
 
@@ -97,7 +97,7 @@ def run_figure(folder: str | Path) -> Figure:
         similarity.legend()
 
         share = 100 * np.sort(report["use"])[::-1]
-        use.bar(range(len(share)), share, color="#56B4E9")
+        use.bar(range(len(share)), share, color="C5")
         use.axhline(100 / len(share), color=INK, linewidth=1, linestyle=(0, (4, 3)))
         use.set(title="Cluster use (dashed: even)", xlabel="clusters, by size", ylabel="share of codes (%)")
         use.set_xticks([])

@@ -11,20 +11,17 @@ import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from results.titles import TRAININGS
 
 from mmlib.evaluation.statistics import Estimate
 from mmlib.figures import INK, PALE, WIDTH
-from mmlib.modalities import SENSORS
 
-from .charts import modality_colour
+from .charts import BY_SYMBOL, modality_colour
 from .drawings import inclusions, subset_places
-from .record_figures import SERIES, paired, per_seed
+from .hover import menu
+from .record_figures import SERIES, paired, per_seed, text_table
 
-OBJECTIVES = {
-    "street-full": "all sensors, always",
-    "street-dropout": "modality dropout",
-    "street-all-subsets": "all subsets at once",
-}
+OBJECTIVES = {f"street-{name}": title for name, title in TRAININGS.items()}
 BLUES = ("#F7FBFF", "#BDD7EE", "#74AEDB")  # light enough for dark words
 
 
@@ -102,18 +99,7 @@ def lattice(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES)
         margin={"l": 10, "r": 10, "t": 90, "b": 10},
         xaxis=hidden | {"range": [-1.15, 1.15]},
         yaxis=hidden | {"range": [0.6, 4.5]},
-        updatemenus=[
-            {
-                "type": "dropdown",
-                "direction": "down",
-                "x": 0,
-                "xanchor": "left",
-                "y": 1.01,
-                "yanchor": "bottom",
-                "buttons": buttons,
-                "showactive": True,
-            }
-        ],
+        updatemenus=[menu(buttons, 1.01, yanchor="bottom")],
     )
 
 
@@ -127,7 +113,7 @@ def _symbols(groups: Mapping[str, Mapping], rows: Mapping[str, str]) -> str:
 
 
 def _name(symbol: str) -> str:
-    return next(m.name for m in SENSORS.values() if m.symbol == symbol)
+    return BY_SYMBOL[symbol].name
 
 
 def lattice_picture(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES) -> Figure:
@@ -192,6 +178,7 @@ def ceilings(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone: Map
 
 # ---- tables ----
 
+STAR = "± half a 95 % interval; * it excludes zero"
 KEYS = {"full": "all sensors", "mean": "mean over subsets", "min": "worst subset"}
 INGREDIENTS = {
     "short-all-subsets": "all subsets at once",
@@ -204,34 +191,30 @@ INGREDIENTS = {
 
 def score_table(groups: Mapping[str, Mapping], rows: Mapping[str, str] = OBJECTIVES) -> str:
     """Plain text: mean mIoU over seeds, a line a way to train."""
-    lines = [f"{'mIoU (%)':30s}" + "".join(f"{words:>20s}" for words in KEYS.values())]
-    for name, label in rows.items():
-        lines.append(
-            f"{label:30s}" + "".join(f"{np.mean(per_seed(groups[name], key)):20.1f}" for key in KEYS)
-        )
-    return "\n".join(lines)
+    means = {
+        label: [f"{np.mean(per_seed(groups[name], key)):.1f}" for key in KEYS] for name, label in rows.items()
+    }
+    return text_table("mIoU (%)", KEYS.values(), means)
 
 
 def difference_table(groups: Mapping[str, Mapping], rows: Mapping[str, str], reference: str) -> str:
     """Plain text: each group of ``rows`` less ``reference``, paired by seed."""
-    lines = [f"{'difference in points':30s}" + "".join(f"{words:>20s}" for words in KEYS.values())]
-    for name, label in rows.items():
-        cells = [difference_text(paired(groups, name, reference, key)) for key in KEYS]
-        lines.append(f"{label:30s}" + "".join(f"{cell:>20s}" for cell in cells))
-    return "\n".join([*lines, "± half a 95 % interval; * it excludes zero"])
+    cells = {
+        label: [difference_text(paired(groups, name, reference, key)) for key in KEYS]
+        for name, label in rows.items()
+    }
+    return f"{text_table('difference in points', KEYS.values(), cells)}\n{STAR}"
 
 
 def ceiling_table(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone: Mapping[str, str]) -> str:
     """Plain text: the ceiling of each sensor, and how far joint networks given it alone are from it."""
-    lines = [f"{'mIoU (%)':30s}" + "".join(f"{symbol + ' alone':>16s}" for symbol in alone)]
-    heights = "".join(f"{np.mean(per_seed(groups[name], s)):16.1f}" for s, name in alone.items())
-    lines.append(f"{'ceiling':30s}" + heights)
-    for name, label in joint.items():
-        cells = [difference_text(paired(groups, name, ceiling, symbol)) for symbol, ceiling in alone.items()]
-        lines.append(f"{label:30s}" + "".join(f"{cell:>16s}" for cell in cells))
-    return "\n".join(
-        [*lines, "joint networks: difference to the ceiling ± half a 95 % interval; * it excludes zero"]
-    )
+    rows = {"ceiling": [f"{np.mean(per_seed(groups[name], s)):.1f}" for s, name in alone.items()]}
+    rows |= {
+        label: [difference_text(paired(groups, name, ceiling, symbol)) for symbol, ceiling in alone.items()]
+        for name, label in joint.items()
+    }
+    table = text_table("mIoU (%)", [f"{symbol} alone" for symbol in alone], rows, wide=16)
+    return f"{table}\njoint networks: difference to the ceiling {STAR}"
 
 
 def difference_text(difference: Estimate) -> str:

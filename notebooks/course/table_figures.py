@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,10 +15,11 @@ from mmlib.modalities import SENSORS
 from mmlib.segmentation.network import Segmenter
 from mmlib.segmentation.regularizer import Regularizer, RegularizerConfig
 
-from .charts import modality_colour, show
+from .charts import BLUE, OFFSET, ORANGE, SKY, modality_colour, show
+from .drawings import inclusions
 from .published import Table, Verdict, gains, lowered, summary
 
-GOOD, BAD, BLUE, GREY = "#DCE9F2", "#D55E00", "#0072B2", "#6E6E6E"
+GOOD, BAD, DARK_GREY = "#DCE9F2", ORANGE, "#6E6E6E"
 
 
 def show_means(verdicts: Mapping[str, Verdict]) -> None:
@@ -61,7 +61,7 @@ def show_gains(entries: Sequence[tuple[str, float, float]]) -> None:
         axis.barh(y - 0.19, printed, 0.34, facecolor="white", edgecolor=INK, linewidth=1.1)
         axis.barh(y + 0.19, recomputed, 0.34, color=BLUE)
         for dy, number, colour in ((-0.19, printed, INK), (0.19, recomputed, BLUE)):
-            place = {"textcoords": "offset points", "va": "center", "fontsize": 9}
+            place = OFFSET | {"va": "center", "fontsize": 9}
             axis.annotate(f"{number:+.2f}", (max(number, 0), y + dy), (4, 0), color=colour, **place)
     axis.set_yticks(range(len(entries)), [what for what, *_ in entries])
     axis.set(ylim=(len(entries) - 0.45, -0.55), xlabel="gain of Ours (points of mIoU)", xlim=(-1, 16))
@@ -81,12 +81,12 @@ def show_steps(steps: Sequence[tuple[str, float]], captions: Sequence[str]) -> N
     rises = np.diff([height for _, height in steps])
     fig, axis = plt.subplots(figsize=(WIDTH, 3.4))
     axis.bar(0, steps[0][1], 0.6, color="#8A8A8A")
-    axis.annotate(f"{steps[0][1]:.2f}", (0, steps[0][1]), (0, 4), textcoords="offset points", ha="center")
-    for x, (rise, caption, colour) in enumerate(zip(rises, captions, (BAD, BLUE, "#56B4E9")), 1):
+    axis.annotate(f"{steps[0][1]:.2f}", (0, steps[0][1]), (0, 4), ha="center", **OFFSET)
+    for x, (rise, caption, colour) in enumerate(zip(rises, captions, (BAD, BLUE, SKY)), 1):
         base = steps[x - 1][1]
         axis.bar(x, rise, 0.6, bottom=base, color=colour)
         axis.plot([x - 1.3, x + 0.3], [base, base], color=INK, linewidth=0.8)
-        place = {"textcoords": "offset points", "ha": "center"}
+        place = OFFSET | {"ha": "center"}
         axis.annotate(f"{caption}\n{rise:+.2f}", (x, base + rise), (0, 4), **place)
     axis.set_xticks(range(len(steps)), [name for name, _ in steps])
     axis.set(ylim=(40, 53), ylabel="mean mIoU (%), MUSES\n(axis starts at 40)")
@@ -129,12 +129,11 @@ def show_lattices(table: Table, methods: Sequence[str]) -> None:
             for i, subset in enumerate(members):
                 place[subset] = ((i - (len(members) - 1) / 2) * (1.12 if size == 2 else 1.5), size)
         falling, count = lowered(table, method)
-        for small, large in itertools.permutations(score, 2):
-            if len(large) == len(small) + 1 and set(small) < set(large):
-                falls = (small, large) in falling
-                (x0, y0), (x1, y1) = place[small], place[large]
-                style = {"color": BAD, "linewidth": 1.8} if falls else {"color": "#C4C4C4", "linewidth": 1}
-                axis.plot([x0, x1], [y0, y1], zorder=1 + falls, **style)
+        for small, large in inclusions(list(score)):
+            falls = (small, large) in falling
+            (x0, y0), (x1, y1) = place[small], place[large]
+            style = {"color": BAD, "linewidth": 1.8} if falls else {"color": "#C4C4C4", "linewidth": 1}
+            axis.plot([x0, x1], [y0, y1], zorder=1 + falls, **style)
         for subset, (x, y) in place.items():
             edge = modality_colour(table.sensors[subset]) if len(subset) == 1 else INK
             box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": edge}
@@ -155,9 +154,9 @@ def show_expected(curves: Mapping[str, tuple[Sequence[float], Mapping[str, Seque
     words = []
     for axis, (name, (chances, lines)) in zip(axes, curves.items()):
         rival = next(method for method in lines if method != "Ours")
-        for method, colour in ((rival, GREY), ("Ours", BLUE)):
+        for method, colour in ((rival, DARK_GREY), ("Ours", BLUE)):
             axis.plot(chances, lines[method], color=colour)
-            place = {"textcoords": "offset points", "fontsize": 9, "color": colour}
+            place = OFFSET | {"fontsize": 9, "color": colour}
             place |= {"ha": "right"} if method == rival else {"ha": "left"}
             middle, offset = len(chances) * 7 // 10, (-2, -14) if method == rival else (0, 8)
             axis.annotate(method, (chances[middle], lines[method][middle]), offset, **place)
@@ -215,7 +214,7 @@ def step_cost(**options) -> float:
 def show_cost(extra: Mapping[str, float], low: float, high: float) -> None:
     """Multiplications added to a training step (%), beside what a table allows."""
     fig, axis = plt.subplots(figsize=(WIDTH, 2.7))
-    place = {"textcoords": "offset points", "va": "center"}
+    place = OFFSET | {"va": "center"}
     for y, cost in enumerate(extra.values()):
         axis.barh(y, cost, 0.55, color=BLUE)
         words = f"+{cost:.0f} %" if cost > 10 else f"+{cost:.1f} %" if cost > 0.05 else "none to count"
@@ -246,7 +245,7 @@ def show_spread(table: Table, methods: Sequence[str]) -> None:
         axis.plot(score, np.full(len(score), y), "|", color=colour, markersize=18, markeredgewidth=1.8)
         axis.errorbar(facts["mean"], y + 0.33, xerr=facts["sd"], fmt="o", color=colour, capsize=4)
         text = f"mean {facts['mean']:.2f}, deviation {facts['sd']:.2f}"
-        place = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": colour}
+        place = OFFSET | {"va": "center", "fontsize": 9, "color": colour}
         axis.annotate(text, (facts["mean"] + facts["sd"], y + 0.33), (8, 0), **place)
         words.append(f"{method}: {text}")
     axis.set_yticks(range(len(methods)), methods)

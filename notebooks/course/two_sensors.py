@@ -15,10 +15,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mmlib.figures import INK, WIDTH
+from mmlib.figures import FUSED, INK, WIDTH
 from mmlib.modalities import SENSORS
 
-from .charts import modality_colour
+from .charts import OFFSET, modality_colour
+from .record_figures import SERIES
 
 WORLD = {"camera": "rgb", "lidar": "lidar"}  # whose colours they have
 SUBSETS = {"camera": ("camera",), "lidar": ("lidar",), "both": ("camera", "lidar")}
@@ -94,7 +95,7 @@ def what_it_reads(networks: Mapping[str, nn.Module]) -> Figure:
     inputs, label = draw(160, seed=2)
     line = torch.linspace(-SIDE, SIDE, 121)
     plane = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
-    shade = LinearSegmentedColormap.from_list("road to car", ("#7B3294", "#F7F7F7", "#8C510A"))
+    shade = LinearSegmentedColormap.from_list("road to car", (SERIES[2], "#F7F7F7", SERIES[4]))
     for (title, network), (*maps, bars) in zip(networks.items(), axes):
         for name, axis in zip(WORLD, maps):
             car = network({name: plane}).softmax(1)[:, 1].reshape(len(line), -1)
@@ -107,10 +108,10 @@ def what_it_reads(networks: Mapping[str, nn.Module]) -> Figure:
             axis.set_title(f"given the {'LiDAR' if name == 'lidar' else name} alone", fontsize=9.5)
         maps[0].set_ylabel(title, fontsize=10, fontweight="bold")
         scores = accuracy(network)
-        colours = [modality_colour(SENSORS[WORLD[n]].symbol) if n in WORLD else "#444444" for n in scores]
+        colours = [modality_colour(SENSORS[WORLD[n]].symbol) if n in WORLD else FUSED for n in scores]
         bars.barh(range(3), list(scores.values()), color=colours, height=0.6)
         for place, score in enumerate(scores.values()):
-            bars.annotate(f"{score:.0f} %", (score, place), (4, 0), textcoords="offset points", va="center")
+            bars.annotate(f"{score:.0f} %", (score, place), (4, 0), va="center", **OFFSET)
         bars.axvline(50, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         bars.set_yticks(range(3), ["camera", "LiDAR", "both"])
         bars.set(xlim=(0, 122), ylim=(2.6, -0.6), xticks=[0, 50, 100])

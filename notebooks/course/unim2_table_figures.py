@@ -13,9 +13,9 @@ from matplotlib import pyplot as plt
 
 from mmlib.figures import INK, PALE, WIDTH
 
-from .charts import show
+from .charts import BLUE, OFFSET, show
 from .published import Paper, judge, tally
-from .table_figures import BAD, BLUE, GREY
+from .table_figures import BAD, DARK_GREY
 
 MARKS = {"follows": "✓", "off": "≠", "text wrong": "⇄", "not decidable": "?"}
 
@@ -72,15 +72,15 @@ def show_gains_over(gains: Mapping[str, Mapping[str, tuple[float | None, float]]
     words = []
     for axis, (setting, rivals) in zip(axes.flat, gains.items()):
         least = min(alone for alone, _ in rivals.values() if alone is not None)
-        place = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+        place = OFFSET | {"ha": "center", "fontsize": 9}
         for y, (alone, fused) in enumerate(rivals.values()):
             if alone is not None:
                 axis.plot([alone, fused], [y, y], color=PALE, linewidth=1.6, zorder=1)
                 best = alone == least
-                axis.plot(alone, y, "o", color=BAD if best else GREY, markersize=9, zorder=2)
+                axis.plot(alone, y, "o", color=BAD if best else DARK_GREY, markersize=9, zorder=2)
                 style = {"color": BAD, "fontweight": "bold"} if best else {"color": INK}
                 axis.annotate(f"+{alone}", (alone, y), (10 if alone < 1 else 0, 8), **place, **style)
-            ring = {"markerfacecolor": "white", "markeredgecolor": GREY, "markersize": 8}
+            ring = {"markerfacecolor": "white", "markeredgecolor": DARK_GREY, "markersize": 8}
             axis.plot(fused, y, "o", zorder=1.5, **ring)
             if alone is None:
                 axis.annotate(f"+{fused}", (fused, y), (0, 8), **place)
@@ -96,7 +96,7 @@ def show_gains_over(gains: Mapping[str, Mapping[str, tuple[float | None, float]]
         axis.set_xlabel("gain of UniM2 (points of mIoU)")
     title = "Every gain is positive; how large it is depends on the baseline"
     fig.suptitle(title, x=0.01, ha="left")
-    handles = [plt.Line2D([], [], linestyle="", marker="o", color=colour) for colour in (BAD, GREY)]
+    handles = [plt.Line2D([], [], linestyle="", marker="o", color=colour) for colour in (BAD, DARK_GREY)]
     handles.append(plt.Line2D([], [], linestyle="", marker="o", **ring))
     labels = ["over the best RGB-only row", "over RGB alone", "over sensors fused"]
     fig.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -116,7 +116,7 @@ def show_classes(gain: Mapping[str, float], naive: Mapping[str, float], marked: 
         axis.barh(y, gain[name], 0.66, color=colour)
         axis.plot(naive[name], y, "D", color="white", markeredgecolor=INK, markersize=5.5, zorder=3)
         near = naive[name] if abs(naive[name] - gain[name]) < 8 else -99
-        place = {"textcoords": "offset points", "va": "center", "fontsize": 9, "fontweight": "bold"}
+        place = OFFSET | {"va": "center", "fontsize": 9, "fontweight": "bold"}
         axis.annotate(
             f"{gain[name]:+.1f}",
             (max(gain[name], near, 0), y),
@@ -146,7 +146,7 @@ def show_best_of(counts: Sequence[int], expected: Sequence[float], bound: Sequen
     left.plot(range(1, 201), series, ".", color="#B0B0B0", markersize=4)
     left.step(range(1, 201), np.maximum.accumulate(series), color=BAD, where="post")
     left.axhline(0, color=BLUE, linewidth=1.6)
-    place = {"textcoords": "offset points", "fontsize": 9, "ha": "right"}
+    place = OFFSET | {"fontsize": 9, "ha": "right"}
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.9}
     left.annotate("what the model is worth", (200, 0), (-2, 6), color=BLUE, bbox=box, **place)
     left.annotate("what is kept", (200, series.max()), (-2, 5), color=BAD, **place)

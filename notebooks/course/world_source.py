@@ -4,6 +4,8 @@ which looks at them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -28,6 +30,18 @@ CASE_WORDS = {
 def physical_images(frame) -> dict[str, np.ndarray]:
     """Stored images of a rendered frame, name -> (H, W, C), as physical values (C, H, W) float32."""
     return {name: SENSORS[name].to_physical(image).transpose(2, 0, 1) for name, image in frame.images.items()}
+
+
+def network_batch(network, physical: Mapping, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+    """Physical images name -> (C, H, W), as a network takes them: a batch of one, of ``names`` or of all that
+    are there.
+    """
+    present = physical if names is None else names
+    return {
+        name: sensor.to_network(torch.as_tensor(physical[name]))[None].float()
+        for name, sensor in network.modalities.items()
+        if name in present
+    }
 
 
 class WorldSource:

@@ -1,10 +1,13 @@
-"""What the results page calls the rows of its tables: keys of the records, in the page's order."""
+"""What the results page, and the figures and tables of the lessons, call the rows of records: keys of the
+records, in the page's order.
+"""
 
-OBJECTIVES = {
+TRAININGS = {
     "full": "all sensors, always",
     "dropout": "modality dropout",
-    "all-subsets": "all subsets at once (default)",
+    "all-subsets": "all subsets at once",
 }
+OBJECTIVES = TRAININGS | {"all-subsets": f"{TRAININGS['all-subsets']} (default)"}
 ABLATION = {
     "dropout": "modality dropout (reference)",
     "input-0.03": "+ R_p at the input, λ 0.03",
@@ -76,6 +79,14 @@ METHODS = {
     "unim2": "UniM2, λ 1",
     "cmcs-0.3": "CMCS without CMH, λ 0.3",
     "cmcs-1": "CMCS without CMH, λ 1",
+}
+SINGLES = {  # "R": colour, "X": the other of two sensors
+    "kmeans R": "k-means, colour alone",
+    "kmeans X": "k-means, other sensor alone",
+    "kmeans-whitened R": "k-means, whitened, colour alone",
+    "stego R": "STEGO, colour alone",
+    "stego X": "STEGO, other sensor alone",
+    "eagle R": "in the manner of EAGLE, colour alone",
 }
 # Ways to use a second sensor, and what has the same steps without it.
 WAYS = {
