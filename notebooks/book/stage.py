@@ -146,9 +146,11 @@ class Book:
                     target = self.code(os.path.normpath(f"notebooks/{path}"), name)
                     found.setdefault(number, {})[target] = f"[`{name.split('.')[-1]}`](#{target})"
             links = "; ".join(f"Eq. {number}: {', '.join(names.values())}" for number, names in found.items())
-            return (
-                f"{match[0]}\n\n:::{{container}} implemented\nIn code, {links}\n:::\n" if links else match[0]
-            )
+            equation = match[0]
+            if TAG.search(equation) and "\\\\" in equation:  # Sphinx's environment for lines takes no tag
+                equation = f"\\begin{{equation*}}{equation.strip('$')}\\end{{equation*}}"
+            code = f"\n\n:::{{container}} implemented\nIn code, {links}\n:::\n" if links else ""
+            return equation + code
 
         return re.sub(r"^\$\$.*?\$\$$", lines, source, flags=re.S | re.M)
 
