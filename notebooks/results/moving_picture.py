@@ -100,6 +100,9 @@ def main() -> None:
     # One palette for all frames, so that what stands still does not flicker.
     sheet = Image.fromarray(np.concatenate([np.asarray(image) for image, _ in frames[::3]]))
     colours = sheet.quantize(255, dither=Image.Dither.NONE)
+    palette = np.reshape(colours.getpalette(), (-1, 3))
+    palette[palette.min(1) > 245] = 255  # paper is white, and not nearly so
+    colours.putpalette(palette.astype(np.uint8).tobytes())
     first, *rest = (image.quantize(palette=colours, dither=Image.Dither.NONE) for image, _ in frames)
     durations = [duration for _, duration in frames]
     first.save(HERE / "switchboard.gif", save_all=True, append_images=rest, duration=durations, loop=0)
