@@ -21,7 +21,9 @@ MARKS = {"follows": "✓", "off": "≠", "text wrong": "⇄", "not decidable": "
 
 
 def _html(caption: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], numbers=()) -> HTML:
-    """A table: the first cell of a row is its head, columns ``numbers`` stand on the right."""
+    """A table: the first cell of a row is its head, columns ``numbers`` stand on the right. Where it has less
+    room than it needs, it is scrolled, and its caption stays in view.
+    """
     lines = []
     for first, *cells in rows:
         sides = ["right" if k in numbers else "left" for k in range(1, len(cells) + 1)]
@@ -31,7 +33,8 @@ def _html(caption: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]],
         lines.append(f'<tr><th scope="row" style="text-align:left">{escape(first)}</th>{body}</tr>')
     head = "".join(f'<th scope="col" style="text-align:left">{name}</th>' for name in columns)
     return HTML(
-        f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
+        f'<table style="min-width:50em"><caption style="text-align:left">{caption}</caption>'
+        f"<thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
 
