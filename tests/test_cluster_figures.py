@@ -16,8 +16,6 @@ from course import cluster_figures as figures
 from course import record_figures, run_figures
 from matplotlib import pyplot as plt
 
-from mmlib.unsupervised.clustering import cluster_palette
-
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
@@ -196,21 +194,6 @@ def test_run_figure_without_labels_and_without_a_run(tmp_path):
     assert "no labels" in fig._suptitle.get_text() and list(fig.axes[1].lines[0].get_ydata()) == [3.5]
     with pytest.raises(ValueError, match=r"report\.json: no such file; expected the report of a finished"):
         run_figures.run_figure(tmp_path / "nothing")
-
-
-def test_label_strips_show_clusters_and_their_classes():
-    palette, clusters = [(1, 2, 3), (4, 5, 6)], np.array([[[0, 1], [2, 2]]])
-    image, label = np.full((2, 2, 3), 9, np.uint8), np.array([[[0, 1], [255, 0]]])
-    fig = figures.label_strips([image], clusters, label, [1, 0, -1], palette, ["day"], "t")
-    shown = [np.array(axis.images[0].get_array()) for axis in fig.axes]
-    grey = (64, 64, 64)
-    by_hand = [
-        [cluster_palette(3)[k] for k in (0, 1, 2, 2)],
-        [(4, 5, 6), (1, 2, 3), grey, grey],
-        [(1, 2, 3), (4, 5, 6), grey, (1, 2, 3)],
-    ]
-    assert np.array_equal(shown[0], image)
-    assert [[tuple(p) for p in s.reshape(-1, 3)] for s in shown[1:]] == by_hand
 
 
 def run(method, seed, miou, scene="room", sensors="RT", **more):

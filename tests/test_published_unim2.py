@@ -11,7 +11,6 @@ import pytest
 from course.published import (
     FILE,
     Statement,
-    below_best_single,
     gains,
     judge,
     load_paper,
@@ -365,8 +364,3 @@ def test_a_broken_statement_is_named_when_it_is_loaded(tmp_path, spoil, error, m
     file.write_text(json.dumps(papers), encoding="utf-8")
     with pytest.raises(error, match=message):
         load_paper("unim2", file)
-
-
-def test_a_table_without_single_sensors_says_so():
-    with pytest.raises(KeyError, match="T4: column of one sensor '[INAD]' is not there; known: IN, IA"):
-        below_best_single(PAPER.tables["T4"], "UniM2")

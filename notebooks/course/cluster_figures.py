@@ -15,12 +15,9 @@ from torch import Tensor
 
 from mmlib.figures import (
     INK,
-    label_picture,
     picture_axes,
-    picture_grid,
     put_picture,
 )
-from mmlib.unsupervised.clustering import cluster_palette
 
 from .charts import modality_title
 
@@ -94,32 +91,3 @@ def correspondence_figure(
     if title:
         fig.suptitle(title, x=0.01, ha="left")
     return fig
-
-
-def label_strips(
-    images: Sequence[np.ndarray],
-    clusters,
-    labels,
-    mapping,
-    palette: Sequence,
-    names: Sequence[str] = (),
-    title: str = "",
-) -> Figure:
-    """A row a frame: image | nameless clusters | the classes that matching gave them | label.
-
-    Args:
-        images: (H, W, 3) uint8 each; clusters, labels: (n, H, W) ids; mapping: (C,) class of each cluster, -1
-            = none (grey).
-    """
-    table = np.where(np.asarray(mapping) < 0, 255, mapping)
-    colours, drawn = cluster_palette(len(table)), label_picture
-    rows = [
-        {
-            "image": image,
-            "clusters": drawn(c, colours),
-            "matched classes": drawn(table[c], palette),
-            "label": drawn(label, palette),
-        }
-        for image, c, label in zip(images, np.asarray(clusters), np.asarray(labels))
-    ]
-    return picture_grid(rows, names, title)

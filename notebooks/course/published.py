@@ -348,19 +348,6 @@ def lowered(table: Table, row: str) -> tuple[list[tuple[str, str]], int]:
     return [(small, large) for small, large in pairs if score[large] < score[small]], len(pairs)
 
 
-def below_best_single(table: Table, row: str) -> tuple[list[str], int]:
-    """(the subsets of several sensors that score below the best of their own sensors alone; how many subsets
-    of several there are).
-    """
-    score = table.by_subset(row)
-    several = [subset for subset in score if len(subset) > 1]
-    best = {
-        subset: max(_get(score, sensor, f"{table.name}: column of one sensor") for sensor in subset)
-        for subset in several
-    }
-    return [subset for subset in several if score[subset] < best[subset]], len(several)
-
-
 def gains(table: Table, row: str) -> dict[str, Decimal]:
     """Column -> printed score minus the best printed score of the other rows."""
     others = [table.cells(name) for name in table.rows if name != row]
