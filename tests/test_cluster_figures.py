@@ -12,8 +12,8 @@ matplotlib.use("Agg")  # before figures are drawn: no window may open
 import numpy as np
 import pytest
 import torch
-from course import cluster_figures as figures
 from course import record_figures, run_figures
+from course import token_figures as figures
 from matplotlib import pyplot as plt
 
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")

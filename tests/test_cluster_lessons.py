@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # before figures are drawn: no window may open
 
 import numpy as np
 import pytest
-from course import choice_charts, cluster_plots, cluster_records
+from course import choice_charts, cluster_records, token_figures
 from course.cluster_grid import attracting, collapse_reason
 from course.hover import plain
 from matplotlib import pyplot as plt
@@ -27,10 +27,10 @@ pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
 def test_every_view_of_the_cloud_has_all_of_its_tokens_once():
-    figure = cluster_plots.cloud(CLOUD)
+    figure = token_figures.cloud(CLOUD)
     buttons = figure.layout.updatemenus[0].buttons
-    assert [button.label for button in buttons] == list(cluster_plots.VIEWS)
-    for button, (key, stage) in zip(buttons, cluster_plots.VIEWS.values()):
+    assert [button.label for button in buttons] == list(token_figures.VIEWS)
+    for button, (key, stage) in zip(buttons, token_figures.VIEWS.values()):
         traces = [trace for trace, on in zip(figure.data, button.args[0]["visible"]) if on]
         axes = np.array(CLOUD["stages"][stage])
         drawn = sorted((x, y, z) for t in traces for x, y, z in zip(t.x, t.y, t.z))
@@ -41,7 +41,7 @@ def test_every_view_of_the_cloud_has_all_of_its_tokens_once():
 
 
 def test_a_token_is_told_by_its_own_words_and_colour():
-    figure = cluster_plots.cloud(CLOUD)
+    figure = token_figures.cloud(CLOUD)
     place = [trace.name for trace in figure.data].index("ceiling")
     trace, index = figure.data[place], CLOUD["class"].index(CLOUD["classes"].index("ceiling"))
     light, cluster = CLOUD["light"][index], CLOUD["cluster"][index]
@@ -51,7 +51,7 @@ def test_a_token_is_told_by_its_own_words_and_colour():
 
 
 def test_the_cloud_is_small_and_shows_what_the_lesson_says():
-    assert len(json.dumps(plain(cluster_plots.cloud(CLOUD).to_plotly_json()))) < 150_000
+    assert len(json.dumps(plain(token_figures.cloud(CLOUD).to_plotly_json()))) < 150_000
     raw = np.array(CLOUD["stages"]["raw"])
     middle = {s: raw[:, np.array(CLOUD["sensor"]) == s].mean(1) for s in ("rgb", "depth", "thermal")}
     far = lambda a, b: np.linalg.norm(middle[a] - middle[b])
@@ -80,7 +80,7 @@ NOTES = {"quantiles": [0.6, 0.6, 0.9], "classes": list("abcdefghijklm"), "split"
 
 
 def test_a_cell_of_the_landscape_tells_its_own_numbers():
-    figure = cluster_plots.landscape(ARRAYS, NOTES)
+    figure = choice_charts.landscape(ARRAYS, NOTES)
     assert [trace.visible for trace in figure.data] == [False, True], "as many clusters as classes at first"
     for k, trace in enumerate(figure.data):
         assert list(trace.x) == ["90 %", "40 %", "5 %"] and list(trace.y) == ["0", "1"]
@@ -98,7 +98,7 @@ def test_a_cell_of_the_landscape_tells_its_own_numbers():
         assert button.label == f"{[3, 13][k]} clusters"
         assert list(button.args[0]["visible"]) == [k == other for other in range(2)]
     assert "NaN" not in json.dumps(plain(figure.to_plotly_json()))
-    shown = cluster_plots.landscape_picture(ARRAYS, NOTES)
+    shown = choice_charts.landscape_picture(ARRAYS, NOTES)
     words = [text.get_text() for text in shown.axes[1].texts]
     assert words == ["1", "3", "5", "×", "9", "11"]
     plt.close(shown)

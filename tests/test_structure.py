@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import re
 import subprocess
 import sys
@@ -188,6 +189,51 @@ def test_the_checker_catches_an_upward_import():
         ("mmlib.cli", "import notebooks.course.panels", True),
     ]:
         assert bool(upward_imports(source, module)) == bool(caught), (module, source)
+
+
+# ---- the map of the course ----
+
+COURSE = ROOT / "notebooks/course"
+ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| [^|]{20,} \|$", re.M)
+
+
+def course_imports(source: str) -> set[str]:
+    """Modules of the course that ``source``, a lesson's or a module's, imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            base = "course" * bool(node.level) + "." * bool(node.level and node.module) + (node.module or "")
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {path.stem for path in COURSE.glob("*.py") if f"course.{path.stem}" in names}
+
+
+def lessons_of_modules() -> dict[str, list[str]]:
+    """Module -> numbers of the lessons that need it."""
+    direct = {path.stem: course_imports(path.read_text(encoding="utf-8")) for path in COURSE.glob("*.py")}
+    lessons = {module: [] for module in direct}
+    for path in sorted(COURSE.parent.glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        waiting, needed = course_imports(code), set()
+        while waiting:
+            needed |= (one := {waiting.pop()})
+            waiting |= set().union(*(direct[module] for module in one)) - needed
+        for module in needed:
+            lessons[module].append(path.name[:2])
+    return lessons
+
+
+def test_the_map_of_the_course_is_true():
+    words = {13: "all", 0: "as files"}
+    many = {count: "many" for count in range(7, 13)}
+    expected = {
+        module: (words | many).get(len(lessons), ", ".join(lessons))
+        for module, lessons in lessons_of_modules().items()
+        if not module.startswith(("lesson_", "__"))
+    }
+    rows = dict(ROW.findall((COURSE / "README.md").read_text(encoding="utf-8")))
+    assert rows.pop("lesson_NN") == "one each"
+    assert rows == expected
 
 
 # ---- names ----

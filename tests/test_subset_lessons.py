@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from course import leaning, reading_figures, record_figures, regularizer_figures, subset_figures, two_sensors
+from course import readings, record_figures, regularizer_figures, subset_figures, two_sensors
 from course.hover import plain
 from course.lesson_04 import adds
 from matplotlib import pyplot as plt
@@ -135,7 +135,7 @@ def gap_and_loss(term=None):
 def from_loop(term):
     names = from_notebook(REGULARIZER, "train_with").__globals__
     names |= {
-        "leaning": leaning,
+        "readings": readings,
         "info": __import__("mmlib.segmentation.information").segmentation.information,
     }
     return names["train_with"](term)
@@ -151,10 +151,10 @@ def test_the_term_closes_the_gap_of_a_world_in_which_it_is_right_to_lean():
 
 def test_the_truth_of_that_world_deserves_a_gap_of_nine():
     torch.manual_seed(0)
-    images, label = leaning.scene()
+    images, label = readings.scene()
 
     def margin(images):
-        m = leaning.CAMERA * images["camera"][:, :1] + leaning.RADAR * images["radar"][:, :1]
+        m = readings.CAMERA * images["camera"][:, :1] + readings.RADAR * images["radar"][:, :1]
         return torch.cat([-m, m], 1)
 
     assert (margin(images).argmax(1) == label).float().mean() == 1
@@ -164,7 +164,7 @@ def test_the_truth_of_that_world_deserves_a_gap_of_nine():
 
 
 def test_cross_entropy_of_features_repels_and_divergence_does_not():
-    apart = {reading: reading_figures.descend(reading) for reading in ("ce", "kl")}
+    apart = {reading: readings.descend(reading) for reading in ("ce", "kl")}
     assert apart["ce"][-1] > 10 * apart["ce"][0] and apart["kl"][-1] < 1.5 * apart["kl"][0]
 
 

@@ -1,1 +1,3 @@
-"""What only the lessons use: panels, figures of records, exercise checks, both papers' tables."""
+"""What only the lessons use: panels, figures of records, exercise checks, both papers' tables. README.md
+beside this file says which module has what.
+"""

@@ -1,13 +1,15 @@
-"""Charts of notebook 10: frozen features with and without whitening, criteria as guards, and what choosing by
-labels is worth.
+"""Charts of lesson 10: frozen features as they are and whitened, criteria as guards, what choosing by labels
+is worth, and what λ and the shift b do to a training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import comb
+from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -24,7 +26,8 @@ from .charts import (
     rings,
     small_multiples,
 )
-from .cluster_grid import collapse_reason
+from .cluster_grid import attracting, collapse_reason, load_panel
+from .hover import button_of_traces, menu, show_interactive
 
 GOOD, BROKEN = BLUE, ORANGE
 
@@ -148,3 +151,86 @@ def rule_figure(
     axis.set_title("What does a rule without labels pick?")
     fig.legend(loc="outside right upper")
     return fig
+
+
+# ---- λ × b ----
+
+
+def landscape(arrays: Mapping, notes: Mapping) -> go.Figure:
+    """Mean IoU over λ and the share of pairs that attract; a menu chooses the number of clusters. Pointing at
+    a cell tells what a reader without labels would know of it.
+    """
+    shares = [f"{attracting(notes['quantiles'], float(o))} %" for o in arrays["offsets"]]
+    weights = [f"{w:g}" for w in arrays["lambdas"]]
+    clusters = [int(k) for k in arrays["clusters"]]
+    start = min(range(len(clusters)), key=lambda k: abs(clusters[k] - len(notes["classes"])))
+    figure, top = go.Figure(), float(np.nanmax(arrays["miou"]))
+
+    def told(i, j, k):  # of a cell
+        rank, similarity = arrays["rank"][i, j], arrays["similarity"][i, j]
+        numbers = [round(float(v), 2) for v in (rank, similarity, arrays["explained"][i, j, k])]
+        return [*numbers, collapse_reason(rank, similarity) or "no sign of a collapse"]
+
+    for k in range(len(clusters)):
+        grid = arrays["miou"][:, :, k]
+        figure.add_heatmap(
+            x=shares,
+            y=weights,
+            z=np.round(grid.astype(float), 1).tolist(),
+            customdata=[[told(i, j, k) for j in range(len(shares))] for i in range(len(weights))],
+            zmin=0,
+            zmax=round(top, 1),
+            visible=k == start,
+            xgap=2,
+            ygap=2,
+            texttemplate="%{z:.1f}",
+            colorbar={"title": {"text": "mIoU (%)"}},
+            hovertemplate=(
+                "λ %{y}, %{x} of the pairs attract<br>mIoU on val %{z:.1f} %<br>effective rank "
+                "%{customdata[0]}, mean S %{customdata[1]}<br>explained %{customdata[2]}<br>"
+                "%{customdata[3]}<extra></extra>"
+            ),
+        )
+    buttons = [
+        button_of_traces(f"{count} clusters", [k == other for other in range(len(clusters))])
+        for k, count in enumerate(clusters)
+    ]
+    return figure.update_layout(
+        height=420,
+        margin={"t": 70},
+        updatemenus=[menu(buttons, 1.2, yanchor="top", active=start)],
+        xaxis={"title": {"text": "self pairs that attract"}, "type": "category"},
+        yaxis={"title": {"text": "weight λ of the second sensor"}, "type": "category"},
+    )
+
+
+def landscape_picture(arrays: Mapping, notes: Mapping) -> Figure:
+    """The same for all numbers of clusters, a panel each."""
+    shares = [f"{attracting(notes['quantiles'], float(o))}" for o in arrays["offsets"]]
+    count = len(arrays["clusters"])
+    fig, axes = plt.subplots(1, count, figsize=(9, 2.7), sharey=True)
+    for k, axis in enumerate(axes):
+        grid = arrays["miou"][:, :, k].astype(float)
+        image = axis.imshow(grid, cmap="cividis", vmin=0, vmax=np.nanmax(arrays["miou"]), aspect="auto")
+        for i, j in np.ndindex(grid.shape):
+            words = f"{grid[i, j]:.0f}" if np.isfinite(grid[i, j]) else "×"
+            pale = grid[i, j] > 0.6 * np.nanmax(arrays["miou"])
+            axis.text(j, i, words, ha="center", va="center", fontsize=8, color=INK if pale else "white")
+        axis.set_xticks(range(len(shares)), shares)
+        axis.set_yticks(range(len(grid)), [f"{w:g}" for w in arrays["lambdas"]])
+        axis.set(title=f"{int(arrays['clusters'][k])} clusters", xlabel="% that attract")
+        axis.grid(False)
+    axes[0].set_ylabel("λ")
+    fig.colorbar(image, ax=axes, label="mIoU (%)", shrink=0.9)
+    return fig
+
+
+def show_landscape(path: str | Path) -> None:
+    """Display the grid of ``notebooks/results/cluster_panel.py``."""
+    arrays, notes = load_panel(path)
+    alt = (
+        f"Mean IoU on {notes['split']} over the weight λ of the second sensor and the share of pairs that "
+        "attract, as a table of coloured cells, for several numbers of clusters. Where most pairs attract, "
+        "the codes collapse and the score is low for every λ."
+    )
+    show_interactive(landscape(arrays, notes), landscape_picture(arrays, notes), alt)

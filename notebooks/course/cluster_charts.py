@@ -1,7 +1,4 @@
-"""Charts of notebooks 08 to 10: what tokens know, what b divides, how a training went, methods side by side.
-
-Each takes numbers and returns a figure; ``course.charts.show`` displays it with its words.
-"""
+"""Charts of lessons 08 and 09: what b divides, how trainings went, methods side by side, their records."""
 
 from __future__ import annotations
 
@@ -11,76 +8,37 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
-from mmlib import world
-from mmlib.figures import INK, PALE, WIDTH, class_legend, label_picture, picture, picture_grid, sensor_title
+from mmlib.figures import INK, PALE, class_legend, label_picture, picture_grid, sensor_title
 from mmlib.modalities import SENSORS
 
 from .charts import (
     BLUE,
     GREEN,
+    GREY,
     ORANGE,
     PINK,
     SKY,
     YELLOW,
     enlarged,
     legend_below,
-    modality_colour,
     rings,
+    show,
     small_multiples,
     vertical_grid,
 )
-from .cluster_figures import components, token_pictures
-from .record_figures import per_seed
+from .cluster_records import ANCHORS, HEADINGS, SWEEP, VARIANTS, together
+from .record_figures import per_seed, reference_dots
 from .run_figures import shift_histogram
-from .world_source import physical_images
+from .token_figures import TALL, components, token_pictures
 
+BY_LIGHT = {
+    "kmeans R": ("k-means, colour", "#D0D0D0"),
+    "stego R": ("STEGO, colour", GREY),
+    "stego X": ("STEGO, thermal", YELLOW),
+    "unim2": ("UniM2, λ 1", BLUE),
+}
 RUN_COLOURS = (INK, BLUE, SKY, PINK, YELLOW, GREEN)
-TALL = 288  # of a picture beside those of its tokens
-
-
-def room_by_light(lab, lights=("day", "night")) -> Figure:
-    """One room under two lights: its images, and the principal components of its tokens, standardised and
-    with the image's mean subtracted.
-    """
-    frames = [world.render_frame("room", 4, light, modalities=lab.names) for light in lights]
-    physical = [physical_images(frame) for frame in frames]
-    place = [(name, k) for name in lab.names for k in range(len(lights))]
-    title = lambda name, k: f"{lights[k]}, {sensor_title(SENSORS[name])}"
-    rows = [{title(n, k): picture(SENSORS[n], physical[k][n]) for n, k in place}]
-    for stage in ("standardised", "mean subtracted"):
-        tokens = lab.encode(physical, stage)
-        basis = components(list(tokens.values()))
-        drawn = {name: token_pictures(maps, basis) for name, maps in tokens.items()}
-        rows.append({title(n, k): drawn[n][k] for n, k in place})
-    rows = [{key: enlarged(image, TALL) for key, image in row.items()} for row in rows]
-    return picture_grid(
-        rows, ["image", "standardised", "mean out"], "One room by day and by night, as its tokens see it"
-    )
-
-
-def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, control: float | None = None) -> Figure:
-    """An AUC for each group and sensor: group -> sensor -> value; the dashed line is chance, the dotted one
-    what the row of a patch alone tells.
-    """
-    fig, axis = plt.subplots(figsize=(WIDTH, 2.9))
-    names = list(next(iter(values.values())))
-    for k, name in enumerate(names):
-        heights = [group[name] for group in values.values()]
-        places = np.arange(len(values)) + 0.26 * (k - (len(names) - 1) / 2)
-        label = sensor_title(SENSORS[name])
-        bars = axis.bar(places, heights, 0.24, color=modality_colour(name), label=label)
-        for number in axis.bar_label(bars, fmt="%.2f", fontsize=8.5):
-            number.set_path_effects([withStroke(linewidth=3, foreground="white")])  # lines pass behind it
-    axis.axhline(0.5, color=INK, linewidth=1, linestyle="--")
-    if control is not None:
-        label = f"the row alone: {control:.2f}"
-        axis.axhline(control, color=INK, linewidth=1.6, linestyle=":", label=label)
-    axis.set_xticks(range(len(values)), list(values))
-    axis.set(ylabel="AUC (0.5 = chance)", ylim=(0.4, 1.0), title=title)
-    fig.legend(loc="outside right upper")
-    return fig
 
 
 def shift_panels(reports: Mapping[str, Mapping], target: str = "rgb") -> Figure:
@@ -141,7 +99,7 @@ def methods_side_by_side(lab, runs: Mapping[str, str], rooms: Sequence[int], sen
 
 
 @torch.no_grad()
-def fused_features(lab, run: str, rooms: Sequence[int], sensors: Sequence[str]) -> Figure:
+def show_fused_features(lab, run: str, rooms: Sequence[int], sensors: Sequence[str]) -> None:
     """Tokens of each sensor, and what the network of a run fuses them to (the paper's Figure 5), as the three
     leading principal components of each.
     """
@@ -155,20 +113,23 @@ def fused_features(lab, run: str, rooms: Sequence[int], sensors: Sequence[str]) 
         | {title: enlarged(pictures[k], TALL) for title, pictures in drawn.items()}
         for k, room in enumerate(rooms)
     ]
-    return picture_grid(rows, [lab.val.rows[room]["condition"] for room in rooms])
+    show(
+        picture_grid(rows, [lab.val.rows[room]["condition"] for room in rooms]),
+        "The same rooms: images, and as colours the principal components of colour's tokens, of depth's, of "
+        "what UniM2 fuses them to, and of its code.",
+    )
 
 
-def weight_sweep(
-    panels: Mapping[str, Mapping], series: Mapping[str, Mapping[float, str]], level: str, level_words: str
-) -> Figure:
-    """Mean IoU over λ: a panel a setting, a line a series {λ: group}, seeds as rings; a dashed line is the
-    mean of the group ``level``.
+def show_weight_sweep(panels: Mapping[str, Mapping]) -> None:
+    """Mean IoU over λ: a panel a setting, a line a series of ``SWEEP``, seeds as rings; a dashed line is the
+    mean of STEGO on colour.
     """
+    level = "stego R"
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     fig, axes = small_multiples(len(panels), columns, 8.5, 2.3, 0.5)
-    ticks = sorted({weight for points in series.values() for weight in points})
+    ticks = sorted({weight for points in SWEEP.values() for weight in points})
     for axis, (title, groups) in zip(axes.flat, panels.items()):
-        for (words, points), colour, move in zip(series.items(), (BLUE, ORANGE), (-0.06, 0.06)):
+        for (words, points), colour, move in zip(SWEEP.items(), (BLUE, ORANGE), (-0.06, 0.06)):
             points = {weight: groups[name] for weight, name in points.items() if name in groups}
             places = [ticks.index(weight) + move for weight in points]
             values = [per_seed(group, "miou") for group in points.values()]
@@ -177,25 +138,39 @@ def weight_sweep(
                 rings(axis, place, v, colour)
         if level in groups:
             mean = np.mean(per_seed(groups[level], "miou"))
-            axis.axhline(mean, color=INK, linewidth=1, linestyle="--", label=level_words)
+            axis.axhline(mean, color=INK, linewidth=1, linestyle="--", label="STEGO, colour")
         axis.set_xticks(range(len(ticks)), [f"{weight:g}" for weight in ticks])
         axis.set(title=title, xlabel="λ")
     for axis in axes[:, 0]:
         axis.set_ylabel("mIoU (%)")
     legend_below(fig, axes[0, 0], 3)
-    return fig
+    show(
+        fig,
+        "Mean IoU over the weight λ of the auxiliary loss, a panel for each set of sensors, with and without "
+        "harmonizer, seeds as rings, and the level of STEGO on colour alone.",
+    )
 
 
-def condition_bars(panels: Mapping[str, Mapping], shown: Mapping[str, tuple[str, str]]) -> Figure:
-    """Mean IoU by condition: a panel a setting, a bar a method, seeds as rings; group -> (words, colour)."""
+def show_variants(panels: Mapping[str, Mapping]) -> None:
+    """Tables 5 to 7 of the paper: variants of UniM2 against the default, a panel a setting."""
+    titles = {title: title for title in panels}
+    show(
+        reference_dots(together(panels), ANCHORS | VARIANTS, "unim2", titles, HEADINGS),
+        "Mean IoU of variants of UniM2 in rooms and streets with thermal, against the default: anchors, no "
+        "modality-specific network, and fusion by sum, mean or maximum.",
+    )
+
+
+def show_conditions(panels: Mapping[str, Mapping]) -> None:
+    """Mean IoU by condition: a panel a setting, a bar a method of ``BY_LIGHT``, seeds as rings."""
     fig, axes = plt.subplots(1, len(panels), figsize=(8.5, 3.1), squeeze=False)
     for axis, (title, groups) in zip(axes[0], panels.items()):
-        present = [name for name in shown if name in groups]
+        present = [name for name in BY_LIGHT if name in groups]
         keys = [k for k in groups[present[-1]]["summary"]["all"] if k.startswith("miou_by_condition/")]
         for k, name in enumerate(present):
             values = [per_seed(groups[name], key) for key in keys]
             places = np.arange(len(keys)) + 0.8 * (k + 0.5) / len(present) - 0.4
-            words, colour = shown[name]
+            words, colour = BY_LIGHT[name]
             axis.bar(places, [np.mean(v) for v in values], 0.75 / len(present), color=colour, label=words)
             for place, v in zip(places, values):
                 rings(axis, place, v, size=3)
@@ -203,10 +178,14 @@ def condition_bars(panels: Mapping[str, Mapping], shown: Mapping[str, tuple[str,
         axis.set(title=title)
     axes[0, 0].set_ylabel("mIoU (%)")
     legend_below(fig, axes[0, 0], 2)
-    return fig
+    show(
+        fig,
+        "Mean IoU by light in rooms and streets with thermal for k-means and STEGO on colour, STEGO on "
+        "thermal, and UniM2, seeds as rings.",
+    )
 
 
-def class_gains(panels: Mapping[str, Mapping[str, object]], what: str) -> Figure:
+def show_class_gains(panels: Mapping[str, Mapping[str, object]]) -> None:
     """Differences of the IoU of each class, sorted: setting -> class -> Estimate. Blue and vermilion are
     clear, grey is smaller than its spread.
     """
@@ -219,5 +198,9 @@ def class_gains(panels: Mapping[str, Mapping[str, object]], what: str) -> Figure
         axis.axvline(0, color=INK, linewidth=1)
         axis.set(title=title)
         vertical_grid(axis)
-    fig.supxlabel(what, fontsize=10)
-    return fig
+    fig.supxlabel("IoU of UniM2 less that of STEGO on colour, points", fontsize=10)
+    show(
+        fig,
+        "Difference of the IoU of each class between UniM2 and STEGO on colour, sorted: blue for clear "
+        "gains, vermilion for clear losses, grey for what is smaller than its spread.",
+    )

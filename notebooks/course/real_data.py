@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 from accelerate import notebook_launcher
 from matplotlib import pyplot as plt
@@ -89,13 +90,19 @@ def write_png16(path: Path, array: np.ndarray) -> None:
     path.write_bytes(content)
 
 
-def raw_events(counts: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Events x, y, t (µs, over 0.1 s) and polarity, in no order, that add up to an image of counts."""
+def write_events(path: Path, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Write events x, y, t (µs, over 0.1 s) and polarity, in no order, that add up to an image of counts, and
+    return them.
+    """
     y, x, plane = np.repeat(np.argwhere(counts), counts[counts > 0], axis=0).T
     rng = np.random.default_rng(0)
     t = np.sort(rng.integers(0, 100_000, len(x)))
     order = rng.permutation(len(x))
-    return x[order], y[order], t, 1 - plane[order]
+    events = x[order], y[order], t, 1 - plane[order]
+    with h5py.File(path, "w") as file:
+        for key, values in zip("xytp", events):
+            file[f"events/{key}"] = values
+    return events
 
 
 def scanned_drive(size: tuple[int, int] = (120, 160)):

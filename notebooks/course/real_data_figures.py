@@ -41,8 +41,21 @@ def labels(label: np.ndarray) -> np.ndarray:
     return label_picture(label, PALETTE)
 
 
-def show_traps(traps: Mapping[str, tuple], title: str, alt: str) -> None:
-    """name -> (what the obvious line gives, what is right, error from 0 to 1 a pixel, error in words)."""
+TRAPS = {
+    "four images": "Four ways to misread an image, each beside the right reading and the difference: colours "
+    "change along edges of the thermal image, ranges turn into steps, the street is mirrored, and angles of "
+    "polarisation near 0 and 180 degrees average to something across them.",
+    "zeros, labels, time": "Four more misreadings: a depth image without holes, with surfaces in mid-air; a "
+    "label in which bonnet and far houses are road; a small label whose edges have classes of their own; and "
+    "an event image with hardly an event in it.",
+}
+
+
+def show_traps(traps: Mapping[str, tuple], which: str) -> None:
+    """Four of the traps, a key of ``TRAPS``.
+
+    traps: name -> (what the obvious line gives, what is right, error from 0 to 1 a pixel, error in words).
+    """
     height = max(trap[0].shape[0] for trap in traps.values())
 
     def inked(error):
@@ -51,10 +64,12 @@ def show_traps(traps: Mapping[str, tuple], title: str, alt: str) -> None:
 
     rows = [{name: enlarged(trap[k], height) for name, trap in traps.items()} for k in (0, 1)]
     rows.append({name: enlarged(inked(trap[2]), height) for name, trap in traps.items()})
-    fig = picture_grid(rows, ["the obvious line", "right", "difference"], title)
+    fig = picture_grid(
+        rows, ["the obvious line", "right", "difference"], f"Read without an error, and wrong: {which}"
+    )
     for axis, trap in zip(fig.axes[-len(traps) :], traps.values()):
         axis.set_xlabel(trap[3], fontsize=9, labelpad=3)
-    show(fig, alt)
+    show(fig, TRAPS[which])
 
 
 def show_projections(ways: Mapping[str, np.ndarray], view, truth: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """Lesson 05: every recorded training with a term of the regulariser against the same training without it.
 
-``ROWS`` names them; an effect is the difference of two groups of a record, paired by seed.
+``SETTINGS`` names them; an effect is the difference of two groups of a record, paired by seed.
 """
 
 from __future__ import annotations

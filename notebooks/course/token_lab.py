@@ -1,21 +1,26 @@
 """A small place to try label-free segmentation in: 64 rooms and their frozen tokens, and trainings of a few
-seconds. Notebooks 08 to 10 share it, and the tokens, which are kept on disk.
+seconds. Notebooks 08 to 10 share it, and the tokens, which are kept on disk. And, for evaluation only, what
+frozen tokens know about the classes of an image.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from mmlib import world
 from mmlib.figures import picture, use_style
 from mmlib.loop import read_history
-from mmlib.modalities import SENSORS
+from mmlib.modalities import IGNORE_INDEX, SENSORS
 from mmlib.runtime import limit_threads
 from mmlib.unsupervised.clustering import load_clustering
 from mmlib.unsupervised.correspondence import CorrespondenceConfig
@@ -26,8 +31,6 @@ from mmlib.unsupervised.networks import ClusterNetConfig
 from mmlib.unsupervised.pictures import as_picture, resize_picture
 from mmlib.unsupervised.tokens import TokenChain, Tokens
 from mmlib.unsupervised.train import cluster
-
-from .token_labels import majority_label
 
 MOST_DIRECTIONS = 64
 SENSORS_SHOWN = ("rgb", "depth", "thermal")
@@ -186,3 +189,49 @@ class TokenLab:
     def clustering(self, name: str):
         """Network, centroids and names of a finished run."""
         return load_clustering(self.folder / name / "clustering.safetensors")
+
+
+# ---- with labels: nothing here may choose a setting ----
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """Probability that a positive scores higher than a negative, ties counted half; NaN where either kind is
+    absent.
+    """
+    positive = positive.flatten().bool().cpu().numpy()
+    if positive.all() or not positive.any():
+        return float("nan")
+    return float(roc_auc_score(positive, scores.flatten().cpu().numpy()))
+
+
+def correspondence_auc(
+    correspondence: Mapping[str, Tensor], first: Tensor, second: Tensor
+) -> dict[str, float]:
+    """How well frozen features know the classes: AUC of F (B, P, Q) for token pairs of the same class against
+    pairs of different ones.
+
+    Uses labels, so for evaluation only. first (B, P) and second (B, Q): class of each token, 255 = left out.
+    Use pairs of different images: inside one image, nearness alone makes a good score. 0.5 = chance, 1 =
+    every pair of one class above all others.
+    """
+    valid = (first != IGNORE_INDEX)[:, :, None] & (second != IGNORE_INDEX)[:, None, :]
+    same = first[:, :, None] == second[:, None, :]
+    return {name: auc(values[valid], same[valid]) for name, values in correspondence.items()}
+
+
+def majority_label(label: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
+    """(B, H, W) -> (B, h, w): most frequent id of each token's cell. 255 counts as an id; the lowest id wins
+    a tie, 255 never.
+    """
+    if label.shape[-2] < grid[0] or label.shape[-1] < grid[1]:
+        raise ValueError(
+            f"label {tuple(label.shape)} is smaller than the grid {grid}; expected one pixel or more in each "
+            "cell"
+        )
+    wrong = label[((label < 0) | (label >= classes)) & (label != IGNORE_INDEX)]
+    if wrong.numel():
+        raise ValueError(f"label has id {int(wrong[0])}; expected 0 to {classes - 1} (255 = ignore)")
+    ids = torch.where(label == IGNORE_INDEX, classes, label.long())
+    share = F.adaptive_avg_pool2d(F.one_hot(ids, classes + 1).permute(0, 3, 1, 2).double(), grid)
+    majority = share.argmax(1)
+    return torch.where(majority == classes, IGNORE_INDEX, majority)

@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "notebooks")]  # the course's own package is not installed
 
-from course.cluster_figures import components  # noqa: E402
+from course.token_figures import components  # noqa: E402
 from course.token_lab import TokenLab  # noqa: E402
 
 from mmlib.runtime import provenance, write_json  # noqa: E402
