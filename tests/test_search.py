@@ -331,11 +331,13 @@ def test_rank_correlations_tell_whether_labels_would_have_agreed():
         {
             "criteria": {"explained": float(number), "agreement": -float(number), "silhouette": 1.0},
             "scores": {"miou": miou, "accuracy": 50.0},
+            "number": number,
+            "lr": 0.1 * miou,
         }
         for number, miou in enumerate((10.0, 30.0, 20.0, 40.0))
     ]
     # Spearman by hand: 1 - 6 · 2 / (4 · 15)
-    assert rank_correlations(trials) == {"explained": 0.8, "agreement": -0.8}
+    assert rank_correlations(trials) == {"explained": 0.8, "agreement": -0.8, "lr": 1.0}
 
 
 def test_without_optuna_the_message_says_what_to_install(data, tmp_path, monkeypatch):

@@ -5,20 +5,17 @@ Resumable.
                                                                    # three sets of sensors
     python notebooks/results/clusters.py --parts 2 --part 0    # half of the runs; the other half in a second
                                                                # process
-    python notebooks/results/clusters.py selected --seeds 5    # with the settings of cluster_search.json
+    python notebooks/results/clusters.py selected              # with the settings of cluster_search.json
                                                                # -> clusters_selected.json
-    python notebooks/results/clusters.py raised --seeds 5      # with shifts b high up in the distribution
-                                                               # -> clusters_raised.json
     python notebooks/results/clusters.py nyu --data FOLDER     # a prepared RGB-D data set
                                                                # -> clusters_nyu.json
 
 Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences.
 All read the 64 leading principal directions of each sensor's tokens, of equal variance (--whiten 64), because
 a run then costs a third; "kmeans-whitened" reads 32 of them.
-"selected" instead takes what 'mmlib search' found for four methods on rooms, chosen by its label-free
-criterion. "raised" takes one higher level of b for all and a shortcut past UniM2's modality-specific
-networks, chosen with LABELS of val on one seed, from three levels. Runs are scored once, on the test split,
-after the last step. Finished runs are kept, one a line, in runs/clusters-BACKBONE/.
+"selected" instead takes what 'mmlib search' found for three methods on rooms, chosen by its label-free
+criterion. Runs are scored once, on the test split, after the last step. Finished runs are kept, one a line,
+in runs/clusters-BACKBONE/.
 """
 
 from __future__ import annotations
@@ -53,7 +50,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"R": "rgb", "D": "depth", "T": "thermal", "N": "nir", "P": "dolp", "A": "aolp"}
 SENSORS = ("rgb", "depth", "thermal", "nir", "dolp", "aolp")
 LOSS = CorrespondenceConfig(points=64)
-RAISED = replace(LOSS, shifts=Shifts("quantile", (0.98, 0.96, 0.98)))
 BOTH = ClusterNetConfig(anchor="both")
 FEATURES = TokenConfig().backbone
 WHITEN = 64  # principal directions of each sensor's tokens, of equal variance, that all methods read
@@ -98,11 +94,10 @@ ABLATION = {  # Tables 5 to 7 and the sweep over lambda
 class Options:
     """Run every method and write the record."""
 
-    which: tyro.conf.Positional[Literal["world", "selected", "raised", "nyu"]] = "world"
-    """The sensor world; the same with searched settings, or with raised shifts; or a prepared RGB-D data set.
-    """
+    which: tyro.conf.Positional[Literal["world", "selected", "nyu"]] = "world"
+    """The sensor world; the same with searched settings; or a prepared RGB-D data set."""
     data: str = ""
-    """nyu: folder of the prepared data set; train on its split "train", score "val"."""
+    """nyu: folder of the prepared data set; train on its split "train", score "test"."""
     seeds: int = 3
     """Training seeds of each method; k-means, which trains nothing, takes them as seeds of its own."""
     steps: int = 150
@@ -120,13 +115,10 @@ def selected(name: str, sensors: str = "") -> dict:
     record = json.loads((ROOT / "notebooks/results/cluster_search.json").read_text(encoding="utf-8"))
     best = record["searches"][f"{name} {sensors}".strip()]["best"]
     of = lambda what: tuple(best[f"{what}_{pair}"] for pair in PAIRS)
-    kind = {"stego": {"method": "stego"}, "stego-feature": {"method": "stego", "combine": "feature"}}.get(
-        name, {"lambda_x": best.get("lambda_x")}
-    )
-    network = ClusterNetConfig(dim=best["dim"], anchor="both" if name == "cmcs" else "rgb")
+    kind = {"lambda_x": best["lambda_x"]} if "lambda_x" in best else {"method": "stego"}
     return kind | {
         "lr": best["lr"],
-        "network": network,
+        "network": ClusterNetConfig(dim=best["dim"]),
         "loss": replace(LOSS, shifts=Shifts("quantile", of("quantile")), weights=of("weight")),
     }
 
@@ -141,26 +133,9 @@ def table(which: str) -> list[tuple[str, str, str, dict]]:
             for name, kind in (("kmeans", kmeans), ("stego", selected("stego")))
         ]
         for sensors in ("RT", "RD"):
-            kinds = {"kmeans": kmeans} | {
-                name: selected(name, sensors) for name in ("stego-feature", "cmcs", "unim2")
-            }
+            kinds = {"kmeans": kmeans} | {name: selected(name, sensors) for name in ("stego-conv", "unim2")}
             found += [(s, sensors, name, kind) for s in scenes for name, kind in kinds.items()]
         return found
-    if which == "raised":
-        stego, unim2 = {"method": "stego", "loss": RAISED}, {"loss": RAISED}
-        kinds = {
-            "stego-feature": stego | {"combine": "feature"},
-            "stego-conv": stego | {"network": ClusterNetConfig(fusion="conv")},
-            "unim2": unim2 | {"network": ClusterNetConfig(residual=True)},
-            "cmcs": unim2 | {"network": ClusterNetConfig(anchor="both", residual=True)},
-        }
-        found = [(s, "R", "stego", stego) for s in ("room", "street")]
-        return [
-            (s, x, name, kind)
-            for x in ("RT", "RD")
-            for s in ("room", "street")
-            for name, kind in reversed(kinds.items())
-        ] + found
     scenes = ("room", "street") if which == "world" else ("real",)
     found = [
         (s, one, name, kind)
@@ -318,7 +293,7 @@ def main(options: Options) -> None:
         scene, sensors, method = group
         config = replace(
             configuration(options, scene, sensors, kinds[group], seed),
-            out=str(folder / f"last{options.part}"),
+            out=str(folder / f"last-{options.which}-{options.part}"),
         )
         entry = {"scene": scene, "sensors": sensors, "method": method, "seed": seed} | rounded(
             run(config, shared), significant=4
@@ -326,12 +301,7 @@ def main(options: Options) -> None:
         with open(folder / f"{options.which}-{options.part}.jsonl", "a") as file:
             file.write(json.dumps(entry) + "\n")
     lines = sorted(finished(), key=lambda line: (order[group_of(line)], line["seed"]))
-    arguments = {
-        "world": "",
-        "selected": " selected --seeds 5",
-        "raised": " raised --seeds 5",
-        "nyu": " nyu --data DIR",
-    }
+    arguments = {"world": "", "selected": " selected", "nyu": " nyu --data FOLDER"}
     command = "python notebooks/results/clusters.py" + arguments[options.which]
     record = {
         "provenance": provenance(command),

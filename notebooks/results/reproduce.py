@@ -14,12 +14,13 @@
               objectives 5 -> street_pvt.json (an hour)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
-    search    settings of four methods chosen without labels, on rooms -> cluster_search.json
+    search    settings of three methods chosen without labels, on rooms -> cluster_search.json
     clusters  segmentation without labels: clusters.py, cluster_panel.py
-              -> clusters.json, clusters_selected.json, clusters_raised.json, …
+              -> clusters.json, clusters_selected.json, cluster_panel.npz
     nyu       real frames: three objectives from scratch, 5 seeds -> nyu_subsets.json (two hours); objectives,
               regularisers and networks with pretrained weights, 3 seeds, the objectives 5
-              -> nyu_pretrained.json (two hours); clusters_nyu.json
+              -> nyu_pretrained.json (two hours); without labels clusters_nyu.json, kmeans_features.json,
+              second_sensor.json (half an hour)
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and
 histories go to runs/.
@@ -110,14 +111,13 @@ OTHERS = {"RT": "thermal", "RD": "depth"}
 SEARCHES = {
     "stego": "--method stego --modalities rgb",
     **{
-        f"stego-feature {sensors}": f"--method stego --modalities rgb {other} --combine feature"
+        f"{name} {sensors}": f"--modalities rgb {other} {options}"
+        for name, options in {
+            "stego-conv": "--method stego --fusion conv",
+            "unim2": "--method unim2",
+        }.items()
         for sensors, other in OTHERS.items()
     },
-    **{
-        f"cmcs {sensors}": f"--method unim2 --modalities rgb {other} --anchor both"
-        for sensors, other in OTHERS.items()
-    },
-    **{f"unim2 {sensors}": f"--method unim2 --modalities rgb {other}" for sensors, other in OTHERS.items()},
 }
 # Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many
 # images.
@@ -256,11 +256,13 @@ def failures(jobs: int) -> None:
 
 
 def rank_correlations(trials: list[dict]) -> dict[str, float]:
-    """Spearman's, of each label-free criterion with the trials' mIoU: would labels have chosen the same?
-    Criteria that never change have none.
+    """Spearman's, of each label-free criterion and of each setting with the trials' mIoU: would labels have
+    chosen the same? What never changes has none.
     """
     miou = [trial["scores"]["miou"] for trial in trials]
+    settings = trials[0].keys() - {"number", "value", "criteria", "scores"}
     columns = {name: [trial["criteria"][name] for trial in trials] for name in trials[0]["criteria"]}
+    columns |= {name: [trial[name] for trial in trials] for name in sorted(settings)}
     return {
         name: round(float(spearmanr(values, miou).statistic), 3)
         for name, values in columns.items()
@@ -270,8 +272,8 @@ def rank_correlations(trials: list[dict]) -> dict[str, float]:
 
 def search(jobs: int) -> None:
     """Trials are measured on val; their scores are looked at after the choice."""
-    settings = "--data room --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000 --trials 22"
-    commands = {name: f"-m mmlib search {settings} {SEARCHES[name]}" for name in SEARCHES}
+    settings = "--data room --whiten 64 --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000"
+    commands = {name: f"-m mmlib search {settings} --trials 60 {SEARCHES[name]}" for name in SEARCHES}
     out = {name: f"runs/search/{name.replace(' ', '-').lower()}" for name in SEARCHES}
     with ThreadPoolExecutor(jobs) as pool:
         list(
@@ -282,9 +284,8 @@ def search(jobs: int) -> None:
     found = {}
     for name, folder in out.items():
         report = json.loads((ROOT / folder / "report.json").read_text(encoding="utf-8"))
-        kept = ("value", "criteria", "scores")
-        report["trials"] = [{key: trial[key] for key in kept} for trial in report["trials"]]
-        report["best"].pop("flags")
+        for trial in [*report["trials"], report["best"]]:
+            del trial["flags"]
         report["rank correlation with mIoU"] = rank_correlations(report["trials"])
         report["best mIoU of any trial"] = max(trial["scores"]["miou"] for trial in report["trials"])
         found[name] = {**report, "provenance": report["provenance"] | {"command": f"python {commands[name]}"}}
@@ -296,7 +297,7 @@ def search(jobs: int) -> None:
 
 def clusters(jobs: int) -> None:
     script = str(RESULTS / "clusters.py")
-    for arguments in ([], ["selected", "--seeds", "5"], ["raised", "--seeds", "5"]):
+    for arguments in ([], ["selected"]):
         parts = [[script, *arguments, "--parts", str(jobs), "--part", str(part)] for part in range(jobs)]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(lambda command: call(*command), parts))
@@ -348,20 +349,24 @@ def picture(path: Path, network) -> None:
 
 
 def nyu(frames: str, jobs: int) -> None:
-    if not (ROOT / "runs/nyu/index.csv").exists():
-        if not frames:
-            sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
-        source = str(Path(frames).resolve())
-        call(
-            *"data_scripts/prepare_nyu.py --out runs/nyu --size 120 160 --no-progress --frames".split(),
-            source,
-        )
-    folders = runs("nyu", "runs/nyu", NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
+    def prepared(folder: str, size: str) -> str:
+        if not (ROOT / folder / "index.csv").exists():
+            if not frames:
+                sys.exit("error: name the folder of frames with --frames (see data_scripts/prepare_nyu.py)")
+            options = f"--out {folder} --size {size} --no-progress --frames"
+            call("data_scripts/prepare_nyu.py", *options.split(), str(Path(frames).resolve()))
+        return folder
+
+    small = prepared("runs/nyu", "120 160")
+    folders = runs("nyu", small, NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
     compare(folders, "nyu_subsets.json", "--split", "test")
     extra = f"{PRETRAINED} --crop 96 128 --scale 0.75 1.6"
-    folders = finalists_first("nyu-pretrained", "runs/nyu", NYU_PRETRAINED, extra, jobs)
+    folders = finalists_first("nyu-pretrained", small, NYU_PRETRAINED, extra, jobs)
     compare(folders, "nyu_pretrained.json", "--split", "test")
-    call(str(RESULTS / "clusters.py"), "nyu", "--data", "runs/nyu")
+    large = prepared("runs/nyu-240", "240 320")
+    call(str(RESULTS / "clusters.py"), "nyu", "--data", large)
+    call(str(RESULTS / "kmeans_features.py"), "--nyu", large)
+    call(str(RESULTS / "second_sensor.py"), "--nyu", large)
 
 
 def main(options: Options) -> None:
