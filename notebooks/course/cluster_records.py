@@ -141,24 +141,17 @@ def together(panels: Mapping[str, Mapping], key: str = "miou") -> dict[str, dict
     return found
 
 
-def contest(record: Mapping, plain: Mapping, rows: Mapping[str, str]) -> tuple[Figure, str, str]:
-    """The last two rows against the best of the others, on rooms and streets with two sensors.
-
-    Args:
-        plain: the record that has k-means, which trains nothing.
-
-    Returns:
-        figure, its words, and the differences as text.
+def contest(record: Mapping, rows: Mapping[str, str]) -> tuple[Figure, str, str]:
+    """The last two rows against the best of the others, on rooms and streets with two sensors: figure, its
+    words, and the differences as text.
     """
     panels, best, lines = {}, {}, []
     rivals, ours = list(rows)[:-2], list(rows)[-2:]
     for scene in ("room", "street"):
-        colour = grouped(plain, scene, "R") | grouped(record, scene, "R")
-        colour = {f"colour {name}": group for name, group in colour.items()}
+        colour = {f"colour {name}": group for name, group in grouped(record, scene, "R").items()}
         for sensors in ("RT", "RD"):
             title = f"{scene} {sensors}"
-            both = grouped(plain, scene, sensors)["kmeans"]
-            groups = panels[title] = colour | {"kmeans": both} | grouped(record, scene, sensors)
+            groups = panels[title] = colour | grouped(record, scene, sensors)
             means = {name: np.mean(per_seed(groups[name], "miou")) for name in rows}
             best[title] = rows[max(means, key=means.get)]
             rival = max(rivals, key=means.get)
@@ -169,7 +162,7 @@ def contest(record: Mapping, plain: Mapping, rows: Mapping[str, str]) -> tuple[F
                 lines.append(f"   {rows[name]:18s}{said}")
     highest = "; ".join(f"{title}: {name}" for title, name in best.items())
     alt = (
-        f"Mean IoU of {len(rows)} methods on rooms and streets, with thermal and with depth, five seeds as "
+        f"Mean IoU of {len(rows)} methods on rooms and streets, with thermal and with depth, seeds as "
         f"rings. Highest means: {highest}."
     )
     return method_bars(panels, rows), alt, "\n".join(lines)
