@@ -13,8 +13,8 @@ Resumable.
 Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences.
 All read the 64 leading principal directions of each sensor's tokens, of equal variance (--whiten 64), because
 a run then costs a third; "kmeans-whitened" reads 32 of them.
-"selected" instead takes what 'mmlib search' found for three methods on rooms, chosen by its label-free
-criterion. Runs are scored once, on the test split, after the last step. Finished runs are kept, one a line,
+"selected" instead takes what 'mmlib search' found for three methods on rooms (colour, or colour and thermal),
+chosen by its label-free criterion; for depth and for streets they are left as they are. Runs are scored once, on the test split, after the last step. Finished runs are kept, one a line,
 in runs/clusters-BACKBONE/.
 """
 
@@ -110,10 +110,10 @@ class Options:
     """Run nothing: write the record of what is finished."""
 
 
-def selected(name: str, sensors: str = "") -> dict:
-    """Settings that the search found for a method on these sensors, without labels."""
+def selected(name: str) -> dict:
+    """Settings that the search found for a method on rooms, without labels."""
     record = json.loads((ROOT / "notebooks/results/cluster_search.json").read_text(encoding="utf-8"))
-    best = record["searches"][f"{name} {sensors}".strip()]["best"]
+    best = record["searches"][name]["best"]
     of = lambda what: tuple(best[f"{what}_{pair}"] for pair in PAIRS)
     kind = {"lambda_x": best["lambda_x"]} if "lambda_x" in best else {"method": "stego"}
     return kind | {
@@ -126,16 +126,15 @@ def selected(name: str, sensors: str = "") -> dict:
 def table(which: str) -> list[tuple[str, str, str, dict]]:
     """(scene, sensors, method, settings) of every run, the most telling ones first."""
     if which == "selected":
-        scenes, kmeans = ("room", "street"), {"method": "kmeans"}
-        found = [
-            (s, "R", name, kind)
-            for s in scenes
-            for name, kind in (("kmeans", kmeans), ("stego", selected("stego")))
+        kmeans = {"kmeans": {"method": "kmeans"}}
+        one = kmeans | {"stego": selected("stego")}
+        two = kmeans | {name: selected(name) for name in ("stego-conv", "unim2")}
+        return [
+            (scene, sensors, name, kind)
+            for scene in ("room", "street")
+            for sensors in ("R", "RT", "RD")
+            for name, kind in (one if sensors == "R" else two).items()
         ]
-        for sensors in ("RT", "RD"):
-            kinds = {"kmeans": kmeans} | {name: selected(name, sensors) for name in ("stego-conv", "unim2")}
-            found += [(s, sensors, name, kind) for s in scenes for name, kind in kinds.items()]
-        return found
     scenes = ("room", "street") if which == "world" else ("real",)
     found = [
         (s, one, name, kind)
@@ -285,8 +284,8 @@ def main(options: Options) -> None:
 
     done = {(*group_of(line), line["seed"]) for line in finished()}
     shared: dict = {}
-    # EAGLE comes last: its affinities over all tokens take ten times as long
-    rest = lambda group: (group[2].startswith("eagle"), group[2] not in FIRST or "N" in group[1])
+    # Four sensors take twice as long as two, and EAGLE, with its affinities over all tokens, ten times.
+    rest = lambda group: (group[2].startswith("eagle"), "N" in group[1], group[2] not in FIRST)
     runs = [(group, seed) for seed in range(options.seeds) for group in kinds]
     for group, seed in tqdm(sorted(runs, key=lambda one: rest(one[0])), "methods"):
         if options.collect or order[group] % options.parts != options.part or (*group, seed) in done:

@@ -11,6 +11,7 @@ they come from, and a test evaluates each of them.
 import json
 import re
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -274,6 +275,26 @@ def gain_table(name: str, settings: tuple[str, ...], method: str, naive: tuple[s
     return table(*rows)
 
 
+def seeds_of_rows(name: str) -> str:
+    """How many training seeds the rows of a record of clusterings have."""
+    runs = read(name)["runs"]
+    counts = Counter(Counter((run["scene"], run["sensors"], run["method"]) for run in runs).values())
+    most = max(counts)
+    fewer = [f"{count} cells have {seeds}" for seeds, count in sorted(counts.items()) if seeds < most]
+    return f"{most} seeds" + (f"; {', '.join(fewer)}." if fewer else ".")
+
+
+def search_table() -> str:
+    """What choosing without labels was worth, beside a trial that looks at nothing and the choice by labels."""
+    rows = [["searched on rooms", "mean of the trials", "chosen", "best by labels", *CRITERIA]]
+    for name, found in read("cluster_search")["searches"].items():
+        scores = [trial["scores"]["miou"] for trial in found["trials"]]
+        ranks = [f"{found['rank correlation with mIoU'][key]:+.2f}".replace("-", "−") for key in CRITERIA]
+        chosen = found["best"]["scores"]["miou"]
+        rows.append([SEARCHES[name], f"{mean(scores):.1f}", f"{chosen:.1f}", f"{max(scores):.1f}", *ranks])
+    return table(*rows) + "\n\nThe last three columns: rank correlation of a criterion with mIoU over the trials."
+
+
 def best(record: dict, setting: str, *prefixes: str) -> str:
     """The method with the highest mean mIoU among those whose name begins so."""
     names = {run["method"] for run in record["runs"] if run["method"].startswith(prefixes)}
@@ -330,6 +351,8 @@ def benchmarks() -> str:
     return f"```text\n{text}\n```"
 
 
+CRITERIA = ("explained", "agreement", "silhouette")
+SEARCHES = {"stego": "STEGO, colour", "stego-conv": "STEGO, conv fusion, RT", "unim2": "UniM2, RT"}
 NAIVE = ("kmeans", "stego-feature", "stego-conv")
 PVT = {"dropout": "modality dropout (reference)", "input-0.1": "+ R_p at the input, λ 0.1"} | {
     kind: OBJECTIVES[kind] for kind in ("full", "all-subsets")
@@ -350,6 +373,8 @@ PARTS = {
     "features": features_table,
     "frames": lambda: cluster_table("clusters_nyu", ("real RD",)),
     "gains": lambda name, method: gain_table(name, PAIRS[:4], method, [n for n in NAIVE if n != method]),
+    "seeds": seeds_of_rows,
+    "search": search_table,
     "second": second_sensor_tables,
     "benchmarks": benchmarks,
     "gain": lambda name, *which: gain(read(name), *which),

@@ -107,17 +107,10 @@ CURVES = {
     "input": SHORT["input-0.1"],
     "paper": SHORT["paper"],
 }
-OTHERS = {"RT": "thermal", "RD": "depth"}
 SEARCHES = {
     "stego": "--method stego --modalities rgb",
-    **{
-        f"{name} {sensors}": f"--modalities rgb {other} {options}"
-        for name, options in {
-            "stego-conv": "--method stego --fusion conv",
-            "unim2": "--method unim2",
-        }.items()
-        for sensors, other in OTHERS.items()
-    },
+    "stego-conv": "--method stego --modalities rgb thermal --fusion conv",
+    "unim2": "--method unim2 --modalities rgb thermal",
 }
 # Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many
 # images.
@@ -274,7 +267,7 @@ def search(jobs: int) -> None:
     """Trials are measured on val; their scores are looked at after the choice."""
     settings = "--data room --whiten 64 --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000"
     commands = {name: f"-m mmlib search {settings} --trials 60 {SEARCHES[name]}" for name in SEARCHES}
-    out = {name: f"runs/search/{name.replace(' ', '-').lower()}" for name in SEARCHES}
+    out = {name: f"runs/search/{name}" for name in SEARCHES}
     with ThreadPoolExecutor(jobs) as pool:
         list(
             pool.map(
