@@ -29,6 +29,7 @@ from mmlib.segmentation.information import (
     input_information,
     logit_information,
     nearest,
+    term as information_term,
 )
 from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig
@@ -264,6 +265,20 @@ def test_a_nan_in_an_image_is_counted_and_gives_no_term():
     term = regularizer(prediction="input", probe_samples=2, probe_every=1, probe_crop=1.0)
     value = term(net, images, label)
     assert torch.isfinite(value) and term.counts["nonfinite"] >= 1
+
+
+@pytest.mark.parametrize("form", ["balance", "share", "inverse"])
+def test_an_information_whose_inverse_has_no_finite_gradient_is_left_out(form):
+    """Large features that agree: probabilities of 1 and e^-45, so that I is about 1e-33."""
+    features = torch.zeros(2, 8, 3, 3)
+    features[:, 0] = 45
+    features[1, 1] = 1
+    features.requires_grad_()
+    information = feature_information([features], 2)[0]
+    assert ((information > 0) & (information < 1e-30)).all()
+    value, _, _ = information_term(information, information, form, 10.0)
+    (gradient,) = torch.autograd.grad(value, features)
+    assert value == 0 and torch.isfinite(gradient).all()
 
 
 def test_the_cap_is_counted_and_keeps_the_direction():

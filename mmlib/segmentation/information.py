@@ -291,9 +291,10 @@ def combine(information: Tensor, form: str) -> Tensor:
 
 def usable(values: Tensor) -> Tensor:
     """Which information (M, N) is used: that of samples whose every modality has a positive, finite number or
-    NaN, which means that the sample lacks it.
+    NaN, which means that the sample lacks it. Too small a number does not count as positive: the gradient of
+    1/I is 1/I², which has to be finite, too. (Features that agree and are large have such an information.)
     """
-    good = torch.isfinite(values) & (values > 0)
+    good = torch.isfinite(values) & (values > torch.finfo(values.dtype).tiny ** 0.5)
     return good & (good | values.isnan()).all(0)
 
 
