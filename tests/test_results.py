@@ -6,7 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from course.cluster_records import healthy_trainings, settings_of
+from scipy.stats import spearmanr
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("results_page", ROOT / "notebooks/results/page.py")
@@ -23,8 +26,9 @@ RELATIONS = {
 
 
 def holds(check: dict, record: dict) -> bool:
-    """Whether a and b of a check stand in its relation."""
-    difference = page.difference(record, check["a"], check["b"], check["key"])
+    """Whether a and b of a check stand in its relation; b is of the record ``against``, if it is named."""
+    other = page.read(check["against"]) if "against" in check else None
+    difference = page.difference(record, check["a"], check["b"], check["key"], other)
     return RELATIONS[check["is"]](difference)
 
 
@@ -47,6 +51,33 @@ def test_sentences_that_compare_agree_with_their_records(sentence):
     assert sentence["text"] in words(sentence["file"])
     wrong = [check for check in sentence["checks"] if not holds(check, page.read(check["record"]))]
     assert sentence["checks"] and not wrong
+
+
+def test_what_choosing_without_labels_is_worth_in_the_records():
+    """Lesson 10 and the page: of each search the choice lies above the mean trial and below the best, and
+    settings matter as said; "explained" goes with mIoU in every setting of two sensors, the others change
+    their sign.
+    """
+    searches = page.read("cluster_search")["searches"]
+    for found in searches.values():
+        miou, ranks = [trial["scores"]["miou"] for trial in found["trials"]], found["rank correlation with mIoU"]
+        assert found["finished"] >= 60 and np.mean(miou) < found["best"]["scores"]["miou"] < max(miou)
+        assert ranks["explained"] > 0.4 and ranks["explained"] > max(ranks["agreement"], ranks["silhouette"])
+        settings = {key: ranks[key] for key in ranks if key in found["best"]}
+        assert sum(abs(v) >= settings["quantile_knn"] for v in settings.values()) == 1 or "lambda_x" in settings
+    assert max(settings, key=lambda key: abs(settings[key])) == "lr" and abs(settings["lambda_x"]) < 0.3  # UniM2
+    assert min(searches[name]["rank correlation with mIoU"]["dim"] for name in ("stego", "stego-conv")) > 0.4
+    correlations = []
+    for record in (page.read("clusters"), page.read("clusters_nyu")):
+        for scene, sensors in settings_of(record):
+            runs = healthy_trainings(record, scene, sensors)
+            miou = [run["miou"] for run in runs]
+            of = lambda name: spearmanr([run["criteria"][name] for run in runs], miou).statistic
+            if len(sensors) == 2:
+                correlations.append([of(name) for name in ("explained", "agreement", "silhouette")])
+    explained, agreement, silhouette = np.transpose(correlations)
+    assert len(explained) == 5 and min(explained) > 0.35
+    assert min(agreement) < 0 < max(agreement) and min(silhouette) < 0 < max(silhouette)
 
 
 def test_a_changed_number_or_relation_is_noticed(monkeypatch):

@@ -141,6 +141,12 @@ def together(panels: Mapping[str, Mapping], key: str = "miou") -> dict[str, dict
     return found
 
 
+def healthy_trainings(record: Mapping, scene: str, sensors: str) -> list[dict]:
+    """Runs of a setting that trained a network whose codes did not collapse: effective rank above 4."""
+    runs = [run for run in record["runs"] if (run["scene"], run["sensors"]) == (scene, sensors)]
+    return [run for run in runs if not run["method"].startswith("kmeans") and run["effective_rank"] > 4]
+
+
 def contest(record: Mapping, rows: Mapping[str, str]) -> tuple[Figure, str, str]:
     """The last two rows against the best of the others, on rooms and streets with two sensors: figure, its
     words, and the differences as text.

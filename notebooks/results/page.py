@@ -78,9 +78,9 @@ def numbers(record: dict, name: str, key: str) -> list[float]:
     return group[key] if key == "cpu_seconds" else per_seed(group, key)
 
 
-def difference(record: dict, a: str, b: str, key: str) -> Estimate:
-    """a minus b, paired by the seeds that both have."""
-    return paired({name: group_of(record, name) for name in (a, b)}, a, b, key)
+def difference(record: dict, a: str, b: str, key: str, other: dict | None = None) -> Estimate:
+    """a minus b, which is of the record ``other`` if there is one, paired by the seeds that both have."""
+    return paired({"a": group_of(record, a), "b": group_of(other or record, b)}, "a", "b", key)
 
 
 def average(record: dict, group: str, key: str) -> float:
@@ -96,7 +96,11 @@ def spread(record: dict, group: str, key: str) -> str:
 
 def gain(record: dict, a: str, b: str, key: str) -> str:
     """a minus b with its 95 % interval, bold where that excludes zero; one seed has no interval."""
-    number = difference(record, a, b, key)
+    return interval_text(difference(record, a, b, key))
+
+
+def interval_text(number: Estimate) -> str:
+    """A difference with its 95 % interval, bold where that excludes zero; one seed has no interval."""
     interval = f" [{number.low:+.1f}, {number.high:+.1f}]" if number.n > 1 else " (one seed)"
     text = f"{number.mean:+.1f}{interval}".replace("-", "−")
     return f"**{text}**" if number.clear else text
@@ -292,7 +296,10 @@ def search_table() -> str:
         ranks = [f"{found['rank correlation with mIoU'][key]:+.2f}".replace("-", "−") for key in CRITERIA]
         chosen = found["best"]["scores"]["miou"]
         rows.append([SEARCHES[name], f"{mean(scores):.1f}", f"{chosen:.1f}", f"{max(scores):.1f}", *ranks])
-    return table(*rows) + "\n\nThe last three columns: rank correlation of a criterion with mIoU over the trials."
+    return (
+        table(*rows)
+        + "\n\nThe last three columns: rank correlation of a criterion with mIoU over the trials."
+    )
 
 
 def best(record: dict, setting: str, *prefixes: str) -> str:
@@ -374,6 +381,9 @@ PARTS = {
     "frames": lambda: cluster_table("clusters_nyu", ("real RD",)),
     "gains": lambda name, method: gain_table(name, PAIRS[:4], method, [n for n in NAIVE if n != method]),
     "seeds": seeds_of_rows,
+    "searched": lambda group: interval_text(
+        difference(read("clusters_selected"), group, group, "miou", read("clusters"))
+    ),
     "search": search_table,
     "second": second_sensor_tables,
     "benchmarks": benchmarks,
