@@ -101,7 +101,7 @@ def _own_folder(path: Path) -> tuple[Path, FileLock]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire()
-    except FileNotFoundError:  # another process has just taken it for a stray
+    except (FileNotFoundError, FileExistsError):  # another process is just taking it for a stray
         return _own_folder(path)
     return folder, lock
 

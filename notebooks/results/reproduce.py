@@ -14,9 +14,9 @@
               objectives 5 -> street_pvt.json (an hour)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
-    search    settings of three methods chosen without labels, on rooms -> cluster_search.json
-    clusters  segmentation without labels: clusters.py, cluster_panel.py
-              -> clusters.json, clusters_selected.json, cluster_panel.npz
+    search    settings of three methods chosen without labels, on rooms -> cluster_search.json (half an hour)
+    clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json,
+              clusters_selected.json, cluster_panel.npz (two hours, of which EAGLE takes half)
     nyu       real frames: three objectives from scratch, 5 seeds -> nyu_subsets.json (two hours); objectives,
               regularisers and networks with pretrained weights, 3 seeds, the objectives 5
               -> nyu_pretrained.json (two hours); without labels clusters_nyu.json, kmeans_features.json,
