@@ -34,6 +34,21 @@ def holder(path, seconds: float) -> subprocess.Popen:
     )
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_temporary_folder_that_is_taken_for_a_stray_is_made_again(tmp_path, monkeypatch, error):
+    acquire, tries = runtime.FileLock.acquire, []
+
+    def taken_once(lock, *arguments, **options):
+        tries.append(lock)
+        if len(tries) == 1:  # another process removes the folder before its lock is held
+            raise error(17, "removed meanwhile")
+        return acquire(lock, *arguments, **options)
+
+    monkeypatch.setattr(runtime.FileLock, "acquire", taken_once)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "a.json").exists() and len(tries) == 2
+
+
 def test_a_second_process_waits_says_so_and_goes_on_when_the_first_is_killed(tmp_path):
     lock = tmp_path / "new" / "world.lock"
     first = holder(lock, 60)
