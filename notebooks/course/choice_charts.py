@@ -186,8 +186,8 @@ def landscape(arrays: Mapping, notes: Mapping) -> go.Figure:
             texttemplate="%{z:.1f}",
             colorbar={"title": {"text": "mIoU (%)"}},
             hovertemplate=(
-                "λ %{y}, %{x} of the pairs attract<br>mIoU on val %{z:.1f} %<br>effective rank "
-                "%{customdata[0]}, mean S %{customdata[1]}<br>explained %{customdata[2]}<br>"
+                f"λ %{{y}}, %{{x}} of the pairs attract<br>mIoU on {notes['split']} %{{z:.1f}} %<br>"
+                "effective rank %{customdata[0]}, mean S %{customdata[1]}<br>explained %{customdata[2]}<br>"
                 "%{customdata[3]}<extra></extra>"
             ),
         )

@@ -13,9 +13,10 @@ Resumable.
 Nothing is tuned: one schedule for all methods, shifts b as quantiles of each sensor's own correspondences.
 All read the 64 leading principal directions of each sensor's tokens, of equal variance (--whiten 64), because
 a run then costs a third; "kmeans-whitened" reads 32 of them.
-"selected" instead takes what 'mmlib search' found for three methods on rooms (colour, or colour and thermal),
-chosen by its label-free criterion; for depth and for streets they are left as they are. Runs are scored once, on the test split, after the last step. Finished runs are kept, one a line,
-in runs/clusters-BACKBONE/.
+"selected" instead takes what 'mmlib search' found for three methods on rooms (colour, or colour and
+thermal), chosen by its label-free criterion; for depth and for streets these settings are left as they are.
+Runs are scored once, on the test split, after the last step. Finished runs are kept, one a line, in
+runs/clusters-BACKBONE/.
 """
 
 from __future__ import annotations
