@@ -1,9 +1,9 @@
 """What the regulariser costs: a training step with each reading against the plain step, measured in one run,
 in turn.
 
-python tests/benchmarks/regularizer.py                                                            CPU, one
-thread python tests/benchmarks/regularizer.py --device cuda --encoder pvt_v2_b2 --size 1024 1024 --batch 2
-GPU, bf16
+python tests/benchmarks/regularizer.py           CPU, one thread
+python tests/benchmarks/regularizer.py --device cuda --encoder pvt_v2_b2 --size 1024 1024 --batch 2
+                                                 GPU, bf16
 
 A probe runs every k-th step; its ratio is that of k steps of which one has the probe. With the Gat et al.
 reading two samples are probed, with the others one. The first ratio is that of whole steps; on a machine with
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
         loss = subset_cross_entropy(logits, label, ObjectiveConfig(), valid, np.random.default_rng(number))[
             "supervised"
         ]
-        if term.config.active:
+        if term.config.readings - PROBED:
             loss = loss + closed_form(term, logits, features)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

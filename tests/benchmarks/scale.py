@@ -1,9 +1,9 @@
 """Time, throughput and peak memory of every step from a file to a trained batch, at the sizes of public data
 sets, on generated data.
 
-python tests/benchmarks/scale.py                                                    1042 x 1042, colour,
-depth, events, LiDAR python tests/benchmarks/scale.py --size 1080 1920 --modalities rgb event lidar --crop
-1024 1024 python tests/benchmarks/scale.py --size 1024 1024 --encoder pvt_v2_b2 --batch 2 --device cuda --bf16
+python tests/benchmarks/scale.py                 1042 x 1042, colour, depth, events, LiDAR
+python tests/benchmarks/scale.py --size 1080 1920 --modalities rgb event lidar --crop 1024 1024
+python tests/benchmarks/scale.py --size 1024 1024 --encoder pvt_v2_b2 --batch 2 --device cuda --bf16
 
 Scenes of the sensor world are rendered at full size, so that files compress as pictures do. Beside each step
 stands what it must at least move through memory: what it reads and what it leaves, each byte once. Peak
@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ class Options:
     """Height and width of a training crop, and of the window of sliding-window inference."""
     encoder: Encoder = "residual"
     """Network."""
+    fusion: Literal["mean", "cmx", "centred"] = "mean"
+    """How it fuses; but for the mean, the objective is that of all sensors at once."""
     batch: int = 1
     """Samples of a training step."""
     frames: int = 4
@@ -187,7 +190,7 @@ def main(options: Options) -> None:
             data.modalities,
             data.description.classes,
             data.description.palette,
-            NetworkConfig(options.encoder),
+            NetworkConfig(options.encoder, fusion=options.fusion),
         ).to(options.device, memory_format=torch.channels_last)
         weights = sum(p.numel() for p in network.parameters())
         batch = next(iter(DataLoader(prepared, batch_sampler=draws[:1], collate_fn=collate)))
@@ -196,12 +199,13 @@ def main(options: Options) -> None:
             batch["label"].to(options.device),
         )
         optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+        subsets = "all-subsets" if options.fusion == "mean" else "full"
 
         def step():
             with torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=options.bf16):
                 logits, _ = network(images, fuse=False)
             valid = (target != 255).sum()
-            subset_cross_entropy(logits, target, ObjectiveConfig(), valid, np.random.default_rng(0))[
+            subset_cross_entropy(logits, target, ObjectiveConfig(subsets), valid, np.random.default_rng(0))[
                 "supervised"
             ].backward()
             optimizer.step()
@@ -209,7 +213,7 @@ def main(options: Options) -> None:
 
         moved = nbytes([x.numpy() for x in batch["images"].values()])
         measure(
-            f"training step, {options.encoder}, {weights / 1e6:.1f} M parameters, all subsets",
+            f"training step, {options.encoder}, {options.fusion}, {weights / 1e6:.1f} M parameters, {subsets}",
             step,
             repeats,
             moved + 7 * 4 * weights,
@@ -227,14 +231,15 @@ def main(options: Options) -> None:
             floats + logits_bytes,
             device=options.device,
         )
-        windows = sliding(network.modality_logits, options.crop)
-        measure(
-            "all subsets scored, sliding windows",
-            lambda: evaluate_subsets(windows, **scoring),
-            repeats,
-            floats + logits_bytes,
-            device=options.device,
-        )
+        if options.fusion == "mean":  # windows are fused by averaging
+            windows = sliding(network.modality_logits, options.crop)
+            measure(
+                "all subsets scored, sliding windows",
+                lambda: evaluate_subsets(windows, **scoring),
+                repeats,
+                floats + logits_bytes,
+                device=options.device,
+            )
     project(options, rng)
 
 
