@@ -23,7 +23,7 @@ import tyro
 
 from mmlib.modalities import SENSORS
 from mmlib.runtime import limit_threads
-from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
+from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
 from mmlib.segmentation.regularizer import PROBED, Regularizer, RegularizerConfig
 
@@ -47,7 +47,7 @@ class Options:
 
     size: tuple[int, int] = (96, 128)
     """Height and width."""
-    encoder: Encoder = "residual"
+    encoder: str = "residual"
     """Network."""
     batch: int = 4
     """Samples."""

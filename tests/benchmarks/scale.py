@@ -35,7 +35,7 @@ from mmlib.evaluation.subsets import evaluate_subsets
 from mmlib.evaluation.windows import sliding
 from mmlib.runtime import limit_threads
 from mmlib.segmentation.dry_run import high_water, seconds
-from mmlib.segmentation.network import Encoder, NetworkConfig, Segmenter
+from mmlib.segmentation.network import NetworkConfig, Segmenter
 from mmlib.segmentation.objective import ObjectiveConfig, subset_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "data_scripts"))
@@ -51,7 +51,7 @@ class Options:
     """Sensors of the sensor world."""
     crop: tuple[int, int] = (1024, 1024)
     """Height and width of a training crop, and of the window of sliding-window inference."""
-    encoder: Encoder = "residual"
+    encoder: str = "residual"
     """Network."""
     fusion: Literal["mean", "cmx", "centred"] = "mean"
     """How it fuses; but for the mean, the objective is that of all sensors at once."""
