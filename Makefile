@@ -21,11 +21,12 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TEST_FLAGS ?=
 
-.PHONY: help lab test test-old-cpu notebooks book results constraints clean
+.PHONY: help lab test test-gpu test-old-cpu notebooks book results constraints clean
 
 help:
 	@echo "make lab         environment, embedded data set, JupyterLab on the start notebook"
 	@echo "make test        environment, all tests, all notebooks under strict comparison (JOBS=2 processes)"
+	@echo "make test-gpu    losses, gradients, runs and scores on an NVIDIA GPU against those of the CPU"
 	@echo "make test-old-cpu  notebooks and numerical tests on an emulated processor without AVX"
 	@echo "make notebooks   execute and clean every notebook in place"
 	@echo "make book        the lessons as a web site in build/book, from the outputs that the notebooks store"
@@ -50,6 +51,10 @@ lab: $(STAMP)
 
 test: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest --nbval $(PARALLEL) --durations=15 $(TEST_FLAGS)
+
+# All other tests leave a GPU alone.
+test-gpu: $(STAMP)
+	MMLIB_TEST_GPU=1 $(ONE_THREAD) $(BIN)/python -m pytest tests/test_gpu.py $(TEST_FLAGS)
 
 # What depends on the processor: the notebooks' printed numbers, and the tests of what computes them. (One test
 # compares both kinds of processor itself, in a child process, and needs the newer one for that.)

@@ -13,6 +13,11 @@ import pytest
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+# On the CPU, also where there is a GPU: many tests ask for the same bits twice, which GPUs do not promise.
+# ``make test-gpu`` runs the tests that are about a GPU.
+if "MMLIB_TEST_GPU" not in os.environ:
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+
 # Notebooks import mmlib, and the course's own package from their folder. Tests and the processes that they
 # start do so, too, also in a clone that was never installed.
 _root = os.path.dirname(os.path.abspath(__file__))
