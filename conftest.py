@@ -2,6 +2,7 @@
 ones.
 """
 
+import contextlib
 import os
 import random
 import sys
@@ -26,6 +27,13 @@ sys.path[:0] = [path for path in _paths if path not in sys.path]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*_paths, os.environ.get("PYTHONPATH")]))
 # ipykernel warns on stderr, hence in a cell's output, when a debugger finds frozen modules.
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+# No example fails for being slow, on a busy machine; nbval alone runs without Hypothesis.
+with contextlib.suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("mmlib", deadline=None)
+    settings.load_profile("mmlib")
 
 # Seconds that the longest files take, roughly. A worker of pytest-xdist takes one file at a time, so the long
 # ones start first, and all workers end together.

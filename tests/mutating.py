@@ -195,6 +195,14 @@ class Recorder:
     def __init__(self, outcome: Outcome):
         self.outcome = outcome
 
+    def pytest_sessionstart(self):
+        from hypothesis import Phase, settings
+
+        # No example of a broken library is kept for later runs, nor made as small as possible.
+        phases = [Phase.explicit, Phase.generate]
+        settings.register_profile("mutation", settings.default, database=None, phases=phases)
+        settings.load_profile("mutation")
+
     def pytest_runtest_setup(self, item):
         import pytest
 
@@ -209,13 +217,8 @@ class Recorder:
 
 
 def run_tests(outcome: Outcome, tests: tuple[str, ...]) -> None:
-    import hypothesis
     import pytest
 
-    # No example of a broken library is kept for later runs, nor made as small as possible.
-    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    hypothesis.settings.register_profile("mutation", database=None, phases=phases)
-    hypothesis.settings.load_profile("mutation")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and each takes time to load
     # The last of these searches all objects for garbage, five times at the end.
     switched_off = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]

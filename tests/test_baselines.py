@@ -281,7 +281,7 @@ def greedy(points: np.ndarray, count: int, valid: np.ndarray, start: int) -> lis
     return sample
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 10))
 def test_farthest_points_by_brute_force(seed, count):
     points = randn(2, 14, 3, seed=seed)
@@ -399,7 +399,7 @@ def test_mmd_by_a_double_loop():
         assert float(gradient[place]) == pytest.approx(change / 2e-5, rel=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(1, 8))
 def test_mmd_is_a_distance_of_sets(seed, n, m):
     x, y = randn(n, 3, seed=seed), randn(m, 3, seed=seed + 1)

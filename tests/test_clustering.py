@@ -59,7 +59,7 @@ def test_planted_directions_are_found_whatever_the_lengths():
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 4))
 def test_inertia_never_rises_and_is_what_it_says(seed, clusters, restarts):
     codes = random_codes(40, 3, seed)

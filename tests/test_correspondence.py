@@ -112,7 +112,7 @@ def test_values_and_gradients_are_those_of_brute_force(form, tile):
     st.sampled_from(FORMS),
     st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tile_size_does_not_matter(B, P, Q, C, D, tile, b, form, seed):
     f1, f2, c1, c2 = quadruple(B, P, Q, C, D, seed)
     plain, tiled = (correlation_loss(f1, f2, c1, c2, b, tile=t, **form) for t in (0, tile))
@@ -143,7 +143,7 @@ def test_centring_is_the_released_one():
 
 
 @given(st.integers(0, 2**31), st.floats(0.01, 100), st.sampled_from([0, 2]))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_length_of_tokens_and_codes_does_not_matter(seed, factor, tile):
     f1, f2, c1, c2 = quadruple(seed=seed)
     lengths = factor * (
@@ -611,7 +611,7 @@ def test_derangements_are_uniform():
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 5.0))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_without_harmonizers_cmcs_is_one_loss_on_joined_tokens(seed, weight):
     """Eq. 6 is linear in F: judges that see the same code are one judge, who sees unit tokens side by side,
     scaled by √λ, and the weighted mean of their shifts.

@@ -30,7 +30,7 @@ from mmlib.modalities import Modality  # noqa: E402
 # ---- ids and sizes ----
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(st.integers(0, 900), st.integers(0, 255), min_size=1, max_size=40), st.data())
 def test_ids_are_mapped_one_by_one(table, data):
     ids = np.array(
@@ -56,7 +56,7 @@ SPARSE = Modality("lidar", "L", 2, dtype="float32", sparse=True)
 DENSE = Modality("heat", "H", 1, "°C", dtype="uint16", scale=0.01, offset=-100.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(2, 9),
     st.integers(2, 9),

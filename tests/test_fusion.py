@@ -109,7 +109,7 @@ def test_agreement_in_closed_form():
     assert np.allclose(found, expected / expected.sum(), atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(list(RULES)), st.integers(1, 5), st.integers(0, 10**6), st.sampled_from([0.1, 3.0, 40.0])
 )

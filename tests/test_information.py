@@ -197,7 +197,7 @@ def test_inverse_logit_information_of_two_classes_has_its_minimum_at_0285():
 
 
 @given(st.integers(0, 10**6), st.integers(2, 7), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_closed_forms_equal_autograd(seed, classes, variance):
     generator = torch.Generator().manual_seed(seed)
     logits = {

@@ -497,7 +497,7 @@ def test_splits_and_conditions_by_table(tmp_path, rgb):
     assert {r["id"]: r["split"] for r in read_index(tmp_path / "table")} == expected | {"0011": "unused"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(10, 400),
     st.integers(1, 40),

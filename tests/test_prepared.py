@@ -44,7 +44,7 @@ def test_written_pixels_come_back(tmp_path):
             assert stored[name].dtype == images[name].dtype and np.array_equal(stored[name], images[name])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(["uint8", "uint16", "float32"]), st.integers(1, 5), st.integers(0, 2**31))
 def test_any_dtype_and_number_of_channels(tmp_path_factory, dtype, channels, seed):
     root = tmp_path_factory.mktemp("layout")

@@ -135,7 +135,7 @@ def test_naive_projections_get_this_cloud_wrong():
     )  # a far point drawn over a near one
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_pixel_shows_the_minimum_over_its_points(data):
     count = data.draw(st.integers(1, 30))
@@ -157,7 +157,7 @@ def test_every_pixel_shows_the_minimum_over_its_points(data):
         )  # the nearest; of equal ones the first
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.floats(-3, 3), st.floats(-3, 3))
 def test_nothing_behind_the_camera_is_seen(seed, yaw, pitch):
     points = cloud(seed, 60)
@@ -360,7 +360,7 @@ def homography():
     return projection.homography_at_infinity(EVENT_K, K, event2camera), event2camera
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(0, 80))
 def test_counts_are_those_of_a_loop_and_sum_to_the_events_inside(seed, count):
     x, y, _, p = (values[:count] for values in burst(seed))

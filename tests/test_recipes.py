@@ -420,7 +420,7 @@ def test_a_dictionary_of_the_wrong_kind(tmp_path):
 
 
 @given(st.sampled_from(sorted(KINDS)), st.data())
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 def test_a_configuration_written_as_a_recipe_is_read_back(tmp_path_factory, section, drawn):
     """Every setting that a configuration has can stand in a recipe, under its own name."""
     names = [name for name, *_ in settings(KINDS[section]("x", "y"))]

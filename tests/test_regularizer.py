@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import toy
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pairs import together
 from torch import nn
@@ -70,7 +70,6 @@ positive = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6)
 
 
 @given(positive, st.floats(1e-3, 1e3))
-@settings(deadline=None)
 def test_forms(values, factor):
     """Sum of inverses >= M² / sum (equality only where all are equal); balance and share ignore a common
     factor; balance = share form.

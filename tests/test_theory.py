@@ -25,7 +25,7 @@ from mmlib.theory.entropy import (
 )
 from mmlib.theory.gaussian import Discrete, Gaussian, gaussian, uniform
 
-EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=40, derandomize=True)
 STANDARD_PAIR = {"x": gaussian(), "y": gaussian()}
 SIGNS = {"x": uniform([-1, 1]), "y": uniform([-1, 1])}
 POINT = {"rho": 1.0}  # at a single point the information is the plain ‖∇f‖²/f there

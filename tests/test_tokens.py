@@ -110,7 +110,7 @@ def test_holes_take_the_mean_of_measured_neighbours_and_the_rest_is_black():
     assert (shown[..., 3:] == 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(sorted(SENSORS)),
     st.sampled_from(["inverse", "log"]),
@@ -154,7 +154,7 @@ def test_more_than_three_channels_are_refused():
 # ---- crops ----
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(2, 40))
 def test_five_crops_lie_at_the_corners_and_in_the_middle(height, width):
     image = torch.rand(3, height, width)
@@ -510,7 +510,7 @@ def test_statistics_are_those_of_numpy(monkeypatch, chunk):
     assert (replace(tokens, chain=found).batch([0])["depth"][0, 2] == 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     arrays(np.float16, (4, 3, 3, 5), elements=st.floats(-100, 100, width=16)),
     st.booleans(),
@@ -624,7 +624,7 @@ def test_bad_requests_are_refused():
 # ---- neighbours ----
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(6, 30), st.integers(1, 4), st.booleans(), st.integers(1, 40))
 def test_neighbours_are_those_of_brute_force(seed, n, k, grouped, chunk):
     rng = np.random.default_rng(seed)

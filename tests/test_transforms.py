@@ -28,7 +28,7 @@ def scene(height=12, width=16):
     return images, (code.long() - 1) % 200
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from([(12, 16), (8, 8), (16, 20)]))
 def test_modalities_and_label_stay_aligned(seed, crop):
     images, label = Augment(crop=crop)(*scene(), np.random.default_rng(seed), MODALITIES)

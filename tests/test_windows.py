@@ -45,7 +45,7 @@ sides = st.integers(1, 40)
 fine = patch.object(windows, "ALIGN", 4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sides,
     sides,
