@@ -88,7 +88,8 @@ def bar_table(
     for name, (colour, shares) in rows.items():
         html += f'<tr><th scope="row" style="{left}">{escape(name)}</th>'
         for column, share in enumerate(shares):
-            fill = f'<div style="background:{escape(colour)};height:8px;width:{share or 0:.0f}%"></div>'
+            bar = f"background:{escape(colour)};height:8px;width:{share or 0:.0f}%"
+            fill = f'<div style="{bar};box-shadow:inset 0 0 0 1px #888"></div>'  # seen on black and on white
             number = "–" if share is None else f"{share:.0f}{unit}"
             behind = f" ({changes[name][column]})" if changes and changes[name][column] else ""
             html += (

@@ -330,8 +330,8 @@ class SwitchboardPanel(Panel):
         if not on:
             return self._say(NOTHING_LEFT)
         chips = " ".join(
-            f'<span style="border-bottom:3px solid {escape(modality.colour)};padding:0 3px">'
-            f"{escape(sensor_title(modality))}</span>"
+            f'<span style="display:inline-block;border-bottom:3px solid {escape(modality.colour)};'
+            f'padding:0 3px">{escape(sensor_title(modality))}</span>'
             for modality in on.values()
         )
         scores = "; ".join(
