@@ -107,7 +107,7 @@ def show_won_and_lost(tables: Mapping[str, tuple[Table, str]]) -> None:
         axis.set_xticks(range(len(gain)), list(gain))
         axis.axhline(0, color=INK, linewidth=0.8)
         axis.set_ylabel("points of mIoU")
-        title = f"{name}: gain over the best baseline; subsets with {sensor.name} in colour"
+        title = f"{name}: gain over the best baseline; grey: subsets without {key} ({sensor.name})"
         axis.set_title(title, size=10, weight="normal")
         won = [subset for subset, g in gain.items() if g > 0]
         words.append(f"{name}: won {', '.join(won)}; largest loss {min(gain.values())}")
