@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shlex
+import shutil
 import socket
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from accelerate import notebook_launcher
+from accelerate.state import AcceleratorState
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -76,6 +78,13 @@ def scratch_folder() -> Path:
     tempfile.tempdir = os.environ["TMPDIR"] = folder.name
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tiny runs, compared to the last bit: CPU only
     return Path(folder.name)
+
+
+def fresh(folder: Path) -> Path:
+    """An empty folder, also where its cell is changed and run again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def write_png16(path: Path, array: np.ndarray) -> None:
@@ -144,7 +153,7 @@ def write_drive(folder: Path, spoil=None, frames: int = 60) -> None:
     what was taken by night, and the classes. ``spoil`` takes and returns (colour, heat, ids) of a frame.
     """
     for name in ("camera", "heat", "masks"):
-        (folder / name).mkdir(parents=True)
+        fresh(folder / name)
     light, names = ["id,condition"], world.CLASSES["street"]
     for k in range(frames):
         condition = "day" if k // 2 % 2 == 0 else "night"
@@ -226,6 +235,7 @@ def compared_gradients(data: Path, scratch: Path) -> dict[str, float]:
     """How a first step of four samples is spread -> largest difference of its gradient from that of one batch
     of four, as a share of the largest entry.
     """
+    AcceleratorState._reset_state(True)  # of what ran in this kernel before
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
