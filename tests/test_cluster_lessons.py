@@ -161,17 +161,17 @@ def test_single_sensors_stand_beside_several():
 def test_differences_are_paired_and_clear_by_their_interval():
     panels = cluster_records.panels_of(RECORD, [("room", "RD")])
     pairs = [("unim2", "lambda-0"), ("unim2", "stego R"), ("unim2", "stego X"), ("no", "unim2")]
-    head, first, second, third, fourth = cluster_records.difference_table(
+    scene, head, first, second, third, fourth = cluster_records.difference_table(
         panels, [(*pair, words) for pair, words in zip(pairs, ("ours", "colour", "other", "unknown"))]
     ).splitlines()
-    assert head.split()[-2:] == ["room", "RD"]
+    assert scene.split() == ["room"] and head.split()[-1] == "RD"
     assert first.split() == ["ours", "+1.0"]  # 1, 0.5, 1.5: sd 0.5, t 4.30, ± 1.2
     assert second.startswith("colour ") and second.endswith("-8.0*")
     assert third.endswith("+5.0 ") and fourth.endswith("–"), "one seed is never clear"
     questions = {"second judge": [("unim2", "lambda-0")], "all": pairs}
     text = cluster_records.in_words(panels, questions).splitlines()
-    assert text[0].endswith("clear gain  0, clear loss  0, neither  1")
-    assert text[1].endswith("clear gain  0, clear loss  1, neither  2")
+    assert text[:2] == ["second judge:", "   clear gain 0, clear loss 0, neither 1"]
+    assert text[2:] == ["all:", "   clear gain 0, clear loss 1, neither 2"]
 
 
 def test_stripes_are_those_of_the_record():

@@ -45,6 +45,13 @@ def test_no_machine_check_stands_where_a_reader_wants_a_number(number):
 
 
 @pytest.mark.parametrize("number", PATHS)
+def test_a_cell_that_makes_a_folder_can_be_run_again(number):
+    """A reader changes a cell and runs it once more: ``mkdir()`` would say "File exists"."""
+    code = "\n".join("".join(cell["source"]) for cell in cells(number) if cell["cell_type"] == "code")
+    assert not re.search(r"\.mkdir\((?!.*exist_ok)", code)
+
+
+@pytest.mark.parametrize("number", PATHS)
 def test_the_map_tells_title_question_and_minutes(number):
     title = re.match(r"# (.*)", first(number))[1].strip()
     question = " ".join(re.search(r"\*\*([^*]+\?)\*\*", first(number))[1].split())

@@ -95,6 +95,7 @@ def methods_side_by_side(lab, runs: Mapping[str, str], rooms: Sequence[int], sen
         rows.append(row | {"label": label_picture(labels[room].numpy(), lab.palette)})
     fig = picture_grid(rows, [lab.val.rows[room]["condition"] for room in rooms])
     class_legend(fig, lab.classes, lab.palette)
+    fig.set_figheight(fig.get_figheight() + 0.45)  # of the legend: the pictures keep their size
     return fig
 
 

@@ -104,8 +104,7 @@ def difference_table(panels: Mapping[str, Mapping], pairs: Sequence[tuple], key:
         return f"{d.mean:+.1f}{'*' if d.n > 1 and d.clear else ' '}"
 
     rows = {words: [cell(groups, *pair) for groups in panels.values()] for *pair, words in pairs}
-    wide = 2 + max(map(len, panels))
-    return text_table("points of mIoU, * = clear", panels, rows, first=42, wide=wide)
+    return text_table("points of mIoU, * = clear", panels, rows, wide=7)
 
 
 def in_words(panels: Mapping[str, Mapping], questions: Mapping[str, Sequence[tuple]], key="miou") -> str:
@@ -123,8 +122,7 @@ def in_words(panels: Mapping[str, Mapping], questions: Mapping[str, Sequence[tup
         clear = [d.mean for d in found if d.n > 1 and d.clear]
         gains, losses = sum(m > 0 for m in clear), sum(m < 0 for m in clear)
         lines.append(
-            f"{question:58s}clear gain {gains:2d}, clear loss {losses:2d}, neither "
-            f"{len(found) - len(clear):2d}"
+            f"{question}:\n   clear gain {gains}, clear loss {losses}, neither {len(found) - len(clear)}"
         )
     return "\n".join(lines)
 

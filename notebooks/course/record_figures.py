@@ -8,6 +8,7 @@ seed and named by their spread, never by their sign alone.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -75,16 +76,16 @@ def verdict(difference: Estimate, up: str = "clear gain", down: str = "clear los
     return (up if difference.mean > 0 else down) if difference.clear else "smaller than its spread"
 
 
-def text_table(
-    corner: str, heads: Iterable[str], rows: Mapping[str, Sequence[str]], first: int = 30, wide: int = 20
-) -> str:
-    """Plain text: what to call a row -> its cells. The first column is ``first`` characters wide, the others
-    ``wide``.
+def text_table(corner: str, heads: Iterable[str], rows: Mapping[str, Sequence[str]], wide: int = 15) -> str:
+    """Plain text: what to call a row -> its cells. The first column is as wide as its longest label, the
+    others ``wide`` characters; heads are broken into lines between their words.
     """
-    return "\n".join(
-        f"{label:{first}s}" + "".join(f"{cell:>{wide}s}" for cell in cells)
-        for label, cells in {corner: heads, **rows}.items()
-    )
+    heads = [textwrap.wrap(head, wide - 1) for head in heads]
+    first, high = max(map(len, [corner, *rows])), max(map(len, heads))
+    above = [["", *lines] for lines in zip(*([""] * (high - len(head)) + head for head in heads))]
+    above[-1][0] = corner
+    table = above + [[label, *cells] for label, cells in rows.items()]
+    return "\n".join(f"{label:{first}s}" + "".join(f"{c:>{wide}s}" for c in cells) for label, *cells in table)
 
 
 def _colour(difference: Estimate) -> str:

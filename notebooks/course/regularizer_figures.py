@@ -208,16 +208,16 @@ def counted(found: Iterable[Effect], key: str) -> dict[str, int]:
 
 def effect_table(found: Sequence[Effect]) -> str:
     """Plain text: a block a setting, a line a term."""
-    head = f"{'points of mIoU':34s}{'seeds':>6s}" + "".join(f"{name:>20s}" for name in KEYS.values())
-    lines, title = [head + f"{'Fisher gap':>13s}"], ""
+    corner = f"{'points of mIoU':30s} n "
+    lines, title = [text_table(corner, KEYS.values(), {}, 12) + "     gap"], ""
     for effect in found:
         if title != effect.setting.title:
             title = effect.setting.title
             lines += ["", title]
-        cells = [difference_text(d) for d in effect.change.values()]
-        gap = "{:.1f} → {:.1f}".format(*effect.gaps)
-        line = f"   {effect.term:31s}{effect.change['full'].n:6d}" + "".join(f"{cell:>20s}" for cell in cells)
-        lines.append(line + f"{gap:>13s}")
+        cells = [f"{effect.term:30s}{effect.change['full'].n:2d} "]
+        texts = (difference_text(d).replace(" ± ", " ±") for d in effect.change.values())
+        cells += [text[1:-2] + text[-1] for text in texts]
+        lines.append("".join(cells) + "{:5.1f}→{:.1f}".format(*effect.gaps))
     missing = [f"fewer than two seeds recorded: {term}" for term in unrecorded(found)]
     return "\n".join([*lines, "", STAR, *missing])
 
@@ -226,7 +226,7 @@ def count_table(found: Sequence[Effect]) -> str:
     """Plain text: how many of the terms gain clearly, lose clearly, and neither."""
     counts = {words: counted(found, key) for key, words in KEYS.items()}
     rows = {words: [str(number) for number in count.values()] for words, count in counts.items()}
-    return text_table(f"of {len(found)} terms", counts["all sensors"], rows, first=32, wide=26)
+    return text_table(f"of {len(found)} terms", counts["all sensors"], rows, wide=16)
 
 
 def plane_words(found: Sequence[Effect]) -> str:

@@ -213,7 +213,7 @@ def ceiling_table(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone
         label: [difference_text(paired(groups, name, ceiling, symbol)) for symbol, ceiling in alone.items()]
         for name, label in joint.items()
     }
-    table = text_table("mIoU (%)", [f"{symbol} alone" for symbol in alone], rows, wide=16)
+    table = text_table("mIoU (%)", [f"{symbol} alone" for symbol in alone], rows)
     return f"{table}\njoint networks: difference to the ceiling {STAR}"
 
 
