@@ -55,8 +55,8 @@ def test_sentences_that_compare_agree_with_their_records(sentence):
 
 def test_what_choosing_without_labels_is_worth_in_the_records():
     """Lesson 10 and the page: of each search the choice lies above the mean trial and below the best, and
-    settings matter as said; "explained" goes with mIoU in every setting of two sensors, the others change
-    their sign.
+    settings matter as said; "explained" goes with mIoU in every setting of two sensors, "agreement"
+    weakly, and "silhouette" changes its sign.
     """
     searches = page.read("cluster_search")["searches"]
     strongest = {}
@@ -80,7 +80,8 @@ def test_what_choosing_without_labels_is_worth_in_the_records():
             correlations.append([spearmanr(column, miou).statistic for column in columns])
     explained, agreement, silhouette = np.transpose(correlations)
     assert len(explained) == 5 and min(explained) > 0.35
-    assert min(agreement) < 0 < max(agreement) and min(silhouette) < 0 < max(silhouette)
+    assert max(agreement) < 0.4 and all(agreement < explained)
+    assert min(silhouette) < 0 < max(silhouette)
 
 
 def test_a_changed_number_or_relation_is_noticed(monkeypatch):

@@ -83,6 +83,12 @@ def average(record: dict, group: str, key: str) -> float:
     return mean(numbers(record, group, key))
 
 
+def cost(record: dict, group: str) -> str:
+    """CPU seconds of a run, of those that ran without a GPU; the others have no such number."""
+    known = [seconds for seconds in numbers(record, group, "cpu_seconds") if seconds is not None]
+    return f"{mean(known):.0f}" if known else "GPU"
+
+
 def spread(record: dict, group: str, key: str) -> str:
     """Mean ± sd over seeds; the mean alone where there is one seed."""
     number = estimate(numbers(record, group, key))
@@ -119,7 +125,7 @@ def source(name: str, command: str = "") -> str:
         seconds = sum(run["cpu_seconds"] for run in record["runs"])
     else:
         seeds = {seed for group in record["groups"].values() for seed in group["seeds"]}
-        seconds = sum(sum(group["cpu_seconds"]) for group in record["groups"].values())
+        seconds = sum(sum(filter(None, group["cpu_seconds"])) for group in record["groups"].values())
     time = f"{seconds / 3600:.1f} CPU hours" if seconds > 600 else f"{seconds / 60:.0f} CPU minutes"
     cost = f"{time} in all; " if seconds else ""
     made = f", made by `{command}`" if command else ""
@@ -139,9 +145,8 @@ def subset_table(name: str, prefix: str) -> str:
     for kind, title in OBJECTIVES.items():
         group = f"{prefix}-{kind}"
         of = partial(spread, record, group)
-        cpu = average(record, group, "cpu_seconds")
         alone = [f"{average(record, group, key):.1f}" for key in single]
-        rows.append([title, *alone, of("full"), of("mean"), of("min"), of("gap"), f"{cpu:.0f}"])
+        rows.append([title, *alone, of("full"), of("mean"), of("min"), of("gap"), cost(record, group)])
     return table(*rows)
 
 
@@ -158,8 +163,8 @@ def ablation_table(name: str, prefix: str, titles: dict[str, str]) -> str:
                 spread(record, group, key),
                 gain(record, group, reference, key) if group != reference else "",
             ]
-        cpu = average(record, group, "cpu_seconds")
-        rows.append([title, *cells, spread(record, group, "min"), spread(record, group, "gap"), f"{cpu:.0f}"])
+        cells += [spread(record, group, "min"), spread(record, group, "gap"), cost(record, group)]
+        rows.append([title, *cells])
     return table(*rows)
 
 
@@ -177,10 +182,19 @@ def pretrained_table(name: str, prefix: str) -> str:
         of = partial(spread, record, group)
         alone = [f"{average(record, group, key):.1f}" for key in single]
         delta = "" if kind == "dropout" else gain(record, group, f"{prefix}-dropout", "mean")
-        seeds, cpu = len(record["groups"][group]["seeds"]), average(record, group, "cpu_seconds")
+        seeds = len(record["groups"][group]["seeds"])
         scores = [of("full"), of("mean"), delta, of("min"), of("class accuracy"), of("gap")]
-        rows.append([title, seeds, *alone, *scores, f"{cpu:.0f}"])
+        rows.append([title, seeds, *alone, *scores, cost(record, group)])
     return table(*rows)
+
+
+def twice(name: str) -> str:
+    """Runs of one seed on two machines, scored on val."""
+    texts = []
+    for group, runs in read(name)["twice"].items():
+        scores = [f"{run['full']:.1f} and {run['mean']:.1f} ({run['machine']})" for run in runs]
+        texts.append(f"{PRETRAINED[group].strip('*+ ')}, seed 0, has {' or '.join(scores)}")
+    return "; ".join(texts) + ", with both and on the mean of val"
 
 
 def candidates_table(data: str) -> str:
@@ -197,8 +211,8 @@ def candidates_table(data: str) -> str:
         for reference in (f"{data}-all-subsets", f"{data}-dropout"):
             same = group == reference or reference not in record["groups"]
             cells.append("" if same else gain(record, group, reference, "mean"))
-        seeds, cpu = len(record["groups"][group]["seeds"]), average(record, group, "cpu_seconds")
-        rows.append([variant["title"], seeds, f"{cpu:.0f}", *cells])
+        seeds = len(record["groups"][group]["seeds"])
+        rows.append([variant["title"], seeds, cost(record, group), *cells])
     return table(*rows)
 
 
@@ -354,6 +368,7 @@ def benchmarks() -> str:
 
 CRITERIA = ("explained", "agreement", "silhouette")
 SEARCHES = {"stego": "STEGO, colour", "stego-conv": "STEGO, conv fusion, RT", "unim2": "UniM2, RT"}
+SEARCHES |= {f"{name}-32": f"{title}, whitened to 32" for name, title in SEARCHES.items()}
 NAIVE = ("kmeans", "stego-feature", "stego-conv")
 PVT = {"dropout": "modality dropout (reference)", "input-0.1": "+ R_p at the input, λ 0.1"} | {
     kind: OBJECTIVES[kind] for kind in ("full", "all-subsets")
@@ -368,6 +383,7 @@ PARTS = {
     "candidates": candidates_table,
     "variants": candidates_list,
     "note": lambda name: read(name)["note"],
+    "twice": twice,
     "transformer": lambda: ablation_table("street_pvt", "pvt", PVT),
     "failures": failure_table,
     "clusters": lambda: cluster_table("clusters", PAIRS),

@@ -14,7 +14,7 @@
               objectives 5 -> street_pvt.json (an hour)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
     failures  fusion rules under unannounced failures, networks of "street" -> failures.json
-    search    settings of three methods chosen without labels, on rooms -> cluster_search.json (half an hour)
+    search    settings of three methods chosen without labels, on rooms -> cluster_search.json (an hour)
     clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json,
               clusters_selected.json, cluster_panel.npz (two hours, of which EAGLE takes half)
     nyu       real frames: three objectives from scratch, 5 seeds -> nyu_subsets.json (two hours); objectives,
@@ -107,10 +107,15 @@ CURVES = {
     "input": SHORT["input-0.1"],
     "paper": SHORT["paper"],
 }
+# No criterion without labels compares between spaces of tokens: each has a search of its own.
 SEARCHES = {
-    "stego": "--method stego --modalities rgb",
-    "stego-conv": "--method stego --modalities rgb thermal --fusion conv",
-    "unim2": "--method unim2 --modalities rgb thermal",
+    f"{name}{ending}": f"--whiten {whiten} {flags}"
+    for whiten, ending in ((64, ""), (32, "-32"))
+    for name, flags in {
+        "stego": "--method stego --modalities rgb",
+        "stego-conv": "--method stego --modalities rgb thermal --fusion conv",
+        "unim2": "--method unim2 --modalities rgb thermal",
+    }.items()
 }
 # Two sensors: a dropout step encodes 4/3 of them on average, so half as many epochs again encode as many
 # images.
@@ -265,7 +270,7 @@ def rank_correlations(trials: list[dict]) -> dict[str, float]:
 
 def search(jobs: int) -> None:
     """Trials are measured on val; their scores are looked at after the choice."""
-    settings = "--data room --whiten 64 --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000"
+    settings = "--data room --points 64 --steps 150 --restarts 3 --repeats 1 --kmeans-points 6000"
     commands = {name: f"-m mmlib search {settings} --trials 60 {SEARCHES[name]}" for name in SEARCHES}
     out = {name: f"runs/search/{name}" for name in SEARCHES}
     with ThreadPoolExecutor(jobs) as pool:
