@@ -281,11 +281,11 @@ def method_bars(
         ax.set(xlabel=unit, title=title, ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.05 * ax.get_xlim()[1]))
         vertical_grid(ax)
     axes[0, 0].set_yticks(range(len(rows)), list(rows.values()), fontsize=9)
-    handles = [ax.plot([], [], color=colour)[0] for colour in (INK, BETWEEN)]
-    fig.legend(
-        handles,
-        ["± 1 sd over seeds of training", "± 1 sd over k-means alone"],
-        loc="outside lower center",
-        ncols=2,
-    )
+    whiskers = {"± 1 sd over seeds of training": INK}
+    if key == "miou" and any(
+        "kmeans_sd" in group["summary"]["all"] for groups in panels.values() for group in groups.values()
+    ):
+        whiskers["± 1 sd over k-means alone"] = BETWEEN
+    handles = [ax.plot([], [], color=colour)[0] for colour in whiskers.values()]
+    fig.legend(handles, whiskers, loc="outside lower center", ncols=2)
     return fig
