@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from course import real_data
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
@@ -63,3 +64,11 @@ def test_the_map_tells_title_question_and_minutes(number):
 @pytest.mark.parametrize("number", list(PATHS)[:-1])
 def test_a_lesson_leads_to_the_next(number):
     assert f"]({PATHS[f'{int(number) + 1:02d}'].name}" in words(number)
+
+
+def test_only_temporary_folders_are_emptied(tmp_path):
+    (tmp_path / "old").touch()
+    assert not [*real_data.fresh(tmp_path).iterdir()]
+    with pytest.raises(ValueError, match="is emptied only below"):
+        real_data.fresh(Path.home() / "no such folder")
+    assert not (Path.home() / "no such folder").exists()

@@ -81,7 +81,13 @@ def scratch_folder() -> Path:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty folder, also where its cell is changed and run again."""
+    """An empty folder among the system's temporary files, also where its cell is changed and run again.
+
+    Raises:
+        ValueError: ``folder`` lies elsewhere, where it may hold somebody's files.
+    """
+    if not folder.resolve().is_relative_to(Path(tempfile.gettempdir()).resolve()):
+        raise ValueError(f"{folder}: is emptied only below {tempfile.gettempdir()}; name a folder there")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
