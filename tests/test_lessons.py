@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,12 @@ def test_a_lesson_leads_to_the_next(number):
     assert f"]({PATHS[f'{int(number) + 1:02d}'].name}" in words(number)
 
 
-def test_only_temporary_folders_are_emptied(tmp_path):
-    (tmp_path / "old").touch()
-    assert not [*real_data.fresh(tmp_path).iterdir()]
+def test_only_temporary_folders_are_emptied(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for name in ("temporary/old", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").touch()
+    assert not [*real_data.fresh(tmp_path / "temporary" / "old").iterdir()]
     with pytest.raises(ValueError, match="is emptied only below"):
-        real_data.fresh(Path.home() / "no such folder")
-    assert not (Path.home() / "no such folder").exists()
+        real_data.fresh(tmp_path / "mine")
+    assert (tmp_path / "mine" / "file").exists()
