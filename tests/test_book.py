@@ -230,26 +230,25 @@ WHOLE = ("01_functional_entropy.html", "code/mmlib.theory.gaussian.html")
 
 @pytest.mark.browser
 def test_axe_finds_nothing_and_nothing_is_asked_of_another_host(book, pages, browser):
-    """Each page is opened once: it fits a telephone and a screen, and is read by day or by night, in turn: all
-    have one style sheet.
-    """
+    """Each page is opened once: on a telephone by night, and then on a screen by day."""
     context = browser.new_context()
     page, asked, found = context.new_page(), [], {}
     page.on("request", lambda request: asked.append(request.url))
-    chosen = [name for name in pages if name in WHOLE or not name.startswith("code/")]
-    for number, name in enumerate(chosen):
-        scheme = ("light", "dark")[number % 2]
-        page.emulate_media(color_scheme=scheme)
-        for width in (480, 1440):
+    for name in pages:
+        if name.startswith("code/") and name not in WHOLE:
+            continue
+        for scheme, width in (("dark", 480), ("light", 1440)):
+            page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})
-            if width == 480:
+            if scheme == "dark":
                 page.goto((book / name).as_uri(), wait_until="load")
                 page.evaluate("() => window.MathJax?.startup?.promise")
                 assert page.locator("mjx-merror").all_inner_texts() == [], f"{name}: equations"
             wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{name} is {wide} pixels wider than a window of {width}"
-        if problems := violations(page, [] if name in WHOLE else [".highlight", "mjx-container"]):
-            found[f"{name}, {scheme}"] = problems
+            if scheme == "light" or name in (*WHOLE, "index.html", "12_reading_the_tables.html"):
+                if problems := violations(page, [] if name in WHOLE else [".highlight", "mjx-container"]):
+                    found[f"{name}, {scheme}"] = problems
     context.close()
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
     assert not found, json.dumps(found, indent=1)
