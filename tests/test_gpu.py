@@ -87,7 +87,7 @@ def test_loss_information_and_gradients_are_those_of_the_cpu(data, fusion, readi
 
 
 @pytest.mark.parametrize("method", ["unim2", "stego", "depthg", "coral", "mmd", "cosine"])
-def test_the_loss_of_every_clustering_method_is_that_of_the_cpu(data, shared, monkeypatch, method):
+def test_the_loss_of_a_clustering_method_is_that_of_the_cpu(data, shared, monkeypatch, method):
     """In float32, on the same tokens. EAGLE is not among them: its clustering of rounded values jumps."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plan, prepared = shared(method)
