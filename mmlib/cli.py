@@ -16,7 +16,6 @@ from .evaluation.statistics import estimate
 from .recipes import read_recipe
 from .runtime import one_line, read_json, reading
 from .segmentation.compare import CompareConfig, compare
-from .segmentation.dry_run import described, dry_run
 from .segmentation.export import ExportConfig, run_export
 from .segmentation.predict import PredictConfig, predict
 from .segmentation.score import SCENES, EvaluateConfig, evaluate, find_data
@@ -61,6 +60,8 @@ def run_train(command: TrainCommand) -> None:
     config = command.config
     config = replace(config, data=find_data(config.data, config.progress))
     if command.dry_run:
+        from .segmentation.dry_run import described, dry_run  # imported late: few need its slow imports
+
         measured = dry_run(config)
         if MAIN:
             print(described(config, measured))

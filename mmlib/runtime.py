@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -348,14 +349,12 @@ def provenance(command: str = "", seed: int | None = None) -> dict:
     """What a result must carry: the command that makes it, seed, versions, machine and date. No host or user
     name.
     """
-    import timm
-
     return {
         "command": command or " ".join(["python -m mmlib", *without_paths(sys.argv[1:])]),
         "seed": seed,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
+        "timm": metadata.version("timm"),  # without importing it, which takes seconds
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} used"
         + (f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),

@@ -13,7 +13,6 @@ from itertools import combinations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 
@@ -73,6 +72,8 @@ def agreement(clusterings: Sequence[Tensor]) -> float:
     into one cluster (so a collapse does not score 1), or both give each point its own. Fooled by whatever is
     stable and not semantic: clusters by illumination or by position, too few clusters, and two poles.
     """
+    from sklearn.metrics import adjusted_rand_score  # imported late: it takes a second, and few need it
+
     values = []
     for first, second in combinations([ids.flatten().numpy() for ids in clusterings], 2):
         counts = {len(np.unique(first)), len(np.unique(second))}

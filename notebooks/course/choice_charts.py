@@ -45,8 +45,11 @@ def feature_bars(record: Mapping, features: str, controls: Mapping[str, float]) 
             for move, whiten in ((-0.2, 0), (0.2, 32)):
                 values = next(r["miou"] for r in rows if (r["sensors"], r["whiten"]) == (name, whiten))
                 alpha = 1.0 if whiten else 0.4
-                bar = axis.bar(place + move, np.mean(values), 0.38, color=colour, alpha=alpha)
-                axis.bar_label(bar, [f"{np.mean(values):.1f}"], fontsize=8.5, padding=5)
+                mean, top = np.mean(values), (place + move, max(values))
+                axis.bar(place + move, mean, 0.38, color=colour, alpha=alpha)
+                axis.annotate(
+                    f"{mean:.1f}", top, (0, 4), textcoords="offset points", ha="center", fontsize=8.5
+                )
                 rings(axis, place + move, values, size=3.5)
         axis.axhline(control, color=INK, linewidth=1.4, linestyle=":", label="stripes")
         words = [modality_title(name) if name in SENSORS else "all, side by side" for name in names]

@@ -215,8 +215,7 @@ def effect_table(found: Sequence[Effect]) -> str:
             title = effect.setting.title
             lines += ["", title]
         cells = [f"{effect.term:30s}{effect.change['full'].n:2d} "]
-        texts = (difference_text(d).replace(" ± ", " ±") for d in effect.change.values())
-        cells += [text[1:-2] + text[-1] for text in texts]
+        cells += [difference_text(d, narrow=True) for d in effect.change.values()]
         lines.append("".join(cells) + "{:5.1f}→{:.1f}".format(*effect.gaps))
     missing = [f"fewer than two seeds recorded: {term}" for term in unrecorded(found)]
     return "\n".join([*lines, "", STAR, *missing])

@@ -217,7 +217,8 @@ def ceiling_table(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone
     return f"{table}\njoint networks: difference to the ceiling {STAR}"
 
 
-def difference_text(difference: Estimate) -> str:
+def difference_text(difference: Estimate, narrow: bool = False) -> str:
     """A difference ± half its interval, with a star where that excludes zero."""
-    half = (difference.high - difference.low) / 2
-    return f"{difference.mean:+6.1f} ± {half:4.1f} {'*' if difference.clear else ' '}"
+    mean, half = difference.mean, (difference.high - difference.low) / 2
+    star = "*" if difference.clear else " "
+    return f"{mean:+5.1f} ±{half:4.1f}{star}" if narrow else f"{mean:+6.1f} ± {half:4.1f} {star}"
