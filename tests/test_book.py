@@ -233,7 +233,7 @@ THIN = """() => document.querySelectorAll(".highlight, tbody tr:nth-child(n+4), 
 
 @pytest.mark.browser
 def test_axe_finds_nothing_and_nothing_is_asked_of_another_host(book, pages, browser):
-    """Each page is opened once; it fits a telephone and a screen. axe-core reads all by day, some by night."""
+    """Each page is opened once and fits a telephone and a screen; axe reads all by day, some by night."""
     context = browser.new_context()
     page, asked, found = context.new_page(), [], {}
     page.on("request", lambda request: asked.append(request.url))
