@@ -3,6 +3,7 @@ ones.
 """
 
 import contextlib
+import gc
 import os
 import random
 import sys
@@ -80,6 +81,14 @@ def pytest_collection_modifyitems(items):
     if seed := os.environ.get("MMLIB_TEST_ORDER"):
         random.Random(int(seed)).shuffle(names)
     items[:] = [item for name in names for item in files[name]]
+
+
+def pytest_collection_finish():
+    """All modules are loaded now, and stay. Python need not search them for rubbish again after each
+    training, which took a sixth of the time of tests that train.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):
