@@ -188,13 +188,38 @@ def pretrained_table(name: str, prefix: str) -> str:
     return table(*rows)
 
 
-def twice(name: str) -> str:
-    """Runs of one seed on two machines, scored on val."""
-    texts = []
-    for group, runs in read(name)["twice"].items():
-        scores = [f"{run['full']:.1f} and {run['mean']:.1f} ({run['machine']})" for run in runs]
-        texts.append(f"{PRETRAINED[group].strip('*+ ')}, seed 0, has {' or '.join(scores)}")
-    return "; ".join(texts) + ", with both and on the mean of val"
+def repeated(name: str) -> str:
+    """How far runs lie from those with the same seed on another machine, and from other seeds on their own."""
+    record = read(name)
+    again, root_mean_square = record["repeated"], lambda values: mean(v * v for v in values) ** 0.5
+    machines, seeds, here, there = [], [], *(r["groups"] for r in (record, again))
+    for key in ("full", "mean"):
+        one, other = (
+            {group: scores_by_seed(groups[group], key) for group in there} for groups in (here, there)
+        )
+        moved = [other[group][seed] - one[group][seed] for group in there for seed in other[group]]
+        machines.append(f"{root_mean_square(moved):.1f}")
+        spread_of = [estimate(list(scores.values())).sd for scores in one.values()]
+        seeds.append(f"{2**0.5 * root_mean_square(spread_of):.1f}")
+    return (
+        f"{len(moved)} runs were repeated with the same seed on an {again['machine']} in {again['precision']}. "
+        f"They differ from these by {machines[0]} points with both and {machines[1]} on the mean (root mean "
+        f"square); two seeds on one machine, by {seeds[0]} and {seeds[1]}."
+    )
+
+
+def scores_by_seed(group: dict, key: str) -> dict[int, float]:
+    return dict(zip(group["seeds"], per_seed(group, key)))
+
+
+def elsewhere(name: str, a: str, b: str, key: str) -> str:
+    """a minus b as ``gain``, with the runs of the other machine in the place of those with their seeds."""
+    record, groups = read(name), {}
+    for group in (a, b):
+        here, there = (scores_by_seed(r["groups"][group], key) for r in (record, record["repeated"]))
+        mixed = here | there
+        groups[group] = {"seeds": list(mixed), "summary": {"all": {key: list(mixed.values())}}}
+    return gain({"groups": groups}, a, b, key)
 
 
 def candidates_table(data: str) -> str:
@@ -383,7 +408,8 @@ PARTS = {
     "candidates": candidates_table,
     "variants": candidates_list,
     "note": lambda name: read(name)["note"],
-    "twice": twice,
+    "repeated": repeated,
+    "elsewhere": elsewhere,
     "transformer": lambda: ablation_table("street_pvt", "pvt", PVT),
     "failures": failure_table,
     "clusters": lambda: cluster_table("clusters", PAIRS),

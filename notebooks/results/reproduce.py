@@ -6,10 +6,10 @@
 
     street    three objectives, 20 epochs, 5 seeds -> street_subsets.json, the two networks of the
               switchboard, the pictures of README and results page
-    ablation  every baseline, reading and weight on a short schedule, 3 seeds, the objectives 5
-              -> street_ablation.json (two hours)
-    pretrained  objectives and regularisers with an encoder that has ImageNet weights, 3 seeds
-              -> street_pretrained.json (an hour)
+    ablation  every baseline, reading and weight on a short schedule, 3 seeds; the objectives, and the terms
+              without dropout, 5 -> street_ablation.json (two hours)
+    pretrained  objectives and regularisers with an encoder that has ImageNet weights, 5 seeds
+              -> street_pretrained.json (two hours)
     pvt       three objectives and R_p with a pyramid transformer, short schedule, 3 seeds, the
               objectives 5 -> street_pvt.json (an hour)
     curves    information and scores while training, 2 seeds -> fisher_curves.json
@@ -18,8 +18,8 @@
     clusters  segmentation without labels: clusters.py, cluster_panel.py -> clusters.json,
               clusters_selected.json, cluster_panel.npz (two hours, of which EAGLE takes half)
     nyu       real frames: three objectives from scratch, 5 seeds -> nyu_subsets.json (two hours); objectives,
-              regularisers and networks with pretrained weights, 3 seeds, the objectives 5
-              -> nyu_pretrained.json (two hours); without labels clusters_nyu.json, kmeans_features.json,
+              regularisers and networks with pretrained weights, 5 seeds
+              -> nyu_pretrained.json (four hours); without labels clusters_nyu.json, kmeans_features.json,
               second_sensor.json (half an hour)
 
 Each training takes one to five minutes on one core, a clustering ten to twenty seconds. Networks and
@@ -206,21 +206,17 @@ def street(jobs: int) -> None:
     call(str(RESULTS / "moving_picture.py"))
 
 
-def finalists_first(group: str, data: str, kinds: dict[str, str], extra: str, jobs: int) -> list[str]:
-    """The three objectives with 5 seeds, all else with 3 -> the folders, by kind."""
-    finalists = {kind: kinds[kind] for kind in ("full", "dropout", "all-subsets")}
-    others = {kind: options for kind, options in kinds.items() if kind not in finalists}
-    return runs(group, data, finalists, extra, 5, jobs) + runs(group, data, others, extra, 3, jobs)
-
-
 def ablation(jobs: int) -> None:
-    folders = finalists_first("short", "street", SHORT, "--batch-size 2 --crop 64 96 --eval-every 0", jobs)
+    extra = "--batch-size 2 --crop 64 96 --eval-every 0"
+    five = {kind: SHORT[kind] for kind in (*STREET, "full+input", "full+kl", "full+paper")}
+    three = {kind: options for kind, options in SHORT.items() if kind not in five}
+    folders = runs("short", "street", five, extra, 5, jobs) + runs("short", "street", three, extra, 3, jobs)
     compare(folders, "street_ablation.json", "--split", "test")
 
 
 def pretrained(jobs: int) -> None:
     extra = f"{PRETRAINED} --batch-size 2 --crop 64 96"
-    folders = runs("street-pretrained", "street", STREET_PRETRAINED, extra, 3, jobs)
+    folders = runs("street-pretrained", "street", STREET_PRETRAINED, extra, 5, jobs)
     compare(folders, "street_pretrained.json", "--split", "test")
 
 
@@ -359,7 +355,7 @@ def nyu(frames: str, jobs: int) -> None:
     folders = runs("nyu", small, NYU, "--crop 120 160 --scale 0.75 1.6 --eval-every 10", 5, jobs)
     compare(folders, "nyu_subsets.json", "--split", "test")
     extra = f"{PRETRAINED} --crop 96 128 --scale 0.75 1.6"
-    folders = finalists_first("nyu-pretrained", small, NYU_PRETRAINED, extra, jobs)
+    folders = runs("nyu-pretrained", small, NYU_PRETRAINED, extra, 5, jobs)
     compare(folders, "nyu_pretrained.json", "--split", "test")
     large = prepared("runs/nyu-240", "240 320")
     call(str(RESULTS / "clusters.py"), "nyu", "--data", large)
