@@ -367,8 +367,8 @@ MUTATIONS = [
     Mutation(
         "normal for Student's interval",
         "estimate",
-        "stats.t.ppf(0.975, n - 1)",
-        "stats.norm.ppf(0.975)",
+        "stdtrit(n - 1, 0.975)",
+        "stdtrit(1e9, 0.975)",
         of(EVALUATION, "test_interval_is_students"),
     ),
 ]
