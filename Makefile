@@ -13,6 +13,10 @@ STAMP := $(VENV)/installed
 # Small networks run slower, and in another order of additions, on more threads: one thread is both faster and repeatable.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
+# The tests start a hundred processes. What one has compiled is kept for the others, also where the environment
+# asks Python to keep nothing.
+KEEP_COMPILED := PYTHONDONTWRITEBYTECODE=
+
 START := notebooks/00_start_here.ipynb
 # JupyterLab refuses to run as root unless told to; containers usually are root. The server still listens on localhost only, with its token.
 LAB_FLAGS ?= $(shell test "$$(id -u)" = 0 && echo --allow-root)
@@ -50,7 +54,7 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(LAB_FLAGS) $(START)
 
 test: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest --nbval $(PARALLEL) --durations=15 $(TEST_FLAGS)
+	$(ONE_THREAD) $(KEEP_COMPILED) $(BIN)/python -m pytest --nbval $(PARALLEL) --durations=15 $(TEST_FLAGS)
 
 # All other tests leave a GPU alone.
 test-gpu: $(STAMP)
@@ -66,7 +70,7 @@ OLD_CPU_TESTS := notebooks \
 # on the machine.
 test-old-cpu: $(STAMP)
 	mkdir -p build
-	$(ONE_THREAD) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+	$(ONE_THREAD) $(KEEP_COMPILED) ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
 	  NPY_DISABLE_CPU_FEATURES="$$($(BIN)/python tests/cpu_features.py)" MMLIB_DATA="$(CURDIR)/build/old-cpu-data" \
 	  $(BIN)/python -m pytest --nbval $(PARALLEL) --durations=5 $(OLD_CPU_TESTS) $(TEST_FLAGS)
 
