@@ -8,6 +8,7 @@ import io
 import os
 import re
 import struct
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ MAX_GIGABYTES = 2**31 / 1e9  # of one decoded image; a header that claims more i
 # Pillow's modes that hold plain numbers, and the type of a value.
 _MODES = {"I": "int32", "F": "float32", "I;16": "uint16", "I;16L": "uint16", "I;16B": "uint16"}
 _MODES |= dict.fromkeys(("1", "L", "P", "LA", "RGB", "RGBA"), "uint8")
+# numpy has Python's parser read the header of an array. Two threads in it at once can make Python 3.11 fail
+# on a sound file ("AST constructor recursion depth mismatch", CPython's issue 106905), so they take turns.
+_PARSER = threading.Lock()
 
 
 class DataError(ValueError):
@@ -65,7 +69,7 @@ def map_npy(path: str | Path) -> np.ndarray:
     Raises:
         DataError: missing, cut short, pickled, an archive of arrays; names the file.
     """
-    with reading(path, "an array of numbers (.npy)", DataError):
+    with _PARSER, reading(path, "an array of numbers (.npy)", DataError):
         return np.lib.format.open_memmap(path, "r")
 
 
