@@ -13,8 +13,8 @@ STAMP := $(VENV)/installed
 # Small networks run slower, and in another order of additions, on more threads: one thread is both faster and repeatable.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-# The tests start a hundred processes. What one has compiled is kept for the others, also where the environment
-# asks Python to keep nothing.
+# The tests start many processes. What one has compiled is kept for the others, also where the environment asks
+# Python to keep nothing.
 KEEP_COMPILED := PYTHONDONTWRITEBYTECODE=
 
 START := notebooks/00_start_here.ipynb
