@@ -8,10 +8,10 @@ import io
 import os
 import re
 import struct
-import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -25,7 +25,7 @@ _MODES = {"I": "int32", "F": "float32", "I;16": "uint16", "I;16L": "uint16", "I;
 _MODES |= dict.fromkeys(("1", "L", "P", "LA", "RGB", "RGBA"), "uint8")
 # numpy has Python's parser read the header of an array. Two threads in it at once can make Python 3.11 fail
 # on a sound file ("AST constructor recursion depth mismatch", CPython's issue 106905), so they take turns.
-_PARSER = threading.Lock()
+_PARSER = Lock()
 
 
 class DataError(ValueError):

@@ -53,13 +53,18 @@ def per_seed(group: Mapping, key: str) -> list[float]:
     return summary[key] if key in summary else group["miou"]["all"][key]
 
 
+def by_seed(group: Mapping, key: str) -> dict[int, float]:
+    """Seed -> the number that ``per_seed`` has for it."""
+    return dict(zip(group["seeds"], per_seed(group, key)))
+
+
 def paired(groups: Mapping[str, Mapping], name: str, reference: str, key: str) -> Estimate:
     """``name`` minus ``reference``, over the seeds that both have.
 
     Raises:
         ValueError: they share no seed.
     """
-    ours, theirs = (dict(zip(groups[g]["seeds"], per_seed(groups[g], key))) for g in (name, reference))
+    ours, theirs = (by_seed(groups[g], key) for g in (name, reference))
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         raise ValueError(

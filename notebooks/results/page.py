@@ -18,7 +18,7 @@ from statistics import mean
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # the course's own package, and titles, are not installed
 
-from course.record_figures import grouped, paired, per_seed  # noqa: E402
+from course.record_figures import by_seed, grouped, paired, per_seed  # noqa: E402
 from course.record_figures import read_record as read  # noqa: E402
 from titles import ABLATION, FAILURES, FUSIONS, METHODS, OBJECTIVES, PRETRAINED, WAYS, WITHOUT_DROPOUT  # noqa: E402
 
@@ -192,15 +192,17 @@ def repeated(name: str) -> str:
     """How far runs lie from those with the same seed on another machine, and from other seeds on their own."""
     record = read(name)
     again, root_mean_square = record["repeated"], lambda values: mean(v * v for v in values) ** 0.5
-    machines, seeds, here, there = [], [], *(r["groups"] for r in (record, again))
+    pairs = [(record["groups"][group], other) for group, other in again["groups"].items()]
+    machines, seeds = [], []
     for key in ("full", "mean"):
-        one, other = (
-            {group: scores_by_seed(groups[group], key) for group in there} for groups in (here, there)
-        )
-        moved = [other[group][seed] - one[group][seed] for group in there for seed in other[group]]
+        moved = [
+            value - by_seed(one, key)[seed]
+            for one, other in pairs
+            for seed, value in by_seed(other, key).items()
+        ]
         machines.append(f"{root_mean_square(moved):.1f}")
-        spread_of = [estimate(list(scores.values())).sd for scores in one.values()]
-        seeds.append(f"{2**0.5 * root_mean_square(spread_of):.1f}")
+        spreads = [estimate(per_seed(one, key)).sd for one, _ in pairs]
+        seeds.append(f"{2**0.5 * root_mean_square(spreads):.1f}")
     return (
         f"{len(moved)} runs were repeated with the same seed on an {again['machine']} in {again['precision']}. "
         f"They differ from these by {machines[0]} points with both and {machines[1]} on the mean (root mean "
@@ -208,16 +210,11 @@ def repeated(name: str) -> str:
     )
 
 
-def scores_by_seed(group: dict, key: str) -> dict[int, float]:
-    return dict(zip(group["seeds"], per_seed(group, key)))
-
-
 def elsewhere(name: str, a: str, b: str, key: str) -> str:
     """a minus b as ``gain``, with the runs of the other machine in the place of those with their seeds."""
     record, groups = read(name), {}
     for group in (a, b):
-        here, there = (scores_by_seed(r["groups"][group], key) for r in (record, record["repeated"]))
-        mixed = here | there
+        mixed = by_seed(record["groups"][group], key) | by_seed(record["repeated"]["groups"][group], key)
         groups[group] = {"seeds": list(mixed), "summary": {"all": {key: list(mixed.values())}}}
     return gain({"groups": groups}, a, b, key)
 
