@@ -127,8 +127,12 @@ def test_the_text_form_is_one_and_html_is_escaped(monkeypatch, capsys):
     monkeypatch.setattr(exercises, "get_ipython", lambda: None)
     check(jensen)
     assert capsys.readouterr().out == "jensen: right on all 3 inputs\n" and len(shown) == 5
+    jensen.__name__ = "renamed"
     with pytest.raises(ValueError, match="'renamed'; expected one of .*jensen"):
-        check(SimpleNamespace(__name__="renamed"))
+        check(jensen)
+    jensen.__name__ = "jensen"
+    with pytest.raises(TypeError, match="the function itself, without parentheses.* 18"):
+        check(jensen(3, 2))
 
 
 ROWS = np.arange(6.0).reshape(2, 3)

@@ -108,17 +108,24 @@ def train():
 
 
 def test_what_the_lesson_says_of_its_sweep(train):
-    found = sweep(train, lambdas=(0, 0.1), forms=("balance",))["balance"]
+    found = sweep(train, lambdas=(0, 0.01, 0.1), forms=("balance",), seeds=5)["balance"]
     medians = {lam: {key: np.median(v) for key, v in values.items()} for lam, values in found.items()}
-    assert medians[0]["gap"] > 8 and medians[0.1]["gap"] < 4, "the gap closes"
-    assert medians[0]["hard"] > 85 and medians[0.1]["hard"] < 65, "and the hard sensor is read worse"
-    assert min(medians[lam][key] for lam in (0, 0.1) for key in ("both", "easy")) > 97
+    assert medians[0]["gap"] > medians[0.01]["gap"] > medians[0.1]["gap"] and medians[0.1]["gap"] < 4
+    assert 65 < medians[0]["hard"] < 99, "the hard sensor alone is above a coin and has room to gain"
+    assert max(medians[lam]["hard"] for lam in (0.01, 0.1)) < 65, "and is read worse"
+    assert min(medians[lam][key] for lam in (0, 0.01, 0.1) for key in ("both", "easy")) > 97
+
+
+def test_the_inverse_form_inflates(train):
+    found = sweep(train, lambdas=(0.01, 0.1), forms=("inverse",), seeds=5)["inverse"]
+    assert np.median(found[0.01]["gap"]) < 2 < np.median(found[0.1]["gap"]), "the gap opens again"
+    assert max(np.median(found[0.1][key]) for key in ("both", "easy")) < 50, "worse than a coin"
 
 
 def test_a_late_term_closes_the_gap_at_no_loss_and_no_gain(train):
     found = sweep(train, lambdas=(0, 0.1), seeds=2, steps=300, delay=0.5)["balance"]
     assert all(found[0]["gap"] > 1.8 * found[0.1]["gap"]) and all(found[0.1]["gap"] < 1.5)
-    assert all(abs(found[0.1]["hard"] - found[0]["hard"]) < 4)
+    assert all(abs(found[0.1]["hard"] - found[0]["hard"]) < 4) and min(found[0.1]["hard"]) > 90
 
 
 def test_neither_channel_of_the_hard_sensor_tells_the_class():

@@ -110,7 +110,7 @@ def show_three_sums(examples: Mapping[str, Mapping[str, float]]) -> None:
     """The three numbers of ``three_sums``, in units of the entropy, for each example."""
     fig, axis = plt.subplots(figsize=(8, 2.9))
     _three_bars(axis, examples)
-    axis.set_title("The printed sum bounds nothing, the conditional sum does")
+    axis.set_title("The printed sum lies below the entropy, the conditional sum above")
     words = "; ".join(
         f"{name}: printed {v['printed sum'] / v['entropy']:.2f}, conditional "
         f"{v['conditional sum'] / v['entropy']:.2f}"

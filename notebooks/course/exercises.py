@@ -100,8 +100,13 @@ def check(function: Callable) -> None:
     """Show how ``function`` does in the exercise of its name, among those of the lesson that was imported.
 
     Raises:
+        TypeError: this is no function, but perhaps what one returned.
         ValueError: no exercise has this name.
     """
+    if not callable(function):
+        raise TypeError(
+            f"check takes the function itself, without parentheses: check(name). This is {short(function)}"
+        )
     name = getattr(function, "__name__", repr(function))
     lessons = [m for key, m in list(sys.modules.items()) if key.startswith("course.lesson_")]
     known = {key: e for lesson in lessons for key, e in getattr(lesson, "EXERCISES", {}).items()}

@@ -104,7 +104,7 @@ def forms() -> None:
     right.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
     right.axhline(0, color=GREY, linewidth=0.8)
     left.set(title="R", xlabel="I₂, while I₁ = 1", ylim=(-0.2, 8))
-    right.set(title="Push on ln I₂ (up is above 0)", xlabel="I₂, while I₁ = 1", ylim=(-4, 8))
+    right.set(title="Push on ln I₂: above 0, R raises I₂", xlabel="I₂, while I₁ = 1", ylim=(-4, 8))
     for axis in (left, right):
         axis.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
         axis.minorticks_off()

@@ -15,8 +15,8 @@ def image_information(gradient, f, sigma, label):
     return sigma**2 * (label != 255).sum() * (gradient**2).sum() / f
 
 
-def balance(information):
-    return information.mean() * (1 / information).mean() - 1
+def balance(shares):
+    return (1 / (len(shares) * shares)).mean() - 1
 
 
 def printed_term(information, lam):
@@ -82,6 +82,9 @@ EXERCISES = {
             "The number of pixels is missing: without it, larger images have less information.": (
                 lambda gradient, f, sigma, label: sigma**2 * (gradient**2).sum() / f
             ),
+            "The noise is missing: a sensor in another unit would have another information.": (
+                lambda gradient, f, sigma, label: (label != 255).sum() * (gradient**2).sum() / f
+            ),
             "The noise enters squared, as the gradient does.": lambda gradient, f, sigma, label: (
                 sigma * (label != 255).sum() * (gradient**2).sum() / f
             ),
@@ -101,23 +104,23 @@ EXERCISES = {
     "balance": Exercise(
         balance,
         [
-            (np.array([4.0, 1.0]),),
-            (np.array([2.0, 2.0, 2.0]),),
-            (np.array([0.1, 0.3, 7.0, 0.2]),),
+            (np.array([0.8, 0.2]),),
+            (np.full(3, 1 / 3),),
+            (np.array([0.02, 0.03, 0.9, 0.05]),),
         ],
         {
-            "Subtract 1, so that equal sensors cost nothing.": lambda information: balance(information) + 1,
+            "Subtract 1, so that equal sensors cost nothing.": lambda shares: balance(shares) + 1,
+            "The mean of M shares is 1/M, not 1: equal sensors should give 0.": lambda shares: (
+                (1 / shares).mean() - 1
+            ),
             "Sums in place of means: equal sensors should give 0 for any number of them.": (
-                lambda information: information.sum() * (1 / information).sum() - 1
+                lambda shares: (1 / shares).sum() - 1
             ),
-            "The inverse of the mean is not the mean of the inverses.": lambda information: (
-                information.mean() * (1 / information.mean()) - 1
+            "The inverse of the mean is not the mean of the inverses.": lambda shares: (
+                shares.mean() * (1 / shares.mean()) - 1
             ),
-            "This is the printed form, the sum of the inverses: it changes with a common factor.": (
-                lambda information: (1 / information).sum()
-            ),
-            "This is the share form, the gentler one.": lambda information: (
-                np.log(information.mean()) - np.log(information).mean()
+            "This is the share form, the gentler one.": lambda shares: (
+                np.log(shares.mean()) - np.log(shares).mean()
             ),
         },
     ),
