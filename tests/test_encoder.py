@@ -161,8 +161,7 @@ def test_taken_apart_it_computes_what_timm_does(tmp_path, name):
 
 
 def test_the_size_class_of_the_paper_is_there():
-    sizes = [sum(p.numel() for p in Encoder(f"pvt_v2_b{n}").parameters()) for n in range(1, 6)]
-    assert sizes == sorted(sizes) and 24e6 < sizes[1] < 26e6 and sizes[-1] > 80e6
+    assert 24e6 < sum(p.numel() for p in Encoder("pvt_v2_b2").parameters()) < 26e6
 
 
 def test_batch_norm_is_frozen_with_weights_and_group_norm_without():

@@ -56,7 +56,7 @@ def test_show_refuses_a_figure_without_a_sentence(alt, displayed):
 
 
 def test_a_noisy_figure_is_kept_small(displayed):
-    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (150, 200, 3), dtype=np.uint8)
     charts.show(figures.picture_grid([{"noise": noise}]), alt="A picture of pure noise.")
     assert len(displayed[0][0]["image/png"]) < 900_000
 

@@ -87,7 +87,7 @@ def cluster(data):
         configured(
             data,
             "out",
-            steps=3,
+            steps=2,
             eval_every=1,
             save_every=1,
             select="criterion",

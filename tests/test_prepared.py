@@ -1,11 +1,9 @@
-"""The prepared layout: what goes in comes out, and nothing damaged or half-written is ever taken for whole."""
+"""The prepared layout: what goes in comes out, and nothing damaged or half-written is taken for whole."""
 
 import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,6 +13,7 @@ import torch
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import in_a_process
 from PIL import Image
 
 from mmlib.data.images import read_image
@@ -157,21 +156,17 @@ def test_threads_write_the_same_bytes(tmp_path):
     assert one == many
 
 
+def make_without_room(folder: str):
+    """A real failing write: this process may not write files larger than 1,500 bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+    toy.make(folder, size=(64, 96))
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
-    """A real failing write: the process may not write files larger than 1,500 bytes."""
-    program = f"""
-import resource, sys
-sys.path.insert(0, {str(toy.__file__.rsplit("/", 1)[0])!r})
-import toy
-resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-toy.make({str(tmp_path / "full")!r}, size=(64, 96))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (
-        done.returncode != 0
-        and "nothing was written" in done.stderr
-        and str(tmp_path / "full") in done.stderr
-    )
+    said = in_a_process(make_without_room, str(tmp_path / "full"))
+    assert "nothing was written" in said and str(tmp_path / "full") in said
     assert not is_finished(tmp_path / "full")
     left = [p for p in (tmp_path / "full").rglob("*") if p.is_file() and p.name != ".journal.jsonl"]
     assert not [p for p in left if ".tmp" in p.name]

@@ -1,6 +1,7 @@
 """The results page is what its command writes, and sentences that compare agree with their records."""
 
 import copy
+import functools
 import importlib.util
 import json
 import re
@@ -16,6 +17,7 @@ SPEC = importlib.util.spec_from_file_location("results_page", ROOT / "notebooks/
 page = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(page)
 SENTENCES = json.loads((ROOT / "notebooks/results/sentences.json").read_text(encoding="utf-8"))
+RECORD = functools.cache(page.read)  # read once, never changed
 RELATIONS = {
     "above": lambda difference: difference.mean > 0,
     "below": lambda difference: difference.mean < 0,
@@ -27,7 +29,7 @@ RELATIONS = {
 
 def holds(check: dict, record: dict) -> bool:
     """Whether a and b of a check stand in its relation; b is of the record ``against``, if it is named."""
-    other = page.read(check["against"]) if "against" in check else None
+    other = RECORD(check["against"]) if "against" in check else None
     difference = page.difference(record, check["a"], check["b"], check["key"], other)
     return RELATIONS[check["is"]](difference)
 
@@ -49,7 +51,7 @@ def test_the_results_page_is_what_its_command_writes():
 @pytest.mark.parametrize("sentence", SENTENCES, ids=[one["text"][:40] for one in SENTENCES])
 def test_sentences_that_compare_agree_with_their_records(sentence):
     assert sentence["text"] in words(sentence["file"])
-    wrong = [check for check in sentence["checks"] if not holds(check, page.read(check["record"]))]
+    wrong = [check for check in sentence["checks"] if not holds(check, RECORD(check["record"]))]
     assert sentence["checks"] and not wrong
 
 
@@ -58,7 +60,7 @@ def test_what_choosing_without_labels_is_worth_in_the_records():
     settings matter as said; "explained" goes with mIoU in every setting of two sensors, "agreement"
     weakly, and "silhouette" changes its sign.
     """
-    searches = page.read("cluster_search")["searches"]
+    searches = RECORD("cluster_search")["searches"]
     strongest = {}
     for name, found in searches.items():
         miou = [trial["scores"]["miou"] for trial in found["trials"]]
@@ -81,7 +83,7 @@ def test_what_choosing_without_labels_is_worth_in_the_records():
     assert max(abs(ranks["unim2-32"][key]) for key in moving) < 0.35
     assert min(ranks[name]["dim"] for name in ("stego", "stego-conv")) > 0.4
     correlations = []
-    for record in (page.read("clusters"), page.read("clusters_nyu")):
+    for record in (RECORD("clusters"), RECORD("clusters_nyu")):
         for scene, sensors in (setting for setting in settings_of(record) if len(setting[1]) == 2):
             runs = healthy_trainings(record, scene, sensors)
             columns = [[run["criteria"][name] for run in runs] for name in page.CRITERIA]
@@ -98,11 +100,10 @@ def test_a_changed_number_or_relation_is_noticed(monkeypatch):
     for sentence in SENTENCES:
         for check in sentence["checks"]:
             if check["is"] in opposite:
-                assert not holds(check | {"is": opposite[check["is"]]}, page.read(check["record"]))
-    record = copy.deepcopy(page.read("street_subsets"))
+                assert not holds(check | {"is": opposite[check["is"]]}, RECORD(check["record"]))
+    record = copy.deepcopy(RECORD("street_subsets"))
     record["groups"]["street-all-subsets"]["summary"]["all"]["mean"][0] += 1
-    read = page.read
-    monkeypatch.setattr(page, "read", lambda name: record if name == "street_subsets" else read(name))
+    monkeypatch.setattr(page, "read", lambda name: record if name == "street_subsets" else RECORD(name))
     assert page.page() != (ROOT / "notebooks/results/README.md").read_text(encoding="utf-8")
 
 

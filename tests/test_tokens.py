@@ -4,8 +4,6 @@ neighbours.
 
 import os
 import re
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -19,6 +17,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from killing import in_a_process
 from sklearn.decomposition import PCA
 from torchvision.transforms import functional as tv
 
@@ -343,15 +342,6 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(data, tmp_path, monk
     assert {path.suffix for path in found.arrays["rgb"].files[0].parent.iterdir()} == {".npy"}
 
 
-PROCESS = """
-import sys; sys.path.insert(0, {tests!r})
-from test_tokens import MeanColour, PreparedDataset, extract
-backbone = MeanColour(pause={pause})
-found = extract(PreparedDataset({root!r}), backbone, ["rgb", "depth", "aolp"], extract_batch=1)
-print(len(backbone.seen), sum(a[:].sum(dtype="float64") for a in found.arrays.values()))
-"""
-
-
 def test_who_comes_second_waits_and_reads(data):
     first, second = MeanColour(pause=0.1), MeanColour()
     with ThreadPoolExecutor(2) as pool:
@@ -386,21 +376,25 @@ def test_too_little_room_is_said_before_the_first_image(data, monkeypatch):
     assert not backbone.seen
 
 
+def extract_without_room(root: str, cache: str):
+    """After four pictures no file of this process may grow any more: a write then fails as on a full disk."""
+    import resource
+
+    os.environ["MMLIB_DATA"] = cache
+    backbone = MeanColour()
+
+    def limited(images, extract=backbone.extract):
+        if len(backbone.seen) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+        return extract(images)
+
+    backbone.extract = limited
+    extract(PreparedDataset(root), backbone, ["rgb", "depth", "aolp"], extract_batch=1)
+
+
 def test_a_disk_that_fills_up_leaves_no_file_that_looks_whole(data):
-    """After four pictures no file of the process may grow any more: a write then fails as on a full disk."""
-    full = """
-import resource
-def limited(images, extract=backbone.extract):
-    if len(backbone.seen) == 4:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-    return extract(images)
-backbone.extract = limited
-found ="""
-    code = PROCESS.format(tests=str(Path(__file__).parent), root=str(data.root), pause=0)
-    run = subprocess.run(
-        [sys.executable, "-c", code.replace("found =", full)], capture_output=True, text=True
-    )
-    assert run.returncode and re.search(r"OSError: .*npy: could not be written .*MB free", run.stderr)
+    said = in_a_process(extract_without_room, str(data.root), os.environ["MMLIB_DATA"])
+    assert re.search(r"npy: could not be written .*MB free", said)
     assert len(list(Path(os.environ["MMLIB_DATA"]).rglob("*.npy"))) == 4
     found = extract(data, backbone := MeanColour(), ["rgb"])  # room was made
     assert len(backbone.seen) == 3
