@@ -8,6 +8,7 @@ import pytest
 import stub_world
 import torch
 from course import failure_lab, gap_records, information_lab
+from course.record_figures import record_groups
 from course.world_source import physical_images
 from test_switchboard_panel import NAMES, network
 
@@ -114,6 +115,20 @@ def test_gaps_while_training_and_kinds_of_training():
     two, three = paired_difference([2, 3], [1, 2.1]), paired_difference([2, 3, 4], [1, 2.1, 3])
     assert gap_records.called(three) == "clear gain" and "two seeds" in gap_records.called(two)
     assert {kind(s, p) for s in ("full", "dropout", "x") for p in ("none", "gat")} == set(gap_records.KINDS)
+
+
+def test_ways_to_train_have_words_for_names_and_another_network_is_marked():
+    groups = gap_records.several_sensors(record_groups("street_ablation"))
+    titles = {name: gap_records.title_of(name) for name in groups}
+    assert len(set(titles.values())) == len(groups) and not any("*" in title for title in titles.values())
+    assert titles["short-full"] == "all sensors, always" and titles["short-dropout"] == "modality dropout"
+    assert titles["short-variance"] == "dropout + R_p at the input, Poincaré form"
+    assert titles["short-full+kl"] == "all sensors + R_f by KL, λ 0.02"
+    assert titles["short-all+input"] == "all subsets + R_p at the input, λ 0.1"
+    assert titles["short-shared-all"] == "all subsets, one stem for all"
+    others = {name for name, group in groups.items() if gap_records.another_network(group)}
+    shared = {name for name in groups if name.startswith("short-shared")}
+    assert others == shared | {"short-centred", "short-cmx"} and len(shared) == 3
 
 
 def test_a_filter_before_a_network_is_part_of_it():

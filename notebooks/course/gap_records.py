@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 from plotly.subplots import make_subplots
-from results.titles import TRAININGS
+from results.titles import ABLATION, TRAININGS, WITHOUT_DROPOUT
 from scipy.stats import spearmanr
 
 from mmlib.evaluation.statistics import Estimate
@@ -47,6 +47,25 @@ def kind_of(group: Mapping) -> str:
     if objective == "full":
         return "all sensors + a term" if on else "all sensors, always"
     return ("dropout" if objective == "dropout" else "other objectives") + " + a term" * on
+
+
+def title_of(name: str) -> str:
+    """What a group of the record "street_ablation" is called: its row of the results page, with what a term or
+    an option is added to.
+    """
+    key = name.removeprefix("short-")
+    title = (WITHOUT_DROPOUT | ABLATION)[key].replace("*", "").removesuffix(" (reference)")
+    if title.startswith("+"):
+        return f"{'all sensors' if key.startswith('full') else 'dropout'} {title}"
+    if title.startswith("…"):
+        return "all subsets" + title.removeprefix("…").replace(" ", " " if "+" in title else ", ", 1)
+    return f"dropout, {title}" if title.startswith("one stem") else title
+
+
+def another_network(group: Mapping) -> bool:
+    """Whether a group's network is not the course's own, which has a stem for each sensor and fuses by a mean."""
+    network = group["config"]["network"]
+    return network["stem"] != "separate" or network["fusion"] != "mean"
 
 
 def several_sensors(groups: Mapping[str, Mapping]) -> dict[str, Mapping]:
@@ -200,7 +219,7 @@ def show_all_subsets(groups: Mapping[str, Mapping], names: Mapping[str, str]) ->
         f"{label} {np.mean(per_seed(groups[name], 'mean')):.1f}" for name, label in names.items()
     )
     show(
-        subset_dots(scores, title="Every set of sensors"),
+        subset_dots(scores, title="Every set of sensors: mean of the seeds (mark) and their range (line)"),
         f"mIoU of all fifteen sets of sensors, seeds as lines; mean over the sets: {means}.",
     )
 
@@ -213,11 +232,15 @@ def show_gap_against_accuracy(groups: Mapping[str, Mapping]) -> None:
     average = lambda name, key: float(np.mean(per_seed(groups[name], key)))
     for kind, (colour, marker, symbol) in KINDS.items():
         members = [name for name in groups if kind_of(groups[name]) == kind]
+        other = [another_network(groups[name]) for name in members]
         for column, key in enumerate(panels):
             if not members:
                 continue
             x, y = ([average(name, k) for name in members] for k in ("gap", key))
-            axes[column].plot(x, y, marker, color=colour, alpha=0.85, ms=7, label=kind)
+            axes[column].plot([], [], marker, color=colour, ms=7, label=kind)
+            for one in zip(x, y, other):
+                face = "none" if one[2] else colour
+                axes[column].plot(*one[:2], marker, color=colour, mfc=face, alpha=0.85, ms=7)
             figure.add_scatter(
                 x=x,
                 y=y,
@@ -225,10 +248,13 @@ def show_gap_against_accuracy(groups: Mapping[str, Mapping]) -> None:
                 legendgroup=kind,
                 showlegend=column == 0,
                 mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 11},
-                text=[
-                    f"{name.removeprefix('short-')}, {len(groups[name]['seeds'])} seeds" for name in members
-                ],
+                marker={
+                    "color": colour,
+                    "symbol": [symbol + "-open" * hollow for hollow in other],
+                    "size": 11,
+                    "line": {"width": 2, "color": colour},
+                },
+                text=[f"{title_of(name)}, {len(groups[name]['seeds'])} seeds" for name in members],
                 hovertemplate="%{text}<br>gap %{x:.1f}, mIoU %{y:.1f} %<extra></extra>",
                 row=1,
                 col=column + 1,
@@ -244,7 +270,8 @@ def show_gap_against_accuracy(groups: Mapping[str, Mapping]) -> None:
         figure,
         fig,
         "Fisher gap against mean and worst mIoU over subsets, a dot for each of "
-        f"{len(groups)} ways to train; hovering names it, and a click in the legend hides a kind.",
+        f"{len(groups)} ways to train, open where the network is another one; hovering names it, and a click "
+        "in the legend hides a kind.",
     )
 
 

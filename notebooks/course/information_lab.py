@@ -92,12 +92,17 @@ def show_trust(frames: Frames, networks: Mapping[str, Segmenter], found: Mapping
         low, middle, high = np.transpose(bands)
         x = np.arange(4) + 0.12 * (2 * number - 1)
         right.errorbar(x, middle, [middle - low, high - middle], fmt=marker, color=colour, capsize=3)
-    left.set(xscale="log", xlabel="σ of the noise", ylabel="Fisher gap", title="The gap depends on σ …")
+    left.set(
+        xscale="log",
+        xlabel="σ of the noise",
+        ylabel="Fisher gap",
+        title="The gap depends on σ …\n(open: two draws of the noise)",
+    )
     log_axis(left, "y")
     left.set_xticks(sigmas, [f"{s:g}" for s in sigmas])
     left.set_ylim(1, 40)
     right.set_xticks(range(4), [str(count) for count in counts])
-    right.set(xlabel="frames averaged", title="… and on which frames one looks at")
+    right.set(xlabel="frames averaged", title="… and on which frames one looks at\n(bars: 90 % of resamples)")
     legend_below(fig, left, 2)
     show(
         fig,
