@@ -50,8 +50,8 @@ def kind_of(group: Mapping) -> str:
 
 
 def title_of(name: str) -> str:
-    """What a group of the record "street_ablation" is called: its row of the results page, with what a term or
-    an option is added to.
+    """What a group of the record "street_ablation" is called: its row of the results page, with what a term
+    or an option is added to.
     """
     key = name.removeprefix("short-")
     title = (WITHOUT_DROPOUT | ABLATION)[key].replace("*", "").removesuffix(" (reference)")
@@ -63,7 +63,7 @@ def title_of(name: str) -> str:
 
 
 def another_network(group: Mapping) -> bool:
-    """Whether a group's network is not the course's own, which has a stem for each sensor and fuses by a mean."""
+    """Whether a group's network is not the course's own: a stem for each sensor, fused by their mean."""
     network = group["config"]["network"]
     return network["stem"] != "separate" or network["fusion"] != "mean"
 

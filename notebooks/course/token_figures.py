@@ -20,7 +20,7 @@ from mmlib.figures import INK, WIDTH, picture, picture_axes, picture_grid, put_p
 from mmlib.modalities import SENSORS
 from mmlib.unsupervised.clustering import cluster_palette
 
-from .charts import PINK, YELLOW, enlarged, modality_colour, modality_title, show
+from .charts import PINK, YELLOW, enlarged, legend_below, modality_colour, modality_title, show
 from .hover import button_of_traces, menu, show_interactive
 from .world_source import physical_images
 
@@ -134,11 +134,8 @@ def show_room_by_light(lab, lights=("day", "night")) -> None:
     )
 
 
-def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, control: float | None = None) -> Figure:
-    """An AUC for each group and sensor: group -> sensor -> value; the dashed line is chance, the dotted one
-    what the row of a patch alone tells.
-    """
-    fig, axis = plt.subplots(figsize=(WIDTH, 2.9))
+def _sensor_bars(axis, values: Mapping[str, Mapping[str, float]], chance: float) -> None:
+    """Bars of group -> sensor -> value, and a dashed line at chance."""
     names = list(next(iter(values.values())))
     for k, name in enumerate(names):
         heights = [group[name] for group in values.values()]
@@ -147,23 +144,49 @@ def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, control: flo
         bars = axis.bar(places, heights, 0.24, color=modality_colour(name), label=label)
         for number in axis.bar_label(bars, fmt="%.2f", fontsize=8.5):
             number.set_path_effects([withStroke(linewidth=3, foreground="white")])  # lines pass behind it
-    axis.axhline(0.5, color=INK, linewidth=1, linestyle="--")
+    axis.axhline(chance, color=INK, linewidth=1, linestyle="--")
+    axis.set_xticks(range(len(values)), list(values))
+
+
+def auc_bars(values: Mapping[str, Mapping[str, float]], title: str, control: float | None = None) -> Figure:
+    """An AUC for each group and sensor: group -> sensor -> value; the dashed line is chance, the dotted one
+    what the row of a patch alone tells.
+    """
+    fig, axis = plt.subplots(figsize=(WIDTH, 2.9))
+    _sensor_bars(axis, values, 0.5)
     if control is not None:
         label = f"the row alone: {control:.2f}"
         axis.axhline(control, color=INK, linewidth=1.6, linestyle=":", label=label)
-    axis.set_xticks(range(len(values)), list(values))
     axis.set(ylabel="AUC (0.5 = chance)", ylim=(0.4, 1.0), title=title)
     fig.legend(loc="outside right upper")
     return fig
 
 
-def show_light(values: Mapping[str, Mapping[str, float]]) -> None:
-    """``auc_bars`` for "same light", by stage of the tokens."""
+def show_light(values: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """What tokens know of the light: stage -> sensor -> (AUC over all pairs of patches, AUC over pairs at the
+    same place, share of rooms whose most similar other room has the same light).
+    """
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH + 1, 3.2))
+    panels = {
+        "All pairs of patches": ("AUC", 0.5, (0.4, 0.8)),
+        "Patches at the same place": ("AUC", 0.5, (0.4, 0.8)),
+        "Most similar other room": ("share of the same light", 1 / 3, (0, 1.15)),
+    }
+    for k, (axis, (title, (unit, chance, ends))) in enumerate(zip(axes, panels.items())):
+        one = {
+            stage.replace(" ", "\n"): {name: found[k] for name, found in sensors.items()}
+            for stage, sensors in values.items()
+        }
+        _sensor_bars(axis, one, chance)
+        axis.set(ylabel=unit, ylim=ends, title=title)
+    legend_below(fig, axes[0], 3)
     show(
-        auc_bars(values, "Do tokens of two rooms know whether the light is the same?"),
-        "AUC of correspondences for 'same light': colour tokens are above chance when they are "
-        "standardised, and at chance when the image's mean is subtracted; depth and thermal tokens are at "
-        "chance in both.",
+        fig,
+        "Whether tokens know the light, for colour, depth and thermal; a dashed line is chance. Over all "
+        "pairs of patches colour is above chance when tokens are standardised, and at chance when the mean "
+        "of the image is subtracted. At the same place colour stays above chance, less so after the "
+        "subtraction. Its most similar other room has the same light nearly always. Depth and thermal are "
+        "near chance.",
     )
 
 
