@@ -31,6 +31,15 @@ def true_class_only(logits, true):
     return (1 - p[true]) ** 2 / -np.log(p[true])
 
 
+def no_softmax(logits, true):
+    return ((logits - np.eye(len(logits))[true]) ** 2).sum() / -np.log(logits[true])
+
+
+def sigmoids(logits, true):
+    p = 1 / (1 + np.exp(-logits))
+    return ((p - np.eye(len(p))[true]) ** 2).sum() / -np.log(p[true])
+
+
 def not_divided(logits, true):
     return ((softmax(logits) - np.eye(len(logits))[true]) ** 2).sum()
 
@@ -73,7 +82,7 @@ def paired_interval(ours, theirs):
 
 def normal_quantile(ours, theirs):
     d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
-    return d.mean(), stats.norm.ppf(0.975) * d.std(ddof=1) / np.sqrt(len(d))
+    return d.mean(), 1.96 * d.std(ddof=1) / np.sqrt(len(d))
 
 
 def population_deviation(ours, theirs):
@@ -84,6 +93,11 @@ def population_deviation(ours, theirs):
 def spread_of_the_runs(ours, theirs):
     d = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
     return d.mean(), stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1)
+
+
+def ends(ours, theirs):
+    mean, half = paired_interval(ours, theirs)
+    return mean - half, mean + half
 
 
 def by_position(ours, theirs):
@@ -112,6 +126,8 @@ EXERCISES = {
             "Only the true class's part of the gradient is there; the wrong classes have one, too.": (
                 true_class_only
             ),
+            "These are the logits themselves; the softmax makes probabilities of them first.": no_softmax,
+            "A sigmoid of each logit is no softmax: the probabilities have to sum to 1.": sigmoids,
             "It is not divided by the loss: that is the Poincaré form, a bound of the variance.": not_divided,
         },
     ),
@@ -121,6 +137,8 @@ EXERCISES = {
         {
             "The crop is a share of the side; its area is the square of that.": crop_not_squared,
             "The probe looks at some samples of the batch only.": whole_batch,
+            "This is the whole time; the extra time alone is asked for.": lambda *args: 1 + probe_cost(*args),
+            "This is in per cent; a share is asked for, 0.05 for 5 %.": lambda *args: 100 * probe_cost(*args),
             "The probe runs at every k-th step only. That it counts k-fold is its weight, not its cost.": (
                 at_every_step
             ),
@@ -138,6 +156,7 @@ EXERCISES = {
                 spread_of_the_runs
             ),
             "Runs are paired by their place, not by their seed.": by_position,
+            "These are the ends of the interval; its middle and half its width are asked for.": ends,
             "The spreads of both are added, as if seeds had nothing in common; take differences first.": (
                 unpaired
             ),

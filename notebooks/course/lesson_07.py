@@ -45,7 +45,7 @@ def _closest(similarity, count):
 
 def _select_few(logits):
     p, mean = softmax(np.array(logits, float)), softmax(np.mean(logits, 0))
-    return _closest(p @ mean / np.linalg.norm(p, axis=1), max(1, len(p) // 2))
+    return _closest(p @ mean / np.linalg.norm(p, axis=1), len(p) // 2)
 
 
 def _select_logits(logits):
@@ -56,6 +56,16 @@ def _select_logits(logits):
 def _select_dot(logits):
     p, mean = softmax(np.array(logits, float)), softmax(np.mean(logits, 0))
     return _closest(p @ mean, (len(p) + 1) // 2)
+
+
+def _select_least(logits):
+    p, mean = softmax(np.array(logits, float)), softmax(np.mean(logits, 0))
+    return _closest(-(p @ mean) / np.linalg.norm(p, axis=1), (len(p) + 1) // 2)
+
+
+def _select_by_mean_probability(logits):
+    p = softmax(np.array(logits, float))
+    return _closest(p @ p.mean(0) / np.linalg.norm(p, axis=1), (len(p) + 1) // 2)
 
 
 def _select_ranked(logits):
@@ -80,6 +90,9 @@ EXERCISES = {
             ),
             "This is the sum. Its largest class is the same, its softmax is sharper.": _fused(
                 lambda z: np.sum(z, 0)
+            ),
+            "These are mean probabilities; Eq. 5 averages logits here.": lambda logits, present: np.mean(
+                [softmax(logits[name]) for name in present], 0
             ),
             "This averages all sensors, also those that are absent.": lambda logits, present: np.mean(
                 list(logits.values()), 0
@@ -108,6 +121,10 @@ EXERCISES = {
         {
             "This keeps ⌊n/2⌋ sensors; the rule keeps ⌈n/2⌉.": _select_few,
             "You compare logits; the rule compares probabilities.": _select_logits,
+            "These are the sensors least like the reference; keep those most like it.": _select_least,
+            "The reference is the softmax of the mean logits, not the mean of the probabilities.": (
+                _select_by_mean_probability
+            ),
             "This is the dot product; the cosine divides by the lengths of both vectors.": _select_dot,
             "The right sensors, in order of similarity; the indices are asked for in ascending order.": (
                 _select_ranked
