@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 
 from killing import SERVER
 
-SECONDS = 300  # a pair that takes longer is stopped
+SECONDS = 120  # a pair that takes longer is stopped
 
 
 class Pair:
