@@ -115,6 +115,7 @@ EXERCISES = {
                 lambda counts: counts.max(1).sum()
             ),
             "The largest count is not always part of the best naming: try all of them.": _greedy,
+            "Cluster k is not class k: the clusters have no order.": np.trace,
         },
     ),
     "one_judge": Exercise(
@@ -130,6 +131,8 @@ EXERCISES = {
             "Do not scale what is joined: that divides the sum of the two F by 1 + weight.": (
                 lambda f_rgb, f_x, weight: _unit(one_judge(f_rgb, f_x, weight))
             ),
+            "Scale each sensor's tokens before joining them; afterwards the longer sensor has most of the "
+            "joined token.": lambda f_rgb, f_x, weight: _unit(np.hstack([f_rgb, np.sqrt(weight) * f_x])),
         },
         1e-9,
     ),
@@ -149,6 +152,9 @@ EXERCISES = {
             "Without sharing, every sensor but the anchor has a harmonizer of its own.": (
                 lambda dim, sensors, shared: 2 * (dim * dim + dim)
             ),
+            "Shared means one harmonizer for all sensors, however many there are.": (
+                lambda dim, sensors, shared: 2 * (dim * dim + dim) * (sensors - 1)
+            ),
         },
     ),
     "interval": Exercise(
@@ -166,6 +172,15 @@ EXERCISES = {
             ),
             "The spread of a sample divides by n - 1: ddof=1.": lambda ours, theirs: _interval(
                 ours, theirs, t.ppf(0.975, len(ours) - 1) * _sd(ours, theirs, 0) / len(ours) ** 0.5
+            ),
+            "The quantile 0.95 leaves 5 % on one side; 95 % in the middle need 0.975.": lambda ours, theirs: (
+                _interval(ours, theirs, t.ppf(0.95, len(ours) - 1) * _sd(ours, theirs) / len(ours) ** 0.5)
+            ),
+            "The low and the high end are asked for; these are the mean and the half-width.": (
+                lambda ours, theirs: (
+                    sum(interval(ours, theirs)) / 2,
+                    -np.subtract(*interval(ours, theirs)) / 2,
+                )
             ),
         },
     ),
