@@ -21,6 +21,10 @@ ROWS = (  # of the figures, from the top; "R": colour alone, "X": the other of t
     *("eagle R", "eagle-conv", "depthg", "coral", "mmd", "cosine", "cmcs-1", "lambda-0", "unim2"),
 )
 LABELS = {name: (METHODS | SINGLES)[name] for name in ROWS}
+SEVERAL = (  # what trains a network on several sensors
+    *(name for name in ROWS if not name.startswith("kmeans") and not name.endswith((" R", " X"))),
+    *("cmcs-0.3", "unim2-0.3"),
+)
 NAIVE = ("stego-image", "stego-feature", "stego-conv", "stego-cbam", "stego-stitch")  # Figure 1 of the paper
 SWEEP = {
     "with CMH": {0: "lambda-0", 0.3: "unim2-0.3", 1: "unim2", 3: "unim2-3"},
@@ -37,12 +41,12 @@ HEADINGS = {"unim2": "Table 6", "no-msn": "Table 5", "fusion-sum": "Table 7, fus
 
 
 def about(record: Mapping) -> str:
-    """Command, features, seeds and split of a record, in two lines."""
-    seeds = sorted({run["seed"] for run in record["runs"]})
+    """Command, features, their directions, seeds and split of a record, in two lines."""
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in record["runs"]})))
     made = record["provenance"]
     return (
-        f"{made['command']}, {made['date']}\nfeatures {record['features']}, split {record['split']}, "
-        f"{record['steps']} steps, seeds {', '.join(map(str, seeds))}"
+        f"{made['command']}, {made['date']}\nfeatures {record['features']}, whitened to {record['whiten']} "
+        f"directions, split {record['split']}, {record['steps']} steps, seeds {seeds}"
     )
 
 
@@ -107,24 +111,37 @@ def difference_table(panels: Mapping[str, Mapping], pairs: Sequence[tuple], key:
     return text_table("points of mIoU, * = clear", panels, rows, wide=7)
 
 
-def in_words(panels: Mapping[str, Mapping], questions: Mapping[str, Sequence[tuple]], key="miou") -> str:
+def in_words(
+    title: str, panels: Mapping[str, Mapping], questions: Mapping[str, Sequence[tuple]], key: str = "miou"
+) -> str:
     """What a record answers, a line a question: in how many comparisons there is a clear gain, a clear loss,
     or neither. A question is a list of pairs (group, reference); each setting that has both is a comparison.
     """
-    lines = []
+    rows = {}
     for question, pairs in questions.items():
-        found = [
+        compared = [
             paired(groups, name, reference, key)
             for groups in panels.values()
             for name, reference in pairs
             if name in groups and reference in groups
         ]
-        clear = [d.mean for d in found if d.n > 1 and d.clear]
+        clear = [d.mean for d in compared if d.n > 1 and d.clear]
         gains, losses = sum(m > 0 for m in clear), sum(m < 0 for m in clear)
-        lines.append(
-            f"{question}:\n   clear gain {gains}, clear loss {losses}, neither {len(found) - len(clear)}"
-        )
-    return "\n".join(lines)
+        rows[question] = [str(count) for count in (gains, losses, len(compared) - len(clear))]
+    return text_table(title, ("clear gain", "clear loss", "neither"), rows, wide=8)
+
+
+def share_of_stripes(panels: Mapping[str, Mapping]) -> str:
+    """What stripes score on test in per cent of k-means on colour, on the other of two sensors and side by
+    side, a column a setting.
+    """
+    rows = {LABELS[name]: [] for name in ("kmeans R", "kmeans X", "kmeans")}
+    for title, groups in panels.items():
+        control = stripes(title.split()[0].replace("real", "nyu"))
+        for name in ("kmeans R", "kmeans X", "kmeans"):
+            share = control / np.mean(per_seed(groups[name], "miou")) if name in groups else None
+            rows[LABELS[name]].append(f"{share:.0%}" if share else "–")
+    return text_table("stripes, as a share of", panels, rows, wide=7)
 
 
 def together(panels: Mapping[str, Mapping], key: str = "miou") -> dict[str, dict]:

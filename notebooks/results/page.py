@@ -129,8 +129,9 @@ def source(name: str, command: str = "") -> str:
     time = f"{seconds / 3600:.1f} CPU hours" if seconds > 600 else f"{seconds / 60:.0f} CPU minutes"
     cost = f"{time} in all; " if seconds else ""
     made = f", made by `{command}`" if command else ""
+    tokens = f"tokens whitened to {record['whiten']} directions; " if "whiten" in record else ""
     return (
-        f"Record [`{name}.json`]({name}.json){made}; split *{record['split']}*, "
+        f"Record [`{name}.json`]({name}.json){made}; {tokens}split *{record['split']}*, "
         f"{f'seeds 0 to {max(seeds)}' if max(seeds) else 'seed 0'}; "
         f"{cost}{about['machine']}, torch {about['torch']}, {about['date']}."
     )
@@ -280,7 +281,7 @@ def cluster_table(name: str, settings: tuple[str, ...]) -> str:
             if any(cells):
                 title = {
                     "kmeans": "k-means",
-                    "kmeans-whitened": "k-means, whitened",
+                    "kmeans-whitened": "k-means, 32 directions",
                     "stego": "STEGO",
                     "eagle": "in the manner of EAGLE",
                 }[method]

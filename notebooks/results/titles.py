@@ -61,7 +61,7 @@ PRETRAINED = {
 }
 METHODS = {
     "kmeans": "k-means, side by side",
-    "kmeans-whitened": "k-means, whitened, side by side",
+    "kmeans-whitened": "k-means, 32 directions, side by side",
     "kmeans-image": "k-means, image addition",
     "kmeans-feature": "k-means, feature addition",
     "stego-image": "STEGO, image addition",
@@ -83,7 +83,7 @@ METHODS = {
 SINGLES = {  # "R": colour, "X": the other of two sensors
     "kmeans R": "k-means, colour alone",
     "kmeans X": "k-means, other sensor alone",
-    "kmeans-whitened R": "k-means, whitened, colour alone",
+    "kmeans-whitened R": "k-means, 32 directions, colour alone",
     "stego R": "STEGO, colour alone",
     "stego X": "STEGO, other sensor alone",
     "eagle R": "in the manner of EAGLE, colour alone",
