@@ -79,6 +79,7 @@ def test_what_choosing_without_labels_is_worth_in_the_records():
     ranks = {name: found["rank correlation with mIoU"] for name, found in searches.items()}
     assert all(abs(ranks[name]["lambda_x"]) < 0.3 for name in ("unim2", "unim2-32"))
     assert min(ranks[name]["lr"] for name in ("stego-32", "stego-conv-32")) > 0.45
+    assert min(ranks["stego-32"][f"quantile_{pair}"] for pair in ("self", "knn")) > 0.35
     moving = {*ranks["unim2-32"]} & {*searches["unim2-32"]["best"]}
     assert max(abs(ranks["unim2-32"][key]) for key in moving) < 0.35
     assert min(ranks[name]["dim"] for name in ("stego", "stego-conv")) > 0.4
