@@ -16,7 +16,7 @@ from mmlib.data.prepared import PreparedDataset
 from mmlib.evaluation.counts import confusion_matrix, miou
 from mmlib.evaluation.subsets import upsampled
 from mmlib.figures import DARKER, INK, class_legend, label_picture, picture, picture_grid
-from mmlib.modalities import SENSORS
+from mmlib.modalities import IGNORE_INDEX, SENSORS
 
 from .charts import BLUE, OFFSET, PINK, SKY, enlarged, show
 from .world_source import network_batch, physical_images
@@ -38,7 +38,10 @@ def events(counts: np.ndarray) -> np.ndarray:
 
 
 def labels(label: np.ndarray) -> np.ndarray:
-    return label_picture(label, PALETTE)
+    """Classes in their colours; void is white, because buildings are as dark as its usual grey."""
+    colours = label_picture(label, PALETTE)
+    colours[label == IGNORE_INDEX] = 255
+    return colours
 
 
 TRAPS = {
@@ -46,7 +49,7 @@ TRAPS = {
     "change along edges of the thermal image, ranges turn into steps, the street is mirrored, and angles of "
     "polarisation near 0 and 180 degrees average to something across them.",
     "zeros, labels, time": "Four more misreadings: a depth image without holes, with surfaces in mid-air; a "
-    "label in which bonnet and far houses are road; a small label whose edges have classes of their own; and "
+    "label in which bonnet and far houses are road instead of void; a small label whose edges have classes of their own; and "
     "an event image with hardly an event in it.",
 }
 
