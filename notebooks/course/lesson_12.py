@@ -24,7 +24,7 @@ def count_lowered(score):
 
 
 def known_sign(a, b, h):
-    return 0 if abs(a - b) <= 2 * h else 1 if a > b else -1
+    return 0 if abs(a - b) <= 2 * h + 1e-9 else 1 if a > b else -1
 
 
 def tries_needed(gain, sigma):
@@ -86,13 +86,28 @@ EXERCISES = {
     ),
     "known_sign": Exercise(
         known_sign,
-        [(21.8, 21.5, 0.05), (20.7, 21.8, 0.05), (50.7, 50.7, 0.05), (22.0, 21.0, 0.5), (50.8, 50.7, 0.25)],
+        [
+            (21.8, 21.5, 0.05),
+            (20.7, 21.8, 0.05),
+            (50.7, 50.7, 0.05),
+            (22.0, 21.0, 0.5),
+            (50.8, 50.7, 0.25),
+            (21.0, 21.3, 0.2),
+            (1.1, 1.0, 0.05),  # in floats 1.1 - 1.0 is above 0.1
+            (50.7, 50.8, 0.05),
+        ],
         {
             "Both numbers are rounded: the difference is known to 2h, not to h.": lambda a, b, h: (
                 0 if abs(a - b) <= h else 1 if a > b else -1
             ),
             "Rounding is not used: this is the sign of the printed difference.": lambda a, b, h: (
                 (a > b) - (a < b)
+            ),
+            "Exactly 2h apart counts as open, too.": lambda a, b, h: (
+                0 if abs(a - b) < 2 * h - 1e-9 else 1 if a > b else -1
+            ),
+            "In floats 1.1 - 1.0 is a little more than 0.1: allow for it, by 1e-9.": lambda a, b, h: (
+                0 if abs(a - b) <= 2 * h else 1 if a > b else -1
             ),
         },
     ),
