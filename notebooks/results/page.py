@@ -295,7 +295,7 @@ def cluster_table(name: str, settings: tuple[str, ...]) -> str:
 
 def gain_table(name: str, settings: tuple[str, ...], method: str, naive: tuple[str, ...]) -> str:
     """A method against the best method on colour alone, and against the best naive fusion."""
-    record, rows = read(name), [["", *settings], ["mIoU"], ["over the best on colour alone"]]
+    record, rows = read(name), [["points of mIoU", *settings], ["mIoU"], ["over the best on colour alone"]]
     rows.append(["over the best naive fusion"])
     for setting in settings:
         scene = setting.split()[0]
@@ -352,7 +352,7 @@ def second_sensor_tables() -> str:
             name = best(record, setting, *prefixes)
             bars[title].append((name, f"{spread(record, f'{setting} {name}', 'miou')} ({name})"))
     names = [[name for name, _ in bar] for bar in bars.values()]
-    rows = [["", *settings]] + [[title, *(cell for _, cell in bar)] for title, bar in bars.items()]
+    rows = [["mIoU (%)", *settings]] + [[title, *(cell for _, cell in bar)] for title, bar in bars.items()]
     ways = [["mIoU: over single, over naive, over shuffled", *settings, "won", "CPU s"]]
     for way, title in WAYS.items():
         cells, won, cpu = [], [], []
