@@ -204,7 +204,7 @@ def test_terms_with_one_seed_are_named_and_not_drawn(monkeypatch):
 
 def test_what_lesson_05_says_of_all_terms():
     said = "in none of the recorded comparisons does a training with it score clearly better"
-    assert said in words(REGULARIZER) and "wherever the difference is clear, it is a loss" in words(
+    assert said in words(REGULARIZER) and "Wherever the difference is clear, it is a loss" in words(
         REGULARIZER
     )
     found = regularizer_figures.effects()

@@ -210,10 +210,13 @@ def ceiling_table(groups: Mapping[str, Mapping], joint: Mapping[str, str], alone
     """Plain text: the ceiling of each sensor, and how far joint networks given it alone are from it."""
     rows = {"ceiling": [f"{np.mean(per_seed(groups[name], s)):.1f}" for s, name in alone.items()]}
     rows |= {
-        label: [difference_text(paired(groups, name, ceiling, symbol)) for symbol, ceiling in alone.items()]
+        label: [
+            difference_text(paired(groups, name, ceiling, symbol), narrow=True)
+            for symbol, ceiling in alone.items()
+        ]
         for name, label in joint.items()
     }
-    table = text_table("mIoU (%)", [f"{symbol} alone" for symbol in alone], rows)
+    table = text_table("mIoU (%)", [f"{symbol} alone" for symbol in alone], rows, wide=13)
     return f"{table}\njoint networks: difference to the ceiling {STAR}"
 
 
