@@ -1,7 +1,11 @@
 """pyproject.toml, constraints.txt and environment.yml describe one environment; they are kept in step here."""
 
+import ast
+import json
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -89,3 +93,32 @@ def test_installed_versions_are_the_pinned_ones_or_named():
     differ = [f"{n} {v} (tested: {PINS[n]})" for n, v in installed.items() if v.split("+")[0] != PINS[n]]
     if differ:
         pytest.skip("not the tested versions: " + ", ".join(differ))
+
+
+EXTRAS_SAID = re.compile(r"pip install (.*?)\"\S*\[(.*?)\]")
+
+
+def test_a_notebook_opened_alone_gets_what_the_lessons_import():
+    """From the line for Colab and that of lesson 00. An editable install is not seen by a kernel that runs."""
+    start = (ROOT / "notebooks/00_start_here.ipynb").read_text(encoding="utf-8")
+    texts = (ROOT / "README.md").read_text(encoding="utf-8"), "".join(json.loads(start)["cells"][0]["source"])
+    (options, extras), again = (EXTRAS_SAID.search(text).groups() for text in texts)
+    assert "-e" not in options + again[0] and again[1] == extras
+    declared = PROJECT["dependencies"] + [line for extra in extras.split(",") for line in EXTRAS[extra]]
+    names = {canonicalize_name(Requirement(line).name) for line in declared}
+
+    sources = [path.read_text(encoding="utf-8") for path in ROOT.glob("notebooks/course/*.py")]
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    imported = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module.split(".")[0])
+    own = {"course", "results", "mmlib", "IPython", *(path.stem for path in ROOT.glob("data_scripts/*.py"))}
+    of_module = packages_distributions()
+    foreign = imported - set(sys.stdlib_module_names) - own  # ipykernel brings IPython
+    missing = [m for m in foreign if not names & {canonicalize_name(d) for d in of_module.get(m, ())}]
+    assert "h5py" in foreign and not missing, missing

@@ -53,11 +53,10 @@ def test_a_second_process_waits_says_so_and_goes_on_when_the_first_is_killed(tmp
     lock = tmp_path / "new" / "world.lock"
     first = holder(lock, 60)
     assert first.stdout.readline() == "held\n"
-    second = holder(lock, 0)
+    second, third = holder(lock, 0), holder(lock, 0)
     said = second.stderr.readline()  # said before it waits
     assert f"process {second.pid} waits for process {first.pid}, which has {lock.parent} since 20" in said
     assert second.poll() is None
-    third = holder(lock, 0)
     assert "waits" in third.stderr.readline()
     third.send_signal(signal.SIGINT)
     assert third.wait(timeout=30) == -signal.SIGINT, "Ctrl-C ends the waiting"
