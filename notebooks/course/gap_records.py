@@ -39,6 +39,16 @@ CURVES = {
     "curve-paper": "dropout + R_p + R_f",
 } | {f"street-{name}": f"{title} (long)" for name, title in TRAININGS.items()}
 
+# Schedule and data set -> (record, what its groups begin with): those with all three objectives.
+SCHEDULES = {
+    "streets, long": ("street_subsets", "street"),
+    "streets, short": ("street_ablation", "short"),
+    "streets, short, transformer": ("street_pvt", "pvt"),
+    "streets, short, pretrained": ("street_pretrained", "street-pretrained"),
+    "NYU frames, long": ("nyu_subsets", "nyu"),
+    "NYU frames, short, pretrained": ("nyu_pretrained", "nyu-pretrained"),
+}
+
 
 def kind_of(group: Mapping) -> str:
     """What kind of training a group of runs is: a key of ``KINDS``."""
@@ -123,6 +133,25 @@ def gap_curves(groups: Mapping[str, Mapping], name: str) -> dict[int, tuple[list
         if np.isfinite(gaps).all():
             curves[seed] = [entry["epoch"] for entry in curve], gaps
     return curves
+
+
+def late_curves(curve: Sequence[Mapping]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """(log information of each sensor, log gap, mean mIoU) over the second half of a run's whole epochs, which
+    lie equally far apart. (The last evaluation comes a part of an epoch later.)
+    """
+    whole = [entry for entry in curve if entry["epoch"] % 1 == 0]
+    whole = whole[len(whole) // 2 - 1 :]
+    logs = np.log([list(entry["information"].values()) for entry in whole]).T
+    return [*logs], logs.max(0) - logs.min(0), np.array([entry["mean"] for entry in whole])
+
+
+def ratio_text(gap: Estimate, mean: Estimate) -> str:
+    """A difference of log gaps as a ratio, and one of mean mIoU, each with its interval, and a star where that
+    excludes no change.
+    """
+    ratio, low, high = np.exp([gap.mean, gap.low, gap.high])
+    words = f"× {ratio:.2f} [{low:.2f}, {high:.2f}]{'*' * gap.clear}"
+    return f"{words:22s}{mean.mean:+4.1f} [{mean.low:+4.1f}, {mean.high:+4.1f}]{'*' * mean.clear}"
 
 
 def log_axis(axis, which: str) -> None:
