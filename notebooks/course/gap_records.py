@@ -136,8 +136,8 @@ def gap_curves(groups: Mapping[str, Mapping], name: str) -> dict[int, tuple[list
 
 
 def late_curves(curve: Sequence[Mapping]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """(log information of each sensor, log gap, mean mIoU) over the second half of a run's whole epochs, which
-    lie equally far apart. (The last evaluation comes a part of an epoch later.)
+    """(log information of each sensor, log gap, mean mIoU) over the second half of a run's whole epochs.
+    They lie equally far apart; the last evaluation comes a part of an epoch later.
     """
     whole = [entry for entry in curve if entry["epoch"] % 1 == 0]
     whole = whole[len(whole) // 2 - 1 :]
@@ -146,7 +146,7 @@ def late_curves(curve: Sequence[Mapping]) -> tuple[list[np.ndarray], np.ndarray,
 
 
 def ratio_text(gap: Estimate, mean: Estimate) -> str:
-    """A difference of log gaps as a ratio, and one of mean mIoU, each with its interval, and a star where that
+    """A difference of log gaps as a ratio, and one of mean mIoU, each with its interval and a star where it
     excludes no change.
     """
     ratio, low, high = np.exp([gap.mean, gap.low, gap.high])
