@@ -1,4 +1,6 @@
-"""What several test files set up in the same way; one that needs it otherwise has a fixture of the same name."""
+"""What several test files set up in the same way; one that needs it otherwise has its own of that name."""
+
+import sys
 
 import pytest
 
@@ -44,3 +46,15 @@ def no_figure_stays_open():
     plt.close("all")
     yield
     plt.close("all")
+
+
+@pytest.fixture
+def displayed(monkeypatch, no_figure_stays_open):
+    """Figures that functions of the lessons would display, in order; of one to turn, it and its picture."""
+    figures = []
+    for name, module in list(sys.modules.items()):
+        if name.startswith("course.") and hasattr(module, "show"):
+            monkeypatch.setattr(module, "show", lambda fig, alt: figures.append(fig))
+        if name.startswith("course.") and hasattr(module, "show_interactive"):
+            monkeypatch.setattr(module, "show_interactive", lambda *both, alt: figures.extend(both))
+    return figures

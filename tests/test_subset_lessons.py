@@ -71,6 +71,46 @@ def test_asked_for_both_the_lidar_is_neglected_and_asked_for_all_it_is_read(seed
     assert lidar["lidar"] > 92 and every["lidar"] > 92 and min(every["camera"], every["both"]) > 97
 
 
+def test_what_a_network_reads_is_drawn_as_it_answers():
+    """Two networks without parameters: one is right from the LiDAR and always calls road without it, the
+    other takes the camera's word.
+    """
+
+    def squares(images):
+        points = images.get("lidar", torch.zeros_like(images.get("camera", torch.zeros(1, 2))) - 1.9)
+        car = (((points + 2) * 3 / 4).floor().sum(1) % 2).float()
+        return torch.stack([-car, car], 1) * 9
+
+    def side(images):
+        x = images.get("camera", images.get("lidar"))[:, 0]
+        return torch.stack([-x, x], 1)
+
+    fig = two_sensors.what_it_reads({"squares": squares, "side": side})
+    first, second = fig.axes[:3], fig.axes[3:6]
+    of_nine = [(i + j) % 2 for i in range(3) for j in range(3)]
+    always_road = 100 * of_nine.count(0) / 9
+    assert [list(axis.lines[0].get_xdata()) for axis in (first[2], second[2])] == [
+        [pytest.approx(always_road)] * 2
+    ] * 2
+    widths = [bar.get_width() for bar in first[2].patches]
+    assert widths == [pytest.approx(always_road, abs=2.5), 100, 100]
+    assert [bar.get_width() for bar in second[2].patches][0] > 97
+    for axis in (first[2], second[2]):
+        assert [text.get_text() for text in axis.texts] == [
+            f"{bar.get_width():.0f} %" for bar in axis.patches
+        ]
+        assert [round(bar.get_y() + 0.3) for bar in axis.patches] == [0, 1, 2]
+    x = np.linspace(-2, 2, 121)
+    for axis in second[:2]:
+        np.testing.assert_allclose(axis.images[0].get_array()[7], 1 / (1 + np.exp(-2 * x)), atol=1e-6)
+        assert axis.images[0].get_extent() == [-2, 2, -2, 2] and axis.images[0].origin == "lower"
+    road, car = (np.array(line.get_data()) for line in first[1].lines)
+    for points, label in ((road, 0), (car, 1)):
+        assert np.all(np.floor((points + 2) * 3 / 4).sum(0) % 2 == label)
+    assert road.shape[1] + car.shape[1] == 160
+    plt.close(fig)
+
+
 def test_weights_that_ask_for_nothing_are_refused():
     for weights in ({}, {"both": 0}, {"camera": -1, "both": 1}, {"radar": 1}):
         with pytest.raises(ValueError, match="expected numbers of 0 or more"):
@@ -99,7 +139,21 @@ def test_the_lattice_shows_the_record():
     gain = np.subtract(means["all subsets at once"], means["all sensors, always"])[order]
     np.testing.assert_allclose(last, gain, atol=0.051)
     assert all(words.startswith(f"<b>{name}</b>") for name, words in zip(drawn, nodes["hovertext"]))
-    plt.close(subset_figures.lattice_picture(groups))
+    assert all(y == len(name) for name, y in zip(drawn, nodes["y"])), "a row for each number of sensors"
+    picture = subset_figures.lattice_picture(groups)
+    for axis, label in zip(picture.axes, (list(means)[0], list(means)[-1])):
+        expected = {name: f"{name}\n{value:.0f}" for name, value in zip(names, means[label])}
+        assert sorted(text.get_text() for text in axis.texts) == sorted(expected.values())
+        where = {text.get_text().split()[0]: text.get_position() for text in axis.texts}
+        assert [where[name] for name in drawn] == [
+            pytest.approx(at, abs=1e-3) for at in zip(nodes["x"], nodes["y"])
+        ]
+        steps = {tuple(sorted(zip(*line.get_data()), key=lambda p: p[1])) for line in axis.lines}
+        adding = {
+            (where[a], where[b]) for a in where for b in where if set(a) < set(b) and len(b) == len(a) + 1
+        }
+        assert steps == adding and len(axis.lines) == 28
+    plt.close(picture)
 
 
 def test_what_lesson_04_says_of_the_weather():
@@ -123,6 +177,34 @@ def test_what_lesson_04_says_a_sensor_adds():
         for name in ("street-full", "street-all-subsets")
     )
     assert all(adds(always, sensor) > adds(subsets, sensor) + 1 for sensor in "RDEL")
+
+
+def test_ceilings_are_those_of_the_networks_trained_alone():
+    score = lambda **subsets: {"summary": {"all": {}}, "miou": {"all": subsets}}
+    groups = {
+        "joint": score(R=[10.0, 14.0], D=[20.0, 21.0], RD=[30.0, 33.0]),
+        "other": score(R=[1.0, 3.0], D=[2.0, 2.5], RD=[40.0, 41.0]),
+        "R": score(R=[50.0, 54.0]),
+        "D": score(D=[60.0, 61.0]),
+    }
+    fig = subset_figures.ceilings(groups, {"joint": "J", "other": "O"}, {"R": "R", "D": "D"})
+    (axis,) = fig.axes
+    drawn = [(list(line.get_xdata()), list(line.get_ydata()), line.get_marker()) for line in axis.lines]
+    bars = [(x, y) for x, y, marker in drawn if marker == "None" and len(x)]
+    assert [(round(np.mean(x)), y) for x, y in bars] == [(0, [52, 52]), (1, [60.5, 60.5])]
+    for name, marker in (("joint", "s"), ("other", "D")):
+        expected = groups[name]["miou"]["all"]
+        mine = [(x, y) for x, y, kind in drawn if kind == marker]
+        rings, dots = mine[::2], mine[1::2]
+        assert [y for _, y in rings] == list(expected.values())
+        assert [y for _, y in dots] == [[np.mean(seeds)] for seeds in expected.values()]
+        assert [round(x[0]) for x, _ in rings] == [round(x[0]) for x, _ in dots] == [0, 1, 2]
+    assert [text.get_text() for text in axis.get_xticklabels()] == [
+        "R rgb alone",
+        "D depth alone",
+        "all of them",
+    ]
+    plt.close(fig)
 
 
 # ---- the regulariser ----
@@ -168,6 +250,26 @@ def test_cross_entropy_of_features_repels_and_divergence_does_not():
     assert apart["ce"][-1] > 10 * apart["ce"][0] and apart["kl"][-1] < 1.5 * apart["kl"][0]
 
 
+def test_dead_ends_and_runs_are_drawn_as_they_were_measured():
+    p = np.linspace(0.2, 0.9, 8)
+    apart = {"ce": np.geomspace(0.1, 3, 60), "kl": np.geomspace(0.1, 0.2, 60)}
+    fig = readings.two_dead_ends(p, (p - 0.5) ** 2 + 1, apart)
+    left, right = fig.axes
+    assert list(left.lines[0].get_xdata()) == list(p)
+    assert list(left.lines[0].get_ydata()) == list((p - 0.5) ** 2 + 1)
+    assert left.lines[1].get_data() == ([0.5], [1.0]) and left.texts[0].get_text() == "least at p = 0.500"
+    for line, text, (reading, distances) in zip(right.lines, right.texts, apart.items(), strict=True):
+        assert list(line.get_ydata()) == list(distances) and text.get_color() == line.get_color()
+        assert ("cross-entropy" if reading == "ce" else "KL") in text.get_text()
+    runs = {"without": ([9.0, 8.0], [0.5, 0.4]), "with": ([9.0, 1.5], [0.5, 0.45])}
+    both = readings.gaps_and_losses(runs)
+    for axis, k in zip(both.axes, (0, 1)):
+        assert [list(line.get_ydata()) for line in axis.lines] == [columns[k] for columns in runs.values()]
+    assert [line.get_label() for line in both.axes[0].lines] == list(runs)
+    plt.close(fig)
+    plt.close(both)
+
+
 def test_effects_are_paired_differences_to_their_own_reference():
     found = {effect.group: effect for effect in regularizer_figures.effects()}
     groups = record_figures.record_groups("street_ablation")
@@ -185,6 +287,17 @@ def test_effects_are_paired_differences_to_their_own_reference():
     assert sum(len(trace["x"]) for trace in drawn) == len(found)
     worst = figure["layout"]["updatemenus"][0]["buttons"][1]["args"][0]["y"]
     assert sum(worst, []) == pytest.approx([e.change["min"].mean for e in found.values()], abs=0.006)
+    picture = regularizer_figures.plane_picture(list(found.values()))
+    across, up, *lines = picture.axes[0].lines
+    assert list(across.get_ydata()) == list(up.get_xdata()) == [0, 0]
+    lines = [line for line in lines if len(line.get_xdata())]  # without the legend's
+    for effect, wide, high, dot in zip(found.values(), lines[::3], lines[1::3], lines[2::3], strict=True):
+        x, y = effect.change["full"], effect.change["mean"]
+        assert [*wide.get_xdata(), *wide.get_ydata()] == [x.low, x.high, y.mean, y.mean]
+        assert [*high.get_xdata(), *high.get_ydata()] == [x.mean, x.mean, y.low, y.high]
+        assert [*dot.get_xdata(), *dot.get_ydata()] == [x.mean, y.mean]
+        assert (dot.get_markerfacecolor() == "white") != effect.clear
+    plt.close(picture)
 
 
 def test_terms_with_one_seed_are_named_and_not_drawn(monkeypatch):

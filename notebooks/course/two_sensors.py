@@ -99,7 +99,7 @@ def what_it_reads(networks: Mapping[str, nn.Module]) -> Figure:
     shade = LinearSegmentedColormap.from_list("road to car", (SERIES[2], "#F7F7F7", SERIES[4]))
     for (title, network), (*maps, bars) in zip(networks.items(), axes):
         for name, axis in zip(WORLD, maps):
-            car = network({name: plane}).softmax(1)[:, 1].reshape(len(line), -1)
+            car = network({name: plane}).softmax(1)[:, 1].reshape(len(line), -1).numpy()
             extent = (-SIDE, SIDE, -SIDE, SIDE)
             drawn = axis.imshow(car, origin="lower", extent=extent, vmin=0, vmax=1, cmap=shade, alpha=0.8)
             for k, marker in enumerate("sD"):
