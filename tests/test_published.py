@@ -1,4 +1,6 @@
-"""The printed tables, read a second time from the paper's own text, and verdicts recomputed by other means."""
+"""The printed tables, read a second time from the paper's own text, and verdicts recomputed by other means;
+and what the figures of these tables draw.
+"""
 
 import itertools
 import json
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from course import table_figures
+from course.charts import BLUE, ORANGE
 from course.published import (
     FILE,
     Claim,
@@ -30,6 +34,7 @@ from course.published import (
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 
 from mmlib.modalities import SENSORS
 
@@ -411,6 +416,129 @@ def test_columns_that_are_no_subsets_have_no_inclusions():
         lowered(PAPER.tables["T8"], "training")
     with pytest.raises(KeyError, match="'MAGIK' is not there; known: CMNeXt, .*Ours"):
         lowered(PAPER.tables["T3"], "MAGIK")
+
+
+# ---- the figures ----
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def drawn_bars(axis) -> list[tuple[float, float]]:
+    """(place, length) of standing bars."""
+    return [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axis.patches]
+
+
+def numbers(name, row) -> list[float]:
+    return [float(cell) for cell in PAPER.tables[name].cells(row)]
+
+
+def test_a_square_is_orange_where_the_mean_does_not_follow(displayed):
+    verdicts = {claim.id: judge(PAPER, claim) for claim in mean_claims(PAPER)}
+    table_figures.show_means(verdicts)
+    (axis,) = displayed[0].axes
+    squares = {square.get_xy(): to_hex(square.get_facecolor()) for square in axis.patches}
+    assert len(squares) == len(verdicts) == len(axis.texts)
+    for text in axis.texts:
+        x, y = text.get_position()
+        wrong = re.search(r"\n([+-]\d+\.\d\d)$", text.get_text())
+        colour = next(c for (a, b), c in squares.items() if abs(a + 0.47 - x) + abs(b + 0.44 - y) < 1e-9)
+        assert colour == (ORANGE if wrong else table_figures.GOOD).lower()
+    off = sorted(f"{v.off:+.2f}" for v in verdicts.values() if v.kind != "follows")
+    assert sorted(t.split("\n")[-1] for t in texts(axis) if re.search(r"[+-]\d+\.\d\d$", t)) == off
+    tables = dict.fromkeys(name.split()[0] + " Acc" * (" Acc " in name) for name in verdicts)
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(tables)
+
+
+def test_gains_and_steps_are_bars_of_their_size(displayed):
+    table_figures.show_gains([("a", 2.0, 1.5), ("b", 4.25, -0.5)])
+    table_figures.show_steps([("s", 44.0), ("t", 46.5), ("u", 46.0)], ["first", "second"])
+    gain, steps = (figure.axes[0] for figure in displayed)
+    assert [bar.get_width() for bar in gain.patches] == [2.0, 1.5, 4.25, -0.5]
+    assert [round(bar.get_y() + bar.get_height() / 2) for bar in gain.patches] == [0, 0, 1, 1]
+    blue = [to_hex(bar.get_facecolor()) == BLUE.lower() for bar in gain.patches]
+    assert blue == [False, True] * 2 and texts(gain) == ["+2.00", "+1.50", "+4.25", "-0.50"]
+    assert list(gain.lines[0].get_xdata()) == [0, 0]
+    ends = [sorted((bar.get_y(), bar.get_y() + bar.get_height())) for bar in steps.patches]
+    assert ends == [[0, 44], [44, 46.5], [46, 46.5]], "each starts where the one before it ends"
+    assert [place for place, _ in drawn_bars(steps)] == pytest.approx([0, 1, 2])
+    assert texts(steps) == ["44.00", "first\n+2.50", "second\n-0.50"]
+    assert [list(line.get_ydata()) for line in steps.lines] == [[44, 44], [46.5, 46.5]]
+    for x, line in enumerate(steps.lines, 1):
+        assert line.get_xdata()[0] < x - 1 and line.get_xdata()[1] == pytest.approx(x + 0.3)
+
+
+def test_what_is_won_is_lost_is_drawn_per_subset(displayed):
+    table_figures.show_won_and_lost(
+        {name: (PAPER.tables[name], key) for name, key in (("T3", "D"), ("T4", "I"))}
+    )
+    for axis, name, key in zip(displayed[0].axes, ("T3", "T4"), "DI"):
+        rows = [np.array(numbers(name, row)) for row in PAPER.tables[name].rows if row != "Ours"]
+        gain = np.array(numbers(name, "Ours")) - np.max(rows, 0)
+        assert [bar.get_height() for bar in axis.patches] == pytest.approx(gain.tolist(), abs=1e-9)
+        names = [label.get_text() for label in axis.get_xticklabels()]
+        assert names == list(PAPER.tables[name].subsets) and list(axis.lines[0].get_ydata()) == [0, 0]
+        assert [place for place, _ in drawn_bars(axis)] == pytest.approx(range(15))
+        grey = [to_hex(bar.get_facecolor()) == "#9a9a9a" for bar in axis.patches]
+        assert grey == [key not in subset for subset in names]
+
+
+def test_an_edge_of_the_lattice_is_orange_where_it_goes_down(displayed):
+    table = PAPER.tables["T3"]
+    table_figures.show_lattices(table, ["MAGIC", "Ours"])
+    for axis, method in zip(displayed[0].axes, ("MAGIC", "Ours")):
+        score = dict(zip(table.subsets, numbers("T3", method)))
+        where = {text.get_position(): text.get_text().split("\n") for text in axis.texts}
+        assert {name: float(value) for name, value in where.values()} == score
+        assert all(y == len(name) for (_, y), (name, _) in where.items())
+        edges = {}
+        for line in axis.lines:
+            small, large = (where[point][0] for point in sorted(zip(*line.get_data()), key=lambda p: p[1]))
+            edges[small, large] = to_hex(line.get_color()) == ORANGE.lower()
+        pairs = [(a, b) for a in score for b in score if set(a) < set(b) and len(b) == len(a) + 1]
+        assert edges == {(a, b): score[b] < score[a] for a, b in pairs}
+
+
+def test_the_chance_of_failure_from_which_ours_is_ahead_is_marked(displayed):
+    chances = np.linspace(0, 0.9, 91)
+    lines = {"Ours": 60 - 10 * chances, "Any2Seg": 66.05 - 30 * chances}
+    table_figures.show_expected({"T2": (chances, lines), "T3": (chances, lines)})
+    for axis in displayed[0].axes:
+        rival, ours, half, crossing = (np.array(line.get_data(), float) for line in axis.lines)
+        assert np.array_equal(rival, [chances, lines["Any2Seg"]]) and np.array_equal(
+            ours, [chances, lines["Ours"]]
+        )
+        assert list(half[0]) == [0.5, 0.5] and list(crossing[0]) == pytest.approx([0.31] * 2)
+        for text, name in zip(axis.texts, ("Any2Seg", "Ours"), strict=True):
+            assert text.get_text() == name and text.xy[1] == pytest.approx(
+                np.interp(text.xy[0], chances, lines[name])
+            )
+        assert (axis.get_title() + axis.get_title(loc="left")).endswith("Ours ahead from 0.31")
+
+
+def test_cost_and_spread_are_drawn_as_they_are(displayed):
+    table_figures.show_cost({"none": 0.0, "few": 3.25, "many": 210.4}, 0.52, 0.62)
+    table_figures.show_spread(PAPER.tables["T3"], ["MAGIC", "Ours"])
+    cost, spread = (figure.axes[0] for figure in displayed)
+    *bars, span = cost.patches
+    assert [bar.get_width() for bar in bars] == [0, 3.25, 210.4]
+    assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((0.52, 0.62))
+    assert [bar.get_y() + bar.get_height() / 2 for bar in bars] == pytest.approx([0, 1, 2])
+    assert texts(cost) == ["none to count", "+3.2 %", "+210 %", "Table 8: 0.52 to 0.62 %"]
+    sds = []
+    for y, method in enumerate(("MAGIC", "Ours")):
+        cells = numbers("T3", method)
+        mean_, sd = statistics.fmean(cells), statistics.pstdev(cells)
+        ticks = next(line for line in spread.lines if line.get_marker() == "|" and line.get_ydata()[0] == y)
+        assert list(ticks.get_xdata()) == cells
+        (bar,) = spread.collections[y].get_segments()
+        assert list(bar[:, 0]) == pytest.approx([mean_ - sd, mean_ + sd]) and y < bar[0, 1] < y + 1
+        assert f"mean {mean_:.2f}, deviation {sd:.2f}" in texts(spread)
+        dots = [line for line in spread.lines if line.get_marker() == "o"]
+        assert dots[y].get_xdata()[0] == pytest.approx(mean_)
+        sds.append(sd)
+    assert 2.5 < sds[0] / sds[1] < 3, "the title says: almost three times as far"
 
 
 # ---- the file ----

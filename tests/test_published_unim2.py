@@ -1,4 +1,6 @@
-"""The second paper's tables, read again from its text; sentences without numbers, counted by other means."""
+"""The second paper's tables, read again from its text; sentences without numbers, counted by other means; and
+what the figures of these tables draw.
+"""
 
 import json
 import re
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from course import unim2_table_figures
+from course.charts import ORANGE
 from course.published import (
     FILE,
     Statement,
@@ -22,6 +26,9 @@ from course.published import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+from scipy.integrate import quad
+from scipy.stats import norm
 from test_published import changed, kinds, tiny
 
 from mmlib.modalities import SENSORS
@@ -223,6 +230,77 @@ def test_rows_that_report_one_setting_twice():
     differ = gaps.pop(("T5", "none", "T2 NYU-S"))
     assert differ == [Decimal("-0.3"), Decimal("2.2")]
     assert len(gaps) == 4 and all(gap == [0, 0] for gap in gaps.values())
+
+
+# ---- the figures ----
+
+
+def points(axis, marker) -> list[tuple[float, float]]:
+    """Places of single marks of one kind."""
+    return [(*line.get_xdata(), *line.get_ydata()) for line in axis.lines if line.get_marker() == marker]
+
+
+def test_gains_over_a_rival_start_alone_and_end_fused(displayed):
+    over = {
+        "one": {"STEGO": (8.5, 3.0), "EAGLE": (2.5, 1.5), "other": (None, 6.0)},
+        "two": {"STEGO": (0.5, 3.5), "EAGLE": (4.0, 1.0)},
+        "three": {"STEGO": (1.0, 2.0)},
+        "four": {"STEGO": (3.0, 4.0)},
+    }
+    unim2_table_figures.show_gains_over(over)
+    for axis, rivals in zip(displayed[0].axes, over.values()):
+        full = [
+            line for line in axis.lines if line.get_marker() == "o" and line.get_markerfacecolor() != "white"
+        ]
+        alone = {y: pair[0] for y, pair in enumerate(rivals.values()) if pair[0] is not None}
+        assert {line.get_ydata()[0]: line.get_xdata()[0] for line in full} == alone
+        orange = [line.get_xdata()[0] for line in full if to_hex(line.get_color()) == ORANGE.lower()]
+        assert orange == [min(alone.values())], "over the best row"
+        rings = [place for place in points(axis, "o") if place not in {(x, y) for y, x in alone.items()}]
+        assert rings == [(fused, y) for y, (_, fused) in enumerate(rivals.values())]
+        joined = {
+            (*line.get_xdata(), *line.get_ydata()) for line in axis.lines if line.get_marker() == "None"
+        } - {(0, 0, 0, 1)}
+        assert joined == {(x, fused, y, y) for y, (x, fused) in enumerate(rivals.values()) if x is not None}
+        assert [0, 0] in [list(line.get_xdata()) for line in axis.lines]
+        assert [t.get_text() for t in axis.texts] == [
+            f"+{fused if x is None else x}" for x, fused in rivals.values()
+        ]
+
+
+def test_classes_stand_from_the_greatest_loss_to_the_greatest_gain(displayed):
+    gain = {"Bed": 3.0, "Sofa": 54.7, "Wall": -2.0}
+    naive = {"Bed": 1.0, "Sofa": -4.0, "Wall": 9.0}
+    unim2_table_figures.show_classes(gain, naive, "Sofa")
+    (axis,) = displayed[0].axes
+    order = ["Wall", "Bed", "Sofa"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == order
+    assert [bar.get_width() for bar in axis.patches] == [gain[name] for name in order]
+    assert [bar.get_y() + bar.get_height() / 2 for bar in axis.patches] == pytest.approx([0, 1, 2])
+    assert points(axis, "D") == [(naive[name], y) for y, name in enumerate(order)]
+    assert [text.get_text() for text in axis.texts] == ["-2.0", "+3.0", "+54.7"]
+    assert to_hex(axis.patches[2].get_facecolor()) == ORANGE.lower()
+
+
+def test_the_best_of_many_looks_is_the_expected_maximum(displayed):
+    counts = [2, 50, 200, 1000]
+    density = lambda x, n: x * n * norm.pdf(x) * norm.cdf(x) ** (n - 1)
+    expected = [quad(density, -8, 8, args=(n,))[0] for n in counts]
+    bound = [np.sqrt(2 * np.log(n)) for n in counts]
+    unim2_table_figures.show_best_of(counts, expected, bound)
+    left, right = displayed[0].axes
+    above, curve, simulated = right.lines
+    for line, values in ((above, bound), (curve, expected)):
+        assert list(line.get_xdata()) == counts and list(line.get_ydata()) == values
+    assert list(simulated.get_xdata()) == counts
+    assert list(simulated.get_ydata()) == pytest.approx(expected, abs=0.06), (
+        "2000 draws agree with the integral"
+    )
+    looks, kept, worth = (np.array(line.get_data(), float) for line in left.lines)
+    assert looks.shape == (2, 200) and np.array_equal(kept[1], np.maximum.accumulate(looks[1]))
+    assert list(looks[0]) == list(range(1, 201)) and set(worth[1]) == {0}
+    assert abs(looks[1].mean()) < 0.2 and looks[1].std() == pytest.approx(1, abs=0.1)
+    assert kept[1, -1] == pytest.approx(expected[2], abs=0.1), "one whose best is near the mean of all bests"
 
 
 # ---- sentences without numbers ----
