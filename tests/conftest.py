@@ -56,5 +56,7 @@ def displayed(monkeypatch, no_figure_stays_open):
         if name.startswith("course.") and hasattr(module, "show"):
             monkeypatch.setattr(module, "show", lambda fig, alt: figures.append(fig))
         if name.startswith("course.") and hasattr(module, "show_interactive"):
-            monkeypatch.setattr(module, "show_interactive", lambda *both, alt: figures.extend(both))
+            monkeypatch.setattr(
+                module, "show_interactive", lambda figure, fig, alt: figures.extend((figure, fig))
+            )
     return figures

@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # before figures are drawn: no window may open
 
 import numpy as np
 import pytest
+import torch
 from course import choice_charts, cluster_charts, lesson_08, token_figures
 from course.token_lab import TokenLab
 
@@ -99,7 +100,38 @@ def test_every_sensor_has_its_own_auc():
     values = {"raw": {"rgb": 0.6, "depth": 0.7}, "smoothed": {"rgb": 0.65, "depth": 0.75}}
     (axis,) = token_figures.auc_bars(values, "t", control=0.8).axes
     assert heights(axis) == [0.6, 0.65, 0.7, 0.75], "a colour a sensor"
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in axis.patches] == [0, 1, 0, 1]
     assert [line.get_ydata()[0] for line in axis.lines] == [0.5, 0.8]
+
+
+def test_what_tokens_know_of_the_light_has_its_own_chance(displayed):
+    values = {
+        "standardised": {"rgb": (0.7, 0.6, 0.95), "depth": (0.5, 0.51, 0.4)},
+        "mean subtracted": {"rgb": (0.55, 0.56, 0.9), "depth": (0.52, 0.53, 0.3)},
+    }
+    token_figures.show_light(values)
+    for k, (axis, chance) in enumerate(zip(displayed[0].axes, (0.5, 0.5, 1 / 3))):
+        assert heights(axis) == [stage[name][k] for name in ("rgb", "depth") for stage in values.values()]
+        assert list(axis.lines[0].get_ydata()) == [chance] * 2
+
+
+def test_correspondences_are_cosines_with_the_marked_token():
+    tokens = torch.zeros(2, 2, 2, 3)
+    tokens[:, 0] = 1.0
+    tokens[0, :, 0, 1] = torch.tensor([0.0, 2.0])  # across all others
+    tokens[1, :, 1, 2] = torch.tensor([3.0, 3.0])
+    pictures = {"rgb": [np.zeros((4, 6, 3), np.uint8)] * 2}
+    fig = token_figures.correspondence_figure(pictures, {"rgb": tokens}, (1, 2))
+    first, within, _, across, *_ = fig.axes
+    expected = np.ones((2, 2, 3))
+    expected[0, 0, 1], expected[1, 1, 2] = 0, 0.5**0.5
+    for axis, cosines in zip((within, across), expected):
+        np.testing.assert_allclose(axis.images[0].get_array(), cosines, atol=1e-6)
+    for axis in (first, within):
+        assert [(*line.get_xdata(), *line.get_ydata()) for line in axis.lines] == [(4.5, 2.5)] * 2, (
+            "its middle"
+        )
+    assert within.images[0].get_extent() == [-0.5, 5.5, 3.5, -0.5]
 
 
 def test_whitened_tokens_are_the_leading_directions_of_both_splits():
@@ -180,6 +212,10 @@ def test_frozen_features_stand_beside_their_whitened_ones():
     fig = choice_charts.feature_bars({"rows": rows}, "b", controls)
     for axis, control, more in zip(fig.axes, controls.values(), (10, 0)):
         assert heights(axis) == [more + 2, more + 5, more + 3, more + 8]
+        assert [bar.get_x() + bar.get_width() / 2 for bar in axis.patches] == pytest.approx(
+            [-0.2, 0.2, 0.8, 1.2]
+        )
+        assert [text.get_text() for text in axis.texts] == [f"{height:.1f}" for height in heights(axis)]
         assert [bar.get_alpha() for bar in axis.patches] == [0.4, 1.0] * 2
         dotted = [line.get_ydata() for line in axis.lines if line.get_linestyle() == ":"]
         assert dotted[0][0] == control, "stripes"
@@ -189,10 +225,12 @@ def test_directions_and_luck_are_drawn_as_they_are():
     scores, plain = {"rgb": {4: 1.0, 8: 3.0}, "both": {4: 2.0, 8: 5.0}}, {"rgb": 2.5, "both": 4.5}
     (axis,) = choice_charts.direction_curves(scores, plain).axes
     assert [list(line.get_ydata())[:2] for line in axis.lines] == [[1, 3], [2.5, 2.5], [2, 5], [4.5, 4.5]]
+    assert [list(line.get_xdata()) for line in axis.lines[::2]] == [[4, 8], [4, 8]]
     trials = {"room RT": [1.0, 2.0, 6.0], "room RD": [4.0, 4.0]}
     chosen = {"room RT": {"default": 2.5}, "room RD": {"default": 3.5}}
     fig = choice_charts.luck_curves(trials, chosen)
     for axis, title, best in zip(fig.axes, trials, ([3.0, 14 / 3, 6.0], [4.0, 4.0])):
         assert axis.lines[0].get_ydata() == pytest.approx(best)
+        assert list(axis.lines[0].get_xdata()) == list(range(1, len(best) + 1))
         assert axis.lines[1].get_ydata()[0] == chosen[title]["default"]
         assert title in (axis.get_title(), axis.get_title(loc="left")), "the style puts them to the left"

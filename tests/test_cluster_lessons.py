@@ -65,6 +65,14 @@ def test_the_cloud_is_small_and_shows_what_the_lesson_says():
     assert gap("colour") > 5 * gap("colour, mean subtracted"), "subtracting the mean takes the light out"
 
 
+def test_the_clouds_picture_has_two_directions_of_every_token():
+    picture = token_figures.cloud_picture(CLOUD)
+    for axis, (key, stage) in zip(picture.axes, token_figures.VIEWS.values()):
+        points = sorted(point for line in axis.lines for point in zip(*line.get_data()))
+        assert points == sorted(zip(*CLOUD["stages"][stage][:2]))
+        assert len(axis.lines) == len(set(CLOUD[key][: len(points)]))
+
+
 # ---- the landscape ----
 
 
@@ -103,6 +111,12 @@ def test_a_cell_of_the_landscape_tells_its_own_numbers():
     shown = choice_charts.landscape_picture(ARRAYS, NOTES)
     words = [text.get_text() for text in shown.axes[1].texts]
     assert words == ["1", "3", "5", "×", "9", "11"]
+    assert [text.get_position() for text in shown.axes[1].texts] == [
+        (j, i) for i in (0, 1) for j in (0, 1, 2)
+    ]
+    for k, axis in enumerate(shown.axes[:2]):
+        drawn = axis.images[0].get_array()
+        assert np.array_equal(np.ma.filled(drawn, np.nan), ARRAYS["miou"][:, :, k], equal_nan=True)
     plt.close(shown)
     assert attracting(NOTES["quantiles"], 0.35) == 5
 
@@ -122,7 +136,10 @@ def test_a_rule_points_at_the_training_that_it_picks():
     order = sorted(arrays["miou"][:, :, 1].ravel(), reverse=True)
     (mark,) = fig.axes[0].lines
     assert [bar.get_height() for bar in fig.axes[0].patches] == order
-    assert order[int(mark.get_xdata()[0])] == arrays["miou"][0, 2, 1], "the highest rank, 12"
+    place = mark.get_xdata()[0]
+    assert order[int(place)] == arrays["miou"][0, 2, 1], "the highest rank, 12"
+    assert 0 < mark.get_ydata()[0] - order[int(place)] < 2, "above its bar"
+    assert [bar.get_x() + bar.get_width() / 2 for bar in fig.axes[0].patches] == pytest.approx(range(6))
     plt.close(fig)
 
 
@@ -130,6 +147,9 @@ def test_collapsed_trainings_are_marked_as_such():
     fig = choice_charts.guard_figure(ARRAYS, 13, "val")
     for axis, name in zip(fig.axes, ("explained", "rank", "similarity")):
         healthy, broken = (line.get_xdata() for line in axis.lines)
+        scores = [line.get_ydata() for line in axis.lines]
+        assert np.array_equal(scores[0], ARRAYS["miou"][:, 1:, 1].ravel())
+        assert np.array_equal(scores[1], ARRAYS["miou"][:, 0, 1], equal_nan=True)
         values = ARRAYS[name][:, :, 1] if name == "explained" else ARRAYS[name]
         assert np.array_equal(healthy, values[:, 1:].ravel())
         assert np.array_equal(broken, values[:, 0], equal_nan=True)

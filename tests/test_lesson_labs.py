@@ -1,20 +1,27 @@
-"""What the experiments of lessons 06 and 07 compute, against brute force on a stand-in world."""
+"""What the experiments of lessons 06 and 07 compute, against brute force on a stand-in world; what the
+figures of lessons 06, 07 and 11 draw.
+"""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import stub_world
 import torch
-from course import failure_lab, gap_records, information_lab
+from course import failure_lab, gap_records, information_lab, real_data_figures
+from course.charts import BLUE
 from course.record_figures import record_groups
 from course.world_source import physical_images
+from matplotlib.colors import to_hex
 from test_switchboard_panel import NAMES, network
 
 from mmlib.evaluation.counts import confusion_matrix, miou
 from mmlib.evaluation.fusion import FUSIONS
 from mmlib.evaluation.statistics import paired_difference
+from mmlib.figures import DARKER
+from mmlib.modalities import SENSORS
 from mmlib.segmentation.information import fisher_gap, input_information
 
 RESULTS = Path(__file__).resolve().parents[1] / "notebooks" / "results"
@@ -146,3 +153,226 @@ def test_a_filter_before_a_network_is_part_of_it():
     assert information_lab.gap_and_accuracy(frames, net)[0] == pytest.approx(
         fisher_gap(values.detach().numpy().mean(1))
     )
+
+
+# ---- what the figures draw ----
+
+
+def xy(line) -> list[list[float]]:
+    return [list(line.get_xdata()), list(line.get_ydata())]
+
+
+def heading(axis) -> str:
+    return axis.get_title() + axis.get_title(loc="left")  # where it stands depends on the style
+
+
+def test_information_is_drawn_by_frame_with_its_mean_and_gap(displayed):
+    frames, values = SimpleNamespace(names=["rgb", "depth"]), np.array([[1.0, 3.0], [12.0, 20.0]])
+    information_lab.show_information(frames, {"one": values, "other": values[::-1]})
+    for axis, found in zip(displayed[0].axes, (values, values[::-1])):
+        rings, means = axis.lines[::2], axis.lines[1::2]
+        assert [list(line.get_ydata()) for line in rings] == found.tolist()
+        assert [list(line.get_ydata()) for line in means] == [[row.mean()] * 2 for row in found]
+        assert [np.round(line.get_xdata().mean()) for line in rings] == [0, 1]
+        assert [xy(line)[0] for line in means] == [[-0.3, 0.3], [0.7, 1.3]]
+        band = axis.patches[0]
+        assert (band.get_y(), band.get_y() + band.get_height()) == (2, 16) and heading(axis).endswith(
+            "gap 8.0"
+        )
+
+
+def test_the_gap_is_drawn_by_noise_and_by_frames(displayed):
+    """Given: a gap that tells its network, σ and seed; and frames with gaps of 2 and 8."""
+    gap = lambda number, sigma, seed: 2 + number + 10 * sigma + seed
+    frames = SimpleNamespace(frames=[0, 1], names=["rgb", "depth"])
+    frames.information = lambda network, sigma, seed: np.array([[1.0, 1.0], [gap(network, sigma, seed)] * 2])
+    found = {"one": np.array([[1.0, 1.0], [2.0, 8.0]]), "other": np.array([[3.0, 3.0], [1.0, 1.0]])}
+    information_lab.show_trust(frames, {"one": 0, "other": 1}, found)
+    left, right = displayed[0].axes
+    sigmas = [0.01, 0.1, 0.3, 1.0]
+    for number, lines in enumerate((left.lines[:3], left.lines[3:])):
+        assert xy(lines[0])[1] == pytest.approx([gap(number, s, 1.5) for s in sigmas])
+        assert [xy(line)[1] for line in lines[1:]] == [[gap(number, s, k) for s in sigmas] for k in (1, 2)]
+        assert all(xy(line)[0] == sigmas for line in lines)
+    bars = [[list(segment[:, 1]) for segment in each.get_segments()] for each in right.collections]
+    assert bars[0][0] == pytest.approx([2, 8]), "one frame: its own gap"
+    assert 2 <= bars[0][3][0] < bars[0][3][1] < 8, "eight frames: less certain no more"
+    assert bars[1] == [pytest.approx([3, 3])] * 4, "frames that agree have no bar"
+    dots = [line for line in right.lines if line.get_marker() in "oD"]
+    assert [list(np.round(line.get_xdata())) for line in dots] == [[0, 1, 2, 3]] * 2
+    assert dots[0].get_ydata()[2:] == pytest.approx(5, abs=0.8) and list(
+        dots[1].get_ydata()
+    ) == pytest.approx([3] * 4)
+
+
+def test_a_filter_moves_a_network_from_the_ring_to_the_dot(displayed, monkeypatch):
+    measured = {
+        ("a", False): (2, 80.0),
+        ("a", True): (3, 70.0),
+        ("b", False): (9, 60.0),
+        ("b", True): (5, 65.0),
+    }
+    monkeypatch.setattr(
+        information_lab, "gap_and_accuracy", lambda frames, network, *before: measured[network, bool(before)]
+    )
+    information_lab.show_filter(None, {"A": "a", "B": "b"}, lambda images: images)
+    lines = displayed[0].axes[0].lines
+    for name, (line, ring, dot) in zip("ab", (lines[:3], lines[3:])):
+        (x, y), (u, v) = measured[name, False], measured[name, True]
+        assert (xy(line), xy(ring), xy(dot)) == ([[x, u], [y, v]], [[x], [y]], [[u], [v]])
+        assert ring.get_markerfacecolor() == "white" != dot.get_markerfacecolor()
+
+
+def test_bars_of_fusion_rules_are_the_records(displayed):
+    record, rules = failure_lab.Failures(RESULTS / "failures.json"), ("mean", "agreement")
+    ways = {"street-full": "F", "street-all-subsets": "A"}
+    failure_lab.show_record(record, ways, rules)
+    for axis, training in zip(displayed[0].axes, ways):
+        runs = record.groups[training]["failures"]
+        score = lambda rule, state, runs=runs: np.mean([run["summary"][rule][state] for run in runs])
+        expected = [score(rule, state) for state in failure_lab.STATES for rule in rules]
+        assert [bar.get_height() for bar in axis.patches] == pytest.approx(expected)
+        assert [text.get_text() for text in axis.texts] == [f"{value:.0f}" for value in expected]
+        assert [round(bar.get_x() + bar.get_width() / 2) for bar in axis.patches] == [
+            0,
+            0,
+            1,
+            1,
+            2,
+            2,
+            3,
+            3,
+            4,
+            4,
+        ]
+        assert [line.get_ydata()[0] for line in axis.lines] == pytest.approx(
+            [score("oracle", state) for state in failure_lab.STATES]
+        )
+        assert [round(np.mean(line.get_xdata())) for line in axis.lines] == [0, 1, 2, 3, 4]
+
+
+def test_what_survives_a_failure_best_is_blue(displayed):
+    scores = {
+        "one": {"mean": (60.0, 20.0), "agreement": (59.0, 50.0)},
+        "two": {"mean": (40.0, 30.0), "agreement": (45.0, 25.0)},
+    }
+    failure_lab.show_survival(scores)
+    for axis, rules, best in zip(displayed[0].axes, scores.values(), ("agreement", "mean")):
+        for place, (rule, (sound, broken)) in enumerate(rules.items()):
+            line, ring, dot = axis.lines[3 * place : 3 * place + 3]
+            assert (xy(line), xy(ring), xy(dot)) == (
+                [[sound, broken], [place] * 2],
+                [[sound], [place]],
+                [[broken], [place]],
+            )
+            assert ring.get_markerfacecolor() == "white" and axis.texts[place].get_text() == f"{broken:.0f}"
+            assert (to_hex(dot.get_color()) == BLUE.lower()) == (rule == best)
+
+
+def test_gaps_and_scores_while_training_are_drawn_by_seed(displayed):
+    def curve(*gaps):
+        return [
+            {
+                "epoch": e,
+                "information": {"rgb": 2 * gap, "depth": 2.0},
+                "miou": {"R": 10 * gap, "RD": 20 * gap},
+            }
+            for e, gap in enumerate(gaps, 1)
+        ]
+
+    groups = {
+        "curve-full": {"seeds": [0, 1], "curves": [curve(2.0, 4.0), curve(3.0, 8.0)]},
+        "curve-dropout": {"seeds": [0], "curves": [curve(1.5, 1.0)]},
+    }
+    gap_records.show_gap_against_training([groups])
+    (
+        figure,
+        picture,
+    ) = displayed
+    expected = [[[1, 2], gaps] for gaps in ([2.0, 4.0], [3.0, 8.0], [1.5, 1.0])]
+    assert [[list(trace.x), list(trace.y)] for trace in figure.data] == expected
+    assert [xy(line) for line in picture.axes[0].lines] == expected
+    assert [trace.legendgroup for trace in figure.data] == ["curve-full"] * 2 + ["curve-dropout"]
+    gap_records.show_accuracy(groups, list(groups), ("R", "RD"))
+    for axis, factor in zip(displayed[2].axes, (10, 20)):
+        full = [[2, 4], [3, 8], [2.5, 6], [1.5, 1], [1.5, 1]]
+        assert [xy(line) for line in axis.lines] == [[[1, 2], [factor * v for v in gaps]] for gaps in full]
+        assert heading(axis) == ("R" if factor == 10 else "RD")
+
+
+def test_a_dot_a_way_to_train_is_the_record(displayed):
+    groups = gap_records.several_sensors(record_groups("street_ablation"))
+    gap_records.show_gap_against_accuracy(groups)
+    figure, picture = displayed
+    for column, (key, axis) in enumerate(zip(("mean", "min"), picture.axes)):
+        summary = {name: group["summary"]["all"] for name, group in groups.items()}
+        where = {name: (np.mean(s["gap"]), np.mean(s[key])) for name, s in summary.items()}
+        dots = [line for line in axis.lines if len(line.get_xdata())]
+        assert sorted((*line.get_xdata(), *line.get_ydata()) for line in dots) == sorted(where.values())
+        traces = figure.data[column::2]
+        assert sorted((x, y) for trace in traces for x, y in zip(trace.x, trace.y)) == sorted(where.values())
+        kinds = [gap_records.kind_of(group) for group in groups.values()]
+        assert {trace.name: len(trace.x) for trace in traces} == {kind: kinds.count(kind) for kind in kinds}
+        hollow = {xy for name, xy in where.items() if gap_records.another_network(groups[name])}
+        drawn = [line for line in dots if line.get_markerfacecolor() == "none"]
+        assert {(*line.get_xdata(), *line.get_ydata()) for line in drawn} == hollow
+
+
+def test_use_is_what_a_sensors_removal_costs(displayed):
+    miou = {"RD": [50.0, 52.0], "R": [40.0, 42.0], "D": [10.0, 20.0]}
+    group = lambda rgb, depth, add: {
+        "information": {"rgb": rgb, "depth": depth},
+        "miou": {"all": miou | {"D": [10.0 + add, 20.0 + add]}},
+    }
+    gap_records.show_use(
+        {"a": group([3.0, 5.0], [6.0, 6.0], 0), "b": group([1.0], [9.0], 5)}, ["rgb", "depth"]
+    )
+    rgb, depth = displayed[0].axes[0].lines
+    assert xy(rgb) == [pytest.approx([40, 10]), [36, 31]] and xy(depth) == [pytest.approx([60, 90]), [10, 10]]
+    assert [line.get_color() for line in (rgb, depth)] == [SENSORS[n].colour for n in ("rgb", "depth")]
+
+
+def test_scores_and_protocols_are_drawn_as_they_are(displayed):
+    real_data_figures.show_scores(
+        {"a": {"RT": 60.0, "T": 40.0}, "b": {"RT": 70.0, "T": 10.0}}, "t", "Two runs."
+    )
+    (axis,) = displayed[0].axes
+    assert [bar.get_height() for bar in axis.patches] == [60, 40, 70, 10]
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in axis.patches] == [0, 1, 0, 1]
+    assert [text.get_text() for text in axis.texts] == ["60", "40", "70", "10"]
+
+    def scored(k):  # of a class the share k p is lost to the other, whose IoU falls with it
+        return SimpleNamespace(
+            summary=lambda: {"mean": 50.0 - k, "min": 20.0 - k, "full": 70.0 + k},
+            miou=lambda: {"DEL": 30.0 - k},
+            failing=lambda p: np.array([[1 - k * p, k * p], [0, 1]]),
+        )
+
+    real_data_figures.show_protocols(
+        {name: scored(k / 4) for k, name in enumerate(("drop", "zero", "black", "noise"))}
+    )
+    left, right = displayed[1].axes
+    bars = [[bar.get_height() for bar in bars] for bars in left.containers]
+    assert bars == [[50 - k / 4, 20 - k / 4, 30 - k / 4] for k in range(4)]
+    assert [round(bar.get_x() + bar.get_width() / 2) for bar in left.patches] == [0, 1, 2] * 4
+    assert list(left.lines[0].get_ydata()) == [70, 70], "all sensors: no protocol changes it"
+    for k, line in enumerate(right.lines):
+        p, drawn = line.get_data()
+        assert p[0] == 0 and p[-1] == pytest.approx(0.9)
+        assert list(drawn) == pytest.approx(50 * (1 - k / 4 * p + 1 / (1 + k / 4 * p)))
+    said = {text.get_text(): text.xy[1] for text in right.texts}
+    ends = {
+        name: right.lines[k].get_ydata()[-1] for name, k in (("drop", 0), ("zero", 1), ("black, noise", 3))
+    }
+    assert said == ends
+
+
+def test_a_projected_pixel_is_dark_where_its_distance_is_wrong(displayed):
+    truth, image = np.full((4, 6), 10.0), np.zeros((4, 6))
+    image[1, 1:5] = 10.0, 11.4, 11.6, 8.4  # a tenth and half a metre are allowed
+    view = SimpleNamespace(depth=truth, images={"rgb": np.zeros((4, 6, 3), np.uint8)})
+    real_data_figures.show_projections({"way": image}, view, truth)
+    drawn = displayed[0].axes[3].images[0].get_array()
+    assert displayed[0].axes[3].get_xlabel() == "wrong: 50 % of its pixels"
+    assert [tuple(pixel) for pixel in drawn[1, 1:5]] == [(205,) * 3] * 2 + [tuple(DARKER)] * 2
+    assert (drawn[0] == 255).all() and (drawn[1, 0] == 255).all()
