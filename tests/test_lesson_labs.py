@@ -173,7 +173,7 @@ def test_information_is_drawn_by_frame_with_its_mean_and_gap(displayed):
         rings, means = axis.lines[::2], axis.lines[1::2]
         assert [list(line.get_ydata()) for line in rings] == found.tolist()
         assert [list(line.get_ydata()) for line in means] == [[row.mean()] * 2 for row in found]
-        assert [np.round(line.get_xdata().mean()) for line in rings] == [0, 1]
+        assert [line.get_xdata().mean() for line in rings] == pytest.approx([0, 1])
         assert [xy(line)[0] for line in means] == [[-0.3, 0.3], [0.7, 1.3]]
         band = axis.patches[0]
         assert (band.get_y(), band.get_y() + band.get_height()) == (2, 16) and heading(axis).endswith(
@@ -233,18 +233,9 @@ def test_bars_of_fusion_rules_are_the_records(displayed):
         expected = [score(rule, state) for state in failure_lab.STATES for rule in rules]
         assert [bar.get_height() for bar in axis.patches] == pytest.approx(expected)
         assert [text.get_text() for text in axis.texts] == [f"{value:.0f}" for value in expected]
-        assert [round(bar.get_x() + bar.get_width() / 2) for bar in axis.patches] == [
-            0,
-            0,
-            1,
-            1,
-            2,
-            2,
-            3,
-            3,
-            4,
-            4,
-        ]
+        middles = [bar.get_x() + bar.get_width() / 2 for bar in axis.patches]
+        assert [text.get_position()[0] for text in axis.texts] == pytest.approx(middles)
+        assert [round(middle) for middle in middles] == np.repeat(range(5), 2).tolist()
         assert [line.get_ydata()[0] for line in axis.lines] == pytest.approx(
             [score("oracle", state) for state in failure_lab.STATES]
         )
@@ -376,3 +367,101 @@ def test_a_projected_pixel_is_dark_where_its_distance_is_wrong(displayed):
     assert displayed[0].axes[3].get_xlabel() == "wrong: 50 % of its pixels"
     assert [tuple(pixel) for pixel in drawn[1, 1:5]] == [(205,) * 3] * 2 + [tuple(DARKER)] * 2
     assert (drawn[0] == 255).all() and (drawn[1, 0] == 255).all()
+
+
+def pictures(fig) -> list[np.ndarray]:
+    """What stands in the axes of a grid of pictures, row after row."""
+    return [np.array(axis.images[0].get_array()) for axis in fig.axes if axis.images]
+
+
+def test_masks_are_those_of_the_sensors_of_their_row(displayed):
+    """A network that calls every pixel the class whose number is that of its sensors, and one that sees the
+    truth where it has the LiDAR.
+    """
+    frame = stub_world.render_frame("street", 3, "night", modalities=NAMES)
+    label = torch.as_tensor(frame.label).long()
+    frames = object.__new__(information_lab.Frames)
+    frames.names, frames.frames, frames.physical = list(NAMES), [None, frame], [None, physical_images(frame)]
+    frames.images = {name: torch.full((2, 1), k) for k, name in enumerate(NAMES)}
+    logits = lambda classes: torch.nn.functional.one_hot(classes, 11).movedim(-1, 0)[None].float()
+    counting = lambda images: logits(torch.full_like(label, len(images)))
+    seeing = lambda images: logits(label if "lidar" in images else torch.full_like(label, 10))
+    information_lab.show_masks(frames, {"counting": counting, "seeing": seeing}, 1)
+    drawn = iter(pictures(displayed[0]))
+    palette = np.array(information_lab.world.PALETTES["street"])
+    for present in (4, 1, 1, 1, 1):
+        _, mask, errors, _, others, truth = (next(drawn) for _ in range(6))
+        assert (mask == palette[present]).all() and (truth == palette[frame.label]).all()
+        assert ((errors == DARKER).all(-1) == (frame.label != present)).all()
+        last = others
+    assert not (last == DARKER).all(-1).any(), "the LiDAR's row is the last"
+
+
+def test_equal_features_have_equal_colours_and_the_last_column_is_their_mean(displayed):
+    """Sensors 0 and 1 show a slope, sensor 2 its opposite, sensor 3 nothing: their mean is a weak slope."""
+    slope = np.linspace(-1, 1, 8)[None, :] * np.ones((6, 1))
+    first = np.stack([slope, slope, -slope, 0 * slope])
+    maps = np.random.default_rng(0).normal(0, 0.01, (4, 5, 6, 8))
+    maps[:, 2], maps[1] = first, np.concatenate([maps[0, :2], first[:1], maps[0, 3:]])
+    network = SimpleNamespace(features=lambda images: [None] * 2 + [torch.from_numpy(maps)] + [None] * 3)
+    frames = object.__new__(information_lab.Frames)
+    frames.names, frames.images = list(NAMES), {name: torch.zeros(1, 1) for name in NAMES}
+    information_lab.show_features(frames, {"net": network}, 0)
+    one, same, opposite, flat, fused = (picture.astype(float) for picture in pictures(displayed[0]))
+    assert np.array_equal(one, same) and not np.array_equal(one, opposite)
+    red = [picture[..., 0] for picture in (one, opposite, flat, fused)]  # the leading direction
+    assert np.allclose(red[0] + red[1], 254.5, atol=8) and np.allclose(red[2], 127, atol=8)
+    assert np.allclose(red[3] - 127, (red[0] - 127) / 4, atol=8) and np.ptp(red[0][0]) > 200
+
+
+def test_wrong_pixels_are_those_of_each_rule(displayed):
+    physical, label = Streets().physical(0)
+    right = torch.nn.functional.one_hot(label, 4).movedim(-1, 0)[None].float()
+    failure_lab.show_a_liar(
+        SimpleNamespace(modalities=SENSORS),
+        SimpleNamespace(palette=stub_world.PALETTE),
+        None,
+        {name: image.numpy() for name, image in physical.items()},
+        label,
+        {"right": right, "road": right.index_fill(1, torch.tensor([1]), 9.0)},
+    )
+    _, _, truth, right, road = pictures(displayed[0])
+    assert (truth == np.array(stub_world.PALETTE)[label]).all()
+    assert not (right == DARKER).all(-1).any() and ((road == DARKER).all(-1) == (label != 1).numpy()).all()
+
+
+def test_ways_of_running_a_network_are_scored_on_all_scenes(displayed, monkeypatch):
+    """A way that is right, and one that calls everything road."""
+    frames = {
+        seed: stub_world.render_frame("street", seed, size=(192, 256), modalities=NAMES) for seed in (1, 2)
+    }
+    monkeypatch.setattr(real_data_figures.world, "render_frame", lambda scene, seed, *a, **k: frames[seed])
+    monkeypatch.setattr(real_data_figures, "network_batch", lambda network, physical: next(order))
+    order = iter(torch.as_tensor(frame.label).long() for frame in frames.values())
+    logits = lambda classes: torch.nn.functional.one_hot(classes, 11).movedim(-1, 0)[None].float()
+    ways = {
+        "right": lambda label: {"a": logits(label), "b": logits(label)},
+        "road": lambda label: {"a": logits(torch.ones_like(label)), "b": logits(torch.ones_like(label))},
+    }
+    real_data_figures.show_ways(ways, SimpleNamespace(modalities=SENSORS), [1, 2], "Two ways.")
+    labels = np.stack([frame.label for frame in frames.values()])
+    share = 100 * np.mean(labels == 1) / len(np.unique(labels))
+    words = [axis.get_xlabel() for axis in displayed[0].axes[1:3]]
+    assert words == ["mIoU 100 %, 2 scenes", f"mIoU {share:.0f} %, 2 scenes"]
+    truth, right, road = pictures(displayed[0])
+    palette = np.array(real_data_figures.PALETTE)
+    assert (truth == palette[labels[0]]).all() and (right == truth).all() and (road == palette[1]).all()
+
+
+def test_a_trap_shows_both_readings_and_inks_the_error(displayed):
+    error = np.array([[0.0, 0.5], [1.0, 7.0]])
+    grey = lambda value: np.full((2, 2, 3), value, np.uint8)
+    real_data_figures.show_traps(
+        {"a": (grey(10), grey(20), error, "words"), "b": (grey(30), grey(40), 0 * error, "none")},
+        "four images",
+    )
+    obvious, _, right, _, wrong, nothing = pictures(displayed[0])
+    assert (obvious == 10).all() and (right == 20).all() and (nothing == 255).all()
+    half = (255 + np.array(DARKER)) / 2
+    np.testing.assert_allclose(wrong, [[[255] * 3, half], [DARKER, DARKER]], atol=1)
+    assert [axis.get_xlabel() for axis in displayed[0].axes[-2:]] == ["words", "none"]

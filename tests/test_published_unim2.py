@@ -277,6 +277,7 @@ def test_classes_stand_from_the_greatest_loss_to_the_greatest_gain(displayed):
     assert [label.get_text() for label in axis.get_yticklabels()] == order
     assert [bar.get_width() for bar in axis.patches] == [gain[name] for name in order]
     assert [bar.get_y() + bar.get_height() / 2 for bar in axis.patches] == pytest.approx([0, 1, 2])
+    assert [0, 0] in [list(line.get_xdata()) for line in axis.lines]
     assert points(axis, "D") == [(naive[name], y) for y, name in enumerate(order)]
     assert [text.get_text() for text in axis.texts] == ["-2.0", "+3.0", "+54.7"]
     assert to_hex(axis.patches[2].get_facecolor()) == ORANGE.lower()
