@@ -137,8 +137,8 @@ def test_a_rule_points_at_the_training_that_it_picks():
     (mark,) = fig.axes[0].lines
     assert [bar.get_height() for bar in fig.axes[0].patches] == order
     place = mark.get_xdata()[0]
-    assert order[int(place)] == arrays["miou"][0, 2, 1], "the highest rank, 12"
-    assert 0 < mark.get_ydata()[0] - order[int(place)] < 2, "above its bar"
+    assert place == order.index(arrays["miou"][0, 2, 1]), "the highest rank, 12"
+    assert 0 < mark.get_ydata()[0] - order[place] < 2, "above its bar"
     assert [bar.get_x() + bar.get_width() / 2 for bar in fig.axes[0].patches] == pytest.approx(range(6))
     plt.close(fig)
 
