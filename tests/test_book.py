@@ -226,7 +226,7 @@ def violations(page) -> list[str]:
 
 # Code and equations have thousands of elements, all made alike: these pages show all kinds of them; others are
 # read without them.
-WHOLE = ("01_functional_entropy.html", "code/mmlib.theory.gaussian.html")
+WHOLE = ("10_choosing_without_labels.html", "code/mmlib.theory.gaussian.html")
 THIN = """() => document.querySelectorAll(".highlight, mjx-container").forEach(
     element => element.localName == "mjx-container" ? element.replaceWith("x") : element.remove())"""
 
