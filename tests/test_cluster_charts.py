@@ -21,14 +21,6 @@ from mmlib.unsupervised.tokens import Tokens
 pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """Figures that a chart displays, in order."""
-    figures = []
-    monkeypatch.setattr(cluster_charts, "show", lambda fig, alt: figures.append(fig))
-    return figures
-
-
 def heights(axis):
     return [bar.get_height() for bar in axis.patches]
 
@@ -155,11 +147,11 @@ def group(*miou, **more):
     return {"seeds": list(range(len(miou))), "summary": {"all": {"miou": list(miou)} | more}}
 
 
-def test_the_sweep_of_lambda_draws_each_weight_in_its_place(shown):
+def test_the_sweep_of_lambda_draws_each_weight_in_its_place(displayed):
     names = ("lambda-0", "unim2-0.3", "unim2", "unim2-3", "cmcs-0.3", "cmcs-1", "stego R")
     panel = {name: group(k, k + 2) for k, name in enumerate(names)}
     cluster_charts.show_weight_sweep({"room RT": panel})
-    (axis,) = (axis for axis in shown[0].axes if axis.get_visible())
+    (axis,) = (axis for axis in displayed[0].axes if axis.get_visible())
     lines = {line.get_label(): line for line in axis.lines}
     assert list(lines["with CMH"].get_ydata()) == [1, 2, 3, 4], "λ 0, 0.3, 1 and 3"
     assert list(lines["without CMH"].get_ydata()) == [1, 5, 6]
@@ -167,14 +159,14 @@ def test_the_sweep_of_lambda_draws_each_weight_in_its_place(shown):
     assert lines["STEGO, colour"].get_ydata()[0] == 7
 
 
-def test_conditions_and_classes_show_their_own_numbers(shown):
+def test_conditions_and_classes_show_their_own_numbers(displayed):
     night, day = "miou_by_condition/condition=night", "miou_by_condition/condition=day"
     panel = {
         name: group(5.0, **{night: [k, k + 1.0], day: [10.0 * k, 10.0 * k]})
         for k, name in enumerate(cluster_charts.BY_LIGHT)
     }
     cluster_charts.show_conditions({"room RT": panel})
-    (axis,) = shown[0].axes
+    (axis,) = displayed[0].axes
     assert heights(axis) == [0.5, 0, 1.5, 10, 2.5, 20, 3.5, 30], "of each method by night and by day"
     assert [text.get_text() for text in axis.get_xticklabels()] == ["night", "day"]
     gains = {
@@ -183,7 +175,7 @@ def test_conditions_and_classes_show_their_own_numbers(shown):
         "lamp": paired_difference([1.0, 9.0], [2.0, 3.0]),
     }
     cluster_charts.show_class_gains({"room RT": gains})
-    (axis,) = shown[1].axes
+    (axis,) = displayed[1].axes
     assert [text.get_text() for text in axis.get_yticklabels()] == ["door", "lamp", "bed"], "sorted"
     assert [bar.get_width() for bar in axis.patches] == pytest.approx(
         [gains[name].mean for name in ("door", "lamp", "bed")]
